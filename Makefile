@@ -1,0 +1,31 @@
+# make bench   set up, run what is missing of the embedded suite, print the leaderboard
+# make test    set up, run the tests
+# make bench ARGS="methods=[iql] method.expectile=0.9"    any setting of conf/
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+READY := $(VENV)/.ready
+
+.PHONY: bench test lint speed clean
+
+bench: $(READY)
+	@$(VENV)/bin/offbench bench $(ARGS)
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist loadfile $(ARGS)
+
+lint: $(READY)
+	$(VENV)/bin/ruff check offbench tests
+
+speed: $(READY)
+	@$(VENV)/bin/offbench speed $(ARGS)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "offbench needs Python 3.11 to 3.13, $(PYTHON) is %d.%d; use: make PYTHON=python3.11" % v)'
+	@echo "setting up $(VENV) (a few minutes the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,35 @@
+"""offbench: offline reinforcement-learning benchmarks.
+
+    from offbench import load_task, make_pipeline, train, evaluate, make_policy
+
+Names are loaded when first used: importing offbench imports neither torch nor an environment.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "Task": "tasks",
+    "load_task": "tasks",
+    "make_pipeline": "pipeline",
+    "train": "train",
+    "evaluate": "evaluate",
+    "make_policy": "evaluate",
+    "env_seeds": "evaluate",
+    "Store": "records",
+    "leaderboard": "board",
+    "UserError": "errors",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'offbench' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(import_module(f"offbench.{_HOME[name]}"), name)
+    globals()[name] = value  # also wins over the submodule of the same name
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

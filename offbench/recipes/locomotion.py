@@ -1,0 +1,240 @@
+"""Locomotion sets of mixed quality: episodes of shipped policy snapshots and of random actions.
+
+Every episode has a seed of its own, drawn from the recipe's; it seeds the reset and the action
+noise, so an episode does not depend on those before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offbench.recipes.policy import Policy, load_policy, policy_digest
+from offbench.recipes.store import Collected, Episode, versions
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+    from offbench.recipes import Progress
+
+__all__ = ["ENVS", "policy_folder", "rare_expert", "reference", "replay", "rollout", "seeds"]
+
+ENVS = {"hopper": "Hopper-v5", "halfcheetah": "HalfCheetah-v5"}
+_REFERENCE_EPISODES = 100
+_REFERENCE_SEED = 20_000
+
+Act = Callable[[NDArray[np.floating], np.random.Generator], NDArray[np.float32]]
+
+
+def replay(
+    *, name: str, rows: int, last: int, seed: int, root: Path, progress: Progress | None = None
+) -> Collected:
+    """Equal shares of steps from every snapshot up to ``last``, in training order, actions sampled.
+
+    Whole episodes are kept, so the set is longer than ``rows`` by less than an episode.
+    """
+    folder = policy_folder(root, name)
+    paths = [path for path in sorted(folder.glob("*.npz")) if int(path.stem) <= last]
+    env = _make(ENVS[name])
+    numbers = seeds(seed)
+    episodes: list[Episode] = []
+    policies = []
+    done = 0
+    for i, path in enumerate(paths):
+        policy, first, before = load_policy(path), len(episodes), done
+        while done < rows * (i + 1) / len(paths):
+            episodes.append(rollout(env, policy.act, next(numbers)))
+            done += len(episodes[-1].rewards)
+            if progress is not None:
+                progress(done, rows)
+        policies.append(
+            _source(path)
+            | {"sampled": True, "episodes": len(episodes) - first, "rows": done - before}
+        )
+    return Collected(
+        episodes=episodes,
+        env=ENVS[name],
+        max_episode_steps=_limit(env),
+        terminal_inside=False,
+        algorithm=f"snapshots of {'TRPO' if name == 'hopper' else 'SAC'}, sampled",
+        how=(
+            "Whole episodes, in training order, of the snapshots of one training run up to step "
+            f"{last}; each snapshot gives about the same share of the steps, its actions sampled."
+        ),
+        seeds={"recipe": seed, "episodes": "first 31-bit words of SeedSequence(recipe), in order"},
+        policies=policies,
+        score=reference(name, root),
+    )
+
+
+def rare_expert(
+    *,
+    name: str,
+    random: int,
+    expert: int,
+    seed: int,
+    root: Path,
+    progress: Progress | None = None,
+) -> Collected:
+    """``random`` episodes of uniform actions and ``expert`` of the last snapshot, in seeded
+    random order."""
+    path = expert_path(root, name)
+    policy = load_policy(path)
+    env = _make(ENVS[name])
+    numbers = seeds(seed)
+    episodes: list[Episode] = []
+    done, limit = 0, _limit(env)
+    for act in [uniform(policy.act_dim)] * random + [policy.act] * expert:
+        episodes.append(rollout(env, act, next(numbers)))
+        done += len(episodes[-1].rewards)
+        if progress is not None:
+            progress(done, limit * (random + expert))
+    order = np.random.default_rng(seed).permutation(len(episodes))
+    places = [int(i) for i in np.flatnonzero(order >= random)]
+    expert_rows = sum(len(e.rewards) for e in episodes[random:])
+    return Collected(
+        episodes=[episodes[i] for i in order],
+        env=ENVS[name],
+        max_episode_steps=limit,
+        terminal_inside=False,
+        algorithm="uniform random actions and a trained expert, sampled",
+        how=(
+            f"{random} episodes of actions uniform in [-1, 1] and {expert} of the last snapshot "
+            "with sampled actions, in an order shuffled by the recipe's seed."
+        ),
+        seeds={
+            "recipe": seed,
+            "episodes": "first 31-bit words of SeedSequence(recipe), before shuffling",
+        },
+        policies=[
+            {"policy": "uniform", "episodes": random, "rows": done - expert_rows},
+            _source(path)
+            | {"sampled": True, "episodes": expert, "rows": expert_rows, "episode_ids": places},
+        ],
+        score=reference(name, root),
+    )
+
+
+def rollout(env: gym.Env, act: Act, seed: int) -> Episode:
+    """One episode; observations are stored in float32, the policy sees them in full."""
+    rng = np.random.default_rng(seed)
+    obs, _ = env.reset(seed=seed)
+    observations, actions, rewards = [obs], [], []
+    stop = cut = False
+    while not (stop or cut):
+        action = act(obs, rng)
+        obs, reward, stop, cut, _ = env.step(action)
+        observations.append(obs)
+        actions.append(action)
+        rewards.append(reward)
+    ends = np.zeros((2, len(rewards)), np.bool_)
+    ends[:, -1] = stop, cut
+    return Episode(
+        observations=np.asarray(observations, np.float32),
+        actions=np.asarray(actions, np.float32),
+        rewards=np.asarray(rewards, np.float32),
+        terminations=ends[0],
+        truncations=ends[1],
+        seed=seed,
+    )
+
+
+def uniform(act_dim: int) -> Act:
+    """Policy that ignores the observation and draws every action component from [-1, 1]."""
+    return lambda obs, rng: rng.uniform(-1.0, 1.0, act_dim).astype(np.float32)
+
+
+def seeds(seed: int) -> Iterator[int]:
+    """Endless stream of episode seeds, a pure function of ``seed``."""
+    sequence = np.random.SeedSequence(seed)
+    while True:
+        (child,) = sequence.spawn(1)
+        yield int(child.generate_state(1)[0] >> 1)
+
+
+def policy_folder(root: Path, name: str) -> Path:
+    """Folder of the snapshots: under ``root``, else those of the checkout."""
+    from offbench.recipes import DATASETS
+
+    for base in (root, DATASETS):
+        folder = base / "policies" / name
+        if any(folder.glob("*.npz")):
+            return folder
+    raise FileNotFoundError(
+        f"no policy snapshots for {name!r} in {root / 'policies' / name}; "
+        f"train them: python -m offbench.recipes.behaviour {name} --out {root / 'policies'}"
+    )
+
+
+def expert_path(root: Path, name: str) -> Path:
+    """File of the last snapshot."""
+    return max(policy_folder(root, name).glob("*.npz"))
+
+
+def reference(name: str, root: Path) -> dict[str, Any]:
+    """Score scale of an environment: mean return of uniform actions (0) and of the
+    deterministic expert (100).
+
+    Measured once over 100 episodes each and kept in ``policies/<name>/reference.yaml``;
+    measured anew when the expert or a version that decides the dynamics is another.
+    """
+    import yaml
+
+    path = expert_path(root, name)
+    found = versions()
+    key = {
+        "env": ENVS[name],
+        "expert": policy_digest(path),
+        "versions": {k: found[k] for k in ("numpy", "gymnasium", "mujoco")},
+    }
+    for folder in (root / "policies" / name, path.parent):
+        if (folder / "reference.yaml").exists():
+            kept = yaml.safe_load((folder / "reference.yaml").read_text())
+            if all(kept.get(k) == v for k, v in key.items()):
+                return kept["score"]
+    score = _measure(ENVS[name], load_policy(path))
+    kept = root / "policies" / name / "reference.yaml"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(yaml.safe_dump(key | {"score": score}, sort_keys=False))
+    return score
+
+
+def _measure(env_id: str, expert: Policy) -> dict[str, Any]:
+    env = _make(env_id)
+    score: dict[str, Any] = {"kind": "return"}
+    for name, act in (
+        ("ref_min", uniform(expert.act_dim)),
+        ("ref_max", lambda obs, rng: expert.act(obs)),
+    ):
+        returns = [
+            float(np.sum(rollout(env, act, _REFERENCE_SEED + i).rewards, dtype=np.float64))
+            for i in range(_REFERENCE_EPISODES)
+        ]
+        score[name] = round(float(np.mean(returns)), 4)
+        error = np.std(returns, ddof=1) / np.sqrt(len(returns))
+        score[f"{name}_standard_error"] = round(float(error), 4)
+    return score | {
+        "episodes": _REFERENCE_EPISODES,
+        "first_seed": _REFERENCE_SEED,
+        "ref_min_policy": "uniform",
+        "ref_max_policy": "last snapshot, deterministic",
+    }
+
+
+def _make(env_id: str) -> gym.Env:
+    import gymnasium as gym
+
+    return gym.make(env_id)
+
+
+def _limit(env: gym.Env) -> int:
+    assert env.spec is not None and env.spec.max_episode_steps is not None
+    return env.spec.max_episode_steps
+
+
+def _source(path: Path) -> dict[str, Any]:
+    return {"policy": f"{path.parent.name}/{path.name}", "sha256": policy_digest(path)}
