@@ -12,10 +12,10 @@ _HOME = {
     "Task": "tasks",
     "load_task": "tasks",
     "make_pipeline": "pipeline",
-    "train": "train",
-    "evaluate": "evaluate",
-    "make_policy": "evaluate",
-    "env_seeds": "evaluate",
+    "train": "training",
+    "evaluate": "evaluation",
+    "make_policy": "evaluation",
+    "env_seeds": "evaluation",
     "Store": "records",
     "leaderboard": "board",
     "UserError": "errors",
@@ -25,9 +25,11 @@ __all__ = sorted(_HOME)
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'offbench' has no attribute {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'offbench' has no attribute {name!r}; it has {', '.join(__all__)}"
+        )
     value = getattr(import_module(f"offbench.{_HOME[name]}"), name)
-    globals()[name] = value  # also wins over the submodule of the same name
+    globals()[name] = value
     return value
 
 

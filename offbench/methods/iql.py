@@ -1,0 +1,100 @@
+"""Implicit Q-learning (Kostrikov, Nair and Levine, 2021). https://arxiv.org/abs/2110.06169
+
+V is an expectile regression on Q, so Q bootstraps from the best actions the data supports and never
+evaluates an action outside it; the policy is then extracted by advantage-weighted regression.
+
+All three losses use the parameters from before the update (CORL's order for the actor and V(s')).
+Differs from the authors' code (ikostrikov/implicit_q_learning): they step V first and use the new V
+in the other two losses; the actor's learning rate is constant, theirs decays on a cosine; weights
+start as in torch.nn.Linear, theirs orthogonal; no dropout (theirs 0.1 on adroit and kitchen).
+If you come from CORL: `expectile` is `iql_tau`, `inverse_temperature` is `beta`, `polyak_rate` is `tau`.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+from offbench import nets, rng
+from offbench.optim import Adam, AdamState, polyak
+from offbench.types import Batch, Metrics, Spec
+
+
+class State(NamedTuple):
+    actor: dict[
+        str, nets.Params | Tensor
+    ]  # the mean's network and a log standard deviation per action
+    critic: nets.Params  # leading axis 2: the twins
+    target_critic: nets.Params
+    value: nets.Params
+    opt: AdamState
+
+
+@dataclass(frozen=True, kw_only=True)
+class IQL:
+    expectile: float = 0.7  # tau of the expectile regression
+    inverse_temperature: float = 3.0  # beta of the advantage weights
+    max_weight: float = 100.0
+    polyak_rate: float = 0.005
+    lr: float = 3e-4
+    hidden: tuple[int, ...] = (256, 256)
+
+    def init(self, key: Tensor, spec: Spec) -> State:
+        k_actor, k_critic, k_value = rng.split(key, 3)
+        n_obs, n_act = spec.obs_dim, spec.action_dim
+        mean = nets.mlp_init(k_actor, (n_obs, *self.hidden, n_act))
+        actor = {"mean": mean, "log_std": torch.zeros(n_act, device=key.device)}
+        critic = nets.mlp_init(k_critic, (n_obs + n_act, *self.hidden, 1), ensemble=2)
+        value = nets.mlp_init(k_value, (n_obs, *self.hidden, 1))
+        opt = Adam(self.lr).init((actor, critic, value))
+        return State(actor, critic, critic, value, opt)
+
+    def update(self, state: State, batch: Batch, key: Tensor) -> tuple[State, Metrics]:
+        del key  # IQL draws nothing while training
+        params = (state.actor, state.critic, state.value)
+        loss = grad_and_value(self._loss, has_aux=True)
+        grads, (_, metrics) = loss(params, state.target_critic, batch)
+        (actor, critic, value), opt = Adam(self.lr).step(grads, state.opt, params)
+        target_critic = polyak(state.target_critic, critic, self.polyak_rate)
+        return State(actor, critic, target_critic, value, opt), metrics
+
+    def act(self, state: State, obs: Tensor, key: Tensor) -> Tensor:
+        del key  # evaluation is greedy
+        return nets.mlp(state.actor["mean"], obs).tanh()
+
+    def _loss(
+        self, params: tuple, target_critic: nets.Params, batch: Batch
+    ) -> tuple[Tensor, Metrics]:
+        """The three losses touch disjoint parameters, so their sum is one backward pass."""
+        actor, critic, value = params
+        obs_action = torch.cat([batch.obs, batch.action], -1)
+
+        v = nets.mlp(value, batch.obs).squeeze(-1)  # (B,)
+        target_q = nets.mlp(target_critic, obs_action).squeeze(-1).amin(0)  # (2, B) -> (B,)
+        advantage = target_q - v
+        side = (self.expectile - (advantage < 0).to(v.dtype)).abs()  # tau above zero, 1 - tau below
+        value_loss = (side * torch.square(advantage)).mean()
+
+        next_v = nets.mlp(value, batch.next_obs).squeeze(-1).detach()
+        q = nets.mlp(critic, obs_action).squeeze(-1)  # (2, B)
+        critic_loss = torch.square(q - (batch.reward + batch.discount * next_v)).mean()
+
+        weight = (self.inverse_temperature * advantage.detach()).exp().clamp(max=self.max_weight)
+        mean, log_std = (
+            nets.mlp(actor["mean"], batch.obs).tanh(),
+            actor["log_std"].clamp(-20.0, 2.0),
+        )
+        z = (batch.action - mean) / log_std.exp()
+        log_prob = -(0.5 * torch.square(z) + log_std + 0.9189385332046727).sum(-1)  # log sqrt(2 pi)
+        actor_loss = -(weight * log_prob).mean()
+
+        metrics = {
+            "value_loss": value_loss,
+            "critic_loss": critic_loss,
+            "actor_loss": actor_loss,
+            "v": v.mean(),
+            "advantage_weight": weight.mean(),
+        }
+        return value_loss + critic_loss + actor_loss, metrics

@@ -1,0 +1,102 @@
+"""TD3+BC (Fujimoto and Gu, 2021). https://arxiv.org/abs/2106.06860
+
+TD3 with a behaviour-cloning term in the actor's loss. The Q term is scaled by alpha / mean |Q|, so
+one `alpha` serves every reward scale.
+
+One `update` consumes two minibatches: the critics step on both, the actor and the targets move
+once, on the second (the delayed policy update of TD3, `policy_freq = 2`).
+
+Differs from the authors' code (sfujim/TD3_BC): none known in the update; observation normalisation
+is the pipeline's `obs_norm`, on by default in conf/method/td3_bc.yaml as in the paper.
+If you come from CORL: `alpha` is the same, `polyak_rate` is `tau`.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+from offbench import nets, rng
+from offbench.optim import Adam, AdamState, polyak
+from offbench.types import Batch, Metrics, Spec, minibatch
+
+
+class State(NamedTuple):
+    actor: nets.Params
+    critic: nets.Params  # leading axis 2: the twins
+    target_actor: nets.Params
+    target_critic: nets.Params
+    opt_actor: AdamState
+    opt_critic: AdamState
+
+
+@dataclass(frozen=True, kw_only=True)
+class TD3BC:
+    alpha: float = 2.5  # weight of Q against the cloning term
+    policy_noise: float = 0.2  # sigma of the target policy's smoothing noise
+    noise_clip: float = 0.5
+    polyak_rate: float = 0.005
+    lr: float = 3e-4
+    hidden: tuple[int, ...] = (256, 256)
+    minibatches: ClassVar[int] = 2
+
+    def init(self, key: Tensor, spec: Spec) -> State:
+        k_actor, k_critic = rng.split(key)
+        n_obs, n_act = spec.obs_dim, spec.action_dim
+        actor = nets.mlp_init(k_actor, (n_obs, *self.hidden, n_act))
+        critic = nets.mlp_init(k_critic, (n_obs + n_act, *self.hidden, 1), ensemble=2)
+        adam = Adam(self.lr)
+        return State(actor, critic, actor, critic, adam.init(actor), adam.init(critic))
+
+    def update(self, state: State, batch: Batch, key: Tensor) -> tuple[State, Metrics]:
+        adam = Adam(self.lr)
+        for i, k in enumerate(rng.split(key, self.minibatches)):
+            mini = minibatch(batch, i)
+            grad = grad_and_value(self._critic_loss, has_aux=True)
+            grads, (critic_loss, q) = grad(state.critic, state, mini, k)
+            critic, opt = adam.step(grads, state.opt_critic, state.critic)
+            state = state._replace(critic=critic, opt_critic=opt)
+
+        grad = grad_and_value(self._actor_loss, has_aux=True)
+        grads, (actor_loss, bc_error) = grad(state.actor, state.critic, mini)
+        actor, opt = adam.step(grads, state.opt_actor, state.actor)
+        state = state._replace(
+            actor=actor,
+            opt_actor=opt,
+            target_actor=polyak(state.target_actor, actor, self.polyak_rate),
+            target_critic=polyak(state.target_critic, state.critic, self.polyak_rate),
+        )
+        metrics = {
+            "critic_loss": critic_loss,
+            "q": q,
+            "actor_loss": actor_loss,
+            "bc_error": bc_error,
+        }
+        return state, metrics
+
+    def act(self, state: State, obs: Tensor, key: Tensor) -> Tensor:
+        del key  # evaluation is greedy
+        return nets.mlp(state.actor, obs).tanh()
+
+    def _critic_loss(
+        self, critic: nets.Params, state: State, batch: Batch, key: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        noise = self.policy_noise * rng.normal_like(key, batch.action)
+        noise = noise.clamp(-self.noise_clip, self.noise_clip)
+        next_action = (nets.mlp(state.target_actor, batch.next_obs).tanh() + noise).clamp(-1, 1)
+        next_q = nets.mlp(state.target_critic, torch.cat([batch.next_obs, next_action], -1))
+        target = batch.reward + batch.discount * next_q.squeeze(-1).amin(0)  # (2, B) -> (B,)
+        q = nets.mlp(critic, torch.cat([batch.obs, batch.action], -1)).squeeze(-1)  # (2, B)
+        return torch.square(q - target).mean(-1).sum(), q.mean()
+
+    def _actor_loss(
+        self, actor: nets.Params, critic: nets.Params, batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        action = nets.mlp(actor, batch.obs).tanh()
+        first = [{name: p[0] for name, p in layer.items()} for layer in critic]
+        q = nets.mlp(first, torch.cat([batch.obs, action], -1)).squeeze(-1)  # (B,)
+        scale = self.alpha / q.abs().mean().detach()
+        bc_error = torch.square(action - batch.action).mean()
+        return bc_error - scale * q.mean(), bc_error

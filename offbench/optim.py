@@ -1,0 +1,111 @@
+"""Optimisers as pure functions: `init(params) -> state`, `step(grads, state, params)`.
+
+Adam's arithmetic is torch's own fused kernel, wrapped as a functional operator that knows how to
+be stacked: Adam is elementwise, so N seeds are one call on tensors with a leading axis. A captured
+or traced update therefore holds one node for the whole optimiser instead of ten per tensor.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+
+@torch.library.custom_op("offbench::adam", mutates_args=())
+def _adam(
+    params: list[Tensor],
+    grads: list[Tensor],
+    mu: list[Tensor],
+    nu: list[Tensor],
+    count: Tensor,
+    lr: float,
+    b1: float,
+    b2: float,
+    eps: float,
+) -> list[Tensor]:
+    """[params, mu, nu] after one step; `count` is the number of this step, counted from 1."""
+    new = [x.clone() for x in (*params, *mu, *nu)]
+    n = len(params)
+    p, m, v = new[:n], new[n : 2 * n], new[2 * n :]
+    step = count.reshape(-1)[0]  # stacked seeds are always at the same step
+    torch._fused_adam_(
+        p, [g.contiguous() for g in grads], m, v, [], [step] * n,
+        lr=lr, beta1=b1, beta2=b2, weight_decay=0.0, eps=eps, amsgrad=False, maximize=False,
+    )  # fmt: skip
+    return new
+
+
+@_adam.register_fake
+def _(params, grads, mu, nu, count, lr, b1, b2, eps):
+    return [torch.empty_like(x) for x in (*params, *mu, *nu)]
+
+
+def _front(tensors: list[Tensor], dims: list[int | None], n: int) -> list[Tensor]:
+    """Every tensor with the stacked axis first, expanded where it had none."""
+    return [
+        t.movedim(d, 0).contiguous() if d is not None else t.expand(n, *t.shape).contiguous()
+        for t, d in zip(tensors, dims, strict=True)
+    ]
+
+
+@_adam.register_vmap
+def _(info, in_dims, params, grads, mu, nu, count, lr, b1, b2, eps):
+    n = info.batch_size
+    lists = [_front(x, d, n) for x, d in zip((params, grads, mu, nu), in_dims[:4], strict=True)]
+    out = _adam(*lists, count, lr, b1, b2, eps)
+    return out, [0] * len(out)
+
+
+@torch.library.custom_op("offbench::lerp", mutates_args=())
+def _lerp(start: list[Tensor], end: list[Tensor], weight: float) -> list[Tensor]:
+    return list(torch._foreach_lerp(start, end, weight))
+
+
+@_lerp.register_fake
+def _(start, end, weight):
+    return [torch.empty_like(x) for x in start]
+
+
+@_lerp.register_vmap
+def _(info, in_dims, start, end, weight):
+    n = info.batch_size
+    out = _lerp(_front(start, in_dims[0], n), _front(end, in_dims[1], n), weight)
+    return out, [0] * len(out)
+
+
+class AdamState(NamedTuple):
+    count: Tensor  # () float32, steps taken
+    mu: Any  # like the parameters
+    nu: Any
+
+
+class Adam(NamedTuple):
+    """Adam (Kingma and Ba, 2015), equal to `torch.optim.Adam`; `lr` in units per step."""
+
+    lr: float = 3e-4
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def init(self, params: Any) -> AdamState:
+        count = torch.zeros((), device=tree_leaves(params)[0].device)
+        return AdamState(
+            count, tree_map(torch.zeros_like, params), tree_map(torch.zeros_like, params)
+        )
+
+    def step(self, grads: Any, state: AdamState, params: Any) -> tuple[Any, AdamState]:
+        leaves, tree = tree_flatten(params)
+        count, n = state.count + 1, len(leaves)
+        new = torch.ops.offbench.adam(
+            leaves, tree_leaves(grads), tree_leaves(state.mu), tree_leaves(state.nu),
+            count, self.lr, self.b1, self.b2, self.eps,
+        )  # fmt: skip
+        params, mu, nu = (tree_unflatten(new[i * n : (i + 1) * n], tree) for i in range(3))
+        return params, AdamState(count, mu, nu)
+
+
+def polyak(target: Any, online: Any, rate: float) -> Any:
+    """target <- (1 - rate) target + rate online, leaf by leaf."""
+    leaves, tree = tree_flatten(target)
+    return tree_unflatten(torch.ops.offbench.lerp(leaves, tree_leaves(online), rate), tree)

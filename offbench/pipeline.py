@@ -1,0 +1,62 @@
+"""Everything between a dataset and a method, and its mirror image between a method and an environment."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from offbench.data import ReplayData
+from offbench.sampling import Sampler, make_sampler
+from offbench.transforms import Transform, fit_transform
+from offbench.types import Batch, Policy, Spec
+from offbench.views import NStep, View
+
+Weight = Callable[[ReplayData], Tensor]  # data -> (S,) row weights
+
+
+class Pipeline(NamedTuple):
+    data: ReplayData  # transformed
+    sampler: Sampler
+    view: View
+    transforms: tuple[Transform, ...] = ()
+    batch_size: int = 256
+
+    def spec(self, spec: Spec) -> Spec:
+        return self.view.spec(spec)
+
+    def sample(self, key: Tensor, minibatches: int = 1) -> Batch:
+        """A batch of `batch_size` elements; with several minibatches a leading axis counts them."""
+        batch = self.view.batch(self.data, self.sampler(key, minibatches * self.batch_size))
+        if minibatches == 1:
+            return batch
+        return tree_map(lambda x: x.unflatten(0, (minibatches, self.batch_size)), batch)
+
+    def policy(self, policy: Policy) -> Policy:
+        """The policy that acts in the raw environment: transforms inside, view outside."""
+        for part in (*reversed(self.transforms), self.view):
+            policy = part.policy(policy)
+        return policy
+
+
+def make_pipeline(
+    data: ReplayData,
+    *,
+    view: View | None = None,
+    weights: Sequence[Weight] = (),
+    transforms: Mapping[str, Mapping[str, Any] | None] | Sequence[str] = (),
+    batch_size: int = 256,
+) -> Pipeline:
+    """Fits the transforms, then draws rows by the view's support times every weight.
+
+    Weights see the data as recorded. `transforms` are names from `offbench.transforms`, in order,
+    with their options when given as a mapping.
+    """
+    view = view or NStep()
+    sampler = make_sampler(view.support(data), *(weight(data) for weight in weights))
+    named = transforms if isinstance(transforms, Mapping) else {name: None for name in transforms}
+    fitted = []
+    for name, options in named.items():
+        fitted.append(fit_transform(data, name, **(options or {})))
+        data = fitted[-1].data(data)
+    return Pipeline(data, sampler, view, tuple(fitted), batch_size)

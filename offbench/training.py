@@ -1,0 +1,63 @@
+"""The training loop, as a generator: evaluation, checkpoints and sinks are loops over it."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from offbench.engine import Backend, Engine, initial_carry, make_step, n_minibatches
+from offbench.errors import UserError
+from offbench.pipeline import Pipeline
+from offbench.types import Method, Metrics, Spec
+
+
+class Point(NamedTuple):
+    """Where training stands: `state` and `metrics` have a leading seed axis."""
+
+    update: int
+    state: Any
+    metrics: Metrics
+
+
+def train(
+    method: Method,
+    pipeline: Pipeline,
+    spec: Spec,
+    *,
+    seeds: Sequence[int],
+    n_updates: int,
+    stop_at: Sequence[int] = (),
+    backend: Backend = "auto",
+) -> Iterator[Point]:
+    """Trains every seed at once; yields at each update in `stop_at` and always at `n_updates`.
+
+    An update is one minibatch: a method that takes two per step (TD3+BC) makes `n_updates / 2`
+    steps, so equal `n_updates` mean equal data for every method, as the papers count.
+    Raises UserError for bad seeds or a number of updates the method cannot make.
+    """
+    k = check_budget(method, n_updates)
+    stops = sorted({max(k, s - s % k) for s in stop_at if 0 < s < n_updates} | {n_updates})
+    carry = initial_carry(method, pipeline.spec(spec), seeds, pipeline.data.obs.device)
+    engine = Engine(make_step(method, pipeline), carry, backend=backend)
+    done = 0
+    for stop in stops:
+        metrics = engine.run((stop - done) // k)
+        done = stop
+        yield Point(done, engine.carry[0], metrics)
+
+
+def check_budget(method: Method, n_updates: int) -> int:
+    """The minibatches of one step. Raises UserError for a number of updates the method cannot make."""
+    k = n_minibatches(method)
+    if n_updates < 1 or n_updates % k:
+        raise UserError(
+            f"n_updates={n_updates} must be a positive multiple of {k}: "
+            f"{type(method).__name__} takes {k} minibatch{'es' if k > 1 else ''} a step"
+        )
+    return k
+
+
+def diverged(state: Any) -> torch.Tensor:
+    """(N,) bool: seeds with a value that is not finite anywhere in their state."""
+    leaves = [x for x in torch.utils._pytree.tree_leaves(state) if x.is_floating_point()]
+    return torch.stack([~x.reshape(len(x), -1).isfinite().all(1) for x in leaves]).any(0)

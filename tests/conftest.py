@@ -1,0 +1,44 @@
+"""Shared by all tests: one thread, every shipped method as a parameter, small fake data."""
+
+import dataclasses
+import importlib
+import pkgutil
+
+import pytest
+import torch
+
+import offbench.methods
+from offbench.testing import fake_data
+
+torch.set_num_threads(1)
+
+
+def shipped_methods() -> list:
+    """Every method class of the package: a new one is tested by existing."""
+    found = []
+    for module in pkgutil.iter_modules(offbench.methods.__path__):
+        namespace = vars(importlib.import_module(f"offbench.methods.{module.name}"))
+        found += [
+            c
+            for c in namespace.values()
+            if dataclasses.is_dataclass(c)
+            and hasattr(c, "update")
+            and c.__module__.endswith("." + module.name)
+        ]
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "shipped_method" in metafunc.fixturenames:
+        methods = [c(hidden=(16, 16)) for c in shipped_methods()]
+        metafunc.parametrize("shipped_method", methods, ids=lambda m: type(m).__name__)
+
+
+@pytest.fixture(scope="session")
+def data():
+    return fake_data()
+
+
+@pytest.fixture(scope="session")
+def data64():
+    return fake_data(dtype=torch.float64)

@@ -1,0 +1,296 @@
+"""Every backend computes the same run, a run repeats and resumes bit for bit, and nothing waits for the device."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from offbench import rng
+from offbench.engine import Engine, initial_carry, make_step, stack, unstack
+from offbench.errors import UserError
+from offbench.methods.bc import BC
+from offbench.methods.iql import IQL
+from offbench.methods.td3_bc import TD3BC
+from offbench.pipeline import make_pipeline
+from offbench.sampling import return_weights
+from offbench.testing import SPEC
+from offbench.training import diverged, train
+from offbench.views import Chunk
+
+HIDDEN = (8, 8)
+
+
+def double(tree):
+    return tree_map(lambda x: x.double() if x.is_floating_point() else x, tree)
+
+
+def parts(method, data, seeds=(0, 1, 2), **options):
+    """The step and the first carry, in the type of the data."""
+    pipeline = make_pipeline(data, batch_size=16, **options)
+    states, keys = initial_carry(method, pipeline.spec(SPEC), seeds)
+    states = double(states) if data.obs.dtype == torch.float64 else states
+    return make_step(method, pipeline), (states, keys)
+
+
+def run(step, carry, n, backend="eager", **options):
+    engine = Engine(step, carry, backend=backend, **options)
+    metrics = engine.run(n)
+    return engine.carry, metrics
+
+
+def equal(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(tree_leaves(a), tree_leaves(b), strict=True))
+
+
+def close(a, b, tolerance: float) -> bool:
+    pairs = zip(tree_leaves(a), tree_leaves(b), strict=True)
+    return all(torch.allclose(x, y, rtol=0, atol=tolerance) for x, y in pairs)
+
+
+# --- backends
+
+
+def test_the_traced_program_equals_the_untraced_step(shipped_method, data64):
+    step, carry = parts(shipped_method, data64)
+    assert close(run(step, carry, 25, "vmap"), run(step, carry, 25, "eager"), 1e-12)
+
+
+def test_the_traced_program_equals_the_untraced_step_under_chunks_and_weights(data64):
+    step, carry = parts(
+        TD3BC(hidden=HIDDEN),
+        data64,
+        view=Chunk(3),
+        weights=[return_weights],
+        transforms=["obs_norm"],
+    )
+    assert close(run(step, carry, 10, "vmap"), run(step, carry, 10, "eager"), 1e-12)
+
+
+def test_one_seed_is_a_stack_of_one(data64):
+    step, carry = parts(IQL(hidden=HIDDEN), data64, seeds=(7,))
+    got, metrics = run(step, carry, 10)
+    state, key = unstack(carry, 0)
+    for _ in range(10):
+        state, key, want = step(state, key)
+    assert close(unstack(got, 0), (state, key), 1e-12) and close(unstack(metrics, 0), want, 1e-12)
+
+
+@pytest.mark.slow
+def test_compiled_programs_equal_traced_ones(shipped_method, data):
+    step, carry = parts(shipped_method, data)
+    torch._dynamo.reset()
+    assert close(run(step, carry, 5, "compile")[0][0], run(step, carry, 5, "eager")[0][0], 1e-6)
+    assert torch.equal(
+        run(step, carry, 5, "compile")[0][1], run(step, carry, 5, "eager")[0][1]
+    )  # the keys
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_captured_graphs_equal_traced_programs(shipped_method, data):
+    step, carry = parts(shipped_method, data.to("cuda"))
+    carry = tree_map(lambda x: x.cuda(), carry)
+    graph, metrics = run(step, carry, 12, "cudagraph", unroll=4)
+    want, want_metrics = run(step, carry, 12, "eager")
+    assert close(graph[0], want[0], 1e-6) and torch.equal(graph[1], want[1])
+    assert close(metrics, want_metrics, 1e-5)
+    assert equal(graph, run(step, carry, 12, "cudagraph", unroll=4)[0])
+
+
+def test_the_default_backend_follows_the_device(data):
+    step, carry = parts(BC(hidden=HIDDEN), data)
+    assert Engine(step, carry).backend == "eager"
+    with pytest.raises(UserError, match="needs a CUDA device"):
+        Engine(step, carry, backend="cudagraph")
+    with pytest.raises(UserError, match="did you mean 'eager'"):
+        Engine(step, carry, backend="eagre")
+
+
+# --- what a run is
+
+
+@pytest.mark.parametrize("backend", ["vmap", "eager"])
+def test_a_run_repeats_bit_for_bit(backend, data):
+    step, carry = parts(TD3BC(hidden=HIDDEN), data)
+    assert equal(run(step, carry, 10, backend), run(step, carry, 10, backend))
+
+
+def test_a_run_resumes_bit_for_bit_from_its_saved_carry(data, tmp_path):
+    step, carry = parts(TD3BC(hidden=HIDDEN), data)
+    whole = run(step, carry, 20)
+    half, _ = run(step, carry, 10)
+    torch.save(half, tmp_path / "carry.pt")
+    assert equal(run(step, torch.load(tmp_path / "carry.pt", weights_only=False), 10), whole)
+
+
+def test_running_in_pieces_equals_running_at_once(data):
+    step, carry = parts(IQL(hidden=HIDDEN), data)
+    engine = Engine(step, carry, backend="eager")
+    for n in (1, 4, 5):
+        engine.run(n)
+    assert equal(engine.carry, run(step, carry, 10)[0])
+
+
+def test_neither_the_first_carry_nor_a_copy_of_it_is_written_to(data):
+    step, carry = parts(TD3BC(hidden=HIDDEN), data)
+    first = tree_map(torch.clone, carry)
+    engine = Engine(step, carry, backend="eager")
+    engine.run(2)
+    taken = engine.carry
+    kept = tree_map(torch.clone, taken)
+    engine.run(2)
+    assert equal(carry, first) and equal(taken, kept) and not equal(taken, engine.carry)
+
+
+def test_writing_into_a_carry_does_not_reach_the_engine(data):
+    step, carry = parts(BC(hidden=HIDDEN), data)
+    engine = Engine(step, carry, backend="vmap")
+    want, _ = run(step, carry, 1, "vmap")
+    for given in (carry, engine.carry):
+        tree_map(lambda x: x.zero_(), given)
+    engine.run(1)
+    assert equal(engine.carry, want)
+
+
+def test_seeds_start_and_draw_differently(data):
+    step, carry = parts(BC(hidden=HIDDEN), data)
+    a, b = unstack(carry, 0), unstack(carry, 1)
+    assert not any(
+        torch.equal(x, y)
+        for x, y in zip(tree_leaves(a[0].actor), tree_leaves(b[0].actor), strict=True)
+    )
+    same_state = (stack([a[0], a[0]]), torch.stack([a[1], b[1]]))
+    (after, _), _ = run(step, same_state, 1)
+    assert not equal(unstack(after, 0), unstack(after, 1))  # other batches
+
+
+def test_a_step_uses_three_different_keys(data):
+    """The next key, the batch's and the update's: none is used twice."""
+    seen = []
+
+    class Recording(BC):
+        def update(self, state, batch, key):
+            seen.append(key.item())
+            return super().update(state, batch, key)
+
+    step, carry = parts(Recording(hidden=HIDDEN), data, seeds=(0,))
+    state, key = unstack(carry, 0)
+    for _ in range(20):
+        seen.append(key.item())
+        seen.append(rng.split(key, 3)[1].item())
+        state, key, _ = step(state, key)
+    assert len(set(seen)) == 60
+
+
+def test_the_first_state_of_a_seed_does_not_depend_on_the_others():
+    method = IQL(hidden=HIDDEN)
+    a, b = initial_carry(method, SPEC, [3, 1]), initial_carry(method, SPEC, [1])
+    assert equal(unstack(a, 1), unstack(b, 0))
+
+
+@pytest.mark.parametrize("seeds", [[], [0, 1, 0]])
+def test_seeds_are_neither_empty_nor_repeated(seeds):
+    with pytest.raises(UserError, match="non-empty list without duplicates"):
+        initial_carry(BC(hidden=HIDDEN), SPEC, seeds)
+
+
+def test_metrics_are_those_of_the_last_update_for_each_seed(data64):
+    step, carry = parts(IQL(hidden=HIDDEN), data64)
+    _, metrics = run(step, carry, 6, "vmap")
+    _, last = run(step, run(step, carry, 5, "vmap")[0], 1, "vmap")
+    assert metrics.keys() == last.keys() and all(m.shape == (3,) for m in metrics.values())
+    assert equal(metrics, last)
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_a_run_of_no_updates_is_refused(n, data):
+    with pytest.raises(ValueError, match="positive multiple"):
+        Engine(*parts(BC(hidden=HIDDEN), data)).run(n)
+
+
+class NoSync(TorchDispatchMode):
+    """Forbids what waits for the device: reading a value, and shapes that depend on one."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen += 1
+        name = func._schema.name.split("::")[1]
+        assert not name.startswith(self.FORBIDDEN), f"{name} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("backend", ["vmap", "eager"])
+def test_no_update_waits_for_the_device(shipped_method, backend, data):
+    step, carry = parts(shipped_method, data, weights=[return_weights], transforms=["obs_norm"])
+    engine = Engine(step, carry, backend=backend)
+    with NoSync() as watch:
+        engine.run(2)
+    assert watch.seen > 50
+    with pytest.raises(AssertionError, match="waits for the device"), NoSync():
+        torch.ones(()).item()
+
+
+def test_no_update_builds_an_autograd_tape(data):
+    step, carry = parts(IQL(hidden=HIDDEN), data)
+    got, metrics = run(step, carry, 2)
+    assert not any(x.requires_grad or x.grad_fn is not None for x in tree_leaves((got, metrics)))
+
+
+def test_a_method_that_reads_the_global_generator_cannot_be_run(data):
+    class Noisy(BC):
+        def update(self, state, batch, key):
+            return super().update(
+                state, batch._replace(obs=batch.obs + torch.randn_like(batch.obs)), key
+            )
+
+    with pytest.raises(RuntimeError, match="randomness"):
+        run(*parts(Noisy(hidden=HIDDEN), data), 1)
+
+
+def test_stack_and_unstack_are_inverse():
+    trees = [{"a": torch.arange(3) + i, "b": (torch.ones(()) * i,)} for i in range(4)]
+    assert all(equal(unstack(stack(trees), i), trees[i]) for i in range(4))
+
+
+# --- the loop
+
+
+def test_updates_count_minibatches(data):
+    """TD3+BC takes two a step: 20 updates are 10 steps, with as much data as 20 updates of IQL."""
+    pipeline = make_pipeline(data, batch_size=8)
+    (iql,) = train(IQL(hidden=HIDDEN), pipeline, SPEC, seeds=[0], n_updates=20, backend="vmap")
+    (td3,) = train(TD3BC(hidden=HIDDEN), pipeline, SPEC, seeds=[0], n_updates=20, backend="vmap")
+    assert iql.update == td3.update == 20
+    assert iql.state.opt.count.tolist() == td3.state.opt_critic.count.tolist() == [20]
+    assert td3.state.opt_actor.count.tolist() == [10]
+
+
+def test_training_stops_where_asked_and_always_at_the_end(data):
+    pipeline = make_pipeline(data, batch_size=8)
+    arguments = {"seeds": [0, 1], "n_updates": 12, "backend": "vmap"}
+    *early, with_stops = train(
+        TD3BC(hidden=HIDDEN), pipeline, SPEC, stop_at=[5, 1, 0, 99, 6], **arguments
+    )
+    (straight,) = train(TD3BC(hidden=HIDDEN), pipeline, SPEC, **arguments)
+    assert [p.update for p in early] == [2, 4, 6] and straight.update == with_stops.update == 12
+    assert equal(with_stops.state, straight.state) and equal(with_stops.metrics, straight.metrics)
+
+
+@pytest.mark.parametrize("n", [0, -2, 7])
+def test_a_number_of_updates_the_method_cannot_make_is_refused(n, data):
+    with pytest.raises(UserError, match="positive multiple of 2"):
+        next(train(TD3BC(hidden=HIDDEN), make_pipeline(data), SPEC, seeds=[0], n_updates=n))
+
+
+def test_a_seed_that_diverged_is_found_and_its_neighbours_are_not():
+    method = IQL(hidden=HIDDEN)
+    state, _ = initial_carry(method, SPEC, [0, 1, 2])
+    assert diverged(state).tolist() == [False] * 3
+    state.critic[0]["w"][1, 0, 2, 3] = float("nan")
+    state.actor["log_std"][2, 0] = float("inf")
+    assert diverged(state).tolist() == [False, True, True]

@@ -1,0 +1,273 @@
+"""The shape of the package, checked on its source: who may import whom, and what nobody may do."""
+
+import ast
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "offbench"
+FILES = {
+    p.relative_to(PACKAGE).with_suffix("").as_posix(): p for p in sorted(PACKAGE.rglob("*.py"))
+}
+TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
+
+LAYER_0 = {"rng", "nets", "optim"}
+LAYER_1 = {"types", "data", "sampling", "views", "transforms", "pipeline"}
+LAYER_3 = {"engine", "training"}
+METHODS = {name for name in FILES if name.startswith("methods/")}
+SOURCES = {name for name in FILES if name.startswith("sources/")}
+RECIPES = {name for name in FILES if name.startswith("recipes/")}
+EVIDENCE = {"records", "stats", "board", "errors"}
+ANYWHERE = {"errors"}  # imports nothing and may be imported by all
+
+# what each module may import of offbench, at any depth of its code
+MAY_IMPORT = (
+    {name: LAYER_0 for name in LAYER_0}
+    | {name: LAYER_0 | LAYER_1 for name in LAYER_1}
+    | {name: LAYER_0 | {"types"} for name in METHODS}
+    | {name: LAYER_0 | LAYER_1 | LAYER_3 for name in LAYER_3}
+    | {name: LAYER_0 | LAYER_1 | SOURCES | {"tasks"} for name in SOURCES | {"tasks"}}
+    # evaluation acts with traced programs, which the engine makes
+    | {"evaluation": LAYER_0 | LAYER_1 | SOURCES | {"tasks", "engine"}}
+    | {name: EVIDENCE | RECIPES for name in RECIPES}
+    | {name: EVIDENCE for name in EVIDENCE}
+    | {"testing": LAYER_0 | LAYER_1 | LAYER_3}
+    | {"speed": LAYER_0 | LAYER_1 | LAYER_3 | METHODS}
+)
+# the edge, which may import everything
+EDGE = {"__init__", "cli", "config", "run", "forecast", "sinks", "provenance"}
+
+HEAVY = {"torch", "gymnasium"}
+ENVIRONMENTS = {
+    "gymnasium",
+    "minari",
+    "ogbench",
+    "mujoco",
+    "gymnasium_robotics",
+    "stable_baselines3",
+    "sb3_contrib",
+}
+MAY_KNOW_METHODS = METHODS | {"speed", "testing"}
+_BORROWED = {"np.random.get_state", "np.random.seed", "np.random.set_state"}
+MAY_SET_GLOBALS = {
+    "evaluation": _BORROWED,  # OGBench's mazes draw their start from numpy's generator; it is put back
+    "recipes/ogbench_play": _BORROWED,  # the same
+    "recipes/behaviour": {"os.environ"},  # the threads of its worker processes
+    "recipes/store": {"os.environ"},  # the folder that minari writes to; it is put back
+    "tasks": {"os.environ"},  # MUJOCO_GL, when an environment is made and nobody has set it
+}
+MAY_PRINT = {"cli", "speed"}
+
+
+def imports(tree: ast.AST) -> list[tuple[str, ast.stmt]]:
+    """Every imported module name, whole, with its statement."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found += [(f"{node.module}.{alias.name}", node) for alias in node.names]
+    return found
+
+
+def internal(tree: ast.AST) -> set[str]:
+    """The modules of offbench that are imported, as in FILES."""
+    found = set()
+    for name, _ in imports(tree):
+        parts = name.split(".")
+        if parts[0] != "offbench":
+            continue
+        for n in (len(parts), len(parts) - 1):
+            if (path := "/".join(parts[1:n])) in FILES or f"{path}/__init__" in FILES:
+                found.add(path if path in FILES else f"{path}/__init__")
+                break
+    return found
+
+
+def at_import(tree: ast.Module) -> set[str]:
+    """The outermost packages that importing the module imports: not those inside functions or TYPE_CHECKING."""
+    found = set()
+
+    def visit(body: list[ast.stmt]) -> None:
+        for node in body:
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                continue
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                found.update(name.split(".")[0] for name, _ in imports(node))
+            for field in ("body", "orelse", "finalbody"):
+                visit(getattr(node, field, []))
+
+    visit(tree.body)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(MAY_IMPORT))
+def test_imports_point_downwards(name):
+    if name not in TREES:
+        pytest.skip(f"{name} is not written yet")
+    upward = internal(TREES[name]) - MAY_IMPORT[name] - ANYWHERE - {name}
+    assert not upward, f"{name} may not import {sorted(upward)}"
+
+
+def test_every_module_has_a_layer():
+    assert not set(FILES) - set(MAY_IMPORT) - EDGE
+
+
+def test_no_method_imports_a_sibling():
+    for name in METHODS:
+        assert not internal(TREES[name]) & METHODS, name
+
+
+@pytest.mark.parametrize("name", sorted(EVIDENCE | {"__init__", "cli", "config", "tasks"}))
+def test_importing_the_evidence_and_the_edge_loads_no_torch_and_no_environment(name):
+    if name in TREES:
+        assert not at_import(TREES[name]) & (HEAVY | ENVIRONMENTS)
+
+
+def test_the_evidence_never_touches_torch_or_an_environment_at_all():
+    for name in EVIDENCE & set(FILES):
+        assert not {n.split(".")[0] for n, _ in imports(TREES[name])} & (HEAVY | ENVIRONMENTS), name
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_environment_packages_are_imported_inside_functions(name):
+    assert not at_import(TREES[name]) & ENVIRONMENTS
+
+
+def test_only_the_configuration_knows_hydra():
+    users = {
+        n
+        for n, tree in TREES.items()
+        if {m.split(".")[0] for m, _ in imports(tree)} & {"hydra", "omegaconf"}
+    }
+    assert users <= {"config", "cli"}
+
+
+def test_the_contract_needs_no_environment_and_no_evidence():
+    outside = {n.split(".")[0] for n, _ in imports(TREES["testing"])} - set(sys.stdlib_module_names)
+    assert outside == {"torch", "offbench"}
+
+
+@pytest.mark.parametrize("name", sorted(set(FILES) - MAY_KNOW_METHODS))
+def test_no_method_is_named_outside_its_file(name):
+    """No import, class name or branch on a method's name; prose in docstrings and help is allowed."""
+    words = {m.removeprefix("methods/") for m in METHODS} - {"__init__"}
+    classes = {n.name for m in METHODS for n in TREES[m].body if isinstance(n, ast.ClassDef)} - {
+        "State"
+    }
+    tree = TREES[name]
+    assert not {m for m in internal(tree) if m in METHODS and m != "methods/__init__"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant):
+            assert node.value not in words | classes, f"{name}:{node.lineno} names a method"
+        if isinstance(node, (ast.Name, ast.Attribute)):
+            ident = node.id if isinstance(node, ast.Name) else node.attr
+            assert ident not in classes, f"{name}:{node.lineno} names a method"
+
+
+def global_state(tree: ast.AST) -> set[str]:
+    """Uses of the process's generators and environment variables."""
+    found = set()
+    random = any(m == "random" for m, _ in imports(tree)) or any(
+        m.startswith("random.") for m, _ in imports(tree)
+    )
+    if random:
+        found.add("random")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            dotted = ast.unparse(node)
+            if dotted in ("torch.manual_seed", "torch.cuda.manual_seed_all", "torch.seed"):
+                found.add(dotted)
+            modern = ("default_rng", "Generator", "SeedSequence", "PCG64")
+            if ast.unparse(node.value) in ("np.random", "numpy.random") and node.attr not in modern:
+                found.add(dotted)
+        targets = node.targets if isinstance(node, (ast.Assign, ast.Delete)) else []
+        if any(ast.unparse(t).startswith("os.environ[") for t in targets):
+            found.add("os.environ")
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "os.environ.setdefault", "os.environ.update", "os.environ.pop", "os.putenv",
+        ):  # fmt: skip
+            found.add("os.environ")
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_nothing_sets_a_global_generator_or_an_environment_variable(name):
+    assert global_state(TREES[name]) <= MAY_SET_GLOBALS.get(name, set())
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_only_the_edge_prints(name):
+    prints = [
+        n.lineno
+        for n in ast.walk(TREES[name])
+        if isinstance(n, ast.Call) and ast.unparse(n.func) == "print"
+    ]
+    assert name in MAY_PRINT or not prints, f"{name} prints in lines {prints}"
+
+
+def functions(trees: dict[str, ast.Module]) -> dict[str, list[str]]:
+    """Body of every function of ten lines or more, without its docstring -> where it stands."""
+    found = defaultdict(list)
+    for name, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 >= 10:
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                found["\n".join(map(ast.dump, body))].append(f"{name}:{node.lineno} {node.name}")
+    return found
+
+
+def test_no_function_is_written_twice():
+    copies = [places for places in functions(TREES).values() if len(places) > 1]
+    assert not copies, f"written more than once: {copies}"
+
+
+def test_a_borrowed_generator_is_always_put_back():
+    for name, allowed in MAY_SET_GLOBALS.items():
+        if allowed is _BORROWED:
+            assert global_state(TREES[name]) in (set(), _BORROWED), name
+
+
+def test_the_rules_above_can_fail():
+    bad = ast.parse(
+        "import gymnasium, random\nimport numpy as np\nfrom offbench.engine import Engine\nimport os, torch\n"
+        "np.random.seed(0)\ntorch.manual_seed(0)\nos.environ['A'] = '1'\n"
+    )
+    assert at_import(bad) & ENVIRONMENTS and internal(bad) == {"engine"}
+    assert global_state(bad) == {"random", "np.random.seed", "torch.manual_seed", "os.environ"}
+    assert not at_import(
+        ast.parse("def f():\n    import gymnasium\nif TYPE_CHECKING:\n    import minari")
+    )
+    twice = ast.parse(
+        "def f(x):\n    '''One.'''\n"
+        + "    x += 1\n" * 10
+        + "def g(x):\n    '''Two.'''\n"
+        + "    x += 1\n" * 10
+    )
+    assert [len(v) for v in functions({"a": twice}).values()] == [2]
+
+
+def in_a_new_process(code: str) -> str:
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
+    return run.stdout.strip()
+
+
+def test_importing_offbench_loads_neither_torch_nor_an_environment_nor_hydra():
+    code = "import sys, offbench; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = set(in_a_new_process(code).split())
+    assert "offbench" in loaded and not loaded & (
+        HEAVY | ENVIRONMENTS | {"hydra", "omegaconf", "pandas", "wandb"}
+    )
+
+
+def test_importing_offbench_takes_less_than_a_third_of_a_second():
+    code = "import time; t = time.process_time(); import offbench; print(time.process_time() - t)"
+    assert min(float(in_a_new_process(code)) for _ in range(3)) < 0.3

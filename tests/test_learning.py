@@ -1,0 +1,185 @@
+"""The methods learn: on a point mass steered by people of all skills, IQL and TD3+BC find the skilled action.
+
+A point in the square [-1, 1]^2 is moved by up to 0.2 a step and pays its distance from the origin.
+Each recorded episode has one skill between driving away from the origin and driving to it, so
+copying the data (BC) goes nowhere, and the reward tells which of the recorded actions were good.
+"""
+
+import dataclasses
+import inspect
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from test_methods import disagreement
+from torch.func import vmap
+
+from offbench import rng
+from offbench.data import Episode, ReplayData, episode_returns, from_episodes
+from offbench.methods.bc import BC
+from offbench.methods.iql import IQL
+from offbench.methods.td3_bc import TD3BC
+from offbench.pipeline import Pipeline, make_pipeline
+from offbench.training import train
+from offbench.types import Policy, Spec
+from offbench.views import NStep
+
+HORIZON, EPISODES, SEEDS = 20, 150, [0, 1, 2]
+SPEC = Spec(obs_dim=2, action_dim=2, gamma=0.9, max_episode_steps=HORIZON)
+SMALL = {"hidden": (32, 32), "lr": 2e-3}
+METHODS = {
+    "bc": BC(**SMALL),
+    "iql": IQL(**SMALL, expectile=0.8, inverse_temperature=10.0, polyak_rate=0.05),
+    "td3_bc": TD3BC(**SMALL, polyak_rate=0.05),
+}
+
+
+def move(s: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    return (s + 0.2 * action).clamp(-1, 1)
+
+
+def record() -> ReplayData:
+    k_start, k_skill, k_noise = rng.split(rng.key(0), 3)
+    s = 2 * rng.uniform(k_start, (EPISODES, 2)) - 1
+    skill = 2 * rng.uniform(k_skill, (EPISODES, 1)) - 1
+    obs, action, reward = [s], [], []
+    for k in rng.split(k_noise, HORIZON):
+        a = (torch.tanh(-3 * skill * s) + 0.3 * rng.normal(k, (EPISODES, 2))).clamp(-1, 1)
+        s = move(s, a)
+        obs.append(s), action.append(a), reward.append(-s.norm(dim=1))
+    columns = [torch.stack(x, 1).numpy() for x in (obs, action, reward)]
+    no_end = np.zeros(HORIZON, bool)  # every episode is cut by the time limit
+    return from_episodes([Episode(o, a, r, no_end) for o, a, r in zip(*columns, strict=True)])
+
+
+def returns_of(method, state, pipeline: Pipeline) -> torch.Tensor:
+    """(seeds,) mean return of each seed's policy from 50 starts that the data do not hold."""
+    n, e = len(SEEDS), 50
+    policy = pipeline.policy(
+        Policy(
+            lambda n, e: None,
+            lambda s, obs, first, c, key: (vmap(method.act)(s, obs, key[:, 0]), c),
+        )
+    )
+    s = (2 * rng.uniform(rng.key(99), (e, 2)) - 1).expand(n, e, 2)
+    total, carry, key = torch.zeros(n), policy.init(n, e), torch.zeros(n, e, dtype=torch.int64)
+    for t in range(HORIZON):
+        action, carry = policy.act(state, s, torch.full((n, e), t == 0), carry, key)
+        s = move(s, action)
+        total -= s.norm(dim=2).mean(1)
+    return total
+
+
+def learned(method, n_updates: int = 800) -> torch.Tensor:
+    """(seeds,) mean return after training."""
+    pipeline = make_pipeline(record(), view=NStep(1, SPEC.gamma), batch_size=64)
+    (point,) = train(method, pipeline, SPEC, seeds=SEEDS, n_updates=n_updates, backend="eager")
+    return returns_of(method, point.state, pipeline)
+
+
+def skilled() -> float:
+    """The return of driving straight to the origin."""
+    s, total = 2 * rng.uniform(rng.key(99), (50, 2)) - 1, 0.0
+    for _ in range(HORIZON):
+        s = move(s, (-5 * s).clamp(-1, 1))
+        total -= float(s.norm(dim=1).mean())
+    return total
+
+
+def halfway() -> float:
+    """From the mean of the data (-13.5) to the best possible (-1.0): no method is near it by chance."""
+    return (float(episode_returns(record()).mean()) + skilled()) / 2
+
+
+@pytest.mark.parametrize("name", ["iql", "td3_bc"])
+def test_every_seed_beats_the_behaviour_and_its_clone_clearly(name, clone):
+    got = learned(METHODS[name])
+    assert (got > halfway()).all() and (got > clone.max() + 5).all()
+
+
+def test_a_clone_is_no_better_than_what_it_copies(clone):
+    assert (clone < float(episode_returns(record()).mean()) + 1).all()
+
+
+@pytest.fixture(scope="module")
+def clone():
+    return learned(METHODS["bc"])
+
+
+# --- mutants: each has one sign or one choice turned round
+
+
+MUTANTS = {
+    "bc: error of the sum": (BC, "action - batch.action", "action + batch.action"),
+    "td3_bc: target subtracts the future": (
+        TD3BC,
+        "batch.reward + batch.discount",
+        "batch.reward - batch.discount",
+    ),
+    "td3_bc: target takes the larger twin": (TD3BC, "amin(0)", "amax(0)"),
+    "td3_bc: actor minimises Q": (
+        TD3BC,
+        "bc_error - scale * q.mean()",
+        "bc_error + scale * q.mean()",
+    ),
+    "td3_bc: actor flees the data": (TD3BC, "return bc_error - scale", "return -bc_error - scale"),
+    "iql: target subtracts the future": (
+        IQL,
+        "batch.reward + batch.discount",
+        "batch.reward - batch.discount",
+    ),
+    "iql: expectile of the other side": (IQL, "(advantage < 0)", "(advantage > 0)"),
+    "iql: weights of the disadvantage": (
+        IQL,
+        "self.inverse_temperature * advantage",
+        "-self.inverse_temperature * advantage",
+    ),
+    "iql: advantage turned round": (IQL, "advantage = target_q - v", "advantage = v - target_q"),
+    "iql: likelihood minimised": (IQL, "actor_loss = -(weight", "actor_loss = (weight"),
+}
+
+
+def mutant(name: str) -> type:
+    """The method's class with the functions of its source after the replacement."""
+    cls, old, new = MUTANTS[name]
+    source = inspect.getsource(inspect.getmodule(cls))
+    assert source.count(old) == 1, f"{old!r} is no longer in the source once"
+    module = types.ModuleType("mutant")
+    sys.modules["mutant"] = module  # dataclasses look their module up
+    try:
+        exec(source.replace(old, new), module.__dict__)
+    finally:
+        del sys.modules["mutant"]
+    functions = {
+        k: f
+        for k, f in vars(vars(module)[cls.__name__]).items()
+        if inspect.isfunction(f) and not k.startswith("__")
+    }
+    return type(f"Mutated{cls.__name__}", (cls,), functions)
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_comparison_with_the_plain_implementation_finds_every_mutant(name, data64):
+    method = mutant(name)(hidden=(16, 16))
+    assert disagreement(MUTANTS[name][0](hidden=(16, 16)), data64, n=4) < 1e-10
+    assert disagreement(method, data64, n=4) > 1e-6
+
+
+FORGIVEN = {
+    "bc: error of the sum",  # skills are symmetric about zero, so the mirrored clone does as badly
+    "td3_bc: target takes the larger twin",  # overestimation does no harm in so small a space
+    "iql: expectile of the other side",  # a low expectile of V still ranks the actions
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_learning_alone_finds_every_mutant_that_the_task_does_not_forgive(name, clone):
+    method = METHODS[name.split(":")[0]]
+    got = learned(mutant(name)(**dataclasses.asdict(method)))
+    failed = (
+        (got < clone.min() - 1).any() if isinstance(method, BC) else not (got > halfway()).all()
+    )
+    assert bool(failed) == (name not in FORGIVEN)

@@ -1,0 +1,249 @@
+"""What a batch element spans, against an obvious loop over every row of adversarial episodes."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offbench import views
+from offbench.data import Episode, ReplayData, from_episodes
+from offbench.errors import UserError
+from offbench.types import Policy, Spec
+from offbench.views import Chunk, NStep
+
+GAMMA = 0.5  # powers of it are exact, so sums of small integers are too
+fast = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def make(kinds: list[tuple[int, str, int]]) -> ReplayData:
+    """Episodes of (steps, how it ends, where a terminal lies inside); every number in them is different."""
+    episodes, count = [], 0
+    for n, end, inside in kinds:
+        terminal = np.zeros(n, bool)
+        terminal[-1] = end == "terminal"
+        if end == "inside":
+            terminal[inside % n] = True
+        obs = count + np.arange(n + 1.0)[:, None]
+        action = np.stack([(count + np.arange(n)) / 1024, -(count + np.arange(n)) / 1024], 1)
+        episodes.append(Episode(obs, action, count + np.arange(n) + 1.0, terminal))
+        count += n + 1
+    return from_episodes(episodes, terminal_inside=True)
+
+
+ragged = st.lists(
+    st.tuples(
+        st.integers(1, 6), st.sampled_from(["timeout", "terminal", "inside"]), st.integers(0, 5)
+    ),
+    min_size=1,
+    max_size=8,
+).map(make)
+
+# length 1 both ways, a terminal inside, one inside at the first step, and a last row of each kind
+HAND = [
+    [(1, "timeout", 0)],
+    [(1, "terminal", 0)],
+    [(4, "inside", 1), (1, "timeout", 0), (3, "terminal", 0)],
+    [(3, "inside", 0), (2, "timeout", 0), (1, "terminal", 0), (5, "timeout", 0)],
+]
+
+
+def loop(data: ReplayData, row: int, n: int) -> tuple[float, float, int]:
+    """reward, discount and end of the span of up to n steps from `row`, step by step."""
+    reward, discount, at = 0.0, 1.0, row
+    for _ in range(n):
+        if at == int(data.last[row]):
+            break
+        reward += discount * float(data.reward[at])
+        discount *= GAMMA
+        at += 1
+        if bool(data.terminal[at - 1]):
+            return reward, 0.0, at
+    return reward, discount, at
+
+
+def check_spans(data: ReplayData, view, n: int) -> None:
+    support = view.support(data)
+    rows = support.nonzero().squeeze(1)
+    if not len(rows):
+        return
+    batch = view.batch(data, rows)
+    for j, row in enumerate(rows.tolist()):
+        reward, discount, end = loop(data, row, n)
+        assert (batch.reward[j].item(), batch.discount[j].item()) == (reward, discount)
+        assert torch.equal(batch.obs[j], data.obs[row]) and torch.equal(
+            batch.next_obs[j], data.obs[end]
+        )
+        if isinstance(view, Chunk):
+            assert batch.action[j].tolist() == data.action[row : row + n].flatten().tolist()
+        else:
+            assert torch.equal(batch.action[j], data.action[row])
+    assert batch.extras == ()
+    assert {x.dtype for x in batch[:5]} == {torch.float32}
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+@given(data=ragged)
+@fast
+def test_n_steps_equal_a_loop(n, data):
+    view = NStep(n, GAMMA)
+    assert torch.equal(view.support(data), data.valid)
+    check_spans(data, view, n)
+
+
+@pytest.mark.parametrize("h", [1, 2, 3, 4])
+@given(data=ragged)
+@fast
+def test_chunks_equal_a_loop_and_start_only_where_they_fit(h, data):
+    view = Chunk(h, GAMMA)
+    fits = [row + h <= int(last) for row, last in enumerate(data.last)]
+    if any(fits):
+        assert view.support(data).tolist() == fits
+        check_spans(data, view, h)
+    else:
+        with pytest.raises(UserError, match=f"view.h={h} is longer than every episode"):
+            view.support(data)
+
+
+@pytest.mark.parametrize("kinds", HAND, ids=str)
+def test_the_hand_made_ends_of_episodes_equal_a_loop(kinds):
+    for n in range(1, 6):
+        check_spans(make(kinds), NStep(n, GAMMA), n)
+        if n <= max(k[0] for k in kinds):
+            check_spans(make(kinds), Chunk(n, GAMMA), n)
+
+
+def test_a_time_limit_bootstraps_and_a_terminal_does_not():
+    timeout, terminal = (
+        NStep(3, GAMMA).batch(make([(2, end, 0)]), torch.tensor([0]))
+        for end in ("timeout", "terminal")
+    )
+    assert timeout.discount.item() == GAMMA**2 and terminal.discount.item() == 0
+    assert timeout.reward.item() == terminal.reward.item() == 1 + GAMMA * 2
+
+
+def test_nothing_beyond_a_terminal_inside_counts():
+    data = make([(5, "inside", 1)])
+    batch = Chunk(4, GAMMA).batch(data, torch.tensor([0]))
+    assert (batch.reward.item(), batch.discount.item(), batch.next_obs.item()) == (
+        1 + GAMMA * 2,
+        0,
+        2,
+    )
+    after = NStep(2, GAMMA).batch(
+        data, torch.tensor([2])
+    )  # beyond the goal the data still bootstrap
+    assert (after.reward.item(), after.discount.item()) == (3 + GAMMA * 4, GAMMA**2)
+
+
+@given(data=ragged)
+@fast
+def test_the_fast_path_of_one_step_equals_the_general_path(data):
+    rows = data.valid.nonzero().squeeze(1)
+    steps, counts, end = views._spans(data, rows, 1)
+    batch = NStep(1, 0.97).batch(data, rows)
+    assert (
+        torch.equal(steps[:, 0], rows)
+        and counts.all()
+        and torch.equal(batch.next_obs, data.obs[end])
+    )
+    want = torch.where(data.terminal[rows], 0.0, torch.tensor(0.97) ** 1)
+    assert torch.equal(batch.discount, want) and torch.equal(batch.reward, data.reward[rows])
+
+
+def test_batches_keep_the_type_of_the_data_and_its_precision(data64):
+    rows = Chunk(3, 0.97).support(data64).nonzero().squeeze(1)
+    for n, view in [
+        (1, NStep(1, 0.97)),
+        (3, NStep(3, 0.97)),
+        (1, Chunk(1, 0.97)),
+        (3, Chunk(3, 0.97)),
+    ]:
+        batch = view.batch(data64, rows)
+        assert {x.dtype for x in batch[:5]} == {torch.float64}
+        assert abs(batch.discount.max().item() - 0.97**n) < 1e-15
+
+
+@pytest.mark.parametrize(
+    "view, words",
+    [(NStep(0), "view.n must be at least 1"), (Chunk(0), "view.h must be at least 1")],
+)
+def test_a_span_of_no_steps_is_refused(view, words, data):
+    with pytest.raises(UserError, match=words):
+        view.support(data)
+
+
+def test_a_chunk_longer_than_every_episode_names_the_longest():
+    with pytest.raises(UserError, match="longest has 5 steps"):
+        Chunk(6).support(make([(5, "timeout", 0), (2, "terminal", 0)]))
+
+
+def test_only_the_action_size_of_the_spec_changes_and_only_for_chunks():
+    spec = Spec(4, 3, 0.9, 50)
+    assert NStep(5).spec(spec) == spec
+    assert Chunk(5).spec(spec) == Spec(4, 15, 0.9, 50)
+
+
+# --- acting in chunks
+
+
+def recorder(h: int, n_actions: int, calls: list) -> Policy:
+    """Plans h actions which tell the observation they were planned at and their place in the plan."""
+
+    def act(state, obs, first, carry, key):
+        calls.append(obs.clone())
+        plan = (
+            obs[..., :1, None] * 100 + torch.arange(h)[:, None] * 10 + torch.arange(n_actions)
+        )  # (N, E, h, A)
+        return plan.flatten(-2).expand(*obs.shape[:-1], h * n_actions), carry
+
+    return Policy(lambda n_seeds, n_envs: None, act)
+
+
+@given(
+    h=st.integers(1, 5),
+    lengths=st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=6), min_size=1, max_size=4),
+)
+@fast
+def test_each_environment_executes_its_own_chunk_and_forgets_it_at_the_end_of_an_episode(
+    h, lengths
+):
+    """Two seeds share the lengths of episodes in opposite order, so all phases mix."""
+    firsts = [[t == 0 for n in env for t in range(n)] for env in lengths]
+    horizon = max(map(len, firsts))
+    grid = [[row[t % len(row)] for row in firsts] for t in range(horizon)]  # (T, E)
+    policy = Chunk(h).policy(recorder(h, 2, []))
+    n_envs = len(lengths)
+    carry = policy.init(2, n_envs)
+    planned = {}
+    for t in range(horizon):
+        first = torch.tensor([grid[t], grid[t][::-1]])
+        obs = (torch.arange(2 * n_envs).view(2, n_envs, 1) + 10 * t).float()
+        action, carry = policy.act(
+            None, obs, first, carry, torch.zeros(2, n_envs, dtype=torch.int64)
+        )
+        assert action.shape == (2, n_envs, 2)
+        for s in range(2):
+            for e in range(n_envs):
+                if first[s, e] or t - planned[s, e] == h:
+                    planned[s, e] = t
+                seen = s * n_envs + e + 10 * planned[s, e]
+                step = t - planned[s, e]
+                assert action[s, e].tolist() == [seen * 100 + step * 10, seen * 100 + step * 10 + 1]
+
+
+def test_a_chunk_policy_asks_for_a_plan_only_when_one_is_needed():
+    calls = []
+    policy = Chunk(3).policy(recorder(3, 1, calls))
+    carry = policy.init(1, 2)
+    for t in range(7):
+        first = torch.full((1, 2), t == 0)
+        _, carry = policy.act(
+            None, torch.zeros(1, 2, 1), first, carry, torch.zeros(1, 2, dtype=torch.int64)
+        )
+    assert len(calls) == 3  # at steps 0, 3 and 6
+
+
+def test_a_step_view_leaves_the_policy_alone():
+    policy = recorder(1, 1, [])
+    assert NStep(3).policy(policy) is policy
