@@ -1,0 +1,471 @@
+"""The command line: `offbench COMMAND [key=value ...]`.
+
+A user's mistake ends in one line and exit code 2, a failed run in exit code 1 after all others have
+finished.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offbench.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from offbench.board import Board
+    from offbench.config import Cell, Plan
+    from offbench.records import Store
+    from offbench.run import Event, Outcome
+
+HELP = """\
+offbench COMMAND [key=value ...]
+
+  bench   run what is missing of a suite and print its leaderboard  (suite=quick methods=[bc,iql+aw] seeds=[0,1])
+  run     the same for one method                  (method=iql task=... seeds=[0,1,2] method.expectile=0.9)
+  plan    print every run, every effective value with its source, and how long it will take; run nothing
+  board   print the leaderboard of what has been run and write results/board/<suite>.{md,csv}
+  list    methods | tasks | suites | samplers | views
+  data    make ID | list          rebuild an embedded dataset from its recipe
+  check   method=NAME             run the contract every method must keep
+  speed   how fast training is here, against a plain PyTorch loop
+
+Settings: conf/run.yaml. Method, sampler, view: conf/method, conf/sampler, conf/view.
+A method of your own: method._target_=package.Class, or an installed package with an `offbench.conf` entry point.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0 if args else 2
+    command, rest = args[0], args[1:]
+    try:
+        if command not in COMMANDS:
+            raise unknown("command", command, COMMANDS)
+        if rest and rest[0] in ("-h", "--help"):
+            print(HELP, end="")
+            return 0
+        if flags := [a for a in rest if a.startswith("-")]:
+            raise UserError(
+                f"unknown option {flags[0]!r}: settings are written key=value; see offbench --help"
+            )
+        return COMMANDS[command](rest)
+    except UserError as error:
+        print(f"offbench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "offbench: interrupted; finished runs are kept, the next run continues", file=sys.stderr
+        )
+        return 130
+    except BrokenPipeError:  # `offbench list methods | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 120
+    return Console(width=width, highlight=False)
+
+
+# --- bench, run, plan, board ----------------------------------------------------------------
+
+
+def _bench(args: Sequence[str]) -> int:
+    return _execute(args, bench=True)
+
+
+def _run(args: Sequence[str]) -> int:
+    return _execute(args, bench=False)
+
+
+def _execute(args: Sequence[str], *, bench: bool) -> int:
+    from offbench.config import plan
+    from offbench.records import Store
+    from offbench.run import missing, preflight, resolve_device
+
+    start, console = time.perf_counter(), _console()
+    wanted = plan(args, bench=bench)
+    resolve_device(wanted.settings.device)
+    store = Store(Path(wanted.settings.results))
+    todo = missing(wanted.cells, store)
+    total = sum(len(c.seeds) for c in wanted.cells)
+    left = sum(len(c.seeds) for c in todo)
+    console.print(f"{wanted.name}: {total} runs, {total - left} recorded, {left} to do")
+    if todo:
+        with console.status("checking") as status:
+            preflight(todo, report=status.update)
+        store.check_writable()
+    failures = _show_progress(todo, store, wanted, console) if todo else []
+    board = _board_of(wanted, store)
+    if board is not None:
+        _print_board(board, wanted, console)
+        console.print(f"{left} runs in {time.perf_counter() - start:.0f} s")
+    for line in failures:
+        print(f"offbench: {line}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _show_progress(
+    todo: "Sequence[Cell]", store: "Store", plan: "Plan", console: "Console"
+) -> list[str]:
+    """Runs the cells under a progress display; returns one line per failure."""
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from offbench.run import run_cells
+
+    failures: list[str] = []
+    columns = [
+        TextColumn("{task.description}", justify="left"), BarColumn(24), TaskProgressColumn(),
+        TimeElapsedColumn(), TimeRemainingColumn(elapsed_when_finished=True),
+    ]  # fmt: skip
+    with Progress(
+        *columns, console=console, disable=not console.is_terminal, transient=True
+    ) as bars:
+        overall = bars.add_task("all", total=sum(len(c.seeds) for c in todo))
+        rows: dict[int, Any] = {}
+        done: dict[int, float] = {}
+        for event in run_cells(todo, store, plan.settings):
+            cell = todo[event.index]
+            if event.index not in rows:
+                rows[event.index] = bars.add_task("", total=1.0)
+            bars.update(
+                rows[event.index],
+                completed=event.fraction,
+                description=f"{_title(cell)}  [dim]{event.phase}",
+            )
+            done[event.index] = event.fraction * len(cell.seeds)
+            bars.update(overall, completed=sum(done.values()))
+            if event.outcome is not None or event.error is not None:
+                bars.update(rows[event.index], visible=False)
+                console.print(_finished(cell, event), soft_wrap=True)
+                failures += _failures(cell, event)
+    return failures
+
+
+def _title(cell: "Cell") -> str:
+    return f"{cell.entry} on {cell.task.id} x{len(cell.seeds)}"
+
+
+def _finished(cell: "Cell", event: "Event") -> str:
+    from rich.markup import escape
+
+    if event.outcome is None:
+        return f"[red]failed[/] {escape(_title(cell))}"
+    o: Outcome = event.outcome
+    scores = " ".join(f"{s:.1f}" for s in o.scores.values())
+    tail = f" [red]{len(o.failed)} diverged[/]" if o.failed else ""
+    return f"{escape(_title(cell))}: {scores}{tail} [dim]({o.wall_s:.0f} s)[/]"
+
+
+def _failures(cell: "Cell", event: "Event") -> list[str]:
+    if event.error is not None:
+        return [f"{_title(cell)} failed: {event.error.strip()}"]
+    assert event.outcome is not None
+    return [
+        f"{cell.entry} on {cell.task.id} seed {seed}: {why}"
+        for seed, why in event.outcome.failed.items()
+    ]
+
+
+def _plan(args: Sequence[str]) -> int:
+    from offbench.config import plan
+    from offbench.forecast import forecast
+    from offbench.records import Store
+    from offbench.run import missing, n_jobs
+
+    console = _console()
+    wanted = plan(args, bench=not any(a.startswith(("method=", "method._target_=")) for a in args))
+    store = Store(Path(wanted.settings.results))
+    todo = missing(wanted.cells, store)
+    _print_values(wanted, console)
+    with console.status("measuring speed") as status:
+        costs = forecast(todo, store, report=status.update)
+    _print_cells(wanted, todo, costs, console)
+    jobs = n_jobs(wanted.settings, len(todo))
+    longest = max((c.seconds for c in costs), default=0.0)
+    seconds = max(longest, sum(c.seconds for c in costs) / jobs)
+    runs = sum(len(c.seeds) for c in todo)
+    console.print(
+        f"{runs} runs to do, about {_duration(seconds)} on {jobs} process{'es' if jobs > 1 else ''}"
+    )
+    return 0
+
+
+def _print_values(plan: "Plan", console: "Console") -> None:
+    """Each setting once where it is the same for every cell, per entry otherwise."""
+    from rich.table import Table
+
+    table = Table(
+        "setting",
+        "value",
+        "from",
+        "for",
+        title="effective settings",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    values: dict[tuple[str, str, str], list[str]] = {}
+    for cell in plan.cells:
+        for key, value in _effective(cell).items():
+            where = values.setdefault((key, value, _source(cell, key)), [])
+            if cell.entry not in where:
+                where.append(cell.entry)
+    everyone = len({cell.entry for cell in plan.cells})
+    for (key, value, source), entries in sorted(
+        values.items(), key=lambda item: (item[0][0], item[1][0])
+    ):
+        table.add_row(key, value, source, "all" if len(entries) == everyone else ", ".join(entries))
+    console.print(table)
+    console.print()
+
+
+def _effective(cell: "Cell") -> dict[str, str]:
+    out = {f"method.{k}": v for k, v in cell.hparams.items()}
+    for group in ("view", "sampler"):
+        out |= {
+            f"{group}.{'_target_' if k == 'target' else k}": v
+            for k, v in cell.pipeline[group].items()
+        }
+    out |= {"transforms": cell.pipeline["transforms"], "batch_size": cell.pipeline["batch_size"]}
+    out |= {
+        "gamma": cell.pipeline["gamma"],
+        "n_updates": cell.n_updates,
+        "method._target_": cell.target,
+    }
+    out |= {f"eval.{k}": v for k, v in cell.protocol.items()}
+    return {k: str(list(v) if isinstance(v, tuple) else v) for k, v in out.items()}
+
+
+def _source(cell: "Cell", key: str) -> str:
+    if key == "transforms":
+        return next((s for k, s in cell.sources.items() if k.startswith("transforms")), "")
+    return cell.sources.get(key, "")
+
+
+def _print_cells(
+    plan: "Plan", todo: "Sequence[Cell]", costs: Sequence[Any], console: "Console"
+) -> None:
+    from rich.table import Table
+
+    table = Table(
+        "entry",
+        "task",
+        "seeds",
+        "to do",
+        "run ids",
+        "time",
+        "estimated from",
+        box=None,
+        pad_edge=False,
+    )
+    left = {(c.entry, c.task.id): c for c in todo}
+    cost = {(c.entry, c.task.id): k for c, k in zip(todo, costs)}
+    for cell in plan.cells:
+        key = (cell.entry, cell.task.id)
+        ids = [r.run_id[:6] for r in cell.runs()]
+        absent = str(list(left[key].seeds)) if key in left else "recorded"
+        time_, basis = (_duration(cost[key].seconds), cost[key].basis) if key in cost else ("", "")
+        table.add_row(
+            cell.entry, cell.task.id, str(list(cell.seeds)), absent, " ".join(ids), time_, basis
+        )
+    console.print(table)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _board(args: Sequence[str]) -> int:
+    from offbench.config import plan
+    from offbench.records import Store
+
+    wanted = plan(args, bench=True)
+    board = _board_of(wanted, Store(Path(wanted.settings.results)))
+    if board is None:
+        raise UserError(
+            f"nothing recorded for {wanted.name} with these settings in {wanted.settings.results}; run: offbench bench"
+        )
+    _print_board(board, wanted, _console())
+    return 0
+
+
+def _board_of(plan: "Plan", store: "Store") -> "Board | None":
+    """The planned runs, and every other entry of the suite run with the same budget and protocol."""
+    from offbench.board import leaderboard
+
+    runs = store.runs(suite=plan.name)
+    if runs.empty:
+        return None
+    planned = {r.run_id for cell in plan.cells for r in cell.runs()}
+    example = {cell.task.id: cell for cell in plan.cells}
+    entries = {cell.entry for cell in plan.cells}
+
+    def comparable(row: Any) -> bool:
+        if row["run_id"] in planned:
+            return True
+        cell = example.get(row["task"])
+        return (
+            cell is not None
+            and row["entry"] not in entries
+            and row["n_updates"] == cell.n_updates
+            and row["dataset_sha256"] == cell.task.sha256
+            and row["protocol.episodes"] == cell.protocol["episodes"]
+            and row["seed"] in cell.seeds
+        )
+
+    runs = runs[[comparable(row) for _, row in runs.iterrows()]]
+    if runs.empty:
+        return None
+    episodes = store.episodes(run_id=list(runs["run_id"]))
+    return leaderboard(episodes, runs, plan.tasks, title=f"{plan.name} v{plan.suite['version']}")
+
+
+def _print_board(board: "Board", plan: "Plan", console: "Console") -> None:
+    from offbench.board import to_terminal, write
+
+    to_terminal(board, console)
+    whole = plan.tasks == plan.suite["tasks"]
+    name = plan.name if whole else f"{plan.name}-part"
+    paths = write(board, Path(plan.settings.results) / "board", name)
+    console.print(f"written: {', '.join(map(str, paths))}")
+
+
+# --- list, data, check, speed ---------------------------------------------------------------
+
+
+def _list(args: Sequence[str]) -> int:
+    kinds: dict[str, Callable[[], list[tuple[str, str]]]] = {
+        "methods": lambda: _options("method"),
+        "samplers": lambda: _options("sampler"),
+        "views": lambda: _options("view"),
+        "suites": lambda: _options("suite"),
+        "tasks": _tasks,
+    }
+    if len(args) != 1 or args[0] not in kinds:
+        raise unknown("thing to list", " ".join(args), kinds)
+    rows = kinds[args[0]]()
+    width = max(len(name) for name, _ in rows)
+    for name, about in rows:
+        print(f"{name:{width}}  {about}".rstrip())
+    return 0
+
+
+def _options(group: str) -> list[tuple[str, str]]:
+    from offbench.config import options, read_option
+
+    rows = []
+    for name in options(group):
+        option = read_option(group, name)
+        target = option.get("method", option).get("_target_")
+        rows.append((name, option.get("summary") or (_first_line(target) if target else "")))
+    return rows
+
+
+def _first_line(target: str) -> str:
+    """The first line of the docstring of what is named, or of the module it is in."""
+    from offbench.config import locate
+
+    obj = locate(target)
+    own = (obj.__doc__ or "").strip()
+    if not own or own.startswith(f"{obj.__name__}("):
+        own = (sys.modules[obj.__module__].__doc__ or "").strip()
+    return own.split("\n")[0]
+
+
+def _tasks() -> list[tuple[str, str]]:
+    from offbench.tasks import manifests
+
+    rows = [
+        (
+            name,
+            f"{m['env']['id']}, {m['rows']:,} transitions, {m['episodes']:,} episodes, score: {m['score']['kind']}",
+        )
+        for name, (_, m) in sorted(manifests().items())
+    ]
+    if not rows:
+        raise UserError(
+            "no datasets found here; set OFFBENCH_DATASETS to the folder of their manifests"
+        )
+    return rows
+
+
+def _data(args: Sequence[str]) -> int:
+    from offbench.recipes import RECIPES, make
+
+    if args == ["list"]:
+        for name, recipe in RECIPES.items():
+            print(f"{name}  {recipe.summary}")
+        return 0
+    if len(args) < 2 or args[0] != "make":
+        raise UserError("data needs one of: data list, data make ID [ID ...]")
+    from rich.progress import Progress
+
+    ids = list(RECIPES) if args[1:] == ["all"] else args[1:]
+    for name in ids:
+        if name not in RECIPES:
+            raise unknown("recipe", name, RECIPES)
+    root = Path(os.environ.get("OFFBENCH_DATASETS", "datasets"))
+    console = _console()
+    for name in ids:
+        with Progress(console=console, disable=not console.is_terminal, transient=True) as bars:
+            bar = bars.add_task(name)
+            path = make(
+                name,
+                root,
+                progress=lambda done, total, b=bars, t=bar: b.update(
+                    t, completed=done, total=total
+                ),
+            )
+        console.print(f"{name}: {path}")
+    return 0
+
+
+def _check(args: Sequence[str]) -> int:
+    from offbench.config import locate, plan
+    from offbench.testing import check_method
+
+    for cell in {c.entry: c for c in plan(args, bench=False).cells}.values():
+        print(cell.entry)
+        check_method(locate(cell.target)(**cell.hparams))
+    return 0
+
+
+def _speed(args: Sequence[str]) -> int:
+    from offbench import speed
+
+    return speed.main(args)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "bench": _bench,
+    "run": _run,
+    "plan": _plan,
+    "board": _board,
+    "list": _list,
+    "data": _data,
+    "check": _check,
+    "speed": _speed,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

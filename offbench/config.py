@@ -1,0 +1,676 @@
+"""From a command line to cells: what to train on what, every value with where it came from.
+
+Hydra composes `conf/` (and the `conf` of any installed package with an `offbench.conf` entry point)
+and parses the overrides. The layers of a cell, later ones win:
+
+    the class's own defaults < conf/method/*.yaml < the suite < the method's preset for the task < the command line
+
+Nothing below this module knows of Hydra; a `Cell` is plain data and travels to worker processes.
+"""
+
+import difflib
+import importlib
+import inspect
+import itertools
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field, fields, is_dataclass
+from fnmatch import fnmatch
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from offbench.errors import UserError, unknown
+from offbench.records import RunSpec
+from offbench.tasks import Task, load_task
+
+GROUPS = ("method", "sampler", "view", "suite")
+NAMES_OF_VIEWS = {"nstep": "n", "chunk": "h"}  # the number in `iql+nstep3`
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings:
+    episodes: int | None = None
+    envs: int = 5
+    monitor_at: tuple[float, ...] | None = None
+    monitor_episodes: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The types of conf/run.yaml."""
+
+    task: str | None = None
+    methods: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    n_updates: int | None = None
+    batch_size: int = 256
+    gamma: float = 0.99
+    transforms: Mapping[str, Any] = field(default_factory=dict)
+    eval: EvalSettings = EvalSettings()
+    device: str = "auto"
+    engine: Literal["auto", "vmap", "eager", "compile", "cudagraph"] = "auto"
+    jobs: int | Literal["auto"] = "auto"
+    sink: Literal["none", "wandb"] = "none"
+    results: str = "results"
+    tuning: Mapping[str, Any] | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One row of the board on one task: every seed of it, trained as one stack."""
+
+    entry: str
+    suite: str
+    suite_version: int
+    task: Task
+    method: str  # registry name, or the dotted path of an outside class
+    target: str  # dotted path of the class
+    hparams: Mapping[str, Any]
+    pipeline: Mapping[str, Any]  # view, sampler, transforms, batch_size, gamma
+    seeds: tuple[int, ...]
+    n_updates: int
+    protocol: Mapping[str, Any]
+    tuning: Mapping[str, Any]
+    overrides: Mapping[str, Any]  # what the command line set
+    sources: Mapping[str, str]  # dotted setting -> where its value came from
+
+    def runs(self) -> list[RunSpec]:
+        return [
+            RunSpec(
+                suite=self.suite,
+                suite_version=self.suite_version,
+                task=self.task.id,
+                dataset=self.task.id,
+                dataset_sha256=self.task.sha256,
+                env={"id": self.task.env, "kwargs": dict(self.task.env_kwargs)},
+                method=self.method,
+                hparams=self.hparams,
+                pipeline=self.pipeline,
+                n_updates=self.n_updates,
+                seed=seed,
+                protocol=self.protocol,
+            )
+            for seed in self.seeds
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a command line asks for."""
+
+    cells: tuple[Cell, ...]
+    settings: Settings
+    suite: Mapping[str, Any]
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(cell.task.id for cell in self.cells))
+
+    @property
+    def name(self) -> str:
+        return self.suite["id"]
+
+
+# --- hydra ----------------------------------------------------------------------------------
+
+
+def conf_dir() -> Path:
+    """`conf/` inside the wheel, or beside the package in a checkout."""
+    here = Path(__file__).resolve().parent
+    return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
+
+
+@contextmanager
+def _hydra() -> Iterator[Any]:
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class ExternalConf(SearchPathPlugin):
+        """Adds the conf of every installed package that declares an `offbench.conf` entry point."""
+
+        def manipulate_search_path(self, search_path: Any) -> None:
+            for entry in entry_points(group="offbench.conf"):
+                search_path.append(provider=entry.name, path=f"pkg://{entry.value}")
+
+    if not any(p.__name__ == "ExternalConf" for p in Plugins.instance().discover(SearchPathPlugin)):
+        Plugins.instance().register(ExternalConf)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        yield GlobalHydra.instance().config_loader()
+
+
+@cache
+def options(group: str) -> tuple[str, ...]:
+    """Names in a config group: `options("method")`."""
+    with _hydra() as loader:
+        return tuple(sorted(loader.get_group_options(group)))
+
+
+def read_option(group: str, name: str) -> dict[str, Any]:
+    """One option of a group as plain data; for a method, the whole config it makes."""
+    if name not in options(group):
+        raise unknown(group, name, options(group))
+    config = _compose(f"{group}={name}")
+    return config if group == "method" else config[group]
+
+
+def _compose(*choices: str) -> dict[str, Any]:
+    return deepcopy(_composed(choices))
+
+
+@cache  # a bench of many entries composes the same few files again and again
+def _composed(choices: tuple[str, ...]) -> dict[str, Any]:
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    with _hydra():
+        return OmegaConf.to_container(compose("run", list(choices)), resolve=True)
+
+
+def _parse(overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """Overrides as {key: value}, one dict per point of a sweep (`method.alpha=1,2.5`)."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ChoiceSweep
+    from hydra.errors import HydraException
+
+    axes = []
+    for text in overrides:
+        try:
+            parsed = OverridesParser.create().parse_override(text)
+        except HydraException:
+            raise UserError(
+                f"cannot read {text!r}: settings are written key=value, lists as [1,2], text as 'a b'"
+            ) from None
+        if parsed.is_add() or parsed.is_delete() or parsed.is_force_add():
+            raise UserError(
+                f"{text!r}: settings are replaced (key=value), not added or deleted; null switches one off"
+            )
+        key = parsed.key_or_group
+        if not parsed.is_sweep_override():
+            axes.append([(key, _plain(parsed.value()))])
+        elif isinstance(parsed.value(), ChoiceSweep):
+            axes.append([(key, _plain(value)) for value in parsed.value().list])
+        else:
+            raise UserError(f"{text!r}: only choices can be swept (a=1,2,3)")
+    return [dict(point) for point in itertools.product(*axes)]
+
+
+def _plain(value: Any) -> Any:
+    """Hydra's quoted strings as text, inside lists and dicts too."""
+    from hydra.core.override_parser.types import QuotedString
+
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, list):
+        return [_plain(x) for x in value]
+    if isinstance(value, dict):
+        return {_plain(k): _plain(v) for k, v in value.items()}
+    return value
+
+
+# --- cells ----------------------------------------------------------------------------------
+
+
+def plan(overrides: Sequence[str], *, bench: bool) -> Plan:
+    """The cells that a command line describes.
+
+    With `bench`, the methods are the suite's unless `methods=[...]` or `method=` says otherwise;
+    without, `method=` must be given. Raises UserError for anything misspelt, mistyped or impossible.
+    """
+    plans = [_plan_point(point, bench=bench) for point in _parse(overrides)]
+    cells = tuple(cell for p in plans for cell in p.cells)
+    if len({p.name for p in plans}) > 1:
+        raise UserError("suites cannot be swept: one board, one suite")
+    seen: dict[tuple[str, str], Cell] = {}
+    for cell in cells:
+        if seen.setdefault((cell.entry, cell.task.id), cell) is not cell:
+            raise UserError(
+                f"{cell.entry} on {cell.task.id} is asked for twice; give the rows different labels"
+            )
+    return Plan(cells=cells, settings=plans[0].settings, suite=plans[0].suite)
+
+
+def _plan_point(given: dict[str, Any], *, bench: bool) -> Plan:
+    choices = {g: given.pop(g) for g in GROUPS if g in given}
+    for group, name in choices.items():
+        if name is not None and not isinstance(name, str):
+            raise UserError(
+                f"{group}={name!r} must be a name; {group} settings are written {group}.key=value"
+            )
+    suite = read_option("suite", choices.get("suite", "quick"))
+    if bad := [k for k in given if k.split(".")[0] == "suite"]:
+        raise UserError(
+            f"{bad[0]}: a published suite is not edited; set task, seeds, n_updates or eval instead"
+        )
+
+    target = given.get("method._target_")
+    if choices.get("method") or target:
+        entries: Sequence[str | None] = (choices.get("method"),)
+    elif bench:
+        entries = (
+            coerce(given.get("methods"), tuple[str, ...] | None, "methods") or suite["methods"]
+        )
+    else:
+        raise UserError(
+            f"method= is missing: {', '.join(options('method'))}, or method._target_=package.Class"
+        )
+    made = [pair for entry in entries for pair in _entry_cells(entry, choices, given, suite)]
+    return Plan(cells=tuple(cell for cell, _ in made), settings=made[-1][1], suite=suite)
+
+
+def _entry_cells(
+    entry: str | None, choices: Mapping, given: Mapping, suite: Mapping
+) -> Iterator[tuple[Cell, Settings]]:
+    """The cells of `iql+aw`, one per task."""
+    name, picked = _split_entry(entry, choices)
+    base = read_option("method", name) if name else {**_compose(), "method": {}}
+    presets = base.pop("presets", None) or {}
+    base.pop("suite")
+    where = f"conf/method/{name}.yaml" if name else "default"
+    values = Layers(base, where)
+    for group in ("sampler", "view"):
+        option, extra = picked.get(group, (None, {}))
+        if option:
+            values.replace(group, read_option(group, option), f"conf/{group}/{option}.yaml")
+    if "method._target_" in given:
+        values.replace("method", {"_target_": given["method._target_"]}, "command line")
+    for group in ("method", "sampler", "view"):
+        values.fill_defaults(group)
+        _, extra = picked.get(group, (None, {}))
+        values.update({f"{group}.{k}": v for k, v in extra.items()}, f"entry {entry}")
+    values.update(_flatten(suite.get("overrides") or {}), f"suite {suite['id']}", lenient=True)
+    values.update(
+        {k: suite[k] for k in ("seeds", "n_updates") if suite.get(k) is not None}
+        | {f"eval.{k}": v for k, v in (suite.get("eval") or {}).items()},
+        f"suite {suite['id']}",
+    )
+    given = {k: v for k, v in given.items() if k not in ("methods", "method._target_")}
+    task_names = [given["task"]] if given.get("task") else suite["tasks"]
+    for task_name in task_names:
+        task = load_task(coerce(task_name, str, "task"))
+        own = values.copy()
+        preset = next(
+            ((k, v) for k, v in presets.items() if k != "source" and fnmatch(task.id, k)), None
+        )
+        if preset:
+            own.update(
+                _flatten(preset[1]), f"preset {preset[0]} ({presets.get('source', 'no source')})"
+            )
+        own.update(given, "command line")
+        flat = {
+            k: v
+            for k, v in own.values.items()
+            if k.split(".")[0] not in ("method", "sampler", "view")
+        }
+        settings = _build(Settings, _nest(flat))
+        _check_settings(settings)
+        yield _cell(own, name, picked, task, suite, settings, given, bool(preset)), settings
+
+
+def _cell(
+    own: "Layers", name: str | None, picked: Mapping, task: Task, suite: Mapping, settings: Settings,
+    given: Mapping, tuned: bool,
+) -> Cell:  # fmt: skip
+    target = own.values["method._target_"]
+    hparams = own.typed("method")
+    pipeline = {
+        "view": {"target": own.values["view._target_"], **own.typed("view")},
+        "sampler": {"target": own.values["sampler._target_"], **own.typed("sampler")},
+        "transforms": {k: v or {} for k, v in settings.transforms.items()},
+        "batch_size": settings.batch_size,
+        "gamma": settings.gamma,
+    }
+    monitor_at = settings.eval.monitor_at or ()
+    protocol = {
+        "episodes": settings.eval.episodes,
+        "envs": settings.eval.envs,
+        "monitor_at": list(monitor_at),
+        "monitor_episodes": settings.eval.monitor_episodes if monitor_at else 0,
+    }
+    return Cell(
+        entry=settings.label or _label(name or target.rsplit(".", 1)[-1], picked, given),
+        suite=suite["id"],
+        suite_version=suite["version"],
+        task=task,
+        method=name or target,
+        target=target,
+        hparams=hparams,
+        pipeline=pipeline,
+        seeds=settings.seeds or (),
+        n_updates=settings.n_updates or 0,
+        protocol=protocol,
+        tuning=_tuning(own, settings, tuned),
+        overrides={k: v for k, v in given.items() if k in own.values or k.startswith("transforms")},
+        sources=own.sources,
+    )
+
+
+def _split_entry(
+    entry: str | None, choices: Mapping
+) -> tuple[str | None, dict[str, tuple[str, dict]]]:
+    """`iql+aw+nstep3` -> ("iql", {"sampler": ("aw", {}), "view": ("nstep", {"n": 3})})."""
+    picked = {g: (choices[g], {}) for g in ("sampler", "view") if choices.get(g)}
+    if entry is None:
+        return None, picked
+    name, *modifiers = entry.split("+")
+    samplers, views = options("sampler"), options("view")
+    for word in modifiers:
+        match = re.fullmatch(r"([a-z_]+?)(\d+)", word)
+        if word in samplers:
+            picked["sampler"] = (word, {})
+        elif word in views:
+            picked["view"] = (word, {})
+        elif match and match[1] in NAMES_OF_VIEWS:
+            picked["view"] = (match[1], {NAMES_OF_VIEWS[match[1]]: int(match[2])})
+        else:
+            raise unknown(f"sampler or view in {entry!r}:", word, [*samplers, *views])
+    return name, picked
+
+
+def _label(name: str, picked: Mapping, given: Mapping) -> str:
+    """What the board calls a row: the method, what was composed around it, and what was changed."""
+    words = [name]
+    for group in ("sampler", "view"):
+        option, extra = picked.get(group, (None, {}))
+        number = "".join(str(v) for v in extra.values())
+        if (option and option not in ("uniform", "nstep")) or number:
+            words.append(f"{option}{number}")
+    changed = [
+        f"{k.removeprefix('method.')}={_short(v)}"
+        for k, v in given.items()
+        if k.split(".")[0] in ("method", "sampler", "view", "transforms", "batch_size", "gamma")
+    ]
+    return "+".join(words) + (f"({','.join(changed)})" if changed else "")
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
+
+
+def _tuning(own: "Layers", settings: Settings, preset: bool) -> dict[str, Any]:
+    changed = [
+        k
+        for k, s in own.sources.items()
+        if s == "command line" and k.split(".")[0] in ("method", "sampler", "view")
+    ]
+    extra = dict(settings.tuning or {})
+    tried = extra.pop("configurations", 1)
+    source = extra.pop("source", None)
+    if extra:
+        raise unknown("key of tuning", next(iter(extra)), ("configurations", "source"))
+    if changed or settings.tuning:
+        how = "user"
+    elif preset:
+        how = "task preset"
+    elif any(s.startswith("suite") for k, s in own.sources.items() if k.startswith("method.")):
+        how = "suite"
+    else:
+        how = "default"
+    return {"how": how, "tried": tried, "source": source or ", ".join(changed) or how}
+
+
+def _check_settings(s: Settings) -> None:
+    from offbench.transforms import TRANSFORMS
+
+    def need(good: bool, message: str) -> None:
+        if not good:
+            raise UserError(message)
+
+    seeds = s.seeds or ()
+    need(len(seeds) > 0, "seeds must name at least one seed, for example seeds=[0,1,2]")
+    need(len(set(seeds)) == len(seeds), f"seeds={list(seeds)} has duplicates")
+    need(min(seeds) >= 0, f"seeds={list(seeds)}: a seed is a whole number >= 0")
+    need((s.n_updates or 0) >= 1, f"n_updates={s.n_updates} must be at least 1")
+    need(s.batch_size >= 1, f"batch_size={s.batch_size} must be at least 1")
+    need(0 <= s.gamma <= 1, f"gamma={s.gamma} must lie in [0, 1]")
+    need((s.eval.episodes or 0) >= 1, f"eval.episodes={s.eval.episodes} must be at least 1")
+    need(s.eval.envs >= 1, f"eval.envs={s.eval.envs} must be at least 1")
+    need(
+        s.eval.monitor_episodes >= 1,
+        f"eval.monitor_episodes={s.eval.monitor_episodes} must be at least 1",
+    )
+    for x in s.eval.monitor_at or ():
+        need(0 < x < 1, f"eval.monitor_at: {x} is not a fraction of training in (0, 1)")
+    need(s.jobs == "auto" or int(s.jobs) >= 1, f"jobs={s.jobs} must be auto or at least 1")
+    for name in s.transforms:
+        if name not in TRANSFORMS:
+            raise unknown("transform", name, TRANSFORMS)
+
+
+# --- layers ---------------------------------------------------------------------------------
+
+
+class Layers:
+    """Dotted settings, their types and where each value came from."""
+
+    def __init__(self, values: Mapping[str, Any], source: str):
+        self.values = _flatten(values)
+        run_yaml = _flatten(_compose())
+        self.sources = {
+            k: "conf/run.yaml" if run_yaml.get(k) == v else source for k, v in self.values.items()
+        }
+        self.hints: dict[str, Any] = _hints(Settings)
+
+    def copy(self) -> "Layers":
+        other = object.__new__(Layers)
+        other.values, other.sources, other.hints = (
+            dict(self.values),
+            dict(self.sources),
+            dict(self.hints),
+        )
+        return other
+
+    def replace(self, group: str, values: Mapping[str, Any], source: str) -> None:
+        for key in [k for k in self.values if k == group or k.startswith(group + ".")]:
+            del self.values[key], self.sources[key]
+        for key, value in _flatten({group: values}).items():
+            self.values[key], self.sources[key] = value, source
+
+    def fill_defaults(self, group: str) -> None:
+        """The target's own defaults, below what the yaml says; and its types."""
+        target = self.values.get(f"{group}._target_")
+        if target is None:
+            return
+        for name, (hint, default) in parameters(target).items():
+            key = f"{group}.{name}"
+            self.hints[key] = hint
+            if key not in self.values:
+                if default is inspect.Parameter.empty:
+                    raise UserError(
+                        f"{target} needs {name}, which neither its yaml nor its defaults give"
+                    )
+                self.values[key], self.sources[key] = default, "default"
+        for key in [k for k in self.values if k.startswith(group + ".") and k not in self.hints]:
+            if key != f"{group}._target_":
+                raise unknown(
+                    f"setting of {target}",
+                    key,
+                    [k for k in self.hints if k.startswith(group + ".")],
+                )
+
+    def update(self, changes: Mapping[str, Any], source: str, *, lenient: bool = False) -> None:
+        """Sets values that exist. `lenient` skips method settings that this method does not have."""
+        for key, value in changes.items():
+            if key == "transforms" or key.startswith("transforms."):
+                self._transforms(key, value, source)
+            elif key in self.hints:
+                self.values[key] = coerce(value, self.hints[key], key)
+                self.sources[key] = source
+            elif not (lenient and key.startswith(("method.", "sampler.", "view."))):
+                raise self._unknown(key)
+
+    def _unknown(self, key: str) -> UserError:
+        """Names that end alike count as near: `expectile` is `method.expectile`."""
+        known = [k for k in self.hints if not k.startswith("suite")]
+        last = {k.rsplit(".", 1)[-1]: k for k in known}
+        near = difflib.get_close_matches(key.rsplit(".", 1)[-1], last, n=1, cutoff=0.6)
+        hint = f"; did you mean '{last[near[0]]}'?" if near else ""
+        siblings = [k for k in known if k.split(".")[0] == key.split(".")[0]]
+        return UserError(
+            f"unknown setting '{key}'{hint} (settings: {', '.join(siblings or known)})"
+        )
+
+    def _transforms(self, key: str, value: Any, source: str) -> None:
+        if key == "transforms":
+            for old in [k for k in self.values if k.split(".")[0] == "transforms"]:
+                del self.values[old], self.sources[old]
+            if isinstance(value, list | tuple):
+                value = {name: {} for name in value}
+            if not isinstance(value, Mapping):
+                raise UserError(
+                    f"transforms={value!r} must be names ([obs_norm]) or names with options ({{obs_norm: {{}}}})"
+                )
+            changes = _flatten({"transforms": value}) or {"transforms": {}}
+        else:
+            changes = {key: value}
+            self.values.pop("transforms", None)
+            if len(key.split(".")) == 3:
+                self.values.pop(key.rsplit(".", 1)[0], None)
+        for k, v in changes.items():
+            self.values[k], self.sources[k] = v, source
+
+    def typed(self, group: str) -> dict[str, Any]:
+        """The group's parameters, coerced to the target's types."""
+        names = [
+            k for k in self.values if k.startswith(group + ".") and not k.endswith("._target_")
+        ]
+        return {k.split(".", 1)[1]: coerce(self.values[k], self.hints[k], k) for k in names}
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            out |= _flatten(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, last = key.split(".")
+        here = out
+        for part in path:
+            here = here.setdefault(part, {})
+        here[last] = value
+    return out
+
+
+# --- types ----------------------------------------------------------------------------------
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """Dotted field -> type of a nested settings dataclass."""
+    out: dict[str, Any] = {}
+    for name, hint in get_type_hints(cls).items():
+        if is_dataclass(hint):
+            out |= {f"{name}.{k}": v for k, v in _hints(hint).items()}
+        else:
+            out[name] = hint
+    return out
+
+
+def _build(cls: type, values: Mapping[str, Any]) -> Any:
+    hints = get_type_hints(cls)
+    made = {}
+    for f in fields(cls):
+        if f.name in values:
+            value, hint = values[f.name], hints[f.name]
+            made[f.name] = (
+                _build(hint, value) if is_dataclass(hint) else coerce(value, hint, f.name)
+            )
+    return cls(**made)
+
+
+def locate(target: str) -> Any:
+    """The object at a dotted path. Raises UserError naming the part that is not there."""
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name) if module_name else None
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"_target_={target}: no module named {error.name!r} (is the package on the path?)"
+        ) from None
+    if module is None or not hasattr(module, name):
+        names = [n for n in dir(module) if not n.startswith("_")] if module else []
+        raise unknown(f"object in _target_={target}:", name, names)
+    return getattr(module, name)
+
+
+def parameters(target: str) -> dict[str, tuple[Any, Any]]:
+    """Settable parameters of a target: name -> (type, default). `data` and `gamma` are the engine's."""
+    obj = locate(target)
+    hints = get_type_hints(obj)
+    found = inspect.signature(obj).parameters
+    return {
+        n: (hints.get(n, Any), p.default) for n, p in found.items() if n not in ("data", "gamma")
+    }
+
+
+def coerce(value: Any, hint: Any, name: str) -> Any:
+    """`value` as the annotated type, or a UserError naming `name`, the value and the type."""
+
+    def bad() -> UserError:
+        return UserError(f"{name}={value!r} must be {_words(hint)}")
+
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        for arg in (a for a in args if a is not type(None)):
+            try:
+                return coerce(value, arg, name)
+            except UserError:
+                continue
+        raise bad()
+    if origin is Literal:
+        if value not in args:
+            raise UserError(f"{name}: {unknown('value', value, args)}")
+        return value
+    if origin in (tuple, list):
+        if not isinstance(value, list | tuple):
+            raise bad()
+        return tuple(coerce(x, args[0], f"{name}[{i}]") for i, x in enumerate(value))
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise bad()
+        return dict(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and not isinstance(value, bool):
+        if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+            return int(value)
+    if hint in (bool, str) and isinstance(value, hint):
+        return value
+    if hint not in (int, float, bool, str):
+        return value
+    raise bad()
+
+
+def _words(hint: Any) -> str:
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        type(None): "null",
+    }
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (tuple, list):
+        return f"a list of {_words(args[0]).removeprefix('a ')}s"
+    if origin in (Union, types.UnionType):
+        return " or ".join(_words(a) for a in args)
+    if origin is Literal:
+        return " or ".join(map(repr, args))
+    return names.get(hint, str(hint))

@@ -1,0 +1,215 @@
+"""Stacked policies x environments -> one row per episode.
+
+Every method and seed faces the same episodes: their reset seeds are a hash of (task, stream,
+number). Episodes are dealt to environments beforehand, so a short episode cannot make room for more
+short ones, and an episode's noise depends on its number alone. Evaluation reads the state and draws
+from streams of its own: it cannot change training.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from offbench import rng
+from offbench.engine import Program
+from offbench.errors import UserError
+from offbench.pipeline import Pipeline
+from offbench.tasks import Task
+from offbench.types import Method, Policy, Spec
+
+if TYPE_CHECKING:
+    import gymnasium
+    import numpy as np
+    import pandas as pd
+
+Stream = Literal["test", "monitor", "tune"]
+
+
+def env_seeds(task_id: str, stream: Stream, n: int) -> list[int]:
+    """Reset seeds of the first n episodes of a stream: the same for every method and seed."""
+    return [_number(f"{task_id}/{stream}/{i}") % 2**31 for i in range(n)]
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+class EnvPool:
+    """Environments of one task, made when first needed and used again for every evaluation."""
+
+    def __init__(self, task: Task):
+        self.task = task
+        self._envs: list[gymnasium.Env] = []
+
+    def take(self, n: int) -> "list[gymnasium.Env]":
+        while len(self._envs) < n:
+            self._envs.append(self.task.make_env())
+        return self._envs[:n]
+
+    def check(self, spec: Spec) -> None:
+        """Raises UserError where the dataset's sizes are not the environment's."""
+        env = self.take(1)[0]
+        for name, space, size in (
+            ("observation", env.observation_space, spec.obs_dim),
+            ("action", env.action_space, spec.action_dim),
+        ):
+            if space.shape != (size,):
+                raise UserError(
+                    f"{self.task.id}: the dataset's {name}s have {size} features, "
+                    f"environment {self.task.env} has {space.shape}"
+                )
+
+    def close(self) -> None:
+        for env in self._envs:
+            env.close()
+        self._envs.clear()
+
+
+def make_policy(method: Method, pipeline: Pipeline) -> Policy:
+    """The method's `act` for N seeds and E environments, as it acts in the raw environment."""
+
+    def one(state: Any, obs: Tensor, key: Tensor) -> Tensor:
+        return method.act(state, obs[None], key)[0]  # (O,) -> (A,)
+
+    stacked = vmap(vmap(one, in_dims=(None, 0, 0)))
+    programs: dict[torch.Size, Program] = {}
+
+    def act(state: Any, obs: Tensor, first: Tensor, carry: Any, key: Tensor) -> tuple[Tensor, Any]:
+        if obs.shape not in programs:
+            programs[obs.shape] = Program(lambda x: stacked(*x), (state, obs, key))
+        return programs[obs.shape]((state, obs, key)).clamp(-1, 1), carry
+
+    return pipeline.policy(Policy(lambda n_seeds, n_envs: (), act))
+
+
+def evaluate(
+    policy: Policy,
+    state: Any,
+    task: Task,
+    *,
+    seeds: Sequence[int],
+    episodes: int,
+    stream: Stream = "test",
+    update: int = 0,
+    n_envs: int = 5,
+    pool: EnvPool | None = None,
+) -> "pd.DataFrame":
+    """Runs `episodes` episodes with each stacked state; `seeds` names the stack's entries.
+
+    `n_envs` environments per seed step together, their observations one forward pass. Returns one
+    row per (seed, episode) with the columns of `offbench.records` that evaluation knows.
+    """
+    pool = pool or EnvPool(task)
+    device = next(iter(torch.utils._pytree.tree_leaves(state))).device
+    run = _Episodes(pool, list(seeds), episodes, min(n_envs, episodes), stream, device)
+    carry = policy.init(run.n_seeds, run.n_envs)
+    with torch.no_grad():
+        while run.active:
+            obs, first, key = run.observe()
+            action, carry = policy.act(state, obs, first, carry, key)
+            run.step(action.cpu().numpy())
+    return run.frame(update)
+
+
+class _Episodes:
+    """N x E slots; slot e of a seed plays episodes e, e + E, e + 2E, ..."""
+
+    def __init__(
+        self,
+        pool: EnvPool,
+        seeds: list[int],
+        episodes: int,
+        n_envs: int,
+        stream: Stream,
+        device: torch.device,
+    ):
+        import numpy as np
+
+        self.task, self.seeds, self.stream = pool.task, seeds, stream
+        self.n_seeds, self.n_envs, self.episodes = len(seeds), n_envs, episodes
+        self.reset_seed = env_seeds(self.task.id, stream, episodes)
+        self.envs = pool.take(self.n_seeds * n_envs)
+        self.device, self.rows = device, []
+        stream_key = _number(f"{self.task.id}/{stream}")
+        self.seed_key = torch.stack([rng.fold(rng.key(s), stream_key) for s in seeds])[
+            :, None
+        ]  # (N, 1)
+        shape = (self.n_seeds, n_envs)
+        self.obs = np.zeros((*shape, *self.envs[0].observation_space.shape), np.float32)
+        self.number = np.tile(np.arange(n_envs), (self.n_seeds, 1))  # the episode each slot plays
+        self.t = np.zeros(shape, np.int64)
+        self.total = np.zeros(shape, np.float64)
+        self.active = [(n, e) for n in range(self.n_seeds) for e in range(n_envs)]
+        for slot in self.active:
+            self._reset(slot)
+
+    def _reset(self, slot: tuple[int, int]) -> None:
+        import numpy as np
+
+        seed = self.reset_seed[self.number[slot]]
+        kept = np.random.get_state()
+        np.random.seed(
+            seed
+        )  # OGBench's mazes draw their start from numpy's global generator, not from reset(seed)
+        obs, _ = self._env(slot).reset(seed=seed)
+        np.random.set_state(kept)
+        self.obs[slot], self.t[slot], self.total[slot] = obs, 0, 0.0
+
+    def _env(self, slot: tuple[int, int]) -> "gymnasium.Env":
+        return self.envs[slot[0] * self.n_envs + slot[1]]
+
+    def observe(self) -> tuple[Tensor, Tensor, Tensor]:
+        """obs (N, E, O), first (N, E) and a key per slot that depends on seed, episode and time."""
+        key = rng.fold(
+            rng.fold(self.seed_key, torch.from_numpy(self.number)), torch.from_numpy(self.t)
+        )
+        obs, first = torch.from_numpy(self.obs), torch.from_numpy(self.t == 0)
+        return obs.to(self.device), first, key.to(self.device)
+
+    def step(self, action: "np.ndarray") -> None:
+        still = []
+        for slot in self.active:
+            obs, reward, terminated, truncated, info = self._env(slot).step(action[slot])
+            self.obs[slot] = obs
+            self.t[slot] += 1
+            self.total[slot] += reward
+            if terminated or truncated:
+                self._record(slot, terminated, truncated, info)
+                self.number[slot] += self.n_envs
+                if self.number[slot] >= self.episodes:
+                    continue
+                self._reset(slot)
+            still.append(slot)
+        self.active = still
+
+    def _record(self, slot: tuple[int, int], terminated: bool, truncated: bool, info: dict) -> None:
+        episode, success = int(self.number[slot]), info.get("success")
+        if success is None and self.task.score == "success":
+            raise UserError(
+                f"{self.task.id}: environment {self.task.env} reports no info['success'] at the end of an episode"
+            )
+        success = None if success is None else bool(success)
+        self.rows.append(
+            {
+                "seed": self.seeds[slot[0]],
+                "episode": episode,
+                "env_seed": self.reset_seed[episode],
+                "return": float(self.total[slot]),
+                "score": self.task.normalise(float(self.total[slot]), success),
+                "length": int(self.t[slot]),
+                "success": success,
+                "terminated": bool(terminated),
+                "truncated": bool(truncated),
+            }
+        )
+
+    def frame(self, update: int) -> "pd.DataFrame":
+        import pandas as pd
+
+        frame = pd.DataFrame(self.rows).sort_values(["seed", "episode"], ignore_index=True)
+        frame["success"] = frame["success"].astype("boolean")
+        return frame.assign(stream=self.stream, update=update, task=self.task.id)

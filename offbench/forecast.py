@@ -1,0 +1,92 @@
+"""How long cells will take, from records of the same work where there are any, else from a short probe."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from offbench.config import Cell
+from offbench.records import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PROBE_UPDATES = 60  # timed after one untimed step
+PROBE_STEPS = 300
+SETUP_S = 3.0  # loading, tracing, making environments
+
+
+class Cost(NamedTuple):
+    seconds: float  # of the cell, on one process
+    basis: str  # "records" or "probe"
+
+
+def forecast(
+    cells: Sequence[Cell], store: Store, *, report: Callable[[str], None] = lambda text: None
+) -> list[Cost]:
+    """One cost per cell. Environment steps are counted as if every episode ran to its limit."""
+    records = store.runs(status="ok") if cells else None
+    rates: dict[object, float] = {}
+    costs = []
+    for cell in cells:
+        known = _recorded(cell, records)
+        if known is not None:
+            costs.append(Cost(known, "records"))
+            continue
+        # Nets and batch decide the speed, the task's sizes hardly: one probe serves every task.
+        key = (cell.target, str(cell.hparams), str(cell.pipeline), len(cell.seeds))
+        if key not in rates:
+            report(f"measuring {cell.entry}")
+            rates[key] = _update_rate(cell)
+        if cell.task.id not in rates:
+            report(f"measuring {cell.task.env}")
+            rates[cell.task.id] = _step_rate(cell)
+        p = cell.protocol
+        episodes = p["episodes"] + len(p["monitor_at"]) * p["monitor_episodes"]
+        steps = episodes * len(cell.seeds) * cell.task.max_episode_steps
+        costs.append(
+            Cost(SETUP_S + cell.n_updates / rates[key] + steps / rates[cell.task.id], "probe")
+        )
+    return costs
+
+
+def _recorded(cell: Cell, records: "pd.DataFrame | None") -> float | None:
+    """Seconds of this cell by the records of the same entry and task, scaled to its updates and seeds."""
+    if records is None or records.empty:
+        return None
+    same = records[(records["entry"] == cell.entry) & (records["task"] == cell.task.id)]
+    if same.empty:
+        return None
+    row = same.iloc[-1]
+    scale = cell.n_updates / row["n_updates"] * len(cell.seeds) / row["pack"]
+    return float(row["wall_s"] * scale)
+
+
+def _update_rate(cell: Cell) -> float:
+    """Updates per second of the whole stack."""
+    from offbench.engine import Engine, initial_carry, make_step, n_minibatches
+    from offbench.run import build
+
+    data, spec = cell.task.load(gamma=cell.pipeline["gamma"])
+    method, pipeline = build(cell, data)
+    engine = Engine(
+        make_step(method, pipeline), initial_carry(method, pipeline.spec(spec), cell.seeds)
+    )
+    engine.run(1)
+    start, steps = time.perf_counter(), max(1, PROBE_UPDATES // n_minibatches(method))
+    engine.run(steps)
+    return steps * n_minibatches(method) / (time.perf_counter() - start)
+
+
+def _step_rate(cell: Cell) -> float:
+    """Environment steps per second, with random actions."""
+    env = cell.task.make_env()
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    start = time.perf_counter()
+    for _ in range(PROBE_STEPS):
+        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        if terminated or truncated:
+            env.reset(seed=0)
+    rate = PROBE_STEPS / (time.perf_counter() - start)
+    env.close()
+    return rate

@@ -1,0 +1,75 @@
+"""Screens on which training can be watched. The record is `results/`; a sink may be lost."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from offbench.config import Cell
+
+
+class Sink(Protocol):
+    def metrics(
+        self, update: int, values: Mapping[str, Any]
+    ) -> None: ...  # lists with one value per seed
+    def episodes(self, frame: "pd.DataFrame") -> None: ...
+
+
+class Nothing:
+    def metrics(self, update: int, values: Mapping[str, Any]) -> None: ...
+    def episodes(self, frame: "pd.DataFrame") -> None: ...
+
+
+class Wandb:
+    """One wandb run per seed, grouped by cell; offline unless an account is logged in or WANDB_MODE says so."""
+
+    def __init__(self, cell: "Cell", folder: str):
+        import wandb
+
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        self._seeds = cell.seeds
+        self._runs = [
+            wandb.init(
+                project=os.environ.get("WANDB_PROJECT", f"offbench-{cell.suite}"),
+                group=f"{cell.entry}-{cell.task.id}",
+                name=f"{cell.entry}-{cell.task.id}-{spec.seed}",
+                config=spec.as_dict() | {"run_id": spec.run_id, "entry": cell.entry},
+                mode=mode,
+                dir=folder,
+                reinit="create_new",
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+            for spec in cell.runs()
+        ]
+
+    def metrics(self, update: int, values: Mapping[str, Any]) -> None:
+        for i, run in enumerate(self._runs):
+            run.log({f"train/{k}": v[i] for k, v in values.items() if k != "update"}, step=update)
+
+    def episodes(self, frame: "pd.DataFrame") -> None:
+        for seed, rows in frame.groupby("seed"):
+            run = self._runs[self._seeds.index(seed)]
+            kind, update = rows["stream"].iloc[0], int(rows["update"].iloc[0])
+            run.log(
+                {f"{kind}/score": rows["score"].mean(), f"{kind}/return": rows["return"].mean()},
+                step=update,
+            )
+
+    def close(self) -> None:
+        for run in self._runs:
+            run.finish()
+
+
+@contextmanager
+def open_sink(name: str, cell: "Cell", folder: str) -> Iterator[Sink]:
+    if name == "none":
+        yield Nothing()
+        return
+    sink = Wandb(cell, folder)
+    try:
+        yield sink
+    finally:
+        sink.close()

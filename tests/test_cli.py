@@ -1,0 +1,328 @@
+"""The command line as a user meets it: real subprocesses, real data files, real environments."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import pandas as pd
+import pytest
+import yaml
+
+from offbench.cli import main
+from offbench.tasks import check_file, load_task
+
+ROOT = Path(__file__).resolve().parents[1]
+HOPPER = "offbench/hopper/medium-replay-v0"
+TINY = [f"task={HOPPER}", "n_updates=20", "eval.episodes=1", "method.hidden=[8]"]
+pytestmark = pytest.mark.env
+
+
+def offbench(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "offbench.cli", *args],
+        cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_make_bench_turns_data_into_a_board_and_a_second_run_trains_nothing(tmp_path):
+    args = "methods=[bc,iql+aw] seeds=[0,1] " + " ".join(TINY) + f" results={tmp_path}"
+    command = ["make", "-s", "bench", f"ARGS={args}"]
+    if not (ROOT / ".venv" / ".ready").exists():  # tests of an environment made some other way
+        command = [sys.executable, "-m", "offbench.cli", "bench", *args.split()]
+    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "4 runs, 0 recorded, 4 to do" in first.stdout
+    board = (tmp_path / "board" / "quick-part.md").read_text()
+    assert "bc" in board and "iql+aw" in board
+    records = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/**/*.parquet")}
+    assert len(records) == 4
+
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert second.returncode == 0 and "4 runs, 4 recorded, 0 to do" in second.stdout
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/**/*.parquet")} == records
+    assert (tmp_path / "board" / "quick-part.md").read_text() == board
+
+    frame = pd.read_parquet(next(iter(records)))  # plain files: no offbench needed to read them
+    assert (
+        len(frame) == 1
+        and frame["stream"].tolist() == ["test"]
+        and frame["update"].tolist() == [20]
+    )
+
+
+def test_a_stack_of_seeds_on_processes_equals_one_process(tmp_path):
+    """Scheduling must not reach the numbers."""
+    for name, jobs in (("a", 1), ("b", 2)):
+        args = [
+            "bench",
+            "methods=[bc,td3_bc]",
+            "seeds=[3,5]",
+            *TINY,
+            f"jobs={jobs}",
+            f"results={tmp_path / name}",
+        ]
+        done = offbench(*args)
+        assert done.returncode == 0, done.stderr
+    read = lambda name: pd.concat(
+        pd.read_parquet(p) for p in sorted((tmp_path / name).glob("runs/**/*.parquet"))
+    ).reset_index(drop=True)
+    pd.testing.assert_frame_equal(read("a"), read("b"))
+
+
+def test_looking_at_training_does_not_change_it(tmp_path):
+    """Monitoring has its own episodes and random streams."""
+    for name, extra in (
+        ("quiet", []),
+        ("watched", ["eval.monitor_at=[0.25,0.5]", "eval.monitor_episodes=1"]),
+    ):
+        assert (
+            main(
+                [
+                    "run",
+                    "method=td3_bc",
+                    "seeds=[0]",
+                    "jobs=1",
+                    *TINY,
+                    *extra,
+                    f"results={tmp_path / name}",
+                ]
+            )
+            == 0
+        )
+    quiet, watched = (
+        pd.concat(pd.read_parquet(p) for p in (tmp_path / n).glob("runs/**/*.parquet"))
+        for n in ("quiet", "watched")
+    )
+    test = watched[watched.stream == "test"]
+    assert sorted(watched[watched.stream == "monitor"]["update"]) == [
+        4,
+        10,
+    ]  # TD3+BC moves two at a time
+    assert test["return"].tolist() == quiet["return"].tolist()
+    assert not set(watched[watched.stream == "monitor"].env_seed) & set(test.env_seed)
+
+
+def test_plan_shows_every_run_and_writes_nothing(tmp_path):
+    done = offbench("plan", "methods=[bc,iql]", "seeds=[0,1]", *TINY, f"results={tmp_path / 'r'}")
+    assert done.returncode == 0, done.stderr
+    for text in (
+        "method.expectile",
+        "command line",
+        "suite quick",
+        "conf/run.yaml",
+        "4 runs to do, about",
+        "probe",
+    ):
+        assert text in done.stdout, text
+    assert not (tmp_path / "r").exists()
+
+
+def test_lists_name_what_there_is(capsys):
+    for kind, name in (
+        ("methods", "td3_bc"),
+        ("tasks", HOPPER),
+        ("suites", "quick"),
+        ("samplers", "aw"),
+        ("views", "chunk"),
+    ):
+        assert main(["list", kind]) == 0
+        assert name in capsys.readouterr().out
+
+
+def test_help_and_no_command(capsys):
+    assert main(["--help"]) == 0 and "offbench COMMAND" in capsys.readouterr().out
+    assert main([]) == 2
+
+
+def refused(args: list[str], capsys, results: Path | None = None) -> str:
+    """The one line of a user's mistake: exit code 2, nothing on stdout but the summary, nothing written."""
+    code = main(args)
+    err = capsys.readouterr().err
+    assert code == 2, err
+    assert err.startswith("offbench: ") and err.count("\n") == 1 and "Traceback" not in err
+    assert results is None or not results.exists()
+    return err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["benhc"], "unknown command 'benhc': did you mean 'bench'"),
+        (["bench", "--suite", "quick"], "settings are written key=value"),
+        (["list", "method"], "did you mean 'methods'"),
+        (["data", "make", "offbench/hoper"], "unknown recipe 'offbench/hoper': did you mean"),
+        (["data"], "data needs one of"),
+        (
+            ["run", "method=td3_bc", *TINY, "n_updates=21"],
+            "n_updates=21 must be a positive multiple of 2",
+        ),
+        (["run", "method=bc", *TINY, "device=cuda:7"], "device=cuda:7: no CUDA device"),
+        (["run", "method=bc", *TINY, "device=gpu"], "device='gpu' is not a device"),
+        (
+            ["run", "method=bc", *TINY, "view=chunk", "view.h=100000"],
+            "view.h=100000 is longer than every episode",
+        ),
+        (["run", "method=bc", *TINY, "view.n=0"], "view.n must be at least 1"),
+        (
+            ["run", "method=bc", *TINY, "sampler=aw", "sampler.temperature=0"],
+            "temperature must be > 0",
+        ),
+        (
+            ["run", "method=bc", *TINY, "sampler=top10", "sampler.fraction=2"],
+            "fraction must be in (0, 1]",
+        ),
+        (["board", "results={tmp}/none"], "nothing recorded for quick"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_written(args, message, capsys, tmp_path):
+    results = tmp_path / "r"
+    args = [a.format(tmp=tmp_path) for a in args]
+    if args[0] == "run":
+        args += [f"results={results}", "jobs=1"]
+    assert message in refused(args, capsys, results)
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch) -> Path:
+    """A copy of one dataset that a test may damage."""
+    task = load_task(HOPPER)
+    root = tmp_path / "datasets"
+    shutil.copytree(task.folder, root / "minari" / HOPPER)
+    shutil.copy(task.root / "offbench--hopper--medium-replay-v0.yaml", root)
+    monkeypatch.setenv("OFFBENCH_DATASETS", str(root))
+    return root
+
+
+def _file(root: Path) -> Path:
+    return root / "minari" / HOPPER / "data" / "main_data.hdf5"
+
+
+def _resign(root: Path, **changes) -> None:
+    """Makes the manifest agree with the damaged file, so that its content is what is judged."""
+    import hashlib
+
+    path = root / "offbench--hopper--medium-replay-v0.yaml"
+    manifest = yaml.safe_load(path.read_text())
+    manifest["sha256"] = hashlib.sha256(_file(root).read_bytes()).hexdigest()
+    path.write_text(yaml.safe_dump(manifest | changes))
+
+
+def _missing(root):
+    _file(root).unlink()
+
+
+def _truncated(root):
+    content = _file(root).read_bytes()
+    _file(root).write_bytes(content[: len(content) // 2])
+
+
+def _truncated_and_signed(root):
+    _truncated(root)
+    _resign(root)
+
+
+def _other_content(root):
+    with h5py.File(_file(root), "r+") as f:
+        f["episode_3/rewards"][0] = 5.0
+
+
+def _not_a_number(root):
+    with h5py.File(_file(root), "r+") as f:
+        f["episode_3/observations"][2, 1] = float("nan")
+    _resign(root)
+
+
+def _action_out_of_range(root):
+    with h5py.File(_file(root), "r+") as f:
+        f["episode_3/actions"][0, 1] = 1.5
+    _resign(root)
+
+
+def _no_ends(root):
+    with h5py.File(_file(root), "r+") as f:
+        for name in f:
+            f[name]["terminations"][...] = False
+            f[name]["truncations"][...] = False
+    _resign(root)
+
+
+def _other_environment(root):
+    _resign(root, env={"id": "Walker2d-v5", "kwargs": {}})
+
+
+def _environment_not_installed(root):
+    _resign(root, env={"id": "Unheard-v0", "kwargs": {}})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_missing, "main_data.hdf5 is missing; rebuild it with: offbench data make"),
+        (_truncated, "its manifest says"),
+        (_truncated_and_signed, "cannot be read as a Minari file"),
+        (_other_content, "its manifest says"),
+        (_not_a_number, "episode 3: obs is not finite (NaN or Inf) at step 2"),
+        (_action_out_of_range, "episode 3: actions reach 1.5, outside [-1, 1]"),
+        (_no_ends, "no episode ends anywhere"),
+        (_other_environment, "observations have 11 features, environment Walker2d-v5 has (17,)"),
+        (_environment_not_installed, "environment Unheard-v0"),
+    ],
+)
+def test_bad_data_are_refused_in_one_line_before_anything_is_written(
+    damage, message, own, capsys, tmp_path
+):
+    damage(own)
+    results = tmp_path / "r"
+    assert message in refused(
+        ["run", "method=bc", *TINY, f"results={results}", "jobs=1"], capsys, results
+    )
+
+
+def test_a_results_folder_that_cannot_be_written_is_refused(capsys, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    line = refused(["run", "method=bc", *TINY, f"results={blocked}", "jobs=1"], capsys)
+    assert str(blocked) in line and blocked.read_text() == "in the way"
+
+
+def test_check_file_accepts_the_right_file():
+    task = load_task(HOPPER)
+    check_file(task.folder / "data" / "main_data.hdf5", task.sha256, task.id)
+
+
+def test_a_diverged_seed_is_a_record_with_its_reason_and_exit_code_1(tmp_path, capsys):
+    args = [
+        "run",
+        "method=td3_bc",
+        "method.lr=1e30",
+        "seeds=[0]",
+        *TINY,
+        f"results={tmp_path}",
+        "jobs=1",
+    ]
+    assert main(args) == 1
+    out = capsys.readouterr()
+    assert "diverged" in out.out and "not finite" in out.err
+    import json
+
+    (record,) = [json.loads(p.read_text()) for p in tmp_path.glob("runs/**/*.json")]
+    assert record["status"] == "diverged" and "not finite" in record["reason"]
+
+
+def test_wandb_is_a_screen_that_needs_no_account(tmp_path):
+    done = offbench(
+        "run",
+        "method=bc",
+        "seeds=[0,1]",
+        *TINY,
+        f"results={tmp_path}",
+        "jobs=1",
+        "sink=wandb",
+        WANDB_MODE="offline",
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 2
+    assert len(list(tmp_path.glob("runs/**/*.parquet"))) == 2

@@ -1,0 +1,157 @@
+"""Configuration: every yaml composes and instantiates, layers win in order, mistakes are named."""
+
+import dataclasses
+import inspect
+import pickle
+
+import pytest
+
+from offbench.config import Cell, coerce, locate, options, parameters, plan, read_option
+from offbench.errors import UserError
+
+HOPPER = "task=offbench/hopper/medium-replay-v0"
+
+
+def cell(*overrides: str) -> Cell:
+    return plan([HOPPER, *overrides], bench=False).cells[0]
+
+
+@pytest.mark.parametrize("name", options("method"))
+def test_every_method_yaml_composes_and_instantiates(name):
+    made = cell(f"method={name}")
+    method = locate(made.target)(**made.hparams)
+    assert dataclasses.asdict(method).keys() == made.hparams.keys()
+
+
+@pytest.mark.parametrize("name", options("method"))
+def test_a_method_yaml_shows_every_setting_with_the_default_of_its_class(name):
+    """The yaml is what people read; the class is what a Python user gets. They must not disagree."""
+    shown = dict(read_option("method", name)["method"])
+    target = shown.pop("_target_")
+    defaults = {k: default for k, (_, default) in parameters(target).items()}
+    assert shown.keys() == defaults.keys()
+    for key, (hint, default) in parameters(target).items():
+        assert coerce(shown[key], hint, key) == default, key
+
+
+@pytest.mark.parametrize("group", ["sampler", "view"])
+def test_every_sampler_and_view_composes(group):
+    for name in options(group):
+        made = cell("method=bc", f"{group}={name}")
+        target = made.pipeline[group]["target"]
+        if target:
+            settings = {k: v for k, v in made.pipeline[group].items() if k != "target"}
+            assert settings.keys() <= inspect.signature(locate(target)).parameters.keys()
+
+
+@pytest.mark.parametrize("name", options("suite"))
+def test_every_suite_plans_all_its_cells_once(name):
+    p = plan([f"suite={name}"], bench=True)
+    assert len(p.cells) == len(p.suite["tasks"]) * len(p.suite["methods"])
+    ids = [run.run_id for c in p.cells for run in c.runs()]
+    assert len(set(ids)) == len(ids)
+
+
+def test_layers_win_in_order_and_say_where_a_value_came_from():
+    plain, changed = cell("method=iql"), cell("method=iql", "method.lr=0.5", "batch_size=8")
+    assert plain.hparams["hidden"] == (64, 64) and plain.sources["method.hidden"] == "suite quick"
+    assert (
+        plain.hparams["expectile"] == 0.7
+        and plain.sources["method.expectile"] == "conf/method/iql.yaml"
+    )
+    assert changed.hparams["lr"] == 0.5 and changed.sources["method.lr"] == "command line"
+    assert changed.pipeline["batch_size"] == 8 and plain.pipeline["batch_size"] == 256
+    assert plain.tuning["how"] == "suite" and changed.tuning["how"] == "user"
+    assert plain.entry == "iql" and changed.entry == "iql(lr=0.5,batch_size=8)"
+
+
+def test_an_entry_composes_a_method_with_a_sampler_and_a_view():
+    p = plan([HOPPER, "methods=[iql+aw+nstep3,bc+top10]"], bench=True)
+    first, second = p.cells
+    assert first.pipeline["view"] == {"target": "offbench.views.NStep", "n": 3}
+    assert first.pipeline["sampler"]["target"] == "offbench.sampling.advantage_weights"
+    assert second.pipeline["sampler"] == {
+        "target": "offbench.sampling.top_fraction", "fraction": 0.1, "by": "trajectories",
+    }  # fmt: skip
+    spelt = cell("method=iql", "sampler=aw", "view=nstep", "view.n=3")
+    assert (
+        spelt.runs()[0].run_id == first.runs()[0].run_id
+    )  # the same run, however it was asked for
+
+
+def test_a_choice_sweep_makes_one_row_per_value():
+    p = plan([HOPPER, "method=iql", "method.expectile=0.7,0.9"], bench=False)
+    assert [c.entry for c in p.cells] == ["iql(expectile=0.7)", "iql(expectile=0.9)"]
+
+
+def test_every_setting_that_changes_a_result_changes_the_run_id():
+    base = cell("method=iql").runs()[0].run_id
+    for change in ("method.expectile=0.8", "batch_size=128", "gamma=0.9", "n_updates=10", "sampler=aw", "view.n=2",
+                   "transforms={}", "eval.episodes=3", "eval.envs=1", "seeds=[7]"):  # fmt: skip
+        assert cell("method=iql", change).runs()[0].run_id != base, change
+    for same in (
+        "jobs=1",
+        "results=elsewhere",
+        "sink=wandb",
+        "engine=vmap",
+        "label=mine",
+        "method.expectile=0.70",
+    ):
+        assert cell("method=iql", same).runs()[0].run_id == base, same
+
+
+def test_a_cell_travels_to_another_process():
+    made = cell("method=iql", "sampler=aw")
+    assert pickle.loads(pickle.dumps(made)) == made
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method=iqll"], "unknown method 'iqll': did you mean 'iql'"),
+        (["method=iql", "method.expectil=0.9"], "did you mean 'method.expectile'"),
+        (["method=iql", "expectile=0.9"], "did you mean 'method.expectile'"),
+        (["method=bc", "method.expectile=0.9"], "unknown setting 'method.expectile'"),
+        (["method=iql", "sampler=awe"], "unknown sampler 'awe': did you mean 'aw'"),
+        (["method=iql", "view=chunks"], "unknown view 'chunks': did you mean 'chunk'"),
+        (["method=iql", "suite=quik"], "unknown suite 'quik': did you mean 'quick'"),
+        (["method=iql", "task=hopper"], "unknown task 'hopper'"),
+        (["method=iql", "method.lr=fast"], "method.lr='fast' must be a number"),
+        (["method=iql", "method.hidden=64"], "method.hidden=64 must be a list of whole numbers"),
+        (["method=iql", "method.hidden=[64,1.5]"], "method.hidden[1]=1.5 must be a whole number"),
+        (["method=iql", "batch_size=0"], "batch_size=0 must be at least 1"),
+        (["method=iql", "gamma=1.5"], "gamma=1.5 must lie in [0, 1]"),
+        (["method=iql", "seeds=[]"], "seeds must name at least one seed"),
+        (["method=iql", "seeds=[1,1]"], "seeds=[1, 1] has duplicates"),
+        (["method=iql", "seeds=3"], "seeds=3 must be a list of whole numbers"),
+        (["method=iql", "seeds=[-1]"], "a seed is a whole number >= 0"),
+        (["method=iql", "n_updates=0"], "n_updates=0 must be at least 1"),
+        (["method=iql", "eval.episodes=0"], "eval.episodes=0 must be at least 1"),
+        (["method=iql", "eval.monitor_at=[1.5]"], "1.5 is not a fraction of training"),
+        (["method=iql", "engine=fast"], "unknown value 'fast'"),
+        (["method=iql", "sink=tensorboard"], "unknown value 'tensorboard'"),
+        (
+            ["method=iql", "transforms=[obs_nrm]"],
+            "unknown transform 'obs_nrm': did you mean 'obs_norm'",
+        ),
+        (["method=iql", "suite.tasks=[]"], "a published suite is not edited"),
+        (["method=iql", "+method.x=1"], "settings are replaced"),
+        (["method=iql", "nonsense"], "cannot read 'nonsense'"),
+        (["seeds=[0]"], "method= is missing: bc, iql, td3_bc"),
+        (["method._target_=nowhere.Method"], "no module named 'nowhere'"),
+        (["method._target_=offbench.methods.iql.IQLL"], "did you mean 'IQL'"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(overrides, message):
+    base = [] if any(o.startswith("task=") for o in overrides) else [HOPPER]
+    with pytest.raises(UserError) as error:
+        plan([*base, *overrides], bench=False)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_entries_of_a_bench_that_do_not_exist_are_named():
+    for entry, message in (("iql+awe", "did you mean 'aw'"), ("ikl", "unknown method 'ikl'")):
+        with pytest.raises(UserError, match=message):
+            plan([f"methods=[{entry}]"], bench=True)
+    with pytest.raises(UserError, match="asked for twice"):
+        plan(["methods=[bc,bc]"], bench=True)
