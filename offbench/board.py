@@ -612,9 +612,12 @@ def _csv_value(value: Any) -> Any:
 
 
 def _without_common_folder(tasks: tuple[str, ...]) -> list[str]:
-    """d4rl/a, d4rl/b -> a, b; ids of several worlds stay as they are."""
-    folders = {task.rpartition("/")[0] for task in tasks}
-    return [task.rpartition("/")[2] for task in tasks] if len(folders) == 1 else list(tasks)
+    """d4rl/a, d4rl/b/c -> a, b/c; ids of several worlds stay as they are."""
+    parts = [task.split("/") for task in tasks]
+    common = 0
+    while all(len(p) > common + 1 and p[common] == parts[0][common] for p in parts):
+        common += 1
+    return ["/".join(p[common:]) for p in parts]
 
 
 def _without_common_version(tasks: tuple[str, ...]) -> list[str]:

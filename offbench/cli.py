@@ -446,7 +446,11 @@ def _check(args: Sequence[str]) -> int:
 
     for cell in {c.entry: c for c in plan(args, bench=False).cells}.values():
         print(cell.entry)
-        check_method(locate(cell.target)(**cell.hparams))
+        try:
+            check_method(locate(cell.target)(**cell.hparams))
+        except AssertionError as error:
+            print(f"offbench: {cell.entry} breaks the contract: {error}", file=sys.stderr)
+            return 1
     return 0
 
 

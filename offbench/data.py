@@ -9,7 +9,6 @@ last              3    3    3    3      6    6    6
 valid = row<last  1    1    1    0      1    1    0
 """
 
-import hashlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -135,11 +134,3 @@ def first_rows(data: ReplayData) -> Tensor:
     """(n_episodes,) int64 row of each episode's first observation."""
     row = torch.arange(len(data.episode), device=data.episode.device)
     return row[torch.cat([row[:1] == 0, data.episode[1:] != data.episode[:-1]])]
-
-
-def fingerprint(data: ReplayData) -> str:
-    """sha256 over the arrays as trained on: what a result row calls its data."""
-    digest = hashlib.sha256()
-    for x in data:
-        digest.update(np.ascontiguousarray(x.cpu().numpy()).tobytes())
-    return digest.hexdigest()

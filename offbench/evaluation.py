@@ -155,8 +155,10 @@ class _Episodes:
         np.random.seed(
             seed
         )  # OGBench's mazes draw their start from numpy's global generator, not from reset(seed)
-        obs, _ = self._env(slot).reset(seed=seed)
-        np.random.set_state(kept)
+        try:
+            obs, _ = self._env(slot).reset(seed=seed)
+        finally:
+            np.random.set_state(kept)
         self.obs[slot], self.t[slot], self.total[slot] = obs, 0, 0.0
 
     def _env(self, slot: tuple[int, int]) -> "gymnasium.Env":

@@ -12,6 +12,26 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 
+def adam_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    mu: list[Tensor],
+    nu: list[Tensor],
+    count: Tensor,
+    lr: float,
+    b1: float,
+    b2: float,
+    eps: float,
+) -> list[Tensor]:
+    """One step in place; `count` is the number of this step, counted from 1."""
+    step = count.reshape(-1)[0]  # stacked seeds are always at the same step
+    torch._fused_adam_(
+        params, [g.contiguous() for g in grads], mu, nu, [], [step] * len(params),
+        lr=lr, beta1=b1, beta2=b2, weight_decay=0.0, eps=eps, amsgrad=False, maximize=False,
+    )  # fmt: skip
+    return [*params, *mu, *nu]
+
+
 @torch.library.custom_op("offbench::adam", mutates_args=())
 def _adam(
     params: list[Tensor],
@@ -24,27 +44,35 @@ def _adam(
     b2: float,
     eps: float,
 ) -> list[Tensor]:
-    """[params, mu, nu] after one step; `count` is the number of this step, counted from 1."""
-    new = [x.clone() for x in (*params, *mu, *nu)]
-    n = len(params)
-    p, m, v = new[:n], new[n : 2 * n], new[2 * n :]
-    step = count.reshape(-1)[0]  # stacked seeds are always at the same step
-    torch._fused_adam_(
-        p, [g.contiguous() for g in grads], m, v, [], [step] * n,
-        lr=lr, beta1=b1, beta2=b2, weight_decay=0.0, eps=eps, amsgrad=False, maximize=False,
-    )  # fmt: skip
-    return new
+    """[params, mu, nu] after one step."""
+    copies = [[x.clone(memory_format=_DENSE) for x in part] for part in (params, mu, nu)]
+    return adam_(copies[0], grads, copies[1], copies[2], count, lr, b1, b2, eps)
+
+
+_DENSE = torch.contiguous_format  # the fused kernel walks memory, so layouts must agree
 
 
 @_adam.register_fake
 def _(params, grads, mu, nu, count, lr, b1, b2, eps):
-    return [torch.empty_like(x) for x in (*params, *mu, *nu)]
+    return [torch.empty_like(x, memory_format=_DENSE) for x in (*params, *mu, *nu)]
+
+
+def adam_formula(params, grads, mu, nu, count, lr, b1, b2, eps) -> list[Tensor]:
+    """The same step as elementwise tensor operations, for a compiler to fuse; `lr` may be a tensor."""
+    mu = [torch.lerp(m, g, 1 - b1) for m, g in zip(mu, grads, strict=True)]
+    nu = [torch.lerp(v, g * g, 1 - b2) for v, g in zip(nu, grads, strict=True)]
+    new = []
+    for p, m, v in zip(params, mu, nu, strict=True):
+        t = count.view(*count.shape, *[1] * (p.ndim - count.ndim))  # (N,) beside (N, n_in, n_out)
+        step = lr / (1 - b1**t)
+        new.append(p - step * m / ((v / (1 - b2**t)).sqrt() + eps))
+    return [*new, *mu, *nu]
 
 
 def _front(tensors: list[Tensor], dims: list[int | None], n: int) -> list[Tensor]:
     """Every tensor with the stacked axis first, expanded where it had none."""
     return [
-        t.movedim(d, 0).contiguous() if d is not None else t.expand(n, *t.shape).contiguous()
+        t if d == 0 else t.movedim(d, 0) if d is not None else t.expand(n, *t.shape)
         for t, d in zip(tensors, dims, strict=True)
     ]
 
@@ -57,6 +85,12 @@ def _(info, in_dims, params, grads, mu, nu, count, lr, b1, b2, eps):
     return out, [0] * len(out)
 
 
+def lerp_(start: list[Tensor], end: list[Tensor], weight: float) -> list[Tensor]:
+    """start + weight (end - start), in place."""
+    torch._foreach_lerp_(start, end, weight)
+    return start
+
+
 @torch.library.custom_op("offbench::lerp", mutates_args=())
 def _lerp(start: list[Tensor], end: list[Tensor], weight: float) -> list[Tensor]:
     return list(torch._foreach_lerp(start, end, weight))
@@ -65,6 +99,10 @@ def _lerp(start: list[Tensor], end: list[Tensor], weight: float) -> list[Tensor]
 @_lerp.register_fake
 def _(start, end, weight):
     return [torch.empty_like(x) for x in start]
+
+
+def lerp_formula(start, end, weight) -> list[Tensor]:
+    return [torch.lerp(a, b, weight) for a, b in zip(start, end, strict=True)]
 
 
 @_lerp.register_vmap
@@ -97,7 +135,8 @@ class Adam(NamedTuple):
     def step(self, grads: Any, state: AdamState, params: Any) -> tuple[Any, AdamState]:
         leaves, tree = tree_flatten(params)
         count, n = state.count + 1, len(leaves)
-        new = torch.ops.offbench.adam(
+        step = adam_formula if isinstance(self.lr, Tensor) else torch.ops.offbench.adam
+        new = step(
             leaves, tree_leaves(grads), tree_leaves(state.mu), tree_leaves(state.nu),
             count, self.lr, self.b1, self.b2, self.eps,
         )  # fmt: skip

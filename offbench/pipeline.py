@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -25,12 +26,23 @@ class Pipeline(NamedTuple):
     def spec(self, spec: Spec) -> Spec:
         return self.view.spec(spec)
 
-    def sample(self, key: Tensor, minibatches: int = 1) -> Batch:
-        """A batch of `batch_size` elements; with several minibatches a leading axis counts them."""
-        batch = self.view.batch(self.data, self.sampler(key, minibatches * self.batch_size))
+    def rows(self, key: Tensor, minibatches: int = 1) -> Tensor:
+        """The rows at which one update's batch elements start, (minibatches x batch_size,) int64."""
+        return self.sampler(key, minibatches * self.batch_size)
+
+    def batch(self, rows: Tensor, minibatches: int = 1) -> Batch:
+        """The batch elements at `rows`; with several minibatches a leading axis counts them."""
+        batch = self.view.batch(self.data, rows)
         if minibatches == 1:
             return batch
         return tree_map(lambda x: x.unflatten(0, (minibatches, self.batch_size)), batch)
+
+    def sample(self, key: Tensor, minibatches: int = 1) -> Batch:
+        return self.batch(self.rows(key, minibatches), minibatches)
+
+    def to(self, device: torch.device | str) -> "Pipeline":
+        """Made on the CPU and moved, a pipeline holds the same bits whatever the device."""
+        return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, self)
 
     def policy(self, policy: Policy) -> Policy:
         """The policy that acts in the raw environment: transforms inside, view outside."""

@@ -119,8 +119,9 @@ def run_cell(
     pools = {} if pools is None else pools
     device = resolve_device(settings.device)
     report("loading", 0.0)
-    data, spec = cell.task.load(device, gamma=cell.pipeline["gamma"])
+    data, spec = cell.task.load(gamma=cell.pipeline["gamma"])
     method, pipeline = build(cell, data)
+    pipeline = pipeline.to(device)
     pool = pools.setdefault(cell.task.id, EnvPool(cell.task))
     pool.check(spec)
     policy = make_policy(method, pipeline)

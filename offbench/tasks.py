@@ -49,15 +49,15 @@ class Task:
             return 100.0 * bool(success)
         return 100.0 * (episode_return - self.ref_min) / (self.ref_max - self.ref_min)
 
-    def load(self, device: str = "cpu", *, gamma: float = 0.99) -> "tuple[ReplayData, Spec]":
-        """The transitions on `device` and the problem they pose. Raises UserError for a bad file."""
+    def load(self, *, gamma: float = 0.99) -> "tuple[ReplayData, Spec]":
+        """The transitions and the problem they pose. Raises UserError for a bad file."""
         from offbench.sources import minari
         from offbench.types import Spec
 
         check_file(self.folder / "data" / "main_data.hdf5", self.sha256, self.id)
         data = minari.load(self.folder, name=self.id, terminal_inside=self.terminal_inside)
         spec = Spec(data.obs.shape[1], data.action.shape[1], gamma, self.max_episode_steps)
-        return data.to(device), spec
+        return data, spec
 
     def make_env(self) -> "gymnasium.Env":
         """One evaluation environment with actions in [-1, 1]. UserError if its package is missing."""
@@ -86,16 +86,14 @@ def make_env(env: str, kwargs: Mapping[str, Any], name: str) -> "gymnasium.Env":
     os.environ.setdefault(
         "MUJOCO_GL", "disabled"
     )  # state environments; without it dm_control looks for a screen
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=".*precision lowered by casting.*"
-        )  # OGBench's float64 bounds
-        try:
-            made = gymnasium.make(env, disable_env_checker=True, **kwargs)
-        except gymnasium.error.NameNotFound:
-            made = _make_from_package(env, kwargs, name)
-        except gymnasium.error.Error as error:
-            raise UserError(f"{name}: environment {env}: {error}") from None
+    # OGBench's environments make a new Box, and gymnasium this warning, whenever their space is read.
+    warnings.filterwarnings("ignore", message=".*precision lowered by casting")
+    try:
+        made = gymnasium.make(env, disable_env_checker=True, **kwargs)
+    except gymnasium.error.NameNotFound:
+        made = _make_from_package(env, kwargs, name)
+    except gymnasium.error.Error as error:
+        raise UserError(f"{name}: environment {env}: {error}") from None
     if abs(made.action_space.low + 1).max() > 0 or abs(made.action_space.high - 1).max() > 0:
         made = RescaleAction(made, -1.0, 1.0)
     return made

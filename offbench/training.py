@@ -43,7 +43,7 @@ def train(
     for stop in stops:
         metrics = engine.run((stop - done) // k)
         done = stop
-        yield Point(done, engine.carry[0], metrics)
+        yield Point(done, engine.carry.state, metrics)
 
 
 def check_budget(method: Method, n_updates: int) -> int:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from offbench.engine import initial_carry, make_step, unstack
+from offbench.engine import advance, initial_carry, make_step
 from offbench.pipeline import make_pipeline
 from offbench.sampling import advantage_weights
 from offbench.testing import SPEC, fake_data
@@ -46,12 +46,13 @@ def trace(method) -> dict:
     """What twenty updates of seed 0 come to, with weighted sampling."""
     pipeline = make_pipeline(exact_data(), weights=[advantage_weights], batch_size=16)
     step = make_step(method, pipeline)
-    state, key = unstack(initial_carry(method, SPEC, [0]), 0)
-    state = tree_map(lambda x: x.double() if x.is_floating_point() else x, state)
+    carry = initial_carry(method, SPEC, [0]).seed(0)
+    carry = tree_map(lambda x: x.double() if x.is_floating_point() else x, carry)
     for _ in range(N_UPDATES):
-        state, key, metrics = step(state, key)
+        carry, metrics = advance(step, carry)
+    state = carry.state
     return {
-        "key": key.item(),
+        "key": carry.key.item(),
         "metrics": {name: value.item() for name, value in metrics.items()},
         "state": {name: statistics(part) for name, part in state._asdict().items()},
     }

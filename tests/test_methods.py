@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from offbench import rng
-from offbench.engine import Engine, initial_carry, make_step, unstack
+from offbench.engine import Engine, advance, initial_carry, make_step
 from offbench.methods.bc import BC
 from offbench.methods.iql import IQL
 from offbench.methods.td3_bc import TD3BC
@@ -185,13 +185,12 @@ def test_a_seed_does_not_depend_on_its_neighbours(shipped_method, view, weighted
         data64, view=view, weights=weights, transforms=["obs_norm"], batch_size=16
     )
     step = make_step(shipped_method, pipeline)
-    states, keys = initial_carry(shipped_method, pipeline.spec(SPEC), [0, 1, 2])
-    engine = Engine(step, (double(states), keys), backend="vmap")
+    carry = initial_carry(shipped_method, pipeline.spec(SPEC), [0, 1, 2])
+    engine = Engine(step, double(carry), backend="vmap")
     engine.run(50)
 
-    alone, key = unstack(tuple(initial_carry(shipped_method, pipeline.spec(SPEC), [1])), 0)
-    alone = double(alone)
+    alone = double(initial_carry(shipped_method, pipeline.spec(SPEC), [1]).seed(0))
     for _ in range(50):
-        alone, key, _ = step(alone, key)
-    for a, b in zip(tree_leaves((alone, key)), tree_leaves(unstack(engine.carry, 1)), strict=True):
+        alone, _ = advance(step, alone)
+    for a, b in zip(tree_leaves(alone), tree_leaves(engine.carry.seed(1)), strict=True):
         assert a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=1e-10)
