@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from offbench.board import Board
     from offbench.config import Cell, Plan
     from offbench.records import Store
-    from offbench.run import Event, Outcome
+    from offbench.run import Event, Pack
 
 HELP = """\
 offbench COMMAND [key=value ...]
@@ -126,59 +126,79 @@ def _show_progress(
         TimeRemainingColumn,
     )
 
-    from offbench.run import run_cells
+    from offbench.run import pack, run_packs
 
+    packs = pack(todo, max_stack=_stack_limit(todo, plan))
     failures: list[str] = []
     columns = [
         TextColumn("{task.description}", justify="left"), BarColumn(24), TaskProgressColumn(),
         TimeElapsedColumn(), TimeRemainingColumn(elapsed_when_finished=True),
     ]  # fmt: skip
-    with Progress(
-        *columns, console=console, disable=not console.is_terminal, transient=True
-    ) as bars:
-        overall = bars.add_task("all", total=sum(len(c.seeds) for c in todo))
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, disable=hidden, transient=True) as bars:
+        overall = bars.add_task("all", total=sum(len(p.members) for p in packs))
         rows: dict[int, Any] = {}
         done: dict[int, float] = {}
-        for event in run_cells(todo, store, plan.settings):
-            cell = todo[event.index]
+        for event in run_packs(packs, store, plan.settings):
+            part = packs[event.index]
             if event.index not in rows:
                 rows[event.index] = bars.add_task("", total=1.0)
-            bars.update(
-                rows[event.index],
-                completed=event.fraction,
-                description=f"{_title(cell)}  [dim]{event.phase}",
-            )
-            done[event.index] = event.fraction * len(cell.seeds)
+            text = f"{part.title}  [dim]{event.phase}"
+            bars.update(rows[event.index], completed=event.fraction, description=text)
+            done[event.index] = event.fraction * len(part.members)
             bars.update(overall, completed=sum(done.values()))
-            if event.outcome is not None or event.error is not None:
+            if event.outcomes or event.error is not None:
                 bars.update(rows[event.index], visible=False)
-                console.print(_finished(cell, event), soft_wrap=True)
-                failures += _failures(cell, event)
+                for line in _finished(part, event):
+                    console.print(line, soft_wrap=True)
+                failures += _failures(part, event)
     return failures
+
+
+def _stack_limit(todo: "Sequence[Cell]", plan: "Plan") -> int | None:
+    """The most runs of one stack: what was asked for, or what a GPU's memory holds."""
+    from offbench.run import bytes_per_run, resolve_device, stack_limit
+
+    if plan.settings.max_stack is not None:
+        return plan.settings.max_stack
+    device = resolve_device(plan.settings.device)
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    limits = []
+    for cell in {c.target: c for c in todo}.values():
+        data, spec = cell.task.load()
+        size = sum(x.nbytes for x in data) if plan.settings.data == "device" else 0
+        free, _ = torch.cuda.mem_get_info(device)
+        limits.append(stack_limit(free, bytes_per_run(cell, data, spec), size))
+    return min(limits)
 
 
 def _title(cell: "Cell") -> str:
     return f"{cell.entry} on {cell.task.id} x{len(cell.seeds)}"
 
 
-def _finished(cell: "Cell", event: "Event") -> str:
+def _finished(part: "Pack", event: "Event") -> list[str]:
     from rich.markup import escape
 
-    if event.outcome is None:
-        return f"[red]failed[/] {escape(_title(cell))}"
-    o: Outcome = event.outcome
-    scores = " ".join(f"{s:.1f}" for s in o.scores.values())
-    tail = f" [red]{len(o.failed)} diverged[/]" if o.failed else ""
-    return f"{escape(_title(cell))}: {scores}{tail} [dim]({o.wall_s:.0f} s)[/]"
-
-
-def _failures(cell: "Cell", event: "Event") -> list[str]:
     if event.error is not None:
-        return [f"{_title(cell)} failed: {event.error.strip()}"]
-    assert event.outcome is not None
+        return [f"[red]failed[/] {escape(part.title)}"]
+    lines = []
+    for o in event.outcomes:
+        scores = " ".join(f"{s:.1f}" for s in o.scores.values())
+        tail = f" [red]{len(o.failed)} diverged[/]" if o.failed else ""
+        lines.append(f"{escape(_title(o.cell))}: {scores}{tail} [dim]({o.wall_s:.0f} s)[/]")
+    return lines
+
+
+def _failures(part: "Pack", event: "Event") -> list[str]:
+    if event.error is not None:
+        return [f"{part.title} failed: {event.error.strip()}"]
     return [
-        f"{cell.entry} on {cell.task.id} seed {seed}: {why}"
-        for seed, why in event.outcome.failed.items()
+        f"{o.cell.entry} on {o.cell.task.id} seed {seed}: {why}"
+        for o in event.outcomes
+        for seed, why in o.failed.items()
     ]
 
 

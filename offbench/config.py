@@ -54,6 +54,10 @@ class Settings:
     eval: EvalSettings = EvalSettings()
     device: str = "auto"
     engine: Literal["auto", "vmap", "eager", "compile", "cudagraph"] = "auto"
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    data: Literal["device", "host"] = "device"
+    max_stack: int | None = None
+    checkpoint_minutes: float = 5.0
     jobs: int | Literal["auto"] = "auto"
     sink: Literal["none", "wandb"] = "none"
     results: str = "results"
@@ -292,6 +296,27 @@ def _entry_cells(
         f"suite {suite['id']}",
     )
     given = {k: v for k, v in given.items() if k not in ("methods", "method._target_")}
+    for point in _expand(given, values.hints):
+        yield from _task_cells(values, presets, name, picked, suite, point)
+
+
+def _expand(given: Mapping[str, Any], hints: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A list given to a number is a sweep: `method.expectile=[0.7,0.8]` trains both in one stack."""
+    lists = {k: v for k, v in given.items() if hints.get(k) in (int, float) and isinstance(v, list)}
+    if empty := [k for k, v in lists.items() if not v]:
+        raise UserError(f"{empty[0]}=[] is a sweep over nothing")
+    for values in itertools.product(*lists.values()):
+        yield {**given, **dict(zip(lists, values, strict=True))}
+
+
+def _task_cells(
+    values: "Layers",
+    presets: Mapping,
+    name: str | None,
+    picked: Mapping,
+    suite: Mapping,
+    given: Mapping,
+) -> Iterator[tuple[Cell, Settings]]:
     task_names = [given["task"]] if given.get("task") else suite["tasks"]
     for task_name in task_names:
         task = load_task(coerce(task_name, str, "task"))
@@ -431,6 +456,10 @@ def _check_settings(s: Settings) -> None:
     need(s.batch_size >= 1, f"batch_size={s.batch_size} must be at least 1")
     need(0 <= s.gamma <= 1, f"gamma={s.gamma} must lie in [0, 1]")
     need((s.eval.episodes or 0) >= 1, f"eval.episodes={s.eval.episodes} must be at least 1")
+    need(s.max_stack is None or s.max_stack >= 1, f"max_stack={s.max_stack} must be at least 1")
+    need(
+        s.checkpoint_minutes >= 0, f"checkpoint_minutes={s.checkpoint_minutes} must not be negative"
+    )
     need(s.eval.envs >= 1, f"eval.envs={s.eval.envs} must be at least 1")
     need(
         s.eval.monitor_episodes >= 1,

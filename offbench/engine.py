@@ -10,13 +10,17 @@ are made together. The backends run that one program:
     eager       the traced program, operation by operation; optimisers write in place
     compile     the program through torch.compile: fused kernels, for up to a minute of compiling
     cudagraph   compiled and captured in a CUDA graph, many updates per replay
+    auto        the fastest that passes the equivalence gate (`make_engine`)
 
 One seed is N = 1; there is no other code path. Results of one backend are the same bit for bit from
 run to run; between backends and stack sizes they agree to rounding per update.
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -29,9 +33,14 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from offbench import optim, rng
 from offbench.errors import UserError, unknown
 from offbench.pipeline import Pipeline
-from offbench.types import Method, Metrics, Spec
+from offbench.types import Batch, Method, Metrics, Spec
 
 Backend = Literal["auto", "vmap", "eager", "compile", "cudagraph"]
+Precision = Literal["float32", "tf32", "bf16"]
+COMPILE_FROM = (
+    100_000  # steps on a CPU from which compiling, measured at 0.5 ms a step, repays itself
+)
+GATE_STEPS, GATE_TOLERANCE = 20, 0.02
 BLOCK = 32  # steps whose rows are drawn together, and updates per replay of a CUDA graph
 
 
@@ -48,15 +57,34 @@ class Carry(NamedTuple):
 
 
 class Draw(NamedTuple):
-    rows: Tensor  # (minibatches x batch_size,) int64
+    rows: Any  # (minibatches x batch_size,) int64, or the Batch itself where data stay on the host
     key: Tensor  # () int64, for the method
 
 
 class Step(NamedTuple):
-    """One step of one seed. Everything the two functions touch is an argument or immutable."""
+    """One step of one seed. Everything the two functions touch is an argument or immutable.
+
+    `gather` is there when the data stay in host memory: stacked rows (N, ...) -> stacked Batch.
+    """
 
     draw: Callable[[Tensor], Draw]
     update: Callable[[Any, Draw], tuple[Any, Metrics]]
+    gather: Callable[[Tensor], Batch] | None = None
+
+
+class Swept(NamedTuple):
+    """The state of a method whose hyper-parameters differ along the stack: `values` are (N,) each."""
+
+    values: dict[str, Tensor]
+    state: Any
+
+
+def bind(method: Method, state: Any) -> tuple[Method, Any]:
+    """The method with the hyper-parameters that its state carries, and the method's own state."""
+    if not isinstance(state, Swept):
+        return method, state
+    dtype = next(x.dtype for x in tree_leaves(state.state) if x.is_floating_point())
+    return replace(method, **{k: v.to(dtype) for k, v in state.values.items()}), state.state
 
 
 def stack(trees: Sequence[Any]) -> Any:
@@ -73,17 +101,33 @@ def n_minibatches(method: Method) -> int:
     return getattr(method, "minibatches", 1)
 
 
-def make_step(method: Method, pipeline: Pipeline) -> Step:
+def make_step(
+    method: Method, pipeline: Pipeline, *, device: torch.device | str | None = None
+) -> Step:
+    """The step of a method on a pipeline. Data on another device than `device` stay where they are,
+    and their batches are brought over."""
     minibatches = n_minibatches(method)
+    home = pipeline.data.obs.device
+    device = torch.device(device or home)
+    sampler = to_device(pipeline.sampler, device)
 
     def draw(key: Tensor) -> Draw:
         k_batch, k_update = rng.split(key)
-        return Draw(pipeline.rows(k_batch, minibatches), k_update)
+        return Draw(sampler(k_batch, minibatches * pipeline.batch_size), k_update)
 
     def update(state: Any, draw: Draw) -> tuple[Any, Metrics]:
-        return method.update(state, pipeline.batch(draw.rows, minibatches), draw.key)
+        here = isinstance(draw.rows, Tensor)
+        batch = pipeline.batch(draw.rows, minibatches) if here else draw.rows
+        bound, inner = bind(method, state)
+        new, metrics = bound.update(inner, batch, draw.key)
+        return (state._replace(state=new) if bound is not method else new), metrics
 
-    return Step(draw, update)
+    def gather(rows: Tensor) -> Batch:
+        batch = pipeline.view.batch(pipeline.data, rows.flatten())
+        lead = (len(rows), minibatches, pipeline.batch_size) if minibatches > 1 else rows.shape
+        return tree_map(lambda x: x.unflatten(0, lead), batch)
+
+    return Step(draw, update, gather if device.type != home.type else None)
 
 
 def advance(step: Step, carry: Carry) -> tuple[Carry, Metrics]:
@@ -94,45 +138,129 @@ def advance(step: Step, carry: Carry) -> tuple[Carry, Metrics]:
 
 
 def initial_carry(
-    method: Method, spec: Spec, seeds: Sequence[int], device: torch.device | str = "cpu"
+    method: Method,
+    spec: Spec,
+    seeds: Sequence[int],
+    device: torch.device | str = "cpu",
+    *,
+    values: Sequence[Mapping[str, float]] | None = None,
 ) -> Carry:
     """States and keys before the first update; each seed's are a function of that seed alone.
 
-    They are made on the CPU and moved, so they do not depend on the device either.
+    They are made on the CPU and moved, so they do not depend on the device either. `values` gives
+    each place of the stack hyper-parameters of its own (the same names everywhere); a seed may then
+    occur once for each.
     """
-    if not seeds or len(set(seeds)) != len(seeds):
+    if not seeds or (values is None and len(set(seeds)) != len(seeds)):
         raise UserError(f"seeds must be a non-empty list without duplicates, got {list(seeds)}")
     pairs = [rng.split(rng.key(s)) for s in seeds]
     state = stack([method.init(k[0], spec) for k in pairs])
+    if values is not None:
+        names = values[0].keys()
+        columns = {n: torch.tensor([v[n] for v in values], dtype=torch.float64) for n in names}
+        state = Swept(columns, state)
     carry = Carry(state, torch.stack([k[1] for k in pairs]), torch.tensor(0))
-    return tree_map(lambda x: x.to(device), carry)
+    return to_device(carry, device)
 
 
-def choose_backend(backend: Backend, device: str) -> Backend:
-    """What `auto` means on a device. Raises UserError for an engine that cannot run there."""
+def to_device(tree: Any, device: torch.device | str) -> Any:
+    """The pytree with its tensors on `device`."""
+    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, tree)
+
+
+def candidates(
+    backend: Backend, device: str, n_steps: int = 0, *, host_data: bool = False
+) -> list[Backend]:
+    """The backends to try, fastest first. Raises UserError for one that cannot run there."""
     if backend not in get_args(Backend):
         raise unknown("engine", backend, get_args(Backend))
-    if backend == "auto":
-        return "cudagraph" if device.startswith("cuda") else "eager"
-    if backend == "cudagraph" and not device.startswith("cuda"):
+    cuda = device.startswith("cuda")
+    if backend == "cudagraph" and not cuda:
         raise UserError(f"engine=cudagraph needs a CUDA device, this runs on {device}")
-    return backend
+    if backend == "cudagraph" and host_data:
+        raise UserError("engine=cudagraph needs the data in device memory; use engine=compile")
+    if backend != "auto":
+        return [backend]
+    if cuda:
+        return ["compile", "eager"] if host_data else ["cudagraph", "compile", "eager"]
+    return ["compile", "eager"] if n_steps >= COMPILE_FROM else ["eager"]
+
+
+def make_engine(
+    step: "Step", carry: "Carry", *, backend: Backend = "auto", n_steps: int = 0,
+    precision: Precision = "float32",
+) -> "tuple[Engine, str]":  # fmt: skip
+    """An engine at `carry`, and which backend it is with the reason where a faster one was refused.
+
+    The gate of `auto`: GATE_STEPS steps from `carry` must end where the eager float32 program ends,
+    within GATE_TOLERANCE of the way that was travelled. A backend that differs or fails is passed over.
+    """
+    host = step.gather is not None
+    names = candidates(backend, carry.key.device.type, n_steps, host_data=host)
+    if len(names) == 1:
+        return Engine(step, carry, backend=names[0], precision=precision), names[0]
+    judge, refused = Engine(step, carry, backend="eager"), []
+    judge.run(GATE_STEPS)
+    for name in names[:-1]:
+        try:
+            engine = Engine(step, carry, backend=name, precision=precision)
+            engine.run(GATE_STEPS)
+            off = deviation(engine.carry.state, judge.carry.state, carry.state)
+        except Exception as error:  # a compiler may fail in any way; the eager program remains
+            refused.append(f"{name} failed: {type(error).__name__}")
+            continue
+        if precision == "float32" and not off <= GATE_TOLERANCE:
+            refused.append(f"{name} deviates by {off:.2g}")
+            continue
+        engine.load(carry)
+        return engine, " ".join([name, *(f"({r})" for r in refused)])
+    engine = Engine(step, carry, backend=names[-1], precision=precision)
+    return engine, " ".join([names[-1], *(f"({r})" for r in refused)])
+
+
+def deviation(state: Any, judge: Any, start: Any) -> float:
+    """How far apart two end states are, relative to the way from the start: the worst part of the state.
+
+    Parts are the leaves that moved; Adam's first steps have the size of the learning rate whatever
+    the gradient, so single elements may differ by rounding alone and whole leaves are compared.
+    """
+    worst = 0.0
+    for a, b, c in zip(tree_leaves(state), tree_leaves(judge), tree_leaves(start), strict=True):
+        if b.is_floating_point():
+            way = (b - c).double().norm().item()
+            apart = (a - b).double().norm().item()
+            worst = max(worst, apart / way if way > 0 else float(apart > 0))
+    return worst
 
 
 class Engine:
-    """Holds the carry and advances it."""
+    """Holds the carry and advances it, with one backend."""
 
-    def __init__(self, step: Step, carry: Carry, *, backend: Backend = "auto"):
-        self.backend = choose_backend(backend, carry.key.device.type)
+    def __init__(
+        self,
+        step: Step,
+        carry: Carry,
+        *,
+        backend: Backend = "eager",
+        precision: Precision = "float32",
+    ):
+        host = step.gather is not None
+        self.backend = candidates(backend, carry.key.device.type, host_data=host)[-1]
+        self.precision = precision
+        self.load(carry)
+        draw = _drawer(step, self._key, traced=self.backend != "vmap")
+        self._draws = _HostBlock(draw, self._key, step.gather) if host else _Block(draw, self._key)
+        example = (self._state, self._draws.at(self._made))
+        with matmul_precision(precision):
+            self._update = _updater(step, example, self.backend, precision)
+            self._replay = None
+            if self.backend == "cudagraph":
+                self._replay = _Captured(draw, self._update, self._state, self._key)
+
+    def load(self, carry: Carry) -> None:
+        """Goes to `carry`, which is copied."""
         self._state: Any = tree_map(torch.clone, carry.state)
         self._key, self._made = carry.key.clone(), int(carry.step)
-        self._draw = _drawer(step, self._key, traced=self.backend != "vmap")
-        self._draws = _Block(self._draw, self._key)
-        example = (self._state, self._draws.at(self._made))
-        self._update = _updater(step, example, self.backend)
-        self._replay = None
-        if self.backend == "cudagraph":
-            self._replay = _Captured(self._draw, self._update, self._state, self._key)
 
     def run(self, n: int) -> Metrics:
         """Makes n steps of every seed; the metrics, each (N,), are those of the last one."""
@@ -140,7 +268,7 @@ class Engine:
             raise ValueError(f"n must be at least 1, got {n}")
         metrics: Metrics = {}
         end = self._made + n
-        with torch.no_grad():
+        with torch.no_grad(), matmul_precision(self.precision):
             while self._replay and end - self._made >= BLOCK:
                 self._state, metrics = self._replay(self._state, self._made)
                 self._made += BLOCK
@@ -187,20 +315,68 @@ class _Block:
         return Draw(*self._draws[step - self._first])
 
 
+class _HostBlock:
+    """Batches of data that stay in host memory, gathered ahead of the device by a thread.
+
+    The rows are drawn by the same keys as on the device, so the batches are the same bit for bit.
+    """
+
+    AHEAD = 3
+
+    def __init__(self, draw: Callable[[Any], Draw], key: Tensor, gather: Callable[[Tensor], Batch]):
+        self._block, self._gather, self._device = _Block(draw, key), gather, key.device
+        self._thread = ThreadPoolExecutor(1, "gather")
+        self._waiting: dict[int, Future[Draw]] = {}
+
+    def at(self, step: int) -> Draw:
+        if step not in self._waiting:  # the first step, or a resume elsewhere
+            self._waiting.clear()
+        for ahead in range(step, step + self.AHEAD + 1):
+            if ahead not in self._waiting:
+                self._waiting[ahead] = self._thread.submit(self._make, ahead)
+        draw = self._waiting.pop(step).result()
+        return tree_map(lambda x: x.to(self._device, non_blocking=True), draw)
+
+    def _make(self, step: int) -> Draw:
+        draw = self._block.at(step)
+        batch = self._gather(draw.rows.cpu())
+        if self._device.type == "cuda":
+            batch = tree_map(Tensor.pin_memory, batch)
+        return Draw(batch, draw.key)
+
+
 Update = Callable[[tuple[Any, Draw]], tuple[Any, Metrics]]
 
 
-def _updater(step: Step, example: tuple[Any, Draw], backend: Backend) -> Update:
+def _updater(
+    step: Step, example: tuple[Any, Draw], backend: Backend, precision: Precision
+) -> Update:
     many = vmap(step.update)
 
     def update(arguments: tuple[Any, Draw]) -> tuple[Any, Metrics]:
         return many(*arguments)
 
     if backend == "vmap":
+        if precision == "bf16":
+            raise UserError("precision=bf16 needs a traced engine: eager, compile or cudagraph")
         return update
+    bf16 = precision == "bf16"
     if backend == "eager":
-        return Program(update, example, reuse=len(tree_leaves(example[0])))
-    return Program(update, example, compiled=True)
+        return Program(update, example, reuse=len(tree_leaves(example[0])), bf16=bf16)
+    return Program(update, example, compiled=True, bf16=bf16)
+
+
+@contextmanager
+def matmul_precision(precision: Precision) -> Iterator[None]:
+    """float32 products strictly, or rounded to TF32 on GPUs that have it; bf16 is the program's."""
+    if precision not in get_args(Precision):
+        raise unknown("precision", precision, get_args(Precision))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 # --- programs -------------------------------------------------------------------------------
@@ -215,7 +391,13 @@ class Program:
     """
 
     def __init__(
-        self, fn: Callable[[Any], Any], tree: Any, *, reuse: int = 0, compiled: bool = False
+        self,
+        fn: Callable[[Any], Any],
+        tree: Any,
+        *,
+        reuse: int = 0,
+        compiled: bool = False,
+        bf16: bool = False,
     ):
         leaves, self._tree = tree_flatten(tree)
         out = {}
@@ -227,6 +409,8 @@ class Program:
         graph = make_fx(flat, decomposition_table=_FORMULAS if compiled else {})(*leaves)
         self._out = out["tree"]
         _drop_empty_views(graph)
+        if bf16:
+            _multiply_in_bf16(graph)
         if compiled:
             self._run = torch.compile(graph, fullgraph=True)
             return
@@ -261,6 +445,28 @@ def _drop_empty_views(graph: GraphModule) -> None:
             if before.shape == after.shape and before.stride() == after.stride():
                 node.replace_all_uses_with(node.args[0])
     graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+_PRODUCTS = {torch.ops.aten.bmm.default, torch.ops.aten.mm.default}
+
+
+def _multiply_in_bf16(graph: GraphModule) -> None:
+    """Matrix products on bfloat16 operands; everything else, the optimiser too, stays float32."""
+    cast = torch.ops.aten._to_copy.default
+    for node in list(graph.graph.nodes):
+        if node.target in _PRODUCTS and node.meta["val"].dtype == torch.float32:
+            value = node.meta["val"]
+            with graph.graph.inserting_before(node):
+                operands = [
+                    graph.graph.call_function(cast, (x,), {"dtype": torch.bfloat16})
+                    for x in node.args
+                ]
+            node.args = tuple(operands)
+            with graph.graph.inserting_after(node):
+                back = graph.graph.call_function(cast, (node,), {"dtype": torch.float32})
+            back.meta["val"] = value
+            node.replace_all_uses_with(back, delete_user_cb=lambda user, b=back: user is not b)
     graph.recompile()
 
 
@@ -344,6 +550,32 @@ def _is_view(node: Node) -> bool:
         return False
     returns = node.target._schema.returns
     return node.target is _UNSAFE_VIEW or any(r.alias_info is not None for r in returns)
+
+
+def peak_bytes(step: Step, carry: Carry) -> int:
+    """Memory of one stack at its fullest: the carry, and the tensors alive at once in an update.
+
+    Counted on the traced program, where a tensor lives from the operation that makes it to its last
+    use; views are counted as if they were copies, so this is an upper bound.
+    """
+    draws = _Block(_drawer(step, carry.key, traced=False), carry.key).at(0)
+    leaves, tree = tree_flatten((carry.state, draws))
+    many = vmap(step.update)
+    graph = make_fx(lambda *x: tree_leaves(many(*tree_unflatten(list(x), tree))))(*leaves).graph
+    nodes = list(graph.nodes)
+    size = {
+        n: sum(x.nbytes for x in tree_leaves(n.meta.get("val")) if isinstance(x, Tensor))
+        for n in nodes
+    }
+    last = {x: i for i, n in enumerate(nodes) for x in n.all_input_nodes}
+    alive = peak = sum(x.nbytes for x in leaves)
+    for i, node in enumerate(nodes):
+        if node.op == "call_function":
+            alive += size[node] if node.target is not operator.getitem else 0
+            peak = max(peak, alive)
+        alive -= sum(size[x] for x in node.all_input_nodes if last[x] == i and x.op == "call_function"
+                     and x.target is not operator.getitem)  # fmt: skip
+    return peak
 
 
 # --- capture --------------------------------------------------------------------------------

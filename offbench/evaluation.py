@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from offbench import rng
-from offbench.engine import Program
+from offbench.engine import Program, bind
 from offbench.errors import UserError
 from offbench.pipeline import Pipeline
 from offbench.tasks import Task
@@ -73,7 +73,8 @@ def make_policy(method: Method, pipeline: Pipeline) -> Policy:
     """The method's `act` for N seeds and E environments, as it acts in the raw environment."""
 
     def one(state: Any, obs: Tensor, key: Tensor) -> Tensor:
-        return method.act(state, obs[None], key)[0]  # (O,) -> (A,)
+        bound, inner = bind(method, state)
+        return bound.act(inner, obs[None], key)[0]  # (O,) -> (A,)
 
     stacked = vmap(vmap(one, in_dims=(None, 0, 0)))
     programs: dict[torch.Size, Program] = {}
@@ -101,7 +102,7 @@ def evaluate(
     """Runs `episodes` episodes with each stacked state; `seeds` names the stack's entries.
 
     `n_envs` environments per seed step together, their observations one forward pass. Returns one
-    row per (seed, episode) with the columns of `offbench.records` that evaluation knows.
+    row per (member of the stack, episode) with the columns of `offbench.records` that evaluation knows.
     """
     pool = pool or EnvPool(task)
     device = next(iter(torch.utils._pytree.tree_leaves(state))).device
@@ -197,6 +198,7 @@ class _Episodes:
         success = None if success is None else bool(success)
         self.rows.append(
             {
+                "member": slot[0],
                 "seed": self.seeds[slot[0]],
                 "episode": episode,
                 "env_seed": self.reset_seed[episode],
@@ -212,6 +214,6 @@ class _Episodes:
     def frame(self, update: int) -> "pd.DataFrame":
         import pandas as pd
 
-        frame = pd.DataFrame(self.rows).sort_values(["seed", "episode"], ignore_index=True)
+        frame = pd.DataFrame(self.rows).sort_values(["member", "episode"], ignore_index=True)
         frame["success"] = frame["success"].astype("boolean")
         return frame.assign(stream=self.stream, update=update, task=self.task.id)

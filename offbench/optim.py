@@ -102,7 +102,8 @@ def _(start, end, weight):
 
 
 def lerp_formula(start, end, weight) -> list[Tensor]:
-    return [torch.lerp(a, b, weight) for a, b in zip(start, end, strict=True)]
+    """The same as tensor operations; `weight` may be a tensor."""
+    return [a + weight * (b - a) for a, b in zip(start, end, strict=True)]
 
 
 @_lerp.register_vmap
@@ -147,4 +148,5 @@ class Adam(NamedTuple):
 def polyak(target: Any, online: Any, rate: float) -> Any:
     """target <- (1 - rate) target + rate online, leaf by leaf."""
     leaves, tree = tree_flatten(target)
-    return tree_unflatten(torch.ops.offbench.lerp(leaves, tree_leaves(online), rate), tree)
+    lerp = lerp_formula if isinstance(rate, Tensor) else torch.ops.offbench.lerp
+    return tree_unflatten(lerp(leaves, tree_leaves(online), rate), tree)

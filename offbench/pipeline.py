@@ -26,10 +26,6 @@ class Pipeline(NamedTuple):
     def spec(self, spec: Spec) -> Spec:
         return self.view.spec(spec)
 
-    def rows(self, key: Tensor, minibatches: int = 1) -> Tensor:
-        """The rows at which one update's batch elements start, (minibatches x batch_size,) int64."""
-        return self.sampler(key, minibatches * self.batch_size)
-
     def batch(self, rows: Tensor, minibatches: int = 1) -> Batch:
         """The batch elements at `rows`; with several minibatches a leading axis counts them."""
         batch = self.view.batch(self.data, rows)
@@ -38,7 +34,8 @@ class Pipeline(NamedTuple):
         return tree_map(lambda x: x.unflatten(0, (minibatches, self.batch_size)), batch)
 
     def sample(self, key: Tensor, minibatches: int = 1) -> Batch:
-        return self.batch(self.rows(key, minibatches), minibatches)
+        """A batch drawn with `key`, as the engine draws it."""
+        return self.batch(self.sampler(key, minibatches * self.batch_size), minibatches)
 
     def to(self, device: torch.device | str) -> "Pipeline":
         """Made on the CPU and moved, a pipeline holds the same bits whatever the device."""

@@ -1,16 +1,25 @@
-"""Runs cells: data -> stacked training -> evaluation -> records; many cells on several processes.
+"""Runs packs of cells: data -> stacked training -> evaluation -> records; many packs on several processes.
 
-A cell is executed whole in one process. Its records are written when it ends, so whatever
-interrupts a benchmark costs the cells in flight and nothing else; the next run makes what is missing.
+A pack is what one engine trains: every seed of a cell, and of the cells that differ from it in
+numbers only. It is executed whole in one process and its records are written when it ends, so
+whatever interrupts a benchmark costs the packs in flight, which go on from their checkpoints.
 """
 
+import hashlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from offbench import provenance
 from offbench.config import Cell, Settings, locate
 from offbench.errors import UserError
-from offbench.records import Provenance, Store
+from offbench.records import Provenance, RunSpec, Store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,18 +36,51 @@ if TYPE_CHECKING:
     from offbench.data import ReplayData
     from offbench.evaluation import EnvPool
     from offbench.pipeline import Pipeline
+    from offbench.training import Point
+    from offbench.types import Spec
 
 CURVE_POINTS = 20  # how often metrics are read and progress is reported
 
+Report = Callable[[str, float], None]  # phase, fraction of the pack done
+
 
 class Outcome(NamedTuple):
+    """What came of one cell."""
+
     cell: Cell
     scores: dict[int, float]  # seed -> mean test score
     failed: dict[int, str]  # seed -> reason
     wall_s: float
 
 
-Report = Callable[[str, float], None]  # phase, fraction of the cell done
+@dataclass(frozen=True)
+class Pack:
+    """Cells trained as one stack: alike but for the values of numeric hyper-parameters."""
+
+    cells: tuple[Cell, ...]
+
+    @property
+    def members(self) -> list[tuple[Cell, RunSpec]]:
+        """The stack, place by place."""
+        return [(cell, run) for cell in self.cells for run in cell.runs()]
+
+    @property
+    def values(self) -> list[dict[str, float]] | None:
+        """The hyper-parameters that differ, one dict per place; None where none do."""
+        first = self.cells[0].hparams
+        names = [k for k in first if any(c.hparams[k] != first[k] for c in self.cells)]
+        return [{k: cell.hparams[k] for k in names} for cell, _ in self.members] if names else None
+
+    @property
+    def title(self) -> str:
+        names = self.cells[0].entry if len(self.cells) == 1 else f"{len(self.cells)} entries"
+        return f"{names} on {self.cells[0].task.id} x{len(self.members)}"
+
+    @property
+    def name(self) -> str:
+        """A file name: what is trained, and nothing about where or how fast."""
+        ids = "".join(run.run_id for _, run in self.members)
+        return hashlib.sha256(ids.encode()).hexdigest()[:16]
 
 
 def missing(cells: Iterable[Cell], store: Store) -> list[Cell]:
@@ -50,6 +92,38 @@ def missing(cells: Iterable[Cell], store: Store) -> list[Cell]:
         for cell in cells
     ]
     return [cell for cell in left if cell.seeds]
+
+
+def pack(cells: Iterable[Cell], *, max_stack: int | None = None) -> list[Pack]:
+    """Cells that may share a stack, together; no more than `max_stack` runs in one."""
+    groups: dict[Any, list[Cell]] = {}
+    for cell in cells:
+        shape = {k: v for k, v in cell.hparams.items() if not isinstance(v, float)}
+        key = (
+            cell.task.id,
+            cell.target,
+            cell.n_updates,
+            str(shape),
+            str(cell.pipeline),
+            str(cell.protocol),
+        )
+        groups.setdefault(key, []).append(cell)
+    return [Pack(part) for group in groups.values() for part in _split(group, max_stack)]
+
+
+def _split(cells: Sequence[Cell], limit: int | None) -> Iterator[tuple[Cell, ...]]:
+    here: list[Cell] = []
+    for cell in cells:
+        for seeds in _chunks(cell.seeds, limit or len(cell.seeds)):
+            if here and limit and sum(len(c.seeds) for c in here) + len(seeds) > limit:
+                yield tuple(here)
+                here = []
+            here.append(replace(cell, seeds=seeds))
+    yield tuple(here)
+
+
+def _chunks(seeds: tuple[int, ...], n: int) -> list[tuple[int, ...]]:
+    return [seeds[i : i + n] for i in range(0, len(seeds), n)]
 
 
 def build(cell: Cell, data: "ReplayData") -> "tuple[Any, Pipeline]":
@@ -100,123 +174,173 @@ def resolve_device(device: str) -> str:
         raise UserError(f"device={device!r} is not a device; use auto, cpu or cuda") from None
 
 
-def run_cell(
-    cell: Cell,
+# --- one pack -------------------------------------------------------------------------------
+
+
+def run_pack(
+    pack: Pack,
     store: Store,
     settings: Settings,
     *,
     pools: "dict[str, EnvPool] | None" = None,
     report: Report | None = None,
-) -> Outcome:
-    """Trains every seed of the cell as one stack, evaluates the last update, and records the rows."""
+) -> list[Outcome]:
+    """Trains the stack, evaluates its last update, and records the rows of every run in it.
+
+    Environments step on the CPU with a copy of the states, so they can step while training goes on
+    and see the same policy whatever trained it.
+    """
     from offbench.engine import n_minibatches
     from offbench.evaluation import EnvPool, evaluate, make_policy
     from offbench.sinks import open_sink
-    from offbench.training import diverged, train
+    from offbench.training import diverged
 
     start = time.perf_counter()
     report = report or (lambda phase, fraction: None)
     pools = {} if pools is None else pools
+    cell = pack.cells[0]
     device = resolve_device(settings.device)
     report("loading", 0.0)
     data, spec = cell.task.load(gamma=cell.pipeline["gamma"])
     method, pipeline = build(cell, data)
-    pipeline = pipeline.to(device)
     pool = pools.setdefault(cell.task.id, EnvPool(cell.task))
     pool.check(spec)
     policy = make_policy(method, pipeline)
-    n, seeds = cell.n_updates, cell.seeds
+    n, protocol, members = cell.n_updates, cell.protocol, pack.members
     k = n_minibatches(method)
-    monitor = {max(k, round(f * n) // k * k) for f in cell.protocol["monitor_at"]}
+    monitor = {max(k, round(f * n) // k * k) for f in protocol["monitor_at"]}
     stops = sorted({n * (i + 1) // CURVE_POINTS for i in range(CURVE_POINTS)} | monitor)
-    look = partial(
-        evaluate, policy, task=cell.task, seeds=seeds, n_envs=cell.protocol["envs"], pool=pool
-    )
-    frames: list[pd.DataFrame] = []
+    look = partial(evaluate, policy, task=cell.task, n_envs=protocol["envs"], pool=pool)
+    seeds = [run.seed for _, run in members]
+    looks: list[Future[pd.DataFrame]] = []
     curves: list[dict[str, Any]] = []
-    train_s, mark = 0.0, time.perf_counter()
-    with open_sink(settings.sink, cell, settings.results) as sink:
-        for point in train(
-            method, pipeline, spec, seeds=seeds, n_updates=n, stop_at=stops, backend=settings.engine
-        ):
+    train_s = 0.0
+    with (
+        ThreadPoolExecutor(1, "evaluate") as beside,
+        open_sink(settings.sink, pack, settings.results) as sink,
+    ):
+        mark = time.perf_counter()
+        for point in _training(pack, method, pipeline, spec, stops, settings, device):
             curves.append(
-                {"update": point.update, **{k: v.tolist() for k, v in point.metrics.items()}}
+                {"update": point.update} | {k: v.tolist() for k, v in point.metrics.items()}
             )
             train_s += time.perf_counter() - mark
             sink.metrics(point.update, curves[-1])
             report("training", 0.9 * point.update / n)
             if point.update in monitor:
-                frames.append(
-                    look(
-                        point.state,
-                        episodes=cell.protocol["monitor_episodes"],
-                        stream="monitor",
-                        update=point.update,
-                    )
-                )
-                sink.episodes(frames[-1])
+                here = partial(look, _to_cpu(point.state), seeds=seeds, update=point.update)
+                episodes = protocol["monitor_episodes"]
+                looks.append(beside.submit(here, episodes=episodes, stream="monitor"))
             mark = time.perf_counter()
+        frames = [f.result() for f in looks]
         report("evaluating", 0.9)
         broken = diverged(point.state).tolist()
         finite = [i for i, bad in enumerate(broken) if not bad]
         if finite:
-            state = point.state if len(finite) == len(seeds) else _select(point.state, finite)
-            test = evaluate(
-                policy, state, cell.task, seeds=[seeds[i] for i in finite], episodes=cell.protocol["episodes"],
-                stream="test", update=n, n_envs=cell.protocol["envs"], pool=pool,
+            test = look(
+                _select(_to_cpu(point.state), finite), seeds=[seeds[i] for i in finite],
+                episodes=protocol["episodes"], stream="test", update=n,
             )  # fmt: skip
-            frames.append(test)
-            sink.episodes(test)
-    wall_s = time.perf_counter() - start
-    made = _provenance(cell, settings, device, wall_s, train_s)
-    scores, failed = {}, {}
-    for i, run in enumerate(cell.runs()):
-        if broken[i]:
-            failed[run.seed] = f"a parameter is not finite after {n} updates"
-            store.fail(run, failed[run.seed], made, status="diverged")
-            continue
-        rows = [f[f["seed"] == run.seed] for f in frames]
-        store.append(run, _concat(rows), made, _curve_of(curves, i))
-        scores[run.seed] = float(rows[-1]["score"].mean())
+            frames.append(test.assign(member=test["member"].map(dict(enumerate(finite)))))
+        for frame in frames:
+            sink.episodes(frame)
+    outcomes = _record(
+        pack, store, settings, point.backend, device, broken, frames, curves, start, train_s
+    )
+    _checkpoint_path(pack, settings).unlink(missing_ok=True)
     report("done", 1.0)
-    return Outcome(cell, scores, failed, wall_s)
+    return outcomes
 
 
-def _select(state: Any, rows: list[int]) -> Any:
+def _training(
+    pack: Pack, method: Any, pipeline: "Pipeline", spec: "Spec", stops: Sequence[int],
+    settings: Settings, device: str,
+) -> "Iterator[Point]":  # fmt: skip
+    """The points of training, from a checkpoint where there is one, checkpointed on the way."""
+    from offbench import checkpoint
+    from offbench.engine import initial_carry
+    from offbench.training import train
+
+    if settings.data == "device":
+        pipeline = pipeline.to(device)
+    seeds, values = [run.seed for _, run in pack.members], pack.values
+    path, resume = _checkpoint_path(pack, settings), None
+    if path.exists():
+        like = initial_carry(method, pipeline.spec(spec), seeds, device, values=values)
+        resume = checkpoint.load(path, like)
+    saved = time.perf_counter()
+    for point in train(
+        method, pipeline, spec, seeds=seeds, values=values, n_updates=pack.cells[0].n_updates,
+        stop_at=stops, backend=settings.engine, precision=settings.precision, device=device, resume=resume,
+    ):  # fmt: skip
+        yield point
+        if time.perf_counter() - saved > 60 * settings.checkpoint_minutes:
+            checkpoint.save(point.carry, path)
+            saved = time.perf_counter()
+
+
+def _checkpoint_path(pack: Pack, settings: Settings) -> Path:
+    return Path(settings.results) / "checkpoints" / f"{pack.name}.safetensors"
+
+
+def _to_cpu(state: Any) -> Any:
+    from offbench.engine import to_device
+
+    return to_device(state, "cpu")
+
+
+def _select(state: Any, places: list[int]) -> Any:
     from torch.utils._pytree import tree_map
 
-    return tree_map(lambda x: x[rows], state)
+    return tree_map(lambda x: x[places], state)
 
 
-def _concat(frames: "Sequence[pd.DataFrame]") -> "pd.DataFrame":
+def _record(
+    pack: Pack, store: Store, settings: Settings, backend: str, device: str, broken: list[bool],
+    frames: "list[pd.DataFrame]", curves: list[dict[str, Any]], start: float, train_s: float,
+) -> list[Outcome]:  # fmt: skip
     import pandas as pd
 
-    return pd.concat(frames, ignore_index=True)
-
-
-def _curve_of(curves: list[dict[str, Any]], i: int) -> dict[str, list[float]]:
-    names = [k for k in curves[0] if k != "update"]
-    return {
-        "update": [c["update"] for c in curves],
-        **{k: [c[k][i] for c in curves] for k in names},
-    }
+    wall_s = time.perf_counter() - start
+    scores: dict[str, dict[int, float]] = {cell.entry: {} for cell in pack.cells}
+    failed: dict[str, dict[int, str]] = {cell.entry: {} for cell in pack.cells}
+    for i, (cell, run) in enumerate(pack.members):
+        made = _provenance(cell, settings, device, backend, len(pack.members), wall_s, train_s)
+        if broken[i]:
+            failed[cell.entry][run.seed] = (
+                f"a parameter is not finite after {cell.n_updates} updates"
+            )
+            store.fail(run, failed[cell.entry][run.seed], made, status="diverged")
+            continue
+        rows = [f[f["member"] == i].drop(columns="member") for f in frames]
+        names = [name for name in curves[0] if name != "update"]
+        curve = {"update": [c["update"] for c in curves]} | {
+            m: [c[m][i] for c in curves] for m in names
+        }
+        store.append(run, pd.concat(rows, ignore_index=True), made, curve)
+        scores[cell.entry][run.seed] = float(rows[-1]["score"].mean())
+    return [Outcome(cell, scores[cell.entry], failed[cell.entry], wall_s) for cell in pack.cells]
 
 
 def _provenance(
-    cell: Cell, settings: Settings, device: str, wall_s: float, train_s: float
+    cell: Cell,
+    settings: Settings,
+    device: str,
+    backend: str,
+    size: int,
+    wall_s: float,
+    train_s: float,
 ) -> Provenance:
     commit, dirty = provenance.commit()
-    from offbench.engine import choose_backend
-
     return Provenance(
         entry=cell.entry,
         commit=commit,
         dirty=dirty,
         versions=provenance.versions(),
         device=provenance.device_name(device),
-        backend=choose_backend(settings.engine, device),
-        precision="float32",
-        pack=len(cell.seeds),
+        backend=backend,
+        precision=settings.precision,
+        pack=size,
         wall_s=round(wall_s, 3),
         train_s=round(train_s, 3),
         tuning=cell.tuning,
@@ -226,60 +350,51 @@ def _provenance(
     )
 
 
-# --- many cells -----------------------------------------------------------------------------
+# --- many packs -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to one cell: a phase and its fraction, an outcome, or an error."""
+    """What happened to one pack: a phase and its fraction, its outcomes, or an error."""
 
     index: int
     phase: str
     fraction: float = 0.0
-    outcome: Outcome | None = None
+    outcomes: tuple[Outcome, ...] = ()
     error: str | None = None  # one line for a user's mistake, a traceback for a defect
 
 
-def n_jobs(settings: Settings, cells: int) -> int:
+def n_jobs(settings: Settings, packs: int) -> int:
     if settings.jobs != "auto":
-        return min(int(settings.jobs), max(cells, 1))
+        return min(int(settings.jobs), max(packs, 1))
     if resolve_device(settings.device).startswith("cuda"):
         return 1
-    return max(
-        1,
-        min(
-            os.process_cpu_count()
-            if hasattr(os, "process_cpu_count")
-            else len(os.sched_getaffinity(0)),
-            cells,
-        ),
-    )
+    return max(1, min(len(os.sched_getaffinity(0)), packs))
 
 
-def run_cells(cells: Sequence[Cell], store: Store, settings: Settings) -> Iterator[Event]:
-    """Runs the cells on `settings.jobs` processes; yields what happens as it happens.
+def run_packs(packs: Sequence[Pack], store: Store, settings: Settings) -> Iterator[Event]:
+    """Runs the packs on `settings.jobs` processes; yields what happens as it happens.
 
-    An error in one cell is recorded as a failed run with its reason and reported as an event; the
-    other cells go on. Environments and the interpreter are kept between the cells of a process.
+    An error in one pack is recorded as failed runs with their reason and reported as an event; the
+    others go on. Environments and the interpreter are kept between the packs of a process.
     """
-    jobs = n_jobs(settings, len(cells))
+    jobs = n_jobs(settings, len(packs))
     if jobs == 1:
-        yield from _run_here(cells, store, settings)
+        yield from _run_here(packs, store, settings)
     else:
-        yield from _run_processes(cells, store, settings, jobs)
+        yield from _run_processes(packs, store, settings, jobs)
 
 
-def _run_here(cells: Sequence[Cell], store: Store, settings: Settings) -> Iterator[Event]:
+def _run_here(packs: Sequence[Pack], store: Store, settings: Settings) -> Iterator[Event]:
     """In this process, in a thread beside the caller, so that progress can be shown."""
     import queue
-    import threading
 
     events: queue.Queue[Event | None] = queue.Queue()
     pools: dict[str, EnvPool] = {}
 
     def work() -> None:
-        for index, cell in enumerate(cells):
-            events.put(_guarded(index, cell, store, settings, pools, events.put))
+        for index, pack in enumerate(packs):
+            events.put(_guarded(index, pack, store, settings, pools, events.put))
         events.put(None)
 
     threading.Thread(target=work, daemon=True).start()
@@ -289,26 +404,26 @@ def _run_here(cells: Sequence[Cell], store: Store, settings: Settings) -> Iterat
 
 def _guarded(
     index: int,
-    cell: Cell,
+    pack: Pack,
     store: Store,
     settings: Settings,
     pools: "dict[str, EnvPool]",
     send: Callable[[Event], None],
 ) -> Event:
-    """One cell; what goes wrong becomes a record and an event."""
+    """One pack; what goes wrong becomes a record and an event."""
     start = time.perf_counter()
+    report = lambda phase, f: send(Event(index, phase, f))
     try:
-        outcome = run_cell(
-            cell, store, settings, pools=pools, report=lambda phase, f: send(Event(index, phase, f))
-        )
-        return Event(index, "done", 1.0, outcome=outcome)
+        outcomes = run_pack(pack, store, settings, pools=pools, report=report)
+        return Event(index, "done", 1.0, outcomes=tuple(outcomes))
     except UserError as error:
         reason, text = str(error), str(error)
     except Exception as error:
         reason, text = f"{type(error).__name__}: {error}".split("\n")[0], traceback.format_exc()
-    made = _provenance(cell, settings, "cpu", time.perf_counter() - start, 0.0)
-    for run in cell.runs():
+    size, wall_s = len(pack.members), time.perf_counter() - start
+    for cell, run in pack.members:
         if not store.has(run.run_id):
+            made = _provenance(cell, settings, "cpu", settings.engine, size, wall_s, 0.0)
             store.fail(run, reason, made)
     return Event(index, "failed", 1.0, error=text)
 
@@ -326,12 +441,12 @@ def _start_worker(queue: Any, threads: int) -> None:
     _worker.update(queue=queue, pools={})
 
 
-def _work(index: int, cell: Cell, root: Path, settings: Settings) -> Event:
-    return _guarded(index, cell, Store(root), settings, _worker["pools"], _worker["queue"].put)
+def _work(index: int, pack: Pack, root: Path, settings: Settings) -> Event:
+    return _guarded(index, pack, Store(root), settings, _worker["pools"], _worker["queue"].put)
 
 
 def _run_processes(
-    cells: Sequence[Cell], store: Store, settings: Settings, jobs: int
+    packs: Sequence[Pack], store: Store, settings: Settings, jobs: int
 ) -> Iterator[Event]:
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
@@ -341,7 +456,7 @@ def _run_processes(
         )
         try:
             futures: set[Future[Event]] = {
-                pool.submit(_work, i, cell, store.root, settings) for i, cell in enumerate(cells)
+                pool.submit(_work, i, pack, store.root, settings) for i, pack in enumerate(packs)
             }
             while futures:
                 done, futures = wait(futures, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -353,3 +468,20 @@ def _run_processes(
             pool.shutdown(wait=False, cancel_futures=True)
             for process in (pool._processes or {}).values():
                 process.terminate()
+
+
+# --- memory ---------------------------------------------------------------------------------
+
+
+def bytes_per_run(cell: Cell, data: "ReplayData", spec: "Spec") -> int:
+    """Device memory of one place of the stack while it trains: the state, and the live tensors of an update."""
+    from offbench.engine import initial_carry, make_step, peak_bytes
+
+    method, pipeline = build(cell, data)
+    carry = initial_carry(method, pipeline.spec(spec), [0])
+    return peak_bytes(make_step(method, pipeline), carry)
+
+
+def stack_limit(free_bytes: int, per_run: int, data_bytes: int) -> int:
+    """How many runs fit beside the data, with a fifth of the memory left alone."""
+    return max(1, int((0.8 * free_bytes - data_bytes) // max(per_run, 1)))

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import pandas as pd
 
-    from offbench.config import Cell
+    from offbench.run import Pack
 
 
 class Sink(Protocol):
     def metrics(
         self, update: int, values: Mapping[str, Any]
-    ) -> None: ...  # lists with one value per seed
+    ) -> None: ...  # lists with one value per member of the stack
     def episodes(self, frame: "pd.DataFrame") -> None: ...
 
 
@@ -24,13 +24,12 @@ class Nothing:
 
 
 class Wandb:
-    """One wandb run per seed, grouped by cell; offline unless an account is logged in or WANDB_MODE says so."""
+    """One wandb run per run, grouped by cell; offline unless an account is logged in or WANDB_MODE says so."""
 
-    def __init__(self, cell: "Cell", folder: str):
+    def __init__(self, pack: "Pack", folder: str):
         import wandb
 
         mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
-        self._seeds = cell.seeds
         self._runs = [
             wandb.init(
                 project=os.environ.get("WANDB_PROJECT", f"offbench-{cell.suite}"),
@@ -42,16 +41,19 @@ class Wandb:
                 reinit="create_new",
                 settings=wandb.Settings(silent=True, console="off"),
             )
-            for spec in cell.runs()
+            for cell, spec in pack.members
         ]
 
     def metrics(self, update: int, values: Mapping[str, Any]) -> None:
         for i, run in enumerate(self._runs):
-            run.log({f"train/{k}": v[i] for k, v in values.items() if k != "update"}, step=update)
+            run.log(
+                {f"train/{k}": v[i] for k, v in values.items() if k != "update"}
+                | {"update": update}
+            )
 
     def episodes(self, frame: "pd.DataFrame") -> None:
-        for seed, rows in frame.groupby("seed"):
-            run = self._runs[self._seeds.index(seed)]
+        for member, rows in frame.groupby("member"):
+            run = self._runs[member]
             kind, update = rows["stream"].iloc[0], int(rows["update"].iloc[0])
             run.log(
                 {f"{kind}/score": rows["score"].mean(), f"{kind}/return": rows["return"].mean()},
@@ -64,11 +66,11 @@ class Wandb:
 
 
 @contextmanager
-def open_sink(name: str, cell: "Cell", folder: str) -> Iterator[Sink]:
+def open_sink(name: str, pack: "Pack", folder: str) -> Iterator[Sink]:
     if name == "none":
         yield Nothing()
         return
-    sink = Wandb(cell, folder)
+    sink = Wandb(pack, folder)
     try:
         yield sink
     finally:

@@ -1,22 +1,35 @@
 """The training loop, as a generator: evaluation, checkpoints and sinks are loops over it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from offbench.engine import Backend, Engine, initial_carry, make_step, n_minibatches
+from offbench.engine import (
+    Backend,
+    Carry,
+    Precision,
+    initial_carry,
+    make_engine,
+    make_step,
+    n_minibatches,
+)
 from offbench.errors import UserError
 from offbench.pipeline import Pipeline
 from offbench.types import Method, Metrics, Spec
 
 
 class Point(NamedTuple):
-    """Where training stands: `state` and `metrics` have a leading seed axis."""
+    """Where training stands: the state in `carry` and `metrics` have a leading seed axis."""
 
     update: int
-    state: Any
+    carry: Carry  # a copy
     metrics: Metrics
+    backend: str  # which engine ran, with the reason where a faster one was refused
+
+    @property
+    def state(self) -> Any:
+        return self.carry.state
 
 
 def train(
@@ -28,22 +41,33 @@ def train(
     n_updates: int,
     stop_at: Sequence[int] = (),
     backend: Backend = "auto",
+    precision: Precision = "float32",
+    device: torch.device | str | None = None,
+    values: Sequence[Mapping[str, float]] | None = None,
+    resume: Carry | None = None,
 ) -> Iterator[Point]:
     """Trains every seed at once; yields at each update in `stop_at` and always at `n_updates`.
 
     An update is one minibatch: a method that takes two per step (TD3+BC) makes `n_updates / 2`
     steps, so equal `n_updates` mean equal data for every method, as the papers count.
+    `device` is where training happens, by default where the data are; data elsewhere stay there.
+    `values` stacks hyper-parameters along with seeds (`engine.initial_carry`). `resume` goes on from
+    a carry; stops before it are not visited again.
     Raises UserError for bad seeds or a number of updates the method cannot make.
     """
     k = check_budget(method, n_updates)
     stops = sorted({max(k, s - s % k) for s in stop_at if 0 < s < n_updates} | {n_updates})
-    carry = initial_carry(method, pipeline.spec(spec), seeds, pipeline.data.obs.device)
-    engine = Engine(make_step(method, pipeline), carry, backend=backend)
-    done = 0
-    for stop in stops:
+    device = device or pipeline.data.obs.device
+    carry = resume or initial_carry(method, pipeline.spec(spec), seeds, device, values=values)
+    engine, name = make_engine(
+        make_step(method, pipeline, device=device), carry,
+        backend=backend, n_steps=n_updates // k, precision=precision,
+    )  # fmt: skip
+    done = int(carry.step) * k
+    for stop in (s for s in stops if s > done):
         metrics = engine.run((stop - done) // k)
         done = stop
-        yield Point(done, engine.carry.state, metrics)
+        yield Point(done, engine.carry, metrics, name)
 
 
 def check_budget(method: Method, n_updates: int) -> int:

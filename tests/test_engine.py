@@ -199,6 +199,7 @@ def test_draws_made_in_blocks_are_those_of_each_step(start, data):
 
     class Watching:
         draw = staticmethod(step.draw)
+        gather = None
 
         @staticmethod
         def update(state, draw):
@@ -221,6 +222,7 @@ class Toy(NamedTuple):
 
     update: Any
     draw: Any = staticmethod(lambda key: Draw(key[None], key))
+    gather: Any = None
 
 
 def _sgd_like(state, grads):

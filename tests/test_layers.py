@@ -34,11 +34,12 @@ MAY_IMPORT = (
     | {"evaluation": LAYER_0 | LAYER_1 | SOURCES | {"tasks", "engine"}}
     | {name: EVIDENCE | RECIPES for name in RECIPES}
     | {name: EVIDENCE for name in EVIDENCE}
+    | {"checkpoint": LAYER_0 | LAYER_1 | {"engine"}}
     | {"testing": LAYER_0 | LAYER_1 | LAYER_3}
     | {"speed": LAYER_0 | LAYER_1 | LAYER_3 | METHODS}
 )
 # the edge, which may import everything
-EDGE = {"__init__", "cli", "config", "run", "forecast", "sinks", "provenance"}
+EDGE = {"__init__", "gpu_check", "cli", "config", "run", "forecast", "sinks", "provenance"}
 
 HEAVY = {"torch", "gymnasium"}
 ENVIRONMENTS = {

@@ -1,0 +1,52 @@
+"""The carry of a training run as one safetensors file, written beside and renamed."""
+
+import os
+from pathlib import Path
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from offbench.engine import Carry
+from offbench.errors import UserError
+
+
+def save(carry: Carry, path: Path) -> None:
+    """Writes the whole carry; whatever interrupts it, `path` holds the old file or the new one."""
+    from safetensors.torch import save_file
+
+    leaves, _ = tree_flatten(carry)
+    tensors = {f"{i:04d}": x.detach().cpu().contiguous().clone() for i, x in enumerate(leaves)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path, like: Carry) -> Carry:
+    """The carry saved at `path`, in the structure and on the device of `like`.
+
+    Raises UserError naming the file when it is damaged or is of another method or shape.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    leaves, tree = tree_flatten(like)
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"checkpoint {path} cannot be read ({error}); delete it to start again"
+        ) from None
+    loaded = [found.get(f"{i:04d}") for i in range(len(leaves))]
+    if len(found) != len(leaves) or not all(map(_alike, loaded, leaves)):
+        raise UserError(f"checkpoint {path} is of another run; delete it to start again")
+    return tree_unflatten([x.to(y.device) for x, y in zip(loaded, leaves, strict=True)], tree)
+
+
+def _alike(a: torch.Tensor | None, b: torch.Tensor) -> bool:
+    return a is not None and a.shape == b.shape and a.dtype == b.dtype

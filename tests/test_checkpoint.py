@@ -1,0 +1,96 @@
+"""A run that is interrupted goes on where it was and ends where it would have ended."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+from offbench import checkpoint
+from offbench.engine import Engine, initial_carry, make_step
+from offbench.errors import UserError
+from offbench.methods.bc import BC
+from offbench.methods.td3_bc import TD3BC
+from offbench.pipeline import make_pipeline
+from offbench.testing import SPEC
+
+HIDDEN = (8, 8)
+
+
+def equal(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(tree_leaves(a), tree_leaves(b), strict=True))
+
+
+@pytest.fixture
+def trained(data):
+    method = TD3BC(hidden=HIDDEN)
+    step = make_step(method, make_pipeline(data, batch_size=8))
+    carry = initial_carry(method, SPEC, [0, 5])
+    engine = Engine(step, carry)
+    engine.run(20)
+    return step, carry, engine
+
+
+def test_twenty_and_twenty_updates_through_a_file_equal_forty_bit_for_bit(trained, tmp_path):
+    step, carry, engine = trained
+    checkpoint.save(engine.carry, tmp_path / "c.safetensors")
+    engine.run(20)
+    resumed = Engine(step, checkpoint.load(tmp_path / "c.safetensors", carry))
+    resumed.run(20)
+    assert equal(resumed.carry, engine.carry) and int(resumed.carry.step) == 40
+
+
+def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused_by_name(trained, tmp_path):
+    _, carry, engine = trained
+    path = tmp_path / "c.safetensors"
+    checkpoint.save(engine.carry, path)
+    with pytest.raises(UserError, match=r"c\.safetensors is of another run"):
+        checkpoint.load(path, initial_carry(BC(hidden=HIDDEN), SPEC, [0, 5]))
+    with pytest.raises(UserError, match="of another run"):
+        checkpoint.load(path, initial_carry(TD3BC(hidden=HIDDEN), SPEC, [0]))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"c\.safetensors cannot be read"):
+        checkpoint.load(path, carry)
+
+
+def test_saving_replaces_whole_files_only(trained, tmp_path, monkeypatch):
+    _, carry, engine = trained
+    path = tmp_path / "c.safetensors"
+    checkpoint.save(carry, path)
+    monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        checkpoint.save(engine.carry, path)
+    assert equal(checkpoint.load(path, carry), carry) and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.env
+def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
+    def command(folder) -> list[str]:
+        return [
+            sys.executable, "-m", "offbench.cli", "run", "method=td3_bc", "seeds=[0,1]", "jobs=1",
+            "task=offbench/hopper/medium-replay-v0", "n_updates=3000", "eval.episodes=1",
+            "method.hidden=[8]", "checkpoint_minutes=0", f"results={folder}",
+        ]  # fmt: skip
+
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command(tmp_path / "killed"), env=env, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "killed").glob("checkpoints/*.safetensors")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list((tmp_path / "killed").glob("runs/**/*.json"))  # it had not finished
+
+    rows = []
+    for name in ("killed", "whole"):
+        subprocess.run(command(tmp_path / name), env=env, check=True, capture_output=True)
+        files = sorted((tmp_path / name).glob("runs/**/*.parquet"))
+        rows.append(pd.concat(map(pd.read_parquet, files), ignore_index=True))
+        assert not list((tmp_path / name).glob("checkpoints/*.safetensors"))  # not needed any more
+    pd.testing.assert_frame_equal(*rows)
