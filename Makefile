@@ -6,7 +6,7 @@ ARGS ?=
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: bench test lint speed clean
+.PHONY: bench test lint speed gpu-check clean
 
 bench: $(READY)
 	@$(VENV)/bin/offbench bench $(ARGS)
@@ -26,6 +26,9 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $(READY)
+
+gpu-check: $(READY)
+	@$(VENV)/bin/python -m offbench.gpu_check $(or $(OUT),results/gpu_check)
 
 clean:
 	rm -rf $(VENV)

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +158,8 @@ def _show_progress(
 
 def _stack_limit(todo: "Sequence[Cell]", plan: "Plan") -> int | None:
     """The most runs of one stack: what was asked for, or what a GPU's memory holds."""
-    from offbench.run import bytes_per_run, resolve_device, stack_limit
+    from offbench.forecast import stack_bytes
+    from offbench.run import Pack, resolve_device
 
     if plan.settings.max_stack is not None:
         return plan.settings.max_stack
@@ -168,10 +170,11 @@ def _stack_limit(todo: "Sequence[Cell]", plan: "Plan") -> int | None:
 
     limits = []
     for cell in {c.target: c for c in todo}.values():
-        data, spec = cell.task.load()
+        data, _ = cell.task.load()
         size = sum(x.nbytes for x in data) if plan.settings.data == "device" else 0
         free, _ = torch.cuda.mem_get_info(device)
-        limits.append(stack_limit(free, bytes_per_run(cell, data, spec), size))
+        per_run = stack_bytes(Pack((replace(cell, seeds=cell.seeds[:1]),)))
+        limits.append(max(1, int((0.8 * free - size) // per_run)))  # a fifth is left alone
     return min(limits)
 
 
@@ -204,9 +207,9 @@ def _failures(part: "Pack", event: "Event") -> list[str]:
 
 def _plan(args: Sequence[str]) -> int:
     from offbench.config import plan
-    from offbench.forecast import forecast
+    from offbench.forecast import forecast, stack_bytes
     from offbench.records import Store
-    from offbench.run import missing, n_jobs
+    from offbench.run import missing, n_jobs, pack
 
     console = _console()
     wanted = plan(args, bench=not any(a.startswith(("method=", "method._target_=")) for a in args))
@@ -216,13 +219,21 @@ def _plan(args: Sequence[str]) -> int:
     with console.status("measuring speed") as status:
         costs = forecast(todo, store, report=status.update)
     _print_cells(wanted, todo, costs, console)
-    jobs = n_jobs(wanted.settings, len(todo))
+    packs = pack(todo, max_stack=_stack_limit(todo, wanted))
+    jobs = n_jobs(wanted.settings, len(packs))
     longest = max((c.seconds for c in costs), default=0.0)
     seconds = max(longest, sum(c.seconds for c in costs) / jobs)
     runs = sum(len(c.seeds) for c in todo)
     console.print(
         f"{runs} runs to do, about {_duration(seconds)} on {jobs} process{'es' if jobs > 1 else ''}"
     )
+    if packs:
+        sizes = [len(p.members) for p in packs]
+        memory = max(stack_bytes(p) for p in {p.cells[0].entry: p for p in packs}.values())
+        console.print(
+            f"{len(packs)} stacks of {min(sizes)} to {max(sizes)} runs; the largest needs about "
+            f"{memory / 2**20:.0f} MiB beside its data"
+        )
     return 0
 
 

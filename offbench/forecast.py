@@ -10,7 +10,9 @@ from offbench.records import Store
 if TYPE_CHECKING:
     import pandas as pd
 
-PROBE_UPDATES = 60  # timed after one untimed step
+    from offbench.run import Pack
+
+PROBE_UPDATES, PROBE_ROUNDS = 60, 3
 PROBE_STEPS = 300
 SETUP_S = 3.0  # loading, tracing, making environments
 
@@ -62,7 +64,9 @@ def _recorded(cell: Cell, records: "pd.DataFrame | None") -> float | None:
 
 
 def _update_rate(cell: Cell) -> float:
-    """Updates per second of the whole stack."""
+    """Updates per second of the whole stack, the best of a few short rounds."""
+    import torch
+
     from offbench.engine import Engine, initial_carry, make_step, n_minibatches
     from offbench.run import build
 
@@ -72,9 +76,15 @@ def _update_rate(cell: Cell) -> float:
         make_step(method, pipeline), initial_carry(method, pipeline.spec(spec), cell.seeds)
     )
     engine.run(1)
-    start, steps = time.perf_counter(), max(1, PROBE_UPDATES // n_minibatches(method))
-    engine.run(steps)
-    return steps * n_minibatches(method) / (time.perf_counter() - start)
+    steps = max(1, PROBE_UPDATES // n_minibatches(method))
+    threads, best = torch.get_num_threads(), float("inf")
+    torch.set_num_threads(1)  # as in a worker
+    for _ in range(PROBE_ROUNDS):
+        start = time.perf_counter()
+        engine.run(steps)
+        best = min(best, time.perf_counter() - start)
+    torch.set_num_threads(threads)
+    return steps * n_minibatches(method) / best
 
 
 def _step_rate(cell: Cell) -> float:
@@ -90,3 +100,16 @@ def _step_rate(cell: Cell) -> float:
     rate = PROBE_STEPS / (time.perf_counter() - start)
     env.close()
     return rate
+
+
+def stack_bytes(pack: "Pack") -> int:
+    """Device memory of a stack while it trains, beside the data: states and the live tensors of an update."""
+    from offbench.engine import initial_carry, make_step, peak_bytes
+    from offbench.run import build
+
+    cell = pack.cells[0]
+    data, spec = cell.task.load(gamma=cell.pipeline["gamma"])
+    method, pipeline = build(cell, data)
+    seeds = [run.seed for _, run in pack.members]
+    carry = initial_carry(method, pipeline.spec(spec), seeds, values=pack.values)
+    return peak_bytes(make_step(method, pipeline), carry)

@@ -468,20 +468,3 @@ def _run_processes(
             pool.shutdown(wait=False, cancel_futures=True)
             for process in (pool._processes or {}).values():
                 process.terminate()
-
-
-# --- memory ---------------------------------------------------------------------------------
-
-
-def bytes_per_run(cell: Cell, data: "ReplayData", spec: "Spec") -> int:
-    """Device memory of one place of the stack while it trains: the state, and the live tensors of an update."""
-    from offbench.engine import initial_carry, make_step, peak_bytes
-
-    method, pipeline = build(cell, data)
-    carry = initial_carry(method, pipeline.spec(spec), [0])
-    return peak_bytes(make_step(method, pipeline), carry)
-
-
-def stack_limit(free_bytes: int, per_run: int, data_bytes: int) -> int:
-    """How many runs fit beside the data, with a fifth of the memory left alone."""
-    return max(1, int((0.8 * free_bytes - data_bytes) // max(per_run, 1)))

@@ -120,6 +120,31 @@ def test_plan_shows_every_run_and_writes_nothing(tmp_path):
     assert not (tmp_path / "r").exists()
 
 
+def test_a_sweep_over_numbers_is_one_stack_and_a_row_for_each_value(tmp_path):
+    args = ["run", "method=iql", "method.expectile=[0.6,0.9]", "seeds=[0,1]", *TINY, "jobs=1"]
+    assert main([*args, f"results={tmp_path}"]) == 0
+    import json
+
+    records = [json.loads(p.read_text()) for p in tmp_path.glob("runs/**/*.json")]
+    assert sorted(r["spec"]["hparams"]["expectile"] for r in records) == [0.6, 0.6, 0.9, 0.9]
+    assert {r["provenance"]["pack"] for r in records} == {4}
+
+
+def test_a_stack_is_split_where_it_would_be_too_large(tmp_path, capsys):
+    args = [
+        "run",
+        "method=bc",
+        "seeds=[0,1,2]",
+        *TINY,
+        "jobs=1",
+        "max_stack=2",
+        f"results={tmp_path}",
+    ]
+    assert main(args) == 0
+    out = capsys.readouterr().out
+    assert " x2: " in out and " x1: " in out and len(list(tmp_path.glob("runs/**/*.parquet"))) == 3
+
+
 def test_lists_name_what_there_is(capsys):
     for kind, name in (
         ("methods", "td3_bc"),
