@@ -95,9 +95,12 @@ def missing(cells: Iterable[Cell], store: Store) -> list[Cell]:
 
 
 def pack(cells: Iterable[Cell], *, max_stack: int | None = None) -> list[Pack]:
-    """Cells that may share a stack, together; no more than `max_stack` runs in one."""
+    """Cells that may share a stack, together; no more than `max_stack` runs in one.
+
+    Task by task, so that a process can keep its environments from one pack to the next.
+    """
     groups: dict[Any, list[Cell]] = {}
-    for cell in cells:
+    for cell in sorted(cells, key=lambda c: c.task.id):
         shape = {k: v for k, v in cell.hparams.items() if not isinstance(v, float)}
         key = (
             cell.task.id,
@@ -203,6 +206,8 @@ def run_pack(
     report("loading", 0.0)
     data, spec = cell.task.load(gamma=cell.pipeline["gamma"])
     method, pipeline = build(cell, data)
+    for other in [name for name in pools if name != cell.task.id]:
+        pools.pop(other).close()  # environments can be large: 200 MB for one OGBench cube
     pool = pools.setdefault(cell.task.id, EnvPool(cell.task))
     pool.check(spec)
     policy = make_policy(method, pipeline)
