@@ -87,7 +87,7 @@ def test_a_choice_sweep_makes_one_row_per_value():
 def test_every_setting_that_changes_a_result_changes_the_run_id():
     base = cell("method=iql").runs()[0].run_id
     for change in ("method.expectile=0.8", "batch_size=128", "gamma=0.9", "n_updates=10", "sampler=aw", "view.n=2",
-                   "transforms={}", "eval.episodes=3", "eval.envs=1", "seeds=[7]"):  # fmt: skip
+                   "transforms={}", "eval.episodes=3", "eval.envs=3", "seeds=[7]"):  # fmt: skip
         assert cell("method=iql", change).runs()[0].run_id != base, change
     for same in (
         "jobs=1",
