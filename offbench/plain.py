@@ -70,7 +70,7 @@ class _Plain:
     """`captured` keeps metrics on the device and lets Adam's step count live there."""
 
     def __init__(self, method: Any, spec: Spec, device: torch.device, *, captured: bool = False):
-        self.method = method
+        self.method, self.captured = method, captured
         self.read = Tensor.detach if captured else Tensor.item
         adam = {"lr": method.lr, "fused": True, "capturable": captured}
         self.adam = lambda parameters: torch.optim.Adam(parameters, **adam)
@@ -153,9 +153,9 @@ class PlainIQL(_Plain):
         _soft_update(self.target_critic, self.critic, m.polyak_rate)
 
         weight = (m.inverse_temperature * advantage.detach()).exp().clamp(max=m.max_weight)
-        # without validation, which reads a value from the device at every step
-        std = self.log_std.clamp(-20, 2).exp()
-        policy = Normal(self.actor(batch.obs), std, validate_args=False)
+        # its validation reads a value from the device, which capture does not allow
+        validate = {"validate_args": False} if self.captured else {}
+        policy = Normal(self.actor(batch.obs), self.log_std.clamp(-20, 2).exp(), **validate)
         actor_loss = (-weight * policy.log_prob(batch.action).sum(1)).mean()
         _minimise(self.actor_optimiser, actor_loss)
         return {
@@ -226,7 +226,10 @@ def unstacked_loop(method: Method, spec: Spec, pipeline: Pipeline) -> Advance:
     cuda = device.type == "cuda"
     step = make_step(method, pipeline)
     carry = initial_carry(method, spec, (0,), device).seed(0)
-    state, first = tree_map(torch.clone, carry.state), torch.zeros((), dtype=torch.int64, device=device)
+    state, first = (
+        tree_map(torch.clone, carry.state),
+        torch.zeros((), dtype=torch.int64, device=device),
+    )
 
     def draws(first: Tensor) -> Draw:
         numbers = first + torch.arange(BLOCK, device=device)

@@ -36,7 +36,9 @@ MAY_IMPORT = (
     | {name: EVIDENCE for name in EVIDENCE}
     | {"checkpoint": LAYER_0 | LAYER_1 | {"engine"}}
     | {"testing": LAYER_0 | LAYER_1 | LAYER_3}
-    | {"speed": LAYER_0 | LAYER_1 | LAYER_3 | METHODS}
+    | {"plain": LAYER_0 | LAYER_1 | LAYER_3 | METHODS}
+    | {"cost": LAYER_0 | LAYER_1 | LAYER_3}
+    | {"speed": LAYER_0 | LAYER_1 | LAYER_3 | METHODS | {"plain", "cost"}}
 )
 # the edge, which may import everything
 EDGE = {"__init__", "gpu_check", "cli", "config", "run", "forecast", "sinks", "provenance"}
@@ -51,7 +53,7 @@ ENVIRONMENTS = {
     "stable_baselines3",
     "sb3_contrib",
 }
-MAY_KNOW_METHODS = METHODS | {"speed", "testing"}
+MAY_KNOW_METHODS = METHODS | {"speed", "plain", "gpu_check", "testing"}
 _BORROWED = {"np.random.get_state", "np.random.seed", "np.random.set_state"}
 MAY_SET_GLOBALS = {
     "evaluation": _BORROWED,  # OGBench's mazes draw their start from numpy's generator; it is put back
@@ -60,7 +62,7 @@ MAY_SET_GLOBALS = {
     "recipes/store": {"os.environ"},  # the folder that minari writes to; it is put back
     "tasks": {"os.environ"},  # MUJOCO_GL, when an environment is made and nobody has set it
 }
-MAY_PRINT = {"cli", "speed"}
+MAY_PRINT = {"cli", "speed", "gpu_check"}
 
 
 def imports(tree: ast.AST) -> list[tuple[str, ast.stmt]]:
