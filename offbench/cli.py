@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,11 +90,13 @@ def _run(args: Sequence[str]) -> int:
 def _execute(args: Sequence[str], *, bench: bool) -> int:
     from offbench.config import plan
     from offbench.records import Store
-    from offbench.run import missing, preflight, resolve_device
+    from offbench.run import fetched, missing, preflight, resolve_device
 
     start, console = time.perf_counter(), _console()
     wanted = plan(args, bench=bench)
     resolve_device(wanted.settings.device)
+    with console.status("looking for the data") as status:
+        wanted = replace(wanted, cells=fetched(wanted.cells, report=status.update))
     store = Store(Path(wanted.settings.results))
     todo = missing(wanted.cells, store)
     total = sum(len(c.seeds) for c in wanted.cells)
