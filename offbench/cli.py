@@ -30,7 +30,7 @@ offbench COMMAND [key=value ...]
   plan    print every run, every effective value with its source, and how long it will take; run nothing
   board   print the leaderboard of what has been run and write results/board/<suite>.{md,csv}
   list    methods | tasks | suites | samplers | views
-  data    make ID | list          rebuild an embedded dataset from its recipe
+  data    list | show | check | fetch | make | compose | pack | unpack      (offbench data --help)
   check   method=NAME             run the contract every method must keep
   speed   how fast training is here, against a plain PyTorch loop
 
@@ -48,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if command not in COMMANDS:
             raise unknown("command", command, COMMANDS)
-        if rest and rest[0] in ("-h", "--help"):
+        if rest and rest[0] in ("-h", "--help") and command != "data":
             print(HELP, end="")
             return 0
-        if flags := [a for a in rest if a.startswith("-")]:
+        if command != "data" and (flags := [a for a in rest if a.startswith("-")]):
             raise UserError(
                 f"unknown option {flags[0]!r}: settings are written key=value; see offbench --help"
             )
@@ -90,11 +90,13 @@ def _run(args: Sequence[str]) -> int:
 def _execute(args: Sequence[str], *, bench: bool) -> int:
     from offbench.config import plan
     from offbench.records import Store
-    from offbench.run import missing, preflight, resolve_device
+    from offbench.run import fetched, missing, preflight, resolve_device
 
     start, console = time.perf_counter(), _console()
     wanted = plan(args, bench=bench)
     resolve_device(wanted.settings.device)
+    with console.status("looking for the data") as status:
+        wanted = replace(wanted, cells=fetched(wanted.cells, report=status.update))
     store = Store(Path(wanted.settings.results))
     todo = missing(wanted.cells, store)
     total = sum(len(c.seeds) for c in wanted.cells)
@@ -441,34 +443,13 @@ def _tasks() -> list[tuple[str, str]]:
 
 
 def _data(args: Sequence[str]) -> int:
-    from offbench.recipes import RECIPES, make
+    from offbench import catalog, data_cli
+    from offbench.tasks import load_task
 
-    if args == ["list"]:
-        for name, recipe in RECIPES.items():
-            print(f"{name}  {recipe.summary}")
-        return 0
-    if len(args) < 2 or args[0] != "make":
-        raise UserError("data needs one of: data list, data make ID [ID ...]")
-    from rich.progress import Progress
-
-    ids = list(RECIPES) if args[1:] == ["all"] else args[1:]
-    for name in ids:
-        if name not in RECIPES:
-            raise unknown("recipe", name, RECIPES)
-    root = Path(os.environ.get("OFFBENCH_DATASETS", "datasets"))
-    console = _console()
-    for name in ids:
-        with Progress(console=console, disable=not console.is_terminal, transient=True) as bars:
-            bar = bars.add_task(name)
-            path = make(
-                name,
-                root,
-                progress=lambda done, total, b=bars, t=bar: b.update(
-                    t, completed=done, total=total
-                ),
-            )
-        console.print(f"{name}: {path}")
-    return 0
+    known = data_cli.Catalog(
+        ids=catalog.listing, remote=catalog.remote, load=catalog.read, task=load_task
+    )
+    return data_cli.main(args, catalog=known)
 
 
 def _check(args: Sequence[str]) -> int:

@@ -26,7 +26,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from offbench.errors import UserError, unknown
 from offbench.records import RunSpec
-from offbench.tasks import Task, load_task
+from offbench.tasks import Task, load_task, own_task
 
 GROUPS = ("method", "sampler", "view", "suite")
 NAMES_OF_VIEWS = {"nstep": "n", "chunk": "h"}  # the number in `iql+nstep3`
@@ -254,6 +254,9 @@ def _plan_point(given: dict[str, Any], *, bench: bool) -> Plan:
             f"{bad[0]}: a published suite is not edited; set task, seeds, n_updates or eval instead"
         )
 
+    own = {k.split(".", 1)[1]: given.pop(k) for k in list(given) if k.startswith("task.")}
+    if own:
+        given["task"] = _own_task(own, given.get("task"))
     target = given.get("method._target_")
     if choices.get("method") or target:
         entries: Sequence[str | None] = (choices.get("method"),)
@@ -267,6 +270,18 @@ def _plan_point(given: dict[str, Any], *, bench: bool) -> Plan:
         )
     made = [pair for entry in entries for pair in _entry_cells(entry, choices, given, suite)]
     return Plan(cells=tuple(cell for cell, _ in made), settings=made[-1][1], suite=suite)
+
+
+def _own_task(own: Mapping[str, Any], task_id: Any) -> Task:
+    """`task.data=PATH task.env=HalfCheetah-v5`: the user's data as a task."""
+    hints = {k: v for k, v in get_type_hints(own_task).items() if k not in ("return", "id")}
+    for key in own:
+        if key not in hints:
+            raise unknown("setting", f"task.{key}", [f"task.{k}" for k in hints])
+    if "data" not in own:
+        raise UserError("task.data=PATH is missing: a file in D4RL or OGBench layout or a Minari folder")
+    values = {k: coerce(v, hints[k], f"task.{k}") for k, v in own.items()}
+    return own_task(values.pop("data"), id=coerce(task_id, str | None, "task"), **values)
 
 
 def _entry_cells(
@@ -295,7 +310,6 @@ def _entry_cells(
         | {f"eval.{k}": v for k, v in (suite.get("eval") or {}).items()},
         f"suite {suite['id']}",
     )
-    given = {k: v for k, v in given.items() if k not in ("methods", "method._target_")}
     for point in _expand(given, values.hints):
         yield from _task_cells(values, presets, name, picked, suite, point)
 
@@ -318,8 +332,12 @@ def _task_cells(
     given: Mapping,
 ) -> Iterator[tuple[Cell, Settings]]:
     task_names = [given["task"]] if given.get("task") else suite["tasks"]
+    skipped = ("methods", "method._target_", *(["task"] if isinstance(given.get("task"), Task) else []))
+    given = {k: v for k, v in given.items() if k not in skipped}
     for task_name in task_names:
-        task = load_task(coerce(task_name, str, "task"))
+        task = task_name
+        if not isinstance(task, Task):
+            task = load_task(coerce(task_name, str, "task"))
         own = values.copy()
         preset = next(
             ((k, v) for k, v in presets.items() if k != "source" and fnmatch(task.id, k)), None

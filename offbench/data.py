@@ -9,6 +9,7 @@ last              3    3    3    3      6    6    6
 valid = row<last  1    1    1    0      1    1    0
 """
 
+import hashlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -58,39 +59,164 @@ class ReplayData(NamedTuple):
 def from_episodes(
     episodes: Iterable[Episode], *, name: str = "dataset", terminal_inside: bool = False
 ) -> ReplayData:
-    """The only constructor: every source passes the same checks.
+    """Episodes one after another, with the checks of `from_flat`.
 
     `terminal_inside` permits terminals before an episode's last step: OGBench's single-task sets
     stop the bootstrap at the goal while the trajectory goes on. Raises UserError naming `name` and
     the first offending episode.
     """
-    obs, action, reward, terminal, last, index, size = [], [], [], [], [], [], 0
+    columns: tuple[list[np.ndarray], ...] = ([], [], [], [])
+    sizes: list[int] = []
     for i, e in enumerate(episodes):
-        _check(
-            e,
-            i,
-            name,
-            terminal_inside,
-            like={"obs": obs[0].shape[1], "action": action[0].shape[1]} if obs else {},
-        )
-        n = len(e.action)
-        obs.append(np.asarray(e.obs, np.float32))
-        action += [
-            np.clip(e.action, -1, 1).astype(np.float32),
-            np.zeros((1, e.action.shape[1]), np.float32),
-        ]
-        reward += [np.asarray(e.reward, np.float32), np.zeros(1, np.float32)]
-        terminal += [np.asarray(e.terminal, bool), np.zeros(1, bool)]
-        last.append(np.full(n + 1, size + n))
-        index.append(np.full(n + 1, i))
-        size += n + 1
-    if not obs:
+        like = {"obs": columns[0][0].shape[1], "action": columns[1][0].shape[1]} if sizes else {}
+        _check_shapes(e, i, name, like)
+        kinds = (np.float32, np.float32, np.float32, bool)
+        for column, values, field, dtype in zip(columns, e, Episode._fields, kinds):
+            column.append(_cast(values, field, f"{name}: episode {i}", dtype))
+            if field != "obs":  # the row of the last observation
+                column.append(np.zeros((1, *column[-1].shape[1:]), dtype))
+        sizes.append(len(e.action) + 1)
+    if not sizes:
         raise UserError(f"{name}: no episodes")
-    columns = (obs, action, reward, terminal, last, index)
-    return ReplayData(*(torch.from_numpy(np.concatenate(c)) for c in columns))
+    obs, action, reward, terminal = (_joined(column) for column in columns)
+    return _finish(obs, action, reward, terminal, np.asarray(sizes), name, terminal_inside)
 
 
-def _check(e: Episode, i: int, name: str, terminal_inside: bool, like: dict[str, int]) -> None:
+def _joined(column: list[np.ndarray]) -> np.ndarray:
+    """The arrays one after another; the list is emptied, so that there are never three copies."""
+    joined = np.concatenate(column)
+    column.clear()
+    return joined
+
+
+def from_flat(
+    obs: np.ndarray,
+    action: np.ndarray,
+    reward: np.ndarray,
+    terminal: np.ndarray,
+    end: np.ndarray,
+    *,
+    next_obs: np.ndarray | None = None,
+    name: str = "dataset",
+    terminal_inside: bool = False,
+) -> ReplayData:
+    """Rows as recorded, one per step, episodes one after another.
+
+    obs (N, O), action (N, A), reward (N,), terminal (N,): the environment ended at this step; a
+    time limit is none. end (N,): the last row of an episode; the last row of all is one in any
+    case, so an unfinished episode is kept and bootstraps. `next_obs` (N, O) or (E, O): the
+    observation after each row, or after the last row of each episode.
+
+    With `next_obs` every row is a transition. Without, the observation after an episode's last row
+    is unknown: a last row that is terminal keeps its action and reward (what follows a terminal is
+    never looked at; its own observation is repeated), any other gives the observation that the row
+    before leads to and nothing else, and an episode of that single row is left out. That is also
+    how OGBench writes its files: the last row holds the last observation.
+
+    Raises UserError naming `name` and the first offending episode.
+    """
+    obs, action, reward, terminal, end = map(np.asarray, (obs, action, reward, terminal, end))
+    _check_columns(obs, action, reward, terminal, end, name)
+    terminal = _cast(terminal, "terminal", name, bool)
+    ends = _cast(end, "end", name, bool).copy()
+    ends[-1] = True
+    stop = np.flatnonzero(ends)
+    start = np.concatenate([[0], stop[:-1] + 1])
+    after = None if next_obs is None else _after(np.asarray(next_obs), obs, stop, name)
+    extra = terminal[stop] if after is None else np.ones(len(stop), bool)
+    kept = extra | (stop > start)  # not: one row, nothing known after it
+    if not kept.any():
+        raise UserError(f"{name}: no transition: every episode is a single row without a successor")
+    sizes = (stop - start + 1 + extra)[kept]
+    if extra.any() or not kept.all():
+        rows = np.flatnonzero(np.repeat(kept, stop - start + 1)) if not kept.all() else None
+        new_ends = np.cumsum(sizes) - 1
+        place = np.ones(int(sizes.sum()), bool)  # where the given rows go
+        place[new_ends[extra[kept]]] = False
+        pick = (lambda x: x) if rows is None else (lambda x: x[rows])
+        last = (obs[stop] if after is None else after)[extra]
+        obs = _spread(pick(obs), place, "obs", name, fill=last)
+        action = _spread(pick(action), place, "action", name)
+        reward = _spread(pick(reward), place, "reward", name)
+        wider = np.zeros(len(place), bool)
+        wider[place] = pick(terminal)
+        terminal = wider
+    else:
+        obs, action, reward = (
+            _cast(x, field, name, np.float32, copy=field != "obs")
+            for x, field in ((obs, "obs"), (action, "action"), (reward, "reward"))
+        )
+    padding = np.cumsum(sizes) - 1
+    action[padding], reward[padding] = 0.0, 0.0
+    return _finish(obs, action, reward, terminal, sizes, name, terminal_inside)
+
+
+def _spread(
+    x: np.ndarray, place: np.ndarray, field: str, name: str, fill: np.ndarray | float = 0.0
+) -> np.ndarray:
+    """`x` at the rows where `place`, `fill` at the others; float32."""
+    _numeric(x, field, name)
+    out = np.empty((len(place), *x.shape[1:]), np.float32)
+    holes = np.flatnonzero(~place)
+    bounds = np.concatenate([[-1], holes, [len(place)]])
+    with np.errstate(over="ignore", invalid="ignore"):
+        if len(holes) > len(place) // 20:
+            out[place] = x
+        else:  # a block of rows at a time is faster
+            for i, (a, b) in enumerate(zip(bounds[:-1] + 1, bounds[1:])):
+                out[a:b] = x[a - i : b - i]
+        out[holes] = fill
+    return out
+
+
+def _after(next_obs: np.ndarray, obs: np.ndarray, stop: np.ndarray, name: str) -> np.ndarray:
+    """(E, O) the observation after each episode's last row."""
+    if next_obs.shape == (len(stop), *obs.shape[1:]) and len(stop) != len(obs):
+        return next_obs
+    if next_obs.shape != obs.shape:
+        raise UserError(
+            f"{name}: next observations {next_obs.shape} must be as the observations {obs.shape}"
+        )
+    return next_obs[stop]
+
+
+def _check_columns(
+    obs: np.ndarray, action: np.ndarray, reward: np.ndarray, terminal: np.ndarray, end: np.ndarray,
+    name: str,
+) -> None:  # fmt: skip
+    if obs.ndim != 2 or action.ndim != 2:
+        raise UserError(
+            f"{name}: observations {obs.shape} and actions {action.shape} must be 2-D (steps, features)"
+        )
+    for field, x in (("rewards", reward), ("terminals", terminal), ("ends", end)):
+        if x.ndim != 1:
+            raise UserError(f"{name}: {field} {x.shape} must be 1-D (steps,)")
+    found = [len(x) for x in (obs, action, reward, terminal, end)]
+    if len(set(found)) > 1:
+        raise UserError(
+            f"{name}: arrays differ in length: {found[0]} observations, {found[1]} actions, "
+            f"{found[2]} rewards, {found[3]} terminals, {found[4]} ends"
+        )
+    if not found[0]:
+        raise UserError(f"{name}: no episodes")
+
+
+def _numeric(x: np.ndarray, field: str, at: str) -> None:
+    if x.dtype.kind not in "fiub":
+        raise UserError(f"{at}: {field} holds {x.dtype}, not numbers")
+
+
+def _cast(x: np.ndarray, field: str, at: str, dtype: type, *, copy: bool = False) -> np.ndarray:
+    """`x` as float32 or bool. Flags must be 0 or 1."""
+    x = np.asarray(x)
+    _numeric(x, field, at)
+    if dtype is bool and x.dtype != bool and not np.isin(x, (0, 1)).all():
+        raise UserError(f"{at}: {field} must be 0 or 1, found {x[~np.isin(x, (0, 1))][0]}")
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found by `_finish`
+        return x.astype(dtype, copy=copy)
+
+
+def _check_shapes(e: Episode, i: int, name: str, like: dict[str, int]) -> None:
     at, n = f"{name}: episode {i}", len(e.action)
     if n == 0:
         raise UserError(f"{at} has no steps")
@@ -112,15 +238,47 @@ def _check(e: Episode, i: int, name: str, terminal_inside: bool, like: dict[str,
             raise UserError(
                 f"{at}: {field} has {getattr(e, field).shape[1]} features, earlier episodes {size}"
             )
-    for field in ("obs", "action", "reward"):
-        if not np.isfinite(getattr(e, field)).all():
-            row = int(np.argwhere(~np.isfinite(getattr(e, field)))[0][0])
-            raise UserError(f"{at}: {field} is not finite (NaN or Inf) at step {row}")
-    if np.abs(e.action).max() > 1 + ACTION_TOLERANCE:
-        raise UserError(f"{at}: actions reach {np.abs(e.action).max():.4g}, outside [-1, 1]")
-    if not terminal_inside and np.asarray(e.terminal)[:-1].any():
-        row = int(np.argmax(e.terminal))
-        raise UserError(f"{at}: terminal at step {row}, before its last step {n - 1}")
+
+
+def _finish(
+    obs: np.ndarray, action: np.ndarray, reward: np.ndarray, terminal: np.ndarray,
+    sizes: np.ndarray, name: str, terminal_inside: bool,
+) -> ReplayData:  # fmt: skip
+    """The checks of values, on rows as they will be trained on, in their final types.
+
+    `action` is clipped in place; nothing else is written to.
+    """
+    stop = np.cumsum(sizes)
+
+    def at(row: int) -> tuple[str, int]:
+        episode = int(np.searchsorted(stop, row, side="right"))
+        return f"{name}: episode {episode}", row - int(stop[episode] - sizes[episode])
+
+    for field, x in (("obs", obs), ("action", action), ("reward", reward)):
+        if x.ndim == 2 and x.shape[1] == 0:
+            raise UserError(f"{name}: {field} has no features")
+        if not (np.isfinite(x.min()) and np.isfinite(x.max())):  # no array as large as the data
+            bad = ~np.isfinite(x) if x.ndim == 1 else ~np.isfinite(x).all(1)
+            where, step = at(int(np.argmax(bad)))
+            raise UserError(
+                f"{where}: {field} is not finite (NaN or Inf) at step {step}"
+            )
+    largest = max(-float(action.min()), float(action.max()))
+    if largest > 1 + ACTION_TOLERANCE:
+        where, _ = at(int(np.argmax((np.abs(action) > 1 + ACTION_TOLERANCE).any(1))))
+        raise UserError(f"{where}: actions reach {largest:.4g}, outside [-1, 1]")
+    np.clip(action, -1, 1, out=action)
+    if not terminal_inside:
+        inside = terminal.copy()
+        inside[stop - 2] = False
+        if inside.any():
+            where, step = at(int(np.argmax(inside)))
+            length = int(sizes[np.searchsorted(stop, int(np.argmax(inside)), side="right")]) - 1
+            raise UserError(f"{where}: terminal at step {step}, before its last step {length - 1}")
+    last = np.repeat(stop - 1, sizes)
+    episode = np.repeat(np.arange(len(sizes)), sizes)
+    columns = (obs, action, reward, terminal, last, episode)
+    return ReplayData(*(torch.from_numpy(np.ascontiguousarray(x)) for x in columns))
 
 
 def episode_returns(data: ReplayData) -> Tensor:
@@ -134,3 +292,11 @@ def first_rows(data: ReplayData) -> Tensor:
     """(n_episodes,) int64 row of each episode's first observation."""
     row = torch.arange(len(data.episode), device=data.episode.device)
     return row[torch.cat([row[:1] == 0, data.episode[1:] != data.episode[:-1]])]
+
+
+def fingerprint(data: ReplayData) -> str:
+    """sha256 over the arrays as trained on: what a result row calls its data."""
+    digest = hashlib.sha256()
+    for x in data:
+        digest.update(np.ascontiguousarray(x.cpu().numpy()).tobytes())
+    return digest.hexdigest()

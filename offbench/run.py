@@ -29,6 +29,7 @@ from offbench import provenance
 from offbench.config import Cell, Settings, locate
 from offbench.errors import UserError
 from offbench.records import Provenance, RunSpec, Store
+from offbench.tasks import Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,6 +128,18 @@ def _split(cells: Sequence[Cell], limit: int | None) -> Iterator[tuple[Cell, ...
 
 def _chunks(seeds: tuple[int, ...], n: int) -> list[tuple[int, ...]]:
     return [seeds[i : i + n] for i in range(0, len(seeds), n)]
+
+
+def fetched(
+    cells: Iterable[Cell], *, report: Callable[[str], None] = lambda text: None
+) -> tuple[Cell, ...]:
+    """The cells with their data here: downloaded, and their sha256 part of the run's identity."""
+    ready: dict[str, Task] = {}
+    for cell in (cells := tuple(cells)):
+        if cell.task.id not in ready:
+            report(f"fetching {cell.task.id}")
+            ready[cell.task.id] = cell.task.ready()
+    return tuple(replace(cell, task=ready[cell.task.id]) for cell in cells)
 
 
 def build(cell: Cell, data: "ReplayData") -> "tuple[Any, Pipeline]":

@@ -1,23 +1,27 @@
 """Tasks: a dataset, the environment it is judged in, and how a return becomes a score.
 
-A task is read from its dataset's manifest (`datasets/*.yaml`), which pins the file by sha256 and
-carries reference returns that were measured. Manifests are looked for in `$OFFBENCH_DATASETS`,
-in `./datasets`, in the checkout, and in the wheel.
+An embedded task is read from its dataset's manifest (`datasets/*.yaml`), which pins the file by
+sha256 and carries reference returns that were measured. Manifests are looked for in
+`$OFFBENCH_DATASETS`, in `./datasets`, in the checkout, and in the wheel. Every other id is looked up
+in `offbench.catalog`, a composition (`mix@...`) is judged as the first of its parts, and your own
+data are a task by `own_task`.
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from offbench.errors import UserError, unknown
+from offbench.errors import UserError
 
 if TYPE_CHECKING:
     import gymnasium
@@ -25,12 +29,15 @@ if TYPE_CHECKING:
     from offbench.data import ReplayData
     from offbench.types import Spec
 
+Source = Literal["embedded", "catalog", "path", "composed"]
+NOT_HERE = "not here"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     id: str  # "offbench/hopper/medium-replay-v0": what a record, a preset and a row are keyed by
-    root: Path  # the folder that holds the manifest and the data
-    sha256: str  # of the data file
+    root: Path  # embedded: the folder that holds the manifest and the data; else the data's own
+    sha256: str  # of the data file; NOT_HERE while it has not been downloaded
     env: str  # gymnasium id
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     max_episode_steps: int
@@ -38,6 +45,9 @@ class Task:
     ref_min: float
     ref_max: float
     terminal_inside: bool = False
+    adapter: str | None = None  # how the environment shows what the data have: offbench.environments
+    refused: str | None = None  # why there is no environment to judge it in
+    source: Source = "embedded"
 
     @property
     def folder(self) -> Path:
@@ -50,18 +60,75 @@ class Task:
         return 100.0 * (episode_return - self.ref_min) / (self.ref_max - self.ref_min)
 
     def load(self, *, gamma: float = 0.99) -> "tuple[ReplayData, Spec]":
-        """The transitions and the problem they pose. Raises UserError for a bad file."""
-        from offbench.sources import minari
+        """The transitions and the problem they pose, downloaded where they are not here.
+
+        Raises UserError for a bad file; warns once (`offbench.doctor.DataWarning`) where others have
+        found a severe defect in a set of this id.
+        """
         from offbench.types import Spec
 
-        check_file(self.folder / "data" / "main_data.hdf5", self.sha256, self.id)
-        data = minari.load(self.folder, name=self.id, terminal_inside=self.terminal_inside)
+        data = _LOADERS[self.source](self)
         spec = Spec(data.obs.shape[1], data.action.shape[1], gamma, self.max_episode_steps)
         return data, spec
 
+    def ready(self) -> "Task":
+        """The task with its data here and their sha256 known. UserError where they cannot be had."""
+        if self.sha256 != NOT_HERE:
+            return self
+        from offbench import catalog, compose
+
+        made = compose.parse(self.id)
+        for name in [self.id] if isinstance(made, str) else made.leaves:
+            if load_task(name).sha256 == NOT_HERE:
+                catalog.fetch(catalog.card(name))
+        return load_task(self.id)
+
     def make_env(self) -> "gymnasium.Env":
         """One evaluation environment with actions in [-1, 1]. UserError if its package is missing."""
-        return make_env(self.env, self.env_kwargs, self.id)
+        if self.refused is not None:
+            raise UserError(f"{self.id}: {self.refused}")
+        return make_env(self.env, self.env_kwargs, self.id, adapter=self.adapter)
+
+
+def _load_embedded(task: Task) -> "ReplayData":
+    from offbench.sources import minari
+
+    check_file(task.folder / "data" / "main_data.hdf5", task.sha256, task.id)
+    return minari.load(task.folder, name=task.id, terminal_inside=task.terminal_inside)
+
+
+def _load_catalog(task: Task) -> "ReplayData":
+    from offbench import catalog, doctor
+    from offbench.sources import cache
+
+    card = catalog.card(task.id)
+    here = task.sha256 != NOT_HERE
+    path = task.root if here else catalog.fetch(card)
+    if here and (not path.exists() or cache.digest(path) != task.sha256):
+        raise UserError(f"{task.id}: {path} is missing or not the file it was (by sha256)")
+    known = tuple(doctor.known_defects(task.id))
+    doctor.warn_once(doctor.Report(task.id, 0, 0, known))
+    return catalog.load(card, path)
+
+
+def _load_path(task: Task) -> "ReplayData":
+    from offbench.sources import arrays
+
+    return arrays.load(task.root, name=task.id, max_episode_steps=task.max_episode_steps)
+
+
+def _load_composed(task: Task) -> "ReplayData":
+    from offbench import compose
+
+    return compose.build(task.id, lambda part: load_task(part).load()[0]).data
+
+
+_LOADERS: "Mapping[Source, Callable[[Task], ReplayData]]" = {
+    "embedded": _load_embedded,
+    "catalog": _load_catalog,
+    "path": _load_path,
+    "composed": _load_composed,
+}
 
 
 def check_file(path: Path, sha256: str, name: str) -> None:
@@ -79,24 +146,43 @@ def check_file(path: Path, sha256: str, name: str) -> None:
         )
 
 
-def make_env(env: str, kwargs: Mapping[str, Any], name: str) -> "gymnasium.Env":
+def make_env(
+    env: str, kwargs: Mapping[str, Any], name: str, *, adapter: str | None = None
+) -> "gymnasium.Env":
+    """An environment that shows flat observations and takes actions in [-1, 1].
+
+    UserError where its package is missing, where it is unknown, and for arguments it does not take.
+    """
     import gymnasium
     from gymnasium.wrappers import RescaleAction
+
+    from offbench.environments import adapt
 
     os.environ.setdefault(
         "MUJOCO_GL", "disabled"
     )  # state environments; without it dm_control looks for a screen
     # OGBench's environments make a new Box, and gymnasium this warning, whenever their space is read.
     warnings.filterwarnings("ignore", message=".*precision lowered by casting")
-    try:
-        made = gymnasium.make(env, disable_env_checker=True, **kwargs)
-    except gymnasium.error.NameNotFound:
-        made = _make_from_package(env, kwargs, name)
-    except gymnasium.error.Error as error:
-        raise UserError(f"{name}: environment {env}: {error}") from None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is out of date.*")  # v4, which is meant
+        warnings.filterwarnings("ignore", message=".*reward functions were updated.*")
+        try:
+            try:
+                made = gymnasium.make(env, disable_env_checker=True, **kwargs)
+            except (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound):
+                made = _make_from_package(env, kwargs, name)
+        except (gymnasium.error.Error, TypeError) as error:
+            words = " ".join(str(error).split())
+            raise UserError(f"{name}: environment {env}: {words}") from None
+        made = adapt(made, adapter)
+        # OGBench makes its spaces, and warns, each time they are asked for
+        made.action_space, made.observation_space = made.action_space, made.observation_space
     if abs(made.action_space.low + 1).max() > 0 or abs(made.action_space.high - 1).max() > 0:
         made = RescaleAction(made, -1.0, 1.0)
     return made
+
+
+_PACKAGES = ("ogbench", "gymnasium_robotics", "minigrid")
 
 
 def _make_from_package(env: str, kwargs: Mapping[str, Any], name: str) -> "gymnasium.Env":
@@ -105,7 +191,7 @@ def _make_from_package(env: str, kwargs: Mapping[str, Any], name: str) -> "gymna
 
     import gymnasium
 
-    for package in ("ogbench", "gymnasium_robotics"):
+    for package in _PACKAGES:
         try:
             with contextlib.redirect_stderr(
                 io.StringIO()
@@ -117,9 +203,10 @@ def _make_from_package(env: str, kwargs: Mapping[str, Any], name: str) -> "gymna
             gymnasium.register_envs(module)
         if env in gymnasium.registry:
             return gymnasium.make(env, disable_env_checker=True, **kwargs)
+    which = "minigrid (pip install minigrid)" if env.startswith("MiniGrid") else "the package that provides it"  # fmt: skip
     raise UserError(
-        f"{name}: environment {env} is not installed (tried gymnasium, ogbench, gymnasium-robotics); "
-        "install the package that provides it"
+        f"{name}: environment {env} is not installed (tried gymnasium, ogbench, gymnasium-robotics, "
+        f"minigrid); install {which}"
     )
 
 
@@ -137,16 +224,29 @@ def manifests() -> dict[str, tuple[Path, Mapping[str, Any]]]:
     found: dict[str, tuple[Path, Mapping[str, Any]]] = {}
     for root in roots():
         for path in sorted(root.glob("*--*.yaml")):
-            manifest = yaml.safe_load(path.read_text())
+            manifest = _read_manifest(path, path.stat().st_mtime_ns)
             found.setdefault(manifest["id"], (root, manifest))
     return found
 
 
+@functools.lru_cache(maxsize=4096)
+def _read_manifest(path: Path, mtime_ns: int) -> Mapping[str, Any]:
+    return MappingProxyType(yaml.safe_load(path.read_text()))
+
+
 def load_task(task_id: str) -> Task:
-    """The task of a dataset id. Raises UserError naming the nearest ids for an unknown one."""
+    """The task of a dataset id. Raises UserError naming the nearest ids for an unknown one.
+
+    Nothing is downloaded: see `Task.ready`.
+    """
+    from offbench import compose
+
+    task_id = compose.MIXED.get(task_id, task_id)
+    if compose.is_composed(task_id):
+        return _composed_task(task_id)
     known = manifests()
     if task_id not in known:
-        raise unknown("task", task_id, known)
+        return _catalog_task(task_id)
     root, m = known[task_id]
     return Task(
         id=task_id,
@@ -160,3 +260,104 @@ def load_task(task_id: str) -> Task:
         ref_max=m["score"]["ref_max"],
         terminal_inside=m.get("terminal_inside", False),
     )
+
+
+def _catalog_task(task_id: str) -> Task:
+    from offbench import catalog
+    from offbench.sources import cache
+
+    card = catalog.card(task_id, kind="task")
+    path = catalog.locate(card)
+    return Task(
+        id=card.id,
+        root=Path() if path is None else path,
+        sha256=NOT_HERE if path is None else cache.digest(path),
+        env=card.env or "",
+        env_kwargs=card.env_kwargs,
+        max_episode_steps=card.max_episode_steps,
+        score=card.score,
+        ref_min=_NO_REFERENCE[0] if card.ref_min is None else card.ref_min,
+        ref_max=_NO_REFERENCE[1] if card.ref_max is None else card.ref_max,
+        terminal_inside=card.terminal_inside,
+        adapter=card.adapter,
+        refused=card.refused,
+        source="catalog",
+    )
+
+
+_NO_REFERENCE = (0.0, 100.0)  # a score is the return itself
+
+
+def _composed_task(task_id: str) -> Task:
+    """Judged as the first of its parts; its sha256 is of its id and of those of its parts."""
+    from offbench import compose
+
+    made = compose.parse(task_id)
+    assert not isinstance(made, str)
+    parts = [load_task(part) for part in made.leaves]
+    text = "\n".join([str(made), *(part.sha256 for part in parts)])
+    whole = all(part.sha256 != NOT_HERE for part in parts)
+    return replace(
+        parts[0],
+        id=str(made),
+        sha256=hashlib.sha256(text.encode()).hexdigest() if whole else NOT_HERE,
+        source="composed",
+    )
+
+
+def own_task(
+    data: str | Path,
+    *,
+    env: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    id: str | None = None,
+    max_episode_steps: int | None = None,
+    score: Literal["return", "success"] = "return",
+    ref_min: float = _NO_REFERENCE[0],
+    ref_max: float = _NO_REFERENCE[1],
+) -> Task:
+    """Your own data, a file or folder in one of the layouts of `offbench.sources.arrays`.
+
+    `env` is the gymnasium id to evaluate in; a Minari folder names its own. Without references a
+    score is the return itself. Raises UserError where nothing lies at `data`.
+    """
+    from offbench.sources import arrays, cache, minari
+
+    path = Path(data).expanduser()
+    name = id or f"own/{path.stem}"
+    if not path.exists():
+        raise UserError(f"{name}: {path} does not exist")
+    kwargs = dict(env_kwargs or {})
+    if arrays.layout(path, name=name) == "minari":
+        meta = minari.metadata(path, name=name)
+        if env is None:
+            found = meta.environment(name)
+            env, kwargs = found.id, {**found.kwargs, **kwargs}
+            max_episode_steps = max_episode_steps or found.max_episode_steps
+        if (ref_min, ref_max) == _NO_REFERENCE and meta.ref_min is not None and meta.ref_max is not None:
+            ref_min, ref_max = meta.ref_min, meta.ref_max
+    if env is None:
+        raise UserError(f"{name}: the environment to evaluate in is missing: task.env=HalfCheetah-v5")
+    if not ref_max > ref_min:
+        raise UserError(f"{name}: ref_max={ref_max} must lie above ref_min={ref_min}")
+    return Task(
+        id=name,
+        root=path.resolve(),
+        sha256=cache.digest(path),
+        env=env,
+        env_kwargs=kwargs,
+        max_episode_steps=max_episode_steps or _limit_of(env),
+        score=score,
+        ref_min=ref_min,
+        ref_max=ref_max,
+        source="path",
+    )
+
+
+def _limit_of(env: str) -> int:
+    """Steps of an episode as the environment is registered, 1000 where it says none."""
+    made = make_env(env, {}, env)
+    try:
+        return (made.spec.max_episode_steps if made.spec is not None else None) or 1000
+    finally:
+        made.close()

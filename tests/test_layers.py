@@ -29,10 +29,15 @@ MAY_IMPORT = (
     | {name: LAYER_0 | LAYER_1 for name in LAYER_1}
     | {name: LAYER_0 | {"types"} for name in METHODS}
     | {name: LAYER_0 | LAYER_1 | LAYER_3 for name in LAYER_3}
-    | {name: LAYER_0 | LAYER_1 | SOURCES | {"tasks"} for name in SOURCES | {"tasks"}}
+    | {
+        name: LAYER_0 | LAYER_1 | SOURCES | {"tasks", "environments", "doctor", "files"}
+        for name in SOURCES | {"environments", "catalog"}
+    }
+    | {"tasks": LAYER_0 | LAYER_1 | SOURCES | {"environments", "catalog", "compose", "doctor", "files"}}
     # evaluation acts with traced programs, which the engine makes
     | {"evaluation": LAYER_0 | LAYER_1 | SOURCES | {"tasks", "engine"}}
     | {name: EVIDENCE | RECIPES for name in RECIPES}
+    | {"files": set(), "compose": {"data", "files"}, "doctor": {"data", "files", "sources/hdf5", "sources/npz"}}
     | {name: EVIDENCE for name in EVIDENCE}
     | {"checkpoint": LAYER_0 | LAYER_1 | {"engine"}}
     | {"testing": LAYER_0 | LAYER_1 | LAYER_3}
@@ -41,7 +46,7 @@ MAY_IMPORT = (
     | {"speed": LAYER_0 | LAYER_1 | LAYER_3 | METHODS | {"plain", "cost"}}
 )
 # the edge, which may import everything
-EDGE = {"__init__", "gpu_check", "cli", "config", "run", "forecast", "sinks", "provenance"}
+EDGE = {"__init__", "gpu_check", "cli", "data_cli", "config", "run", "forecast", "sinks", "provenance"}
 
 HEAVY = {"torch", "gymnasium"}
 ENVIRONMENTS = {
@@ -60,9 +65,10 @@ MAY_SET_GLOBALS = {
     "recipes/ogbench_play": _BORROWED,  # the same
     "recipes/behaviour": {"os.environ"},  # the threads of its worker processes
     "recipes/store": {"os.environ"},  # the folder that minari writes to; it is put back
+    "environments": _BORROWED,  # the same
     "tasks": {"os.environ"},  # MUJOCO_GL, when an environment is made and nobody has set it
 }
-MAY_PRINT = {"cli", "speed", "gpu_check"}
+MAY_PRINT = {"cli", "data_cli", "speed", "gpu_check"}
 
 
 def imports(tree: ast.AST) -> list[tuple[str, ast.stmt]]:
@@ -127,7 +133,7 @@ def test_no_method_imports_a_sibling():
         assert not internal(TREES[name]) & METHODS, name
 
 
-@pytest.mark.parametrize("name", sorted(EVIDENCE | {"__init__", "cli", "config", "tasks"}))
+@pytest.mark.parametrize("name", sorted(EVIDENCE | {"__init__", "catalog", "cli", "config", "environments", "files", "tasks"}))
 def test_importing_the_evidence_and_the_edge_loads_no_torch_and_no_environment(name):
     if name in TREES:
         assert not at_import(TREES[name]) & (HEAVY | ENVIRONMENTS)

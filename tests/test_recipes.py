@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import yaml
 
-from offbench.recipes import DATASETS, RECIPES, find, make, slug
+from offbench.errors import UserError
+from offbench.recipes import COLLECTIONS, DATASETS, RECIPES, collect, find, make, slug
 from offbench.recipes.policy import load_policy, policy_digest, save_policy
 
 pytest.importorskip("gymnasium")
@@ -174,16 +175,231 @@ def test_relabelling_agrees_with_own_computation(dataset_id: str, episodes: Any)
 def test_small_ogbench_collection_is_deterministic(dataset_id: str) -> None:
     pytest.importorskip("ogbench")
     module = importlib.import_module("offbench.recipes.ogbench_play")
-    once = module._navigate_once if "pointmaze" in dataset_id else module._play_once
+    begin = module.begin_navigate if "pointmaze" in dataset_id else module.begin_arm()
     names = module.POINTMAZE if "pointmaze" in dataset_id else module.CUBE
-    mode = {} if "pointmaze" in dataset_id else {"mode": "data_collection"}
-    env = module._make(names[0], terminate_at_goal=False, **mode)
+    env = module.make_env(names[0], 40)
     state = np.random.get_state()[1].copy()  # noqa: NPY002
-    first, between, second = (once(env, 40, seed) for seed in (3, 4, 3))
-    for a, b, c in zip(first[1:], between[1:], second[1:], strict=True):
+    first, between, second = (module.roll(env, begin, 40, seed) for seed in (3, 4, 3))
+    for a, b, c in zip(first[1:5], between[1:5], second[1:5], strict=True):
         np.testing.assert_array_equal(a, c)
         assert not np.array_equal(a, b)
     np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+
+
+@pytest.mark.env
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset_id", OGBENCH)
+def test_first_trajectory_of_an_ogbench_set_is_collected_again(
+    dataset_id: str, episodes: Any
+) -> None:
+    """The whole first trajectory, by the loop that also makes the large sets."""
+    pytest.importorskip("ogbench")
+    facts, here = manifest(dataset_id), store.versions()
+    if any(here[k] != facts["versions"][k] for k in ("numpy", "gymnasium", "mujoco", "ogbench")):
+        pytest.skip("other versions than the set was made with")
+    module = importlib.import_module("offbench.recipes.ogbench_play")
+    maze = "pointmaze" in dataset_id
+    env = module.make_env((module.POINTMAZE if maze else module.CUBE)[0], 1000)
+    begin = module.begin_navigate if maze else module.begin_arm()
+    seed = next(locomotion.seeds(facts["recipe"]["options"]["seed"]))
+    made, shipped = module.roll(env, begin, 1000, seed), episodes(dataset_id)[0]
+    np.testing.assert_allclose(made.actions[:20], shipped.actions[:20], atol=1e-5)
+    np.testing.assert_allclose(made.observations[:20], shipped.observations[:20], atol=1e-4)
+
+
+PUBLISHED = [
+    "ogbench/pointmaze-medium-navigate-v0",
+    "ogbench/pointmaze-teleport-stitch-v0",
+    "ogbench/cube-double-noisy-v0",
+    "ogbench/scene-play-v0",
+    "ogbench/scene-noisy-v0",
+    "ogbench/puzzle-3x3-play-v0",
+    "ogbench/puzzle-4x4-noisy-v0",
+]
+
+
+@pytest.mark.env
+@pytest.mark.filterwarnings("ignore:.*precision lowered by casting")
+@pytest.mark.parametrize("dataset_id", PUBLISHED)
+def test_a_collected_set_is_one_for_ogbench_itself(dataset_id: str, tmp_path: Path) -> None:
+    ogbench = pytest.importorskip("ogbench")
+    seen: list[tuple[int, int]] = []
+    path = collect(dataset_id, tmp_path, steps=50, length=25, progress=lambda *a: seen.append(a))
+    name = dataset_id.removeprefix("ogbench/")
+    assert path == tmp_path / f"{name}.npz" and seen[0] == (0, 3) and seen[-1] == (3, 3)
+    files = {p.name for p in tmp_path.iterdir()}
+    assert files == {f"{name}.npz", f"{name}-val.npz", f"{name}.regenerated.yaml"}
+    env, train, val = ogbench.make_env_and_datasets(name, dataset_path=str(path))
+    for data, rows in ((train, 50), (val, 25)):
+        assert data["observations"].shape == (rows, *env.observation_space.shape)
+        assert data["actions"].shape == (rows, *env.action_space.shape)
+        assert data["observations"].dtype == data["actions"].dtype == np.float32
+        assert np.flatnonzero(data["terminals"]).tolist() == list(range(24, rows, 25))
+        assert np.isfinite(data["observations"]).all() and np.abs(data["actions"]).max() <= 1
+    np.testing.assert_array_equal(train["next_observations"][:24], train["observations"][1:25])
+    compact = ogbench.load_dataset(path, compact_dataset=True)
+    assert compact["valids"].sum() == 50 and len(compact["valids"]) == 52
+    single = name.replace("-v0", "-singletask-v0")
+    env, train, _ = ogbench.make_env_and_datasets(single, dataset_path=str(path))
+    assert train["rewards"].shape == train["masks"].shape == (50,) and train["rewards"].max() <= 0
+    raw = np.load(path)
+    assert raw["terminals"].dtype == bool and raw["qpos"].dtype == np.float32
+    assert ("button_states" in raw) == ("scene" in name or "puzzle" in name)
+    if "button_states" in raw:
+        assert raw["button_states"].dtype == np.int64
+    label = yaml.safe_load((tmp_path / f"{name}.regenerated.yaml").read_text())
+    assert label["regenerated"] is True and label["instead_of"] == dataset_id
+    assert label["id"] != dataset_id
+    assert label["files"]["train"]["sha256"] == store.file_digest(path)
+    assert label["files"]["train"]["rows"] == 50 and label["files"]["val"]["episodes"] == 1
+
+
+NAVIGATE = "ogbench/pointmaze-medium-navigate-v0"
+
+
+@pytest.mark.env
+def test_a_collection_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    pytest.importorskip("ogbench")
+    whole = collect(NAVIGATE, tmp_path / "a", steps=200, length=20, seed=7)
+
+    def stop(done: int, total: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(NAVIGATE, tmp_path / "b", steps=200, length=20, seed=7, progress=stop)
+    pieces = sorted((tmp_path / "b").glob("*.pieces/*.npz"))
+    assert len(pieces) == 4 and not list((tmp_path / "b").glob("*.npz"))
+    pieces[0].write_bytes(b"cut")  # as by a disk that was full
+    dates = [p.stat().st_mtime_ns for p in pieces]
+    seen: list[tuple[int, int]] = []
+
+    def note(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done == 5:
+            assert [p.stat().st_mtime_ns for p in pieces][1:] == dates[1:]
+
+    again = collect(NAVIGATE, tmp_path / "b", steps=200, length=20, seed=7, progress=note)
+    assert seen[0] == (3, 11) and seen[-1] == (11, 11)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+    assert again.name == whole.name
+
+
+@pytest.mark.env
+def test_pieces_of_another_plan_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("ogbench")
+
+    def stop(done: int, total: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(NAVIGATE, tmp_path, steps=60, length=20, seed=7, progress=stop)
+    with pytest.raises(UserError, match=r"another seed \(7, now 8\)"):
+        collect(NAVIGATE, tmp_path, steps=60, length=20, seed=8)
+    with pytest.raises(UserError, match="workers=0"):
+        collect(NAVIGATE, tmp_path, steps=60, length=20, seed=7, workers=0)
+    with pytest.raises(UserError, match="steps=0"):
+        collect(NAVIGATE, tmp_path, steps=0)
+
+
+@pytest.mark.env
+def test_a_larger_collection_begins_with_the_smaller_one(tmp_path: Path) -> None:
+    pytest.importorskip("ogbench")
+    small, large, other = (
+        np.load(collect(NAVIGATE, tmp_path / str(i), steps=steps, length=20, seed=seed))
+        for i, (steps, seed) in enumerate([(40, 7), (75, 7), (40, 8)])
+    )
+    for name in small.files:
+        np.testing.assert_array_equal(large[name][:42], small[name])
+    assert len(large["terminals"]) == 84
+    assert not np.array_equal(other["observations"], small["observations"])
+    val = [np.load(tmp_path / d / "pointmaze-medium-navigate-v0-val.npz") for d in "01"]
+    np.testing.assert_array_equal(val[0]["observations"], val[1]["observations"])
+    assert not np.array_equal(val[0]["observations"], small["observations"][:21])
+
+
+@pytest.mark.env
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset_id", ["ogbench/cube-double-noisy-v0", "ogbench/scene-play-v0"])
+def test_two_workers_make_the_file_of_one(dataset_id: str, tmp_path: Path) -> None:
+    pytest.importorskip("ogbench")
+    one, two = (
+        collect(dataset_id, tmp_path / str(n), steps=120, length=30, workers=n) for n in (1, 2)
+    )
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_cube_out_of_view_makes_a_scene_unhealthy() -> None:
+    sets = importlib.import_module("offbench.recipes.ogbench_sets")
+    qpos = np.zeros((5, 25), np.float32)
+    assert sets._in_view(qpos)
+    for y, z, good in ((0.3, 0.0, False), (-0.35, 0.02, False), (-0.35, 0.07, True)):
+        qpos[3, 15], qpos[3, 16] = y, z
+        assert sets._in_view(qpos) is good
+
+
+def test_goals_to_stitch_are_four_cells_away() -> None:
+    play = importlib.import_module("offbench.recipes.ogbench_play")
+    row = [(0, j) for j in range(7)]
+    assert play._at_distance(row, (0, 1), 4) == [(0, 5)]
+    assert play._at_distance(row, (0, 3), 4) == []
+    assert set(play._at_distance([*row, (1, 4)], (0, 0), 5)) == {(0, 5), (1, 4)}
+
+
+@pytest.mark.env
+@pytest.mark.parametrize("maze", ["umaze", "large-dense"])
+def test_a_pointmaze_set_is_one_for_minari_itself(
+    maze: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gymnasium_robotics")
+    module = importlib.import_module("offbench.recipes.pointmaze")
+    monkeypatch.setattr(module, "_SCORE_EPISODES", 2)
+    dataset_id = f"offbench/pointmaze/{maze}-v0"
+    folder = collect(dataset_id, tmp_path / "a", steps=1100, run=500)
+    assert folder == tmp_path / "a" / "minari" / dataset_id
+    facts = yaml.safe_load((tmp_path / "a" / f"{slug(dataset_id)}.yaml").read_text())
+    assert facts["regenerated"] is True and facts["rows"] == 1100
+    assert facts["score"]["oracle_success"] == 1.0
+    with store.minari_root(tmp_path / "a" / "minari"):
+        dataset = minari.load_dataset(dataset_id)
+        made = list(dataset.iterate_episodes())
+        env = dataset.recover_environment()
+    assert env.spec.id.removesuffix("-v3") == facts["env"]["id"].removesuffix("-v3")
+    assert env.observation_space == dataset.observation_space
+    env.close()
+    assert store.data_digest(made) == facts["data_sha256"]
+    for before, e in zip([None, *made], made):
+        goal, place = e.observations["desired_goal"], e.observations["achieved_goal"]
+        assert len(goal) == len(e.rewards) + 1 and (goal == goal[0]).all()
+        np.testing.assert_array_equal(place, e.observations["observation"][:, :2])
+        assert e.truncations[-1] and not e.truncations[:-1].any() and not e.terminations.any()
+        near = np.linalg.norm(place[1:] - goal[1:], axis=1) <= 0.45
+        assert not near[:-1].any()  # an episode ends when its goal is reached
+        if (
+            before is not None
+            and np.linalg.norm(
+                before.observations["achieved_goal"][-1] - before.observations["desired_goal"][-1]
+            )
+            <= 0.45
+        ):
+            np.testing.assert_array_equal(
+                before.observations["observation"][-1], e.observations["observation"][0]
+            )
+            assert (before.observations["desired_goal"][0] != goal[0]).any()  # Minari issue 265
+    again = collect(dataset_id, tmp_path / "b", steps=1100, run=500)
+    name = "data/main_data.hdf5"
+    assert (folder / name).read_bytes() == (again / name).read_bytes()
+
+
+def test_collections_are_those_that_need_no_checkpoint() -> None:
+    published = {c for c in COLLECTIONS if c.startswith("ogbench/")}
+    assert len(published) == 26 and len(COLLECTIONS) == 34
+    assert COLLECTIONS["ogbench/cube-quadruple-play-v0"].steps == 5_000_000
+    assert COLLECTIONS["ogbench/pointmaze-giant-navigate-v0"].options["length"] == 2000
+    with pytest.raises(UserError, match="did you mean 'ogbench/cube-single-play-v0'"):
+        collect("ogbench/cube-singel-play-v0", Path("nowhere"))
 
 
 def tiny_policies(root: Path) -> None:

@@ -1,9 +1,11 @@
 """Seeded recipes that make the embedded data sets, each a Minari HDF5 file with a manifest
-beside it.
+beside it, and large public sets again that need no download.
 
 ``make("offbench/hopper/medium-replay-v0")`` collects the set again from what ships: small
 policy files or the oracles of a package, never a download. Two runs with the same versions give
-the same ``data_sha256``. Nothing heavy is imported before a set is made.
+the same ``data_sha256``. ``collect("ogbench/cube-single-play-v0", folder)`` makes one of the
+:data:`COLLECTIONS` at any size, in several processes, resumably. Nothing heavy is imported before
+a set is made.
 """
 
 from __future__ import annotations
@@ -16,7 +18,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["DATASETS", "RECIPES", "Progress", "Recipe", "find", "make", "slug"]
+from offbench.errors import unknown
+
+__all__ = [
+    "COLLECTIONS",
+    "DATASETS",
+    "RECIPES",
+    "Collection",
+    "Progress",
+    "Recipe",
+    "collect",
+    "find",
+    "make",
+    "slug",
+]
 
 Progress = Callable[[int, int], None]
 """Called after each episode with the rows collected so far and the rows wanted."""
@@ -81,6 +96,73 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 """Every data set that can be made, by Minari id."""
 
 
+@dataclass(frozen=True)
+class Collection:
+    """How a set too large to ship is made: a function as ``"module:name"``, its keyword arguments,
+    and the published number of transitions."""
+
+    function: str
+    env: str
+    summary: str
+    steps: int
+    options: Mapping[str, Any]
+
+
+def _ogbench(env: str, kind: str, trajectories: int, length: int, **options: Any) -> Collection:
+    name = f"{env.removesuffix('-v0')}-{kind}-v0"
+    return Collection(
+        "offbench.recipes.ogbench_sets:make",
+        env,
+        f"OGBench's {name} collected again: {_KINDS[kind]}.",
+        trajectories * length,
+        _options(env=env, kind=kind, length=length, **options),
+    )
+
+
+_KINDS = {
+    "navigate": "a noisy path follower visits one goal after another",
+    "stitch": "a noisy path follower goes to a goal four cells away",
+    "play": "scripted arm, noisy plans computed ahead",
+    "noisy": "scripted arm, closed loop, noisy and sometimes random actions",
+}
+
+
+def _collections() -> dict[str, Collection]:
+    """Sizes are those of OGBench's generation commands (seohongpark/ogbench @ 1d41409)."""
+    made: dict[str, Collection] = {}
+    for size in ("medium", "large", "giant", "teleport"):
+        env = f"pointmaze-{size}-v0"
+        n, length = (500, 2000) if size == "giant" else (1000, 1000)
+        made[f"ogbench/pointmaze-{size}-navigate-v0"] = _ogbench(env, "navigate", n, length)
+        made[f"ogbench/pointmaze-{size}-stitch-v0"] = _ogbench(env, "stitch", 5000, 200)
+    arms = {"cube-single": 1000, "cube-double": 1000, "cube-triple": 3000, "cube-quadruple": 5000}
+    arms |= {"scene": 1000}
+    arms |= {"puzzle-3x3": 1000, "puzzle-4x4": 1000, "puzzle-4x5": 3000, "puzzle-4x6": 5000}
+    for name, n in arms.items():
+        random_actions = 0.2 if name.startswith("puzzle") else 0.1
+        made[f"ogbench/{name}-play-v0"] = _ogbench(f"{name}-v0", "play", n, 1000)
+        made[f"ogbench/{name}-noisy-v0"] = _ogbench(
+            f"{name}-v0", "noisy", n, 1000, random_actions=random_actions
+        )
+    for maze, limit in (("Open", 300), ("UMaze", 300), ("Medium", 600), ("Large", 800)):
+        for dense in ("", "Dense"):
+            env = f"PointMaze_{maze}{dense}-v3"
+            suffix = "-dense" if dense else ""
+            made[f"offbench/pointmaze/{maze.lower()}{suffix}-v0"] = Collection(
+                "offbench.recipes.pointmaze:make",
+                env,
+                f"A noisy waypoint controller visits random goals in {env}.",
+                1_000_000,
+                _options(env=env, max_episode_steps=limit),
+            )
+    return made
+
+
+COLLECTIONS: Mapping[str, Collection] = MappingProxyType(_collections())
+"""Sets that can be collected at any size, by id; an `ogbench/` id is that of the published set,
+which is another one: see :mod:`offbench.recipes.ogbench_sets`."""
+
+
 def slug(dataset_id: str) -> str:
     """File name of a data set's manifest, without the ending."""
     return dataset_id.replace("/", "--")
@@ -92,6 +174,38 @@ def find(dataset_id: str) -> Recipe:
         return RECIPES[dataset_id]
     near = difflib.get_close_matches(dataset_id, RECIPES, n=3, cutoff=0.4) or sorted(RECIPES)
     raise ValueError(f"no recipe for {dataset_id!r}; did you mean {', '.join(near)}?")
+
+
+def collect(
+    dataset_id: str,
+    folder: Path,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    workers: int = 1,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> Path:
+    """Collect one of the :data:`COLLECTIONS` into ``folder`` and return what was made.
+
+    ``steps`` transitions (default: as many as are published). Interrupted, it goes on where it
+    stopped; the number of workers does not change a byte. ``changes`` replace the collection's
+    options. A ``UserError`` names the nearest ids.
+    """
+    if dataset_id not in COLLECTIONS:
+        raise unknown("collection", dataset_id, COLLECTIONS)
+    chosen = COLLECTIONS[dataset_id]
+    module, name = chosen.function.split(":")
+    function = getattr(importlib.import_module(module), name)
+    return function(
+        dataset_id,
+        Path(folder),
+        steps=chosen.steps if steps is None else steps,
+        seed=seed,
+        workers=workers,
+        progress=progress,
+        **{**chosen.options, **changes},
+    )
 
 
 def make(dataset_id: str, root: Path | None = None, *, progress: Progress | None = None) -> Path:

@@ -148,7 +148,7 @@ def uniform(act_dim: int) -> Act:
     return lambda obs, rng: rng.uniform(-1.0, 1.0, act_dim).astype(np.float32)
 
 
-def seeds(seed: int) -> Iterator[int]:
+def seeds(seed: int | tuple[int, ...]) -> Iterator[int]:
     """Endless stream of episode seeds, a pure function of ``seed``."""
     sequence = np.random.SeedSequence(seed)
     while True:

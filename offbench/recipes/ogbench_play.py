@@ -16,9 +16,10 @@ trajectory seeds both.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,14 +34,57 @@ if TYPE_CHECKING:
 
     from offbench.recipes import Progress
 
-__all__ = ["navigate", "play", "relabel"]
+__all__ = [
+    "Trajectory",
+    "begin_arm",
+    "begin_navigate",
+    "begin_stitch",
+    "make_env",
+    "navigate",
+    "play",
+    "relabel",
+    "roll",
+]
 
 POINTMAZE = ("pointmaze-medium-v0", "pointmaze-medium-singletask-v0")
 CUBE = ("cube-single-v0", "cube-single-singletask-v0")
 _NAVIGATE_NOISE = 0.5
 _PLAY_NOISE, _PLAY_SMOOTHING = 0.1, 0.5
+_STITCH_CELLS = 4
+_STACK = {
+    "single": (0.0, 0.0),
+    "double": (0.0, 0.25),
+    "triple": (0.05, 0.35),
+    "quadruple": (0.1, 0.5),
+}
+"""Range of the probability that a cube is put on another, drawn for each trajectory."""
 _SCORE_EPISODES = 50
 _SCORE_SEED = 30_000
+
+Cells = list[tuple[int, int]]
+
+
+class Trajectory(NamedTuple):
+    """``T`` transitions of one seed; the last of the ``T + 1`` actions leads out of the record."""
+
+    seed: int
+    observations: NDArray[np.float32]  # (T + 1, O)
+    actions: NDArray[np.float32]  # (T + 1, A)
+    qpos: NDArray[np.float32]  # (T + 1, Q) simulator state at the observation
+    qvel: NDArray[np.float32]  # (T + 1, V)
+    button_states: NDArray[np.int64] | None  # (T + 1, B) where there are buttons
+
+
+class Actor(Protocol):
+    """What acts in a trajectory, and what happens after each step."""
+
+    def act(self, obs: Any, info: dict[str, Any]) -> NDArray[np.floating]: ...
+    def after(self, info: dict[str, Any]) -> None: ...
+
+
+Begun = tuple[Any, dict[str, Any], Actor]
+Begin = Callable[["gym.Env", np.random.Generator, int], Begun]
+"""Resets the environment with a seed; returns the first observation, its info and what acts."""
 
 Act = Callable[[Any, dict[str, Any]], NDArray[np.floating]]
 Policy = Callable[["gym.Env", np.random.Generator, Any, dict[str, Any]], Act]
@@ -53,10 +97,10 @@ def navigate(
 ) -> Collected:
     """Point mass in the medium maze, steered cell by cell along shortest paths with noise of
     0.5."""
-    env = _make(POINTMAZE[0], terminate_at_goal=False, max_episode_steps=steps + 1)
+    env = make_env(POINTMAZE[0], steps)
     trajectories, number = [], seeds(seed)
     for i in range(episodes):
-        trajectories.append(_navigate_once(env, steps, next(number)))
+        trajectories.append(roll(env, begin_navigate, steps, next(number)))
         if progress is not None:
             progress((i + 1) * steps, episodes * steps)
     return _collected(
@@ -78,12 +122,10 @@ def play(
     *, episodes: int, steps: int, seed: int, root: Path, progress: Progress | None = None
 ) -> Collected:
     """Robot arm that puts one cube to random places by noisy plans computed ahead."""
-    env = _make(
-        CUBE[0], terminate_at_goal=False, mode="data_collection", max_episode_steps=steps + 1
-    )
+    env = make_env(CUBE[0], steps)
     trajectories, number = [], seeds(seed)
     for i in range(episodes):
-        trajectories.append(_play_once(env, steps, next(number)))
+        trajectories.append(roll(env, begin_arm(), steps, next(number)))
         if progress is not None:
             progress((i + 1) * steps, episodes * steps)
     return _collected(
@@ -100,6 +142,12 @@ def play(
     )
 
 
+def make_env(env_id: str, steps: int) -> gym.Env:
+    """Environment to collect trajectories of ``steps`` transitions in: nothing ends them early."""
+    mode = {} if "maze" in env_id else {"mode": "data_collection"}
+    return _make(env_id, terminate_at_goal=False, max_episode_steps=steps + 1, **mode)
+
+
 def relabel(
     env_id: str, qpos: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -112,66 +160,134 @@ def relabel(
     return data["rewards"], data["masks"] == 0
 
 
-def _navigate_once(
-    env: gym.Env, steps: int, seed: int
-) -> tuple[int, NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+def roll(env: gym.Env, begin: Begin, steps: int, seed: int) -> Trajectory:
+    """One trajectory of ``steps`` transitions; a function of the versions and ``seed``."""
+    rng = np.random.default_rng(seed)
+    rows: dict[str, list[Any]] = {name: [] for name in ("obs", "action", "qpos", "qvel", "buttons")}
+    with _seeded(seed), _quiet():
+        env.action_space.seed(seed)
+        obs, info, actor = begin(env, rng, seed)
+        for _ in range(steps + 1):
+            action = np.clip(actor.act(obs, info), -1.0, 1.0).astype(np.float32)
+            rows["obs"].append(obs)
+            rows["action"].append(action)
+            obs, _, _, _, info = env.step(action)
+            actor.after(info)
+            rows["qpos"].append(info["prev_qpos"])
+            rows["qvel"].append(info["prev_qvel"])
+            if "prev_button_states" in info:
+                rows["buttons"].append(info["prev_button_states"])
+    # float32 before success is judged, as in OGBench: a distance may sit on the threshold.
+    single = {k: np.asarray(rows[k], np.float32) for k in ("obs", "action", "qpos", "qvel")}
+    buttons = np.asarray(rows["buttons"], np.int64) if rows["buttons"] else None
+    return Trajectory(seed, *single.values(), buttons)
+
+
+class PathFollower:
+    """Steers the point mass cell by cell; draws the next goal at each one, or stays (stitch)."""
+
+    def __init__(self, maze: Any, rng: np.random.Generator, junctions: Cells | None) -> None:
+        self.maze, self.rng, self.junctions = maze, rng, junctions
+
+    def act(self, obs: Any, info: dict[str, Any]) -> NDArray[np.floating]:
+        return _direction(self.maze) + self.rng.normal(0.0, _NAVIGATE_NOISE, 2)
+
+    def after(self, info: dict[str, Any]) -> None:
+        if info["success"] and self.junctions is not None:
+            goal = self.maze.add_noise(self.maze.ij_to_xy(_pick(self.junctions, self.rng)))
+            self.maze.set_goal(goal_xy=goal)
+
+
+class Arm:
+    """Scripted oracles of a manipulation environment, one for each kind of object.
+
+    With ``noisy`` the closed-loop ones, Gaussian noise of a level drawn for the trajectory, and
+    now and then a random action; otherwise the noisy plans computed ahead.
+    """
+
+    def __init__(
+        self, env: gym.Env, rng: np.random.Generator, *, noisy: bool, random_actions: float
+    ) -> None:
+        self.env, self.rng, self.random_actions = env, rng, random_actions
+        self.oracles = _oracles(env, noisy=noisy)
+        low, high = _STACK.get(env.unwrapped.spec.id.split("-")[1], (0.5, 0.5))
+        self.p_stack = low if low == high else rng.uniform(low, high)
+        level = rng.uniform(0.0, _PLAY_NOISE) if noisy else 0.0
+        self.noise = level * np.asarray([1.0, 1.0, 1.0, 3.0, 10.0])
+
+    def start(self, obs: Any, info: dict[str, Any]) -> Arm:
+        self.oracle = self.oracles[info["privileged/target_task"]]
+        self.oracle.reset(obs, info)
+        return self
+
+    def act(self, obs: Any, info: dict[str, Any]) -> NDArray[np.floating]:
+        if self.random_actions and self.rng.random() < self.random_actions:
+            return self.rng.uniform(-1.0, 1.0, 5)
+        action = np.asarray(self.oracle.select_action(obs, info))
+        return action + self.rng.normal(0.0, self.noise) if self.noise.any() else action
+
+    def after(self, info: dict[str, Any]) -> None:
+        if self.oracle.done:
+            self.start(*self.env.unwrapped.set_new_target(p_stack=self.p_stack))
+
+
+def begin_navigate(env: gym.Env, rng: np.random.Generator, seed: int) -> Begun:
+    """A random start, and one goal after another among the cells that are no hallway."""
     maze = env.unwrapped
     cells, junctions = _cells(maze.maze_map)
-    rng = np.random.default_rng(seed)
-    with _seeded(seed):
-        env.action_space.seed(seed)
-        task = {"init_ij": _pick(cells, rng), "goal_ij": _pick(junctions, rng)}
-        obs, _ = env.reset(seed=seed, options={"task_info": task})
-        states, qpos, actions = [obs], [maze.data.qpos.copy()], []
-        for _ in range(steps):
-            noise = rng.normal(0.0, _NAVIGATE_NOISE, 2)
-            action = np.clip(_direction(maze) + noise, -1.0, 1.0).astype(np.float32)
-            obs, _, _, _, info = env.step(action)
-            if info["success"]:
-                goal = maze.add_noise(maze.ij_to_xy(_pick(junctions, rng)))
-                maze.set_goal(goal_xy=goal)
-            states.append(obs)
-            qpos.append(maze.data.qpos.copy())
-            actions.append(action)
-    return _arrays(seed, states, qpos, actions)
-
-
-def _play_once(
-    env: gym.Env, steps: int, seed: int
-) -> tuple[int, NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
-
-    arm = env.unwrapped
-    oracle = CubePlanOracle(env=env, noise=_PLAY_NOISE, noise_smoothing=_PLAY_SMOOTHING)
-    with _seeded(seed):
-        obs, info = env.reset(seed=seed)
-        oracle.reset(obs, info)
-        states, qpos, actions = [obs], [arm.data.qpos.copy()], []
-        for _ in range(steps):
-            action = np.clip(oracle.select_action(obs, info), -1.0, 1.0).astype(np.float32)
-            obs, _, _, _, info = env.step(action)
-            if oracle.done:
-                oracle.reset(*arm.set_new_target(p_stack=0.0))
-            states.append(obs)
-            qpos.append(arm.data.qpos.copy())
-            actions.append(action)
-    return _arrays(seed, states, qpos, actions)
-
-
-def _arrays(
-    seed: int, states: list[Any], qpos: list[Any], actions: list[Any]
-) -> tuple[int, NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    # float32 before success is judged, as in OGBench: a distance may sit on the threshold.
+    task = {"init_ij": _pick(cells, rng), "goal_ij": _pick(junctions, rng)}
     return (
-        seed,
-        np.asarray(states, np.float32),
-        np.asarray(qpos, np.float32)[:-1],
-        np.asarray(actions, np.float32),
+        *env.reset(seed=seed, options={"task_info": task}),
+        PathFollower(maze, rng, junctions),
     )
 
 
+def begin_stitch(env: gym.Env, rng: np.random.Generator, seed: int) -> Begun:
+    """A random start, a goal four cells away, and there it stays."""
+    maze = env.unwrapped
+    cells, _ = _cells(maze.maze_map)
+    start = _pick(cells, rng)
+    near = _at_distance(cells, start, _STITCH_CELLS)
+    task = {"init_ij": start, "goal_ij": _pick(near, rng) if near else start}
+    return *env.reset(seed=seed, options={"task_info": task}), PathFollower(maze, rng, None)
+
+
+def begin_arm(*, noisy: bool = False, random_actions: float = 0.0) -> Begin:
+    """A random scene; the oracles move objects to random targets, one after another."""
+
+    def begin(env: gym.Env, rng: np.random.Generator, seed: int) -> Begun:
+        obs, info = env.reset(seed=seed)
+        arm = Arm(env, rng, noisy=noisy, random_actions=random_actions)
+        return obs, info, arm.start(obs, info)
+
+    return begin
+
+
+def _oracles(env: gym.Env, *, noisy: bool) -> dict[str, Any]:
+    """The package's oracle for every kind of object in the environment."""
+    import importlib
+
+    kinds = {"cube": ["cube"], "puzzle": ["button"]}
+    all_kinds = ["cube", "button", "drawer", "window"]
+    scene = env.unwrapped.spec.id.split("-")[0]
+    style, options = ("markov", {}) if noisy else ("plan", {"noise": _PLAY_NOISE})
+    if not noisy:
+        options["noise_smoothing"] = _PLAY_SMOOTHING
+    made = {}
+    for kind in kinds.get(scene, all_kinds):
+        module = importlib.import_module(f"ogbench.manipspace.oracles.{style}.{kind}_{style}")
+        extra: dict[str, Any] = {}
+        if scene == "puzzle":
+            extra["gripper_always_closed"] = True
+        if scene == "scene" and noisy and kind == "cube":
+            extra["max_step"] = 100
+        oracle = getattr(module, f"{kind.title()}{style.title()}Oracle")
+        made[kind] = oracle(env=env, **options, **extra)
+    return made
+
+
 def _collected(
-    trajectories: list[tuple[int, NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]],
+    trajectories: list[Trajectory],
     task: str,
     seed: int,
     *,
@@ -179,13 +295,15 @@ def _collected(
     how: str,
     oracle: Policy,
 ) -> Collected:
-    rewards, stops = relabel(task, np.concatenate([qpos for _, _, qpos, _ in trajectories]))
+    rewards, stops = relabel(task, np.concatenate([t.qpos[:-1] for t in trajectories]))
     episodes, start = [], 0
-    for number, states, qpos, actions in trajectories:
-        part = slice(start, start + len(qpos))
-        cuts = np.zeros(len(qpos), np.bool_)
+    for t in trajectories:
+        part = slice(start, start + len(t.qpos) - 1)
+        cuts = np.zeros(len(t.qpos) - 1, np.bool_)
         cuts[-1] = True
-        episodes.append(Episode(states, actions, rewards[part], stops[part], cuts, number))
+        episodes.append(
+            Episode(t.observations, t.actions[:-1], rewards[part], stops[part], cuts, t.seed)
+        )
         start = part.stop
     env = _make(task)
     return Collected(
@@ -260,7 +378,7 @@ def _direction(maze: Any) -> NDArray[np.float64]:
     return (step - here) / (np.linalg.norm(step - here) + 1e-6)
 
 
-def _cells(maze_map: NDArray[np.integer]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+def _cells(maze_map: NDArray[np.integer]) -> tuple[Cells, Cells]:
     """Free cells, and those among them that are no straight hallway (corners, crossings, dead
     ends)."""
     free = np.pad(np.asarray(maze_map) == 0, 1)
@@ -275,7 +393,17 @@ def _cells(maze_map: NDArray[np.integer]) -> tuple[list[tuple[int, int]], list[t
     return cells, junctions
 
 
-def _pick(cells: list[tuple[int, int]], rng: np.random.Generator) -> tuple[int, int]:
+def _at_distance(cells: Cells, start: tuple[int, int], distance: int) -> Cells:
+    """Cells whose shortest path from ``start`` has that many steps."""
+    free, reached, edge = set(cells), {start}, [start]
+    for _ in range(distance):
+        around = [(i + a, j + b) for i, j in edge for a, b in ((-1, 0), (0, -1), (1, 0), (0, 1))]
+        edge = [cell for cell in dict.fromkeys(around) if cell in free and cell not in reached]
+        reached |= set(edge)
+    return edge
+
+
+def _pick(cells: Cells, rng: np.random.Generator) -> tuple[int, int]:
     return cells[int(rng.integers(len(cells)))]
 
 
@@ -283,7 +411,16 @@ def _make(env_id: str, **kwargs: Any) -> gym.Env:
     import gymnasium as gym
     import ogbench  # noqa: F401  (registers its environments)
 
-    return gym.make(env_id, **kwargs)
+    with _quiet():
+        return gym.make(env_id, **kwargs)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the notice that OGBench's float64 action bounds become float32."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")
+        yield
 
 
 @contextmanager

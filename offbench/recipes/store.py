@@ -32,9 +32,12 @@ __all__ = [
     "Episode",
     "data_digest",
     "file_digest",
+    "install",
     "minari_root",
+    "pack_file",
     "positive_variance",
     "quantiles",
+    "set_size",
     "versions",
     "write",
 ]
@@ -82,12 +85,23 @@ def data_digest(episodes: Iterable[Any]) -> str:
     digest = hashlib.sha256(b"offbench-data-1\n")
     for episode in episodes:
         for name in FIELDS:
-            array = np.asarray(getattr(episode, name))
-            array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
-            shape = "x".join(map(str, array.shape))
-            digest.update(f"{name} {array.dtype.str} {shape}\n".encode())
-            digest.update(array.tobytes())
+            for label, value in _leaves(name, getattr(episode, name)):
+                array = np.asarray(value)
+                little = array.dtype.newbyteorder("<")
+                array = np.ascontiguousarray(array.astype(little, copy=False))
+                shape = "x".join(map(str, array.shape))
+                digest.update(f"{label} {array.dtype.str} {shape}\n".encode())
+                digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The arrays of a field: itself, or those of a dictionary as ``name/key``, sorted."""
+    if not isinstance(value, dict):
+        yield name, value
+        return
+    for key in sorted(value):
+        yield from _leaves(f"{name}/{key}", value[key])
 
 
 def file_digest(path: Path) -> str:
@@ -134,26 +148,32 @@ def minari_root(path: Path) -> Iterator[None]:
 
 def write(dataset_id: str, collected: Collected, recipe: Recipe, root: Path) -> Path:
     """Write the Minari set and the manifest under ``root`` and return the set's folder."""
-    import yaml
-
-    from offbench.recipes import slug
-
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".making-") as scratch:
         beside = Path(scratch)
         _create(dataset_id, collected, recipe, beside / "minari")
         made = beside / "minari" / dataset_id
-        _compress(made / "data" / "main_data.hdf5")
-        _set_size(dataset_id, beside / "minari")
+        pack_file(made / "data" / "main_data.hdf5")
+        set_size(dataset_id, beside / "minari")
         manifest = _manifest(dataset_id, collected, recipe, made)
-        text = yaml.safe_dump(manifest, sort_keys=False, width=100, allow_unicode=True)
-        (beside / "manifest.yaml").write_text(text)
-        target = root / "minari" / dataset_id
-        _install_namespaces(beside / "minari", root / "minari", dataset_id)
-        if target.exists():
-            target.rename(beside / "old")
-        made.rename(target)
-        (beside / "manifest.yaml").replace(root / f"{slug(dataset_id)}.yaml")
+        return install(dataset_id, beside, root, manifest)
+
+
+def install(dataset_id: str, beside: Path, root: Path, manifest: dict[str, Any]) -> Path:
+    """Move the set made under ``beside/minari`` to its place under ``root``, over what was there,
+    write its manifest and return its folder."""
+    import yaml
+
+    from offbench.recipes import slug
+
+    text = yaml.safe_dump(manifest, sort_keys=False, width=100, allow_unicode=True)
+    (beside / "manifest.yaml").write_text(text)
+    target = root / "minari" / dataset_id
+    _install_namespaces(beside / "minari", root / "minari", dataset_id)
+    if target.exists():
+        target.rename(beside / "old")
+    (beside / "minari" / dataset_id).rename(target)
+    (beside / "manifest.yaml").replace(root / f"{slug(dataset_id)}.yaml")
     return target
 
 
@@ -190,7 +210,7 @@ def _create(dataset_id: str, collected: Collected, recipe: Recipe, root: Path) -
         )
 
 
-def _compress(path: Path) -> None:
+def pack_file(path: Path) -> None:
     """Rewrite with one compressed chunk an array: the growable chunks Minari writes are mostly air.
 
     The newer file layout keeps such a chunk without an index tree, which for short episodes is
@@ -201,23 +221,28 @@ def _compress(path: Path) -> None:
     packed = path.with_suffix(".packed")
     with h5py.File(path, "r") as old, h5py.File(packed, "w", libver=("v110", "v110")) as new:
         for number in range(len(old)):
-            source = old[f"episode_{number}"]
-            group = new.create_group(f"episode_{number}")
-            group.attrs.update(source.attrs)
-            for name in FIELDS:
-                values = source[name][()]
-                group.create_dataset(
-                    name,
-                    data=values,
-                    chunks=values.shape,
-                    compression="gzip",
-                    compression_opts=9,
-                    shuffle=True,
-                )
+            _copy_group(old[f"episode_{number}"], new.create_group(f"episode_{number}"), FIELDS)
     packed.replace(path)
 
 
-def _set_size(dataset_id: str, root: Path) -> None:
+def _copy_group(source: Any, group: Any, names: Iterable[str]) -> None:
+    group.attrs.update(source.attrs)
+    for name in names:
+        if not hasattr(source[name], "shape"):  # a dictionary of arrays
+            _copy_group(source[name], group.create_group(name), source[name])
+            continue
+        values = source[name][()]
+        group.create_dataset(
+            name,
+            data=values,
+            chunks=values.shape,
+            compression="gzip",
+            compression_opts=9,
+            shuffle=True,
+        )
+
+
+def set_size(dataset_id: str, root: Path) -> None:
     """Correct the size in Minari's metadata, which was taken before compression."""
     import minari
 

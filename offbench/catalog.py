@@ -1,0 +1,711 @@
+"""Ids of the field -> what they are, where they come from, and what they are judged in.
+
+    d4rl/hopper-medium-v2                              also: hopper-medium-v2
+    minari/mujoco/hopper/medium-v0                     also: mujoco/hopper/medium-v0
+    ogbench/cube-single-play-v0                        also: cube-single-play-v0
+    ogbench/cube-single-play-singletask-task2-v0       also: ...-singletask-v0 (the default task)
+    ogbench/scene-play-sparse-singletask-task1-v0      rewards -1 until all is done
+    ogbench/cube-quadruple-play-100m-v0                a folder of parts
+    ogbench/cube-single-play-v0-val                    the validation file
+    offbench/hopper/medium-replay-v0                   embedded, see datasets/
+
+`card(id).id` is the form with the family's name: sets that sound alike but differ
+(`hopper-medium-v2`, `mujoco/hopper/medium-v0`) are never one column of a table. Nothing heavy is
+imported before data are loaded.
+"""
+
+import csv
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from offbench import files
+from offbench.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from offbench.data import ReplayData
+
+Family = Literal["d4rl", "minari", "ogbench", "offbench"]
+
+
+class File(NamedTuple):
+    """One file of a set: where it comes from, and its name under `offbench.files.cache_dir()`."""
+
+    url: str
+    name: str
+    size: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    id: str
+    family: Family
+    version: str  # "v2"
+    env: str | None  # judged in; None: in nothing that is here, see `refused`
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    adapter: str | None = None  # see offbench.environments
+    refused: str | None = None  # why it cannot be judged here
+    differs: str = ""  # from the simulator the published scores are from
+    max_episode_steps: int
+    score: Literal["return", "success"]
+    ref_min: float | None = None  # of the return; None: not known, scores are returns
+    ref_max: float | None = None
+    ref_source: str = ""
+    obs_dim: int | None = None  # of the data, where known before they are read
+    action_dim: int | None = None
+    files: tuple[File, ...] = ()
+    terminal_inside: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return tuple(file.url for file in self.files)
+
+    @property
+    def sha256(self) -> str | None:
+        return self.files[0].sha256 if len(self.files) == 1 else None
+
+    @property
+    def summary(self) -> str:
+        """One line for a list."""
+        how = {"d4rl": "HDF5", "minari": "Minari", "ogbench": "npz", "offbench": "embedded"}
+        judged = self.env or "no environment here"
+        return f"{how[self.family]}, judged in {judged}, {self.score}"
+
+
+# --- ids ------------------------------------------------------------------------------------
+
+
+def card(dataset_id: str, *, kind: str = "dataset") -> Card:
+    """What an id means; `kind` is what an error calls it. Raises UserError naming the nearest ids for an unknown one."""
+    name = canonical(dataset_id)
+    makers: Mapping[str, Callable[[str], Card | None]] = {
+        "d4rl": _d4rl, "minari": _minari, "ogbench": _ogbench, "offbench": _embedded,
+    }  # fmt: skip
+    family, _, rest = name.partition("/")
+    made = makers[family](rest) if family in makers else None
+    if made is None:
+        raise unknown(kind, dataset_id, _choices(dataset_id))
+    return made
+
+
+def canonical(dataset_id: str) -> str:
+    """The id with its family in front and its task spelled out; unknown ones as they are."""
+    name = dataset_id.strip("/")
+    family, _, rest = name.partition("/")
+    if family in ("mujoco", "D4RL"):
+        return f"minari/{name}"
+    if family == "ogbench" or not rest:
+        plain = rest or name
+        if plain in _d4rl_rows() and family != "ogbench":
+            return f"d4rl/{plain}"
+        parsed = _parse_ogbench(plain)
+        if parsed is not None:
+            return f"ogbench/{parsed.name}"
+    return name
+
+
+def _choices(dataset_id: str) -> list[str]:
+    """Ids as they were spelled: with the family where one was given."""
+    family, _, rest = dataset_id.partition("/")
+    known = ids()
+    if not rest:
+        return [name.split("/", 1)[1] for name in known]
+    same = [name for name in known if name.startswith(f"{family}/")]
+    return same or [*known, *(n.removeprefix("minari/") for n in known)]
+
+
+@functools.cache
+def ids() -> tuple[str, ...]:
+    """Every id that is listed, without aliases, validation files and sparse variants."""
+    d4rl = [f"d4rl/{name}" for name in _d4rl_rows()]
+    minari = [f"minari/{name}" for name in _MINARI]
+    ogbench = [f"ogbench/{name}" for name in _OGBENCH_SETS]
+    single = [
+        f"ogbench/{name.removesuffix('-v0')}-singletask-task{task}-v0"
+        for name in _OGBENCH_SETS
+        if not name.startswith("powderworld")
+        for task in range(1, 6)
+    ]
+    return (*_embedded_ids(), *d4rl, *minari, *ogbench, *single)
+
+
+def _embedded_ids() -> tuple[str, ...]:
+    from offbench.tasks import manifests
+
+    return tuple(manifests())
+
+
+def _embedded(rest: str) -> Card | None:
+    from offbench.tasks import manifests
+
+    found = manifests().get(f"offbench/{rest}")
+    if found is None:
+        return None
+    m = found[1]
+    return Card(
+        id=m["id"],
+        family="offbench",
+        version=m["id"].rsplit("-", 1)[-1],
+        env=m["env"]["id"],
+        env_kwargs=m["env"].get("kwargs") or {},
+        max_episode_steps=m["max_episode_steps"],
+        score=m["score"]["kind"],
+        ref_min=m["score"]["ref_min"],
+        ref_max=m["score"]["ref_max"],
+        ref_source=f"measured: {m['score'].get('episodes')} episodes of uniform actions and of the best policy",
+        files=(File("", f"minari/{m['id']}/data/main_data.hdf5", None, m["sha256"]),),
+        terminal_inside=m.get("terminal_inside", False),
+        notes=(m["summary"],),
+    )
+
+
+# --- D4RL -----------------------------------------------------------------------------------
+
+_HERE = Path(__file__).resolve().parent / "sources"
+
+
+@functools.cache
+def _table(name: str) -> tuple[Mapping[str, str], ...]:
+    with (_HERE / name).open(newline="") as file:
+        return tuple(csv.DictReader(file))
+
+
+@functools.cache
+def _d4rl_rows() -> Mapping[str, Mapping[str, str]]:
+    """Rows of the table that name a file, by id."""
+    rows = {row["dataset_id"]: row for row in _table("d4rl.csv") if row["dataset_url"]}
+    return MappingProxyType(rows)
+
+
+class _Judge(NamedTuple):
+    """Where a D4RL domain is judged."""
+
+    env: str | None
+    obs: int | None
+    action: int | None
+    kwargs: Mapping[str, Any] = MappingProxyType({})
+    adapter: str | None = None
+    differs: str = ""
+    refused: str | None = None
+
+
+_SIM = "MuJoCo 3 through Gymnasium; the published scores are from mujoco-py, MuJoCo 2.0"
+_GYM = {
+    "halfcheetah": _Judge("HalfCheetah-v4", 17, 6, differs=f"{_SIM}, HalfCheetah-v2"),
+    "hopper": _Judge("Hopper-v4", 11, 3, differs=f"{_SIM}, Hopper-v2"),
+    "walker2d": _Judge("Walker2d-v4", 17, 6, differs=f"{_SIM}, Walker2d-v2"),
+    "ant": _Judge(
+        "Ant-v4", 111, 8, adapter="d4rl-ant",
+        differs=f"{_SIM}, Ant-v2; the 84 contact forces of the data are 0 there and are shown as 0 "
+        "here (Ant-v5 shows 105 numbers of another kind)",
+    ),
+}  # fmt: skip
+_HAND = {"pen": (45, 24), "door": (39, 28), "hammer": (46, 26), "relocate": (39, 30)}
+_KITCHENS = {
+    "kitchen-complete": ("microwave", "kettle", "light switch", "slide cabinet"),
+    "kitchen-partial": ("microwave", "kettle", "light switch", "slide cabinet"),
+    "kitchen-mixed": ("microwave", "kettle", "bottom burner", "light switch"),
+}
+
+
+def _d4rl(name: str) -> Card | None:
+    row = _d4rl_rows().get(name)
+    if row is None:
+        return None
+    judge, domain = _judge(name, row["domain"]), row["domain"]
+    return Card(
+        id=f"d4rl/{name}",
+        family="d4rl",
+        version=name.rsplit("-", 1)[-1],
+        env=judge.env,
+        env_kwargs=judge.kwargs,
+        adapter=judge.adapter,
+        refused=judge.refused,
+        differs=judge.differs,
+        max_episode_steps=int(row["max_episode_steps"]),
+        score="success" if domain == "antmaze" else "return",
+        ref_min=float(row["ref_min_score"]) if row["ref_min_score"] else None,
+        ref_max=float(row["ref_max_score"]) if row["ref_max_score"] else None,
+        ref_source=row["source"],
+        obs_dim=judge.obs,
+        action_dim=judge.action,
+        files=(File(row["dataset_url"], f"d4rl/{row['dataset_url'].rsplit('/', 1)[-1]}"),),
+        notes=tuple(_d4rl_notes(name, row)),
+    )
+
+
+def _d4rl_notes(name: str, row: Mapping[str, str]) -> list[str]:
+    notes = []
+    if row["in_infos_py"] != "yes" and row["ref_min_score"]:
+        notes.append(
+            "its reference scores are in the registration of its environment only: "
+            "d4rl.get_normalized_score raises KeyError for this id"
+        )
+    if row["deprecated"] == "True":
+        notes.append("superseded by a later version, whose data differ")
+    if "longhorizon" in name:
+        notes.append("the same file as without longhorizon, judged over more steps")
+    if row["domain"] == "gym_mujoco":
+        notes.append(
+            "v0, v1 and v2 share reference scores and nothing else; "
+            "Minari's mujoco/... sets of the same name are other data from other policies"
+        )
+    if row["domain"] == "antmaze":
+        notes.append("a success is a reached goal; rewards are 0 and 1 as in the file")
+    if row["domain"] == "maze2d":
+        notes.append("not Minari's D4RL/pointmaze, which has another reference scale")
+    return notes
+
+
+def _judge(name: str, domain: str) -> _Judge:
+    head = name.split("-")[0]
+    if domain == "gym_mujoco":
+        return _GYM[head]
+    if domain == "antmaze":
+        return _judge_antmaze(name)
+    if domain == "maze2d":
+        return _judge_maze2d(name)
+    if domain == "adroit":
+        obs, action = _HAND[head]
+        limit = int(_d4rl_rows()[name]["max_episode_steps"])
+        return _Judge(
+            f"AdroitHand{head.capitalize()}-v1", obs, action, {"max_episode_steps": limit},
+            differs="MuJoCo 3 and Gymnasium-Robotics' model; the published scores are from mj_envs",
+        )  # fmt: skip
+    if domain == "kitchen":
+        tasks = list(_KITCHENS[name.rsplit("-", 1)[0]])
+        return _Judge(
+            "FrankaKitchen-v1", 60, 9, {"tasks_to_complete": tasks}, "d4rl-kitchen",
+            "Gymnasium-Robotics' kitchen shows positions and velocities (59); D4RL's positions and "
+            "goal (60) are made of them; its noise and controller differ",
+        )  # fmt: skip
+    if domain == "minigrid":
+        return _Judge("MiniGrid-FourRooms-v0", 147, 7, adapter="image", differs="a later MiniGrid")
+    package = {"gym_bullet": "pybullet", "pointmaze_bullet": "pybullet"}.get(domain, domain)
+    return _Judge(None, None, None, refused=f"its environment needs {package}, which is not supported")
+
+
+def _judge_antmaze(name: str) -> _Judge:
+    size = re.sub(r"^antmaze-(eval-)?|(-play|-diverse)?-v\d$", "", name)
+    if "-eval-" in name:
+        return _Judge(None, 29, 8, refused="the mazes of the antmaze-eval sets are not built here")
+    from offbench.environments import antmaze_map
+
+    limit = int(_d4rl_rows()[name]["max_episode_steps"])
+    return _Judge(
+        {"umaze": "AntMaze_UMaze-v4", "medium": "AntMaze_Medium-v4", "large": "AntMaze_Large-v4"}[size],
+        29, 8,
+        {"maze_map": antmaze_map(size), "continuing_task": True, "max_episode_steps": limit},
+        "d4rl-antmaze",
+        "Gymnasium-Robotics' maze with D4RL's frame, goals and torque; MuJoCo 3, and Gymnasium's "
+        "ant where D4RL has one of its own",
+    )  # fmt: skip
+
+
+def _judge_maze2d(name: str) -> _Judge:
+    size = re.sub(r"^maze2d-|(-dense)?-v\d$", "", name)
+    from offbench.environments import maze2d_map
+
+    kwargs = {
+        "maze_map": maze2d_map(size),
+        "max_episode_steps": int(_d4rl_rows()[name]["max_episode_steps"]),
+        "reward_type": "dense" if "-dense-" in name else "sparse",
+        "continuing_task": True,
+        "reset_target": False,
+    }
+    return _Judge(
+        "PointMaze_UMaze-v3", 4, 2, kwargs, "d4rl-maze2d",
+        "Gymnasium-Robotics' point with D4RL's maze, frame, goal and reward; starts lie around the "
+        "middle of a cell (0.2 beside it there)",
+    )  # fmt: skip
+
+
+# --- Minari ---------------------------------------------------------------------------------
+
+_MINARI_URL = "https://huggingface.co/datasets/farama-minari"
+
+
+def _minari_ids() -> dict[str, tuple[str, int, Literal["return", "success"]]]:
+    """Id -> environment, limit, score; what `metadata.json` of the set says comes first."""
+    made: dict[str, tuple[str, int, Literal["return", "success"]]] = {}
+    robots = {"halfcheetah": "HalfCheetah", "hopper": "Hopper", "walker2d": "Walker2d", "ant": "Ant"}
+    for robot, env in robots.items():
+        for skill in ("simple", "medium", "expert"):
+            made[f"mujoco/{robot}/{skill}-v0"] = (f"{env}-v5", 1000, "return")
+    for hand, env in (("door", "Door"), ("hammer", "Hammer"), ("pen", "Pen"), ("relocate", "Relocate")):
+        for kind in ("human", "cloned", "expert"):
+            made[f"D4RL/{hand}/{kind}-v2"] = (f"AdroitHand{env}-v1", 200, "return")
+    for kind in ("complete", "mixed", "partial"):
+        made[f"D4RL/kitchen/{kind}-v2"] = ("FrankaKitchen-v1", 280, "return")
+    mazes = {"open": ("Open", 300), "umaze": ("UMaze", 300), "medium": ("Medium", 600), "large": ("Large", 800)}  # fmt: skip
+    for maze, (env, limit) in mazes.items():
+        for dense in ("", "-dense"):
+            made[f"D4RL/pointmaze/{maze}{dense}-v2"] = (
+                f"PointMaze_{env}{'Dense' if dense else ''}-v3", limit, "return",
+            )  # fmt: skip
+    ants = {
+        "umaze": ("UMaze", 700), "umaze-diverse": ("UMaze", 700), "medium-play": ("Medium", 1000),
+        "medium-diverse": ("Medium_Diverse_GR", 1000), "large-play": ("Large", 1000),
+        "large-diverse": ("Large_Diverse_GR", 1000),
+    }  # fmt: skip
+    for maze, (env, limit) in ants.items():
+        made[f"D4RL/antmaze/{maze}-v1"] = (f"AntMaze_{env}-v4", limit, "success")
+    for kind in ("fourrooms", "fourrooms-random"):
+        made[f"D4RL/minigrid/{kind}-v0"] = ("MiniGrid-FourRooms-v0", 100, "return")
+    return made
+
+
+_MINARI = MappingProxyType(_minari_ids())
+_MINARI_NAME = re.compile(r"(?:[-_\w]+/)*[-_\w]+-v\d+")
+
+
+def _minari(name: str) -> Card | None:
+    """A listed set, or one that lies in a folder of Minari's."""
+    if not _MINARI_NAME.fullmatch(name):
+        return None
+    folder = files.find("minari", name)
+    listed = _MINARI.get(name)
+    if listed is None and folder is None:
+        return None
+    env, limit, score = listed or (None, 0, "return")
+    low, high, source = _minari_reference(name)
+    urls = ()
+    if listed is not None:
+        space, _, rest = name.partition("/")
+        urls = tuple(
+            File(f"{_MINARI_URL}/{space}/resolve/main/{rest}/data/{file}", f"minari/{name}/data/{file}")
+            for file in ("metadata.json", "main_data.hdf5")
+        )
+    made = Card(
+        id=f"minari/{name}",
+        family="minari",
+        version=name.rsplit("-", 1)[-1],
+        env=env,
+        env_kwargs=_minari_kwargs(name),
+        refused=None if env else "its metadata name no environment",
+        max_episode_steps=limit,
+        score=score,
+        ref_min=low,
+        ref_max=high,
+        ref_source=source,
+        files=urls,
+        notes=tuple(_minari_notes(name)),
+    )
+    return made if folder is None else _with_metadata(made, folder)
+
+
+def _minari_kwargs(name: str) -> Mapping[str, Any]:
+    if name.startswith("D4RL/kitchen"):
+        kind = name.split("/")[-1].rsplit("-", 1)[0]
+        return {"tasks_to_complete": list(_KITCHENS[f"kitchen-{kind}"])}
+    if name.startswith("D4RL/antmaze"):
+        return {"continuing_task": False}
+    if name.startswith("D4RL/pointmaze"):
+        return {"continuing_task": True, "reset_target": False}
+    return {}
+
+
+def _with_metadata(made: Card, folder: Path) -> Card:
+    """The card as the set itself has it: environment, limit and references of `metadata.json`."""
+    from offbench.sources import minari
+
+    meta = minari.metadata(folder, name=made.id)
+    changes: dict[str, Any] = {"obs_dim": meta.observation.size, "action_dim": meta.action.size}
+    ref = meta.eval_env or meta.env
+    if ref is not None:
+        changes |= {"env": ref.id, "env_kwargs": ref.kwargs, "refused": None}
+        changes["max_episode_steps"] = ref.max_episode_steps or made.max_episode_steps or 1000
+        if ref.max_episode_steps is not None:
+            changes["env_kwargs"] = {**ref.kwargs, "max_episode_steps": ref.max_episode_steps}
+        which = "evaluation" if meta.eval_env is not None else "recording"
+        changes["differs"] = f"nothing known: the {which} environment of its metadata"
+    if meta.ref_min is not None and meta.ref_max is not None and meta.ref_max > meta.ref_min:
+        changes |= {"ref_min": meta.ref_min, "ref_max": meta.ref_max, "ref_source": "its metadata"}
+    return replace(made, **changes)
+
+
+def _minari_reference(name: str) -> tuple[float | None, float | None, str]:
+    """(minimum, maximum, source); None where no table has them."""
+    plain = re.sub(r"-v\d+$", "", name)
+    for row in _table("minari.csv"):
+        if row["minari_dataset_id_prefix"] == plain and row["ref_min_score"]:
+            source = f"{row['confidence']}: Minari's metadata, quoted by a third party"
+            return float(row["ref_min_score"]), float(row["ref_max_score"]), source
+    if plain.startswith("D4RL/kitchen"):
+        return 0.0, 4.0, "number of subtasks"
+    if plain.startswith("D4RL/antmaze"):
+        return 0.0, 1.0, "success"
+    if plain.startswith("mujoco/") and (found := _measured(plain.split("/")[1])):
+        return found
+    return None, None, "none: a score is the return itself"
+
+
+def _measured(robot: str) -> tuple[float, float, str] | None:
+    """What we measured in the environment of the same name for the embedded sets."""
+    from offbench.tasks import manifests
+
+    found = manifests().get(f"offbench/{robot}/medium-replay-v0")
+    if found is None or found[1]["score"]["kind"] != "return":
+        return None
+    score = found[1]["score"]
+    source = (
+        f"measured for {found[1]['id']} in {found[1]['env']['id']}: uniform actions and our best policy"
+    )
+    return float(score["ref_min"]), float(score["ref_max"]), source
+
+
+def _minari_notes(name: str) -> list[str]:
+    notes = []
+    if name.startswith("mujoco/"):
+        _, robot, rest = name.split("/")
+        skill = rest.rsplit("-", 1)[0]
+        notes.append(
+            f"not D4RL's {robot}-{skill}-v2: other policies, other data, another environment"
+        )
+        notes.append("its metadata have no reference scores")
+    if name.startswith("D4RL/pointmaze"):
+        notes.append("not D4RL's maze2d: collected again, goals move, another reference scale")
+    if name.startswith("D4RL/antmaze"):
+        notes.append("not D4RL's antmaze: collected again; the goal is part of the observation")
+    return notes
+
+
+# --- OGBench --------------------------------------------------------------------------------
+
+_OGBENCH_URL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
+_LARGE = ("cube-double", "cube-triple", "cube-quadruple", "puzzle-4x4", "puzzle-4x5", "puzzle-4x6", "scene")  # fmt: skip
+
+
+def _ogbench_sets() -> dict[str, str]:
+    """Name -> its environment."""
+    made: dict[str, str] = {}
+
+    def add(env: str, *kinds: str) -> None:
+        made.update({f"{env}-{kind}-v0": f"{env}-v0" for kind in kinds})
+
+    for size in ("medium", "large", "giant", "teleport"):
+        add(f"pointmaze-{size}", "navigate", "stitch")
+    for visual in ("", "visual-"):
+        for size in ("medium", "large", "giant", "teleport"):
+            explore = () if size == "giant" else ("explore",)
+            add(f"{visual}antmaze-{size}", "navigate", "stitch", *explore)
+        for size in ("medium", "large", "giant"):
+            add(f"{visual}humanoidmaze-{size}", "navigate", "stitch")
+        arms = ["cube-single", "cube-double", "cube-triple", "cube-quadruple", "scene"]
+        for arm in [*arms, "puzzle-3x3", "puzzle-4x4", "puzzle-4x5", "puzzle-4x6"]:
+            add(f"{visual}{arm}", "play", "noisy")
+    for size in ("arena", "medium"):
+        add(f"antsoccer-{size}", "navigate", "stitch")
+    for size in ("easy", "medium", "hard"):
+        add(f"powderworld-{size}", "play")
+    return made
+
+
+_OGBENCH_SETS = MappingProxyType(_ogbench_sets())
+DEFAULT_TASKS: Mapping[str, int] = MappingProxyType(
+    {
+        "pointmaze": 1, "antmaze": 1, "humanoidmaze": 1, "antsoccer": 4, "cube": 2, "scene": 2,
+        "puzzle-3x3": 4, "puzzle-4x4": 4, "puzzle-4x5": 2, "puzzle-4x6": 2,
+    }
+)  # fmt: skip
+"""The task that `-singletask-v0` means, by the beginning of an environment's name."""
+
+
+class _OGBench(NamedTuple):
+    """An id taken apart."""
+
+    base: str  # the published set: "cube-single-play-v0"
+    large: str  # "-100m" or ""
+    sparse: bool
+    task: int | None
+    validation: bool
+
+    @property
+    def name(self) -> str:
+        stem = self.base.removesuffix("-v0") + self.large
+        if self.sparse:
+            stem += "-sparse"
+        if self.task is not None:
+            stem += f"-singletask-task{self.task}"
+        return f"{stem}-v0" + ("-val" if self.validation else "")
+
+    @property
+    def env(self) -> str:
+        env = _OGBENCH_SETS[self.base].removesuffix("-v0")
+        return f"{env}-v0" if self.task is None else f"{env}-singletask-task{self.task}-v0"
+
+
+_OGBENCH_NAME = re.compile(
+    r"(?P<base>[a-z0-9-]+?)(?P<large>-100m)?(?P<sparse>-sparse)?"
+    r"(?P<single>-singletask(?:-task(?P<task>[1-5]))?)?-v0(?P<val>-val)?"
+)
+
+
+def _parse_ogbench(name: str) -> _OGBench | None:
+    match = _OGBENCH_NAME.fullmatch(name)
+    if match is None or f"{match['base']}-v0" not in _OGBENCH_SETS:
+        return None
+    base = f"{match['base']}-v0"
+    single, powder = match["single"] is not None, base.startswith("powderworld")
+    if (match["sparse"] and not single) or (single and powder):
+        return None
+    if match["large"] and not (base.endswith("-play-v0") and base.startswith(_LARGE)):
+        return None
+    task = int(match["task"]) if match["task"] else (default_task(base) if single else None)
+    return _OGBench(base, match["large"] or "", bool(match["sparse"]), task, bool(match["val"]))
+
+
+def default_task(name: str) -> int:
+    """The task of a `-singletask-v0` id."""
+    env = name.removeprefix("visual-")
+    return next(task for head, task in DEFAULT_TASKS.items() if env.startswith(head))
+
+
+def _ogbench(name: str) -> Card | None:
+    parsed = _parse_ogbench(name)
+    if parsed is None:
+        return None
+    stem = parsed.base.removesuffix("-v0") + parsed.large + "-v0"
+    file = f"{stem}-val.npz" if parsed.validation else f"{stem}.npz"
+    if parsed.large:
+        file = stem  # a folder
+    visual = parsed.base.startswith("visual-")
+    notes = list(_ogbench_notes(parsed))
+    refused = None
+    if parsed.base.startswith("powderworld"):
+        refused = "powderworld's actions are choices and its observations pictures; not supported"
+    return Card(
+        id=f"ogbench/{parsed.name}",
+        family="ogbench",
+        version="v0",
+        env=None if refused else parsed.env,
+        refused=refused,
+        adapter="flat" if visual else None,
+        differs="nothing: OGBench's own environment"
+        + (", which rewards every condition; the score is the success alike" if parsed.sparse else ""),
+        max_episode_steps=_ogbench_limit(parsed.base),
+        score="success",
+        ref_min=0.0,
+        ref_max=1.0,
+        ref_source="success",
+        obs_dim=64 * 64 * 3 if visual else None,
+        files=(File(f"{_OGBENCH_URL}/{file}", f"ogbench/{file}"),),
+        terminal_inside=parsed.task is not None,
+        notes=tuple(notes),
+    )
+
+
+def _ogbench_notes(parsed: _OGBench) -> list[str]:
+    notes = []
+    if parsed.task is None:
+        notes.append("goal-conditioned: no rewards; judged on five tasks (reset with task_id)")
+    else:
+        notes.append("rewards of the state before the action (ogbench 1.2); the data go on at the goal")
+        if parsed.task == default_task(parsed.base):
+            notes.append("the default task, also called -singletask-v0")
+    if parsed.large:
+        notes.append("100 files in a folder; their names are not known here, so it is not downloaded")
+    return notes
+
+
+def _ogbench_limit(base: str) -> int:
+    """Steps of an evaluation episode, as OGBench registers them."""
+    env = _OGBENCH_SETS[base].removeprefix("visual-").removesuffix("-v0")
+    if env.startswith("humanoidmaze"):
+        return 4000 if env.endswith("giant") else 2000
+    limits = {
+        "cube-single": 200, "cube-double": 500, "cube-triple": 1000, "cube-quadruple": 1000,
+        "scene": 750, "puzzle-3x3": 500, "puzzle-4x4": 500, "puzzle-4x5": 1000, "puzzle-4x6": 1000,
+        "powderworld": 500,
+    }  # fmt: skip
+    return next((n for head, n in limits.items() if env.startswith(head)), 1000)
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+def locate(card: Card) -> Path | None:
+    """The file or folder of a set, ours or another package's, None where it is not here.
+
+    For Minari the folder that holds `data`.
+    """
+    if card.family == "minari":
+        found = files.find("minari", card.id.removeprefix("minari/"))
+        return found if found is not None and (found / "data").is_dir() else None
+    kind, _, name = card.files[0].name.partition("/")
+    return files.find("d4rl" if kind == "d4rl" else "ogbench", name)
+
+
+def fetch(card: Card, progress: "files.Progress | None" = None) -> Path:
+    """The file or folder of a set, downloaded where it is not here.
+
+    Raises UserError, one line with address, file and folder, where that does not work.
+    """
+    if (found := locate(card)) is not None:
+        return found
+    last = Path(card.files[0].url if card.files else card.id)
+    if not card.files or "." not in last.name:
+        folder = files.cache_dir() / (card.files[0].name if card.files else card.id)
+        raise UserError(f"{card.id}: nothing is known to download; put its files into {folder}")
+    for file in card.files:
+        path = files.fetch(file.url, file.name, file.size, file.sha256, progress)
+    return path.parent.parent if card.family == "minari" else path
+
+
+def load(card: Card, path: Path) -> "ReplayData":
+    """The set whose file or folder lies at `path`. Raises UserError where it is damaged, or not
+    of the dimensions that the id has."""
+    data = _load(card, path)
+    for field_name, found, wanted in (
+        ("observations", data.obs.shape[1], card.obs_dim),
+        ("actions", data.action.shape[1], card.action_dim),
+    ):
+        if wanted not in (None, found):
+            raise UserError(f"{card.id}: {path} has {found} features of {field_name}, it should be {wanted}")
+    if card.adapter == "d4rl-ant" and bool((data.obs[:, 27:] != 0).any()):
+        raise UserError(
+            f"{card.id}: contact forces are recorded; no environment here shows them as MuJoCo 1.5 did"
+        )
+    return data
+
+
+def _load(card: Card, path: Path) -> "ReplayData":
+    if card.family == "d4rl":
+        from offbench.sources import d4rl
+
+        choices = 7 if card.env and card.env.startswith("MiniGrid") else None
+        return d4rl.load(
+            path, name=card.id, max_episode_steps=card.max_episode_steps, n_actions=choices
+        )
+    if card.family == "ogbench":
+        from offbench.sources import ogbench
+
+        parsed = _parse_ogbench(card.id.removeprefix("ogbench/"))
+        assert parsed is not None
+        task = None if parsed.task is None else parsed.env
+        return ogbench.load(path, name=card.id, task=task, sparse=parsed.sparse)
+    from offbench.sources import minari
+
+    return minari.load(path, name=card.id, terminal_inside=card.terminal_inside)
+
+
+def remote(dataset_id: str) -> Sequence[File]:
+    """The files of a set that can be downloaded, and where they come from."""
+    return [f for f in card(dataset_id).files if f.url and "." in Path(f.url).name]
+
+
+def listing() -> list[tuple[str, str]]:
+    """(id, one line about it) of every listed set."""
+    return [(name, card(name).summary) for name in ids()]
+
+
+def read(dataset_id: str) -> "ReplayData":
+    """The set of an id, downloaded where it is not here."""
+    found = card(dataset_id)
+    return load(found, fetch(found))

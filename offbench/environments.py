@@ -1,0 +1,237 @@
+"""What a task's environment shows and takes, as its data have it.
+
+An adapter makes the observations of a Gymnasium environment those of a dataset:
+
+    flat           a Dict observation flattened as the data are (`offbench.sources.spaces`), a
+                   Discrete action taken as the largest of n numbers
+    d4rl-ant       27 numbers and 84 zeros: contact forces, which MuJoCo 2.0 reported as 0
+    d4rl-antmaze   position relative to the start, then the ant's own 27 numbers; weaker motors
+    d4rl-maze2d    position as (row, column) of the original maze, then its velocity
+    d4rl-kitchen   positions of arm and objects (30), then the goal (30)
+    image          a picture alone, as rows of numbers
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from offbench.errors import unknown
+
+if TYPE_CHECKING:
+    import gymnasium
+
+Maze = tuple[str, ...]
+"""Rows of a maze: `#` a wall, `.` free, `R` a start, `G` a goal; without R, every free cell is one."""
+
+ANTMAZE: Mapping[str, Maze] = {
+    "umaze": ("#####", "#R..#", "###.#", "#G..#", "#####"),
+    "medium": (
+        "########", "#R.##..#", "#..#...#", "##...###", "#..#...#", "#.#..#.#", "#...#.G#", "########",
+    ),
+    "large": (
+        "############", "#R...#.....#", "#.##.#.#.#.#", "#......#...#", "#.####.###.#",
+        "#..#.#.....#", "##.#.#.#.###", "#..#...#.G.#", "############",
+    ),
+}  # fmt: skip
+MAZE2D: Mapping[str, Maze] = {
+    "open": ("#######", "#.....#", "#..G..#", "#.....#", "#######"),
+    "umaze": ("#####", "#G..#", "###.#", "#...#", "#####"),
+    "medium": (
+        "########", "#..##..#", "#..#...#", "##...###", "#..#...#", "#.#..#.#", "#...#.G#", "########",
+    ),
+    "large": (
+        "############", "#....#.....#", "#.##.#.#.#.#", "#......#...#", "#.####.###.#",
+        "#..#.#.....#", "##.#.#.#.###", "#..#...#.G.#", "############",
+    ),
+    "eval-umaze": ("#####", "#..G#", "#.###", "#...#", "#####"),
+    "eval-medium": (
+        "########", "#.....G#", "#.#.##.#", "#....#.#", "###..###", "#......#", "#..##..#", "########",
+    ),
+    "eval-large": (
+        "############", "#..#...#.G.#", "##.###.#.#.#", "#..#.#.....#", "#.##.#..##.#",
+        "#......#...#", "#.##.#.#.###", "#....#.....#", "############",
+    ),
+}  # fmt: skip
+_KITCHEN: Mapping[str, tuple[int, tuple[float, ...]]] = {  # first coordinate of the 30, goal there
+    "bottom burner": (11, (-0.88, -0.01)),
+    "light switch": (17, (-0.69, -0.05)),
+    "slide cabinet": (19, (0.37,)),
+    "microwave": (22, (-0.75,)),
+    "kettle": (23, (-0.23, 0.75, 1.62, 0.99, 0.0, 0.0, -0.06)),
+}
+_CELLS = {"#": 1, ".": 0, "R": "r", "G": "g"}
+
+
+@contextmanager
+def numpy_seed(seed: int) -> Iterator[None]:
+    """numpy's global generator, which OGBench's mazes draw from, seeded for a block and put back."""
+    kept = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(kept)
+
+
+def antmaze_map(size: str) -> list[list[int | str]]:
+    """The map for Gymnasium-Robotics in whose frame D4RL's positions are a shift: there rows run
+    down the page and y up, in D4RL both run alike."""
+    return [[_CELLS[c] for c in row] for row in reversed(ANTMAZE[size])]
+
+
+def maze2d_map(size: str) -> list[list[int | str]]:
+    """The same for a point: D4RL's first coordinate is the row, so the maze is turned as well.
+
+    Every cell but the walls is a start, as it is there.
+    """
+    rows = [[("r" if c == "." else _CELLS[c]) for c in row] for row in MAZE2D[size]]
+    return [list(column) for column in reversed(list(zip(*rows)))]
+
+
+def adapt(env: "gymnasium.Env", adapter: str | None) -> "gymnasium.Env":
+    """The environment as the data of a task have it. None: as it is, if it is a Box of numbers."""
+    from gymnasium.spaces import Box, Discrete
+
+    if adapter is not None and adapter not in _ADAPTERS:
+        raise unknown("adapter", adapter, _ADAPTERS)
+    if adapter in _GOALS:  # of a start; in cells
+        env.unwrapped.position_noise_range = 0.1 / env.unwrapped.maze.maze_size_scaling
+        env = _own_goal(env, _GOALS[adapter])
+    if adapter is not None:
+        env = _observe(env, _ADAPTERS[adapter](env))
+    elif not (isinstance(env.observation_space, Box) and len(env.observation_space.shape) == 1):
+        env = _observe(env, _flat(env))
+    if adapter == "d4rl-antmaze":
+        env = _weaker(env, 30 / 150)
+    if isinstance(env.action_space, Discrete):
+        env = _choose(env)
+    return env
+
+
+def _weaker(env: "gymnasium.Env", share: float) -> "gymnasium.Env":
+    """Motors of D4RL's ant: 30 of torque at an action of 1, Gymnasium's has 150."""
+    from gymnasium.wrappers import TransformAction
+
+    return TransformAction(env, lambda a: share * np.asarray(a), env.action_space)
+
+
+def _own_goal(
+    env: "gymnasium.Env", draw: "Callable[[Any], tuple[np.ndarray, bool]]"
+) -> "gymnasium.Env":
+    """D4RL's goals, rewards and ends in a maze of Gymnasium-Robotics: a goal is reached within 0.5
+    (there 0.45) of a place that is not the middle of its cell."""
+    import gymnasium
+
+    class OwnGoal(gymnasium.Wrapper):
+        def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+            obs, info = self.env.reset(**kwargs)
+            inner = self.env.unwrapped
+            inner.goal, self.ends = draw(inner)
+            return {**obs, "desired_goal": inner.goal}, info
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            obs, _, _, truncated, info = self.env.step(action)
+            inner = self.env.unwrapped
+            distance = float(np.linalg.norm(obs["achieved_goal"] - inner.goal))
+            near = distance <= _NEAR
+            reward = float(np.exp(-distance)) if inner.reward_type == "dense" else float(near)
+            info = {**info, "success": near}
+            return obs, reward, near and self.ends, truncated, info
+
+    return OwnGoal(env)
+
+
+_NEAR = 0.5
+
+
+def _antmaze_goal(inner: Any) -> tuple[np.ndarray, bool]:
+    """The middle of the cell and up to a quarter of a cell more; reached, the episode ends."""
+    middle = np.array(inner.maze.unique_goal_locations[0])
+    return middle + inner.np_random.uniform(0, 0.25 * inner.maze.maze_size_scaling, 2), True
+
+
+def _maze2d_goal(inner: Any) -> tuple[np.ndarray, bool]:
+    """The observation (row, column) of the cell; the episode goes on."""
+    return np.array(inner.maze.unique_goal_locations[0]) + _OFF_CENTRE, False
+
+
+_OFF_CENTRE = 0.2  # of D4RL's (row, column) from the middle of that cell, both ways
+
+
+def _observe(env: "gymnasium.Env", function: Callable[[Any], np.ndarray]) -> "gymnasium.Env":
+    from gymnasium.spaces import Box
+    from gymnasium.wrappers import TransformObservation
+
+    with numpy_seed(0):
+        sample, _ = env.reset(seed=0)
+    size = len(function(sample))
+    box = Box(-np.inf, np.inf, (size,), np.float64)
+    return TransformObservation(env, function, box)
+
+
+def _choose(env: "gymnasium.Env") -> "gymnasium.Env":
+    from gymnasium.spaces import Box
+    from gymnasium.wrappers import TransformAction
+
+    n, start = int(env.action_space.n), int(env.action_space.start)
+    box = Box(-1.0, 1.0, (n,), np.float32)
+    return TransformAction(env, lambda a: start + int(np.argmax(a)), box)
+
+
+def _flat(env: "gymnasium.Env") -> Callable[[Any], np.ndarray]:
+    from offbench.sources import spaces
+
+    space = spaces.of_gymnasium(env.observation_space, "the observation space")
+
+    def flatten(obs: Any) -> np.ndarray:
+        return spaces.flatten(space, _one_step(obs), "an observation")[0]
+
+    return flatten
+
+
+def _one_step(obs: Any) -> Any:
+    if isinstance(obs, Mapping):
+        return {k: _one_step(v) for k, v in obs.items()}
+    return np.asarray(obs)[None]
+
+
+def _ant(env: "gymnasium.Env") -> Callable[[Any], np.ndarray]:
+    zeros = np.zeros(84)
+    return lambda obs: np.concatenate([obs, zeros])
+
+
+def _antmaze(env: "gymnasium.Env") -> Callable[[Any], np.ndarray]:
+    start = np.array(env.unwrapped.maze.unique_reset_locations[0])
+    return lambda obs: np.concatenate([obs["achieved_goal"] - start, obs["observation"]])
+
+
+def _maze2d(env: "gymnasium.Env") -> Callable[[Any], np.ndarray]:
+    """The middle of cell (row, column) is observed as (row, column) - 0.2 there."""
+    maze = env.unwrapped.maze
+    shift = np.array([maze.x_map_center, maze.y_map_center]) - 0.5 - _OFF_CENTRE
+    return lambda obs: np.concatenate([obs["observation"][:2] + shift, obs["observation"][2:]])
+
+
+def _kitchen(env: "gymnasium.Env") -> Callable[[Any], np.ndarray]:
+    goal = np.zeros(30)
+    for task in env.unwrapped.goal:
+        first, values = _KITCHEN[task]
+        goal[first : first + len(values)] = values
+    return lambda obs: np.concatenate([obs["observation"][:9], obs["observation"][18:39], goal])
+
+
+def _image(env: "gymnasium.Env") -> Callable[[Any], np.ndarray]:
+    return lambda obs: np.asarray(obs["image"], np.float64).reshape(-1)
+
+
+_ADAPTERS: Mapping[str, Callable[["gymnasium.Env"], Callable[[Any], np.ndarray]]] = {
+    "flat": _flat,
+    "d4rl-ant": _ant,
+    "d4rl-antmaze": _antmaze,
+    "d4rl-maze2d": _maze2d,
+    "d4rl-kitchen": _kitchen,
+    "image": _image,
+}
+_GOALS = {"d4rl-antmaze": _antmaze_goal, "d4rl-maze2d": _maze2d_goal}

@@ -1,0 +1,321 @@
+"""The `offbench data` commands, called as the command line calls them."""
+
+import hashlib
+import json
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import h5py
+import numpy as np
+import pytest
+
+from offbench import data_cli, doctor
+from offbench.data import Episode, fingerprint, from_episodes
+from offbench.data_cli import Catalog, Remote, histogram, main
+from offbench.doctor import Facts
+from offbench.errors import UserError
+from offbench.tasks import load_task
+
+HOPPER = "offbench/hopper/medium-replay-v0"
+CHEETAH = "offbench/halfcheetah/expert5-v0"
+REPLAY = "offbench/halfcheetah/medium-replay-v0"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("OFFBENCH_DATA", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.delenv("MINARI_DATASETS_PATH", raising=False)
+    return tmp_path / "cache"
+
+
+def tiny(level=0.0, n=12):
+    rng = np.random.default_rng(0)
+    made = []
+    for i in range(n):
+        ends = np.zeros(10, bool)
+        ends[-1] = i % 2 == 0
+        obs = np.cumsum(rng.normal(0, 1, (11, 3)), axis=0).astype(np.float32)
+        reward = np.full(10, level + i, np.float32)
+        made.append(Episode(obs, rng.uniform(-1, 1, (10, 2)).astype(np.float32), reward, ends))
+    return made
+
+
+def write_d4rl(path, made, **changes):
+    timeouts = []
+    for e in made:
+        ends = np.zeros(len(e.action), bool)
+        ends[-1] = not e.terminal[-1]
+        timeouts.append(ends)
+    columns = {
+        "observations": np.concatenate([e.obs[:-1] for e in made]),
+        "actions": np.concatenate([e.action for e in made]),
+        "rewards": np.concatenate([e.reward for e in made]),
+        "terminals": np.concatenate([e.terminal for e in made]),
+        "timeouts": np.concatenate(timeouts),
+    } | changes
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name, value in columns.items():
+            file[name] = value
+    return path
+
+
+# --- list -----------------------------------------------------------------------------------
+
+
+def test_the_list_names_every_kind_of_set(capsys):
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    for name in (HOPPER, "ogbench/cube-single-play-v0", "offbench/pointmaze/umaze-v0",
+                 "mixed/ant-random-expert-5-v2"):  # fmt: skip
+        assert f"\n{name} " in f"\n{out}"
+    assert main(["list", "cube-single"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    with pytest.raises(UserError, match="no set matches"):
+        main(["list", "zzz"])
+
+
+def test_the_list_asks_the_catalog(capsys):
+    catalog = Catalog(ids=lambda: [("d4rl/hopper-medium-v2", "a file of 1M")])
+    main(["list", "d4rl/hopper-medium-v2"], catalog=catalog)
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("d4rl/")]
+    assert line.split(maxsplit=1) == ["d4rl/hopper-medium-v2", "a file of 1M"]
+
+
+# --- show -----------------------------------------------------------------------------------
+
+
+def test_a_card_is_shown_with_a_histogram_and_a_picture(capsys, tmp_path):
+    assert main(["show", HOPPER, "--png", str(tmp_path / "png")]) == 0
+    out = capsys.readouterr().out
+    for words in (HOPPER, "50,092 in 549 episodes", "Hopper-v5", "11 observed, 3 acted",
+                  "0 at a return of 17.1327", "normalised mean return 6.4", "█"):  # fmt: skip
+        assert words in out
+    (path,) = (tmp_path / "png").iterdir()
+    assert path.suffix == ".png" and str(path) in out.replace("\n", "")
+    from matplotlib.image import imread
+
+    picture = imread(path)
+    assert picture.shape == (600, 1050, 4)
+    dark = (picture[..., :3].sum(-1) < 2.5).mean()
+    assert 0.02 < dark < 0.5  # something is drawn
+
+
+def test_success_sets_say_so_and_files_are_shown_too(capsys, tmp_path):
+    main(["show", "offbench/cube-single-play-v0"])
+    out = capsys.readouterr().out
+    assert "share of successes" in out and "38.3% of the episodes succeed" in out
+    path = write_d4rl(tmp_path / "mine.hdf5", tiny())
+    main(["show", str(path)])
+    assert "120 in 12 episodes" in capsys.readouterr().out
+
+
+def test_a_histogram_counts_every_episode_once():
+    values = np.concatenate([np.zeros(70), np.arange(1, 31)])
+    lines = histogram(values)
+    counts = [int(line.split()[-1]) for line in lines if any(c in line for c in "█▏▎▍▌▋▊▉")]
+    assert sum(counts) == 100 and len(counts) == 16
+    assert len(lines) == 16 and lines[0].count("█") == 60
+    assert histogram(np.full(5, 2.0)) == [f"{2.0:>10.4g}  {'█' * 60}  5"]
+    assert len(histogram(np.asarray([1.0, 2.0]))) == 4
+
+
+def test_a_single_episode_can_be_drawn(tmp_path):
+    path = data_cli.draw(np.asarray([3.0]), Facts(id="a/b:c@d"), tmp_path)
+    assert path.is_file() and ":" not in path.name
+
+
+# --- check ----------------------------------------------------------------------------------
+
+
+def test_a_clean_set_passes_and_its_report_is_kept(capsys, cache):
+    assert main(["check", HOPPER]) == 0
+    out = capsys.readouterr().out
+    assert "50,092 transitions in 549 episodes" in out and "severe" not in out
+    (path,) = (cache / "reports").iterdir()
+    report = doctor.load(path)
+    assert report.id == HOPPER and str(path) in out
+    assert report.sha256 == load_task(HOPPER).sha256
+
+
+def test_a_severe_defect_exits_1_and_is_named(capsys, tmp_path):
+    path = write_d4rl(tmp_path / "zero.hdf5", tiny(), rewards=np.zeros(120, np.float32))
+    assert main(["check", str(path)]) == 1
+    out = capsys.readouterr().out
+    assert "severe" in out and "rewards constant" in out and "every reward is zero" in out
+    (stored,) = (tmp_path / "cache" / "reports").iterdir()
+    assert json.loads(stored.read_text())["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_warning_alone_does_not_fail(capsys, tmp_path):
+    path = write_d4rl(tmp_path / "early.hdf5", tiny())
+    assert main(["check", str(path), "--limit", "50"]) == 0
+    assert "warning" in (out := capsys.readouterr().out) and "timeout early" in out
+
+
+def test_the_trained_on_form_of_a_composition_is_checked(capsys):
+    assert main(["check", f"mix@50%@0:{CHEETAH}:{REPLAY}"]) == 0
+    out = capsys.readouterr().out
+    assert f"mix@0.5@0:{CHEETAH}:{REPLAY}: 60,000 transitions" in out
+    assert "drawn with replacement" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        ([], "data needs one of"),
+        (["chekc", "x"], "did you mean 'check'"),
+        (["check"], "one set is needed"),
+        (["check", "a", "b"], "one set is needed"),
+        (["check", "offbench/hoper/medium-replay-v0"], f"did you mean '{HOPPER}'"),
+        (["check", "--limit"], "needs a value"),
+        (["check", "x", "--limit", "many"], "not a whole number"),
+        (["show", HOPPER, "--svg", "x"], "unknown option '--svg'"),
+        (["compose", HOPPER], "not a composition"),
+        (["compose", f"mix@9@0:{HOPPER}:{HOPPER}"], "share between"),
+        (["compose", f"mix@.5@0:{HOPPER}:{CHEETAH}"], "differ in dimensions"),
+        (["compose", f"truncate@1M:{HOPPER}"], "only 50092 transitions"),
+        (["make"], "no id is given"),
+        (["make", "ogbench/cube-singel-play-v0"], "did you mean 'ogbench/cube-single-play-v0'"),
+        (["make", HOPPER, "--steps", "10"], "no --steps"),
+        (["make", "ogbench/cube-single-play-v0", "--steps=x"], "not a whole number"),
+        (["make", "ogbench/pointmaze-medium-stitch-v0", "--steps=0"], "not a positive number"),
+        (["fetch"], "no id is given"),
+        (["fetch", "d4rl/hopper-medium-v2"], "unknown dataset to download"),
+        (["pack", HOPPER], "sets and an archive are needed"),
+        (["pack", "-o", "x.tar"], "sets and an archive are needed"),
+        (["pack", "nope", "-o", "x.tar"], "unknown dataset"),
+        (["unpack"], "one archive is needed"),
+        (["unpack", "nope.tar"], "nope.tar is not there"),
+    ],
+)
+def test_a_mistake_is_one_line(args, words, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=words) as error:
+        main(args)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.rglob("*.tar*"))
+
+
+def test_a_path_that_is_no_set_is_told(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "a.npz").write_bytes(b"\x80\x04")
+    for name, words in (("folder", "no Minari"), ("a.txt", "ends in"), ("a.npz", "cannot be read")):
+        with pytest.raises(UserError, match=words):
+            main(["check", str(tmp_path / name)])
+
+
+# --- make -----------------------------------------------------------------------------------
+
+
+@pytest.mark.env
+def test_make_collects_a_published_set_where_it_is_labelled(capsys, cache, tmp_path):
+    pytest.importorskip("ogbench")
+    name = "ogbench/pointmaze-medium-stitch-v0"
+    assert main(["make", name, "--steps", "1k", "--seed", "3"]) == 0
+    path = cache / "regenerated" / "ogbench" / "pointmaze-medium-stitch-v0.npz"
+    assert str(path) in capsys.readouterr().out and path.is_file()
+    assert main(["make", name, "--steps=1000", "--seed=3", "-o", str(tmp_path / "b")]) == 0
+    assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
+    capsys.readouterr()
+    assert main(["check", str(path)]) == 0
+    assert "1,000 transitions in 5 episodes" in capsys.readouterr().out
+
+
+# --- fetch, pack, unpack ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    """A served folder with one D4RL file, as the sources describe it."""
+    path = write_d4rl(tmp_path / "www" / "tiny-v0.hdf5", tiny())
+    quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *a: None})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(quiet, directory=tmp_path / "www"))
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    remote = Remote(
+        f"http://127.0.0.1:{server.server_address[1]}/tiny-v0.hdf5",
+        "d4rl/tiny-v0.hdf5",
+        path.stat().st_size,
+        hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+    yield Catalog(
+        ids=lambda: [("d4rl/tiny-v0", "a tiny set")],
+        remote=lambda name: [remote] if name == "d4rl/tiny-v0" else [],
+        load=lambda name: from_episodes(tiny()),
+    )
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_set_is_fetched_packed_and_found_elsewhere(catalog, cache, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with pytest.raises(UserError, match="offbench data fetch d4rl/tiny-v0"):
+        main(["pack", "d4rl/tiny-v0", "-o", str(tmp_path / "x.tar")], catalog=catalog)
+    assert main(["fetch", "d4rl/tiny-v0"], catalog=catalog) == 0
+    path = cache / "d4rl" / "tiny-v0.hdf5"
+    assert str(path) in capsys.readouterr().out and path.is_file()
+    archive = tmp_path / "x.tar"
+    args = ["pack", f"truncate@20:{HOPPER}", "d4rl/tiny-v0", "-o", str(archive)]
+    assert main(args, catalog=catalog) == 0
+    assert "4 files" in capsys.readouterr().out
+    monkeypatch.setenv("OFFBENCH_DATA", str(tmp_path / "elsewhere"))
+    assert main(["unpack", str(archive)]) == 0
+    assert (tmp_path / "elsewhere" / "d4rl" / "tiny-v0.hdf5").read_bytes() == path.read_bytes()
+    assert f"OFFBENCH_DATASETS={tmp_path / 'elsewhere' / 'datasets'}" in capsys.readouterr().out
+    monkeypatch.setenv("OFFBENCH_DATASETS", str(tmp_path / "elsewhere" / "datasets"))
+    task = load_task(HOPPER)
+    assert task.root == tmp_path / "elsewhere" / "datasets" and task.load()[0].n_episodes == 549
+
+
+def test_what_another_package_has_downloaded_is_not_fetched_again(catalog, tmp_path, capsys, cache):
+    theirs = write_d4rl(tmp_path / "home" / ".d4rl" / "datasets" / "tiny-v0.hdf5", tiny())
+    assert main(["fetch", "d4rl/tiny-v0"], catalog=catalog) == 0
+    assert str(theirs) in capsys.readouterr().out and not cache.exists()
+
+
+def test_embedded_sets_and_parts_of_mixtures_need_no_download(catalog, capsys, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert main(["fetch", HOPPER], catalog=catalog) == 0
+    assert main(["fetch", f"mix@.5@0:{HOPPER}:d4rl/tiny-v0"], catalog=catalog) == 0
+    assert "d4rl/tiny-v0.hdf5" in capsys.readouterr().out
+
+
+def test_paths_can_be_packed(tmp_path, capsys):
+    path = write_d4rl(tmp_path / "mine.hdf5", tiny())
+    assert main(["pack", str(path), "-o", str(tmp_path / "x.tar")]) == 0
+    assert main(["unpack", str(tmp_path / "x.tar"), str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "files" / "mine.hdf5").read_bytes() == path.read_bytes()
+
+
+def test_a_catalogued_set_is_checked_with_its_known_defects(catalog, capsys):
+    assert main(["check", "d4rl/tiny-v0"], catalog=catalog) == 0
+    known = Catalog(ids=lambda: [("d4rl/hopper-medium-expert-v0", "")], load=catalog.load)
+    assert main(["check", "d4rl/hopper-medium-expert-v0"], catalog=known) == 1
+    assert "Farama-Foundation/D4RL#19" in " ".join(capsys.readouterr().out.split())
+
+
+# --- compose ----------------------------------------------------------------------------------
+
+
+def test_a_composition_is_made_and_its_list_kept(capsys, cache):
+    name = f"mix@5%@1:{CHEETAH}:{REPLAY}"
+    assert main(["compose", name]) == 0
+    out = capsys.readouterr().out
+    (path,) = (cache / "composed").iterdir()
+    content = json.loads(path.read_text())
+    assert content["id"] == f"mix@0.05@1:{CHEETAH}:{REPLAY}" in out and str(path) in out
+    assert content["sha256"] in out and content["base"] == CHEETAH
+    from offbench import compose
+
+    made = compose.build(name, lambda n: load_task(n).load()[0])
+    assert fingerprint(made.data) == content["sha256"]
+    assert content["index"] == made.index.tolist()
+
+
+def test_every_command_has_a_usage_line():
+    for command in data_cli.COMMANDS:
+        assert data_cli._usage(command).startswith(command)
