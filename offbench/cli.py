@@ -193,7 +193,8 @@ def _finished(part: "Pack", event: "Event") -> list[str]:
     for o in event.outcomes:
         scores = " ".join(f"{s:.1f}" for s in o.scores.values())
         tail = f" [red]{len(o.failed)} diverged[/]" if o.failed else ""
-        lines.append(f"{escape(_title(o.cell))}: {scores}{tail} [dim]({o.wall_s:.0f} s)[/]")
+        engine = f" [yellow]{escape(o.backend)}[/]" if "(" in o.backend else ""  # one was refused
+        lines.append(f"{escape(_title(o.cell))}: {scores}{tail} [dim]({o.wall_s:.0f} s)[/]{engine}")
     return lines
 
 

@@ -426,8 +426,8 @@ class Program:
             return
         if not bf16:
             _add_bias_in_product(graph)
-        if leaves and leaves[0].device.type == "cpu":
-            _turn_thin_products(graph)
+            if leaves[0].device.type == "cpu":
+                _turn_thin_products(graph)
         in_place = _overwritable(graph, reuse) if reuse else []
         _fast_calls(graph, leaves)
         for node in in_place:

@@ -52,6 +52,7 @@ class Outcome(NamedTuple):
     scores: dict[int, float]  # seed -> mean test score
     failed: dict[int, str]  # seed -> reason
     wall_s: float
+    backend: str  # which engine ran, with the reason where a faster one was refused
 
 
 @dataclass(frozen=True)
@@ -337,7 +338,10 @@ def _record(
         }
         store.append(run, pd.concat(rows, ignore_index=True), made, curve)
         scores[cell.entry][run.seed] = float(rows[-1]["score"].mean())
-    return [Outcome(cell, scores[cell.entry], failed[cell.entry], wall_s) for cell in pack.cells]
+    return [
+        Outcome(cell, scores[cell.entry], failed[cell.entry], wall_s, backend)
+        for cell in pack.cells
+    ]
 
 
 def _provenance(
