@@ -65,11 +65,13 @@ class Task:
         Raises UserError for a bad file; warns once (`offbench.doctor.DataWarning`) where others have
         found a severe defect in a set of this id.
         """
+        from offbench.data import one_hot
         from offbench.types import Spec
 
         data = _LOADERS[self.source](self)
-        spec = Spec(data.obs.shape[1], data.action.shape[1], gamma, self.max_episode_steps)
-        return data, spec
+        sizes = data.obs.shape[1], data.action.shape[1]
+        discrete = one_hot(data.action, data.valid)
+        return data, Spec(*sizes, gamma, self.max_episode_steps, discrete)
 
     def ready(self) -> "Task":
         """The task with its data here and their sha256 known. UserError where they cannot be had."""

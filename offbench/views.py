@@ -8,16 +8,19 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from offbench.data import ReplayData
 from offbench.errors import UserError
-from offbench.types import Batch, Policy, Spec
+from offbench.types import Batch, Plan, Policy, Spec, TimeStep
 
 
 class View(Protocol):
     def spec(self, spec: Spec) -> Spec: ...
     def support(self, data: ReplayData) -> Tensor: ...  # (S,) bool: rows it can start from
     def batch(self, data: ReplayData, row: Tensor) -> Batch: ...
+    def action(self, data: ReplayData, row: Tensor) -> Tensor: ...  # (B, A) that starts at a row
+    def end(self, data: ReplayData, row: Tensor) -> Tensor: ...  # (B,) row of batch.next_obs
     def policy(self, policy: Policy) -> Policy: ...
 
 
@@ -47,6 +50,10 @@ def _batch(data: ReplayData, row: Tensor, n: int, gamma: float) -> Batch:
     return Batch(data.obs[row], data.action[row], reward, discount, data.obs[end])
 
 
+def _end(data: ReplayData, row: Tensor, n: int) -> Tensor:
+    return row + 1 if n == 1 else _spans(data, row, n)[2]
+
+
 class NStep(NamedTuple):
     """n-step returns, shortened at the end of an episode; n = 1 is the usual transition."""
 
@@ -64,6 +71,12 @@ class NStep(NamedTuple):
     def batch(self, data: ReplayData, row: Tensor) -> Batch:
         return _batch(data, row, self.n, self.gamma)
 
+    def action(self, data: ReplayData, row: Tensor) -> Tensor:
+        return data.action[row]
+
+    def end(self, data: ReplayData, row: Tensor) -> Tensor:
+        return _end(data, row, self.n)
+
     def policy(self, policy: Policy) -> Policy:
         return policy
 
@@ -79,7 +92,7 @@ class Chunk(NamedTuple):
     gamma: float = 0.99
 
     def spec(self, spec: Spec) -> Spec:
-        return spec._replace(action_dim=spec.action_dim * self.h)
+        return spec._replace(action_dim=spec.action_dim * self.h, chunk=spec.chunk * self.h)
 
     def support(self, data: ReplayData) -> Tensor:
         if self.h < 1:
@@ -94,32 +107,56 @@ class Chunk(NamedTuple):
         return whole
 
     def batch(self, data: ReplayData, row: Tensor) -> Batch:
+        batch = _batch(data, row, self.h, self.gamma)
+        return batch._replace(action=self.action(data, row))
+
+    def action(self, data: ReplayData, row: Tensor) -> Tensor:
+        """The next h actions; those beyond the episode repeat the zeros of its last row."""
         steps = row[:, None] + torch.arange(self.h, device=row.device)
-        return _batch(data, row, self.h, self.gamma)._replace(action=data.action[steps].flatten(1))
+        return data.action[torch.minimum(steps, data.last[row][:, None])].flatten(1)
+
+    def end(self, data: ReplayData, row: Tensor) -> Tensor:
+        return _end(data, row, self.h)
 
     def policy(self, policy: Policy) -> Policy:
-        """Keeps a chunk per environment and asks for a new one when it is used up or an episode begins."""
+        """Keeps a chunk per environment and asks for a new one when it is used up or an episode begins.
+
+        A chunk is used up after h steps, or after as many as the method's `Plan` says.
+        """
 
         def init(n_seeds: int, n_envs: int) -> Any:
-            return (
-                policy.init(n_seeds, n_envs),
-                None,
-                torch.zeros(n_seeds, n_envs, dtype=torch.long),
-            )
+            left = torch.zeros(
+                n_seeds, n_envs, dtype=torch.long
+            )  # steps of the chunk not yet taken
+            return policy.init(n_seeds, n_envs), None, left
 
-        def act(
-            state: Any, obs: Tensor, first: Tensor, carry: Any, key: Tensor
-        ) -> tuple[Tensor, Any]:
-            inner, chunk, t = carry
-            plan = first.to(t.device) | (t == 0)  # (N, E)
-            t = torch.where(plan, 0, t)
-            if plan.any():
-                new, inner = policy.act(state, obs, first, inner, key)
-                new = new.unflatten(-1, (self.h, -1))  # (N, E, h, A)
-                mask = plan[..., None, None].to(new.device)
-                chunk = new if chunk is None else torch.where(mask, new, chunk)
-            index = t[..., None, None].expand(*t.shape, 1, chunk.shape[-1]).to(chunk.device)
-            action = chunk.gather(-2, index).squeeze(-2)
-            return action, (inner, chunk, (t + 1) % self.h)
+        def act(state: Any, step: TimeStep, carry: Any, key: Tensor) -> tuple[Tensor, Any]:
+            inner, plan, left = carry
+            asks = step.first.to(left.device) | (left == 0)  # (N, E)
+            if asks.any():
+                new, after = policy.act(state, step, inner, key)
+                if not isinstance(new, Plan):
+                    new = Plan(new, torch.full_like(asks, self.h, dtype=torch.long))
+                new = Plan(
+                    new.action.unflatten(-1, (self.h, -1)), new.length
+                )  # (N, E, h, A), (N, E)
+                plan = new if plan is None else _where(asks, new, plan)
+                inner = _where(asks, after, inner)
+                left = torch.where(asks, plan.length.to(left.device), left)
+            t = (plan.length - left.to(plan.length.device))[..., None, None]
+            index = t.expand(*t.shape[:2], 1, plan.action.shape[-1])
+            action = plan.action.gather(-2, index.to(plan.action.device)).squeeze(-2)
+            return action, (inner, plan, left - 1)
 
         return Policy(init, act)
+
+
+def _where(mask: Tensor, a: Any, b: Any) -> Any:
+    """Tree `a` where the mask (N, E) holds, tree `b` elsewhere."""
+
+    def pick(x: Any, y: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return torch.where(mask.to(x.device).reshape(*mask.shape, *[1] * (x.ndim - 2)), x, y)
+
+    return tree_map(pick, a, b)

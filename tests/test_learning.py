@@ -23,7 +23,7 @@ from offbench.methods.iql import IQL
 from offbench.methods.td3_bc import TD3BC
 from offbench.pipeline import Pipeline, make_pipeline
 from offbench.training import train
-from offbench.types import Policy, Spec
+from offbench.types import Policy, Spec, TimeStep
 from offbench.views import NStep
 
 HORIZON, EPISODES, SEEDS = 20, 150, [0, 1, 2]
@@ -60,13 +60,14 @@ def returns_of(method, state, pipeline: Pipeline) -> torch.Tensor:
     policy = pipeline.policy(
         Policy(
             lambda n, e: None,
-            lambda s, obs, first, c, key: (vmap(method.act)(s, obs, key[:, 0]), c),
+            lambda s, step, c, key: (vmap(method.act)(s, step.obs, key[:, 0]), c),
         )
     )
     s = (2 * rng.uniform(rng.key(99), (e, 2)) - 1).expand(n, e, 2)
     total, carry, key = torch.zeros(n), policy.init(n, e), torch.zeros(n, e, dtype=torch.int64)
     for t in range(HORIZON):
-        action, carry = policy.act(state, s, torch.full((n, e), t == 0), carry, key)
+        step = TimeStep(s, torch.zeros(n, e), torch.full((n, e), t == 0))
+        action, carry = policy.act(state, step, carry, key)
         s = move(s, action)
         total -= s.norm(dim=2).mean(1)
     return total
