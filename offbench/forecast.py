@@ -71,7 +71,7 @@ def _update_rate(cell: Cell) -> float:
     from offbench.run import build
 
     data, spec = cell.task.load(gamma=cell.pipeline["gamma"])
-    method, pipeline = build(cell, data)
+    method, pipeline = build(cell, data, spec)
     engine = Engine(
         make_step(method, pipeline), initial_carry(method, pipeline.spec(spec), cell.seeds)
     )
@@ -109,7 +109,7 @@ def stack_bytes(pack: "Pack") -> int:
 
     cell = pack.cells[0]
     data, spec = cell.task.load(gamma=cell.pipeline["gamma"])
-    method, pipeline = build(cell, data)
+    method, pipeline = build(cell, data, spec)
     seeds = [run.seed for _, run in pack.members]
     carry = initial_carry(method, pipeline.spec(spec), seeds, values=pack.values)
     return peak_bytes(make_step(method, pipeline), carry)
