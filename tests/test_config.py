@@ -158,3 +158,10 @@ def test_entries_of_a_bench_that_do_not_exist_are_named():
             plan([f"methods=[{entry}]"], bench=True)
     with pytest.raises(UserError, match="asked for twice"):
         plan(["methods=[bc,bc]"], bench=True)
+
+
+def test_null_switches_a_transform_off_on_the_command_line_and_in_a_preset():
+    assert cell("method=iql").pipeline["transforms"] == {"obs_norm": {}}
+    assert cell("method=iql", "transforms.obs_norm=null").pipeline["transforms"] == {}
+    made = plan(["method=cql", "task=d4rl/antmaze-umaze-v2"], bench=False).cells[0]
+    assert made.pipeline["transforms"] == {"reward_affine": {"scale": 10.0, "shift": -5.0}}
