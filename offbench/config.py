@@ -366,7 +366,7 @@ def _cell(
     pipeline = {
         "view": {"target": own.values["view._target_"], **own.typed("view")},
         "sampler": {"target": own.values["sampler._target_"], **own.typed("sampler")},
-        "transforms": {k: v or {} for k, v in settings.transforms.items()},
+        "transforms": {k: v for k, v in settings.transforms.items() if v is not None},
         "batch_size": settings.batch_size,
         "gamma": settings.gamma,
     }

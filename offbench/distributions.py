@@ -19,10 +19,12 @@ def gaussian_log_prob(mean: Tensor, log_std: Tensor, x: Tensor) -> Tensor:
 def tanh_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """tanh(mean + std * noise) and its log density: (..., A) -> (..., A), (...).
 
-    The correction log(1 - tanh(u)^2) is computed from u, where it cannot underflow.
+    The density is that of the noise, which (u - mean) / std would only return with the rounding of
+    u; the correction log(1 - tanh(u)^2) is computed from u, where it cannot underflow.
     """
     u = mean + log_std.exp() * noise
-    return u.tanh(), gaussian_log_prob(mean, log_std, u) - _log_slope(u).sum(-1)
+    log_prob = -(0.5 * torch.square(noise) + log_std + _LOG_SQRT_2PI).sum(-1)
+    return u.tanh(), log_prob - _log_slope(u).sum(-1)
 
 
 def tanh_gaussian_log_prob(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:

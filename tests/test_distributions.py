@@ -30,3 +30,13 @@ def test_far_out_densities_and_their_gradients_stay_finite():
     edge = tanh_gaussian_log_prob(mean, torch.zeros(3), torch.ones(1, 3))
     (log_prob.sum() + edge.sum()).backward()
     assert log_prob.isfinite().all() and edge.isfinite().all() and mean.grad.isfinite().all()
+
+
+def test_a_narrow_samples_density_keeps_its_gradient():
+    """With std e^-20, float32 cannot hold mean + std * noise, and (u - mean) / std would be wrong."""
+    mean = torch.full((1, 1), 0.5, requires_grad=True)
+    action, log_prob = tanh_gaussian_sample(mean, torch.full((1, 1), -20.0), torch.ones(1, 1))
+    log_prob.sum().backward()
+    assert torch.allclose(mean.grad, 2 * action, atol=1e-5)  # only the slope of tanh depends on it
+    slope = torch.log(1 - action.detach().square()).sum()
+    assert abs(log_prob.item() - (-0.5 + 20 - 0.918939 - slope.item())) < 1e-4
