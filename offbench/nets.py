@@ -80,19 +80,26 @@ def mlp(
     activation: Activation = "relu",
     layer_norm: bool | Literal["before", "after"] = False,
     eps: float = 1e-5,
+    dropout: float | Tensor = 0.0,
+    key: Tensor | None = None,
 ) -> Tensor:
     """(B, n_in) -> (B, n_out), or (E, B, n_out) when the parameters are an ensemble of E.
 
     `layer_norm` normalises each hidden layer "before" (True means that) or "after" its activation,
-    with the layer's learned scale and shift where it has them.
+    with the layer's learned scale and shift where it has them. With a `key`, outputs of hidden layers
+    are zeroed with probability `dropout` and the others scaled up, which is for training.
     """
-    for layer in params[:-1]:
+    keys = [None] * len(params) if key is None else rng.split(key, len(params))
+    for layer, k in zip(params[:-1], keys, strict=False):
         x = x @ layer["w"] + layer["b"]
         if layer_norm in (True, "before"):
             x = _normalised(layer, x, eps)
         x = _ACTIVATIONS[activation](x)
         if layer_norm == "after":
             x = _normalised(layer, x, eps)
+        if k is not None:
+            kept = rng.uniform(k, tuple(x.shape), x.dtype) >= dropout
+            x = torch.where(kept, x / (1 - dropout), 0.0)
     return x @ params[-1]["w"] + params[-1]["b"]
 
 

@@ -251,3 +251,13 @@ def test_layer_norm_has_a_learned_scale_and_shift_where_it_is_asked_for(place):
     hidden = linear(hidden).relu() if place == "before" else linear(hidden.relu())
     want = hidden @ params[1]["w"] + params[1]["b"]
     assert torch.allclose(nets.mlp(params, x, layer_norm=place, eps=1e-6), want, atol=1e-6)
+
+
+def test_dropout_zeroes_that_share_of_the_hidden_units_and_keeps_their_mean():
+    one = torch.ones(1, 1)
+    params = [{"w": one, "b": 0 * one}, {"w": one, "b": 0 * one}]
+    x = torch.ones(20_000, 1)
+    y = nets.mlp(params, x, dropout=0.25, key=rng.key(0))
+    assert set(y.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert (y == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert torch.equal(nets.mlp(params, x, dropout=0.25), x)  # not without a key

@@ -6,12 +6,11 @@ as separate networks, `backward()`, torch.optim.Adam, one minibatch at a time.
 
 import copy
 import dataclasses
-from itertools import pairwise
 
 import pytest
 import torch
+from modules import follow, gap, load, member, net
 from mutants import mutated
-from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from offbench import rng
@@ -33,36 +32,6 @@ LOUD = ReBRAC(
     critic_lr=2e-2,
 )
 VIEWS = [NStep(1, 0.99), NStep(3, 0.99), Chunk(4, 0.99)]
-
-
-def net(sizes, *, norm: bool) -> nn.Sequential:
-    layers = []
-    for n_in, n_out in pairwise(sizes[:-1]):
-        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
-        layers += [nn.LayerNorm(n_out, eps=1e-6)] if norm else []
-    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1])).double()
-
-
-def load(layers: list, module: nn.Sequential) -> None:
-    linears = [m for m in module if isinstance(m, nn.Linear)]
-    for layer, linear in zip(layers, linears, strict=True):
-        linear.weight.data, linear.bias.data = layer["w"].T.clone(), layer["b"].flatten().clone()
-
-
-def gap(layers: list, module: nn.Sequential) -> float:
-    """The largest difference between our layers and a module's, norms included."""
-    linears = [m for m in module if isinstance(m, nn.Linear)]
-    norms = [m for m in module if isinstance(m, nn.LayerNorm)]
-    pairs = [(a["w"].T, b.weight) for a, b in zip(layers, linears, strict=True)]
-    pairs += [(a["b"].flatten(), b.bias) for a, b in zip(layers, linears, strict=True)]
-    scaled = [layer for layer in layers if "scale" in layer]
-    pairs += [(a["scale"].flatten(), b.weight) for a, b in zip(scaled, norms, strict=True)]
-    pairs += [(a["shift"].flatten(), b.bias) for a, b in zip(scaled, norms, strict=True)]
-    return max((a - b).abs().max().item() for a, b in pairs)
-
-
-def member(params: list, i: int) -> list:
-    return [{name: p[i] for name, p in layer.items()} for layer in params]
 
 
 class Plain:
@@ -110,8 +79,7 @@ class Plain:
             self.actor_opt.step()
             pairs = [(self.actor_t, before), (self.q1_t, self.q1), (self.q2_t, self.q2)]
             for target, online in pairs:
-                for t, p in zip(target.parameters(), online.parameters(), strict=True):
-                    t.data = (1 - m.polyak_rate) * t.data + m.polyak_rate * p.data
+                follow(target, online, m.polyak_rate)
             self.actor_logs = {
                 "actor_loss": loss.item(),
                 "bc_error": far.mean().item(),
