@@ -26,7 +26,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from offbench.errors import UserError, unknown
 from offbench.records import RunSpec
-from offbench.tasks import Task, load_task, own_task
+from offbench.tasks import Loader, Task, load_task, own_task, read_by
 
 GROUPS = ("method", "sampler", "view", "suite")
 NAMES_OF_VIEWS = {"nstep": "n", "chunk": "h"}  # the number in `iql+nstep3`
@@ -63,6 +63,8 @@ class Settings:
     results: str = "results"
     tuning: Mapping[str, Any] | None = None
     label: str | None = None
+    strict: bool = False
+    loader: Loader = "offbench"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,6 +340,8 @@ def _task_cells(
         task = task_name
         if not isinstance(task, Task):
             task = load_task(coerce(task_name, str, "task"))
+        task.check_trainable()
+        task = read_by(task, coerce(given.get("loader", "offbench"), Loader, "loader"))
         own = values.copy()
         preset = next(
             ((k, v) for k, v in presets.items() if k != "source" and fnmatch(task.id, k)), None
@@ -428,7 +432,7 @@ def _label(name: str, picked: Mapping, given: Mapping) -> str:
     changed = [
         f"{k.removeprefix('method.')}={_short(v)}"
         for k, v in given.items()
-        if k.split(".")[0] in ("method", "sampler", "view", "transforms", "batch_size", "gamma")
+        if k.split(".")[0] in ("method", "sampler", "view", "transforms", "batch_size", "gamma", "loader")
     ]
     return "+".join(words) + (f"({','.join(changed)})" if changed else "")
 

@@ -107,7 +107,8 @@ def evaluate(
 ) -> "pd.DataFrame":
     """Runs `episodes` episodes with each stacked state; `seeds` names the stack's entries.
 
-    `n_envs` environments per seed step together, their observations one forward pass. Returns one
+    `n_envs` environments per seed step together, their observations one forward pass. Episodes of a
+    goal-conditioned task are dealt to its `task_ids` in turn: number i plays task_ids[i % len]. Returns one
     row per (member of the stack, episode) with the columns of `offbench.records` that evaluation knows.
     """
     pool = pool or EnvPool(task)
@@ -164,7 +165,8 @@ class _Episodes:
             seed
         )  # OGBench's mazes draw their start from numpy's global generator, not from reset(seed)
         try:
-            obs, _ = self._env(slot).reset(seed=seed)
+            options = self.task.reset_options(int(self.number[slot]))
+            obs, _ = self._env(slot).reset(seed=seed, options=options)
         finally:
             np.random.set_state(kept)
         self.obs[slot], self.t[slot], self.total[slot], self.reward[slot] = obs, 0, 0.0, 0.0

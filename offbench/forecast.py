@@ -70,7 +70,7 @@ def _update_rate(cell: Cell) -> float:
     from offbench.engine import Engine, initial_carry, make_step, n_minibatches
     from offbench.run import build
 
-    data, spec = cell.task.load(gamma=cell.pipeline["gamma"])
+    data, spec = cell.task.load(gamma=cell.pipeline["gamma"], defects="ignore")
     method, pipeline = build(cell, data, spec)
     engine = Engine(
         make_step(method, pipeline), initial_carry(method, pipeline.spec(spec), cell.seeds)
@@ -108,7 +108,7 @@ def stack_bytes(pack: "Pack") -> int:
     from offbench.run import build
 
     cell = pack.cells[0]
-    data, spec = cell.task.load(gamma=cell.pipeline["gamma"])
+    data, spec = cell.task.load(gamma=cell.pipeline["gamma"], defects="ignore")
     method, pipeline = build(cell, data, spec)
     seeds = [run.seed for _, run in pack.members]
     carry = initial_carry(method, pipeline.spec(spec), seeds, values=pack.values)

@@ -180,17 +180,22 @@ def check_actions(method: Any, spec: "Spec", cell: Cell) -> None:
         )
 
 
-def preflight(cells: Sequence[Cell], *, report: Callable[[str], None] = lambda text: None) -> None:
+def preflight(
+    cells: Sequence[Cell], *, strict: bool = False, report: Callable[[str], None] = lambda text: None
+) -> None:
     """Everything that can be known to be wrong before training: data, environment, composition.
 
-    Raises UserError for the first mistake; writes nothing.
+    Raises UserError for the first mistake, with `strict` also for a severe defect of a data set, of
+    which it warns otherwise. Writes nothing but reports on data, into the cache.
     """
+    from offbench import doctor
     from offbench.evaluation import EnvPool
     from offbench.training import check_budget
 
     for task in {cell.task.id: cell.task for cell in cells}.values():
         report(f"checking {task.id}")
-        data, spec = task.load()
+        data, spec = task.load(defects="ignore")
+        (doctor.refuse if strict else doctor.warn_once)(task.report(data))
         pool = EnvPool(task)
         pool.check(spec)
         pool.close()
@@ -239,7 +244,7 @@ def run_pack(
     cell = pack.cells[0]
     device = resolve_device(settings.device)
     report("loading", 0.0)
-    data, spec = cell.task.load(gamma=cell.pipeline["gamma"])
+    data, spec = cell.task.load(gamma=cell.pipeline["gamma"], defects="ignore")  # told in preflight
     method, pipeline = build(cell, data, spec)
     for other in [name for name in pools if name != cell.task.id]:
         pools.pop(other).close()  # environments can be large: 200 MB for one OGBench cube

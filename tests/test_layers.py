@@ -67,6 +67,7 @@ MAY_SET_GLOBALS = {
     "recipes/store": {"os.environ"},  # the folder that minari writes to; it is put back
     "environments": _BORROWED,  # the same
     "tasks": {"os.environ"},  # MUJOCO_GL, when an environment is made and nobody has set it
+    "sources/d4rl_package": {"os.environ"},  # what d4rl asks for, to be imported without its simulators
 }
 MAY_PRINT = {"cli", "data_cli", "speed", "gpu_check"}
 
