@@ -298,8 +298,10 @@ def _entry_cells(
     values = Layers(base, where)
     for group in ("sampler", "view"):
         option, extra = picked.get(group, (None, {}))
-        if option:
-            values.replace(group, read_option(group, option), f"conf/{group}/{option}.yaml")
+        made = read_option(group, option) if option else {}
+        # `qc+chunk10` changes the length and keeps what else the method says of its own view
+        if option and made["_target_"] != values.values[f"{group}._target_"]:
+            values.replace(group, made, f"conf/{group}/{option}.yaml")
     if "method._target_" in given:
         values.replace("method", {"_target_": given["method._target_"]}, "command line")
     for group in ("method", "sampler", "view"):

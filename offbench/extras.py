@@ -14,7 +14,7 @@ from torch import Tensor
 from offbench.data import ReplayData
 from offbench.errors import UserError, unknown
 from offbench.types import Batch
-from offbench.views import View
+from offbench.views import Chunk, View
 
 _BLOCK = 1 << 20  # rows looked at together
 
@@ -64,6 +64,50 @@ class ReturnToGo(NamedTuple):
         return {"return_to_go": self.column[row]}
 
 
+class Valid(NamedTuple):
+    """`valid` (B, h): 1 for the steps of a chunk that belong to the episode it starts in, else 0.
+
+    Only a view that pads has zeros; a view of single steps has h = 1 and none.
+    """
+
+    def support(self, data: ReplayData, view: View) -> Tensor:
+        return data.valid
+
+    def tensors(self, data: ReplayData, view: View, row: Tensor) -> Mapping[str, Tensor]:
+        step = torch.arange(getattr(view, "h", 1), device=row.device)
+        inside = row[:, None] + step < data.last[row][:, None]  # (B, h)
+        return {"valid": inside.to(data.reward.dtype)}
+
+
+class Prefixes(NamedTuple):
+    """The first 1, 2, ..., h steps of a chunk as spans of their own.
+
+    `prefix_reward` (B, h) discounted sums of reward; `prefix_discount` (B, h) bootstrap factors,
+    gamma ** steps and 0 from a terminal on; `prefix_obs` (B, h, O) observations after them; and
+    `valid` (B, h). The last of each is the batch's own reward, discount and next_obs.
+    """
+
+    chunk: Chunk
+
+    @classmethod
+    def fit(cls, data: ReplayData, view: View) -> "Prefixes":
+        if isinstance(view, Chunk):
+            return cls(view)
+        if getattr(view, "n", None) == 1:
+            return cls(Chunk(1, view.gamma))
+        raise UserError(
+            f"values of every length of a chunk need view=chunk, not {view}: write view=chunk view.h=5"
+        )
+
+    def support(self, data: ReplayData, view: View) -> Tensor:
+        return data.valid
+
+    def tensors(self, data: ReplayData, view: View, row: Tensor) -> Mapping[str, Tensor]:
+        reward, discount, end = self.chunk.prefixes(data, row)
+        made = {"prefix_reward": reward, "prefix_discount": discount, "prefix_obs": data.obs[end]}
+        return made | Valid().tensors(data, view, row)
+
+
 def discounted_to_go(data: ReplayData, gamma: float) -> Tensor:
     """sum_{k >= t} gamma^(k - t) r_k within the episode, stopped at a terminal, per row: (S,)."""
     import numpy as np
@@ -84,7 +128,16 @@ def _next_action(data: ReplayData, view: View) -> Extra:
     return NextAction()
 
 
-EXTRAS = {"next_action": _next_action, "return_to_go": ReturnToGo.fit}
+def _valid(data: ReplayData, view: View) -> Extra:
+    return Valid()
+
+
+EXTRAS = {
+    "next_action": _next_action,
+    "return_to_go": ReturnToGo.fit,
+    "valid": _valid,
+    "prefixes": Prefixes.fit,
+}
 
 
 def fit_extras(data: ReplayData, view: View, names: Sequence[str]) -> tuple[Extra, ...]:

@@ -76,15 +76,19 @@ def _update_rate(cell: Cell) -> float:
         make_step(method, pipeline), initial_carry(method, pipeline.spec(spec), cell.seeds)
     )
     engine.run(1)
-    steps = max(1, PROBE_UPDATES // n_minibatches(method))
     threads, best = torch.get_num_threads(), float("inf")
     torch.set_num_threads(1)  # as in a worker
+    steps = 1  # at first: an update of large nets takes seconds, and one says enough
     for _ in range(PROBE_ROUNDS):
         start = time.perf_counter()
         engine.run(steps)
-        best = min(best, time.perf_counter() - start)
+        took = time.perf_counter() - start
+        best = min(best, took / steps)
+        if took > 1:
+            break
+        steps = max(1, PROBE_UPDATES // n_minibatches(method))
     torch.set_num_threads(threads)
-    return steps * n_minibatches(method) / best
+    return n_minibatches(method) / best
 
 
 def _step_rate(cell: Cell) -> float:

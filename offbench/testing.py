@@ -86,6 +86,8 @@ def spec_for(method: Method, spec: Spec = SPEC) -> Spec:
 
 def view_for(needs: Sequence[str], spec: Spec = SPEC) -> View:
     """A view that has what the extras in `needs` are made of."""
+    if {"valid", "prefixes"} & set(needs):
+        return Chunk(3, spec.gamma, pad=True)
     return NStep(1, spec.gamma)
 
 
@@ -328,16 +330,31 @@ def check_seed_axis(method: Method, spec: Spec = SPEC) -> Note:
 def _partly_terminal(batch: Batch) -> tuple[Batch, Tensor]:
     """The batch with discount 0 in every second element of every minibatch, and which those are."""
     ended = (torch.arange(batch.discount.shape[-1]) % 2 == 0).expand_as(batch.discount)
-    return batch._replace(discount=torch.where(ended, 0.0, batch.discount)), ended
+    return _discounted(batch, torch.where(ended, 0.0, 1.0).to(batch.discount)), ended
+
+
+def _discounted(batch: Batch, factor: Tensor) -> Batch:
+    """Every bootstrap factor of an element times `factor` (..., B), those of its prefixes too."""
+    extras = dict(batch.extras or {})
+    if "prefix_discount" in extras:
+        extras["prefix_discount"] = extras["prefix_discount"] * factor[..., None]
+    return batch._replace(discount=batch.discount * factor, extras=extras or batch.extras)
+
+
+def _moved(batch: Batch, where: Tensor) -> Batch:
+    """Every next observation of the elements in `where` (..., B) moved far away."""
+    far = 7 * where.to(batch.next_obs.dtype)[..., None]
+    extras = dict(batch.extras or {})
+    if "prefix_obs" in extras:
+        extras["prefix_obs"] = extras["prefix_obs"] + far[..., None]
+    return batch._replace(next_obs=batch.next_obs + far, extras=extras or batch.extras)
 
 
 def check_bootstrap_only_through_discount(method: Method, spec: Spec = SPEC) -> Note:
     """Where discount is 0 the next observation changes nothing: the terminal bug."""
     state, batch, key = _problem(method, spec)
     batch, ended = _partly_terminal(batch)
-    moved = batch._replace(
-        next_obs=torch.where(ended[..., None], batch.next_obs + 7, batch.next_obs)
-    )
+    moved = _moved(batch, ended)
     a, b = _update(method, state, batch, key)[0], _update(method, state, moved, key)[0]
     _require(
         _close(a, b, 1e-6),
@@ -350,10 +367,12 @@ def check_discount_scales_the_bootstrap(method: Method, spec: Spec = SPEC) -> No
     """A method that uses next_obs scales it by discount, whatever its size: n steps have gamma ** n."""
     state, batch, key = _problem(method, spec)
     base = _update(method, state, batch, key)[0]
-    moved = _update(method, state, batch._replace(next_obs=batch.next_obs + 7), key)[0]
+    moved = _update(method, state, _moved(batch, torch.ones_like(batch.discount)), key)[0]
     if _close(base, moved, 1e-6):
         return "does not bootstrap: next_obs has no influence on the update"
-    halved = _update(method, state, batch._replace(discount=batch.discount / 2), key)[0]
+    halved = _update(method, state, _discounted(batch, 0.5 * torch.ones_like(batch.discount)), key)[
+        0
+    ]
     _require(
         not _close(base, halved, 1e-6),
         "the size of discount has no influence on the update: use batch.discount itself as the "

@@ -84,12 +84,20 @@ class NStep(NamedTuple):
 class Chunk(NamedTuple):
     """Open-loop action chunks of length h; rows without h steps left are outside the support.
 
-    Q-chunking (Li, Zhou and Levine, 2025) also trains its BC term on partial chunks under a mask;
-    here they are not drawn.
+    With `pad` every row of an episode can start one: where the episode ends sooner the span ends
+    there and the actions left over are zeros, for methods which mask them (`needs = ("valid",)`),
+    as Q-chunking does (Li, Zhou and Levine, 2025).
+
+    OGBench's trajectories go on after an accidental success, which is a terminal inside an episode.
+    The return ends there, as it would for an agent. With `rewards_after_terminal` the rewards
+    recorded afterwards are added too, as in the authors' code of Q-chunking: the targets of spans
+    that cross a success are then too low, by at most (h - 1) rewards.
     """
 
     h: int = 5
     gamma: float = 0.99
+    pad: bool = False
+    rewards_after_terminal: bool = False
 
     def spec(self, spec: Spec) -> Spec:
         return spec._replace(action_dim=spec.action_dim * self.h, chunk=spec.chunk * self.h)
@@ -104,11 +112,29 @@ class Chunk(NamedTuple):
             raise UserError(
                 f"view.h={self.h} is longer than every episode (the longest has {longest} steps)"
             )
-        return whole
+        return data.valid if self.pad else whole
 
     def batch(self, data: ReplayData, row: Tensor) -> Batch:
         batch = _batch(data, row, self.h, self.gamma)
+        if self.rewards_after_terminal:
+            batch = batch._replace(reward=self.prefixes(data, row)[0][:, -1])
         return batch._replace(action=self.action(data, row))
+
+    def prefixes(self, data: ReplayData, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reward, discount and row of the end of the first 1, 2, ..., h steps: each (B, h).
+
+        Column h - 1 is what `batch` has for the whole chunk. Steps beyond the episode add nothing.
+        """
+        steps, counts, _ = _spans(data, row, self.h)
+        inside = steps < data.last[row][:, None]
+        paid = inside if self.rewards_after_terminal else counts
+        powers = self.gamma ** torch.arange(
+            self.h + 1, dtype=data.reward.dtype, device=row.device
+        )  # (h + 1,)
+        reward = (data.reward[steps] * powers[:-1] * paid).cumsum(1)
+        ended = (data.terminal[steps] & inside).cumsum(1) > 0
+        n = counts.cumsum(1)  # steps each prefix spans
+        return reward, torch.where(ended, 0.0, powers[n]), row[:, None] + n
 
     def action(self, data: ReplayData, row: Tensor) -> Tensor:
         """The next h actions; those beyond the episode repeat the zeros of its last row."""

@@ -83,3 +83,75 @@ def test_an_unknown_extra_names_the_nearest(data):
 def test_draws_without_extras_are_as_before(data):
     plain, more = make_pipeline(data), make_pipeline(data, needs=["return_to_go"])
     assert torch.equal(plain.sample(rng.key(0)).obs, more.sample(rng.key(0)).obs)
+
+
+# --- the prefixes of a chunk
+
+
+def prefixes_of(data, row: int, h: int, gamma: float, after_terminal: bool) -> list:
+    """(reward, discount, end, valid) of the first 1, 2, ..., h steps from a row, step by step."""
+    made, reward, discount, here, ended = [], 0.0, 1.0, row, False
+    for j in range(h):
+        valid = row + j < int(data.last[row])
+        if valid and (after_terminal or not ended):
+            reward += gamma**j * data.reward[row + j].item()
+        if valid and not ended:
+            here, discount = here + 1, discount * gamma
+            if data.terminal[row + j]:
+                ended, discount = True, 0.0
+        made.append((reward, discount, here, float(valid)))
+    return made
+
+
+@pytest.mark.parametrize("after_terminal", [False, True])
+@pytest.mark.parametrize("h", [1, 2, 5])
+def test_prefixes_equal_a_loop_at_every_row_of_every_episode(data, h, after_terminal):
+    """Terminals inside episodes, at their ends, and chunks that the end of an episode cuts short."""
+    view = Chunk(h, 0.9, pad=True, rewards_after_terminal=after_terminal)
+    pipeline = make_pipeline(data, view=view, needs=["prefixes"])
+    rows = pipeline.sampler.rows
+    assert torch.equal(rows, data.valid.nonzero().squeeze(1))
+    batch = pipeline.batch(rows)
+    for i, row in enumerate(rows.tolist()):
+        reward, discount, end, valid = zip(*prefixes_of(data, row, h, 0.9, after_terminal))
+        assert batch.extras["prefix_reward"][i].tolist() == pytest.approx(reward, abs=1e-12)
+        assert batch.extras["prefix_discount"][i].tolist() == pytest.approx(discount, abs=1e-12)
+        assert torch.equal(batch.extras["prefix_obs"][i], data.obs[list(end)])
+        assert batch.extras["valid"][i].tolist() == list(valid)
+        assert batch.reward[i].item() == pytest.approx(reward[-1], abs=1e-12)
+        assert batch.discount[i].item() == pytest.approx(discount[-1], abs=1e-12)
+        assert torch.equal(batch.next_obs[i], data.obs[end[-1]])
+        padding = batch.action[i].unflatten(0, (h, 2))[torch.tensor(valid) == 0]
+        assert (padding == 0).all()
+
+
+def test_rewards_after_a_success_are_added_only_where_asked_for(data):
+    """The two readings differ on this data, and only in the rewards."""
+    stopped, plain = (
+        make_pipeline(data, view=Chunk(4, 0.9, True, after), needs=["prefixes"])
+        for after in (False, True)
+    )
+    rows = stopped.sampler.rows
+    a, b = stopped.batch(rows), plain.batch(rows)
+    crossed = a.extras["prefix_reward"] != b.extras["prefix_reward"]
+    assert crossed.any() and (a.extras["prefix_discount"][crossed] == 0).all()
+    assert torch.equal(a.extras["prefix_obs"], b.extras["prefix_obs"])
+    assert torch.equal(a.discount, b.discount) and not torch.equal(a.reward, b.reward)
+
+
+def test_whole_chunks_are_all_valid_and_single_steps_are_chunks_of_one(data):
+    whole = make_pipeline(data, view=Chunk(4, 0.9), needs=["prefixes"])
+    rows = whole.sampler.rows
+    assert (whole.batch(rows).extras["valid"] == 1).all()
+    assert len(rows) < int(data.valid.sum())
+    single = make_pipeline(data, view=NStep(1, 0.9), needs=["prefixes", "valid"])
+    batch = single.batch(single.sampler.rows)
+    assert torch.equal(batch.extras["prefix_reward"][:, 0], batch.reward)
+    assert torch.equal(batch.extras["prefix_discount"][:, 0], batch.discount)
+    assert torch.equal(batch.extras["prefix_obs"][:, 0], batch.next_obs)
+    assert (batch.extras["valid"] == 1).all()
+
+
+def test_values_of_every_length_need_chunks(data):
+    with pytest.raises(UserError, match="view=chunk"):
+        make_pipeline(data, view=NStep(3, 0.9), needs=["prefixes"])

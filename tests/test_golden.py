@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from offbench.engine import advance, initial_carry, make_step
 from offbench.pipeline import make_pipeline
 from offbench.sampling import advantage_weights
-from offbench.testing import SPEC, fake_data
+from offbench.testing import SPEC, fake_data, view_for
 
 FOLDER = Path(__file__).parent / "golden"
 N_UPDATES = 20
@@ -55,7 +55,7 @@ def trace(method) -> dict:
     return {
         "key": carry.key.item(),
         "metrics": {name: value.item() for name, value in metrics.items()},
-        "state": {name: statistics(part) for name, part in state._asdict().items()},
+        "state": {k: statistics(part) for k, part in state._asdict().items() if tree_leaves(part)},
     }
 
 
