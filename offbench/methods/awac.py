@@ -39,7 +39,7 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class AWAC:
-    temperature: float = 1 / 3  # lambda: weights are exp(advantage / temperature)
+    temperature: float = 0.3333  # lambda: weights are exp(advantage / temperature)
     max_weight: float = 100.0
     polyak_rate: float = 0.005
     lr: float = 3e-4
