@@ -5,9 +5,12 @@ and parses the overrides. The layers of a cell, later ones win:
 
     the class's own defaults < conf/method/*.yaml < the suite < the method's preset for the task < the command line
 
+Presets are rows of conf/presets/METHOD.csv, then the `presets` of conf/method/METHOD.yaml.
+
 Nothing below this module knows of Hydra; a `Cell` is plain data and travels to worker processes.
 """
 
+import csv
 import difflib
 import importlib
 import inspect
@@ -22,7 +25,9 @@ from fnmatch import fnmatch
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+import yaml
 
 from offbench.errors import UserError, unknown
 from offbench.records import RunSpec
@@ -281,7 +286,9 @@ def _own_task(own: Mapping[str, Any], task_id: Any) -> Task:
         if key not in hints:
             raise unknown("setting", f"task.{key}", [f"task.{k}" for k in hints])
     if "data" not in own:
-        raise UserError("task.data=PATH is missing: a file in D4RL or OGBench layout or a Minari folder")
+        raise UserError(
+            "task.data=PATH is missing: a file in D4RL or OGBench layout or a Minari folder"
+        )
     values = {k: coerce(v, hints[k], f"task.{k}") for k, v in own.items()}
     return own_task(values.pop("data"), id=coerce(task_id, str | None, "task"), **values)
 
@@ -292,7 +299,10 @@ def _entry_cells(
     """The cells of `iql+aw`, one per task."""
     name, picked = _split_entry(entry, choices)
     base = read_option("method", name) if name else {**_compose(), "method": {}}
-    presets = base.pop("presets", None) or {}
+    presets = (
+        *(preset_table(name) if name else ()),
+        *_yaml_presets(base.pop("presets", None) or {}),
+    )
     base.pop("suite")
     where = f"conf/method/{name}.yaml" if name else "default"
     values = Layers(base, where)
@@ -329,14 +339,18 @@ def _expand(given: Mapping[str, Any], hints: Mapping[str, Any]) -> Iterator[dict
 
 def _task_cells(
     values: "Layers",
-    presets: Mapping,
+    presets: Sequence["Preset"],
     name: str | None,
     picked: Mapping,
     suite: Mapping,
     given: Mapping,
 ) -> Iterator[tuple[Cell, Settings]]:
     task_names = [given["task"]] if given.get("task") else suite["tasks"]
-    skipped = ("methods", "method._target_", *(["task"] if isinstance(given.get("task"), Task) else []))
+    skipped = (
+        "methods",
+        "method._target_",
+        *(["task"] if isinstance(given.get("task"), Task) else []),
+    )
     given = {k: v for k, v in given.items() if k not in skipped}
     for task_name in task_names:
         task = task_name
@@ -345,13 +359,9 @@ def _task_cells(
         task.check_trainable()
         task = read_by(task, coerce(given.get("loader", "offbench"), Loader, "loader"))
         own = values.copy()
-        preset = next(
-            ((k, v) for k, v in presets.items() if k != "source" and fnmatch(task.id, k)), None
-        )
+        preset = next((p for p in presets if fnmatch(task.id, p.task)), None)
         if preset:
-            own.update(
-                _flatten(preset[1]), f"preset {preset[0]} ({presets.get('source', 'no source')})"
-            )
+            own.update(preset.settings, f"preset {preset.task} ({preset.source})")
         own.update(given, "command line")
         flat = {
             k: v
@@ -360,12 +370,12 @@ def _task_cells(
         }
         settings = _build(Settings, _nest(flat))
         _check_settings(settings)
-        yield _cell(own, name, picked, task, suite, settings, given, bool(preset)), settings
+        yield _cell(own, name, picked, task, suite, settings, given, preset), settings
 
 
 def _cell(
     own: "Layers", name: str | None, picked: Mapping, task: Task, suite: Mapping, settings: Settings,
-    given: Mapping, tuned: bool,
+    given: Mapping, preset: "Preset | None",
 ) -> Cell:  # fmt: skip
     target = own.values["method._target_"]
     hparams = own.typed("method")
@@ -395,7 +405,7 @@ def _cell(
         seeds=settings.seeds or (),
         n_updates=settings.n_updates or 0,
         protocol=protocol,
-        tuning=_tuning(own, settings, tuned),
+        tuning=_tuning(own, settings, preset),
         overrides={k: v for k, v in given.items() if k in own.values or k.startswith("transforms")},
         sources=own.sources,
     )
@@ -443,7 +453,7 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
 
 
-def _tuning(own: "Layers", settings: Settings, preset: bool) -> dict[str, Any]:
+def _tuning(own: "Layers", settings: Settings, preset: "Preset | None") -> dict[str, Any]:
     changed = [
         k
         for k, s in own.sources.items()
@@ -457,7 +467,7 @@ def _tuning(own: "Layers", settings: Settings, preset: bool) -> dict[str, Any]:
     if changed or settings.tuning:
         how = "user"
     elif preset:
-        how = "task preset"
+        how, source = "task preset", preset.source
     elif any(s.startswith("suite") for k, s in own.sources.items() if k.startswith("method.")):
         how = "suite"
     else:
@@ -495,6 +505,43 @@ def _check_settings(s: Settings) -> None:
     for name in s.transforms:
         if name not in TRANSFORMS:
             raise unknown("transform", name, TRANSFORMS)
+
+
+# --- presets --------------------------------------------------------------------------------
+
+
+class Preset(NamedTuple):
+    """Published settings of a method for the tasks that a pattern matches; the first match is used."""
+
+    task: str  # a task id, or a pattern as in fnmatch
+    settings: Mapping[str, Any]  # dotted setting -> value
+    source: str
+
+
+@cache
+def preset_table(name: str) -> tuple[Preset, ...]:
+    """conf/presets/NAME.csv, a row per task: `task`, `source`, and a column per dotted setting.
+
+    An empty cell sets nothing. `transforms` before `transforms.x.y` replaces those of the method.
+    """
+    path = conf_dir() / "presets" / f"{name}.csv"
+    if not path.exists():
+        return ()
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return tuple(
+        Preset(row.pop("task"), {k: yaml.safe_load(v) for k, v in row.items() if v}, source)
+        for row in rows
+        for source in [row.pop("source")]
+    )
+
+
+def _yaml_presets(presets: Mapping[str, Any]) -> Iterator[Preset]:
+    """The `presets` of a method's yaml: pattern -> settings, and one source for all of them."""
+    source = presets.get("source", "no source")
+    for pattern, settings in presets.items():
+        if pattern != "source":
+            yield Preset(pattern, _flatten(settings), source)
 
 
 # --- layers ---------------------------------------------------------------------------------

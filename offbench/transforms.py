@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from offbench.data import ReplayData, episode_returns
-from offbench.errors import unknown
+from offbench.errors import UserError, unknown
 from offbench.types import Policy, TimeStep
+
+_CORL_STEPS = 1000  # whatever the environment's limit
 
 
 class Transform(Protocol):
@@ -75,10 +77,40 @@ def reward_affine(data: ReplayData, *, scale: float = 1.0, shift: float = 0.0) -
     return RewardAffine(scale, shift)
 
 
-def reward_range(data: ReplayData, *, scale: float = 1000.0) -> Transform:
-    """IQL's locomotion scaling (Kostrikov et al., 2021): reward * scale / (max - min return)."""
-    returns = episode_returns(data)
+def reward_range(
+    data: ReplayData, *, scale: float = 1000.0, corl_compat_split: bool = False
+) -> Transform:
+    """IQL's locomotion scaling (Kostrikov et al., 2021): reward * scale / (max - min return).
+
+    `corl_compat_split` takes the returns of what CORL's code (eeeeef2) takes for trajectories. It
+    reproduces published numbers and is of no other use.
+    """
+    returns = _corl_returns(data) if corl_compat_split else episode_returns(data)
     return RewardAffine(scale / max(float(returns.max() - returns.min()), 1e-8))
+
+
+def _corl_returns(data: ReplayData) -> Tensor:
+    """Returns of CORL's pieces: rows up to a terminal, or 1000 of them, in the order of the file.
+
+    The last step of an episode that a time limit ended is not in its data, so a piece of 1000 rows
+    runs on into the next episode, and an unfinished piece at the end of the file is left out.
+    """
+    row = data.valid.nonzero().squeeze(1)
+    cut = (row + 1 == data.last[row]) & ~data.terminal[row]
+    row = row[~cut & (row < row[-1])]
+    returns, total, length = [], 0.0, 0
+    for reward, terminal in zip(
+        data.reward[row].tolist(), data.terminal[row].tolist(), strict=True
+    ):
+        total, length = total + reward, length + 1
+        if terminal or length == _CORL_STEPS:
+            returns.append(total)
+            total, length = 0.0, 0
+    if not returns:
+        raise UserError(
+            f"reward_range: corl_compat_split needs a terminal or {_CORL_STEPS} steps, and finds neither"
+        )
+    return torch.tensor(returns, dtype=torch.float64)
 
 
 TRANSFORMS = {"obs_norm": obs_norm, "reward_affine": reward_affine, "reward_range": reward_range}

@@ -4,6 +4,9 @@
 
 Deterministic actor, mean squared error, as in the baselines of TD3+BC (Fujimoto and Gu, 2021) and
 CORL. Differs from Decision Transformer's BC (Chen et al., 2021), which sees a window of steps.
+With `gaussian` the actor is a normal distribution around the same mean, one standard deviation per
+action, and the loss the negative log-likelihood: the actor of IQL and AWAC with all weights 1. It
+acts by its mean, or by a sample with `sample_actions`.
 """
 
 from dataclasses import dataclass
@@ -13,13 +16,14 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from offbench import nets
+from offbench import nets, rng
+from offbench.distributions import gaussian_log_prob
 from offbench.optim import Adam, AdamState
 from offbench.types import Batch, Metrics, Spec
 
 
 class State(NamedTuple):
-    actor: nets.Params
+    actor: nets.Params | dict  # with `gaussian` {"mean": network, "log_std": (A,)}
     opt: AdamState
 
 
@@ -27,9 +31,13 @@ class State(NamedTuple):
 class BC:
     lr: float = 3e-4
     hidden: tuple[int, ...] = (256, 256)
+    gaussian: bool = False  # log-likelihood instead of squared error
+    sample_actions: bool = False  # act by a sample of the Gaussian instead of its mean
 
     def init(self, key: Tensor, spec: Spec) -> State:
         actor = nets.mlp_init(key, (spec.obs_dim, *self.hidden, spec.action_dim))
+        if self.gaussian:
+            actor = {"mean": actor, "log_std": torch.zeros(spec.action_dim, device=key.device)}
         return State(actor, Adam(self.lr).init(actor))
 
     def update(self, state: State, batch: Batch, key: Tensor) -> tuple[State, Metrics]:
@@ -39,9 +47,20 @@ class BC:
         return State(actor, opt), {"actor_loss": loss}
 
     def act(self, state: State, obs: Tensor, key: Tensor) -> Tensor:
-        del key
-        return nets.mlp(state.actor, obs).tanh()
+        if not self.gaussian:
+            return nets.mlp(state.actor, obs).tanh()
+        mean, log_std = _gaussian(state.actor, obs)
+        if not self.sample_actions:
+            return mean
+        return (mean + log_std.exp() * rng.normal_like(key, mean)).clamp(-1, 1)
 
-    def _loss(self, actor: nets.Params, batch: Batch) -> Tensor:
+    def _loss(self, actor: nets.Params | dict, batch: Batch) -> Tensor:
+        if self.gaussian:
+            return -gaussian_log_prob(*_gaussian(actor, batch.obs), batch.action).mean()
         action = nets.mlp(actor, batch.obs).tanh()  # (B, A)
         return torch.square(action - batch.action).mean()
+
+
+def _gaussian(actor: dict, obs: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (B, A) and log standard deviation (A,)."""
+    return nets.mlp(actor["mean"], obs).tanh(), actor["log_std"].clamp(-20.0, 2.0)

@@ -1,0 +1,117 @@
+"""AWAC (Nair, Gupta, Dalal and Levine, 2020). https://arxiv.org/abs/2006.09359
+
+An actor-critic whose actor is regression on the dataset's actions, weighted by the exponential of
+their advantage: the critic evaluates the policy's own actions, the actor never leaves the data.
+
+Follows CORL's AWAC (the table's numbers are made with it): the value of a state is that of one
+sample of the policy, weights are clipped, not normalised, the Gaussian's mean is not squashed
+and samples are clipped to the bounds.
+Differs from the authors' code (rail-berkeley/rlkit): there weights are a softmax over the batch, the
+actor learns from the critics of before their step, has 4 hidden layers, weight decay and a log
+standard deviation in [-6, 0], batches are 1024, and training goes on online. From CORL's: none known;
+the mean is clipped to the bounds when acting, which its environments do.
+If you come from CORL: `temperature` is `awac_lambda`, `polyak_rate` is `tau`.
+
+Metrics: both losses, Q on the data, V (Q on the policy's actions), the mean weight, and the share of
+the batch that the weights amount to (effective sample size: 1 when all are equal, 1/B for one row).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+from offbench import nets, rng
+from offbench.distributions import gaussian_log_prob
+from offbench.optim import Adam, AdamState, polyak
+from offbench.types import Batch, Metrics, Spec
+
+
+class State(NamedTuple):
+    actor: dict[str, nets.Params | Tensor]  # "mean": network, "log_std": (A,)
+    critic: nets.Params  # leading axis 2: the twins
+    target_critic: nets.Params
+    opt_actor: AdamState
+    opt_critic: AdamState
+
+
+@dataclass(frozen=True, kw_only=True)
+class AWAC:
+    temperature: float = 0.3333  # lambda: weights are exp(advantage / temperature)
+    max_weight: float = 100.0
+    polyak_rate: float = 0.005
+    lr: float = 3e-4
+    hidden: tuple[int, ...] = (256, 256, 256)
+
+    def init(self, key: Tensor, spec: Spec) -> State:
+        k_actor, k_critic = rng.split(key)
+        n_obs, n_act = spec.obs_dim, spec.action_dim
+        mean = nets.mlp_init(k_actor, (n_obs, *self.hidden, n_act))
+        actor = {"mean": mean, "log_std": torch.zeros(n_act, device=key.device)}
+        critic = nets.mlp_init(k_critic, (n_obs + n_act, *self.hidden, 1), ensemble=2)
+        adam = Adam(self.lr)
+        return State(actor, critic, critic, adam.init(actor), adam.init(critic))
+
+    def update(self, state: State, batch: Batch, key: Tensor) -> tuple[State, Metrics]:
+        k_next, k_now = rng.split(key)
+        adam = Adam(self.lr)
+        grad = grad_and_value(self._critic_loss, has_aux=True)
+        grads, (_, critic_metrics) = grad(state.critic, state, batch, k_next)
+        critic, opt_critic = adam.step(grads, state.opt_critic, state.critic)
+
+        grad = grad_and_value(
+            self._actor_loss, has_aux=True
+        )  # with the critics of after their step
+        grads, (_, actor_metrics) = grad(state.actor, critic, batch, k_now)
+        actor, opt_actor = adam.step(grads, state.opt_actor, state.actor)
+        target_critic = polyak(state.target_critic, critic, self.polyak_rate)
+        state = State(actor, critic, target_critic, opt_actor, opt_critic)
+        return state, critic_metrics | actor_metrics
+
+    def act(self, state: State, obs: Tensor, key: Tensor) -> Tensor:
+        del key  # evaluation is greedy
+        return nets.mlp(state.actor["mean"], obs).clamp(-1, 1)
+
+    def _critic_loss(
+        self, critic: nets.Params, state: State, batch: Batch, key: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        next_action = _sample(state.actor, batch.next_obs, key)
+        next_q = _q(state.target_critic, batch.next_obs, next_action).amin(0)  # (2, B) -> (B,)
+        target = batch.reward + batch.discount * next_q
+        q = _q(critic, batch.obs, batch.action)  # (2, B)
+        loss = torch.square(q - target).mean(-1).sum()
+        return loss, {"critic_loss": loss, "q": q.mean()}
+
+    def _actor_loss(
+        self, actor: dict, critic: nets.Params, batch: Batch, key: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        rows = torch.cat([batch.action, _sample(actor, batch.obs, key).detach()])  # (2B, A)
+        twice = torch.cat([batch.obs, batch.obs])
+        q, v = _q(critic, twice, rows).amin(0).chunk(2)  # (2, 2B) -> (B,), (B,)
+        weight = ((q - v) / self.temperature).exp().clamp(max=self.max_weight).detach()
+        log_prob = gaussian_log_prob(*_gaussian(actor, batch.obs), batch.action)
+        loss = -(weight * log_prob).mean()
+        effective = weight.mean().square() / weight.square().mean()
+        return loss, {
+            "actor_loss": loss,
+            "v": v.mean(),
+            "advantage_weight": weight.mean(),
+            "effective_share": effective,
+        }
+
+
+def _gaussian(actor: dict, obs: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (B, A) and log standard deviation (A,)."""
+    return nets.mlp(actor["mean"], obs), actor["log_std"].clamp(-20.0, 2.0)
+
+
+def _sample(actor: dict, obs: Tensor, key: Tensor) -> Tensor:
+    mean, log_std = _gaussian(actor, obs)
+    return (mean + log_std.exp() * rng.normal_like(key, mean)).clamp(-1, 1)
+
+
+def _q(critic: nets.Params, obs: Tensor, action: Tensor) -> Tensor:
+    """(2, B): each twin's value."""
+    return nets.mlp(critic, torch.cat([obs, action], -1)).squeeze(-1)

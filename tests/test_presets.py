@@ -1,0 +1,225 @@
+"""Presets: every row applies somewhere, sets what exists, says its source, and has the published values."""
+
+import csv
+import inspect
+from collections import defaultdict
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from offbench import catalog
+from offbench.config import conf_dir, locate, options, plan, preset_table
+from offbench.data import Episode, from_episodes
+from offbench.errors import UserError
+from offbench.transforms import TRANSFORMS, reward_range
+
+CORL = Path("/work/shared/reference/corl_hparams.csv")
+TABLES = [name for name in options("method") if preset_table(name)]
+ROWS = [(name, preset) for name in TABLES for preset in preset_table(name)]
+SUITE = "suite=d4rl-gym-9"  # the protocol that CORL's numbers have; the task is given apart
+
+
+def cell(method: str, task: str, *overrides: str):
+    return plan([SUITE, f"method={method}", f"task={task}", *overrides], bench=False).cells[0]
+
+
+def test_every_table_belongs_to_a_method():
+    assert {p.stem for p in (conf_dir() / "presets").iterdir()} == set(TABLES)
+    assert len(ROWS) > 50
+
+
+@pytest.mark.parametrize("name, preset", ROWS, ids=[f"{n}:{p.task}" for n, p in ROWS])
+def test_a_row_is_used_by_a_task_and_sets_what_exists(name, preset):
+    first = lambda task: next(p for p in preset_table(name) if fnmatch(task, p.task))
+    tasks = [i for i in catalog.ids() if fnmatch(i, preset.task) and first(i) is preset]
+    assert tasks, "no listed dataset reaches this row"
+    made = cell(name, tasks[0])
+    locate(made.target)(**made.hparams)
+    for key, value in preset.settings.items():
+        if key == "transforms" or key.startswith("transforms."):
+            continue
+        got = {"batch_size": made.pipeline["batch_size"], "gamma": made.pipeline["gamma"]} | {
+            f"method.{k}": v for k, v in made.hparams.items()
+        }
+        assert got[key] == value
+        assert made.sources[key] == f"preset {preset.task} ({preset.source})"
+    for transform, settings in made.pipeline["transforms"].items():
+        assert settings.keys() <= inspect.signature(TRANSFORMS[transform]).parameters.keys()
+    assert made.tuning == {"how": "task preset", "tried": 1, "source": preset.source}
+    assert len(preset.source) > 10
+
+
+def test_a_row_adds_transforms_or_replaces_those_of_the_method():
+    transforms = lambda *names: cell(*names).pipeline["transforms"]
+    shift = {"reward_affine": {"shift": -1}}
+    assert transforms("iql", "d4rl/antmaze-umaze-v2") == {"obs_norm": {}} | shift
+    assert transforms("xql", "d4rl/antmaze-umaze-v2") == shift
+    assert transforms("iql", "d4rl/kitchen-mixed-v0") == {}
+
+
+def test_the_command_line_wins_over_a_preset_and_counts_as_the_users():
+    made = cell("rebrac", "d4rl/pen-human-v1", "method.actor_lr=0.5")
+    assert made.hparams["actor_lr"] == 0.5 and made.hparams["critic_bc_weight"] == 0.5
+    assert made.tuning["how"] == "user"
+
+
+def test_a_task_without_a_row_has_the_methods_own_settings():
+    made = cell("rebrac", "offbench/hopper/medium-replay-v0")
+    assert made.hparams["actor_bc_weight"] == 0.01 and made.tuning["how"] != "task preset"
+
+
+# --- against CORL's own configuration files
+
+
+def published() -> dict[tuple[str, str], dict[str, str]]:
+    """(algorithm, dataset) -> key -> value as text."""
+    table = defaultdict(dict)
+    if CORL.exists():
+        with CORL.open(newline="") as file:
+            for row in csv.DictReader(file):
+                if row["stage"] == "offline" and row["algo"] in EXPECTED:
+                    table[row["algo"], row["dataset"]][row["key"]] = row["value"]
+    return {k: v for k, v in table.items() if f"d4rl/{k[1]}" in catalog.ids()}
+
+
+def number(v, key, default=None):
+    return float(v.get(key) or default)
+
+
+def reward(v, dataset) -> dict:
+    """What `normalize_reward` means: antmaze shifted by -1, locomotion scaled by the range of returns."""
+    if v.get("normalize_reward") != "True":
+        return {}
+    shift = {"reward_affine": {"shift": -1}}
+    return shift if "antmaze" in dataset else {"reward_range": {"corl_compat_split": True}}
+
+
+def bc(v, dataset):
+    return {}, {"obs_norm": {}}, {"batch_size": number(v, "batch_size")}
+
+
+def td3_bc(v, dataset):
+    hparams = {
+        "alpha": number(v, "alpha"),
+        "policy_noise": number(v, "policy_noise"),
+        "noise_clip": number(v, "noise_clip"),
+        "polyak_rate": number(v, "tau"),
+    }
+    own = {"batch_size": number(v, "batch_size"), "gamma": number(v, "discount")}
+    return hparams, {"obs_norm": {}} | reward(v, dataset), own
+
+
+def iql(v, dataset):
+    assert v["vf_lr"] == v["qf_lr"] == v["actor_lr"] and v["normalize"] == "True"
+    hparams = {
+        "expectile": number(v, "iql_tau"),
+        "inverse_temperature": number(v, "beta"),
+        "polyak_rate": number(v, "tau"),
+        "lr": number(v, "vf_lr"),
+        "deterministic": v["iql_deterministic"] == "True",
+        "actor_dropout": number(v, "actor_dropout", 0),
+        "actor_decay_steps": 1_000_000,  # its actor's rate always decays, over all updates
+        "value_first": False,
+    }
+    own = {"batch_size": number(v, "batch_size"), "gamma": number(v, "discount")}
+    return hparams, {"obs_norm": {}} | reward(v, dataset), own
+
+
+def awac(v, dataset):
+    hparams = {
+        "temperature": number(v, "awac_lambda"),
+        "polyak_rate": number(v, "tau"),
+        "lr": number(v, "learning_rate"),
+        "hidden": (int(v["hidden_dim"]),) * 3,
+    }
+    own = {"batch_size": number(v, "batch_size"), "gamma": number(v, "gamma")}
+    return hparams, {"obs_norm": {}} | reward(v, dataset), own
+
+
+def rebrac(v, dataset):
+    assert v["actor_ln"] == "False" and v["critic_ln"] == "True" and v["normalize_q"] == "True"
+    assert v["actor_n_hiddens"] == v["critic_n_hiddens"] and v["normalize_states"] == "False"
+    hparams = {
+        "actor_bc_weight": number(v, "actor_bc_coef"),
+        "critic_bc_weight": number(v, "critic_bc_coef"),
+        "actor_lr": number(v, "actor_learning_rate"),
+        "critic_lr": number(v, "critic_learning_rate"),
+        "policy_noise": number(v, "policy_noise"),
+        "noise_clip": number(v, "noise_clip"),
+        "polyak_rate": number(v, "tau"),
+        "hidden": (int(v["hidden_dim"]),) * int(v["critic_n_hiddens"]),
+    }
+    hundred = {"reward_affine": {"scale": 100}} if v["normalize_reward"] == "True" else {}
+    return hparams, hundred, {"batch_size": number(v, "batch_size"), "gamma": number(v, "gamma")}
+
+
+EXPECTED = {"bc": bc, "td3_bc": td3_bc, "iql": iql, "awac": awac, "rebrac": rebrac}
+
+
+@pytest.mark.skipif(not CORL.exists(), reason="the table of CORL's settings is not on this machine")
+@pytest.mark.parametrize("algo", EXPECTED)
+def test_planned_cells_have_corls_settings(algo):
+    compared = 0
+    for (name, dataset), v in published().items():
+        if name != algo:
+            continue
+        hparams, transforms, own = EXPECTED[algo](v, dataset)
+        made = cell(algo, f"d4rl/{dataset}")
+        assert {k: made.hparams[k] for k in hparams} == hparams, dataset
+        assert made.pipeline["transforms"] == transforms, dataset
+        assert {k: made.pipeline[k] for k in own} == own, dataset
+        compared += 1
+    assert compared >= 39
+
+
+# --- what only published numbers need
+
+
+def test_corls_range_is_that_of_its_pieces():
+    """Against its loop: rows of an array without the last step of timed-out episodes, cut at 1000."""
+    rng = torch.Generator().manual_seed(0)
+    lengths, ends = [700, 1001, 40, 900, 300], [False, False, True, False, True]
+    episodes, flat = [], []
+    for n, end in zip(lengths, ends, strict=True):
+        r = torch.rand(n, generator=rng)
+        terminal = torch.zeros(n, dtype=torch.bool)
+        terminal[-1] = end
+        episodes.append(
+            Episode(
+                torch.rand(n + 1, 1).numpy(), torch.zeros(n, 1).numpy(), r.numpy(), terminal.numpy()
+            )
+        )
+        kept = n if end else n - 1
+        flat += list(zip(r[:kept].tolist(), terminal[:kept].tolist(), strict=True))
+    flat.pop()  # its loop stops one row before the end of the file
+    returns, total, length = [], 0.0, 0
+    for r, end in flat:
+        total, length = total + r, length + 1
+        if end or length == 1000:
+            returns.append(total)
+            total, length = 0.0, 0
+    data = from_episodes(episodes)
+    got = reward_range(data, corl_compat_split=True)
+    assert got.scale == pytest.approx(1000 / (max(returns) - min(returns)), rel=1e-5)
+    assert got.scale != pytest.approx(reward_range(data).scale, rel=1e-3)
+
+
+def test_corls_range_of_short_episodes_that_never_end_is_refused(data):
+    endless = data._replace(terminal=torch.zeros_like(data.terminal))
+    with pytest.raises(UserError, match="corl_compat_split needs a terminal"):
+        reward_range(endless, corl_compat_split=True)
+
+
+def test_cells_of_a_table_are_numbers_and_not_text():
+    """`3e-4` is text in yaml, `0.0003` a number."""
+    for name, preset in ROWS:
+        for key, value in preset.settings.items():
+            assert isinstance(value, int | float | bool | dict) or key == "method.weight_init", (
+                name,
+                preset.task,
+                key,
+            )
+    assert yaml.safe_load("3e-4") == "3e-4"
