@@ -10,7 +10,7 @@ valid = row<last  1    1    1    0      1    1    0
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +42,11 @@ class ReplayData(NamedTuple):
     @property
     def valid(self) -> Tensor:
         """(S,) bool: rows that are a transition."""
-        return torch.arange(len(self.last), device=self.last.device) < self.last
+        valid = torch.empty_like(self.last, dtype=torch.bool)
+        for part in blocks(len(valid)):
+            row = torch.arange(part.start, part.stop, device=valid.device)
+            torch.lt(row, self.last[part], out=valid[part])
+        return valid
 
     @property
     def n_episodes(self) -> int:
@@ -271,9 +275,7 @@ def _finish(
         if not (np.isfinite(x.min()) and np.isfinite(x.max())):  # no array as large as the data
             bad = ~np.isfinite(x) if x.ndim == 1 else ~np.isfinite(x).all(1)
             where, step = at(int(np.argmax(bad)))
-            raise UserError(
-                f"{where}: {field} is not finite (NaN or Inf) at step {step}"
-            )
+            raise UserError(f"{where}: {field} is not finite (NaN or Inf) at step {step}")
     largest = max(-float(action.min()), float(action.max()))
     if largest > 1 + ACTION_TOLERANCE:
         where, _ = at(int(np.argmax((np.abs(action) > 1 + ACTION_TOLERANCE).any(1))))
@@ -292,11 +294,19 @@ def _finish(
     return ReplayData(*(torch.from_numpy(np.ascontiguousarray(x)) for x in columns))
 
 
+def blocks(n: int, size: int = 1 << 15) -> Iterator[slice]:
+    """n rows, `size` at a time: a set that is larger than memory is mapped and never copied whole."""
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
+
+
 def episode_returns(data: ReplayData) -> Tensor:
     """(n_episodes,) float64 undiscounted return of each episode."""
-    reward = torch.where(data.valid, data.reward, 0.0).double()
-    zeros = torch.zeros(data.n_episodes, dtype=torch.float64, device=reward.device)
-    return zeros.index_add_(0, data.episode, reward)
+    valid, returns = data.valid, data.reward.new_zeros(data.n_episodes, dtype=torch.float64)
+    for part in blocks(len(valid)):
+        reward = torch.where(valid[part], data.reward[part], 0.0).double()
+        returns.index_add_(0, data.episode[part], reward)
+    return returns
 
 
 def first_rows(data: ReplayData) -> Tensor:
@@ -309,5 +319,5 @@ def fingerprint(data: ReplayData) -> str:
     """sha256 over the arrays as trained on: what a result row calls its data."""
     digest = hashlib.sha256()
     for x in data:
-        digest.update(np.ascontiguousarray(x.cpu().numpy()).tobytes())
+        digest.update(np.ascontiguousarray(x.cpu().numpy()))
     return digest.hexdigest()

@@ -59,18 +59,20 @@ def make_pipeline(
     transforms: Mapping[str, Mapping[str, Any] | None] | Sequence[str] = (),
     batch_size: int = 256,
     needs: Sequence[str] = (),
+    lazy: bool = False,
 ) -> Pipeline:
     """Fits transforms and extras, then draws rows by the view's support times every weight.
 
     Weights see the data as recorded. `transforms` are names from `offbench.transforms`, in order,
-    with their options when given as a mapping; `needs` are names from `offbench.extras`.
+    with their options when given as a mapping; `needs` are names from `offbench.extras`. `lazy`
+    transforms observations as batches are read, for data that memory cannot hold twice.
     """
     view, recorded = view or NStep(), data
     named = transforms if isinstance(transforms, Mapping) else {name: None for name in transforms}
     fitted = []
     for name, options in named.items():
         fitted.append(fit_transform(data, name, **(options or {})))
-        data = fitted[-1].data(data)
+        data = fitted[-1].data(data, lazy=lazy)
     extras = fit_extras(data, view, needs)
     rows = support(data, view, extras)
     sampler = make_sampler(rows, *(weight(recorded) for weight in weights))

@@ -53,7 +53,32 @@ def uniform(key: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = Non
 
 def normal(key: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
     """Standard normal draws by inversion; |z| <= 5.3 in float32, 8.2 in float64."""
-    return math.sqrt(2) * torch.erfinv(2 * uniform(key, shape, dtype) - 1)
+    dtype = dtype or torch.get_default_dtype()
+    draw = _normal if key.device.type == "cpu" else normal_formula
+    return draw(key, list(shape), dtype)
+
+
+def normal_formula(key: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
+    """Draws for each of the keys: (*key.shape, *shape)."""
+    keys = key.view([*key.shape, *[1] * len(shape)])
+    return math.sqrt(2) * torch.erfinv(2 * uniform(keys, tuple(shape), dtype) - 1)
+
+
+@torch.library.custom_op("offbench::normal", mutates_args=())
+def _normal(key: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
+    """One operation to a compiler, whose CPU code for 64-bit products is slower than torch's own and
+    which repeats them wherever a draw is used."""
+    return normal_formula(key, shape, dtype)
+
+
+@_normal.register_fake
+def _(key, shape, dtype):
+    return key.new_empty((*key.shape, *shape), dtype=dtype)
+
+
+@_normal.register_vmap
+def _(info, in_dims, key, shape, dtype):
+    return _normal(key.movedim(in_dims[0], 0), shape, dtype), 0
 
 
 def normal_like(key: Tensor, x: Tensor) -> Tensor:

@@ -143,7 +143,9 @@ def fetched(
     return tuple(replace(cell, task=ready[cell.task.id]) for cell in cells)
 
 
-def build(cell: Cell, data: "ReplayData", spec: "Spec") -> "tuple[Any, Pipeline]":
+def build(
+    cell: Cell, data: "ReplayData", spec: "Spec", *, lazy: bool = False
+) -> "tuple[Any, Pipeline]":
     """(method, pipeline) of a cell on its task's data. Raises UserError where they do not fit."""
     from offbench.pipeline import make_pipeline
 
@@ -156,6 +158,7 @@ def build(cell: Cell, data: "ReplayData", spec: "Spec") -> "tuple[Any, Pipeline]
         weights=[partial(locate(sampler_target), **sampler)] if sampler_target else [],
         transforms=cell.pipeline["transforms"],
         batch_size=cell.pipeline["batch_size"],
+        lazy=lazy,
         needs=getattr(method, "needs", ()),
     )
     check_actions(method, pipeline.spec(spec), cell)
@@ -181,7 +184,10 @@ def check_actions(method: Any, spec: "Spec", cell: Cell) -> None:
 
 
 def preflight(
-    cells: Sequence[Cell], *, strict: bool = False, report: Callable[[str], None] = lambda text: None
+    cells: Sequence[Cell],
+    *,
+    strict: bool = False,
+    report: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Everything that can be known to be wrong before training: data, environment, composition.
 
@@ -200,7 +206,7 @@ def preflight(
         pool.check(spec)
         pool.close()
         for cell in (c for c in cells if c.task.id == task.id):
-            method, _ = build(cell, data, spec)
+            method, _ = build(cell, data, spec, lazy=True)
             check_budget(method, cell.n_updates)
 
 
@@ -245,7 +251,7 @@ def run_pack(
     device = resolve_device(settings.device)
     report("loading", 0.0)
     data, spec = cell.task.load(gamma=cell.pipeline["gamma"], defects="ignore")  # told in preflight
-    method, pipeline = build(cell, data, spec)
+    method, pipeline = build(cell, data, spec, lazy=settings.data == "host")
     for other in [name for name in pools if name != cell.task.id]:
         pools.pop(other).close()  # environments can be large: 200 MB for one OGBench cube
     pool = pools.setdefault(cell.task.id, EnvPool(cell.task))

@@ -4,6 +4,7 @@ Reweighting (Hong et al., 2023) changes which rows are drawn and nothing else, s
 method and any view: `make_sampler(view.support(data), advantage_weights(data, temperature=0.1))`.
 """
 
+from functools import reduce
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -20,10 +21,20 @@ class Sampler(Protocol):
 
 
 class Uniform(NamedTuple):
-    rows: Tensor  # (M,) int64
+    """Every row of a mask with the same probability.
+
+    Kept as its runs of neighbouring rows, mostly one for an episode: the k-th row is found in them
+    exactly, without a table of all rows.
+    """
+
+    first: Tensor  # (R,) int64 first row of each run
+    before: Tensor  # (R,) int64 rows in the runs before it
+    total: int
 
     def __call__(self, key: Tensor, n: int) -> Tensor:
-        return self.rows[rng.randint(key, (n,), len(self.rows))]
+        k = rng.randint(key, (n,), self.total)
+        run = torch.searchsorted(self.before, k, right=True) - 1
+        return self.first[run] + (k - self.before[run])
 
 
 class Categorical(NamedTuple):
@@ -39,16 +50,24 @@ class Categorical(NamedTuple):
 def make_sampler(*weights: Tensor) -> Sampler:
     """A sampler of rows in proportion to the product of non-negative row weights, each (S,)."""
     if all(w.dtype == torch.bool for w in weights):
-        rows = torch.stack(weights).all(0).nonzero().squeeze(1)
-        if not len(rows):
+        mask = reduce(torch.logical_and, weights)
+        if not mask.any():
             raise UserError(
                 "no row of the dataset can start a batch element (is the view longer than every episode?)"
             )
-        return Uniform(rows)
-    w = torch.stack([w.double() for w in weights]).prod(0)
+        return _uniform(mask)
+    w = reduce(torch.mul, weights, torch.ones((), dtype=torch.float64, device=weights[0].device))
     if not (w.sum() > 0 and torch.isfinite(w).all() and (w >= 0).all()):
         raise UserError("the product of the sampling weights must be finite, >= 0 and not all zero")
     return Categorical(w.cumsum(0))
+
+
+def _uniform(mask: Tensor) -> Uniform:
+    outside = torch.zeros(1, dtype=torch.bool, device=mask.device)
+    change = torch.cat([outside, mask, outside]).diff()  # of booleans: where neighbours differ
+    first, stop = change.nonzero().view(-1, 2).unbind(1)
+    length = stop - first
+    return Uniform(first.contiguous(), length.cumsum(0) - length, int(length.sum()))
 
 
 def _softmax_weights(x: Tensor, data: ReplayData, temperature: float) -> Tensor:

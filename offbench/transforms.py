@@ -1,8 +1,10 @@
 """Pointwise changes of the problem: of its data before training, of the policy acting in it.
 
 A transform changes the data once, when a pipeline is made, not every batch: that costs the training
-loop nothing, and a reward shift stays right under n-step and chunked views (shifting their sum would
-not). Trajectory weights are computed from the data as recorded, before any transform.
+loop nothing. Of data too large for that (`lazy`) it changes observations as they are read instead;
+the numbers are the same. Either way a reward shift stays right under n-step and chunked views
+(shifting their sum would not). Trajectory weights are computed from the data as recorded, before any
+transform.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -10,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from offbench.data import ReplayData, episode_returns
+from offbench.data import ReplayData, blocks, episode_returns
 from offbench.errors import UserError, unknown
 from offbench.types import Policy, TimeStep
 
@@ -18,7 +20,7 @@ _CORL_STEPS = 1000  # whatever the environment's limit
 
 
 class Transform(Protocol):
-    def data(self, data: ReplayData) -> ReplayData: ...
+    def data(self, data: ReplayData, *, lazy: bool = False) -> ReplayData: ...
     def policy(self, policy: Policy) -> Policy: ...
 
 
@@ -30,15 +32,30 @@ class ObsNorm(NamedTuple):
 
     @classmethod
     def fit(cls, data: ReplayData, *, eps: float = 1e-3) -> "ObsNorm":
-        obs = data.obs[data.valid].double()
-        std = obs.std(0, unbiased=False)
-        return cls(obs.mean(0).to(data.obs.dtype), (std + eps).to(data.obs.dtype))
+        """Block by block, so that a mapped set stays on the disk (Chan, Golub and LeVeque, 1983)."""
+        valid, n = data.valid, 0
+        mean = spread = torch.zeros((), dtype=torch.float64, device=valid.device)
+        for part in blocks(len(valid)):
+            obs = data.obs[part][valid[part]].double()
+            if not len(obs):
+                continue
+            own, n = obs.mean(0), n + len(obs)
+            step = own - mean
+            spread = (
+                spread
+                + (obs - own).square().sum(0)
+                + step.square() * (len(obs) * (n - len(obs)) / n)
+            )
+            mean = mean + step * (len(obs) / n)
+        std = (spread / n).sqrt()
+        return cls(mean.to(data.obs.dtype), (std + eps).to(data.obs.dtype))
 
     def _apply(self, obs: Tensor) -> Tensor:
         return (obs - self.mean) / self.std
 
-    def data(self, data: ReplayData) -> ReplayData:
-        return data._replace(obs=self._apply(data.obs))
+    def data(self, data: ReplayData, *, lazy: bool = False) -> ReplayData:
+        obs = Normalised(data.obs, self) if lazy else self._apply(data.obs)
+        return data._replace(obs=obs)
 
     def policy(self, policy: Policy) -> Policy:
         return policy._replace(
@@ -48,16 +65,34 @@ class ObsNorm(NamedTuple):
         )
 
 
+class Normalised:
+    """(S, O) observations that are normalised as rows are read: what `ObsNorm` would make of them all."""
+
+    def __init__(self, obs: Tensor, norm: ObsNorm):
+        self._obs, self._norm = obs, norm
+        self.shape, self.dtype, self.device = obs.shape, obs.dtype, obs.device
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        return self._norm._apply(self._obs[rows])
+
+
 class RewardAffine(NamedTuple):
     """reward <- scale * reward + shift, per step. Evaluation always reports the raw reward."""
 
     scale: float = 1.0
     shift: float = 0.0
 
-    def data(self, data: ReplayData) -> ReplayData:
-        return data._replace(
-            reward=torch.where(data.valid, self.scale * data.reward + self.shift, 0.0)
-        )
+    def data(self, data: ReplayData, *, lazy: bool = False) -> ReplayData:
+        """`lazy` or not: one number a row is little beside an observation."""
+        del lazy
+        valid, reward = data.valid, torch.empty_like(data.reward)
+        for part in blocks(len(valid)):
+            new = self.scale * data.reward[part] + self.shift
+            reward[part] = torch.where(valid[part], new, 0.0)
+        return data._replace(reward=reward)
 
     def policy(self, policy: Policy) -> Policy:
         """A policy that conditions on rewards sees them as its data had them; the first is 0."""

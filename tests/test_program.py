@@ -117,7 +117,7 @@ def _a_list_of_views(a, b):
         lambda a, b: (a @ b).sum(0).expand(4, 4).relu(),  # one number seen many times
         lambda a, b: (a @ b).T.relu(),
         lambda a, b: (a @ b).sum(0) + b,  # too small to take the result
-        lambda a, b: (a @ b) > b,  # of another type
+        lambda a, b: (a @ b).float() * b,  # of another type
         lambda a, b: b - (a @ b),  # sides cannot be changed
         lambda a, b: torch.add(b, a @ b, alpha=3),
         lambda a, b: (y := a @ b) + y,

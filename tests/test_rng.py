@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 from torch.func import vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from offbench import rng
 
@@ -97,6 +98,20 @@ def test_normal_like_takes_shape_and_type():
     assert y.shape == x.shape and y.dtype == x.dtype
 
 
+@pytest.mark.parametrize("shape", [(), (5,), (4, 3)])
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.float64])
+def test_normal_draws_of_stacked_keys_are_one_operation_with_the_bits_of_the_formula(shape, dtype):
+    keys = rng.split(rng.key(4), 6).view(2, 3)
+    want = rng.normal_formula(keys, list(shape), dtype or torch.get_default_dtype())
+    draw = vmap(vmap(lambda k: rng.normal(k, shape, dtype)))
+    assert draw(keys).dtype == want.dtype and torch.equal(draw(keys), want)
+    turned = vmap(vmap(lambda k: rng.normal(k, shape, dtype)), in_dims=1)(keys)
+    assert torch.equal(turned, want.transpose(0, 1))
+    assert torch.equal(rng.normal(keys[1, 2], shape, dtype), want[1, 2])
+    calls = [n.target for n in make_fx(draw)(keys).graph.nodes if n.op == "call_function"]
+    assert calls.count(torch.ops.offbench.normal.default) == 1 and len(calls) < 5
+
+
 @pytest.mark.parametrize("high", [1, 2, 7, 1000])
 def test_integers_are_uniform_below_the_bound(high):
     x = rng.randint(rng.key(2), (100_000,), high)
@@ -143,6 +158,7 @@ def test_compiled_draws_equal_plain_ones():
             rng.split(key, 3),
             rng.bits(key, (33, 5)),
             rng.uniform(key, (33, 5)),
+            rng.normal(key, (33, 5)),
             rng.randint(key, (64,), 1000),
         )
 

@@ -103,7 +103,22 @@ def test_several_boolean_weights_are_intersected_and_stay_uniform(data):
     )
     assert isinstance(sampler, Uniform)
     want = NStep().support(data) & top_fraction(data, fraction=0.5) & Chunk(2).support(data)
-    assert sampler.rows.tolist() == want.nonzero().squeeze(1).tolist()
+    table = want.nonzero().squeeze(1)
+    assert torch.equal(sampler(rng.key(5), 500), table[rng.randint(rng.key(5), (500,), len(table))])
+
+
+@pytest.mark.parametrize("p", [0.02, 0.5, 0.98, 1.0])
+@pytest.mark.parametrize("n", [1, 2, 300])
+def test_rows_found_in_runs_are_those_of_a_table_of_all_rows(n, p):
+    mask = torch.from_numpy(np.random.default_rng(n).random(n) <= p)
+    mask[n // 2] = True
+    table, sampler = mask.nonzero().squeeze(1), make_sampler(mask)
+    assert torch.equal(
+        sampler(rng.key(n), 4000), table[rng.randint(rng.key(n), (4000,), len(table))]
+    )
+    with pytest.MonkeyPatch.context() as patch:  # every row is reached
+        patch.setattr(rng, "randint", lambda key, shape, high: torch.arange(high))
+        assert torch.equal(sampler(rng.key(0), 1), table)
 
 
 def test_rows_of_weight_zero_are_never_drawn_at_either_end():

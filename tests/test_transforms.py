@@ -1,11 +1,14 @@
 """A transform changes the data once and the policy to match; a pipeline puts the parts in order."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
-from offbench import rng
-from offbench.data import Episode, episode_returns, from_episodes
+from offbench import rng, transforms
+from offbench.data import Episode, blocks, episode_returns, from_episodes
 from offbench.errors import UserError
 from offbench.pipeline import make_pipeline
 from offbench.sampling import return_weights
@@ -48,6 +51,36 @@ def test_the_statistics_ignore_last_observations_but_those_are_normalised_too():
 def test_a_constant_feature_does_not_blow_up(data):
     data = data._replace(obs=torch.cat([data.obs, torch.full((len(data.obs), 1), 5.0)], 1))
     assert ObsNorm.fit(data).data(data).obs[:, -1].abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 10**6])
+def test_statistics_made_in_blocks_are_those_of_all_rows(size, data64, monkeypatch):
+    monkeypatch.setattr(transforms, "blocks", partial(blocks, size=size))
+    shifted = data64._replace(obs=data64.obs + 1e4)  # a sum of squares would lose eight digits
+    norm, obs = ObsNorm.fit(shifted, eps=0.0), shifted.obs[shifted.valid]
+    assert torch.allclose(norm.mean, obs.mean(0), rtol=1e-13)
+    assert torch.allclose(norm.std, obs.std(0, unbiased=False), rtol=1e-8)
+
+
+@pytest.mark.parametrize("view", [NStep(), NStep(3), Chunk(3)], ids=str)
+def test_lazy_transforms_give_the_batches_of_eager_ones_bit_for_bit(view, data):
+    named = {"reward_affine": {"scale": 2.0, "shift": -1.0}, "obs_norm": None, "reward_range": None}
+    eager, lazy = (
+        make_pipeline(data, view=view, transforms=named, needs=["next_action"], lazy=x)
+        for x in (False, True)
+    )
+    assert lazy.data.obs._obs is data.obs and eager.data.obs.shape == lazy.data.obs.shape
+    a, b = (tree_leaves(p.sample(rng.key(3))) for p in (eager, lazy))
+    assert len(a) == 6 and all(map(torch.equal, a, b))
+    assert str(eager.transforms) == str(lazy.transforms)
+
+
+def test_observations_are_normalised_twice_in_order_when_lazy(data):
+    twice = ObsNorm(torch.ones(5), torch.full((5,), 4.0))
+    for lazy in (False, True):
+        obs = twice.data(ObsNorm.fit(data).data(data, lazy=lazy), lazy=lazy).obs
+        want = (ObsNorm.fit(data)._apply(data.obs) - 1) / 4
+        assert torch.equal(obs[torch.arange(9)], want[:9]) and torch.equal(obs[2:5], want[2:5])
 
 
 def test_the_policy_sees_observations_as_the_method_did(data):
