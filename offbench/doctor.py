@@ -598,12 +598,12 @@ def returns_of(data: ReplayData | Flat) -> NDArray[np.float64]:
 
 
 def apparent_limit(data: ReplayData | Flat) -> int | None:
-    """The steps of the longest episodes, if so many are of that length that it must be the limit
-    of the environment (one in twenty and three at least)."""
+    """The steps of the longest episodes, if so many end there without a terminal that it must be the
+    limit of the environment (one in twenty and three at least)."""
     rows = _of_flat(data, continuing(data)) if isinstance(data, Flat) else _of_replay(data)
-    lengths = rows.lengths
-    longest = int(lengths.max())
-    return longest if (lengths == longest).sum() >= max(3, len(lengths) / 20) else None
+    longest = int(rows.lengths.max())
+    cut = (rows.lengths == longest) & ~rows.terminal[rows.last]
+    return longest if cut.sum() >= max(3, len(cut) / 20) else None
 
 
 def _sums(rows: _Rows) -> NDArray[np.float64]:

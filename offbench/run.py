@@ -160,7 +160,10 @@ def build(cell: Cell, data: "ReplayData") -> "tuple[Any, Pipeline]":
 
 
 def preflight(
-    cells: Sequence[Cell], *, strict: bool = False, report: Callable[[str], None] = lambda text: None
+    cells: Sequence[Cell],
+    *,
+    strict: bool = False,
+    report: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Everything that can be known to be wrong before training: data, environment, composition.
 

@@ -105,8 +105,11 @@ class Task:
         return replace(found, findings=(*known, *rest))
 
     def check_trainable(self) -> None:
-        """Raises UserError for a goal-conditioned task: nothing here trains a policy that is given a
-        goal. Such a task can be evaluated (`offbench.evaluation.evaluate`)."""
+        """Raises UserError for a task without an environment to judge in, and for a goal-conditioned
+        one: nothing here trains a policy that is given a goal. The latter can be evaluated
+        (`offbench.evaluation.evaluate`)."""
+        if self.refused is not None:
+            raise UserError(f"{self.id}: {self.refused}")
         if not self.task_ids:
             return
         single = self.id.removesuffix("-v0")
