@@ -92,7 +92,7 @@ class Cell:
                 suite=self.suite,
                 suite_version=self.suite_version,
                 task=self.task.id,
-                dataset=self.task.id,
+                dataset=self.task.dataset,
                 dataset_sha256=self.task.sha256,
                 env={"id": self.task.env, "kwargs": dict(self.task.env_kwargs)},
                 method=self.method,

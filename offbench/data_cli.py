@@ -133,7 +133,9 @@ def load(name: str) -> Loaded:
     if compose.is_composed(name):
         composed = compose.build(name, _replay)
         facts = doctor.Facts.of(load_task(composed.card["base"]))
-        return Loaded(composed.data, replace(facts, id=composed.id, repeats=True), composed.card)
+        parts = compose.parse(name).leaves  # type: ignore[union-attr]  # no plain id
+        facts = replace(facts, id=composed.id, repeats=True, parts=parts)
+        return Loaded(composed.data, facts, composed.card)
     catalog.card(name)  # an unknown one is called a dataset
     task = load_task(name).ready()
     return Loaded(task.load(defects="ignore")[0], doctor.Facts.of(task), _card(task))
@@ -373,6 +375,7 @@ def _make(args: Sequence[str]) -> int:
         raise UserError(f"no id is given: data {_usage('make')}")
     if ids == ["all"]:
         ids = list(RECIPES)
+    ids = [name if name in RECIPES or name in COLLECTIONS else canonical(name) for name in ids]
     for name in ids:
         if name not in RECIPES and name not in COLLECTIONS:
             raise unknown("recipe", name, {*RECIPES, *COLLECTIONS})

@@ -64,6 +64,7 @@ class Facts:
     repeats: bool = False  # episodes were drawn with replacement
     teleports: bool = False  # the environment moves the agent across the maze
     goals: bool = False  # goal-conditioned: no rewards are recorded
+    parts: tuple[str, ...] = ()  # ids of the sets it is composed of, whose known defects it has
 
     @classmethod
     def of(cls, task: Any, **changes: Any) -> "Facts":
@@ -299,7 +300,7 @@ def _numeric(x: NDArray[Any]) -> bool:
 
 def check(data: ReplayData | Flat, facts: Facts, *, sha256: str | None = None) -> Report:
     """Look at a set: the arrays of a file, or what is trained on. Never raises for its content."""
-    findings: list[Finding] = list(known_defects(facts.id))
+    findings = [f for part in facts.parts or (facts.id,) for f in known_defects(part)]
     if isinstance(data, Flat):
         broken = _shapes(data)
         if broken:

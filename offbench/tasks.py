@@ -58,6 +58,11 @@ class Task:
     def folder(self) -> Path:
         return self.root / "minari" / self.id
 
+    @property
+    def dataset(self) -> str:
+        """What is trained on, in words of a record; `sha256` says the same in bytes."""
+        return self.id if self.loader == "offbench" else f"{self.id}, read by {self.loader}"
+
     def normalise(self, episode_return: float, success: bool | None) -> float:
         """100 x (return - ref_min) / (ref_max - ref_min), or 100 for a success and 0 otherwise."""
         if self.score == "success":
@@ -90,12 +95,15 @@ class Task:
         from offbench import compose, doctor
 
         made = compose.parse(self.id)
-        parts = [self.id] if isinstance(made, str) else made.leaves
-        known = tuple(f for part in parts for f in doctor.known_defects(part))
-        found = doctor.stored(self.id, self.sha256)
+        parts = () if isinstance(made, str) else made.leaves
+        known = tuple(f for part in parts or (self.id,) for f in doctor.known_defects(part))
+        seen = self.sha256
+        if self.source == "path" and seen != NOT_HERE:  # its environment may have labelled it
+            seen = hashlib.sha256(f"{seen} {self.env}".encode()).hexdigest()
+        found = doctor.stored(self.id, seen)
         if found is None and data is not None:
-            facts = doctor.Facts.of(self, repeats=not isinstance(made, str))
-            found = doctor.check(data, facts, sha256=self.sha256)
+            facts = doctor.Facts.of(self, repeats=bool(parts), parts=parts)
+            found = doctor.check(data, facts, sha256=seen)
             if self.sha256 != NOT_HERE:
                 with contextlib.suppress(OSError):
                     doctor.save(found)
@@ -409,7 +417,8 @@ def own_task(
     if not path.exists():
         raise UserError(f"{name}: {path} does not exist")
     kwargs = dict(env_kwargs or {})
-    if arrays.layout(path, name=name) == "minari":
+    layout = arrays.layout(path, name=name)
+    if layout == "minari":
         meta = minari.metadata(path, name=name)
         if env is None:
             found = meta.environment(name)
@@ -431,6 +440,7 @@ def own_task(
         score=score,
         ref_min=ref_min,
         ref_max=ref_max,
+        terminal_inside=layout == "ogbench",
         source="path",
     )
 

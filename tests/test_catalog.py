@@ -262,7 +262,10 @@ def test_own_play_data_are_labelled_by_the_single_task_of_their_environment(tmp_
     assert data.reward[:6].tolist() == [-1, -1, -1, 0, 0, 0]
     assert data.terminal[:6].tolist() == [False] * 3 + [True] * 3
     plain = tasks.own_task(tmp_path / "mine.npz", env="HalfCheetah-v5")
-    assert not plain.load()[0].reward.any()
+    assert not (zeros := plain.load()[0]).reward.any()
+    # what was found in one reading of the file is not said of the other
+    assert [f.name for f in plain.report(zeros).severe] == ["rewards_constant"]
+    assert not dataclasses.replace(task, id=plain.id).report(data).severe
 
 
 # --- goals ----------------------------------------------------------------------------------

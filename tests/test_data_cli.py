@@ -178,6 +178,7 @@ def test_the_trained_on_form_of_a_composition_is_checked(capsys):
         (["compose", f"mix@.5@0:{HOPPER}:{CHEETAH}"], "differ in dimensions"),
         (["compose", f"truncate@1M:{HOPPER}"], "only 50092 transitions"),
         (["make"], "no id is given"),
+        (["make", "cube-single-navigate-v0"], "unknown recipe"),
         (["make", "ogbench/cube-singel-play-v0"], "did you mean 'ogbench/cube-single-play-v0'"),
         (["make", HOPPER, "--steps", "10"], "no --steps"),
         (["make", "ogbench/cube-single-play-v0", "--steps=x"], "not a whole number"),
@@ -306,6 +307,8 @@ def test_a_catalogued_set_is_checked_with_its_known_defects(served, capsys, monk
     defect = doctor.Defect("d4rl/tiny-.*", "severe", "is no good", "someone/something#1")
     monkeypatch.setattr(doctor, "KNOWN_DEFECTS", (defect,))
     assert main(["check", "tiny-v0"]) == 1
+    assert "someone/something#1" in " ".join(capsys.readouterr().out.split())
+    assert main(["check", "truncate@50:tiny-v0"]) == 1  # a composition has the defects of its parts
     assert "someone/something#1" in " ".join(capsys.readouterr().out.split())
     # the report is that of exactly this file, so a run need not examine it again
     task = load_task("tiny-v0")

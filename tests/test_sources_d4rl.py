@@ -184,7 +184,7 @@ def test_the_package_s_loader_can_be_chosen(tmp_path):
         "task = read_by(ours, 'd4rl')\n"
         "data, _ = task.load(); first, _ = ours.load()\n"
         "row = data.valid.nonzero()[:, 0]\n"
-        "print(json.dumps([data.obs[row].tolist(), data.terminal[row].tolist(), data.obs[row + 1].tolist(), first.n_transitions, ours.sha256 != task.sha256]))\n"
+        "print(json.dumps([data.obs[row].tolist(), data.terminal[row].tolist(), data.obs[row + 1].tolist(), first.n_transitions, ours.sha256 != task.sha256 and task.dataset == 'own/a, read by d4rl']))\n"
     ).splitlines()[-1])  # fmt: skip
     obs, terminal, after, ours, differs = found
     kept = [e.obs[i].tolist() for n, e in enumerate(episodes) for i in range(len(e.action) - (n != 1))]
