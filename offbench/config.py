@@ -337,11 +337,12 @@ def _task_cells(
     skipped = ("methods", "method._target_", *(["task"] if isinstance(given.get("task"), Task) else []))
     given = {k: v for k, v in given.items() if k not in skipped}
     for task_name in task_names:
-        task = task_name
-        if not isinstance(task, Task):
-            task = load_task(coerce(task_name, str, "task"))
+        loader = coerce(given.get("loader", "offbench"), Loader, "loader")
+        if isinstance(task_name, Task):
+            task = read_by(task_name, loader)
+        else:
+            task = load_task(coerce(task_name, str, "task"), loader=loader)
         task.check_trainable()
-        task = read_by(task, coerce(given.get("loader", "offbench"), Loader, "loader"))
         own = values.copy()
         preset = next(
             ((k, v) for k, v in presets.items() if k != "source" and fnmatch(task.id, k)), None

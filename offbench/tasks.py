@@ -339,6 +339,8 @@ def read_by(task: Task, loader: Loader) -> Task:
         return task
     if not (task.id.startswith("d4rl/") or task.root.suffix in (".hdf5", ".h5")):
         raise UserError(f"{task.id}: loader={loader} reads D4RL's files only")
+    if task.adapter == "image":
+        raise UserError(f"{task.id}: loader={loader} reads no actions that are choices")
     d4rl_package.version(task.id)
     made = replace(task, loader=loader)
     return replace(made, sha256=_read_by(made, task.sha256))
@@ -361,7 +363,7 @@ def _of_card(card: "Card", root: Path, sha256: str, source: Source) -> Task:
         root=root,
         sha256=sha256,
         env=card.env or "",
-        env_kwargs=card.env_kwargs,
+        env_kwargs=dict(card.env_kwargs),  # a task travels to worker processes
         max_episode_steps=card.max_episode_steps,
         score=card.score,
         ref_min=low if card.ref_min is None else card.ref_min,

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import pickle
 import warnings
 from pathlib import Path
 
@@ -144,6 +145,12 @@ def test_a_file_in_the_cache_is_a_task(cache):
     composed = tasks.load_task("truncate@3:hopper-medium-v2")
     assert composed.load()[0].n_transitions == 3 and composed.env == "Hopper-v4"
     assert composed.sha256 not in (task.sha256, tasks.NOT_HERE)
+
+
+def test_every_task_travels_to_a_worker_process(cache):
+    for name in catalog.ids():
+        task = tasks.load_task(name)
+        assert pickle.loads(pickle.dumps(task)) == task
 
 
 def test_a_file_of_another_set_under_the_name_is_refused(cache):

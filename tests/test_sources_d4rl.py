@@ -14,6 +14,7 @@ import torch
 from test_sources_layouts import make, same, write_d4rl
 
 from offbench import catalog, tasks
+from offbench.config import plan
 from offbench.data import episode_returns, from_episodes
 from offbench.errors import UserError
 from offbench.sources import d4rl
@@ -201,6 +202,10 @@ def test_without_the_package_one_line_says_what_to_install(tmp_path):
         tasks.load_task("hopper-medium-v2", loader="d4rl")
     with pytest.raises(UserError, match="reads D4RL's files only"):
         tasks.load_task("mujoco/hopper/medium-v0", loader="d4rl")
+    with pytest.raises(UserError, match="no actions that are choices"):
+        tasks.load_task("minigrid-fourrooms-v0", loader="d4rl")
+    with pytest.raises(UserError, match="needs the d4rl package"):  # for the parts of a composition
+        plan(["method=bc", "task=mixed/hopper-random-medium-1-v2", "loader=d4rl"], bench=False)
 
 
 def test_the_kitchen_goal_is_that_of_the_real_package():
