@@ -16,6 +16,7 @@ imported before data are loaded.
 
 import csv
 import functools
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -312,6 +313,8 @@ def _d4rl_notes(name: str, row: Mapping[str, str]) -> list[str]:
         )
     if row["domain"] == "antmaze":
         notes.append("a success is a reached goal; rewards are 0 and 1 as in the file")
+    if row["domain"] == "minigrid":
+        notes.append("its reference maximum is above what an episode can give (1): no policy scores 35")
     if row["domain"] == "maze2d":
         notes.append("not Minari's D4RL/pointmaze, which has another reference scale")
     return notes
@@ -340,7 +343,11 @@ def _judge(name: str, domain: str) -> _Judge:
             "goal (60) are made of them; its noise and controller differ",
         )  # fmt: skip
     if domain == "minigrid":
-        return _Judge("MiniGrid-FourRooms-v0", 147, 7, adapter="image", differs="a later MiniGrid")
+        limit = int(_d4rl_rows()[name]["max_episode_steps"])
+        return _Judge(
+            "MiniGrid-FourRooms-v0", 147, 7, {"goal_pos": (12, 12), "max_episode_steps": limit}, "image",
+            "a later MiniGrid, of the same rules; D4RL's goal and limit are set here",
+        )  # fmt: skip
     package = {"gym_bullet": "pybullet", "pointmaze_bullet": "pybullet"}.get(domain, domain)
     return _Judge(None, None, None, refused=f"its environment needs {package}, which is not supported")
 
@@ -382,16 +389,20 @@ def _judge_maze2d(name: str) -> _Judge:
 
 # --- Minari ---------------------------------------------------------------------------------
 
-_MINARI_URL = "https://huggingface.co/datasets/farama-minari"
+_MINARI_REMOTE = "hf://farama-minari"  # minari 0.5.4's own default
 
 
 def _minari_ids() -> dict[str, tuple[str, int, Literal["return", "success"]]]:
     """Id -> environment, limit, score; what `metadata.json` of the set says comes first."""
     made: dict[str, tuple[str, int, Literal["return", "success"]]] = {}
-    robots = {"halfcheetah": "HalfCheetah", "hopper": "Hopper", "walker2d": "Walker2d", "ant": "Ant"}
-    for robot, env in robots.items():
-        for skill in ("simple", "medium", "expert"):
-            made[f"mujoco/{robot}/{skill}-v0"] = (f"{env}-v5", 1000, "return")
+    robots = (
+        "HalfCheetah", "Hopper", "Walker2d", "Ant", "Humanoid",
+        "InvertedPendulum", "InvertedDoublePendulum", "Pusher", "Reacher", "Swimmer",
+    )  # fmt: skip
+    limits = {"Pusher": 100, "Reacher": 50}
+    for i, env in enumerate(robots):
+        for skill in ("simple", "medium", "expert")[i >= 5 :]:
+            made[f"mujoco/{env.lower()}/{skill}-v0"] = (f"{env}-v5", limits.get(env, 1000), "return")
     for hand, env in (("door", "Door"), ("hammer", "Hammer"), ("pen", "Pen"), ("relocate", "Relocate")):
         for kind in ("human", "cloned", "expert"):
             made[f"D4RL/{hand}/{kind}-v2"] = (f"AdroitHand{env}-v1", 200, "return")
@@ -423,26 +434,20 @@ def _minari(name: str) -> Card | None:
     """A listed set, or one that lies in a folder of Minari's."""
     if not _MINARI_NAME.fullmatch(name):
         return None
-    folder = files.find("minari", name)
+    folder = _minari_folder(name)
     listed = _MINARI.get(name)
     if listed is None and folder is None:
         return None
     env, limit, score = listed or (None, 0, "return")
     low, high, source = _minari_reference(name)
-    urls = ()
-    if listed is not None:
-        space, _, rest = name.partition("/")
-        urls = tuple(
-            File(f"{_MINARI_URL}/{space}/resolve/main/{rest}/data/{file}", f"minari/{name}/data/{file}")
-            for file in ("metadata.json", "main_data.hdf5")
-        )
+    urls = () if listed is None else _minari_files(name)
     made = Card(
         id=f"minari/{name}",
         family="minari",
         version=name.rsplit("-", 1)[-1],
         env=env,
         env_kwargs=_minari_kwargs(name),
-        refused=None if env else "its metadata name no environment",
+        refused=_minari_refused(name, env),
         max_episode_steps=limit,
         score=score,
         ref_min=low,
@@ -452,6 +457,42 @@ def _minari(name: str) -> Card | None:
         notes=tuple(_minari_notes(name)),
     )
     return made if folder is None else _with_metadata(made, folder)
+
+
+def _minari_folder(name: str) -> Path | None:
+    """Where a set lies whole, ours or minari's; a download that stopped halfway is none."""
+    for place in files.places("minari"):
+        data = place / name / "data"
+        whole = (data / "main_data.hdf5").exists() or any(p.is_dir() for p in data.glob("*"))
+        if whole and (data / "metadata.json").exists():
+            return place / name
+    return None
+
+
+def _minari_files(name: str) -> tuple[File, ...]:
+    """Where minari itself looks (`minari.storage.remotes`): in a repository of the Hugging Face Hub
+    that is named by the first part of the id, or in a bucket of Google's; `MINARI_REMOTE` says which."""
+    kind, _, owner = os.environ.get("MINARI_REMOTE", _MINARI_REMOTE).partition("://")
+    space, _, rest = name.partition("/")
+    folder = {
+        "hf": f"https://huggingface.co/datasets/{owner}/{space}/resolve/main/{rest}",
+        "gcp": f"https://storage.googleapis.com/{owner}/{name}",
+    }.get(kind)
+    if folder is None:
+        raise UserError(f"MINARI_REMOTE={kind}://{owner} is neither hf://OWNER nor gcp://BUCKET")
+    return tuple(
+        File(f"{folder.rstrip('/')}/data/{file}", f"minari/{name}/data/{file}")
+        for file in ("metadata.json", "main_data.hdf5")
+    )
+
+
+def _minari_refused(name: str, env: str | None) -> str | None:
+    if name.startswith("D4RL/minigrid"):
+        return (
+            "it observes a picture and a text, which are not read from Minari's sets; the same rooms are "
+            "in d4rl/minigrid-fourrooms-v0 (other data)"
+        )
+    return None if env else "its metadata name no environment"
 
 
 def _minari_kwargs(name: str) -> Mapping[str, Any]:
@@ -691,8 +732,7 @@ def locate(card: Card) -> Path | None:
     For Minari the folder that holds `data`.
     """
     if card.family == "minari":
-        found = files.find("minari", card.id.removeprefix("minari/"))
-        return found if found is not None and (found / "data").is_dir() else None
+        return _minari_folder(card.id.removeprefix("minari/"))
     kind, _, name = card.files[0].name.partition("/")
     return files.find("d4rl" if kind == "d4rl" else "ogbench", name)
 
@@ -715,7 +755,18 @@ def fetch(
         raise UserError(f"{card.id}: nothing is known to download; put its files into {folder}")
     for file in remotes:
         path = files.fetch(file.url, file.name, file.size, file.sha256, progress)
+        if path.name == "metadata.json":
+            _check_hdf5(card, path)
     return path.parent.parent if card.family == "minari" else path
+
+
+def _check_hdf5(card: Card, metadata: Path) -> None:
+    """Before the data are asked for: Arrow data are many files, whose names only a listing has."""
+    from offbench.sources import minari
+
+    if minari.metadata(metadata.parent.parent, name=card.id).data_format != "hdf5":
+        name = card.id.removeprefix("minari/")
+        raise UserError(f"{card.id}: its data are Arrow files; get them with: minari download {name}")
 
 
 def load(card: Card, path: Path) -> "ReplayData":
@@ -757,4 +808,11 @@ def _load(card: Card, path: Path) -> "ReplayData":
 
 def listing() -> list[tuple[str, str]]:
     """(id, one line about it) of every listed set."""
-    return [(name, card(name).summary) for name in ids()]
+    return [(name, _summary(name)) for name in ids()]
+
+
+def _summary(name: str) -> str:
+    try:
+        return card(name).summary
+    except UserError as error:  # a damaged set that lies here; the others are listed none the less
+        return str(error).removeprefix(f"{name}: ")

@@ -97,7 +97,7 @@ class Cell:
                 suite=self.suite,
                 suite_version=self.suite_version,
                 task=self.task.id,
-                dataset=self.task.id,
+                dataset=self.task.dataset,
                 dataset_sha256=self.task.sha256,
                 env={"id": self.task.env, "kwargs": dict(self.task.env_kwargs)},
                 method=self.method,
@@ -353,11 +353,12 @@ def _task_cells(
     )
     given = {k: v for k, v in given.items() if k not in skipped}
     for task_name in task_names:
-        task = task_name
-        if not isinstance(task, Task):
-            task = load_task(coerce(task_name, str, "task"))
+        loader = coerce(given.get("loader", "offbench"), Loader, "loader")
+        if isinstance(task_name, Task):
+            task = read_by(task_name, loader)
+        else:
+            task = load_task(coerce(task_name, str, "task"), loader=loader)
         task.check_trainable()
-        task = read_by(task, coerce(given.get("loader", "offbench"), Loader, "loader"))
         own = values.copy()
         preset = next((p for p in presets if fnmatch(task.id, p.task)), None)
         if preset:

@@ -133,7 +133,9 @@ def load(name: str) -> Loaded:
     if compose.is_composed(name):
         composed = compose.build(name, _replay)
         facts = doctor.Facts.of(load_task(composed.card["base"]))
-        return Loaded(composed.data, replace(facts, id=composed.id, repeats=True), composed.card)
+        parts = compose.parse(name).leaves  # type: ignore[union-attr]  # no plain id
+        facts = replace(facts, id=composed.id, repeats=True, parts=parts)
+        return Loaded(composed.data, facts, composed.card)
     catalog.card(name)  # an unknown one is called a dataset
     task = load_task(name).ready()
     return Loaded(task.load(defects="ignore")[0], doctor.Facts.of(task), _card(task))
@@ -176,7 +178,9 @@ def _from_path(path: Path, name: str) -> Loaded:
         limit = None if ref is None else ref.max_episode_steps
         return Loaded(minari.load(path, name=name), doctor.Facts(id=name, max_episode_steps=limit))
     if kind == "arrays" or path.is_dir():
-        return Loaded(arrays.load(path, name=name), doctor.Facts(id=name, terminal_inside=kind == "ogbench"))
+        return Loaded(
+            arrays.load(path, name=name), doctor.Facts(id=name, terminal_inside=kind == "ogbench")
+        )
     flat = doctor.read(path)
     goals = kind == "ogbench" and not flat.rewards.any()
     facts = doctor.Facts(id=name, goals=goals, teleports="teleport" in path.name)
@@ -187,7 +191,11 @@ def _limit(path: Path) -> int | None:
     """Steps of an episode in a file that has the name of a published one."""
     if path.suffix not in (".hdf5", ".h5"):
         return None
-    found = {c.max_episode_steps for c in map(catalog.card, catalog.ids()) if any(Path(f.name).name == path.name for f in c.files)}
+    found = {
+        c.max_episode_steps
+        for c in map(catalog.card, catalog.ids())
+        if any(Path(f.name).name == path.name for f in c.files)
+    }
     return found.pop() if len(found) == 1 else None
 
 
@@ -325,10 +333,16 @@ def _check(args: Sequence[str]) -> int:
     found = load(name)
     console = _console()
     limit, facts = options.get("limit"), found.facts
-    if limit is None and facts.max_episode_steps is None and not (facts.goals or facts.terminal_inside):
+    if (
+        limit is None
+        and facts.max_episode_steps is None
+        and not (facts.goals or facts.terminal_inside)
+    ):
         limit = doctor.apparent_limit(found.data)
         if limit is not None:
-            console.print(f"limit taken from the longest episodes: {limit} steps (--limit says otherwise)")
+            console.print(
+                f"limit taken from the longest episodes: {limit} steps (--limit says otherwise)"
+            )
     if limit is not None:
         found = replace(found, facts=replace(facts, max_episode_steps=limit))
     path = Path(name)
@@ -361,6 +375,7 @@ def _make(args: Sequence[str]) -> int:
         raise UserError(f"no id is given: data {_usage('make')}")
     if ids == ["all"]:
         ids = list(RECIPES)
+    ids = [name if name in RECIPES or name in COLLECTIONS else canonical(name) for name in ids]
     for name in ids:
         if name not in RECIPES and name not in COLLECTIONS:
             raise unknown("recipe", name, {*RECIPES, *COLLECTIONS})

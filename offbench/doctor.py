@@ -64,6 +64,7 @@ class Facts:
     repeats: bool = False  # episodes were drawn with replacement
     teleports: bool = False  # the environment moves the agent across the maze
     goals: bool = False  # goal-conditioned: no rewards are recorded
+    parts: tuple[str, ...] = ()  # ids of the sets it is composed of, whose known defects it has
 
     @classmethod
     def of(cls, task: Any, **changes: Any) -> "Facts":
@@ -299,7 +300,7 @@ def _numeric(x: NDArray[Any]) -> bool:
 
 def check(data: ReplayData | Flat, facts: Facts, *, sha256: str | None = None) -> Report:
     """Look at a set: the arrays of a file, or what is trained on. Never raises for its content."""
-    findings: list[Finding] = list(known_defects(facts.id))
+    findings = [f for part in facts.parts or (facts.id,) for f in known_defects(part)]
     if isinstance(data, Flat):
         broken = _shapes(data)
         if broken:
@@ -598,12 +599,12 @@ def returns_of(data: ReplayData | Flat) -> NDArray[np.float64]:
 
 
 def apparent_limit(data: ReplayData | Flat) -> int | None:
-    """The steps of the longest episodes, if so many are of that length that it must be the limit
-    of the environment (one in twenty and three at least)."""
+    """The steps of the longest episodes, if so many end there without a terminal that it must be the
+    limit of the environment (one in twenty and three at least)."""
     rows = _of_flat(data, continuing(data)) if isinstance(data, Flat) else _of_replay(data)
-    lengths = rows.lengths
-    longest = int(lengths.max())
-    return longest if (lengths == longest).sum() >= max(3, len(lengths) / 20) else None
+    longest = int(rows.lengths.max())
+    cut = (rows.lengths == longest) & ~rows.terminal[rows.last]
+    return longest if cut.sum() >= max(3, len(cut) / 20) else None
 
 
 def _sums(rows: _Rows) -> NDArray[np.float64]:

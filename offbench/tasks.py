@@ -58,6 +58,11 @@ class Task:
     def folder(self) -> Path:
         return self.root / "minari" / self.id
 
+    @property
+    def dataset(self) -> str:
+        """What is trained on, in words of a record; `sha256` says the same in bytes."""
+        return self.id if self.loader == "offbench" else f"{self.id}, read by {self.loader}"
+
     def normalise(self, episode_return: float, success: bool | None) -> float:
         """100 x (return - ref_min) / (ref_max - ref_min), or 100 for a success and 0 otherwise."""
         if self.score == "success":
@@ -92,12 +97,15 @@ class Task:
         from offbench import compose, doctor
 
         made = compose.parse(self.id)
-        parts = [self.id] if isinstance(made, str) else made.leaves
-        known = tuple(f for part in parts for f in doctor.known_defects(part))
-        found = doctor.stored(self.id, self.sha256)
+        parts = () if isinstance(made, str) else made.leaves
+        known = tuple(f for part in parts or (self.id,) for f in doctor.known_defects(part))
+        seen = self.sha256
+        if self.source == "path" and seen != NOT_HERE:  # its environment may have labelled it
+            seen = hashlib.sha256(f"{seen} {self.env}".encode()).hexdigest()
+        found = doctor.stored(self.id, seen)
         if found is None and data is not None:
-            facts = doctor.Facts.of(self, repeats=not isinstance(made, str))
-            found = doctor.check(data, facts, sha256=self.sha256)
+            facts = doctor.Facts.of(self, repeats=bool(parts), parts=parts)
+            found = doctor.check(data, facts, sha256=seen)
             if self.sha256 != NOT_HERE:
                 with contextlib.suppress(OSError):
                     doctor.save(found)
@@ -107,8 +115,11 @@ class Task:
         return replace(found, findings=(*known, *rest))
 
     def check_trainable(self) -> None:
-        """Raises UserError for a goal-conditioned task: nothing here trains a policy that is given a
-        goal. Such a task can be evaluated (`offbench.evaluation.evaluate`)."""
+        """Raises UserError for a task without an environment to judge in, and for a goal-conditioned
+        one: nothing here trains a policy that is given a goal. The latter can be evaluated
+        (`offbench.evaluation.evaluate`)."""
+        if self.refused is not None:
+            raise UserError(f"{self.id}: {self.refused}")
         if not self.task_ids:
             return
         single = self.id.removesuffix("-v0")
@@ -330,6 +341,8 @@ def read_by(task: Task, loader: Loader) -> Task:
         return task
     if not (task.id.startswith("d4rl/") or task.root.suffix in (".hdf5", ".h5")):
         raise UserError(f"{task.id}: loader={loader} reads D4RL's files only")
+    if task.adapter == "image":
+        raise UserError(f"{task.id}: loader={loader} reads no actions that are choices")
     d4rl_package.version(task.id)
     made = replace(task, loader=loader)
     return replace(made, sha256=_read_by(made, task.sha256))
@@ -352,7 +365,7 @@ def _of_card(card: "Card", root: Path, sha256: str, source: Source) -> Task:
         root=root,
         sha256=sha256,
         env=card.env or "",
-        env_kwargs=card.env_kwargs,
+        env_kwargs=dict(card.env_kwargs),  # a task travels to worker processes
         max_episode_steps=card.max_episode_steps,
         score=card.score,
         ref_min=low if card.ref_min is None else card.ref_min,
@@ -408,7 +421,8 @@ def own_task(
     if not path.exists():
         raise UserError(f"{name}: {path} does not exist")
     kwargs = dict(env_kwargs or {})
-    if arrays.layout(path, name=name) == "minari":
+    layout = arrays.layout(path, name=name)
+    if layout == "minari":
         meta = minari.metadata(path, name=name)
         if env is None:
             found = meta.environment(name)
@@ -430,6 +444,7 @@ def own_task(
         score=score,
         ref_min=ref_min,
         ref_max=ref_max,
+        terminal_inside=layout == "ogbench",
         source="path",
     )
 

@@ -42,3 +42,11 @@ def data():
 @pytest.fixture(scope="session")
 def data64():
     return fake_data(dtype=torch.float64)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Nothing is read from, or left in, the cache of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OFFBENCH_DATA", str(tmp_path_factory.mktemp("cache")))
+        yield

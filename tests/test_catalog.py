@@ -1,6 +1,10 @@
 """Ids: every one has a card, look-alikes are told apart, and what is judged fits its data."""
 
 import csv
+import dataclasses
+import json
+import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +98,37 @@ def test_an_unknown_id_names_the_nearest(wrong, near):
     assert near in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("heard, sets", [
+    ("hopper/medium-v0", ["d4rl/hopper-medium-v0", "minari/mujoco/hopper/medium-v0"]),
+    ("Hopper-Medium-v2", ["d4rl/hopper-medium-v2"]),
+    ("minari/hopper/medium-v0", ["minari/mujoco/hopper/medium-v0"]),
+    ("hopper/medium-replay-v0", ["offbench/hopper/medium-replay-v0", "d4rl/hopper-medium-replay-v0"]),
+    ("door-human-v2", ["minari/D4RL/door/human-v2"]),
+    ("pointmaze-umaze-v2", ["minari/D4RL/pointmaze/umaze-v2"]),
+])  # fmt: skip
+def test_an_id_that_is_none_names_every_set_it_sounds_like(heard, sets):
+    with pytest.raises(UserError, match=f"unknown task '{heard}'") as error:
+        tasks.load_task(heard)
+    words = str(error.value)
+    assert all(f"'{name}'" in words for name in sets) and words.count("/v0") == 0
+    assert ("These are different data" in words) == (len(sets) > 1) and len(words) < 300
+
+
+def test_a_short_id_says_what_it_is_not():
+    assert catalog.said("hopper-medium-v0") == (
+        "hopper-medium-v0 is d4rl/hopper-medium-v0, not minari/mujoco/hopper/medium-v0 (other data)"
+    )
+    assert "not offbench/cube-single-play-v0" in catalog.said("cube-single-play-v0")
+    assert "d4rl/maze2d-umaze-v1" in catalog.said("D4RL/pointmaze/umaze-v2")
+    for plain in ("d4rl/hopper-medium-v2", "scene-play-singletask-v0", "offbench/cube-single-play-v0"):
+        assert catalog.said(plain) is None
+
+
+def test_the_sets_of_a_composition_have_one_spelling():
+    short, long = (tasks.load_task(f"truncate@1k:{name}") for name in ("hopper-medium-v2", "d4rl/hopper-medium-v2"))
+    assert short == long and short.id == "truncate@1000:d4rl/hopper-medium-v2"
+
+
 # --- from an id to data ---------------------------------------------------------------------
 
 
@@ -110,6 +145,12 @@ def test_a_file_in_the_cache_is_a_task(cache):
     composed = tasks.load_task("truncate@3:hopper-medium-v2")
     assert composed.load()[0].n_transitions == 3 and composed.env == "Hopper-v4"
     assert composed.sha256 not in (task.sha256, tasks.NOT_HERE)
+
+
+def test_every_task_travels_to_a_worker_process(cache):
+    for name in catalog.ids():
+        task = tasks.load_task(name)
+        assert pickle.loads(pickle.dumps(task)) == task
 
 
 def test_a_file_of_another_set_under_the_name_is_refused(cache):
@@ -137,7 +178,32 @@ def test_a_known_severe_defect_warns_once(cache):
     write_d4rl(episodes, cache / "d4rl" / name)
     with pytest.warns(DataWarning, match="time-outs are out of step"):
         tasks.load_task("antmaze-medium-play-v0").load()
-    tasks.load_task("antmaze-medium-play-v0").load()
+    task = tasks.load_task("antmaze-medium-play-v0")
+    task.load()
+    with pytest.raises(UserError, match=r"^d4rl/antmaze-medium-play-v0: time-outs.*strict=true refuses"):
+        task.load(defects="refuse")
+    with pytest.raises(UserError, match="time-outs are out of step"):  # so does a part of a composition
+        tasks.load_task("truncate@5:antmaze-medium-play-v0").load(defects="refuse")
+
+
+def test_a_defect_found_in_the_arrays_is_kept_and_told(cache, monkeypatch):
+    zeros = [e._replace(reward=np.zeros_like(e.reward)) for e in make([40, 30, 20])]
+    (cache / "d4rl").mkdir(parents=True)
+    path = cache / "d4rl" / Path(catalog.card("bullet-hopper-medium-v0").files[0].name).name
+    write_d4rl(zeros, path)
+    task = tasks.load_task("bullet-hopper-medium-v0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data, _ = task.load()  # not examined, nothing known
+    assert [f.name for f in task.report(data).severe] == ["rewards_constant"]
+    with pytest.warns(DataWarning, match="every reward is zero"):
+        task.load()
+    with monkeypatch.context() as patch:
+        patch.setattr("offbench.doctor.check", None)  # it is not examined again
+        with pytest.raises(UserError, match="every reward is zero; strict=true"):
+            task.load(defects="refuse")
+    write_d4rl(make([40, 30, 20]), path)  # other data, other report
+    assert not (again := tasks.load_task(task.id)).report(again.load(defects="refuse")[0]).severe
 
 
 def test_without_the_file_and_the_network_one_line_says_what_to_put_where(cache, monkeypatch):
@@ -182,6 +248,82 @@ def test_own_data_are_a_task_by_path(tmp_path, cache):
             plan(["method=bc", *given], bench=False)
 
 
+def test_own_play_data_are_labelled_by_the_single_task_of_their_environment(tmp_path, cache):
+    """An npz in OGBench's layout holds no rewards; zeros would be trained on."""
+    pytest.importorskip("ogbench")
+    env = tasks.make_env("cube-single-singletask-task2-v0", {}, "x")
+    target = env.unwrapped._data.mocap_pos[0].copy()
+    env.close()
+    qpos = np.zeros((7, 21), np.float32)
+    qpos[3:, 14:17] = target  # at the goal from the fourth state on
+    ends = np.zeros(7, bool)
+    ends[-1] = True
+    rng = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "mine.npz", observations=rng.normal(size=(7, 28)).astype(np.float32),
+        actions=rng.uniform(-1, 1, (7, 5)).astype(np.float32), terminals=ends, qpos=qpos,
+        qvel=np.zeros((7, 20), np.float32),
+    )  # fmt: skip
+    task = tasks.own_task(tmp_path / "mine.npz", env="cube-single-singletask-task2-v0", score="success")
+    data, _ = task.load()
+    assert data.reward[:6].tolist() == [-1, -1, -1, 0, 0, 0]
+    assert data.terminal[:6].tolist() == [False] * 3 + [True] * 3
+    plain = tasks.own_task(tmp_path / "mine.npz", env="HalfCheetah-v5")
+    assert not (zeros := plain.load()[0]).reward.any()
+    # what was found in one reading of the file is not said of the other
+    assert [f.name for f in plain.report(zeros).severe] == ["rewards_constant"]
+    assert not dataclasses.replace(task, id=plain.id).report(data).severe
+
+
+# --- goals ----------------------------------------------------------------------------------
+
+
+def test_nothing_trains_on_a_goal_conditioned_set(cache):
+    from offbench.config import plan
+
+    with pytest.raises(UserError, match=r"goal-conditioned.*ogbench/cube-single-play-singletask-v0") as error:
+        plan(["method=bc", "task=cube-single-play-v0"], bench=False)
+    assert "\n" not in str(error.value)
+    plan(["method=bc", "task=cube-single-play-singletask-v0"], bench=False)
+
+
+def test_a_goal_is_shown_beside_the_observation_of_the_task_asked_for():
+    pytest.importorskip("ogbench")
+    task = tasks.load_task("pointmaze-medium-navigate-v0")
+    assert task.task_ids == (1, 2, 3, 4, 5) and task.score == "success"
+    env, goals = task.make_env(), []
+    assert env.observation_space.shape == (4,)
+    for episode in range(6):
+        obs, info = env.reset(seed=0, options=task.reset_options(episode))
+        assert env.unwrapped.cur_task_id == episode % 5 + 1 and obs.shape == (4,)
+        np.testing.assert_array_equal(obs[2:], info["goal"])
+        after = env.step(np.ones(2))[0]
+        assert (after[2:] == obs[2:]).all() and (after[:2] != obs[:2]).any()
+        goals.append(env.unwrapped.cur_task_info["goal_ij"])
+    assert goals[5] == goals[0] and len({tuple(g) for g in goals}) > 1
+    assert tasks.load_task("ogbench/pointmaze-medium-navigate-singletask-v0").reset_options(0) is None
+    env.close()
+
+
+def test_a_goal_conditioned_policy_is_scored_by_success_over_the_five_tasks():
+    """Towards the goal in a straight line: it succeeds in some tasks of the maze and in others not."""
+    pytest.importorskip("ogbench")
+    import torch
+
+    from offbench.evaluation import evaluate
+    from offbench.types import Policy
+
+    def act(state, obs, first, carry, key):
+        return (obs[..., 2:] - obs[..., :2]).clamp(-1, 1), carry
+
+    task = dataclasses.replace(tasks.load_task("pointmaze-medium-navigate-v0"), task_ids=(4, 5))
+    frame = evaluate(
+        Policy(lambda n, e: (), act), {"x": torch.zeros(1, 1)}, task, seeds=[0], episodes=2, n_envs=2
+    )
+    assert frame["score"].tolist() == [100.0 * s for s in frame["success"]]
+    assert set(frame["length"]) <= set(range(1, 1001))
+
+
 # --- what a set is judged in ----------------------------------------------------------------
 
 
@@ -221,9 +363,69 @@ def test_what_cannot_be_judged_here_says_why():
         "carla-lane-v0": "carla",
         "antmaze-eval-umaze-v0": "not built here",
         "powderworld-easy-play-v0": "choices",
+        "D4RL/minigrid/fourrooms-v0": "d4rl/minigrid-fourrooms-v0",
     }.items():
         with pytest.raises(UserError, match=words):
             tasks.load_task(name).make_env()
+
+
+def test_minari_is_asked_where_it_asks_itself(monkeypatch, cache):
+    """The parts of an id as minari takes them apart; the owner and the kind of place as it is told."""
+    monkeypatch.delenv("MINARI_REMOTE", raising=False)
+    hub = "https://huggingface.co/datasets/farama-minari/D4RL/resolve/main/door/human-v2/data"
+    assert catalog.card("D4RL/door/human-v2").urls == (f"{hub}/metadata.json", f"{hub}/main_data.hdf5")
+    monkeypatch.setenv("MINARI_REMOTE", "gcp://minari-remote")
+    url = catalog.card("D4RL/door/human-v2").urls[1]
+    assert url == "https://storage.googleapis.com/minari-remote/D4RL/door/human-v2/data/main_data.hdf5"
+    monkeypatch.setenv("MINARI_REMOTE", "ftp://x")
+    with pytest.raises(UserError, match="neither hf://OWNER nor gcp://BUCKET"):
+        catalog.card("D4RL/door/human-v2")
+
+
+def test_a_minari_download_that_stopped_halfway_is_not_taken_for_the_set(cache):
+    data = cache / "minari" / "D4RL" / "door" / "human-v2" / "data"
+    for file in (None, "metadata.json", "main_data.hdf5.part"):
+        data.mkdir(parents=True, exist_ok=True)
+        if file is not None:
+            (data / file).write_text("{}")
+        card = catalog.card("D4RL/door/human-v2")
+        assert catalog.locate(card) is None and card.env == "AdroitHandDoor-v1"
+    (data / "main_data.hdf5").write_text("damaged")  # a whole file, but of nothing
+    with pytest.raises(UserError, match="observation_space"):
+        catalog.card("D4RL/door/human-v2")
+    assert "observation_space" in dict(catalog.listing())["minari/D4RL/door/human-v2"]
+
+
+def test_arrow_sets_are_told_before_their_data_are_asked_for(monkeypatch, cache):
+    space = {"type": "Box", "shape": [2], "low": [-1, -1], "high": [1, 1], "dtype": "float32"}
+    content = {"data_format": "arrow", "observation_space": json.dumps(space), "action_space": json.dumps(space)}
+
+    def fetch(url, name, *rest):
+        path = cache / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        assert path.name == "metadata.json"
+        path.write_text(json.dumps(content))
+        return path
+
+    monkeypatch.setattr("offbench.files.fetch", fetch)
+    with pytest.raises(UserError, match="Arrow files; get them with: minari download D4RL/door/human-v2"):
+        catalog.fetch(catalog.card("D4RL/door/human-v2"))
+
+
+def test_the_rooms_of_minigrid_have_the_goal_and_the_limit_of_d4rl():
+    pytest.importorskip("minigrid")
+    env = tasks.load_task("minigrid-fourrooms-v0").make_env()
+    for seed in range(3):
+        obs, _ = env.reset(seed=seed)
+        assert obs.shape == (147,) and env.unwrapped.grid.get(12, 12).type == "goal"
+    steps = 0
+    while True:
+        steps += 1
+        _, reward, terminated, truncated, _ = env.step(np.eye(7)[0])  # turns on the spot
+        assert not terminated and reward == 0
+        if truncated:
+            break
+    assert steps == 50
 
 
 def test_minigrid_is_one_line_where_its_package_is_missing():

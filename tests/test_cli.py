@@ -351,3 +351,30 @@ def test_wandb_is_a_screen_that_needs_no_account(tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 2
     assert len(list(tmp_path.glob("runs/**/*.parquet"))) == 2
+
+
+# --- data with defects ----------------------------------------------------------------------
+
+
+def test_a_severe_defect_is_warned_of_in_words_and_refused_with_strict(
+    capsys, tmp_path, monkeypatch
+):
+    import h5py
+    import numpy as np
+
+    monkeypatch.setenv("OFFBENCH_DATA", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "mine.hdf5", "w") as file:
+        file["observations"] = rng.normal(size=(300, 11)).astype(np.float32)
+        file["actions"] = rng.uniform(-1, 1, (300, 3)).astype(np.float32)
+        file["rewards"] = np.zeros(300, np.float32)
+        file["terminals"] = np.arange(300) % 50 == 49
+    args = [
+        "run", "method=bc", f"task.data={tmp_path}/mine.hdf5", "task.env=Hopper-v5", "seeds=[0]",
+        "n_updates=2", "eval.episodes=1", "jobs=1", "method.hidden=[8,8]", f"results={tmp_path}/results",
+    ]  # fmt: skip
+    words = "own/mine: every reward is zero; strict=true refuses it"
+    assert words in refused([*args, "strict=true"], capsys, tmp_path / "results")
+    assert main(args) == 0
+    warned = [x for x in capsys.readouterr().err.splitlines() if "every reward" in x]
+    assert warned == ["offbench: warning: own/mine: every reward is zero"]

@@ -1,5 +1,6 @@
 """D4RL files: where an episode ends, and the real package as the judge of references and pairs."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -12,8 +13,10 @@ import pytest
 import torch
 from test_sources_layouts import make, same, write_d4rl
 
-from offbench import catalog
+from offbench import catalog, tasks
+from offbench.config import plan
 from offbench.data import episode_returns, from_episodes
+from offbench.errors import UserError
 from offbench.sources import d4rl
 
 SHARED = Path(os.environ.get("OFFBENCH_SHARED", Path(__file__).parents[2] / "shared"))
@@ -163,6 +166,46 @@ def test_transitions_are_those_of_the_real_qlearning_dataset(tmp_path):
     np.testing.assert_array_equal(data.terminal[row], theirs["terminals"])
     inner = ~theirs["terminals"].astype(bool)
     np.testing.assert_array_equal(data.obs[row + 1][torch.from_numpy(inner)], theirs["next_observations"][inner])  # fmt: skip
+
+
+def test_the_package_s_loader_can_be_chosen(tmp_path):
+    """In one process with it: the transitions are those of its qlearning_dataset, faults included."""
+    episodes = make([5, 7, 4, 6])
+    episodes[1].terminal[-1] = True
+    write_d4rl(episodes, tmp_path / "a.hdf5")
+    with h5py.File(tmp_path / "a.hdf5", "a") as file:
+        file["timeouts"][:] &= ~file["terminals"][:]
+    found = json.loads(judge(
+        f"os.environ['OFFBENCH_DATA'] = {str(tmp_path)!r}\n"
+        f"sys.path.insert(0, {str(Path(catalog.__file__).parent.parent)!r})\n"
+        "del sys.modules['mujoco_py']\n"
+        "from pathlib import Path\n"
+        "from offbench.tasks import own_task, read_by\n"
+        f"ours = own_task({str(tmp_path / 'a.hdf5')!r}, env='Hopper-v5', max_episode_steps=1000)\n"
+        "task = read_by(ours, 'd4rl')\n"
+        "data, _ = task.load(); first, _ = ours.load()\n"
+        "row = data.valid.nonzero()[:, 0]\n"
+        "print(json.dumps([data.obs[row].tolist(), data.terminal[row].tolist(), data.obs[row + 1].tolist(), first.n_transitions, ours.sha256 != task.sha256 and task.dataset == 'own/a, read by d4rl']))\n"
+    ).splitlines()[-1])  # fmt: skip
+    obs, terminal, after, ours, differs = found
+    kept = [e.obs[i].tolist() for n, e in enumerate(episodes) for i in range(len(e.action) - (n != 1))]
+    # rows that time out are gone, the terminal one stays; so is the last row of the file
+    assert obs == kept and len(obs) == ours - 3 and differs
+    assert sum(terminal) == 1 and terminal[4 + 6]
+    assert after[4 + 6] == episodes[2].obs[0].tolist()  # of the next episode; no target uses it
+
+
+def test_without_the_package_one_line_says_what_to_install(tmp_path):
+    if importlib.util.find_spec("d4rl"):
+        pytest.skip("d4rl is installed")
+    with pytest.raises(UserError, match=r"loader=d4rl needs the d4rl package; .*offbench\[d4rl\]"):
+        tasks.load_task("hopper-medium-v2", loader="d4rl")
+    with pytest.raises(UserError, match="reads D4RL's files only"):
+        tasks.load_task("mujoco/hopper/medium-v0", loader="d4rl")
+    with pytest.raises(UserError, match="no actions that are choices"):
+        tasks.load_task("minigrid-fourrooms-v0", loader="d4rl")
+    with pytest.raises(UserError, match="needs the d4rl package"):  # for the parts of a composition
+        plan(["method=bc", "task=mixed/hopper-random-medium-1-v2", "loader=d4rl"], bench=False)
 
 
 def test_the_kitchen_goal_is_that_of_the_real_package():

@@ -2,7 +2,8 @@
 published code trained on, with its faults.
 
 `OfflineEnv.get_dataset` and `qlearning_dataset` are the package's own. They drop the last row of
-every episode that ends by time-out and the last row of the file, take every time-out for an end,
+every episode that ends by time-out and the last row of the file even where the file has
+`next_observations`, take every time-out for an end, follow a recording across a cut without a mark,
 and give a terminal row the first observation of the next episode as its next one (which no target
 uses). Our own loader (`offbench.sources.d4rl`) differs in all of these.
 
