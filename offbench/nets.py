@@ -15,7 +15,7 @@ from offbench import rng
 Layer = dict[str, Tensor]
 Params = list[Layer]
 Activation = Literal["relu", "gelu", "gelu_tanh", "tanh"]
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),  # flax's gelu
@@ -90,7 +90,7 @@ def mlp(
         x = x @ layer["w"] + layer["b"]
         if layer_norm in (True, "before"):
             x = _normalised(layer, x, eps)
-        x = _ACTIVATIONS[activation](x)
+        x = ACTIVATIONS[activation](x)
         if layer_norm == "after":
             x = _normalised(layer, x, eps)
     return x @ params[-1]["w"] + params[-1]["b"]

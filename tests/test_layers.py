@@ -14,7 +14,7 @@ FILES = {
 }
 TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 
-LAYER_0 = {"rng", "nets", "optim", "distributions"}
+LAYER_0 = {"rng", "nets", "optim", "distributions", "transformer"}
 LAYER_1 = {"types", "data", "sampling", "views", "extras", "transforms", "pipeline"}
 LAYER_3 = {"engine", "training"}
 METHODS = {name for name in FILES if name.startswith("methods/")}
