@@ -316,7 +316,11 @@ def _entry_cells(
 
 def _expand(given: Mapping[str, Any], hints: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A list given to a number is a sweep: `method.expectile=[0.7,0.8]` trains both in one stack."""
-    lists = {k: v for k, v in given.items() if hints.get(k) in (int, float) and isinstance(v, list)}
+    own = ("method.", "sampler.", "view.")  # where a number may be left open (null) and still swept
+    number = lambda k: hints.get(k) in (int, float) or (
+        hints.get(k) in (int | None, float | None) and k.startswith(own)
+    )
+    lists = {k: v for k, v in given.items() if number(k) and isinstance(v, list)}
     if empty := [k for k, v in lists.items() if not v]:
         raise UserError(f"{empty[0]}=[] is a sweep over nothing")
     for values in itertools.product(*lists.values()):

@@ -137,7 +137,7 @@ def test_a_cell_travels_to_another_process():
         (["method=iql", "suite.tasks=[]"], "a published suite is not edited"),
         (["method=iql", "+method.x=1"], "settings are replaced"),
         (["method=iql", "nonsense"], "cannot read 'nonsense'"),
-        (["seeds=[0]"], "method= is missing: bc, iql, td3_bc"),
+        (["seeds=[0]"], "method= is missing: "),
         (["method._target_=nowhere.Method"], "no module named 'nowhere'"),
         (["method._target_=offbench.methods.iql.IQLL"], "did you mean 'IQL'"),
     ],
