@@ -148,6 +148,8 @@ def build(cell: Cell, data: "ReplayData", spec: "Spec") -> "tuple[Any, Pipeline]
     from offbench.pipeline import make_pipeline
 
     method = locate(cell.target)(**cell.hparams)
+    if weight := dict(cell.pipeline.get("weight", {})):
+        method = locate(weight.pop("target"))(method=method, **weight)
     view, sampler = dict(cell.pipeline["view"]), dict(cell.pipeline["sampler"])
     view_class, sampler_target = locate(view.pop("target")), sampler.pop("target")
     pipeline = make_pipeline(
