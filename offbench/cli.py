@@ -30,12 +30,12 @@ offbench COMMAND [key=value ...]
   run     the same for one method                  (method=iql task=... seeds=[0,1,2] method.expectile=0.9)
   plan    print every run, every effective value with its source, and how long it will take; run nothing
   board   print the leaderboard of what has been run and write results/board/<suite>.{md,csv}
-  list    methods | tasks | suites | samplers | views
+  list    methods | tasks | suites | samplers | views | weights
   data    list | show | check | fetch | make | compose | pack | unpack      (offbench data --help)
   check   method=NAME             run the contract every method must keep
   speed   how fast training is here, against a plain PyTorch loop
 
-Settings: conf/run.yaml. Method, sampler, view: conf/method, conf/sampler, conf/view.
+Settings: conf/run.yaml. Method, sampler, view, weight: conf/method, conf/sampler, conf/view, conf/weight.
 A method of your own: method._target_=package.Class, or an installed package with an `offbench.conf` entry point.
 """
 
@@ -293,7 +293,7 @@ def _print_values(plan: "Plan", console: "Console") -> None:
 
 def _effective(cell: "Cell") -> dict[str, str]:
     out = {f"method.{k}": v for k, v in cell.hparams.items()}
-    for group in ("view", "sampler"):
+    for group in (g for g in ("view", "sampler", "weight") if g in cell.pipeline):
         out |= {
             f"{group}.{'_target_' if k == 'target' else k}": v
             for k, v in cell.pipeline[group].items()
@@ -414,6 +414,7 @@ def _list(args: Sequence[str]) -> int:
         "methods": lambda: _options("method"),
         "samplers": lambda: _options("sampler"),
         "views": lambda: _options("view"),
+        "weights": lambda: _options("weight"),
         "suites": lambda: _options("suite"),
         "tasks": _tasks,
     }

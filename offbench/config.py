@@ -33,7 +33,8 @@ from offbench.errors import UserError, unknown
 from offbench.records import RunSpec
 from offbench.tasks import Loader, Task, load_task, own_task, read_by
 
-GROUPS = ("method", "sampler", "view", "suite")
+GROUPS = ("method", "sampler", "view", "weight", "suite")
+AROUND = ("sampler", "view", "weight")  # what composes around a method
 NAMES_OF_VIEWS = {"nstep": "n", "chunk": "h"}  # the number in `iql+nstep3`
 
 
@@ -306,7 +307,7 @@ def _entry_cells(
     base.pop("suite")
     where = f"conf/method/{name}.yaml" if name else "default"
     values = Layers(base, where)
-    for group in ("sampler", "view"):
+    for group in AROUND:
         option, extra = picked.get(group, (None, {}))
         made = read_option(group, option) if option else {}
         # `qc+chunk10` changes the length and keeps what else the method says of its own view
@@ -314,7 +315,7 @@ def _entry_cells(
             values.replace(group, made, f"conf/{group}/{option}.yaml")
     if "method._target_" in given:
         values.replace("method", {"_target_": given["method._target_"]}, "command line")
-    for group in ("method", "sampler", "view"):
+    for group in ("method", *AROUND):
         values.fill_defaults(group)
         _, extra = picked.get(group, (None, {}))
         values.update({f"{group}.{k}": v for k, v in extra.items()}, f"entry {entry}")
@@ -330,7 +331,11 @@ def _entry_cells(
 
 def _expand(given: Mapping[str, Any], hints: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A list given to a number is a sweep: `method.expectile=[0.7,0.8]` trains both in one stack."""
-    lists = {k: v for k, v in given.items() if hints.get(k) in (int, float) and isinstance(v, list)}
+    own = ("method.", *(f"{group}." for group in AROUND))  # where a number may be left open (null) and still swept
+    number = lambda k: hints.get(k) in (int, float) or (
+        hints.get(k) in (int | None, float | None) and k.startswith(own)
+    )
+    lists = {k: v for k, v in given.items() if number(k) and isinstance(v, list)}
     if empty := [k for k, v in lists.items() if not v]:
         raise UserError(f"{empty[0]}=[] is a sweep over nothing")
     for values in itertools.product(*lists.values()):
@@ -367,7 +372,7 @@ def _task_cells(
         flat = {
             k: v
             for k, v in own.values.items()
-            if k.split(".")[0] not in ("method", "sampler", "view")
+            if k.split(".")[0] not in ("method", *AROUND)
         }
         settings = _build(Settings, _nest(flat))
         _check_settings(settings)
@@ -387,6 +392,8 @@ def _cell(
         "batch_size": settings.batch_size,
         "gamma": settings.gamma,
     }
+    if own.values["weight._target_"]:  # not there without one: ids of runs stay what they were
+        pipeline["weight"] = {"target": own.values["weight._target_"], **own.typed("weight")}
     monitor_at = settings.eval.monitor_at or ()
     protocol = {
         "episodes": settings.eval.episodes,
@@ -416,36 +423,41 @@ def _split_entry(
     entry: str | None, choices: Mapping
 ) -> tuple[str | None, dict[str, tuple[str, dict]]]:
     """`iql+aw+nstep3` -> ("iql", {"sampler": ("aw", {}), "view": ("nstep", {"n": 3})})."""
-    picked = {g: (choices[g], {}) for g in ("sampler", "view") if choices.get(g)}
+    picked = {g: (choices[g], {}) for g in AROUND if choices.get(g)}
     if entry is None:
         return None, picked
     name, *modifiers = entry.split("+")
-    samplers, views = options("sampler"), options("view")
+    samplers, views, weights = options("sampler"), options("view"), options("weight")
     for word in modifiers:
         match = re.fullmatch(r"([a-z_]+?)(\d+)", word)
         if word in samplers:
             picked["sampler"] = (word, {})
+        elif word in weights:
+            picked["weight"] = (word, {})
         elif word in views:
             picked["view"] = (word, {})
         elif match and match[1] in NAMES_OF_VIEWS:
             picked["view"] = (match[1], {NAMES_OF_VIEWS[match[1]]: int(match[2])})
         else:
-            raise unknown(f"sampler or view in {entry!r}:", word, [*samplers, *views])
+            raise unknown(
+                f"sampler, view or weight in {entry!r}:", word, [*samplers, *views, *weights]
+            )
     return name, picked
 
 
 def _label(name: str, picked: Mapping, given: Mapping) -> str:
     """What the board calls a row: the method, what was composed around it, and what was changed."""
     words = [name]
-    for group in ("sampler", "view"):
+    for group in AROUND:
         option, extra = picked.get(group, (None, {}))
         number = "".join(str(v) for v in extra.values())
-        if (option and option not in ("uniform", "nstep")) or number:
+        if (option and option not in ("uniform", "nstep", "none")) or number:
             words.append(f"{option}{number}")
     changed = [
         f"{k.removeprefix('method.')}={_short(v)}"
         for k, v in given.items()
-        if k.split(".")[0] in ("method", "sampler", "view", "transforms", "batch_size", "gamma", "loader")
+        if k.split(".")[0]
+        in ("method", *AROUND, "transforms", "batch_size", "gamma", "loader")
     ]
     return "+".join(words) + (f"({','.join(changed)})" if changed else "")
 
@@ -458,7 +470,7 @@ def _tuning(own: "Layers", settings: Settings, preset: "Preset | None") -> dict[
     changed = [
         k
         for k, s in own.sources.items()
-        if s == "command line" and k.split(".")[0] in ("method", "sampler", "view")
+        if s == "command line" and k.split(".")[0] in ("method", *AROUND)
     ]
     extra = dict(settings.tuning or {})
     tried = extra.pop("configurations", 1)
@@ -604,7 +616,7 @@ class Layers:
             elif key in self.hints:
                 self.values[key] = coerce(value, self.hints[key], key)
                 self.sources[key] = source
-            elif not (lenient and key.startswith(("method.", "sampler.", "view."))):
+            elif not (lenient and key.split(".")[0] in ("method", *AROUND)):
                 raise self._unknown(key)
 
     def _unknown(self, key: str) -> UserError:
@@ -708,12 +720,15 @@ def locate(target: str) -> Any:
 
 
 def parameters(target: str) -> dict[str, tuple[Any, Any]]:
-    """Settable parameters of a target: name -> (type, default). `data` and `gamma` are the engine's."""
+    """Settable parameters of a target: name -> (type, default). `data`, `gamma` and a wrapped
+    `method` are the engine's."""
     obj = locate(target)
     hints = get_type_hints(obj)
     found = inspect.signature(obj).parameters
     return {
-        n: (hints.get(n, Any), p.default) for n, p in found.items() if n not in ("data", "gamma")
+        n: (hints.get(n, Any), p.default)
+        for n, p in found.items()
+        if n not in ("data", "gamma", "method")
     }
 
 

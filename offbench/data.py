@@ -11,6 +11,7 @@ valid = row<last  1    1    1    0      1    1    0
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -313,6 +314,20 @@ def first_rows(data: ReplayData) -> Tensor:
     """(n_episodes,) int64 row of each episode's first observation."""
     row = torch.arange(len(data.episode), device=data.episode.device)
     return row[torch.cat([row[:1] == 0, data.episode[1:] != data.episode[:-1]])]
+
+
+def discounted_to_go(data: ReplayData, gamma: float) -> Tensor:
+    """sum_{k >= t} gamma^(k - t) r_k within the episode, stopped at a terminal, per row: (S,)."""
+    reward, terminal = data.reward.double().cpu().numpy(), data.terminal.cpu().numpy()
+    last = data.last.cpu().numpy()
+    steps_left = last - np.arange(len(last))
+    total = np.zeros(len(last))
+    order = np.argsort(steps_left, kind="stable")  # all rows k steps from an end, k = 1, 2, ...
+    bounds = np.searchsorted(steps_left[order], np.arange(1, steps_left.max() + 2))
+    for start, stop in pairwise(bounds.tolist()):
+        row = order[start:stop]
+        total[row] = reward[row] + gamma * np.where(terminal[row], 0.0, total[row + 1])
+    return torch.from_numpy(total).to(data.reward)
 
 
 def fingerprint(data: ReplayData) -> str:

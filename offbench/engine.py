@@ -85,7 +85,9 @@ def bind(method: Method, state: Any) -> tuple[Method, Any]:
     if not isinstance(state, Swept):
         return method, state
     dtype = next(x.dtype for x in tree_leaves(state.state) if x.is_floating_point())
-    return replace(method, **{k: v.to(dtype) for k, v in state.values.items()}), state.state
+    values = {k: v.to(dtype) for k, v in state.values.items()}
+    wrapper = hasattr(method, "with_values")  # the values are those of the method inside
+    return method.with_values(values) if wrapper else replace(method, **values), state.state
 
 
 def stack(trees: Sequence[Any]) -> Any:

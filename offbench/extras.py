@@ -5,16 +5,15 @@ from, and adds its tensors to `batch.extras` under the names it lists. It compos
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from offbench.data import ReplayData
+from offbench.data import ReplayData, discounted_to_go
 from offbench.errors import UserError, unknown
 from offbench.types import Batch
-from offbench.views import Chunk, View
+from offbench.views import Chunk, FittedWindow, View
 
 _BLOCK = 1 << 20  # rows looked at together
 
@@ -108,20 +107,14 @@ class Prefixes(NamedTuple):
         return made | Valid().tensors(data, view, row)
 
 
-def discounted_to_go(data: ReplayData, gamma: float) -> Tensor:
-    """sum_{k >= t} gamma^(k - t) r_k within the episode, stopped at a terminal, per row: (S,)."""
-    import numpy as np
+class InContext(NamedTuple):
+    """`context`: the observation is a `Context`, which a windowed view makes and nothing else."""
 
-    reward, terminal = data.reward.double().cpu().numpy(), data.terminal.cpu().numpy()
-    last = data.last.cpu().numpy()
-    steps_left = last - np.arange(len(last))
-    total = np.zeros(len(last))
-    order = np.argsort(steps_left, kind="stable")  # all rows k steps from an end, k = 1, 2, ...
-    bounds = np.searchsorted(steps_left[order], np.arange(1, steps_left.max() + 2))
-    for start, stop in pairwise(bounds.tolist()):
-        row = order[start:stop]
-        total[row] = reward[row] + gamma * np.where(terminal[row], 0.0, total[row + 1])
-    return torch.from_numpy(total).to(data.reward)
+    def support(self, data: ReplayData, view: View) -> Tensor:
+        return data.valid
+
+    def tensors(self, data: ReplayData, view: View, row: Tensor) -> Mapping[str, Tensor]:
+        return {}
 
 
 def _next_action(data: ReplayData, view: View) -> Extra:
@@ -132,11 +125,18 @@ def _valid(data: ReplayData, view: View) -> Extra:
     return Valid()
 
 
+def _context(data: ReplayData, view: View) -> Extra:
+    if not isinstance(view, FittedWindow):
+        raise UserError("this method learns from windows of steps: use view=window")
+    return InContext()
+
+
 EXTRAS = {
     "next_action": _next_action,
     "return_to_go": ReturnToGo.fit,
     "valid": _valid,
     "prefixes": Prefixes.fit,
+    "context": _context,
 }
 
 

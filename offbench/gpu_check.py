@@ -42,6 +42,7 @@ from offbench.engine import (
     n_minibatches,
 )
 from offbench.pipeline import make_pipeline
+from offbench.testing import sized, view_for
 
 GATE_AT = (1, 20, BLOCK, 100)  # steps; from BLOCK on a captured engine replays its graph
 GATE_SEEDS = 3
@@ -181,9 +182,9 @@ def _parts(
 ) -> Any:
     """Step and first carry, on the device; everything that is compiled ahead is made here too."""
     data = speed.random_data(torch.device(sizes.device), min(episodes, sizes.episodes))
-    method = cls(hidden=hidden)
+    method = sized(cls, hidden)
     needs = getattr(method, "needs", ())
-    pipeline = make_pipeline(data, batch_size=sizes.batch_size, needs=needs)
+    pipeline = make_pipeline(data, view=view_for(needs), batch_size=sizes.batch_size, needs=needs)
     step = make_step(method, pipeline)
     return step, initial_carry(method, speed.SPEC, range(seeds), sizes.device)
 

@@ -145,6 +145,34 @@ class Adam(NamedTuple):
         return params, AdamState(count, mu, nu)
 
 
+class AdamW(NamedTuple):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019); `lr` rises linearly over `warmup` steps.
+
+    Equal to `torch.optim.AdamW` under a LambdaLR of min(step / warmup, 1), steps counted from 1.
+    """
+
+    lr: float = 1e-4
+    weight_decay: float = 1e-4
+    warmup: int = 1
+
+    def init(self, params: Any) -> AdamState:
+        return Adam(self.lr).init(params)
+
+    def step(self, grads: Any, state: AdamState, params: Any) -> tuple[Any, AdamState]:
+        # Adam's step does not depend on where it starts, so from zeros the fused kernel gives the step
+        step, after = Adam(self.lr).step(grads, state, tree_map(torch.zeros_like, params))
+        warm = (after.count / max(self.warmup, 1)).clamp(max=1.0)
+        decay = self.lr * self.weight_decay
+        return tree_map(lambda p, d: p + warm * (d - decay * p), params, step), after
+
+
+def clip_by_global_norm(grads: Any, max_norm: float | Tensor) -> tuple[Any, Tensor]:
+    """Gradients no longer than `max_norm` all together, and how long they were, as torch clips them."""
+    norm = torch.stack([torch.square(g).sum() for g in tree_leaves(grads)]).sum().sqrt()
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    return tree_map(lambda g: g * scale, grads), norm
+
+
 def polyak(target: Any, online: Any, rate: float) -> Any:
     """target <- (1 - rate) target + rate online, leaf by leaf."""
     leaves, tree = tree_flatten(target)

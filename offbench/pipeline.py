@@ -12,7 +12,7 @@ from offbench.extras import Extra, add, fit_extras, support
 from offbench.sampling import Sampler, make_sampler
 from offbench.transforms import Transform, fit_transform
 from offbench.types import Batch, Policy, Spec
-from offbench.views import NStep, View
+from offbench.views import NStep, View, Window
 
 Weight = Callable[[ReplayData], Tensor]  # data -> (S,) row weights
 
@@ -45,8 +45,8 @@ class Pipeline(NamedTuple):
         return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, self)
 
     def policy(self, policy: Policy) -> Policy:
-        """The policy that acts in the raw environment: transforms inside, view outside."""
-        for part in (*reversed(self.transforms), self.view):
+        """The policy that acts in the raw environment: the view sees what the transforms made, as in the data."""
+        for part in (self.view, *reversed(self.transforms)):
             policy = part.policy(policy)
         return policy
 
@@ -54,14 +54,14 @@ class Pipeline(NamedTuple):
 def make_pipeline(
     data: ReplayData,
     *,
-    view: View | None = None,
+    view: View | Window | None = None,
     weights: Sequence[Weight] = (),
     transforms: Mapping[str, Mapping[str, Any] | None] | Sequence[str] = (),
     batch_size: int = 256,
     needs: Sequence[str] = (),
     lazy: bool = False,
 ) -> Pipeline:
-    """Fits transforms and extras, then draws rows by the view's support times every weight.
+    """Fits transforms, view and extras, then draws rows by the view's support times every weight.
 
     Weights see the data as recorded. `transforms` are names from `offbench.transforms`, in order,
     with their options when given as a mapping; `needs` are names from `offbench.extras`. `lazy`
@@ -73,6 +73,8 @@ def make_pipeline(
     for name, options in named.items():
         fitted.append(fit_transform(data, name, **(options or {})))
         data = fitted[-1].data(data, lazy=lazy)
+    if isinstance(view, Window):
+        view = view.fit(data)
     extras = fit_extras(data, view, needs)
     rows = support(data, view, extras)
     sampler = make_sampler(rows, *(weight(recorded) for weight in weights))

@@ -170,6 +170,7 @@ class Provenance:
     created: str  # ISO 8601, UTC
     overrides: Mapping[str, Any] = field(default_factory=dict)
     host: Mapping[str, Any] = field(default_factory=dict)  # e.g. {"cpus": 16}; never a name
+    fitted: Mapping[str, Any] = field(default_factory=dict)  # settings that were left to the data
 
     def __post_init__(self) -> None:
         for item in fields(self):

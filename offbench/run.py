@@ -150,6 +150,8 @@ def build(
     from offbench.pipeline import make_pipeline
 
     method = locate(cell.target)(**cell.hparams)
+    if weight := dict(cell.pipeline.get("weight", {})):
+        method = locate(weight.pop("target"))(method=method, **weight)
     view, sampler = dict(cell.pipeline["view"]), dict(cell.pipeline["sampler"])
     view_class, sampler_target = locate(view.pop("target")), sampler.pop("target")
     pipeline = make_pipeline(
@@ -162,6 +164,8 @@ def build(
         needs=getattr(method, "needs", ()),
     )
     check_actions(method, pipeline.spec(spec), cell)
+    if pipeline.spec(spec).context and "context" not in getattr(method, "needs", ()):
+        raise UserError(f"{cell.method} does not learn from windows of steps; use view=nstep")
     return method, pipeline
 
 
@@ -296,8 +300,9 @@ def run_pack(
         for frame in frames:
             sink.episodes(frame)
     outcomes = _record(
-        pack, store, settings, point.backend, device, broken, frames, curves, start, train_s
-    )
+        pack, store, settings, point.backend, device, broken, frames, curves, start, train_s,
+        _fitted(cell, pipeline),
+    )  # fmt: skip
     _checkpoint_path(pack, settings).unlink(missing_ok=True)
     report("done", 1.0)
     return outcomes
@@ -330,6 +335,12 @@ def _training(
             saved = time.perf_counter()
 
 
+def _fitted(cell: Cell, pipeline: "Pipeline") -> dict[str, Any]:
+    """The view's settings that were left open and filled in from the data."""
+    open_ = [k for k, v in cell.pipeline["view"].items() if v is None]
+    return {f"view.{k}": getattr(pipeline.view, k) for k in open_}
+
+
 def _checkpoint_path(pack: Pack, settings: Settings) -> Path:
     return Path(settings.results) / "checkpoints" / f"{pack.name}.safetensors"
 
@@ -349,6 +360,7 @@ def _select(state: Any, places: list[int]) -> Any:
 def _record(
     pack: Pack, store: Store, settings: Settings, backend: str, device: str, broken: list[bool],
     frames: "list[pd.DataFrame]", curves: list[dict[str, Any]], start: float, train_s: float,
+    fitted: dict[str, Any],
 ) -> list[Outcome]:  # fmt: skip
     import pandas as pd
 
@@ -356,7 +368,9 @@ def _record(
     scores: dict[str, dict[int, float]] = {cell.entry: {} for cell in pack.cells}
     failed: dict[str, dict[int, str]] = {cell.entry: {} for cell in pack.cells}
     for i, (cell, run) in enumerate(pack.members):
-        made = _provenance(cell, settings, device, backend, len(pack.members), wall_s, train_s)
+        made = _provenance(
+            cell, settings, device, backend, len(pack.members), wall_s, train_s, fitted
+        )
         if broken[i]:
             failed[cell.entry][run.seed] = (
                 f"a parameter is not finite after {cell.n_updates} updates"
@@ -384,6 +398,7 @@ def _provenance(
     size: int,
     wall_s: float,
     train_s: float,
+    fitted: dict[str, Any],
 ) -> Provenance:
     commit, dirty = provenance.commit()
     return Provenance(
@@ -401,6 +416,7 @@ def _provenance(
         created=provenance.now(),
         overrides={k: v for k, v in cell.overrides.items() if v is not None},
         host=provenance.host(),
+        fitted=fitted,
     )
 
 

@@ -24,7 +24,7 @@ from offbench.data import Episode, ReplayData, from_episodes
 from offbench.engine import Engine, initial_carry, make_step, n_minibatches, stack, unstack
 from offbench.pipeline import make_pipeline
 from offbench.types import Batch, Method, Plan, Spec
-from offbench.views import Chunk, NStep, View
+from offbench.views import Chunk, NStep, View, Window
 
 SPEC = Spec(obs_dim=5, action_dim=2, gamma=0.99, max_episode_steps=100)
 BATCH = 16  # small: a contract is about meaning, not about learning
@@ -77,6 +77,13 @@ def environment_spec(spec: Spec) -> Spec:
     return spec._replace(action_dim=spec.action_dim // spec.chunk, chunk=1)
 
 
+def sized(cls: type, hidden: tuple[int, ...]) -> Any:
+    """The method with hidden layers of these widths, whatever its networks call them, at full rate at once."""
+    if "hidden" in {field.name for field in dataclasses.fields(cls)}:
+        return cls(hidden=hidden)
+    return cls(width=hidden[0], layers=len(hidden), warmup=1)
+
+
 def spec_for(method: Method, spec: Spec = SPEC) -> Spec:
     """The spec a method meets: discrete, or chunked, where that is what it learns from."""
     if getattr(method, "actions", "continuous") == "discrete":
@@ -84,11 +91,11 @@ def spec_for(method: Method, spec: Spec = SPEC) -> Spec:
     return view_for(getattr(method, "needs", ()), spec).spec(spec)
 
 
-def view_for(needs: Sequence[str], spec: Spec = SPEC) -> View:
+def view_for(needs: Sequence[str], spec: Spec = SPEC) -> View | Window:
     """A view that has what the extras in `needs` are made of."""
     if {"valid", "prefixes"} & set(needs):
         return Chunk(3, spec.gamma, pad=True)
-    return NStep(1, spec.gamma)
+    return Window(5, spec.gamma) if "context" in needs else NStep(1, spec.gamma)
 
 
 def fake_data(

@@ -22,6 +22,20 @@ class Spec(NamedTuple):
     chunk: int = (
         1  # environment steps in one action: `action_dim` is `chunk` times the environment's
     )
+    context: int = 0  # steps in the `Context` that takes the place of an observation; 0: none does
+
+
+class Context(NamedTuple):
+    """Up to K consecutive steps of an episode, in order; what lies beyond them is padding of zeros.
+
+    The padding is on the right: with causal attention no step sees it.
+    """
+
+    obs: Tensor  # (B, K, O)
+    action: Tensor  # (B, K, A)  while acting, that of the last step is yet to come: zeros
+    return_to_go: Tensor  # (B, K)  scaled; while acting, the target less what was received
+    timestep: Tensor  # (B, K) int64, counted from the start of the episode
+    valid: Tensor  # (B, K) bool: which are steps
 
 
 class Batch(NamedTuple):

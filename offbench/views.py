@@ -1,7 +1,8 @@
 """A view says what one batch element spans, and so what the policy must output.
 
 `NStep` spans up to n steps; `Chunk` spans h steps and makes the next h actions one action, which
-turns any flat-action method into its open-loop chunked self.
+turns any flat-action method into its open-loop chunked self; `Window` shows k steps at once to a
+method that reads a `Context`.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from offbench.data import ReplayData
+from offbench.data import ReplayData, discounted_to_go, episode_returns, first_rows
 from offbench.errors import UserError
-from offbench.types import Batch, Plan, Policy, Spec, TimeStep
+from offbench.types import Batch, Context, Plan, Policy, Spec, TimeStep
 
 
 class View(Protocol):
@@ -183,6 +184,130 @@ def _where(mask: Tensor, a: Any, b: Any) -> Any:
     def pick(x: Any, y: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
-        return torch.where(mask.to(x.device).reshape(*mask.shape, *[1] * (x.ndim - 2)), x, y)
+        return torch.where(_as_wide(mask.to(x.device), x), x, y)
 
     return tree_map(pick, a, b)
+
+
+class Window(NamedTuple):
+    """Windows of k steps with returns-to-go (Chen et al., 2021), before they have seen the data.
+
+    A window starts at any step with equal probability and is cut by the end of its episode, as in the
+    authors' code. `target_return` is what a policy is asked for, in the units of the transformed
+    rewards: by default the best return in the data. `return_scale` multiplies returns-to-go and
+    target: by default one over the largest magnitude among the data's.
+    """
+
+    k: int = 20
+    gamma: float = 0.99
+    target_return: float | None = None
+    return_scale: float | None = None
+
+    def spec(self, spec: Spec) -> Spec:
+        return spec._replace(context=self.k)
+
+    def fit(self, data: ReplayData) -> "FittedWindow":
+        """With the returns-to-go of the data, and the settings that were left to them."""
+        if self.k < 1:
+            raise UserError(f"view.k must be at least 1, got {self.k}")
+        if data.n_transitions == data.n_episodes:
+            raise UserError(
+                "view=window needs trajectories; every episode of this dataset is a single transition"
+            )
+        to_go = discounted_to_go(data, 1.0)
+        target, scale = self.target_return, self.return_scale
+        target = float(episode_returns(data).max()) if target is None else target
+        scale = 1 / max(float(to_go.abs().max()), 1e-8) if scale is None else scale
+        timestep = (
+            torch.arange(len(data.last), device=to_go.device) - first_rows(data)[data.episode]
+        )
+        n_actions = data.action.shape[1]
+        return FittedWindow(self.k, self.gamma, target, scale, n_actions, to_go, timestep)
+
+
+class FittedWindow(NamedTuple):
+    """The `Window` of one dataset. Every element's reward and discount are those of its k steps."""
+
+    k: int
+    gamma: float
+    target_return: float
+    return_scale: float
+    n_actions: int
+    to_go: Tensor  # (S,) undiscounted return from each row on
+    timestep: Tensor  # (S,) int64 steps since the episode began
+
+    def spec(self, spec: Spec) -> Spec:
+        return spec._replace(context=self.k)
+
+    def support(self, data: ReplayData) -> Tensor:
+        return data.valid
+
+    def batch(self, data: ReplayData, row: Tensor) -> Batch:
+        steps, valid, _ = _spans(data, row, self.k)
+        context = Context(
+            data.obs[steps],
+            data.action[steps],
+            self.to_go[steps] * self.return_scale,
+            self.timestep[steps],
+            valid,
+        )
+        return _batch(data, row, self.k, self.gamma)._replace(obs=_padded(context))
+
+    def action(self, data: ReplayData, row: Tensor) -> Tensor:
+        return data.action[row]
+
+    def end(self, data: ReplayData, row: Tensor) -> Tensor:
+        return _end(data, row, self.k)
+
+    def policy(self, policy: Policy) -> Policy:
+        """Shows the policy the last k steps of each environment's episode.
+
+        The return-to-go begins at the target and loses every reward as it is received.
+        """
+
+        def init(n_seeds: int, n_envs: int) -> Any:
+            return policy.init(n_seeds, n_envs), None
+
+        def act(state: Any, step: TimeStep, carry: Any, key: Tensor) -> tuple[Tensor, Any]:
+            inner, past = carry
+            context, newest = self._observe(past, step)
+            action, inner = policy.act(state, step._replace(obs=context), inner, key)
+            taken = torch.where(
+                newest[..., None], action[:, :, None].to(newest.device), context.action
+            )
+            return action, (inner, context._replace(action=taken))
+
+        return Policy(init, act)
+
+    def _observe(self, past: Context | None, step: TimeStep) -> tuple[Context, Tensor]:
+        """The windows that end with the present step, tensors (N, E, K, ...), and its place (N, E, K)."""
+        obs, first = step.obs, step.first
+        if past is None:
+            empty = obs.new_zeros(*first.shape, self.k)
+            wide = [empty.new_zeros(*empty.shape, n) for n in (obs.shape[-1], self.n_actions)]
+            past = Context(*wide, empty, empty.long(), empty.bool())
+        past = _padded(past._replace(valid=past.valid & ~first[..., None]))
+        length = past.valid.sum(-1)  # (N, E)
+        newest = torch.arange(self.k, device=obs.device) == length.clamp(max=self.k - 1)[..., None]
+        before = (length - 1).clamp(min=0)[..., None]
+        to_go = past.return_to_go.gather(-1, before).squeeze(-1) - self.return_scale * step.reward
+        now = Context(
+            obs,
+            obs.new_zeros(*first.shape, self.n_actions),
+            torch.where(first, self.return_scale * self.target_return, to_go),
+            torch.where(first, 0, past.timestep.gather(-1, before).squeeze(-1) + 1),
+            torch.ones_like(first),
+        )
+        moved = _where(length == self.k, tree_map(lambda x: x.roll(-1, 2), past), past)
+        put = lambda new, x: torch.where(_as_wide(newest, x), new[:, :, None], x)
+        return tree_map(put, now, moved), newest
+
+
+def _padded(context: Context) -> Context:
+    """With zeros wherever no step is valid."""
+    zero = lambda x: x.new_zeros(())  # a number would turn bool into int64
+    return tree_map(lambda x: torch.where(_as_wide(context.valid, x), x, zero(x)), context)
+
+
+def _as_wide(mask: Tensor, x: Tensor) -> Tensor:
+    return mask.reshape(*mask.shape, *[1] * (x.ndim - mask.ndim))

@@ -20,7 +20,7 @@ from offbench.methods.td3_bc import TD3BC
 from offbench.pipeline import make_pipeline
 from offbench.plain import PLAIN, captured_loop, unstacked_loop
 from offbench.sampling import return_weights
-from offbench.testing import SPEC, fake_batch
+from offbench.testing import SPEC, fake_batch, view_for
 from offbench.views import Chunk, NStep
 
 pytestmark = [
@@ -36,6 +36,7 @@ LONG = 2 * BLOCK + 5  # two replays of a captured engine, and steps that are not
 def parts(method, data, seeds=(0, 1, 2), device="cuda", **options):
     """The step and the first carry, made on the CPU and moved."""
     needs = getattr(method, "needs", ())
+    options = {"view": view_for(needs)} | options
     pipeline = make_pipeline(data, batch_size=16, needs=needs, **options)
     step = make_step(method, pipeline.to(device))
     return step, initial_carry(method, pipeline.spec(SPEC), seeds, device)

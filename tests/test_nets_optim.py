@@ -7,7 +7,7 @@ from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from offbench import nets, rng
-from offbench.optim import Adam, polyak
+from offbench.optim import Adam, AdamW, clip_by_global_norm, polyak
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 
@@ -261,3 +261,36 @@ def test_dropout_zeroes_that_share_of_the_hidden_units_and_keeps_their_mean():
     assert set(y.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     assert (y == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
     assert torch.equal(nets.mlp(params, x, dropout=0.25), x)  # not without a key
+
+
+@pytest.mark.parametrize("swept", [False, True], ids=["fused", "formula"])
+def test_adamw_equals_torchs_with_a_warm_up(swept):
+    lr, decay, warmup = 3e-2, 0.4, 4
+    p = {"a": rng.normal(rng.key(0), (3, 2), torch.float64), "b": torch.ones(2).double()}
+    theirs = [x.clone().requires_grad_() for x in p.values()]
+    adam = torch.optim.AdamW(theirs, lr=lr, weight_decay=decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda i: min((i + 1) / warmup, 1))
+    ours = AdamW(torch.tensor(lr, dtype=torch.float64) if swept else lr, decay, warmup)
+    state = double(ours.init(p))
+    for i in range(7):
+        grads = {
+            k: rng.normal(rng.key(10 + i), tuple(x.shape), torch.float64) for k, x in p.items()
+        }
+        for x, g in zip(theirs, grads.values(), strict=True):
+            x.grad = g.clone()
+        adam.step(), schedule.step()
+        p, state = ours.step(grads, state, p)
+        for x, want in zip(p.values(), theirs, strict=True):
+            assert torch.allclose(x, want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("limit", [0.1, 100.0])
+def test_clipping_equals_torchs(limit):
+    grads = [rng.normal(rng.key(i), (4, i + 1), torch.float64) for i in range(3)]
+    theirs = [torch.zeros_like(g).requires_grad_() for g in grads]
+    for x, g in zip(theirs, grads, strict=True):
+        x.grad = g.clone()
+    want = nn.utils.clip_grad_norm_(theirs, limit)
+    got, norm = clip_by_global_norm(grads, limit)
+    assert torch.allclose(norm, want, rtol=1e-12)
+    assert all(torch.allclose(a, x.grad, rtol=1e-12) for a, x in zip(got, theirs, strict=True))

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from offbench import views
 from offbench.data import Episode, ReplayData, from_episodes
 from offbench.errors import UserError
+from offbench.pipeline import make_pipeline
 from offbench.types import Plan, Policy, Spec, TimeStep
-from offbench.views import Chunk, NStep
+from offbench.views import Chunk, NStep, Window
 
 GAMMA = 0.5  # powers of it are exact, so sums of small integers are too
 fast = settings(max_examples=60, deadline=None, derandomize=True)
@@ -278,3 +279,126 @@ def test_a_plan_is_executed_for_as_many_steps_as_it_says_by_each_environment(see
 def test_a_step_view_leaves_the_policy_alone():
     policy = recorder(1, 1, [])
     assert NStep(3).policy(policy) is policy
+
+
+# --- windows
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+@given(data=ragged)
+@fast
+def test_windows_equal_a_loop(k, data):
+    if data.n_transitions == data.n_episodes:
+        return
+    view = Window(k, GAMMA, return_scale=0.5).fit(data)
+    rows = view.support(data).nonzero().squeeze(1)
+    assert torch.equal(view.support(data), data.valid)
+    batch = view.batch(data, rows)
+    context = batch.obs
+    assert [x.dtype for x in context] == [torch.float32] * 3 + [torch.int64, torch.bool]
+    for j, row in enumerate(rows.tolist()):
+        start = row
+        while start > 0 and data.episode[start - 1] == data.episode[row]:
+            start -= 1
+        n, at = 0, row
+        while n < k and at < data.last[row]:
+            assert context.valid[j, n] and context.timestep[j, n] == at - start
+            assert torch.equal(context.obs[j, n], data.obs[at])
+            assert torch.equal(context.action[j, n], data.action[at])
+            end, total = at, 0.0
+            while end < data.last[row]:
+                total += data.reward[end].item()
+                end += 1
+                if data.terminal[end - 1]:
+                    break
+            assert context.return_to_go[j, n].item() == 0.5 * total
+            n, at = n + 1, at + 1
+            if data.terminal[at - 1]:
+                break
+        assert all(not x[j, n:].any() for x in context)  # padding is zeros
+        reward, discount, end = loop(data, row, k)
+        assert (batch.reward[j].item(), batch.discount[j].item()) == (reward, discount)
+        assert torch.equal(batch.next_obs[j], data.obs[end])
+
+
+def test_what_a_window_takes_from_the_data():
+    data = make([(3, "timeout", 0), (1, "terminal", 0), (2, "terminal", 0)])  # 1+2+3, 5, 7+8
+    fitted = Window(2).fit(data)
+    assert fitted.target_return == 15 and fitted.return_scale == 1 / 15
+    given = Window(2, 0.99, 3.5, 2.0).fit(data)
+    assert given.target_return == 3.5 and given.return_scale == 2
+    assert (
+        Window(2).spec(Spec(4, 3, 0.9, 50))
+        == Spec(4, 3, 0.9, 50, context=2)
+        == fitted.spec(Spec(4, 3, 0.9, 50))
+    )
+
+
+@pytest.mark.parametrize("view, words", [(Window(0), "view.k must be at least 1")])
+def test_a_window_of_no_steps_is_refused(view, words, data):
+    with pytest.raises(UserError, match=words):
+        view.fit(data)
+
+
+@given(seed=st.integers(0, 1000), k=st.integers(1, 4))
+@fast
+def test_each_environment_sees_its_own_last_steps(seed, k):
+    """Against a list per environment, with episodes that end at different times."""
+    generator = np.random.default_rng(seed)
+    data = make([(5, "timeout", 0), (2, "terminal", 0)])
+    view = Window(k, GAMMA, 100.0, 0.5).fit(data)
+    n, e, horizon = 2, 3, 14
+    firsts = generator.random((horizon, n, e)) < 0.25
+    firsts[0] = True
+    obs = torch.from_numpy(generator.normal(size=(horizon, n, e, 1))).float()
+    reward = torch.from_numpy(generator.integers(-5, 6, (horizon, n, e))).float()
+    actions = torch.from_numpy(generator.normal(size=(horizon, n, e, 2))).float()
+    seen = []
+
+    def act(state, step, carry, key):
+        seen.append(step.obs)
+        return actions[len(seen) - 1], carry
+
+    policy = view.policy(Policy(lambda n, e: (), act))
+    carry, history = policy.init(n, e), {}
+    for t in range(horizon):
+        step = TimeStep(obs[t], reward[t], torch.from_numpy(firsts[t]))
+        action, carry = policy.act(None, step, carry, torch.zeros(n, e, dtype=torch.int64))
+        assert torch.equal(action, actions[t])
+        context = seen[-1]
+        assert {x.shape[:3] for x in context} == {(n, e, k)}
+        for slot in np.ndindex(n, e):
+            if firsts[t][slot]:
+                history[slot], left = [], 50.0
+            else:
+                left = history[slot][-1][2] - 0.5 * reward[t][slot].item()
+            history[slot].append([obs[t][slot], torch.zeros(2), left, len(history[slot])])
+            last = history[slot][-k:]
+            for i, (o, a, to_go, when) in enumerate(last):
+                assert torch.equal(context.obs[slot][i], o)
+                assert torch.equal(context.action[slot][i], a)
+                assert context.return_to_go[slot][i].item() == to_go
+                assert context.timestep[slot][i].item() == when
+            assert context.valid[slot].tolist() == [i < len(last) for i in range(k)]
+            assert all(not x[slot][len(last) :].any() for x in context)
+            history[slot][-1][1] = actions[t][slot]
+
+
+def test_a_window_policy_sees_transformed_observations_and_rewards():
+    """Acting mirrors the data: transforms first, then the view."""
+    data = make([(5, "timeout", 0), (2, "terminal", 0)])
+    options = {"obs_norm": {}, "reward_affine": {"scale": 2.0, "shift": 1.0}}
+    pipeline = make_pipeline(data, view=Window(3, GAMMA, 8.0, 1.0), transforms=options)
+    seen = []
+
+    def act(state, step, carry, key):
+        seen.append(step.obs)
+        return torch.zeros(1, 1, 2), carry
+
+    policy = pipeline.policy(Policy(lambda n, e: (), act))
+    carry = policy.init(1, 1)
+    for t in range(2):
+        step = TimeStep(data.obs[None, None, t], torch.full((1, 1), 3.0), torch.tensor([[t == 0]]))
+        _, carry = policy.act(None, step, carry, torch.zeros(1, 1, dtype=torch.int64))
+    assert torch.allclose(seen[-1].obs[0, 0, :2], pipeline.data.obs[:2])
+    assert seen[-1].return_to_go[0, 0, :2].tolist() == [8.0, 8.0 - (2 * 3.0 + 1)]
