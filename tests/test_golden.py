@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from offbench.engine import advance, initial_carry, make_step
 from offbench.pipeline import make_pipeline
 from offbench.sampling import advantage_weights
-from offbench.testing import SPEC, fake_data, view_for
+from offbench.testing import SPEC, fake_data
 
 FOLDER = Path(__file__).parent / "golden"
 N_UPDATES = 20
