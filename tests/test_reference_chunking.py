@@ -1,0 +1,410 @@
+"""FQL, Q-chunking, ACSAC and their kin against ordinary implementations of the papers, in float64.
+
+The references know one critic, one state, one chunk and one length at a time: torch.nn modules,
+Python loops over proposals and prefixes, `backward()`, one torch.optim.Adam per network.
+"""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from offbench import rng
+from offbench.methods.acsac import ACSAC
+from offbench.methods.fql import FQL
+from offbench.methods.qc import QC
+from offbench.pipeline import make_pipeline
+from offbench.testing import SPEC
+from offbench.types import Plan
+from offbench.views import Chunk, NStep
+
+GAMMA, BATCH = 0.97, 8
+SMALL = {"hidden": (12, 12), "flow_steps": 3}
+TINY = {"width": 8, "heads": 2, "n_proposals": 3}
+CHUNK = Chunk(3, GAMMA, pad=True)
+
+
+def gelu(x):
+    return F.gelu(x, approximate="tanh")
+
+
+class MLP(nn.Module):
+    def __init__(self, params: list, *, norm: bool):
+        super().__init__()
+        self.linears = nn.ModuleList(linear(layer) for layer in params)
+        self.norms = nn.ModuleList(norm_of(layer) for layer in params[:-1]) if norm else None
+
+    def forward(self, *inputs):
+        x = torch.cat(inputs, -1)
+        for i, layer in enumerate(self.linears[:-1]):
+            x = gelu(layer(x))
+            x = self.norms[i](x) if self.norms else x
+        return self.linears[-1](x)
+
+    def gap(self, params: list) -> float:
+        found = [(a["w"].T, b.weight) for a, b in zip(params, self.linears, strict=True)]
+        found += [(a["b"].flatten(), b.bias) for a, b in zip(params, self.linears, strict=True)]
+        for a, b in zip(params, self.norms or [], strict=False):
+            found += [(a["scale"].flatten(), b.weight), (a["shift"].flatten(), b.bias)]
+        return max((a - b).abs().max().item() for a, b in found)
+
+
+def linear(layer: dict, columns=slice(None)) -> nn.Linear:
+    w = layer["w"][:, columns]
+    made = nn.Linear(*w.shape, bias="b" in layer).double()
+    made.weight.data = w.T.clone()
+    if "b" in layer:
+        made.bias.data = layer["b"].flatten()[columns].clone()
+    return made
+
+
+def norm_of(layer: dict) -> nn.LayerNorm:
+    made = nn.LayerNorm(layer["scale"].shape[-1], eps=1e-6).double()
+    made.weight.data, made.bias.data = layer["scale"].flatten(), layer["shift"].flatten()
+    return made
+
+
+def member(tree, i: int):
+    return tree_map(lambda x: x[i], tree)
+
+
+class Prefixes(nn.Module):
+    """ACSAC's critic for one state and one chunk at a time, token by token."""
+
+    def __init__(self, critic: dict, heads: int, n_steps: int, width: int):
+        super().__init__()
+        self.state, self.action = linear(critic["state"]), linear(critic["action"])
+        self.head = nn.Parameter(critic["head"].clone())
+        self.position = nn.Parameter(critic["position"].clone()) if "position" in critic else None
+        self.fixed = torch.tensor(
+            [
+                [p / 10000 ** (2 * i / width) for i in range(width // 2)]
+                for p in range(n_steps + 1)
+            ],
+            dtype=torch.float64,
+        )
+        self.heads = heads
+        self.blocks = nn.ModuleList()
+        for block in critic["blocks"]["blocks"]:
+            parts = {k: norm_of(block[k]) for k in ("norm1", "norm2")}
+            parts |= {k: linear(block[k]) for k in ("out", "up", "down")}
+            for j, k in enumerate(("query", "seen", "value")):
+                parts[k] = linear(block["qkv"], slice(j * width, (j + 1) * width))
+            self.blocks.append(nn.ModuleDict(parts))
+        self.norm = norm_of(critic["blocks"]["norm"])
+
+    def forward(self, state, chunk):
+        """(O,), (H, A) -> (H,)."""
+        place = self.position
+        if place is None:
+            place = torch.cat([self.fixed.sin(), self.fixed.cos()], -1)
+        tokens = torch.stack([self.state(state), *(self.action(a) for a in chunk)]) + place
+        for block in self.blocks:
+            x = block["norm1"](tokens)
+            query, seen, value = (block[k](x) for k in ("query", "seen", "value"))
+            rows = []
+            for t in range(len(x)):
+                read = []
+                for d in torch.arange(x.shape[1]).chunk(self.heads):
+                    score = torch.stack([query[t, d] @ seen[u, d] for u in range(t + 1)])
+                    weight = (score / len(d) ** 0.5).softmax(0)
+                    read.append(sum(weight[u] * value[u, d] for u in range(t + 1)))
+                rows.append(torch.cat(read))
+            tokens = tokens + block["out"](torch.stack(rows))
+            tokens = tokens + block["down"](gelu(block["up"](block["norm2"](tokens))))
+        out = self.norm(tokens)[1:]
+        head = self.head.expand(len(chunk), -1)
+        return torch.stack([o @ w for o, w in zip(out, head, strict=True)])
+
+    def gap(self, critic: dict) -> float:
+        pairs = [(critic["state"]["w"].T, self.state.weight), (critic["head"], self.head)]
+        pairs += [(critic["action"]["w"].T, self.action.weight)]
+        if self.position is None:
+            pairs += [(critic[k]["b"].flatten(), getattr(self, k).bias) for k in ("state", "action")]
+        else:
+            pairs.append((critic["position"], self.position))
+        for ours, theirs in zip(critic["blocks"]["blocks"], self.blocks, strict=True):
+            qkv = [theirs[k] for k in ("query", "seen", "value")]
+            pairs.append((ours["qkv"]["w"].T, torch.cat([m.weight for m in qkv])))
+            pairs.append((ours["qkv"]["b"].flatten(), torch.cat([m.bias for m in qkv])))
+            for k in ("out", "up", "down"):
+                pairs.append((ours[k]["w"].T, theirs[k].weight))
+            for k in ("norm1", "norm2"):
+                pairs.append((ours[k]["scale"].flatten(), theirs[k].weight))
+        pairs.append((critic["blocks"]["norm"]["shift"].flatten(), self.norm.bias))
+        return max((a - b).abs().max().item() for a, b in pairs)
+
+
+def flow_samples(net, obs, noise, steps: int):
+    x = noise
+    for i in range(steps):
+        time = torch.full((len(x), 1), i / steps, dtype=x.dtype)
+        x = x + net(obs, x, time) / steps
+    return x.clamp(-1, 1)
+
+
+def flow_loss(net, batch, key):
+    """Element by element, step by step, feature by feature."""
+    k_noise, k_time = rng.split(key)
+    z = rng.normal_like(k_noise, batch.action)
+    u = rng.uniform(k_time, (len(z), 1), z.dtype)
+    v = net(batch.obs, (1 - u) * z + u * batch.action, u)
+    valid, total = batch.extras["valid"], 0.0
+    size = v.shape[1] // valid.shape[1]
+    for b in range(len(v)):
+        for d in range(v.shape[1]):
+            error = v[b, d] - (batch.action[b, d] - z[b, d])
+            total = total + error**2 * valid[b, d // size]
+    return total / v.numel()
+
+
+class Reference:
+    """Steps of one Adam for each network."""
+
+    def optimise(self, method, **nets):
+        self.nets, self.lr = nets, method.lr
+        self.opt = {k: torch.optim.Adam(n.parameters(), method.lr) for k, n in nets.items()}
+
+    def step(self, losses: dict):
+        grads = {k: torch.autograd.grad(v, list(self.nets[k].parameters())) for k, v in losses.items()}
+        for k, g in grads.items():
+            for p, x in zip(self.nets[k].parameters(), g, strict=True):
+                p.grad = x
+            self.opt[k].step()
+
+    def follow(self, targets, online, rate):
+        for a, b in zip(targets, online, strict=True):
+            for p, q in zip(a.parameters(), b.parameters(), strict=True):
+                p.data += rate * (q.data - p.data)
+
+
+class PlainFQL(Reference):
+    def __init__(self, method, state):
+        self.m = method
+        self.q = [MLP(member(state.critic, i), norm=True) for i in range(2)]
+        self.qt = copy.deepcopy(self.q)
+        self.flow, self.mu = MLP(state.flow, norm=False), MLP(state.actor, norm=False)
+        self.optimise(method, q0=self.q[0], q1=self.q[1], flow=self.flow, mu=self.mu)
+
+    def update(self, batch, key):
+        m = self.m
+        k_next, k_bc, k_actor = rng.split(key, 3)
+        with torch.no_grad():
+            a = self.mu(batch.next_obs, rng.normal_like(k_next, batch.action)).clamp(-1, 1)
+            qs = torch.stack([q(batch.next_obs, a).squeeze(-1) for q in self.qt])
+            y = batch.reward + batch.discount * (qs.mean(0) if m.q_aggregate == "mean" else qs.min(0)[0])
+            z = rng.normal_like(k_actor, batch.action)
+            taught = flow_samples(self.flow, batch.obs, z, m.flow_steps)
+        last = batch.extras["valid"][:, -1]
+        critic = [((q(batch.obs, batch.action).squeeze(-1) - y) ** 2 * last).mean() for q in self.q]
+        made = self.mu(batch.obs, z)
+        distill = ((made - taught) ** 2).mean()
+        q = sum(q(batch.obs, made.clamp(-1, 1)).squeeze(-1) for q in self.q) / 2
+        climb = -q.mean() / (q.abs().mean().item() if m.normalize_q else 1.0)
+        losses = {
+            "q0": critic[0] / 2,
+            "q1": critic[1] / 2,
+            "flow": flow_loss(self.flow, batch, k_bc),
+            "mu": m.distill_weight * distill + climb,
+        }
+        self.step(losses)
+        self.follow(self.qt, self.q, m.polyak_rate)
+        return {"distill_loss": distill.item(), "bc_loss": losses["flow"].item(),
+                "critic_loss": sum(critic).item() / 2, "actor_q": q.mean().item(), "target_q": y.mean().item()}  # fmt: skip
+
+    def act(self, obs, key):
+        n = self.mu.linears[-1].out_features
+        return self.mu(obs, rng.normal(key, (len(obs), n), obs.dtype)).clamp(-1, 1)
+
+    def gap(self, s):
+        return max(
+            *(q.gap(member(s.critic, i)) for i, q in enumerate(self.q)),
+            *(q.gap(member(s.target_critic, i)) for i, q in enumerate(self.qt)),
+            self.flow.gap(s.flow), self.mu.gap(s.actor),
+        )  # fmt: skip
+
+
+class PlainQC(Reference):
+    def __init__(self, method, state):
+        self.m = method
+        self.q = [MLP(member(state.critic, i), norm=True) for i in range(2)]
+        self.qt = copy.deepcopy(self.q)
+        self.flow = MLP(state.flow, norm=False)
+        self.optimise(method, q0=self.q[0], q1=self.q[1], flow=self.flow)
+
+    def together(self, critics, obs, action):
+        qs = [q(obs, action).squeeze(-1) for q in critics]
+        return (qs[0] + qs[1]) / 2 if self.m.q_aggregate == "mean" else torch.minimum(*qs)
+
+    @torch.no_grad()
+    def act(self, obs, key):
+        n, size = self.m.n_proposals, self.flow.linears[-1].out_features
+        noise = rng.normal(key, (len(obs) * n, size), obs.dtype)
+        best = []
+        for i, s in enumerate(obs):
+            samples = [
+                flow_samples(self.flow, s[None], noise[i * n + j][None], self.m.flow_steps)
+                for j in range(n)
+            ]
+            values = [self.together(self.q, s[None], a).item() for a in samples]
+            best.append(samples[values.index(max(values))])
+        return torch.cat(best)
+
+    def update(self, batch, key):
+        k_next, k_bc = rng.split(key)
+        a = self.act(batch.next_obs, k_next)
+        with torch.no_grad():
+            y = batch.reward + batch.discount * self.together(self.qt, batch.next_obs, a)
+        last = batch.extras["valid"][:, -1]
+        critic = [((q(batch.obs, batch.action).squeeze(-1) - y) ** 2 * last).mean() for q in self.q]
+        bc = flow_loss(self.flow, batch, k_bc)
+        self.step({"q0": critic[0] / 2, "q1": critic[1] / 2, "flow": bc})
+        self.follow(self.qt, self.q, self.m.polyak_rate)
+        return {"bc_loss": bc.item(), "critic_loss": sum(critic).item() / 2, "target_q": y.mean().item()}
+
+    def gap(self, s):
+        return max(
+            *(q.gap(member(s.critic, i)) for i, q in enumerate(self.q)),
+            *(q.gap(member(s.target_critic, i)) for i, q in enumerate(self.qt)),
+            self.flow.gap(s.flow),
+        )  # fmt: skip
+
+
+class PlainACSAC(Reference):
+    def __init__(self, method, state):
+        self.m = method
+        size = state.critic["action"]["w"].shape[-2]
+        self.h = state.flow[-1]["b"].shape[-1] // size
+        make = lambda i: Prefixes(member(state.critic, i), method.heads, self.h, method.width)
+        self.q = [make(0), make(1)]
+        self.qt = copy.deepcopy(self.q) if method.polyak_target else self.q
+        self.flow = MLP(state.flow, norm=False)
+        self.optimise(method, q0=self.q[0], q1=self.q[1], flow=self.flow)
+
+    @torch.no_grad()
+    def best(self, critics, obs, noise):
+        """(value, chunk, length) at one state: every proposal, every prefix, in stored order."""
+        found = None
+        for z in noise:
+            chunk = flow_samples(self.flow, obs[None], z[None], self.m.flow_steps)[0]
+            values = [q(obs, chunk.view(self.h, -1)) for q in critics]
+            for k in range(self.h):
+                value = min(v[k].item() for v in values)
+                if found is None or value > found[0]:
+                    found = value, chunk, k + 1
+        return found
+
+    def act(self, obs, key):
+        n, size = self.m.n_proposals, self.flow.linears[-1].out_features
+        noise = rng.normal(key, (len(obs) * n, size), obs.dtype).view(len(obs), n, size)
+        found = [self.best(self.q, s, z) for s, z in zip(obs, noise, strict=True)]
+        return Plan(torch.stack([f[1] for f in found]), torch.tensor([f[2] for f in found]))
+
+    def update(self, batch, key):
+        k_next, k_bc = rng.split(key)
+        n, size, extras = self.m.n_proposals, batch.action.shape[1], batch.extras
+        b = len(batch.obs)
+        noise = rng.normal(k_next, (b * self.h * n, size), batch.obs.dtype).view(b, self.h, n, size)
+        losses, lengths, targets = [0.0, 0.0], [], []
+        for i in range(b):
+            values = [q(batch.obs[i], batch.action[i].view(self.h, -1)) for q in self.q]
+            for k in range(self.h):
+                v, _, length = self.best(self.qt, extras["prefix_obs"][i, k], noise[i, k])
+                y = extras["prefix_reward"][i, k] + extras["prefix_discount"][i, k] * v
+                lengths.append(length), targets.append(y.item())
+                if extras["valid"][i, k]:
+                    for c in range(2):
+                        losses[c] = losses[c] + (values[c][k] - y) ** 2 / (b * self.h)
+        bc = flow_loss(self.flow, batch, k_bc)
+        self.step({"q0": losses[0] / 2, "q1": losses[1] / 2, "flow": bc})
+        if self.m.polyak_target:
+            self.follow(self.qt, self.q, self.m.polyak_rate)
+        return {"critic_loss": sum(losses).item() / 2, "bc_loss": bc.item(), "target_q": sum(targets) / len(targets),
+                "planned_length": sum(lengths) / len(lengths), "planned_1": lengths.count(1) / len(lengths)}  # fmt: skip
+
+    def gap(self, s):
+        found = [q.gap(member(s.critic, i)) for i, q in enumerate(self.q)] + [self.flow.gap(s.flow)]
+        if self.m.polyak_target:
+            found += [q.gap(member(s.target_critic, i)) for i, q in enumerate(self.qt)]
+        return max(found)
+
+
+PLAIN = {FQL: PlainFQL, QC: PlainQC, ACSAC: PlainACSAC}
+LOUD = {"lr": 1e-2, "polyak_rate": 0.2}
+CASES = [
+    (FQL(**SMALL, **LOUD, distill_weight=0.5), CHUNK),
+    (FQL(**SMALL, **LOUD, distill_weight=0.5, q_aggregate="min", normalize_q=True), NStep(2, GAMMA)),
+    (QC(**SMALL, **LOUD, n_proposals=3), CHUNK),
+    (QC(**SMALL, **LOUD, n_proposals=5, q_aggregate="min"), NStep(1, GAMMA)),
+    (ACSAC(**SMALL, **LOUD, **TINY), CHUNK),
+    (ACSAC(**SMALL, **LOUD, **TINY, polyak_target=True, head="shared"), CHUNK),
+    (ACSAC(**SMALL, **LOUD, **TINY, positions="sinusoid"), Chunk(2, GAMMA)),
+]
+
+
+def double(tree):
+    return tree_map(lambda x: x.double() if x.is_floating_point() else x, tree)
+
+
+def disagreement(method, view, data, n: int = 3, plain_method=None) -> float:
+    """The largest difference in parameters, metrics and actions over n updates on the same batches."""
+    pipeline = make_pipeline(data, view=view, batch_size=BATCH, needs=method.needs)
+    state = double(method.init(rng.key(0), pipeline.spec(SPEC)))
+    # weights as they are never at first: no bias is 0, no scale is 1, the twins' targets are old
+    state = tree_map(
+        lambda x: x + 0.1 * torch.sin(torch.arange(x.numel()).double()).view(x.shape)
+        if x.is_floating_point() and x.ndim > 0 else x, state,
+    )._replace(opt=state.opt)  # fmt: skip
+    plain_method = plain_method or method
+    plain, key, worst = PLAIN[type(plain_method)](plain_method, state), rng.key(7), 0.0
+    for _ in range(n):
+        key, k_batch, k_update = rng.split(key, 3)
+        batch = pipeline.sample(k_batch)
+        state, metrics = method.update(state, batch, k_update)
+        logged = plain.update(batch, k_update)
+        worst = max(worst, *(abs(v - metrics[k].item()) for k, v in logged.items()))
+    obs = batch.obs[:5]
+    ours, theirs = method.act(state, obs, rng.key(3)), plain.act(obs, rng.key(3))
+    if isinstance(ours, Plan):
+        assert torch.equal(ours.length, theirs.length)
+        ours, theirs = ours.action, theirs.action
+    return max(worst, plain.gap(state), (ours - theirs).abs().max().item())
+
+
+@pytest.mark.parametrize("method, view", CASES, ids=str)
+def test_updates_and_actions_equal_the_plain_implementation(method, view, data64):
+    assert disagreement(method, view, data64) < 1e-9
+
+
+def test_the_batches_compared_have_padding_and_terminals(data64):
+    pipeline = make_pipeline(data64, view=CHUNK, batch_size=BATCH, needs=["prefixes"])
+    batch = pipeline.sample(rng.split(rng.key(7), 3)[1])
+    assert (batch.extras["valid"] == 0).any() and (batch.extras["prefix_discount"] == 0).any()
+
+
+@pytest.mark.parametrize("method, view", CASES, ids=str)
+def test_every_hyper_parameter_acts_in_the_settings_compared(method, view, data64):
+    pipeline = make_pipeline(data64, view=view, batch_size=BATCH, needs=method.needs)
+    start = double(method.init(rng.key(0), pipeline.spec(SPEC)))
+    other = {"flow_steps": 5, "n_proposals": 2}
+
+    def after(m):
+        state = start
+        for i in range(3):
+            state, _ = m.update(state, pipeline.sample(rng.key(i)), rng.key(100 + i))
+        return torch.cat([x.flatten() for x in tree_leaves((state.critic, state.target_critic, state.flow, getattr(state, "actor", [])))])  # fmt: skip
+
+    want = after(method)
+    for f in dataclasses.fields(method):
+        value = getattr(method, f.name)
+        if isinstance(value, float) and not (f.name == "polyak_rate" and getattr(method, "polyak_target", True) is False):
+            changed = dataclasses.replace(method, **{f.name: 0.7 * value})
+        elif f.name in other:
+            changed = dataclasses.replace(method, **{f.name: other[f.name]})
+        else:
+            continue
+        assert (after(changed) - want).abs().max() > 1e-7, f.name
