@@ -17,7 +17,7 @@ imported before data are loaded.
 import csv
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -60,6 +60,7 @@ class Card:
     action_dim: int | None = None
     files: tuple[File, ...] = ()
     terminal_inside: bool = False
+    task_ids: tuple[int, ...] = ()  # goal-conditioned: judged on these tasks of its environment
     notes: tuple[str, ...] = ()
 
     @property
@@ -85,18 +86,74 @@ def card(dataset_id: str, *, kind: str = "dataset") -> Card:
     """What an id means; `kind` is what an error calls it. Raises UserError naming the nearest ids for an unknown one."""
     name = canonical(dataset_id)
     makers: Mapping[str, Callable[[str], Card | None]] = {
-        "d4rl": _d4rl, "minari": _minari, "ogbench": _ogbench, "offbench": _embedded,
+        "d4rl": _d4rl, "minari": _minari, "ogbench": _ogbench,
     }  # fmt: skip
     family, _, rest = name.partition("/")
+    if name in _embedded_ids():
+        return _embedded(name)
     made = makers[family](rest) if family in makers else None
     if made is None:
-        raise unknown(kind, dataset_id, _choices(dataset_id))
+        raise _unknown(kind, dataset_id)
     return made
+
+
+def _unknown(kind: str, dataset_id: str) -> UserError:
+    """Sets that sound like it where there are any, else the ids that are spelt nearly so."""
+    alike = sounds_like(dataset_id)
+    family = dataset_id.partition("/")[0]
+    alike = tuple(name for name in alike if name.startswith(f"{family}/")) or alike
+    if not alike:
+        return unknown(kind, dataset_id, _choices(dataset_id))
+    tail = " These are different data." if len(alike) > 1 else ""
+    return UserError(f"unknown {kind} {dataset_id!r}: did you mean {' or '.join(map(repr, alike))}?{tail}")
+
+
+def sounds_like(dataset_id: str) -> tuple[str, ...]:
+    """Listed ids, other than this one, with the same words in another spelling, of the version
+    given if there are any: `hopper/medium-v0` sounds like `d4rl/hopper-medium-v0` and
+    `minari/mujoco/hopper/medium-v0`."""
+    words, version = _sound(dataset_id)
+    alike = [name for name in _by_sound().get(words, ()) if name != canonical(dataset_id)]
+    same = [name for name in alike if _sound(name)[1] == version]
+    return tuple(same or alike)
+
+
+_FAMILIES = re.compile(r"^((d4rl|minari|ogbench|offbench|mujoco|gym)/)+")
+
+
+def _sound(dataset_id: str) -> tuple[str, str]:
+    """(words, version) of an id, without the names of families and of the task in it."""
+    plain = _FAMILIES.sub("", dataset_id.strip("/").lower())
+    plain = re.sub(r"[/_ ]+", "-", plain)
+    match = re.fullmatch(r"(.*?)(?:-?(v\d+))?", plain)
+    assert match is not None
+    words = re.sub(r"^(pointmaze|maze2d)-(?=(open|umaze|medium|large)(-dense)?$)", "maze2d-", match[1])
+    return words, match[2] or ""
+
+
+@functools.cache
+def _by_sound() -> Mapping[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for name in ids():
+        words = _sound(name)[0]
+        found[words] = (*found.get(words, ()), name)
+    return MappingProxyType(found)
+
+
+def said(dataset_id: str) -> str | None:
+    """What a short id was taken for, where another set sounds like it; None where nothing is to be said."""
+    name = canonical(dataset_id)
+    if name == dataset_id:
+        return None
+    others = [n for n in sounds_like(name) if n.split("/")[0] != name.split("/")[0]]
+    return f"{dataset_id} is {name}, not {' or '.join(others)} (other data)" if others else None
 
 
 def canonical(dataset_id: str) -> str:
     """The id with its family in front and its task spelled out; unknown ones as they are."""
     name = dataset_id.strip("/")
+    if name in _embedded_ids():
+        return name
     family, _, rest = name.partition("/")
     if family in ("mujoco", "D4RL"):
         return f"minari/{name}"
@@ -141,13 +198,10 @@ def _embedded_ids() -> tuple[str, ...]:
     return tuple(manifests())
 
 
-def _embedded(rest: str) -> Card | None:
+def _embedded(name: str) -> Card:
     from offbench.tasks import manifests
 
-    found = manifests().get(f"offbench/{rest}")
-    if found is None:
-        return None
-    m = found[1]
+    m = manifests()[name][1]
     return Card(
         id=m["id"],
         family="offbench",
@@ -586,7 +640,8 @@ def _ogbench(name: str) -> Card | None:
         version="v0",
         env=None if refused else parsed.env,
         refused=refused,
-        adapter="flat" if visual else None,
+        adapter="goal" if parsed.task is None else "flat" if visual else None,
+        task_ids=(1, 2, 3, 4, 5) if parsed.task is None and refused is None else (),
         differs="nothing: OGBench's own environment"
         + (", which rewards every condition; the score is the success alike" if parsed.sparse else ""),
         max_episode_steps=_ogbench_limit(parsed.base),
@@ -604,7 +659,7 @@ def _ogbench(name: str) -> Card | None:
 def _ogbench_notes(parsed: _OGBench) -> list[str]:
     notes = []
     if parsed.task is None:
-        notes.append("goal-conditioned: no rewards; judged on five tasks (reset with task_id)")
+        notes.append("goal-conditioned: no rewards; judged on task_id 1 to 5 in turn, the goal shown beside the observation")
     else:
         notes.append("rewards of the state before the action (ogbench 1.2); the data go on at the goal")
         if parsed.task == default_task(parsed.base):
@@ -642,18 +697,23 @@ def locate(card: Card) -> Path | None:
     return files.find("d4rl" if kind == "d4rl" else "ogbench", name)
 
 
-def fetch(card: Card, progress: "files.Progress | None" = None) -> Path:
-    """The file or folder of a set, downloaded where it is not here.
+def fetch(
+    card: Card, progress: "files.Progress | None" = None, *, verify: bool = False
+) -> Path:
+    """The file or folder of a set, downloaded where it is not here; with `verify`, what was
+    downloaded before is compared with what it was then.
 
     Raises UserError, one line with address, file and folder, where that does not work.
     """
-    if (found := locate(card)) is not None:
+    found = locate(card)
+    ours = found is not None and found.is_relative_to(files.cache_dir())
+    remotes = [f for f in card.files if f.url and "." in Path(f.url).name]
+    if found is not None and not (verify and ours and remotes):
         return found
-    last = Path(card.files[0].url if card.files else card.id)
-    if not card.files or "." not in last.name:
+    if not remotes:
         folder = files.cache_dir() / (card.files[0].name if card.files else card.id)
         raise UserError(f"{card.id}: nothing is known to download; put its files into {folder}")
-    for file in card.files:
+    for file in remotes:
         path = files.fetch(file.url, file.name, file.size, file.sha256, progress)
     return path.parent.parent if card.family == "minari" else path
 
@@ -695,17 +755,6 @@ def _load(card: Card, path: Path) -> "ReplayData":
     return minari.load(path, name=card.id, terminal_inside=card.terminal_inside)
 
 
-def remote(dataset_id: str) -> Sequence[File]:
-    """The files of a set that can be downloaded, and where they come from."""
-    return [f for f in card(dataset_id).files if f.url and "." in Path(f.url).name]
-
-
 def listing() -> list[tuple[str, str]]:
     """(id, one line about it) of every listed set."""
     return [(name, card(name).summary) for name in ids()]
-
-
-def read(dataset_id: str) -> "ReplayData":
-    """The set of an id, downloaded where it is not here."""
-    found = card(dataset_id)
-    return load(found, fetch(found))

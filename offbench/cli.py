@@ -7,6 +7,7 @@ finished.
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(HELP, end="")
         return 0 if args else 2
     command, rest = args[0], args[1:]
+    warnings.formatwarning = _in_one_line
     try:
         if command not in COMMANDS:
             raise unknown("command", command, COMMANDS)
@@ -67,6 +69,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `offbench list methods | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+_python_s = warnings.formatwarning
+
+
+def _in_one_line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
+    """Of a warning about data, its words; of any other, what Python makes of it."""
+    if category.__name__ == "DataWarning":
+        return f"offbench: warning: {message}\n"
+    return _python_s(message, category, *where, **more)
 
 
 def _console() -> "Console":
@@ -94,6 +106,7 @@ def _execute(args: Sequence[str], *, bench: bool) -> int:
 
     start, console = time.perf_counter(), _console()
     wanted = plan(args, bench=bench)
+    _say_which(wanted, console)
     resolve_device(wanted.settings.device)
     with console.status("looking for the data") as status:
         wanted = replace(wanted, cells=fetched(wanted.cells, report=status.update))
@@ -104,7 +117,7 @@ def _execute(args: Sequence[str], *, bench: bool) -> int:
     console.print(f"{wanted.name}: {total} runs, {total - left} recorded, {left} to do")
     if todo:
         with console.status("checking") as status:
-            preflight(todo, report=status.update)
+            preflight(todo, strict=wanted.settings.strict, report=status.update)
         store.check_writable()
     failures = _show_progress(todo, store, wanted, console) if todo else []
     board = _board_of(wanted, store)
@@ -172,7 +185,7 @@ def _stack_limit(todo: "Sequence[Cell]", plan: "Plan") -> int | None:
 
     limits = []
     for cell in {c.target: c for c in todo}.values():
-        data, _ = cell.task.load()
+        data, _ = cell.task.load(defects="ignore")
         size = sum(x.nbytes for x in data) if plan.settings.data == "device" else 0
         free, _ = torch.cuda.mem_get_info(device)
         per_run = stack_bytes(Pack((replace(cell, seeds=cell.seeds[:1]),)))
@@ -216,6 +229,7 @@ def _plan(args: Sequence[str]) -> int:
 
     console = _console()
     wanted = plan(args, bench=not any(a.startswith(("method=", "method._target_=")) for a in args))
+    _say_which(wanted, console)
     store = Store(Path(wanted.settings.results))
     todo = missing(wanted.cells, store)
     _print_values(wanted, console)
@@ -238,6 +252,14 @@ def _plan(args: Sequence[str]) -> int:
             f"{memory / 2**20:.0f} MiB beside its data"
         )
     return 0
+
+
+def _say_which(plan: "Plan", console: "Console") -> None:
+    """What a short id was taken for, where there is another set that sounds like it."""
+    from offbench.catalog import said
+
+    if plan.settings.task and (words := said(plan.settings.task)):
+        console.print(words)
 
 
 def _print_values(plan: "Plan", console: "Console") -> None:
@@ -444,13 +466,9 @@ def _tasks() -> list[tuple[str, str]]:
 
 
 def _data(args: Sequence[str]) -> int:
-    from offbench import catalog, data_cli
-    from offbench.tasks import load_task
+    from offbench import data_cli
 
-    known = data_cli.Catalog(
-        ids=catalog.listing, remote=catalog.remote, load=catalog.read, task=load_task
-    )
-    return data_cli.main(args, catalog=known)
+    return data_cli.main(args)
 
 
 def _check(args: Sequence[str]) -> int:

@@ -55,6 +55,11 @@ class Composition:
             found += part.leaves if isinstance(part, Composition) else [part]
         return tuple(dict.fromkeys(found))
 
+    def renamed(self, name: Callable[[str], str]) -> "Composition":
+        """With the id of each set replaced by what `name` gives for it."""
+        parts = (p.renamed(name) if isinstance(p, Composition) else name(p) for p in self.parts)
+        return Composition(self.op, self.args, tuple(parts))
+
     @property
     def base(self) -> str:
         """The set whose environment and score it is judged by: the first."""

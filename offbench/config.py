@@ -26,7 +26,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from offbench.errors import UserError, unknown
 from offbench.records import RunSpec
-from offbench.tasks import Task, load_task, own_task
+from offbench.tasks import Loader, Task, load_task, own_task, read_by
 
 GROUPS = ("method", "sampler", "view", "suite")
 NAMES_OF_VIEWS = {"nstep": "n", "chunk": "h"}  # the number in `iql+nstep3`
@@ -63,6 +63,8 @@ class Settings:
     results: str = "results"
     tuning: Mapping[str, Any] | None = None
     label: str | None = None
+    strict: bool = False
+    loader: Loader = "offbench"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,8 +298,10 @@ def _entry_cells(
     values = Layers(base, where)
     for group in ("sampler", "view"):
         option, extra = picked.get(group, (None, {}))
-        if option:
-            values.replace(group, read_option(group, option), f"conf/{group}/{option}.yaml")
+        made = read_option(group, option) if option else {}
+        # `qc+chunk10` changes the length and keeps what else the method says of its own view
+        if option and made["_target_"] != values.values[f"{group}._target_"]:
+            values.replace(group, made, f"conf/{group}/{option}.yaml")
     if "method._target_" in given:
         values.replace("method", {"_target_": given["method._target_"]}, "command line")
     for group in ("method", "sampler", "view"):
@@ -338,6 +342,8 @@ def _task_cells(
         task = task_name
         if not isinstance(task, Task):
             task = load_task(coerce(task_name, str, "task"))
+        task.check_trainable()
+        task = read_by(task, coerce(given.get("loader", "offbench"), Loader, "loader"))
         own = values.copy()
         preset = next(
             ((k, v) for k, v in presets.items() if k != "source" and fnmatch(task.id, k)), None
@@ -366,7 +372,7 @@ def _cell(
     pipeline = {
         "view": {"target": own.values["view._target_"], **own.typed("view")},
         "sampler": {"target": own.values["sampler._target_"], **own.typed("sampler")},
-        "transforms": {k: v or {} for k, v in settings.transforms.items()},
+        "transforms": {k: v for k, v in settings.transforms.items() if v is not None},
         "batch_size": settings.batch_size,
         "gamma": settings.gamma,
     }
@@ -428,7 +434,7 @@ def _label(name: str, picked: Mapping, given: Mapping) -> str:
     changed = [
         f"{k.removeprefix('method.')}={_short(v)}"
         for k, v in given.items()
-        if k.split(".")[0] in ("method", "sampler", "view", "transforms", "batch_size", "gamma")
+        if k.split(".")[0] in ("method", "sampler", "view", "transforms", "batch_size", "gamma", "loader")
     ]
     return "+".join(words) + (f"({','.join(changed)})" if changed else "")
 

@@ -56,6 +56,17 @@ class ReplayData(NamedTuple):
         return ReplayData(*(x.to(device) for x in self))
 
 
+def one_hot(action: Tensor, valid: Tensor) -> bool:
+    """Whether every action (S, A) is a one-hot row of at least two choices: discrete actions."""
+    if action.shape[1] < 2:
+        return False
+    for rows, counts in zip(action.split(1 << 20), valid.split(1 << 20), strict=True):
+        rows = rows[counts]
+        if not (((rows == 0) | (rows == 1)).all() and (rows.sum(1) == 1).all()):
+            return False
+    return True
+
+
 def from_episodes(
     episodes: Iterable[Episode], *, name: str = "dataset", terminal_inside: bool = False
 ) -> ReplayData:

@@ -5,19 +5,21 @@ is a UserError.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from offbench import compose, doctor, files
+from offbench import catalog, compose, doctor, files
 from offbench.errors import UserError, unknown
+from offbench.tasks import canonical, load_task, manifests
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.console import Console
 
+    from offbench.catalog import Card
     from offbench.data import ReplayData
     from offbench.tasks import Task
 
@@ -33,25 +35,6 @@ data compose ID [-o FOLDER]                         make a composed set, keep it
 """
 
 
-class Remote(NamedTuple):
-    """One file of a set, and where it comes from."""
-
-    url: str
-    name: str  # under the cache folder: "d4rl/hopper_medium-v2.hdf5"
-    size: int | None = None
-    sha256: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Catalog:
-    """What the command knows of sets that are not embedded; the sources fill it in."""
-
-    ids: Callable[[], Iterable[tuple[str, str]]] = lambda: ()  # (id, one line)
-    remote: Callable[[str], Sequence[Remote]] = lambda dataset_id: ()
-    load: "Callable[[str], ReplayData] | None" = None
-    task: "Callable[[str], Task] | None" = None
-
-
 @dataclass(frozen=True)
 class Loaded:
     """A set to look at: raw arrays where it is a file, what is trained on otherwise."""
@@ -61,13 +44,16 @@ class Loaded:
     card: Mapping[str, Any] = field(default_factory=dict)
 
 
-def main(args: Sequence[str], *, catalog: Catalog | None = None) -> int:
+def main(args: Sequence[str]) -> int:
     """Run one of the commands. Raises UserError for a mistake in `args`."""
+    if args and args[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
     if not args or args[0] not in COMMANDS:
         if args:
             raise unknown("data command", args[0], COMMANDS)
         raise UserError(f"data needs one of: {', '.join(COMMANDS)}")
-    return COMMANDS[args[0]](list(args[1:]), Catalog() if catalog is None else catalog)
+    return COMMANDS[args[0]](list(args[1:]))
 
 
 def _options(
@@ -115,9 +101,8 @@ def _console() -> "Console":
 # --- what is there --------------------------------------------------------------------------
 
 
-def _list(args: Sequence[str], catalog: Catalog) -> int:
+def _list(args: Sequence[str]) -> int:
     from offbench.recipes import COLLECTIONS, RECIPES
-    from offbench.tasks import manifests
 
     words, _ = _options(args, {}, _usage("list"))
     rows: dict[str, str] = {}
@@ -127,7 +112,7 @@ def _list(args: Sequence[str], catalog: Catalog) -> int:
         rows.setdefault(name, f"data make: {recipe.summary}")
     for name, collection in COLLECTIONS.items():
         rows.setdefault(name, f"data make: {collection.summary}")
-    for name, about in catalog.ids():
+    for name, about in catalog.listing():
         rows[name] = f"{about}; also data make" if name in rows else about
     for name, made_of in compose.MIXED.items():
         rows.setdefault(name, made_of)
@@ -140,62 +125,70 @@ def _list(args: Sequence[str], catalog: Catalog) -> int:
     return 0
 
 
-def load(name: str, catalog: Catalog) -> Loaded:
+def load(name: str) -> Loaded:
     """A set by id or path. UserError for one that is unknown, absent or damaged."""
-    name = compose.MIXED.get(name, name)
+    if Path(name).exists() and name not in manifests():
+        return _from_path(Path(name), name)
+    name = canonical(name)
     if compose.is_composed(name):
-        composed = compose.build(name, lambda part: _replay(part, catalog))
-        facts = _facts(composed.card["base"], catalog)
+        composed = compose.build(name, _replay)
+        facts = doctor.Facts.of(load_task(composed.card["base"]))
         return Loaded(composed.data, replace(facts, id=composed.id, repeats=True), composed.card)
-    path = Path(name)
-    if path.exists():
-        return _from_path(path, name)
-    return _from_id(name, catalog)
+    catalog.card(name)  # an unknown one is called a dataset
+    task = load_task(name).ready()
+    return Loaded(task.load(defects="ignore")[0], doctor.Facts.of(task), _card(task))
 
 
-def _replay(name: str, catalog: Catalog) -> "ReplayData":
-    found = load(name, catalog)
+def _replay(name: str) -> "ReplayData":
+    found = load(name)
     if isinstance(found.data, doctor.Flat):
         raise UserError(f"{name}: a file given by its path cannot be part of a composition")
     return found.data
 
 
-def _from_id(name: str, catalog: Catalog) -> Loaded:
-    from offbench.tasks import load_task, manifests
-
+def _card(task: "Task") -> Mapping[str, Any]:
+    """What is told of a set by its id."""
     known = manifests()
-    if name in known:
-        task = load_task(name)
-        return Loaded(task.load()[0], doctor.Facts.of(task), known[name][1])
-    ids = {name for name, _ in catalog.ids()}
-    if name not in ids or catalog.load is None:
-        raise unknown("dataset", name, {*known, *ids})
-    data = catalog.load(name)
-    return Loaded(data, _facts(name, catalog), {})
-
-
-def _facts(name: str, catalog: Catalog) -> doctor.Facts:
-    from offbench.tasks import load_task, manifests
-
-    if name in manifests():
-        return doctor.Facts.of(load_task(name))
-    if catalog.task is not None:
-        return doctor.Facts.of(catalog.task(name))
-    return doctor.Facts(id=name)
+    if task.id in known:
+        return known[task.id][1]
+    card = catalog.card(task.id)
+    notes = list(card.notes)
+    if alike := [n for n in catalog.sounds_like(card.id) if n.split("/")[0] != card.family]:
+        notes.append(f"not {' or '.join(alike)}, which only sounds like it")
+    return {
+        "env": {"id": card.env},
+        "differs": card.differs,
+        "refused": card.refused,
+        "notes": notes,
+        "reference": card.ref_source,
+        "path": str(task.root),
+        "sha256": task.sha256,
+    }
 
 
 def _from_path(path: Path, name: str) -> Loaded:
-    if path.is_dir():
-        from offbench.sources import minari
+    from offbench.sources import arrays, minari
 
-        if not (path / "data").is_dir():
-            raise UserError(f"{name} is a folder without `data` in it: no Minari dataset")
-        return Loaded(minari.load(path, name=name), doctor.Facts(id=name))
-    if path.suffix not in (".hdf5", ".h5", ".npz"):
-        raise UserError(f"{name}: a data file ends in .hdf5 or .npz, or is a Minari folder")
+    kind = arrays.layout(path, name=name)
+    if kind == "minari":
+        meta = minari.metadata(path, name=name)
+        ref = meta.eval_env or meta.env
+        limit = None if ref is None else ref.max_episode_steps
+        return Loaded(minari.load(path, name=name), doctor.Facts(id=name, max_episode_steps=limit))
+    if kind == "arrays" or path.is_dir():
+        return Loaded(arrays.load(path, name=name), doctor.Facts(id=name, terminal_inside=kind == "ogbench"))
     flat = doctor.read(path)
-    goals = path.suffix == ".npz" and not flat.rewards.any()
-    return Loaded(flat, doctor.Facts(id=name, goals=goals, teleports="teleport" in path.name))
+    goals = kind == "ogbench" and not flat.rewards.any()
+    facts = doctor.Facts(id=name, goals=goals, teleports="teleport" in path.name)
+    return Loaded(flat, replace(facts, max_episode_steps=_limit(path)))
+
+
+def _limit(path: Path) -> int | None:
+    """Steps of an episode in a file that has the name of a published one."""
+    if path.suffix not in (".hdf5", ".h5"):
+        return None
+    found = {c.max_episode_steps for c in map(catalog.card, catalog.ids()) if any(Path(f.name).name == path.name for f in c.files)}
+    return found.pop() if len(found) == 1 else None
 
 
 # --- show, check ----------------------------------------------------------------------------
@@ -208,9 +201,9 @@ def _one(args: Sequence[str], command: str, known: Mapping[str, Any]) -> tuple[s
     return plain[0], options
 
 
-def _show(args: Sequence[str], catalog: Catalog) -> int:
+def _show(args: Sequence[str]) -> int:
     name, options = _one(args, "show", {"--png": str})
-    found = load(name, catalog)
+    found = load(name)
     report = doctor.check(found.data, found.facts)
     console = _console()
     _print_card(found, report, console)
@@ -235,7 +228,8 @@ def _print_card(found: Loaded, report: doctor.Report, console: "Console") -> Non
     rows["transitions"] = f"{report.rows:,} in {report.episodes:,} episodes"
     shape = (found.data[0].shape[1], found.data[1].shape[1])
     rows["dimensions"] = f"{shape[0]} observed, {shape[1]} acted"
-    rows["environment"] = (card.get("env") or {}).get("id")
+    rows["environment"] = (card.get("env") or {}).get("id") or card.get("refused")
+    rows["differs"] = card.get("differs") or None
     rows["limit"] = f"{facts.max_episode_steps} steps" if facts.max_episode_steps else None
     if facts.score == "success":
         rows["score"] = "share of successes, in percent"
@@ -243,6 +237,9 @@ def _print_card(found: Loaded, report: doctor.Report, console: "Console") -> Non
         rows["score"] = f"0 at a return of {facts.ref_min:g}, 100 at {facts.ref_max:g}"
     rows["made by"] = (card.get("recipe") or {}).get("algorithm")
     rows["base"] = card.get("base")
+    rows["references"] = card.get("reference") or None
+    rows["note"] = "\n".join(card.get("notes") or ()) or None
+    rows["path"] = card.get("path")
     rows["sha256"] = card.get("sha256")
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
@@ -321,17 +318,22 @@ def draw(values: "NDArray[Any]", facts: doctor.Facts, folder: Path) -> Path:
     return path
 
 
-def _check(args: Sequence[str], catalog: Catalog) -> int:
+def _check(args: Sequence[str]) -> int:
     from rich.table import Table
 
     name, options = _one(args, "check", {"--limit": _whole})
-    found = load(name, catalog)
-    if "limit" in options:
-        found = replace(found, facts=replace(found.facts, max_episode_steps=options["limit"]))
+    found = load(name)
+    console = _console()
+    limit, facts = options.get("limit"), found.facts
+    if limit is None and facts.max_episode_steps is None and not (facts.goals or facts.terminal_inside):
+        limit = doctor.apparent_limit(found.data)
+        if limit is not None:
+            console.print(f"limit taken from the longest episodes: {limit} steps (--limit says otherwise)")
+    if limit is not None:
+        found = replace(found, facts=replace(facts, max_episode_steps=limit))
     path = Path(name)
     sha256 = files.sha256_of(path) if path.is_file() else found.card.get("sha256")
     report = doctor.check(found.data, found.facts, sha256=sha256)
-    console = _console()
     table = Table("severity", "check", "found", box=None, pad_edge=False)
     table.columns[2].overflow = "fold"
     for f in report.findings:
@@ -350,7 +352,7 @@ def _check(args: Sequence[str], catalog: Catalog) -> int:
 # --- make, fetch ----------------------------------------------------------------------------
 
 
-def _make(args: Sequence[str], catalog: Catalog) -> int:
+def _make(args: Sequence[str]) -> int:
     from offbench.recipes import COLLECTIONS, RECIPES
 
     numbers = dict.fromkeys(("--steps", "--workers", "--seed"), _whole)
@@ -389,13 +391,13 @@ def _make_one(name: str, out: str | None, options: Mapping[str, int]) -> Path:
             raise UserError(f"cannot write into {folder} ({error.strerror or error})") from None
 
 
-def _fetch(args: Sequence[str], catalog: Catalog) -> int:
+def _fetch(args: Sequence[str]) -> int:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     ids, _ = _options(args, {}, _usage("fetch"))
     if not ids:
         raise UserError(f"no id is given: data {_usage('fetch')}")
-    wanted = [(name, remote) for name in ids for remote in _remotes(name, catalog)]
+    cards = [card for name in ids for card in _cards(name)]
     console = _console()
     columns = (
         TextColumn("{task.description}"), BarColumn(24), DownloadColumn(), TransferSpeedColumn(),
@@ -403,88 +405,61 @@ def _fetch(args: Sequence[str], catalog: Catalog) -> int:
     with Progress(
         *columns, console=console, disable=not console.is_terminal, transient=True
     ) as bars:
-        for name, remote in wanted:
-            path = _lying(remote)
-            if path is None:
-                bar = bars.add_task(name, total=remote.size)
-                update = lambda done, total, bar=bar: bars.update(bar, completed=done, total=total)
-                path = files.fetch(*remote, progress=update)
-            console.print(f"{name}: {path}", soft_wrap=True)
+        for card in cards:
+            bar = bars.add_task(card.id, total=None)
+            update = lambda done, total, bar=bar: bars.update(bar, completed=done, total=total)
+            path = _embedded_at(card) or catalog.fetch(card, update, verify=True)
+            console.print(f"{card.id}: {path}", soft_wrap=True)
     return 0
 
 
-def _remotes(name: str, catalog: Catalog) -> Sequence[Remote]:
-    from offbench.tasks import manifests
-
-    name = compose.MIXED.get(name, name)
-    if compose.is_composed(name):
-        parts = compose.parse(name)
-        assert isinstance(parts, compose.Composition)
-        return [r for part in parts.leaves for r in _remotes(part, catalog)]
-    if name in manifests():
-        return []
-    remotes = catalog.remote(name)
-    if not remotes:
-        raise unknown("dataset to download", name, {i for i, _ in catalog.ids()})
-    return remotes
+def _cards(name: str) -> "Iterator[Card]":
+    """Of an id, or of every part of a composition."""
+    made = compose.parse(canonical(name))
+    for part in [name] if isinstance(made, str) else made.leaves:
+        yield catalog.card(part)
 
 
-def _lying(remote: Remote) -> Path | None:
-    """The file where it lies already: in our cache, or in that of the package it comes from."""
-    kind, _, rest = remote.name.partition("/")
-    if kind in ("d4rl", "minari", "ogbench") and rest:
-        found = files.find(kind, rest)
-        if found is not None and not found.is_relative_to(files.cache_dir()):
-            return found
-    return None  # a file of ours is verified by `fetch`
+def _embedded_at(card: "Card") -> Path | None:
+    return manifests()[card.id][0] / "minari" / card.id if card.family == "offbench" else None
 
 
 # --- pack, unpack ---------------------------------------------------------------------------
 
 
-def _pack(args: Sequence[str], catalog: Catalog) -> int:
+def _pack(args: Sequence[str]) -> int:
     names, options = _options(args, {"-o": str, "--out": str}, _usage("pack"))
     out = options.get("o") or options.get("out")
     if not names or not out:
         raise UserError(f"sets and an archive are needed: data {_usage('pack')}")
     items: dict[str, Path] = {}
     for name in names:
-        items |= _items(name, catalog)
+        items |= _items(name)
     manifest = files.pack(items, Path(out))
     total = sum(f["size"] for f in manifest["files"].values())
     print(f"{out}: {len(manifest['files'])} files, {total:,} bytes")
     return 0
 
 
-def _items(name: str, catalog: Catalog) -> dict[str, Path]:
-    """Name in the archive -> file or folder, for one set."""
+def _items(name: str) -> dict[str, Path]:
+    """Name in the archive -> file or folder, for one set or the parts of a composition."""
     from offbench.recipes import slug
-    from offbench.tasks import manifests
 
-    name = compose.MIXED.get(name, name)
-    if compose.is_composed(name):
-        parts = compose.parse(name)
-        assert isinstance(parts, compose.Composition)
-        return {k: v for part in parts.leaves for k, v in _items(part, catalog).items()}
-    known = manifests()
-    if name in known:
-        root, manifest = slug(name), known[name][0]
-        return {
-            f"datasets/{root}.yaml": manifest / f"{root}.yaml",
-            f"datasets/minari/{name}": manifest / "minari" / name,
-        }
-    if Path(name).exists():
+    if Path(name).exists() and name not in manifests():
         return {f"files/{Path(name).resolve().name}": Path(name)}
     items = {}
-    for remote in _remotes(name, catalog):
-        path = _lying(remote) or files.cache_dir() / remote.name
-        if not path.exists():
-            raise UserError(f"{name}: {path} is not here; get it with: offbench data fetch {name}")
-        items[remote.name] = path
+    for card in _cards(name):
+        if (folder := _embedded_at(card)) is not None:
+            root, manifest = manifests()[card.id][0], f"{slug(card.id)}.yaml"
+            items |= {f"datasets/{manifest}": root / manifest, f"datasets/minari/{card.id}": folder}
+        elif (path := catalog.locate(card)) is not None:
+            items[card.id if card.family == "minari" else card.files[0].name] = path
+        else:
+            raise UserError(f"{card.id} is not here; get it with: offbench data fetch {card.id}")
     return items
 
 
-def _unpack(args: Sequence[str], catalog: Catalog) -> int:
+def _unpack(args: Sequence[str]) -> int:
     plain, _ = _options(args, {}, _usage("unpack"))
     if len(plain) not in (1, 2):
         raise UserError(f"one archive is needed: data {_usage('unpack')}")
@@ -502,10 +477,9 @@ def _unpack(args: Sequence[str], catalog: Catalog) -> int:
 # --- compose --------------------------------------------------------------------------------
 
 
-def _compose(args: Sequence[str], catalog: Catalog) -> int:
+def _compose(args: Sequence[str]) -> int:
     name, options = _one(args, "compose", {"-o": str, "--out": str})
-    name = compose.MIXED.get(name, name)
-    made = compose.build(name, lambda part: _replay(part, catalog))
+    made = compose.build(canonical(name), _replay)
     out = options.get("o") or options.get("out")
     folder = Path(out) if out else files.cache_dir() / "composed"
     try:
@@ -525,7 +499,7 @@ def _compose(args: Sequence[str], catalog: Catalog) -> int:
     return 0
 
 
-COMMANDS: Mapping[str, Callable[[Sequence[str], Catalog], int]] = MappingProxyType(
+COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = MappingProxyType(
     {
         "list": _list,
         "show": _show,

@@ -32,7 +32,7 @@ from offbench.files import cache_dir, write_beside
 
 Severity = Literal["info", "warning", "severe"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "severe")
-FORMAT = 1
+FORMAT = 1  # of stored reports; raise it when a check is added or changes
 
 
 class DataWarning(UserWarning):
@@ -70,6 +70,7 @@ class Facts:
         """From anything with a task's attributes."""
         names = ("max_episode_steps", "score", "ref_min", "ref_max", "terminal_inside")
         known = {n: getattr(task, n) for n in names} | {"teleports": "teleport" in task.id}
+        known["goals"] = bool(task.task_ids)
         return cls(id=task.id, **(known | changes))
 
 
@@ -596,6 +597,15 @@ def returns_of(data: ReplayData | Flat) -> NDArray[np.float64]:
     return _sums(rows)
 
 
+def apparent_limit(data: ReplayData | Flat) -> int | None:
+    """The steps of the longest episodes, if so many are of that length that it must be the limit
+    of the environment (one in twenty and three at least)."""
+    rows = _of_flat(data, continuing(data)) if isinstance(data, Flat) else _of_replay(data)
+    lengths = rows.lengths
+    longest = int(lengths.max())
+    return longest if (lengths == longest).sum() >= max(3, len(lengths) / 20) else None
+
+
 def _sums(rows: _Rows) -> NDArray[np.float64]:
     reward = np.where(rows.step, rows.reward.astype(np.float64), 0.0)
     return np.add.reduceat(reward, rows.first)
@@ -770,6 +780,19 @@ def save(report: Report, folder: Path | None = None) -> Path:
     content = {"format": FORMAT} | asdict(report)
     write_beside(path, json.dumps(content, indent=1).encode())
     return path
+
+
+def stored(dataset_id: str, sha256: str) -> Report | None:
+    """The report kept of exactly these data, by the checks of this version; None where there is none."""
+    path = report_path(dataset_id)
+    if not path.is_file():
+        return None
+    try:
+        found = load(path)
+        same = json.loads(path.read_text())["format"] == FORMAT
+    except (UserError, ValueError, KeyError, OSError):
+        return None
+    return found if same and (found.id, found.sha256) == (dataset_id, sha256) else None
 
 
 def load(path: Path) -> Report:

@@ -425,10 +425,14 @@ class Program:
             self._run = torch.compile(graph, fullgraph=True)
             return
         if not bf16:
-            _add_bias_in_product(graph)
+            _compute_once(graph)
             if leaves[0].device.type == "cpu":
                 _turn_thin_products(graph)
-        in_place = _overwritable(graph, reuse) if reuse else []
+            _write_over_dead_values(graph)
+        in_place = []
+        if reuse:
+            _copy_what_is_given_away(graph, reuse)
+            in_place = _overwritable(graph, reuse)
         _fast_calls(graph, leaves)
         for node in in_place:
             node.target = _IN_PLACE[node.target][0]
@@ -524,41 +528,94 @@ def _turn_thin_products(graph: GraphModule) -> None:
     graph.recompile()
 
 
-def _add_bias_in_product(graph: GraphModule) -> None:
-    """add(bmm(x, w), bias) as one baddbmm, which walks the result once instead of twice."""
-    for node in list(graph.graph.nodes):
-        if node.target is not _aten.add.Tensor or node.kwargs:
+def _compute_once(graph: GraphModule) -> None:
+    """One node for operations that do the same to the same values; methods and vmap repeat many."""
+    nodes = list(graph.graph.nodes)
+    touched, owner = _written_to(nodes), _owners(nodes)
+    seen: dict[tuple, Node] = {}
+    for node in nodes:
+        pure = node.op == "get_attr" or (
+            _is_aten(node) and torch.Tag.nondeterministic_seeded not in node.target.tags
+        )
+        if not pure or touched & {owner[x] for x in (node, *node.all_input_nodes)}:
             continue
-        total, bias = node.args
-        product = total
-        while (
-            isinstance(product, Node) and product.target in _SHAPE_ONLY and len(product.users) == 1
-        ):
-            product = product.args[0]
-        if not _is_bias_of(bias, product, total, node):
-            continue
-        count, _, columns = product.meta["val"].shape
-        flat = _insert(graph, node, _aten.view.default, bias, [count, 1, columns])
-        new = _insert(graph, node, _aten.baddbmm.default, flat, *product.args)
-        shape = list(node.meta["val"].shape)
-        node.replace_all_uses_with(_insert(graph, node, _aten.view.default, new, shape))
-    graph.graph.eliminate_dead_code()
-    _drop_empty_views(graph)
+        # The name of a node is its repr, and 1, 1.0 and True differ by theirs.
+        key = (node.op, node.target, repr(node.args), repr(node.kwargs))
+        if key in seen:
+            node.replace_all_uses_with(seen[key])
+            graph.graph.erase_node(node)
+        seen.setdefault(key, node)
+    graph.recompile()
 
 
-def _is_bias_of(bias: Any, product: Any, total: Any, node: Node) -> bool:
-    """Whether `total`, a view of a batched product used once, has a row added to each of its matrices."""
-    if not all(isinstance(x, Node) and "val" in x.meta for x in (bias, product, total)):
-        return False
-    if product.target is not _aten.bmm.default or len(product.users) != 1:
-        return False
-    b, t = bias.meta["val"], total.meta["val"]
+def _write_over_dead_values(graph: GraphModule) -> None:
+    """Elementwise operations write into an operand that nothing reads afterwards.
+
+    That memory is in the cache and new memory is not, which on a CPU is half of an activation's
+    time. Only what the program itself made is written to, never an argument, a constant or a view
+    of one. What is written to counts as new from there on: nothing reads it by its old name.
+    """
+    nodes = list(graph.graph.nodes)
+    owner = _owners(nodes)
+    last_read = {owner[x]: node for node in nodes for x in node.all_input_nodes}
+
+    def dead(x: Any, node: Node) -> bool:
+        if not isinstance(x, Node) or not _is_aten(made := owner[x]):
+            return False
+        others = (owner[y] for y in node.all_input_nodes if y is not x)
+        return last_read[made] is node and made not in others and _same_layout(x, node)
+
+    for node in nodes:
+        if (form := _in_place_form(node)) is None:
+            continue
+        first, *rest = node.args
+        if node.target in _COMMUTE and not node.kwargs and not dead(first, node):
+            first, rest = rest[0], [first]
+        if dead(first, node):
+            node.target, node.args = form, (first, *rest)
+            if form._overloadname == "grad_input":
+                node.kwargs = {**node.kwargs, "grad_input": first}
+    graph.recompile()
+
+
+_COMMUTE = {_aten.add.Tensor, _aten.mul.Tensor}
+
+
+def _in_place_form(node: Node) -> Any:
+    """The operator that computes an elementwise `node` into its first argument, if there is one."""
+    if not _is_aten(node) or torch.Tag.pointwise not in node.target.tags:
+        return None
+    name = node.target._schema.name.removeprefix("aten::")
+    if name.endswith("_backward"):
+        return getattr(getattr(_aten, name), "grad_input", None)
+    return getattr(getattr(_aten, name + "_", None), node.target._overloadname, None)
+
+
+def _same_layout(a: Node, b: Node) -> bool:
+    x, y = a.meta["val"], b.meta["val"]
+    return (x.shape, x.stride(), x.dtype) == (y.shape, y.stride(), y.dtype)
+
+
+def _is_aten(node: Node) -> bool:
+    """Whether the node is one of torch's own operations and makes one tensor."""
+    target = node.target
     return (
-        t.shape == node.meta["val"].shape
-        and t.shape[-2:] == product.meta["val"].shape[-2:]
-        and b.shape == (*t.shape[:-2], 1, t.shape[-1])
-        and b.is_contiguous()
+        isinstance(target, torch._ops.OpOverload)
+        and target.namespace == "aten"
+        and isinstance(node.meta.get("val"), Tensor)
     )
+
+
+def _written_to(nodes: list[Node]) -> set[Node]:
+    """Whose memory is written to by operations that were traced as writing."""
+    owner = _owners(nodes)
+    return {
+        owner[node.args[i]]
+        for node in nodes
+        if isinstance(node.target, torch._ops.OpOverload)
+        for i, argument in enumerate(node.target._schema.arguments)
+        if argument.is_write and i < len(node.args) and isinstance(node.args[i], Node)
+    }
 
 
 def _fast_calls(graph: GraphModule, leaves: list[Tensor]) -> None:
@@ -593,6 +650,17 @@ def _binding(name: str) -> Any:
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def _copy_what_is_given_away(graph: GraphModule, reuse: int) -> None:
+    """Results beside the first `reuse` that share memory with them: the next call would write over it."""
+    nodes = list(graph.graph.nodes)
+    owner, results = _owners(nodes), list(nodes[-1].args[0])
+    kept = {owner[x] for x in results[:reuse]}
+    for i, x in enumerate(results[reuse:], reuse):
+        if owner[x] in kept:
+            results[i] = _insert(graph, nodes[-1], _aten.clone.default, x)
+    nodes[-1].args = (results,)
 
 
 def _overwritable(graph: GraphModule, reuse: int) -> list[Node]:

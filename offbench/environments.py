@@ -9,6 +9,7 @@ An adapter makes the observations of a Gymnasium environment those of a dataset:
     d4rl-maze2d    position as (row, column) of the original maze, then its velocity
     d4rl-kitchen   positions of arm and objects (30), then the goal (30)
     image          a picture alone, as rows of numbers
+    goal           the observation, then the goal of the episode (OGBench's `info["goal"]`), both flat
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -94,12 +95,14 @@ def adapt(env: "gymnasium.Env", adapter: str | None) -> "gymnasium.Env":
     """The environment as the data of a task have it. None: as it is, if it is a Box of numbers."""
     from gymnasium.spaces import Box, Discrete
 
-    if adapter is not None and adapter not in _ADAPTERS:
-        raise unknown("adapter", adapter, _ADAPTERS)
+    if adapter is not None and adapter not in (*_ADAPTERS, "goal"):
+        raise unknown("adapter", adapter, (*_ADAPTERS, "goal"))
     if adapter in _GOALS:  # of a start; in cells
         env.unwrapped.position_noise_range = 0.1 / env.unwrapped.maze.maze_size_scaling
         env = _own_goal(env, _GOALS[adapter])
-    if adapter is not None:
+    if adapter == "goal":
+        env = _beside_goal(env)
+    elif adapter is not None:
         env = _observe(env, _ADAPTERS[adapter](env))
     elif not (isinstance(env.observation_space, Box) and len(env.observation_space.shape) == 1):
         env = _observe(env, _flat(env))
@@ -158,6 +161,27 @@ def _maze2d_goal(inner: Any) -> tuple[np.ndarray, bool]:
 
 
 _OFF_CENTRE = 0.2  # of D4RL's (row, column) from the middle of that cell, both ways
+
+
+def _beside_goal(env: "gymnasium.Env") -> "gymnasium.Env":
+    """(2 O,): what `reset` gives as the goal stays for the episode; `task_id` is a reset option."""
+    import gymnasium
+    from gymnasium.spaces import Box
+
+    class BesideGoal(gymnasium.Wrapper):
+        def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+            obs, info = self.env.reset(**kwargs)
+            self.goal = np.ravel(info["goal"])
+            return np.concatenate([np.ravel(obs), self.goal]), info
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            obs, *rest = self.env.step(action)
+            return np.concatenate([np.ravel(obs), self.goal]), *rest
+
+    made = BesideGoal(env)
+    size = 2 * int(np.prod(env.observation_space.shape))
+    made.observation_space = Box(-np.inf, np.inf, (size,), np.float64)
+    return made
 
 
 def _observe(env: "gymnasium.Env", function: Callable[[Any], np.ndarray]) -> "gymnasium.Env":

@@ -20,6 +20,8 @@ def nearest(value: object, choices: Iterable[object], n: int = 3) -> str:
 
     >>> nearest("iqll", ["bc", "iql", "td3_bc"])
     "did you mean 'iql'? (choices: bc, iql, td3_bc)"
+    >>> nearest("12.5", range(100))  # of many, the nearest alone
+    "did you mean '25' or '15' or '12'?"
     >>> nearest("zzz", ["bc", "iql"])
     'choices: bc, iql'
     """
@@ -36,7 +38,8 @@ def nearest(value: object, choices: Iterable[object], n: int = 3) -> str:
         shown += f", and {len(names) - _SHOWN} more"
     if not close:
         return f"choices: {shown}"
-    return f"did you mean {' or '.join(repr(name) for name in close)}? (choices: {shown})"
+    meant = f"did you mean {' or '.join(repr(name) for name in close)}?"
+    return meant if len(names) > _SHOWN else f"{meant} (choices: {shown})"
 
 
 def unknown(kind: str, value: object, choices: Iterable[object]) -> UserError:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 
 from offbench import rng
 from offbench.engine import Program, bind
 from offbench.errors import UserError
 from offbench.pipeline import Pipeline
 from offbench.tasks import Task
-from offbench.types import Method, Policy, Spec
+from offbench.types import Method, Plan, Policy, Spec, TimeStep
 
 if TYPE_CHECKING:
     import gymnasium
@@ -72,17 +73,22 @@ class EnvPool:
 def make_policy(method: Method, pipeline: Pipeline) -> Policy:
     """The method's `act` for N seeds and E environments, as it acts in the raw environment."""
 
-    def one(state: Any, obs: Tensor, key: Tensor) -> Tensor:
+    def one(state: Any, obs: Any, key: Tensor) -> Any:
         bound, inner = bind(method, state)
-        return bound.act(inner, obs[None], key)[0]  # (O,) -> (A,)
+        made = bound.act(inner, tree_map(lambda x: x[None], obs), key)
+        return tree_map(lambda x: x[0], made)  # (O,) -> (A,)
 
     stacked = vmap(vmap(one, in_dims=(None, 0, 0)))
     programs: dict[torch.Size, Program] = {}
 
-    def act(state: Any, obs: Tensor, first: Tensor, carry: Any, key: Tensor) -> tuple[Tensor, Any]:
-        if obs.shape not in programs:
-            programs[obs.shape] = Program(lambda x: stacked(*x), (state, obs, key))
-        return programs[obs.shape]((state, obs, key)).clamp(-1, 1), carry
+    def act(state: Any, step: TimeStep, carry: Any, key: Tensor) -> tuple[Any, Any]:
+        obs = step.obs
+        if key.shape not in programs:
+            programs[key.shape] = Program(lambda x: stacked(*x), (state, obs, key))
+        made = programs[key.shape]((state, obs, key))
+        if isinstance(made, Plan):
+            return made._replace(action=made.action.clamp(-1, 1)), carry
+        return made.clamp(-1, 1), carry
 
     return pipeline.policy(Policy(lambda n_seeds, n_envs: (), act))
 
@@ -101,7 +107,8 @@ def evaluate(
 ) -> "pd.DataFrame":
     """Runs `episodes` episodes with each stacked state; `seeds` names the stack's entries.
 
-    `n_envs` environments per seed step together, their observations one forward pass. Returns one
+    `n_envs` environments per seed step together, their observations one forward pass. Episodes of a
+    goal-conditioned task are dealt to its `task_ids` in turn: number i plays task_ids[i % len]. Returns one
     row per (member of the stack, episode) with the columns of `offbench.records` that evaluation knows.
     """
     pool = pool or EnvPool(task)
@@ -110,8 +117,8 @@ def evaluate(
     carry = policy.init(run.n_seeds, run.n_envs)
     with torch.no_grad():
         while run.active:
-            obs, first, key = run.observe()
-            action, carry = policy.act(state, obs, first, carry, key)
+            step, key = run.observe()
+            action, carry = policy.act(state, step, carry, key)
             run.step(action.cpu().numpy())
     return run.frame(update)
 
@@ -144,6 +151,7 @@ class _Episodes:
         self.number = np.tile(np.arange(n_envs), (self.n_seeds, 1))  # the episode each slot plays
         self.t = np.zeros(shape, np.int64)
         self.total = np.zeros(shape, np.float64)
+        self.reward = np.zeros(shape, np.float32)  # of the last step
         self.active = [(n, e) for n in range(self.n_seeds) for e in range(n_envs)]
         for slot in self.active:
             self._reset(slot)
@@ -157,21 +165,24 @@ class _Episodes:
             seed
         )  # OGBench's mazes draw their start from numpy's global generator, not from reset(seed)
         try:
-            obs, _ = self._env(slot).reset(seed=seed)
+            options = self.task.reset_options(int(self.number[slot]))
+            obs, _ = self._env(slot).reset(seed=seed, options=options)
         finally:
             np.random.set_state(kept)
-        self.obs[slot], self.t[slot], self.total[slot] = obs, 0, 0.0
+        self.obs[slot], self.t[slot], self.total[slot], self.reward[slot] = obs, 0, 0.0, 0.0
 
     def _env(self, slot: tuple[int, int]) -> "gymnasium.Env":
         return self.envs[slot[0] * self.n_envs + slot[1]]
 
-    def observe(self) -> tuple[Tensor, Tensor, Tensor]:
-        """obs (N, E, O), first (N, E) and a key per slot that depends on seed, episode and time."""
+    def observe(self) -> tuple[TimeStep, Tensor]:
+        """The slots' time step and a key per slot that depends on seed, episode and time."""
         key = rng.fold(
             rng.fold(self.seed_key, torch.from_numpy(self.number)), torch.from_numpy(self.t)
         )
         obs, first = torch.from_numpy(self.obs), torch.from_numpy(self.t == 0)
-        return obs.to(self.device), first, key.to(self.device)
+        reward = torch.from_numpy(self.reward)
+        step = TimeStep(obs.to(self.device), reward.to(self.device), first.to(self.device))
+        return step, key.to(self.device)
 
     def step(self, action: "np.ndarray") -> None:
         still = []
@@ -180,6 +191,7 @@ class _Episodes:
             self.obs[slot] = obs
             self.t[slot] += 1
             self.total[slot] += reward
+            self.reward[slot] = reward
             if terminated or truncated:
                 self._record(slot, terminated, truncated, info)
                 self.number[slot] += self.n_envs

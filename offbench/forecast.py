@@ -70,21 +70,25 @@ def _update_rate(cell: Cell) -> float:
     from offbench.engine import Engine, initial_carry, make_step, n_minibatches
     from offbench.run import build
 
-    data, spec = cell.task.load(gamma=cell.pipeline["gamma"])
-    method, pipeline = build(cell, data)
+    data, spec = cell.task.load(gamma=cell.pipeline["gamma"], defects="ignore")
+    method, pipeline = build(cell, data, spec)
     engine = Engine(
         make_step(method, pipeline), initial_carry(method, pipeline.spec(spec), cell.seeds)
     )
     engine.run(1)
-    steps = max(1, PROBE_UPDATES // n_minibatches(method))
     threads, best = torch.get_num_threads(), float("inf")
     torch.set_num_threads(1)  # as in a worker
+    steps = 1  # at first: an update of large nets takes seconds, and one says enough
     for _ in range(PROBE_ROUNDS):
         start = time.perf_counter()
         engine.run(steps)
-        best = min(best, time.perf_counter() - start)
+        took = time.perf_counter() - start
+        best = min(best, took / steps)
+        if took > 1:
+            break
+        steps = max(1, PROBE_UPDATES // n_minibatches(method))
     torch.set_num_threads(threads)
-    return steps * n_minibatches(method) / best
+    return n_minibatches(method) / best
 
 
 def _step_rate(cell: Cell) -> float:
@@ -108,8 +112,8 @@ def stack_bytes(pack: "Pack") -> int:
     from offbench.run import build
 
     cell = pack.cells[0]
-    data, spec = cell.task.load(gamma=cell.pipeline["gamma"])
-    method, pipeline = build(cell, data)
+    data, spec = cell.task.load(gamma=cell.pipeline["gamma"], defects="ignore")
+    method, pipeline = build(cell, data, spec)
     seeds = [run.seed for _, run in pack.members]
     carry = initial_carry(method, pipeline.spec(spec), seeds, values=pack.values)
     return peak_bytes(make_step(method, pipeline), carry)

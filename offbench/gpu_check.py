@@ -182,7 +182,8 @@ def _parts(
     """Step and first carry, on the device; everything that is compiled ahead is made here too."""
     data = speed.random_data(torch.device(sizes.device), min(episodes, sizes.episodes))
     method = cls(hidden=hidden)
-    pipeline = make_pipeline(data, batch_size=sizes.batch_size)
+    needs = getattr(method, "needs", ())
+    pipeline = make_pipeline(data, batch_size=sizes.batch_size, needs=needs)
     step = make_step(method, pipeline)
     return step, initial_carry(method, speed.SPEC, range(seeds), sizes.device)
 

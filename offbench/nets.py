@@ -14,39 +14,95 @@ from offbench import rng
 
 Layer = dict[str, Tensor]
 Params = list[Layer]
-Activation = Literal["relu", "gelu", "tanh"]
-_ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh}
+Activation = Literal["relu", "gelu", "gelu_tanh", "tanh"]
+ACTIVATIONS = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),  # flax's gelu
+    "tanh": torch.tanh,
+}
 
 
-def mlp_init(key: Tensor, sizes: tuple[int, ...], *, ensemble: int | None = None) -> Params:
+def mlp_init(
+    key: Tensor,
+    sizes: tuple[int, ...],
+    *,
+    ensemble: int | None = None,
+    weight: Literal["torch", "xavier", "orthogonal"] = "torch",
+    bias: float | None = None,
+    last: float | None = None,
+    layer_norm: bool = False,
+) -> Params:
     """Parameters of an MLP with layer widths `sizes`, `ensemble` independent copies of it.
 
-    Weights and biases are uniform in +-1/sqrt(n_in), which is what `torch.nn.Linear` does.
+    `weight="torch"`: weights and biases uniform in +-1/sqrt(n_in), which is what `torch.nn.Linear`
+    does. "xavier": uniform in +-sqrt(6 / (n_in + n_out)), biases 0. "orthogonal": gain sqrt(2),
+    biases 0. `bias` sets the hidden biases, `last` makes the last layer uniform in +-last.
+    `layer_norm` gives every hidden layer a learned scale and shift, which `mlp` applies.
     """
     lead = () if ensemble is None else (ensemble,)
     params = []
     for k, n_in, n_out in zip(rng.split(key, len(sizes) - 1), sizes[:-1], sizes[1:], strict=True):
         k_w, k_b = rng.split(k)
-        bound = n_in**-0.5
-        params.append(
-            {
-                "w": bound * (2 * rng.uniform(k_w, (*lead, n_in, n_out)) - 1),
-                "b": bound * (2 * rng.uniform(k_b, (*lead, 1, n_out)) - 1),
-            }
-        )
+        final = len(params) == len(sizes) - 2
+        bound = {"torch": n_in**-0.5, "xavier": (6 / (n_in + n_out)) ** 0.5}.get(weight, 1.0)
+        if final and last is not None:
+            bound = last
+        layer = {
+            "w": bound * (2 * rng.uniform(k_w, (*lead, n_in, n_out)) - 1),
+            "b": bound * (2 * rng.uniform(k_b, (*lead, 1, n_out)) - 1),
+        }
+        if weight == "orthogonal" and not (final and last is not None):
+            layer["w"] = 2**0.5 * _orthogonal(k_w, (*lead, n_in, n_out))
+        if weight != "torch" and not (final and last is not None):
+            layer["b"] = torch.zeros_like(layer["b"])
+        if bias is not None and not final:
+            layer["b"] = torch.full_like(layer["b"], bias)
+        if layer_norm and not final:
+            layer |= {"scale": torch.ones_like(layer["b"]), "shift": torch.zeros_like(layer["b"])}
+        params.append(layer)
     return params
 
 
+def _orthogonal(key: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Matrices with orthonormal rows or columns, Haar distributed: (..., n_in, n_out)."""
+    *lead, n_in, n_out = shape
+    tall = (*lead, max(n_in, n_out), min(n_in, n_out))
+    q, r = torch.linalg.qr(rng.normal(key, tall))
+    q = q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+    return (q if n_in >= n_out else q.mT).contiguous()
+
+
 def mlp(
-    params: Params, x: Tensor, *, activation: Activation = "relu", layer_norm: bool = False
+    params: Params,
+    x: Tensor,
+    *,
+    activation: Activation = "relu",
+    layer_norm: bool | Literal["before", "after"] = False,
+    eps: float = 1e-5,
+    dropout: float | Tensor = 0.0,
+    key: Tensor | None = None,
 ) -> Tensor:
     """(B, n_in) -> (B, n_out), or (E, B, n_out) when the parameters are an ensemble of E.
 
-    `layer_norm` normalises (without a learned scale) before each hidden activation.
+    `layer_norm` normalises each hidden layer "before" (True means that) or "after" its activation,
+    with the layer's learned scale and shift where it has them. With a `key`, outputs of hidden layers
+    are zeroed with probability `dropout` and the others scaled up, which is for training.
     """
-    for layer in params[:-1]:
+    keys = [None] * len(params) if key is None else rng.split(key, len(params))
+    for layer, k in zip(params[:-1], keys, strict=False):
         x = x @ layer["w"] + layer["b"]
-        if layer_norm:
-            x = F.layer_norm(x, x.shape[-1:])
-        x = _ACTIVATIONS[activation](x)
+        if layer_norm in (True, "before"):
+            x = _normalised(layer, x, eps)
+        x = ACTIVATIONS[activation](x)
+        if layer_norm == "after":
+            x = _normalised(layer, x, eps)
+        if k is not None:
+            kept = rng.uniform(k, tuple(x.shape), x.dtype) >= dropout
+            x = torch.where(kept, x / (1 - dropout), 0.0)
     return x @ params[-1]["w"] + params[-1]["b"]
+
+
+def _normalised(layer: Layer, x: Tensor, eps: float) -> Tensor:
+    x = F.layer_norm(x, x.shape[-1:], eps=eps)
+    return x * layer["scale"] + layer["shift"] if "scale" in layer else x

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from offbench.data import ReplayData
+from offbench.extras import Extra, add, fit_extras, support
 from offbench.sampling import Sampler, make_sampler
 from offbench.transforms import Transform, fit_transform
 from offbench.types import Batch, Policy, Spec
@@ -22,6 +23,7 @@ class Pipeline(NamedTuple):
     view: View
     transforms: tuple[Transform, ...] = ()
     batch_size: int = 256
+    extras: tuple[Extra, ...] = ()
 
     def spec(self, spec: Spec) -> Spec:
         return self.view.spec(spec)
@@ -29,6 +31,7 @@ class Pipeline(NamedTuple):
     def batch(self, rows: Tensor, minibatches: int = 1) -> Batch:
         """The batch elements at `rows`; with several minibatches a leading axis counts them."""
         batch = self.view.batch(self.data, rows)
+        batch = add(batch, self.data, self.view, self.extras, rows)
         if minibatches == 1:
             return batch
         return tree_map(lambda x: x.unflatten(0, (minibatches, self.batch_size)), batch)
@@ -55,17 +58,20 @@ def make_pipeline(
     weights: Sequence[Weight] = (),
     transforms: Mapping[str, Mapping[str, Any] | None] | Sequence[str] = (),
     batch_size: int = 256,
+    needs: Sequence[str] = (),
 ) -> Pipeline:
-    """Fits the transforms, then draws rows by the view's support times every weight.
+    """Fits transforms and extras, then draws rows by the view's support times every weight.
 
     Weights see the data as recorded. `transforms` are names from `offbench.transforms`, in order,
-    with their options when given as a mapping.
+    with their options when given as a mapping; `needs` are names from `offbench.extras`.
     """
-    view = view or NStep()
-    sampler = make_sampler(view.support(data), *(weight(data) for weight in weights))
+    view, recorded = view or NStep(), data
     named = transforms if isinstance(transforms, Mapping) else {name: None for name in transforms}
     fitted = []
     for name, options in named.items():
         fitted.append(fit_transform(data, name, **(options or {})))
         data = fitted[-1].data(data)
-    return Pipeline(data, sampler, view, tuple(fitted), batch_size)
+    extras = fit_extras(data, view, needs)
+    rows = support(data, view, extras)
+    sampler = make_sampler(rows, *(weight(recorded) for weight in weights))
+    return Pipeline(data, sampler, view, tuple(fitted), batch_size, extras)

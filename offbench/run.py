@@ -143,10 +143,11 @@ def fetched(
     return tuple(replace(cell, task=ready[cell.task.id]) for cell in cells)
 
 
-def build(cell: Cell, data: "ReplayData") -> "tuple[Any, Pipeline]":
+def build(cell: Cell, data: "ReplayData", spec: "Spec") -> "tuple[Any, Pipeline]":
     """(method, pipeline) of a cell on its task's data. Raises UserError where they do not fit."""
     from offbench.pipeline import make_pipeline
 
+    method = locate(cell.target)(**cell.hparams)
     view, sampler = dict(cell.pipeline["view"]), dict(cell.pipeline["sampler"])
     view_class, sampler_target = locate(view.pop("target")), sampler.pop("target")
     pipeline = make_pipeline(
@@ -155,26 +156,51 @@ def build(cell: Cell, data: "ReplayData") -> "tuple[Any, Pipeline]":
         weights=[partial(locate(sampler_target), **sampler)] if sampler_target else [],
         transforms=cell.pipeline["transforms"],
         batch_size=cell.pipeline["batch_size"],
+        needs=getattr(method, "needs", ()),
     )
-    return locate(cell.target)(**cell.hparams), pipeline
+    check_actions(method, pipeline.spec(spec), cell)
+    return method, pipeline
 
 
-def preflight(cells: Sequence[Cell], *, report: Callable[[str], None] = lambda text: None) -> None:
+def check_actions(method: Any, spec: "Spec", cell: Cell) -> None:
+    """Raises UserError where a method's kind of actions is not the data's."""
+    wants = getattr(method, "actions", "continuous")
+    has = "discrete" if spec.discrete else "continuous"
+    if wants == "discrete" and has != "discrete":
+        raise UserError(
+            f"{cell.method} learns discrete actions; those of {cell.task.id} are continuous"
+        )
+    if spec.discrete and spec.chunk > 1:
+        raise UserError(
+            f"{cell.task.id}: chunks of discrete actions are not supported; use view=nstep"
+        )
+    if wants != has:
+        raise UserError(
+            f"{cell.method} learns continuous actions; those of {cell.task.id} are discrete"
+        )
+
+
+def preflight(
+    cells: Sequence[Cell], *, strict: bool = False, report: Callable[[str], None] = lambda text: None
+) -> None:
     """Everything that can be known to be wrong before training: data, environment, composition.
 
-    Raises UserError for the first mistake; writes nothing.
+    Raises UserError for the first mistake, with `strict` also for a severe defect of a data set, of
+    which it warns otherwise. Writes nothing but reports on data, into the cache.
     """
+    from offbench import doctor
     from offbench.evaluation import EnvPool
     from offbench.training import check_budget
 
     for task in {cell.task.id: cell.task for cell in cells}.values():
         report(f"checking {task.id}")
-        data, spec = task.load()
+        data, spec = task.load(defects="ignore")
+        (doctor.refuse if strict else doctor.warn_once)(task.report(data))
         pool = EnvPool(task)
         pool.check(spec)
         pool.close()
         for cell in (c for c in cells if c.task.id == task.id):
-            method, _ = build(cell, data)
+            method, _ = build(cell, data, spec)
             check_budget(method, cell.n_updates)
 
 
@@ -218,8 +244,8 @@ def run_pack(
     cell = pack.cells[0]
     device = resolve_device(settings.device)
     report("loading", 0.0)
-    data, spec = cell.task.load(gamma=cell.pipeline["gamma"])
-    method, pipeline = build(cell, data)
+    data, spec = cell.task.load(gamma=cell.pipeline["gamma"], defects="ignore")  # told in preflight
+    method, pipeline = build(cell, data, spec)
     for other in [name for name in pools if name != cell.task.id]:
         pools.pop(other).close()  # environments can be large: 200 MB for one OGBench cube
     pool = pools.setdefault(cell.task.id, EnvPool(cell.task))

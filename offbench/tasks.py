@@ -26,10 +26,13 @@ from offbench.errors import UserError
 if TYPE_CHECKING:
     import gymnasium
 
+    from offbench import doctor
+    from offbench.catalog import Card
     from offbench.data import ReplayData
     from offbench.types import Spec
 
 Source = Literal["embedded", "catalog", "path", "composed"]
+Loader = Literal["offbench", "d4rl"]
 NOT_HERE = "not here"
 
 
@@ -47,6 +50,8 @@ class Task:
     terminal_inside: bool = False
     adapter: str | None = None  # how the environment shows what the data have: offbench.environments
     refused: str | None = None  # why there is no environment to judge it in
+    task_ids: tuple[int, ...] = ()  # goal-conditioned: the tasks that episodes are dealt to, in turn
+    loader: Loader = "offbench"
     source: Source = "embedded"
 
     @property
@@ -59,17 +64,65 @@ class Task:
             return 100.0 * bool(success)
         return 100.0 * (episode_return - self.ref_min) / (self.ref_max - self.ref_min)
 
-    def load(self, *, gamma: float = 0.99) -> "tuple[ReplayData, Spec]":
+    def load(
+        self, *, gamma: float = 0.99, defects: Literal["warn", "refuse", "ignore"] = "warn"
+    ) -> "tuple[ReplayData, Spec]":
         """The transitions and the problem they pose, downloaded where they are not here.
 
-        Raises UserError for a bad file; warns once (`offbench.doctor.DataWarning`) where others have
-        found a severe defect in a set of this id.
+        Raises UserError for a bad file. A severe defect, one that others have found in a set of this
+        id or that a stored report names, warns once (`offbench.doctor.DataWarning`); with "refuse"
+        the data are examined where that was not done before, and it is a UserError.
         """
+        from offbench import doctor
+        from offbench.data import one_hot
         from offbench.types import Spec
 
         data = _LOADERS[self.source](self)
-        spec = Spec(data.obs.shape[1], data.action.shape[1], gamma, self.max_episode_steps)
-        return data, spec
+        if defects == "refuse":
+            doctor.refuse(self.report(data))
+        elif defects == "warn":
+            doctor.warn_once(self.report())
+        sizes = data.obs.shape[1], data.action.shape[1]
+        discrete = one_hot(data.action, data.valid)
+        return data, Spec(*sizes, gamma, self.max_episode_steps, discrete)
+
+    def report(self, data: "ReplayData | None" = None) -> "doctor.Report":
+        """What the dataset doctor says of the set: as stored when these bytes were examined before,
+        else of `data` (and stored), else what others have found in a set of this id."""
+        from offbench import compose, doctor
+
+        made = compose.parse(self.id)
+        parts = [self.id] if isinstance(made, str) else made.leaves
+        known = tuple(f for part in parts for f in doctor.known_defects(part))
+        found = doctor.stored(self.id, self.sha256)
+        if found is None and data is not None:
+            facts = doctor.Facts.of(self, repeats=not isinstance(made, str))
+            found = doctor.check(data, facts, sha256=self.sha256)
+            if self.sha256 != NOT_HERE:
+                with contextlib.suppress(OSError):
+                    doctor.save(found)
+        if found is None:
+            return doctor.Report(self.id, 0, 0, known)
+        rest = tuple(f for f in found.findings if f.name != "known_defect")
+        return replace(found, findings=(*known, *rest))
+
+    def check_trainable(self) -> None:
+        """Raises UserError for a goal-conditioned task: nothing here trains a policy that is given a
+        goal. Such a task can be evaluated (`offbench.evaluation.evaluate`)."""
+        if not self.task_ids:
+            return
+        single = self.id.removesuffix("-v0")
+        raise UserError(
+            f"{self.id} is goal-conditioned (no rewards, a goal beside each observation) and no method "
+            f"here is; train on one of its tasks, {single}-singletask-task1-v0 to -task5-v0, or on the "
+            f"default one, {single}-singletask-v0"
+        )
+
+    def reset_options(self, episode: int) -> dict[str, Any] | None:
+        """What an environment's `reset` is told at the beginning of an evaluation episode."""
+        if not self.task_ids:
+            return None
+        return {"task_id": self.task_ids[episode % len(self.task_ids)]}
 
     def ready(self) -> "Task":
         """The task with its data here and their sha256 known. UserError where they cannot be had."""
@@ -81,7 +134,8 @@ class Task:
         for name in [self.id] if isinstance(made, str) else made.leaves:
             if load_task(name).sha256 == NOT_HERE:
                 catalog.fetch(catalog.card(name))
-        return load_task(self.id)
+        here = load_task(self.id, loader=self.loader)
+        return replace(self, root=here.root, sha256=here.sha256)
 
     def make_env(self) -> "gymnasium.Env":
         """One evaluation environment with actions in [-1, 1]. UserError if its package is missing."""
@@ -98,29 +152,33 @@ def _load_embedded(task: Task) -> "ReplayData":
 
 
 def _load_catalog(task: Task) -> "ReplayData":
-    from offbench import catalog, doctor
-    from offbench.sources import cache
+    from offbench import catalog
+    from offbench.sources import cache, d4rl_package
 
     card = catalog.card(task.id)
     here = task.sha256 != NOT_HERE
     path = task.root if here else catalog.fetch(card)
-    if here and (not path.exists() or cache.digest(path) != task.sha256):
+    if here and (not path.exists() or _read_by(task, cache.digest(path)) != task.sha256):
         raise UserError(f"{task.id}: {path} is missing or not the file it was (by sha256)")
-    known = tuple(doctor.known_defects(task.id))
-    doctor.warn_once(doctor.Report(task.id, 0, 0, known))
+    if task.loader == "d4rl":
+        return d4rl_package.load(path, name=task.id, max_episode_steps=task.max_episode_steps)
     return catalog.load(card, path)
 
 
 def _load_path(task: Task) -> "ReplayData":
-    from offbench.sources import arrays
+    from offbench.sources import arrays, d4rl_package
 
-    return arrays.load(task.root, name=task.id, max_episode_steps=task.max_episode_steps)
+    limit = task.max_episode_steps
+    if task.loader == "d4rl":
+        return d4rl_package.load(task.root, name=task.id, max_episode_steps=limit)
+    return arrays.load(task.root, name=task.id, max_episode_steps=limit, env=task.env)
 
 
 def _load_composed(task: Task) -> "ReplayData":
     from offbench import compose
 
-    return compose.build(task.id, lambda part: load_task(part).load()[0]).data
+    part = lambda name: load_task(name, loader=task.loader).load(defects="ignore")[0]
+    return compose.build(task.id, part).data
 
 
 _LOADERS: "Mapping[Source, Callable[[Task], ReplayData]]" = {
@@ -234,67 +292,89 @@ def _read_manifest(path: Path, mtime_ns: int) -> Mapping[str, Any]:
     return MappingProxyType(yaml.safe_load(path.read_text()))
 
 
-def load_task(task_id: str) -> Task:
+def canonical(task_id: str) -> str:
+    """The one spelling of an id, short ones and compositions of them included; see
+    `offbench.catalog.canonical`. UserError for a composition that cannot be read."""
+    from offbench import catalog, compose
+
+    made = compose.parse(compose.MIXED.get(task_id, task_id))
+    return catalog.canonical(made) if isinstance(made, str) else str(made.renamed(catalog.canonical))
+
+
+def load_task(task_id: str, *, loader: Loader = "offbench") -> Task:
     """The task of a dataset id. Raises UserError naming the nearest ids for an unknown one.
 
-    Nothing is downloaded: see `Task.ready`.
+    Nothing is downloaded: see `Task.ready`. With `loader="d4rl"` a D4RL file is read by the real
+    package (`offbench.sources.d4rl_package`), and the task's sha256 is another one.
     """
-    from offbench import compose
-
-    task_id = compose.MIXED.get(task_id, task_id)
-    if compose.is_composed(task_id):
-        return _composed_task(task_id)
-    known = manifests()
-    if task_id not in known:
-        return _catalog_task(task_id)
-    root, m = known[task_id]
-    return Task(
-        id=task_id,
-        root=root,
-        sha256=m["sha256"],
-        env=m["env"]["id"],
-        env_kwargs=m["env"].get("kwargs") or {},
-        max_episode_steps=m["max_episode_steps"],
-        score=m["score"]["kind"],
-        ref_min=m["score"]["ref_min"],
-        ref_max=m["score"]["ref_max"],
-        terminal_inside=m.get("terminal_inside", False),
-    )
-
-
-def _catalog_task(task_id: str) -> Task:
-    from offbench import catalog
+    from offbench import catalog, compose
     from offbench.sources import cache
 
+    if compose.is_composed(canonical(task_id)):
+        return _composed_task(canonical(task_id), loader)
     card = catalog.card(task_id, kind="task")
+    if card.family == "offbench":
+        task = _of_card(card, manifests()[card.id][0], card.sha256 or NOT_HERE, "embedded")
+        return read_by(task, loader)
     path = catalog.locate(card)
+    if path is None:
+        return read_by(_of_card(card, Path(), NOT_HERE, "catalog"), loader)
+    return read_by(_of_card(card, path, cache.digest(path), "catalog"), loader)
+
+
+def read_by(task: Task, loader: Loader) -> Task:
+    """The task with its data read by that loader. UserError where it cannot read them."""
+    from offbench.sources import d4rl_package
+
+    if loader == task.loader:
+        return task
+    if not (task.id.startswith("d4rl/") or task.root.suffix in (".hdf5", ".h5")):
+        raise UserError(f"{task.id}: loader={loader} reads D4RL's files only")
+    d4rl_package.version(task.id)
+    made = replace(task, loader=loader)
+    return replace(made, sha256=_read_by(made, task.sha256))
+
+
+def _read_by(task: Task, sha256: str) -> str:
+    """The identity of what is trained on: of the file, and of the loader where it is not ours."""
+    from offbench.sources import d4rl_package
+
+    if task.loader == "offbench" or sha256 == NOT_HERE:
+        return sha256
+    text = f"{sha256} read by d4rl {d4rl_package.version(task.id)}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _of_card(card: "Card", root: Path, sha256: str, source: Source) -> Task:
+    low, high = _NO_REFERENCE
     return Task(
         id=card.id,
-        root=Path() if path is None else path,
-        sha256=NOT_HERE if path is None else cache.digest(path),
+        root=root,
+        sha256=sha256,
         env=card.env or "",
         env_kwargs=card.env_kwargs,
         max_episode_steps=card.max_episode_steps,
         score=card.score,
-        ref_min=_NO_REFERENCE[0] if card.ref_min is None else card.ref_min,
-        ref_max=_NO_REFERENCE[1] if card.ref_max is None else card.ref_max,
+        ref_min=low if card.ref_min is None else card.ref_min,
+        ref_max=high if card.ref_max is None else card.ref_max,
         terminal_inside=card.terminal_inside,
         adapter=card.adapter,
         refused=card.refused,
-        source="catalog",
+        task_ids=card.task_ids,
+        source=source,
     )
 
 
 _NO_REFERENCE = (0.0, 100.0)  # a score is the return itself
 
 
-def _composed_task(task_id: str) -> Task:
+def _composed_task(task_id: str, loader: Loader) -> Task:
     """Judged as the first of its parts; its sha256 is of its id and of those of its parts."""
     from offbench import compose
 
     made = compose.parse(task_id)
     assert not isinstance(made, str)
-    parts = [load_task(part) for part in made.leaves]
+    parts = [load_task(part, loader=loader) for part in made.leaves]
     text = "\n".join([str(made), *(part.sha256 for part in parts)])
     whole = all(part.sha256 != NOT_HERE for part in parts)
     return replace(

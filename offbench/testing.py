@@ -10,7 +10,7 @@ and how to put it right. A check may return a note, which is information and no 
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,8 +23,8 @@ from offbench import rng
 from offbench.data import Episode, ReplayData, from_episodes
 from offbench.engine import Engine, initial_carry, make_step, n_minibatches, stack, unstack
 from offbench.pipeline import make_pipeline
-from offbench.types import Batch, Method, Spec
-from offbench.views import Chunk, NStep
+from offbench.types import Batch, Method, Plan, Spec
+from offbench.views import Chunk, NStep, View
 
 SPEC = Spec(obs_dim=5, action_dim=2, gamma=0.99, max_episode_steps=100)
 BATCH = 16  # small: a contract is about meaning, not about learning
@@ -42,17 +42,53 @@ def fake_batch(
     minibatches: int = 1,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    needs: Sequence[str] = (),
 ) -> Batch:
-    """Random elements of the right shapes, discount gamma; a leading axis when `minibatches` > 1."""
+    """Random elements of the right shapes, discount gamma; a leading axis when `minibatches` > 1.
+
+    With `needs` they are drawn from fake data through the view and the extras that these ask for.
+    """
+    if needs:
+        data = fake_data(environment_spec(spec), seed=seed, dtype=dtype)
+        view = view_for(needs, spec)
+        pipeline = make_pipeline(data, view=view, batch_size=size, needs=needs)
+        batch = pipeline.sample(rng.key(seed), minibatches)
+        return batch._replace(discount=torch.full_like(batch.discount, spec.gamma))
     lead = (size,) if minibatches == 1 else (minibatches, size)
     k = rng.split(rng.key(seed), 4)
     return Batch(
         obs=rng.normal(k[0], (*lead, spec.obs_dim), dtype),
-        action=rng.normal(k[1], (*lead, spec.action_dim), dtype).tanh(),
+        action=_fake_action(k[1], (*lead, spec.action_dim), dtype, spec),
         reward=rng.normal(k[2], lead, dtype),
         discount=torch.full(lead, spec.gamma, dtype=dtype),
         next_obs=rng.normal(k[3], (*lead, spec.obs_dim), dtype),
     )
+
+
+def _fake_action(key: Tensor, shape: tuple[int, ...], dtype: torch.dtype, spec: Spec) -> Tensor:
+    draws = rng.normal(key, shape, dtype)
+    if spec.discrete:
+        return torch.nn.functional.one_hot(draws.argmax(-1), shape[-1]).to(dtype)
+    return draws.tanh()
+
+
+def environment_spec(spec: Spec) -> Spec:
+    """The spec before a chunked view: one step's actions."""
+    return spec._replace(action_dim=spec.action_dim // spec.chunk, chunk=1)
+
+
+def spec_for(method: Method, spec: Spec = SPEC) -> Spec:
+    """The spec a method meets: discrete, or chunked, where that is what it learns from."""
+    if getattr(method, "actions", "continuous") == "discrete":
+        spec = spec._replace(discrete=True, action_dim=max(spec.action_dim, 3))
+    return view_for(getattr(method, "needs", ()), spec).spec(spec)
+
+
+def view_for(needs: Sequence[str], spec: Spec = SPEC) -> View:
+    """A view that has what the extras in `needs` are made of."""
+    if {"valid", "prefixes"} & set(needs):
+        return Chunk(3, spec.gamma, pad=True)
+    return NStep(1, spec.gamma)
 
 
 def fake_data(
@@ -66,7 +102,7 @@ def fake_data(
         terminal = torch.zeros(n, dtype=torch.bool)
         terminal[-1] = i % 2 == 0
         obs = rng.normal(k[1], (n + 1, spec.obs_dim), torch.float32)
-        action = rng.normal(k[2], (n, spec.action_dim), torch.float32).tanh()
+        action = _fake_action(k[2], (n, spec.action_dim), torch.float32, spec)
         reward = rng.normal(k[3], (n,), torch.float32) + i / episodes
         return Episode(obs.numpy(), action.numpy(), reward.numpy(), terminal.numpy())
 
@@ -116,9 +152,26 @@ def _problem(method: Method, spec: Spec, *, seed: int = 0) -> tuple[Any, Batch, 
         state = method.init(rng.key(seed), spec)
     return (
         state,
-        fake_batch(spec, minibatches=n_minibatches(method), seed=seed + 1),
+        _batch(method, spec, seed=seed + 1),
         rng.key(seed + 2),
     )
+
+
+def _batch(method: Method, spec: Spec, *, seed: int = 0) -> Batch:
+    """What one update of the method consumes."""
+    needs = getattr(method, "needs", ())
+    return fake_batch(spec, minibatches=n_minibatches(method), seed=seed, needs=needs)
+
+
+def _seen(method: Method, spec: Spec, n: int, *, seed: int = 0) -> Any:
+    """Observations (n, ...) as `act` sees them: those of a batch."""
+    batch = fake_batch(spec, size=max(n, 1), seed=seed, needs=getattr(method, "needs", ()))
+    return tree_map(lambda x: x[:n], batch.obs)
+
+
+def _planned(made: Any) -> Tensor:
+    """The actions of what `act` returned."""
+    return made.action if isinstance(made, Plan) else made
 
 
 def _update(method: Method, state: Any, batch: Batch, key: Tensor) -> tuple[Any, dict]:
@@ -277,16 +330,31 @@ def check_seed_axis(method: Method, spec: Spec = SPEC) -> Note:
 def _partly_terminal(batch: Batch) -> tuple[Batch, Tensor]:
     """The batch with discount 0 in every second element of every minibatch, and which those are."""
     ended = (torch.arange(batch.discount.shape[-1]) % 2 == 0).expand_as(batch.discount)
-    return batch._replace(discount=torch.where(ended, 0.0, batch.discount)), ended
+    return _discounted(batch, torch.where(ended, 0.0, 1.0).to(batch.discount)), ended
+
+
+def _discounted(batch: Batch, factor: Tensor) -> Batch:
+    """Every bootstrap factor of an element times `factor` (..., B), those of its prefixes too."""
+    extras = dict(batch.extras or {})
+    if "prefix_discount" in extras:
+        extras["prefix_discount"] = extras["prefix_discount"] * factor[..., None]
+    return batch._replace(discount=batch.discount * factor, extras=extras or batch.extras)
+
+
+def _moved(batch: Batch, where: Tensor) -> Batch:
+    """Every next observation of the elements in `where` (..., B) moved far away."""
+    far = 7 * where.to(batch.next_obs.dtype)[..., None]
+    extras = dict(batch.extras or {})
+    if "prefix_obs" in extras:
+        extras["prefix_obs"] = extras["prefix_obs"] + far[..., None]
+    return batch._replace(next_obs=batch.next_obs + far, extras=extras or batch.extras)
 
 
 def check_bootstrap_only_through_discount(method: Method, spec: Spec = SPEC) -> Note:
     """Where discount is 0 the next observation changes nothing: the terminal bug."""
     state, batch, key = _problem(method, spec)
     batch, ended = _partly_terminal(batch)
-    moved = batch._replace(
-        next_obs=torch.where(ended[..., None], batch.next_obs + 7, batch.next_obs)
-    )
+    moved = _moved(batch, ended)
     a, b = _update(method, state, batch, key)[0], _update(method, state, moved, key)[0]
     _require(
         _close(a, b, 1e-6),
@@ -299,10 +367,12 @@ def check_discount_scales_the_bootstrap(method: Method, spec: Spec = SPEC) -> No
     """A method that uses next_obs scales it by discount, whatever its size: n steps have gamma ** n."""
     state, batch, key = _problem(method, spec)
     base = _update(method, state, batch, key)[0]
-    moved = _update(method, state, batch._replace(next_obs=batch.next_obs + 7), key)[0]
+    moved = _update(method, state, _moved(batch, torch.ones_like(batch.discount)), key)[0]
     if _close(base, moved, 1e-6):
         return "does not bootstrap: next_obs has no influence on the update"
-    halved = _update(method, state, batch._replace(discount=batch.discount / 2), key)[0]
+    halved = _update(method, state, _discounted(batch, 0.5 * torch.ones_like(batch.discount)), key)[
+        0
+    ]
     _require(
         not _close(base, halved, 1e-6),
         "the size of discount has no influence on the update: use batch.discount itself as the "
@@ -315,9 +385,7 @@ def check_metrics_are_scalars(method: Method, spec: Spec = SPEC) -> Note:
     """Metrics are finite scalar tensors on the device, the same keys at every update."""
     state, batch, key = _problem(method, spec)
     state, first = _update(method, state, batch, key)
-    _, second = _update(
-        method, state, fake_batch(spec, minibatches=n_minibatches(method), seed=9), key
-    )
+    _, second = _update(method, state, _batch(method, spec, seed=9), key)
     _require(
         isinstance(first, dict),
         f"update returned metrics as a {type(first).__name__}: return a dict of scalar tensors.",
@@ -341,16 +409,27 @@ def check_act(method: Method, spec: Spec = SPEC) -> Note:
     """(E, O) -> (E, A) in [-1, 1], for one environment, many and none."""
     state, _, key = _problem(method, spec)
     for n in (1, 7, 0):
-        obs = (
-            100 * fake_batch(spec, size=max(n, 1)).obs[:n]
-        )  # far out, where an unbounded actor shows
+        far = lambda x: 100 * x if x.is_floating_point() else x  # where an unbounded actor shows
+        obs = tree_map(far, _seen(method, spec, n))
         with _doing(f"act on {n} observations"):
-            action = method.act(state, obs, key)
+            made = method.act(state, obs, key)
+        action, dtype = (
+            _planned(made),
+            next(x.dtype for x in tree_leaves(obs) if x.is_floating_point()),
+        )
         _require(
             isinstance(action, Tensor)
             and action.shape == (n, spec.action_dim)
-            and action.dtype == obs.dtype,
-            f"act returned {_describe(action)} for {n} observations: return {obs.dtype} {(n, spec.action_dim)}.",
+            and action.dtype == dtype,
+            f"act returned {_describe(action)} for {n} observations: return {dtype} {(n, spec.action_dim)}.",
+        )
+        _require(
+            not isinstance(made, Plan)
+            or (
+                made.length.shape == (n,)
+                and bool(((made.length >= 1) & (made.length <= spec.chunk)).all())
+            ),
+            f"act returned a Plan whose length is not (n,) numbers from 1 to spec.chunk = {spec.chunk}.",
         )
         _require(
             bool((action.abs() <= 1).all()),
@@ -362,11 +441,11 @@ def check_act_draws_only_from_its_key(method: Method, spec: Spec = SPEC) -> Note
     """One state, observation and key give one action; acting changes nothing; seeds act under vmap."""
     problems = [_problem(method, spec, seed=seed) for seed in (0, 10, 20)]
     states, keys = [p[0] for p in problems], [p[2] for p in problems]
-    obs = fake_batch(spec).obs
+    obs = _seen(method, spec, BATCH)
     inputs = tree_map(torch.clone, (states[0], obs, keys[0]))
     before = torch.get_rng_state()
     with _doing("act"):
-        first, second = (method.act(*inputs) for _ in range(2))
+        first, second = (_planned(method.act(*inputs)) for _ in range(2))
     touched = not torch.equal(before, torch.get_rng_state())
     torch.set_rng_state(before)
     _require(
@@ -379,6 +458,7 @@ def check_act_draws_only_from_its_key(method: Method, spec: Spec = SPEC) -> Note
     )
     with _doing("act under torch.func.vmap, which adds the seed axis,"):
         together = vmap(method.act, in_dims=(0, None, 0))(stack(states), obs, torch.stack(keys))
+    together = _planned(together)
     _require(
         torch.allclose(together[0], first, atol=1e-4),
         "a seed in a stack of three acts differently from the same seed alone: act must not look beyond its own seed.",
@@ -387,13 +467,19 @@ def check_act_draws_only_from_its_key(method: Method, spec: Spec = SPEC) -> Note
 
 def check_works_for_chunks(method: Method, spec: Spec = SPEC) -> Note:
     """A chunked view asks for h times the actions and hands over its own batches; nothing else changes."""
-    h, k = 4, n_minibatches(method)
-    pipeline = make_pipeline(fake_data(spec), view=Chunk(h, spec.gamma), batch_size=BATCH)
+    if spec.discrete:
+        return "learns discrete actions, which are not chunked"
+    needs, h, k = getattr(method, "needs", ()), 4, n_minibatches(method)
+    if type(view_for(needs, spec)) is not NStep:
+        return f"learns through {type(view_for(needs, spec)).__name__} alone"
+    pipeline = make_pipeline(
+        fake_data(spec), view=Chunk(h, spec.gamma), batch_size=BATCH, needs=needs
+    )
     wide = pipeline.spec(spec)
     with _doing(f"with spec.action_dim = {wide.action_dim}, init, update or act"):
         state = method.init(rng.key(0), wide)
         state, _ = method.update(state, pipeline.sample(rng.key(1), k), rng.key(2))
-        action = method.act(state, fake_batch(spec, size=3).obs, rng.key(3))
+        action = _planned(method.act(state, fake_batch(spec, size=3).obs, rng.key(3)))
     _require(
         action.shape == (3, wide.action_dim),
         f"act returned {tuple(action.shape)} where spec.action_dim is {wide.action_dim}: take all sizes from the spec.",
@@ -409,7 +495,8 @@ def check_float64_works(method: Method, spec: Spec = SPEC) -> Note:
     state, batch, key = tree_map(double, _problem(method, spec))
     with _doing("with float64 inputs, update or act"):
         new, metrics = method.update(state, batch, key)
-        action = method.act(state, batch.obs.reshape(-1, spec.obs_dim), key)
+        obs = tree_map(double, _seen(method, spec, BATCH))
+        action = _planned(method.act(state, obs, key))
     stayed = all(
         y.dtype == x.dtype
         for x, y in zip(tree_leaves(state), tree_leaves(new), strict=True)
@@ -426,7 +513,9 @@ def check_float64_works(method: Method, spec: Spec = SPEC) -> Note:
 
 def check_resume(method: Method, spec: Spec = SPEC) -> Note:
     """20 + 20 updates through the engine equal 40 bit for bit, and the traced program follows them."""
-    pipeline = make_pipeline(fake_data(spec), view=NStep(1, spec.gamma), batch_size=BATCH)
+    needs, data = getattr(method, "needs", ()), fake_data(environment_spec(spec))
+    view = view_for(needs, spec)
+    pipeline = make_pipeline(data, view=view, batch_size=BATCH, needs=needs)
     step = make_step(method, pipeline)
     with _doing("in the engine (see check_seed_axis), init or update"):
         carry = initial_carry(method, spec, (0, 1))
@@ -494,8 +583,12 @@ CHECKS: list[Check] = [
 def check_method(
     method: Method, *, spec: Spec = SPEC, report: Callable[[str], None] | None = print
 ) -> None:
-    """Runs every check, reports a line for each, and raises AssertionError naming those that failed."""
+    """Runs every check, reports a line for each, and raises AssertionError naming those that failed.
+
+    `spec` is an environment's; the checks run on what the method's `actions` and `needs` make of it.
+    """
     failures = []
+    spec = spec_for(method, spec)
     for check in CHECKS:
         try:
             note = check(method, spec)

@@ -5,14 +5,14 @@ loop nothing, and a reward shift stays right under n-step and chunked views (shi
 not). Trajectory weights are computed from the data as recorded, before any transform.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from offbench.data import ReplayData, episode_returns
 from offbench.errors import unknown
-from offbench.types import Policy
+from offbench.types import Policy, TimeStep
 
 
 class Transform(Protocol):
@@ -40,8 +40,8 @@ class ObsNorm(NamedTuple):
 
     def policy(self, policy: Policy) -> Policy:
         return policy._replace(
-            act=lambda state, obs, first, carry, key: policy.act(
-                state, self._apply(obs), first, carry, key
+            act=lambda state, step, carry, key: policy.act(
+                state, step._replace(obs=self._apply(step.obs)), carry, key
             )
         )
 
@@ -58,7 +58,13 @@ class RewardAffine(NamedTuple):
         )
 
     def policy(self, policy: Policy) -> Policy:
-        return policy
+        """A policy that conditions on rewards sees them as its data had them; the first is 0."""
+
+        def act(state: Any, step: TimeStep, carry: Any, key: Tensor) -> tuple[Any, Any]:
+            reward = torch.where(step.first, 0.0, self.scale * step.reward + self.shift)
+            return policy.act(state, step._replace(reward=reward), carry, key)
+
+        return policy._replace(act=act)
 
 
 def obs_norm(data: ReplayData, *, eps: float = 1e-3) -> Transform:

@@ -1,7 +1,7 @@
 """What crosses between a pipeline, a method and an environment."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 from torch.utils._pytree import tree_map
@@ -18,6 +18,10 @@ class Spec(NamedTuple):
     action_dim: int
     gamma: float
     max_episode_steps: int
+    discrete: bool = False  # actions are one-hot rows of `action_dim` choices
+    chunk: int = (
+        1  # environment steps in one action: `action_dim` is `chunk` times the environment's
+    )
 
 
 class Batch(NamedTuple):
@@ -26,7 +30,7 @@ class Batch(NamedTuple):
     reward: Tensor  # (B,)  discounted sum over the steps this element spans
     discount: Tensor  # (B,)  gamma ** steps spanned, 0 after a terminal: the whole bootstrap factor
     next_obs: Tensor  # (B, O)  observation at the end of the span
-    extras: Any = ()  # dict of tensors that a view declares: next_action, valid, ...
+    extras: Any = ()  # dict of tensors that a view or a method's `needs` adds: offbench/extras.py
 
 
 def minibatch(batch: Batch, i: int) -> Batch:
@@ -38,23 +42,42 @@ class Method(Protocol[State]):
     """Pure functions of one seed. A frozen keyword-only dataclass whose fields are hyper-parameters.
 
     `minibatches` is how many minibatches one `update` consumes (leading axis of the batch when
-    more than 1): a delayed actor is `minibatches = 2`, not a counter.
+    more than 1): a delayed actor is `minibatches = 2`, not a counter. `needs` names what it reads
+    from `batch.extras` (offbench/extras.py), `actions` the kind of actions it learns. `act` returns
+    actions, or a `Plan` where the method decides how many steps of a chunk are executed.
     """
 
     minibatches: ClassVar[int] = 1
+    needs: ClassVar[tuple[str, ...]] = ()
+    actions: ClassVar[Literal["continuous", "discrete"]] = "continuous"
 
     def init(self, key: Key, spec: Spec) -> State: ...
     def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]: ...
     def act(self, state: State, obs: Tensor, key: Key) -> Tensor: ...  # (E, O) -> (E, A)
 
 
-class Policy(NamedTuple):
-    """How stacked seeds act in vectorised environments: N seeds, E environments for each.
+class Plan(NamedTuple):
+    """A chunk of actions of which the first `length` environment steps are executed."""
 
-    `init(n_seeds, n_envs) -> carry`; `act(state, obs, first, carry, key) -> (action, carry)` with
-    obs (N, E, O), first (N, E) bool (the first step of an episode), key (N, E) int64,
-    action (N, E, A). `carry` is what the policy remembers; `first` is when it must forget.
+    action: Tensor  # (E, chunk * A)
+    length: Tensor  # (E,) int64, 1 to chunk
+
+
+class TimeStep(NamedTuple):
+    """What environments show a policy: N seeds, E environments for each."""
+
+    obs: Any  # (N, E, O); a view may make it a tree, for instance of the last steps
+    reward: Tensor  # (N, E) of the step before, as the data of the method have it; 0 at the first
+    first: Tensor  # (N, E) bool: the first step of an episode
+
+
+class Policy(NamedTuple):
+    """How stacked seeds act in vectorised environments.
+
+    `init(n_seeds, n_envs) -> carry`; `act(state, step, carry, key) -> (action, carry)` with key
+    (N, E) int64 and action (N, E, A). `carry` is what the policy remembers, a tree whose tensors
+    begin with (N, E); `step.first` is when it must forget.
     """
 
     init: Callable[[int, int], Any]
-    act: Callable[[Any, Tensor, Tensor, Any, Tensor], tuple[Tensor, Any]]
+    act: Callable[[Any, TimeStep, Any, Tensor], tuple[Any, Any]]

@@ -8,16 +8,19 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from offbench.data import ReplayData
 from offbench.errors import UserError
-from offbench.types import Batch, Policy, Spec
+from offbench.types import Batch, Plan, Policy, Spec, TimeStep
 
 
 class View(Protocol):
     def spec(self, spec: Spec) -> Spec: ...
     def support(self, data: ReplayData) -> Tensor: ...  # (S,) bool: rows it can start from
     def batch(self, data: ReplayData, row: Tensor) -> Batch: ...
+    def action(self, data: ReplayData, row: Tensor) -> Tensor: ...  # (B, A) that starts at a row
+    def end(self, data: ReplayData, row: Tensor) -> Tensor: ...  # (B,) row of batch.next_obs
     def policy(self, policy: Policy) -> Policy: ...
 
 
@@ -47,6 +50,10 @@ def _batch(data: ReplayData, row: Tensor, n: int, gamma: float) -> Batch:
     return Batch(data.obs[row], data.action[row], reward, discount, data.obs[end])
 
 
+def _end(data: ReplayData, row: Tensor, n: int) -> Tensor:
+    return row + 1 if n == 1 else _spans(data, row, n)[2]
+
+
 class NStep(NamedTuple):
     """n-step returns, shortened at the end of an episode; n = 1 is the usual transition."""
 
@@ -64,6 +71,12 @@ class NStep(NamedTuple):
     def batch(self, data: ReplayData, row: Tensor) -> Batch:
         return _batch(data, row, self.n, self.gamma)
 
+    def action(self, data: ReplayData, row: Tensor) -> Tensor:
+        return data.action[row]
+
+    def end(self, data: ReplayData, row: Tensor) -> Tensor:
+        return _end(data, row, self.n)
+
     def policy(self, policy: Policy) -> Policy:
         return policy
 
@@ -71,15 +84,23 @@ class NStep(NamedTuple):
 class Chunk(NamedTuple):
     """Open-loop action chunks of length h; rows without h steps left are outside the support.
 
-    Q-chunking (Li, Zhou and Levine, 2025) also trains its BC term on partial chunks under a mask;
-    here they are not drawn.
+    With `pad` every row of an episode can start one: where the episode ends sooner the span ends
+    there and the actions left over are zeros, for methods which mask them (`needs = ("valid",)`),
+    as Q-chunking does (Li, Zhou and Levine, 2025).
+
+    OGBench's trajectories go on after an accidental success, which is a terminal inside an episode.
+    The return ends there, as it would for an agent. With `rewards_after_terminal` the rewards
+    recorded afterwards are added too, as in the authors' code of Q-chunking: the targets of spans
+    that cross a success are then too low, by at most (h - 1) rewards.
     """
 
     h: int = 5
     gamma: float = 0.99
+    pad: bool = False
+    rewards_after_terminal: bool = False
 
     def spec(self, spec: Spec) -> Spec:
-        return spec._replace(action_dim=spec.action_dim * self.h)
+        return spec._replace(action_dim=spec.action_dim * self.h, chunk=spec.chunk * self.h)
 
     def support(self, data: ReplayData) -> Tensor:
         if self.h < 1:
@@ -91,35 +112,77 @@ class Chunk(NamedTuple):
             raise UserError(
                 f"view.h={self.h} is longer than every episode (the longest has {longest} steps)"
             )
-        return whole
+        return data.valid if self.pad else whole
 
     def batch(self, data: ReplayData, row: Tensor) -> Batch:
+        batch = _batch(data, row, self.h, self.gamma)
+        if self.rewards_after_terminal:
+            batch = batch._replace(reward=self.prefixes(data, row)[0][:, -1])
+        return batch._replace(action=self.action(data, row))
+
+    def prefixes(self, data: ReplayData, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reward, discount and row of the end of the first 1, 2, ..., h steps: each (B, h).
+
+        Column h - 1 is what `batch` has for the whole chunk. Steps beyond the episode add nothing.
+        """
+        steps, counts, _ = _spans(data, row, self.h)
+        inside = steps < data.last[row][:, None]
+        paid = inside if self.rewards_after_terminal else counts
+        powers = self.gamma ** torch.arange(
+            self.h + 1, dtype=data.reward.dtype, device=row.device
+        )  # (h + 1,)
+        reward = (data.reward[steps] * powers[:-1] * paid).cumsum(1)
+        ended = (data.terminal[steps] & inside).cumsum(1) > 0
+        n = counts.cumsum(1)  # steps each prefix spans
+        return reward, torch.where(ended, 0.0, powers[n]), row[:, None] + n
+
+    def action(self, data: ReplayData, row: Tensor) -> Tensor:
+        """The next h actions; those beyond the episode repeat the zeros of its last row."""
         steps = row[:, None] + torch.arange(self.h, device=row.device)
-        return _batch(data, row, self.h, self.gamma)._replace(action=data.action[steps].flatten(1))
+        return data.action[torch.minimum(steps, data.last[row][:, None])].flatten(1)
+
+    def end(self, data: ReplayData, row: Tensor) -> Tensor:
+        return _end(data, row, self.h)
 
     def policy(self, policy: Policy) -> Policy:
-        """Keeps a chunk per environment and asks for a new one when it is used up or an episode begins."""
+        """Keeps a chunk per environment and asks for a new one when it is used up or an episode begins.
+
+        A chunk is used up after h steps, or after as many as the method's `Plan` says.
+        """
 
         def init(n_seeds: int, n_envs: int) -> Any:
-            return (
-                policy.init(n_seeds, n_envs),
-                None,
-                torch.zeros(n_seeds, n_envs, dtype=torch.long),
-            )
+            left = torch.zeros(
+                n_seeds, n_envs, dtype=torch.long
+            )  # steps of the chunk not yet taken
+            return policy.init(n_seeds, n_envs), None, left
 
-        def act(
-            state: Any, obs: Tensor, first: Tensor, carry: Any, key: Tensor
-        ) -> tuple[Tensor, Any]:
-            inner, chunk, t = carry
-            plan = first.to(t.device) | (t == 0)  # (N, E)
-            t = torch.where(plan, 0, t)
-            if plan.any():
-                new, inner = policy.act(state, obs, first, inner, key)
-                new = new.unflatten(-1, (self.h, -1))  # (N, E, h, A)
-                mask = plan[..., None, None].to(new.device)
-                chunk = new if chunk is None else torch.where(mask, new, chunk)
-            index = t[..., None, None].expand(*t.shape, 1, chunk.shape[-1]).to(chunk.device)
-            action = chunk.gather(-2, index).squeeze(-2)
-            return action, (inner, chunk, (t + 1) % self.h)
+        def act(state: Any, step: TimeStep, carry: Any, key: Tensor) -> tuple[Tensor, Any]:
+            inner, plan, left = carry
+            asks = step.first.to(left.device) | (left == 0)  # (N, E)
+            if asks.any():
+                new, after = policy.act(state, step, inner, key)
+                if not isinstance(new, Plan):
+                    new = Plan(new, torch.full_like(asks, self.h, dtype=torch.long))
+                new = Plan(
+                    new.action.unflatten(-1, (self.h, -1)), new.length
+                )  # (N, E, h, A), (N, E)
+                plan = new if plan is None else _where(asks, new, plan)
+                inner = _where(asks, after, inner)
+                left = torch.where(asks, plan.length.to(left.device), left)
+            t = (plan.length - left.to(plan.length.device))[..., None, None]
+            index = t.expand(*t.shape[:2], 1, plan.action.shape[-1])
+            action = plan.action.gather(-2, index.to(plan.action.device)).squeeze(-2)
+            return action, (inner, plan, left - 1)
 
         return Policy(init, act)
+
+
+def _where(mask: Tensor, a: Any, b: Any) -> Any:
+    """Tree `a` where the mask (N, E) holds, tree `b` elsewhere."""
+
+    def pick(x: Any, y: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return torch.where(mask.to(x.device).reshape(*mask.shape, *[1] * (x.ndim - 2)), x, y)
+
+    return tree_map(pick, a, b)

@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from offbench import data_cli, doctor
+from offbench import catalog, data_cli, doctor
 from offbench.data import Episode, fingerprint, from_episodes
-from offbench.data_cli import Catalog, Remote, histogram, main
+from offbench.data_cli import histogram, main
 from offbench.doctor import Facts
 from offbench.errors import UserError
 from offbench.tasks import load_task
@@ -73,16 +73,15 @@ def test_the_list_names_every_kind_of_set(capsys):
                  "mixed/ant-random-expert-5-v2"):  # fmt: skip
         assert f"\n{name} " in f"\n{out}"
     assert main(["list", "cube-single"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert len(capsys.readouterr().out.splitlines()) > 10
     with pytest.raises(UserError, match="no set matches"):
         main(["list", "zzz"])
 
 
 def test_the_list_asks_the_catalog(capsys):
-    catalog = Catalog(ids=lambda: [("d4rl/hopper-medium-v2", "a file of 1M")])
-    main(["list", "d4rl/hopper-medium-v2"], catalog=catalog)
+    main(["list", "d4rl/hopper-medium-v2"])
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("d4rl/")]
-    assert line.split(maxsplit=1) == ["d4rl/hopper-medium-v2", "a file of 1M"]
+    assert line.split(maxsplit=1)[0] == "d4rl/hopper-medium-v2" and "Hopper-v4" in line
 
 
 # --- show -----------------------------------------------------------------------------------
@@ -184,7 +183,9 @@ def test_the_trained_on_form_of_a_composition_is_checked(capsys):
         (["make", "ogbench/cube-single-play-v0", "--steps=x"], "not a whole number"),
         (["make", "ogbench/pointmaze-medium-stitch-v0", "--steps=0"], "not a positive number"),
         (["fetch"], "no id is given"),
-        (["fetch", "d4rl/hopper-medium-v2"], "unknown dataset to download"),
+        (["fetch", "d4rl/hoper-medium-v2"], "unknown dataset 'd4rl/hoper-medium-v2': did you mean 'd4rl/hopper-m"),
+        (["fetch", "cube-quadruple-play-100m-v0"], "put its files into"),
+        (["show", "hopper/medium-v0"], "'minari/mujoco/hopper/medium-v0'. These are different data"),
         (["pack", HOPPER], "sets and an archive are needed"),
         (["pack", "-o", "x.tar"], "sets and an archive are needed"),
         (["pack", "nope", "-o", "x.tar"], "unknown dataset"),
@@ -204,7 +205,7 @@ def test_a_path_that_is_no_set_is_told(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "a.txt").touch()
     (tmp_path / "a.npz").write_bytes(b"\x80\x04")
-    for name, words in (("folder", "no Minari"), ("a.txt", "ends in"), ("a.npz", "cannot be read")):
+    for name, words in (("folder", "holds neither"), ("a.txt", "none of .hdf5"), ("a.npz", "cannot be read")):
         with pytest.raises(UserError, match=words):
             main(["check", str(tmp_path / name)])
 
@@ -230,37 +231,30 @@ def test_make_collects_a_published_set_where_it_is_labelled(capsys, cache, tmp_p
 
 
 @pytest.fixture
-def catalog(tmp_path):
-    """A served folder with one D4RL file, as the sources describe it."""
+def served(tmp_path, monkeypatch):
+    """A catalogue whose one D4RL file is served here."""
     path = write_d4rl(tmp_path / "www" / "tiny-v0.hdf5", tiny())
     quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *a: None})
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(quiet, directory=tmp_path / "www"))
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    remote = Remote(
-        f"http://127.0.0.1:{server.server_address[1]}/tiny-v0.hdf5",
-        "d4rl/tiny-v0.hdf5",
-        path.stat().st_size,
-        hashlib.sha256(path.read_bytes()).hexdigest(),
-    )
-    yield Catalog(
-        ids=lambda: [("d4rl/tiny-v0", "a tiny set")],
-        remote=lambda name: [remote] if name == "d4rl/tiny-v0" else [],
-        load=lambda name: from_episodes(tiny()),
-    )
+    row = dict(next(iter(catalog._d4rl_rows().values())), dataset_id="tiny-v0", domain="gym_bullet")
+    row["dataset_url"] = f"http://127.0.0.1:{server.server_address[1]}/tiny-v0.hdf5"
+    monkeypatch.setattr(catalog, "_d4rl_rows", lambda: {"tiny-v0": row})
+    monkeypatch.setattr(catalog, "ids", lambda: ("d4rl/tiny-v0",))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield path
     server.shutdown()
     server.server_close()
 
 
-def test_a_set_is_fetched_packed_and_found_elsewhere(catalog, cache, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+def test_a_set_is_fetched_packed_and_found_elsewhere(served, cache, tmp_path, capsys, monkeypatch):
     with pytest.raises(UserError, match="offbench data fetch d4rl/tiny-v0"):
-        main(["pack", "d4rl/tiny-v0", "-o", str(tmp_path / "x.tar")], catalog=catalog)
-    assert main(["fetch", "d4rl/tiny-v0"], catalog=catalog) == 0
+        main(["pack", "d4rl/tiny-v0", "-o", str(tmp_path / "x.tar")])
+    assert main(["fetch", "tiny-v0"]) == 0  # by its short id
     path = cache / "d4rl" / "tiny-v0.hdf5"
-    assert str(path) in capsys.readouterr().out and path.is_file()
+    assert f"d4rl/tiny-v0: {path}" in capsys.readouterr().out and path.is_file()
     archive = tmp_path / "x.tar"
-    args = ["pack", f"truncate@20:{HOPPER}", "d4rl/tiny-v0", "-o", str(archive)]
-    assert main(args, catalog=catalog) == 0
+    assert main(["pack", f"truncate@20:{HOPPER}", "tiny-v0", "-o", str(archive)]) == 0
     assert "4 files" in capsys.readouterr().out
     monkeypatch.setenv("OFFBENCH_DATA", str(tmp_path / "elsewhere"))
     assert main(["unpack", str(archive)]) == 0
@@ -271,16 +265,22 @@ def test_a_set_is_fetched_packed_and_found_elsewhere(catalog, cache, tmp_path, c
     assert task.root == tmp_path / "elsewhere" / "datasets" and task.load()[0].n_episodes == 549
 
 
-def test_what_another_package_has_downloaded_is_not_fetched_again(catalog, tmp_path, capsys, cache):
+def test_a_download_that_was_changed_since_is_told(served, cache):
+    assert main(["fetch", "d4rl/tiny-v0"]) == 0
+    (cache / "d4rl" / "tiny-v0.hdf5").write_bytes(b"another")
+    with pytest.raises(UserError, match="tiny-v0.hdf5"):
+        main(["fetch", "d4rl/tiny-v0"])
+
+
+def test_what_another_package_has_downloaded_is_not_fetched_again(served, tmp_path, capsys, cache):
     theirs = write_d4rl(tmp_path / "home" / ".d4rl" / "datasets" / "tiny-v0.hdf5", tiny())
-    assert main(["fetch", "d4rl/tiny-v0"], catalog=catalog) == 0
+    assert main(["fetch", "d4rl/tiny-v0"]) == 0
     assert str(theirs) in capsys.readouterr().out and not cache.exists()
 
 
-def test_embedded_sets_and_parts_of_mixtures_need_no_download(catalog, capsys, monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    assert main(["fetch", HOPPER], catalog=catalog) == 0
-    assert main(["fetch", f"mix@.5@0:{HOPPER}:d4rl/tiny-v0"], catalog=catalog) == 0
+def test_embedded_sets_and_parts_of_mixtures_need_no_download(served, capsys):
+    assert main(["fetch", HOPPER]) == 0
+    assert main(["fetch", f"mix@.5@0:{HOPPER}:d4rl/tiny-v0"]) == 0
     assert "d4rl/tiny-v0.hdf5" in capsys.readouterr().out
 
 
@@ -291,11 +291,15 @@ def test_paths_can_be_packed(tmp_path, capsys):
     assert (tmp_path / "out" / "files" / "mine.hdf5").read_bytes() == path.read_bytes()
 
 
-def test_a_catalogued_set_is_checked_with_its_known_defects(catalog, capsys):
-    assert main(["check", "d4rl/tiny-v0"], catalog=catalog) == 0
-    known = Catalog(ids=lambda: [("d4rl/hopper-medium-expert-v0", "")], load=catalog.load)
-    assert main(["check", "d4rl/hopper-medium-expert-v0"], catalog=known) == 1
-    assert "Farama-Foundation/D4RL#19" in " ".join(capsys.readouterr().out.split())
+def test_a_catalogued_set_is_checked_with_its_known_defects(served, capsys, monkeypatch, cache):
+    assert main(["check", "tiny-v0"]) == 0
+    defect = doctor.Defect("d4rl/tiny-.*", "severe", "is no good", "someone/something#1")
+    monkeypatch.setattr(doctor, "KNOWN_DEFECTS", (defect,))
+    assert main(["check", "tiny-v0"]) == 1
+    assert "someone/something#1" in " ".join(capsys.readouterr().out.split())
+    # the report is that of exactly this file, so a run need not examine it again
+    task = load_task("tiny-v0")
+    assert doctor.load(doctor.report_path(task.id)).sha256 == task.sha256
 
 
 # --- compose ----------------------------------------------------------------------------------

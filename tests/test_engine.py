@@ -38,7 +38,8 @@ def double(tree):
 
 def parts(method, data, seeds=(0, 1, 2), **options):
     """The step and the first carry, in the type of the data."""
-    pipeline = make_pipeline(data, batch_size=16, **options)
+    needs = getattr(method, "needs", ())
+    pipeline = make_pipeline(data, batch_size=16, needs=needs, **options)
     carry = initial_carry(method, pipeline.spec(SPEC), seeds)
     return make_step(method, pipeline), double(carry) if data.obs.dtype == torch.float64 else carry
 

@@ -10,7 +10,7 @@ from offbench.evaluation import EnvPool, env_seeds, evaluate, make_policy
 from offbench.methods.bc import BC
 from offbench.pipeline import make_pipeline
 from offbench.tasks import load_task
-from offbench.types import Policy, Spec
+from offbench.types import Policy, Spec, TimeStep
 
 HOPPER = "offbench/hopper/medium-replay-v0"
 MAZE = "offbench/pointmaze-medium-navigate-v0"
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.env
 def random_policy(action_dim: int) -> Policy:
     """Actions that depend on the key alone, so rounding of a forward pass plays no part."""
 
-    def act(state, obs, first, carry, key):
+    def act(state, step, carry, key):
         draw = torch.stack([rng.uniform(k, (action_dim,)) for k in key.flatten()])
         return (2 * draw - 1).view(*key.shape, action_dim), carry
 
@@ -72,7 +72,8 @@ def test_the_return_is_the_sum_of_raw_rewards_of_the_seeded_episode():
     )
     row, env = frame.iloc[1], task.make_env()
     stream_key = rng.fold(
-        rng.key(5), __import__("offbench.evaluation", fromlist=["_number"])._number(f"{task.id}/test")
+        rng.key(5),
+        __import__("offbench.evaluation", fromlist=["_number"])._number(f"{task.id}/test"),
     )
     env.reset(seed=int(row["env_seed"]))
     total, steps, ended = 0.0, 0, False
@@ -95,9 +96,9 @@ def test_evaluation_repeats_where_the_environment_uses_numpys_global_generator()
     for _ in range(2):
         seen = []
 
-        def act(state, obs, first, carry, key, seen=seen):
-            seen.append(obs[first].clone())
-            return torch.ones(*obs.shape[:2], 2), carry
+        def act(state, step, carry, key, seen=seen):
+            seen.append(step.obs[step.first].clone())
+            return torch.ones(*step.obs.shape[:2], 2), carry
 
         state = np.random.get_state()[1].copy()
         evaluate(
@@ -134,7 +135,8 @@ def test_a_stacked_policy_acts_as_each_of_its_seeds():
     policy = make_policy(method, pipeline)
     obs = data.obs[:15].view(3, 5, -1)
     key = torch.arange(15).view(3, 5)
-    got, _ = policy.act(stack(states), obs, torch.ones(3, 5, dtype=torch.bool), (), key)
+    step = TimeStep(obs, torch.zeros(3, 5), torch.ones(3, 5, dtype=torch.bool))
+    got, _ = policy.act(stack(states), step, (), key)
     norm = pipeline.transforms[0]
     want = torch.stack(
         [method.act(s, (o - norm.mean) / norm.std, key[0, 0]) for s, o in zip(states, obs)]

@@ -35,7 +35,8 @@ LONG = 2 * BLOCK + 5  # two replays of a captured engine, and steps that are not
 
 def parts(method, data, seeds=(0, 1, 2), device="cuda", **options):
     """The step and the first carry, made on the CPU and moved."""
-    pipeline = make_pipeline(data, batch_size=16, **options)
+    needs = getattr(method, "needs", ())
+    pipeline = make_pipeline(data, batch_size=16, needs=needs, **options)
     step = make_step(method, pipeline.to(device))
     return step, initial_carry(method, pipeline.spec(SPEC), seeds, device)
 

@@ -14,8 +14,8 @@ FILES = {
 }
 TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 
-LAYER_0 = {"rng", "nets", "optim"}
-LAYER_1 = {"types", "data", "sampling", "views", "transforms", "pipeline"}
+LAYER_0 = {"rng", "nets", "optim", "distributions", "flow", "transformer"}
+LAYER_1 = {"types", "data", "sampling", "views", "extras", "transforms", "pipeline"}
 LAYER_3 = {"engine", "training"}
 METHODS = {name for name in FILES if name.startswith("methods/")}
 SOURCES = {name for name in FILES if name.startswith("sources/")}
@@ -67,6 +67,7 @@ MAY_SET_GLOBALS = {
     "recipes/store": {"os.environ"},  # the folder that minari writes to; it is put back
     "environments": _BORROWED,  # the same
     "tasks": {"os.environ"},  # MUJOCO_GL, when an environment is made and nobody has set it
+    "sources/d4rl_package": {"os.environ"},  # what d4rl asks for, to be imported without its simulators
 }
 MAY_PRINT = {"cli", "data_cli", "speed", "gpu_check"}
 

@@ -1,4 +1,4 @@
-"""The methods learn: on a point mass steered by people of all skills, IQL and TD3+BC find the skilled action.
+"""The methods learn: on a point mass steered by people of all skills they find the skilled action.
 
 A point in the square [-1, 1]^2 is moved by up to 0.2 a step and pays its distance from the origin.
 Each recorded episode has one skill between driving away from the origin and driving to it, so
@@ -6,13 +6,11 @@ copying the data (BC) goes nowhere, and the reward tells which of the recorded a
 """
 
 import dataclasses
-import inspect
-import sys
-import types
 
 import numpy as np
 import pytest
 import torch
+from mutants import mutated
 from test_methods import disagreement
 from torch.func import vmap
 
@@ -20,10 +18,11 @@ from offbench import rng
 from offbench.data import Episode, ReplayData, episode_returns, from_episodes
 from offbench.methods.bc import BC
 from offbench.methods.iql import IQL
+from offbench.methods.rebrac import ReBRAC
 from offbench.methods.td3_bc import TD3BC
 from offbench.pipeline import Pipeline, make_pipeline
 from offbench.training import train
-from offbench.types import Policy, Spec
+from offbench.types import Policy, Spec, TimeStep
 from offbench.views import NStep
 
 HORIZON, EPISODES, SEEDS = 20, 150, [0, 1, 2]
@@ -33,6 +32,7 @@ METHODS = {
     "bc": BC(**SMALL),
     "iql": IQL(**SMALL, expectile=0.8, inverse_temperature=10.0, polyak_rate=0.05),
     "td3_bc": TD3BC(**SMALL, polyak_rate=0.05),
+    "rebrac": ReBRAC(hidden=(32, 32), actor_lr=2e-3, critic_lr=2e-3, polyak_rate=0.05),
 }
 
 
@@ -60,13 +60,14 @@ def returns_of(method, state, pipeline: Pipeline) -> torch.Tensor:
     policy = pipeline.policy(
         Policy(
             lambda n, e: None,
-            lambda s, obs, first, c, key: (vmap(method.act)(s, obs, key[:, 0]), c),
+            lambda s, step, c, key: (vmap(method.act)(s, step.obs, key[:, 0]), c),
         )
     )
     s = (2 * rng.uniform(rng.key(99), (e, 2)) - 1).expand(n, e, 2)
     total, carry, key = torch.zeros(n), policy.init(n, e), torch.zeros(n, e, dtype=torch.int64)
     for t in range(HORIZON):
-        action, carry = policy.act(state, s, torch.full((n, e), t == 0), carry, key)
+        step = TimeStep(s, torch.zeros(n, e), torch.full((n, e), t == 0))
+        action, carry = policy.act(state, step, carry, key)
         s = move(s, action)
         total -= s.norm(dim=2).mean(1)
     return total
@@ -74,7 +75,9 @@ def returns_of(method, state, pipeline: Pipeline) -> torch.Tensor:
 
 def learned(method, n_updates: int = 800) -> torch.Tensor:
     """(seeds,) mean return after training."""
-    pipeline = make_pipeline(record(), view=NStep(1, SPEC.gamma), batch_size=64)
+    pipeline = make_pipeline(
+        record(), view=NStep(1, SPEC.gamma), batch_size=64, needs=getattr(method, "needs", ())
+    )
     (point,) = train(method, pipeline, SPEC, seeds=SEEDS, n_updates=n_updates, backend="eager")
     return returns_of(method, point.state, pipeline)
 
@@ -93,7 +96,7 @@ def halfway() -> float:
     return (float(episode_returns(record()).mean()) + skilled()) / 2
 
 
-@pytest.mark.parametrize("name", ["iql", "td3_bc"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "bc"])
 def test_every_seed_beats_the_behaviour_and_its_clone_clearly(name, clone):
     got = learned(METHODS[name])
     assert (got > halfway()).all() and (got > clone.max() + 5).all()
@@ -142,22 +145,7 @@ MUTANTS = {
 
 
 def mutant(name: str) -> type:
-    """The method's class with the functions of its source after the replacement."""
-    cls, old, new = MUTANTS[name]
-    source = inspect.getsource(inspect.getmodule(cls))
-    assert source.count(old) == 1, f"{old!r} is no longer in the source once"
-    module = types.ModuleType("mutant")
-    sys.modules["mutant"] = module  # dataclasses look their module up
-    try:
-        exec(source.replace(old, new), module.__dict__)
-    finally:
-        del sys.modules["mutant"]
-    functions = {
-        k: f
-        for k, f in vars(vars(module)[cls.__name__]).items()
-        if inspect.isfunction(f) and not k.startswith("__")
-    }
-    return type(f"Mutated{cls.__name__}", (cls,), functions)
+    return mutated(*MUTANTS[name])
 
 
 @pytest.mark.parametrize("name", MUTANTS)

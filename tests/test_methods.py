@@ -1,4 +1,4 @@
-"""Each method against an ordinary PyTorch implementation of the paper's formulas, in float64.
+"""The measured methods against an ordinary PyTorch implementation of the papers, in float64.
 
 The references are the plain loops of `offbench.speed`: torch.nn modules, one loss and one
 torch.optim.Adam per network, `backward()`, written from the papers and not from the methods.
@@ -39,6 +39,10 @@ HPARAMS = [
         lr=1e-2,
     ),
 ]
+
+DEFAULTS = [
+    ours(hidden=HIDDEN) for ours, _ in CONTENDERS.values()
+]  # other methods: test_reference_*.py
 
 
 def double(tree):
@@ -136,21 +140,23 @@ def test_a_hundred_updates_equal_the_plain_implementation(method, data64):
     assert disagreement(method, data64) < 1e-10
 
 
+@pytest.mark.parametrize("method", DEFAULTS, ids=repr)
 @pytest.mark.parametrize("view", VIEWS[1:], ids=str)
-def test_longer_spans_equal_the_plain_implementation_too(shipped_method, view, data64):
-    assert disagreement(shipped_method, data64, view, n=20) < 1e-10
+def test_longer_spans_equal_the_plain_implementation_too(method, view, data64):
+    assert disagreement(method, data64, view, n=20) < 1e-10
 
 
-def test_the_greedy_action_equals_the_plain_actor(shipped_method):
-    state, plain = start(shipped_method, SPEC)
+@pytest.mark.parametrize("method", DEFAULTS, ids=repr)
+def test_the_greedy_action_equals_the_plain_actor(method):
+    state, plain = start(method, SPEC)
     obs = rng.normal(rng.key(3), (9, SPEC.obs_dim), torch.float64)
-    assert torch.allclose(
-        shipped_method.act(state, obs, rng.key(0)), plain.actor(obs), rtol=0, atol=1e-12
-    )
+    assert torch.allclose(method.act(state, obs, rng.key(0)), plain.actor(obs), rtol=0, atol=1e-12)
 
 
 def fields_of(method) -> list:
-    return [(method, f.name) for f in dataclasses.fields(method) if f.name != "hidden"]
+    """The numbers that are not switched off; IQL's switches are in test_reference_iql.py."""
+    numbers = {k: v for k, v in dataclasses.asdict(method).items() if isinstance(v, float)}
+    return [(method, name) for name, value in numbers.items() if value]
 
 
 @pytest.mark.parametrize(
@@ -182,8 +188,9 @@ def test_a_seed_does_not_depend_on_its_neighbours(shipped_method, view, weighted
     """
     weights = [lambda d: advantage_weights(d, temperature=0.2)] * weighted
     pipeline = make_pipeline(
-        data64, view=view, weights=weights, transforms=["obs_norm"], batch_size=16
-    )
+        data64, view=view, weights=weights, transforms=["obs_norm"], batch_size=16,
+        needs=getattr(shipped_method, "needs", ()),
+    )  # fmt: skip
     step = make_step(shipped_method, pipeline)
     carry = initial_carry(shipped_method, pipeline.spec(SPEC), [0, 1, 2])
     engine = Engine(step, double(carry), backend="vmap")

@@ -224,3 +224,40 @@ def test_the_custom_operators_keep_torchs_rules_for_operators():
     torch.library.opcheck(
         torch.ops.offbench.lerp.default, (p, [x + 1 for x in p], 0.1), test_utils=rules
     )
+
+
+def test_initialisations_have_the_law_they_name():
+    xavier = nets.mlp_init(rng.key(0), (200, 300, 10), weight="xavier", bias=0.1, last=3e-3)
+    bound = (6 / 500) ** 0.5
+    assert bound * 0.99 < xavier[0]["w"].abs().max() <= bound
+    assert (xavier[0]["b"] == 0.1).all()
+    assert 2.9e-3 < xavier[1]["w"].abs().max() <= 3e-3 and 0 < xavier[1]["b"].abs().max() <= 3e-3
+    turned = nets.mlp_init(rng.key(0), (4, 9, 3), weight="orthogonal", ensemble=2)
+    for layer, n in zip(turned, (4, 3), strict=True):
+        w = layer["w"] if n == 4 else layer["w"].mT
+        assert torch.allclose(w @ w.mT, 2 * torch.eye(n).expand(2, n, n), atol=1e-5)
+        assert not layer["b"].any()
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_layer_norm_has_a_learned_scale_and_shift_where_it_is_asked_for(place):
+    params = nets.mlp_init(rng.key(1), (3, 8, 1), layer_norm=True)
+    params[0]["scale"] = torch.linspace(1, 2, 8)[None]
+    params[0]["shift"] = torch.linspace(-1, 1, 8)[None]
+    x = rng.normal(rng.key(2), (5, 3))
+    linear = torch.nn.LayerNorm(8, eps=1e-6)
+    linear.weight.data, linear.bias.data = params[0]["scale"][0], params[0]["shift"][0]
+    hidden = x @ params[0]["w"] + params[0]["b"]
+    hidden = linear(hidden).relu() if place == "before" else linear(hidden.relu())
+    want = hidden @ params[1]["w"] + params[1]["b"]
+    assert torch.allclose(nets.mlp(params, x, layer_norm=place, eps=1e-6), want, atol=1e-6)
+
+
+def test_dropout_zeroes_that_share_of_the_hidden_units_and_keeps_their_mean():
+    one = torch.ones(1, 1)
+    params = [{"w": one, "b": 0 * one}, {"w": one, "b": 0 * one}]
+    x = torch.ones(20_000, 1)
+    y = nets.mlp(params, x, dropout=0.25, key=rng.key(0))
+    assert set(y.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert (y == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert torch.equal(nets.mlp(params, x, dropout=0.25), x)  # not without a key

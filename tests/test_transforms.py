@@ -11,7 +11,7 @@ from offbench.pipeline import make_pipeline
 from offbench.sampling import return_weights
 from offbench.testing import SPEC
 from offbench.transforms import ObsNorm, RewardAffine, fit_transform
-from offbench.types import Policy
+from offbench.types import Policy, TimeStep
 from offbench.views import Chunk, NStep
 
 KEY = torch.zeros(1, 1, dtype=torch.int64)
@@ -21,8 +21,12 @@ FIRST = torch.ones(1, 1, dtype=torch.bool)
 def echo() -> Policy:
     """Acts by its observation."""
     return Policy(
-        lambda n_seeds, n_envs: "carry", lambda state, obs, first, carry, key: (obs, carry)
+        lambda n_seeds, n_envs: "carry", lambda state, step, carry, key: (step.obs, carry)
     )
+
+
+def seen(obs: torch.Tensor, first: bool = True) -> TimeStep:
+    return TimeStep(obs, torch.zeros(1, 1), FIRST if first else ~FIRST)
 
 
 def test_observations_get_zero_mean_and_unit_variance_over_transitions(data):
@@ -48,7 +52,7 @@ def test_a_constant_feature_does_not_blow_up(data):
 
 def test_the_policy_sees_observations_as_the_method_did(data):
     norm = ObsNorm.fit(data)
-    action, carry = norm.policy(echo()).act(None, data.obs[:3], FIRST, "mine", KEY)
+    action, carry = norm.policy(echo()).act(None, seen(data.obs[:3]), "mine", KEY)
     assert torch.equal(action, norm.data(data).obs[:3]) and carry == "mine"
 
 
@@ -76,11 +80,6 @@ def test_the_return_range_becomes_the_scale(data):
 def test_equal_returns_do_not_divide_by_zero():
     e = Episode(np.zeros((2, 1)), np.zeros((1, 1)), np.ones(1), np.zeros(1, bool))
     assert np.isfinite(fit_transform(from_episodes([e, e]), "reward_range").scale)
-
-
-def test_reward_transforms_leave_the_policy_alone():
-    policy = echo()
-    assert RewardAffine(2.0).policy(policy) is policy
 
 
 def test_a_misspelt_transform_names_the_nearest(data):
@@ -116,19 +115,19 @@ def test_the_data_given_are_not_changed(data):
 def test_a_pipeline_acts_with_transforms_inside_and_the_view_outside(data):
     """The method plans from normalised observations; the environment gets single raw-size actions."""
     pipeline = make_pipeline(data, view=Chunk(2), transforms=["obs_norm"])
-    seen = []
+    asked = []
 
-    def act(state, obs, first, carry, key):
-        seen.append(obs)
+    def act(state, step, carry, key):
+        asked.append(step.obs)
         return torch.arange(4.0).expand(1, 1, 4), carry
 
     policy = pipeline.policy(Policy(lambda n_seeds, n_envs: None, act))
     carry, obs, actions = policy.init(1, 1), data.obs[:1][None], []
     for t in range(3):
-        action, carry = policy.act(None, obs, FIRST if t == 0 else ~FIRST, carry, KEY)
+        action, carry = policy.act(None, seen(obs, t == 0), carry, KEY)
         actions.append(action.flatten().tolist())
     assert actions == [[0, 1], [2, 3], [0, 1]]
-    assert len(seen) == 2 and torch.equal(seen[0][0], pipeline.data.obs[:1])
+    assert len(asked) == 2 and torch.equal(asked[0][0], pipeline.data.obs[:1])
 
 
 def test_transforms_are_asked_only_when_the_view_plans(data):
@@ -143,11 +142,11 @@ def test_transforms_are_asked_only_when_the_view_plans(data):
     norm = Counting(*ObsNorm.fit(data))
     pipeline = make_pipeline(data, view=Chunk(2))._replace(transforms=(norm,))
     policy = pipeline.policy(
-        Policy(lambda n, e: None, lambda s, obs, f, c, k: (torch.zeros(1, 1, 4), c))
+        Policy(lambda n, e: None, lambda s, step, c, k: (torch.zeros(1, 1, 4), c))
     )
     carry = policy.init(1, 1)
     for t in range(4):
-        _, carry = policy.act(None, data.obs[:1][None], FIRST if t == 0 else ~FIRST, carry, KEY)
+        _, carry = policy.act(None, seen(data.obs[:1][None], t == 0), carry, KEY)
     assert len(calls) == 2
 
 
@@ -155,7 +154,7 @@ def test_two_transforms_of_the_observation_reach_the_policy_in_training_order(da
     doubled = ObsNorm(torch.zeros(5), torch.full((5,), 0.5))
     shifted = ObsNorm(torch.ones(5), torch.ones(5))
     pipeline = make_pipeline(data)._replace(transforms=(doubled, shifted))
-    action, _ = pipeline.policy(echo()).act(None, torch.ones(1, 1, 5), FIRST, None, KEY)
+    action, _ = pipeline.policy(echo()).act(None, seen(torch.ones(1, 1, 5)), None, KEY)
     assert action.unique().tolist() == [1]  # 2 * 1 - 1, not 2 * (1 - 1)
 
 
@@ -172,3 +171,10 @@ def test_a_pipeline_draws_batches_and_counts_minibatches_in_front(data):
     assert two.extras == ()
     sixteen = make_pipeline(data, view=Chunk(2), batch_size=16).sample(rng.key(0))
     assert torch.equal(two.obs.flatten(0, 1), sixteen.obs)
+
+
+def test_a_policy_sees_rewards_as_its_data_had_them_and_none_at_the_start():
+    policy = Policy(lambda n, e: None, lambda state, step, carry, key: (step.reward, carry))
+    step = TimeStep(torch.zeros(1, 2, 1), torch.tensor([[3.0, 3.0]]), torch.tensor([[True, False]]))
+    reward, _ = RewardAffine(2.0, -1.0).policy(policy).act(None, step, None, KEY)
+    assert reward.tolist() == [[0.0, 5.0]]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from offbench import views
 from offbench.data import Episode, ReplayData, from_episodes
 from offbench.errors import UserError
-from offbench.types import Policy, Spec
+from offbench.types import Plan, Policy, Spec, TimeStep
 from offbench.views import Chunk, NStep
 
 GAMMA = 0.5  # powers of it are exact, so sums of small integers are too
@@ -181,7 +181,7 @@ def test_a_chunk_longer_than_every_episode_names_the_longest():
 def test_only_the_action_size_of_the_spec_changes_and_only_for_chunks():
     spec = Spec(4, 3, 0.9, 50)
     assert NStep(5).spec(spec) == spec
-    assert Chunk(5).spec(spec) == Spec(4, 15, 0.9, 50)
+    assert Chunk(5).spec(spec) == Spec(4, 15, 0.9, 50, chunk=5)
 
 
 # --- acting in chunks
@@ -190,7 +190,8 @@ def test_only_the_action_size_of_the_spec_changes_and_only_for_chunks():
 def recorder(h: int, n_actions: int, calls: list) -> Policy:
     """Plans h actions which tell the observation they were planned at and their place in the plan."""
 
-    def act(state, obs, first, carry, key):
+    def act(state, step, carry, key):
+        obs = step.obs
         calls.append(obs.clone())
         plan = (
             obs[..., :1, None] * 100 + torch.arange(h)[:, None] * 10 + torch.arange(n_actions)
@@ -219,9 +220,9 @@ def test_each_environment_executes_its_own_chunk_and_forgets_it_at_the_end_of_an
     for t in range(horizon):
         first = torch.tensor([grid[t], grid[t][::-1]])
         obs = (torch.arange(2 * n_envs).view(2, n_envs, 1) + 10 * t).float()
-        action, carry = policy.act(
-            None, obs, first, carry, torch.zeros(2, n_envs, dtype=torch.int64)
-        )
+        step = TimeStep(obs, torch.zeros(2, n_envs), first)
+        key = torch.zeros(2, n_envs, dtype=torch.int64)
+        action, carry = policy.act(None, step, carry, key)
         assert action.shape == (2, n_envs, 2)
         for s in range(2):
             for e in range(n_envs):
@@ -238,10 +239,40 @@ def test_a_chunk_policy_asks_for_a_plan_only_when_one_is_needed():
     carry = policy.init(1, 2)
     for t in range(7):
         first = torch.full((1, 2), t == 0)
-        _, carry = policy.act(
-            None, torch.zeros(1, 2, 1), first, carry, torch.zeros(1, 2, dtype=torch.int64)
-        )
+        step = TimeStep(torch.zeros(1, 2, 1), torch.zeros(1, 2), first)
+        _, carry = policy.act(None, step, carry, torch.zeros(1, 2, dtype=torch.int64))
     assert len(calls) == 3  # at steps 0, 3 and 6
+
+
+@given(seed=st.integers(0, 1000), h=st.integers(1, 5))
+@fast
+def test_a_plan_is_executed_for_as_many_steps_as_it_says_by_each_environment(seed, h):
+    """Lengths and episode ends differ between environments; a loop with a queue each is the judge."""
+    generator = np.random.default_rng(seed)
+    n, e, horizon = 2, 3, 25
+    lengths = generator.integers(1, h + 1, (horizon, n, e))
+    firsts = generator.random((horizon, n, e)) < 0.2
+    firsts[0] = True
+
+    def act(state, step, carry, key):
+        t = int(step.obs[0, 0, 0])
+        plan = (1000 * t + torch.arange(h)).float().expand(n, e, h)
+        return Plan(plan, torch.from_numpy(lengths[t])), carry + 1
+
+    policy = Chunk(h).policy(Policy(lambda n, e: torch.zeros(n, e), act))
+    carry, queue = policy.init(n, e), {}
+    asked = np.zeros((n, e))
+    for t in range(horizon):
+        step = TimeStep(
+            torch.full((n, e, 1), float(t)), torch.zeros(n, e), torch.from_numpy(firsts[t])
+        )
+        action, carry = policy.act(None, step, carry, torch.zeros(n, e, dtype=torch.int64))
+        for slot in np.ndindex(n, e):
+            if firsts[t][slot] or not queue[slot]:
+                queue[slot] = [1000 * t + k for k in range(lengths[t][slot])]
+                asked[slot] += 1
+            assert action[slot].item() == queue[slot].pop(0)
+        assert np.array_equal(carry[0].numpy(), asked)  # what the policy remembers, moved only here
 
 
 def test_a_step_view_leaves_the_policy_alone():

@@ -4,20 +4,28 @@ V is an expectile regression on Q, so Q bootstraps from the best actions the dat
 evaluates an action outside it; the policy is then extracted by advantage-weighted regression.
 
 All three losses use the parameters from before the update (CORL's order for the actor and V(s')).
-Differs from the authors' code (ikostrikov/implicit_q_learning): they step V first and use the new V
-in the other two losses; the actor's learning rate is constant, theirs decays on a cosine; weights
-start as in torch.nn.Linear, theirs orthogonal; no dropout (theirs 0.1 on adroit and kitchen).
-If you come from CORL: `expectile` is `iql_tau`, `inverse_temperature` is `beta`, `polyak_rate` is `tau`.
+Differs from the authors' code (ikostrikov/implicit_q_learning) unless switched: they step V first
+and use the new V in the other two losses (`value_first`); their actor's learning rate decays on a
+cosine over training (`actor_decay_steps`, in updates; afterwards it stays 0); their weights start
+orthogonal (`weight_init`); they drop units of the actor on adroit and kitchen (`actor_dropout`).
+Always: their critic's loss is the sum over the twins, ours the mean (Adam hardly sees it); their
+log standard deviation is clipped to [-5, 2], ours, as CORL's, to [-20, 2].
+If you come from CORL: `expectile` is `iql_tau`, `inverse_temperature` is `beta`, `polyak_rate` is
+`tau`, `deterministic` is `iql_deterministic`; its runs are `actor_decay_steps` = n_updates.
+
+Metrics: the three losses, the mean of V, the mean of the clipped advantage weights.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
 from offbench import nets, rng
+from offbench.distributions import gaussian_log_prob
 from offbench.optim import Adam, AdamState, polyak
 from offbench.types import Batch, Metrics, Spec
 
@@ -40,23 +48,40 @@ class IQL:
     polyak_rate: float = 0.005
     lr: float = 3e-4
     hidden: tuple[int, ...] = (256, 256)
+    deterministic: bool = False  # actor by weighted squared error; otherwise by Gaussian likelihood
+    value_first: bool = False  # the actor and Q learn with V of after its step
+    actor_decay_steps: int = (
+        0  # cosine decay of the actor's rate to 0 over so many updates; 0: none
+    )
+    actor_dropout: float = 0.0  # probability of dropping a hidden unit of the actor while training
+    weight_init: Literal["torch", "orthogonal"] = "torch"
 
     def init(self, key: Tensor, spec: Spec) -> State:
         k_actor, k_critic, k_value = rng.split(key, 3)
         n_obs, n_act = spec.obs_dim, spec.action_dim
-        mean = nets.mlp_init(k_actor, (n_obs, *self.hidden, n_act))
+        init = partial(nets.mlp_init, weight=self.weight_init)
+        mean = init(k_actor, (n_obs, *self.hidden, n_act))
         actor = {"mean": mean, "log_std": torch.zeros(n_act, device=key.device)}
-        critic = nets.mlp_init(k_critic, (n_obs + n_act, *self.hidden, 1), ensemble=2)
-        value = nets.mlp_init(k_value, (n_obs, *self.hidden, 1))
+        critic = init(k_critic, (n_obs + n_act, *self.hidden, 1), ensemble=2)
+        value = init(k_value, (n_obs, *self.hidden, 1))
         opt = Adam(self.lr).init((actor, critic, value))
         return State(actor, critic, critic, value, opt)
 
     def update(self, state: State, batch: Batch, key: Tensor) -> tuple[State, Metrics]:
-        del key  # IQL draws nothing while training
         params = (state.actor, state.critic, state.value)
         loss = grad_and_value(self._loss, has_aux=True)
-        grads, (_, metrics) = loss(params, state.target_critic, batch)
+        grads, (_, metrics) = loss(params, state.target_critic, batch, key)
+        if self.value_first:
+            opt_value = AdamState(state.opt.count, state.opt.mu[2], state.opt.nu[2])
+            value, _ = Adam(self.lr).step(grads[2], opt_value, state.value)
+            stepped = (state.actor, state.critic, value)
+            (*others, _), (_, later) = loss(stepped, state.target_critic, batch, key)
+            grads = (*others, grads[2])
+            metrics = later | {name: metrics[name] for name in ("value_loss", "v")}
         (actor, critic, value), opt = Adam(self.lr).step(grads, state.opt, params)
+        if self.actor_decay_steps:  # Adam's step is proportional to its rate
+            done = (state.opt.count / self.actor_decay_steps).clamp(max=1)
+            actor = polyak(state.actor, actor, 0.5 * (1 + torch.cos(torch.pi * done)))
         target_critic = polyak(state.target_critic, critic, self.polyak_rate)
         return State(actor, critic, target_critic, value, opt), metrics
 
@@ -65,7 +90,7 @@ class IQL:
         return nets.mlp(state.actor["mean"], obs).tanh()
 
     def _loss(
-        self, params: tuple, target_critic: nets.Params, batch: Batch
+        self, params: tuple, target_critic: nets.Params, batch: Batch, key: Tensor
     ) -> tuple[Tensor, Metrics]:
         """The three losses touch disjoint parameters, so their sum is one backward pass."""
         actor, critic, value = params
@@ -82,12 +107,14 @@ class IQL:
         critic_loss = torch.square(q - (batch.reward + batch.discount * next_v)).mean()
 
         weight = (self.inverse_temperature * advantage.detach()).exp().clamp(max=self.max_weight)
-        mean, log_std = (
-            nets.mlp(actor["mean"], batch.obs).tanh(),
-            actor["log_std"].clamp(-20.0, 2.0),
-        )
-        z = (batch.action - mean) / log_std.exp()
-        log_prob = -(0.5 * torch.square(z) + log_std + 0.9189385332046727).sum(-1)  # log sqrt(2 pi)
+        drops = isinstance(self.actor_dropout, Tensor) or self.actor_dropout > 0
+        mean = nets.mlp(
+            actor["mean"], batch.obs, dropout=self.actor_dropout, key=key if drops else None
+        ).tanh()
+        if self.deterministic:
+            log_prob = -torch.square(mean - batch.action).sum(-1)  # up to a scale and a constant
+        else:
+            log_prob = gaussian_log_prob(mean, actor["log_std"].clamp(-20.0, 2.0), batch.action)
         actor_loss = -(weight * log_prob).mean()
 
         metrics = {

@@ -60,15 +60,21 @@ def layout(path: Path, *, name: str) -> Layout:
     )
 
 
-def load(path: Path, *, name: str, max_episode_steps: int | None = None) -> ReplayData:
-    """The set at a path, in whatever layout it is. UserError where it is in none."""
+def load(
+    path: Path, *, name: str, max_episode_steps: int | None = None, env: str | None = None
+) -> ReplayData:
+    """The set at a path, in whatever layout it is. UserError where it is in none.
+
+    A file in OGBench's layout without rewards has those of the single task that `env` names.
+    """
     kind = layout(path, name=name)
     if kind == "minari":
         return minari.load(path, name=name)
     if kind == "d4rl":
         return d4rl.load(path, name=name, max_episode_steps=max_episode_steps)
     if kind == "ogbench":
-        return ogbench.load(path, name=name)
+        single = env is not None and "-singletask-" in env and not ogbench.has_rewards(path, name=name)
+        return ogbench.load(path, name=name, task=env if single else None)
     return _load(path, name)
 
 

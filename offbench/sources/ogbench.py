@@ -66,6 +66,12 @@ def parts(path: Path | Sequence[Path], *, name: str) -> list[Path]:
     return found
 
 
+def has_rewards(path: Path, *, name: str) -> bool:
+    """Whether the (first) file of a set says what the steps were worth."""
+    with Npz(parts(path, name=name)[0], name) as file:
+        return "rewards" in file
+
+
 def _load(path: Path, name: str, task: str | None, sparse: bool) -> ReplayData:
     with Npz(path, name) as file:
         for key in ("observations", "actions", "terminals"):

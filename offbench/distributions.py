@@ -1,0 +1,38 @@
+"""Action distributions as functions of their parameters: a Gaussian, and one squashed by tanh."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+_EDGE = 1 - 1e-6  # a recorded action at the bound has no finite pre-image
+
+
+def gaussian_log_prob(mean: Tensor, log_std: Tensor, x: Tensor) -> Tensor:
+    """Log density of x under independent normals, summed over the last axis: (..., A) -> (...)."""
+    z = (x - mean) / log_std.exp()
+    return -(0.5 * torch.square(z) + log_std + _LOG_SQRT_2PI).sum(-1)
+
+
+def tanh_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """tanh(mean + std * noise) and its log density: (..., A) -> (..., A), (...).
+
+    The density is that of the noise, which (u - mean) / std would only return with the rounding of
+    u; the correction log(1 - tanh(u)^2) is computed from u, where it cannot underflow.
+    """
+    u = mean + log_std.exp() * noise
+    log_prob = -(0.5 * torch.square(noise) + log_std + _LOG_SQRT_2PI).sum(-1)
+    return u.tanh(), log_prob - _log_slope(u).sum(-1)
+
+
+def tanh_gaussian_log_prob(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
+    """Log density of recorded actions in [-1, 1], brought inside the bounds: (..., A) -> (...)."""
+    u = torch.atanh(action.clamp(-_EDGE, _EDGE))
+    return gaussian_log_prob(mean, log_std, u) - _log_slope(u).sum(-1)
+
+
+def _log_slope(u: Tensor) -> Tensor:
+    """log(1 - tanh(u)^2)."""
+    return 2 * (math.log(2) - u - F.softplus(-2 * u))

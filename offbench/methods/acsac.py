@@ -1,0 +1,177 @@
+"""ACSAC, adaptive chunk size actor-critic (Chen et al., 2026), https://arxiv.org/abs/2605.11009
+
+A causal transformer reads (s, a_1, ..., a_H) and says the value of every prefix of the chunk. A flow
+policy clones the data's chunks; of `n_proposals` of its samples the prefix of the largest value is
+executed, and the same maximum is the bootstrap. Long chunks back values up fast, short ones react.
+
+    V(s) = max over n <= N, k <= H of min over critics c of Q_c(s, b_n[1:k]),  b_n from the flow at s
+    L_Q = mean over c, h of (Q_c(s_t, a_t[1:h]) - [sum_{j<h} gamma^j r_{t+j} + gamma^h m_h V(s_{t+h})])^2
+
+V is taken with the online critics and no gradient (`polyak_target` is the switch); the losses of the
+H lengths are averaged, not the targets; all lengths are discounted returns on one scale.
+
+No code of the authors is public. The paper leaves open, and is filled in here: masks, padding and
+rewards after a success as in the code of Q-chunking; feed-forward layers of 4 widths, biases and a
+final norm, which its parameter count (2,455,065 with two stored target critics) forces; Xavier
+weights and tanh-GELU, the defaults of the code it builds on. Two layouts have exactly its 404,224
+parameters per critic: (learned, shared) and (sinusoid, per_position). The default is neither: the
+text has a head per position, and small learned positions do not drown the actions at first; this
+is 512 parameters more. A bias of the encoders would be redundant beside learned positions.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+from offbench import flow, nets, rng, transformer
+from offbench.optim import Adam, AdamState, polyak
+from offbench.types import Batch, Metrics, Plan, Spec
+
+Critic = dict[str, Any]  # every tensor with a leading axis 2: the twins
+
+
+class State(NamedTuple):
+    critic: Critic
+    target_critic: Critic  # empty where the online critics are the target
+    flow: nets.Params
+    opt: AdamState
+
+
+@dataclass(frozen=True, kw_only=True)
+class ACSAC:
+    n_proposals: int = 4  # N
+    flow_steps: int = 10
+    width: int = 128
+    layers: int = 2
+    heads: int = 8
+    head: Literal["per_position", "shared"] = "per_position"  # what reads a value off a token
+    positions: Literal["learned", "sinusoid"] = "learned"
+    polyak_target: bool = False
+    polyak_rate: float = 0.005  # of the target critics, where there are any
+    lr: float = 3e-4
+    hidden: tuple[int, ...] = (512, 512, 512, 512)  # of the flow
+    needs: ClassVar[tuple[str, ...]] = ("prefixes",)
+
+    def init(self, key: Tensor, spec: Spec) -> State:
+        k_critic, k_flow = rng.split(key)
+        critic = self._critic_init(k_critic, spec)
+        velocity = flow.velocity_init(k_flow, spec.obs_dim, spec.action_dim, self.hidden)
+        target = critic if self.polyak_target else {}
+        return State(critic, target, velocity, Adam(self.lr).init((critic, velocity)))
+
+    def update(self, state: State, batch: Batch, key: Tensor) -> tuple[State, Metrics]:
+        k_next, k_bc = rng.split(key)
+        after = batch.extras["prefix_obs"]  # (B, H, O)
+        bootstrap = state.target_critic if self.polyak_target else state.critic
+        value, _, length = self._best(bootstrap, state.flow, after.flatten(0, 1), k_next)
+        value, n_lengths = value.view(after.shape[:2]), after.shape[1]
+        target_q = batch.extras["prefix_reward"] + batch.extras["prefix_discount"] * value  # (B, H)
+
+        params = (state.critic, state.flow)
+        loss = grad_and_value(self._loss, has_aux=True)
+        grads, (_, metrics) = loss(params, batch, target_q, k_bc)
+        (critic, velocity), opt = Adam(self.lr).step(grads, state.opt, params)
+        target = state.target_critic
+        if self.polyak_target:
+            target = polyak(target, critic, self.polyak_rate)
+        metrics["planned_length"] = length.to(value.dtype).mean()
+        for k in range(n_lengths):  # how often each length wins where values are bootstrapped
+            metrics[f"planned_{k + 1}"] = (length == k + 1).to(value.dtype).mean()
+        return State(critic, target, velocity, opt), metrics
+
+    def act(self, state: State, obs: Tensor, key: Tensor) -> Plan:
+        _, chunk, length = self._best(state.critic, state.flow, obs, key)
+        return Plan(chunk, length)
+
+    def _best(
+        self, critic: Critic, velocity: nets.Params, obs: Tensor, key: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Value (B,), chunk (B, H * A) and length (B,) of the best prefix; the first in (n, h) of equals."""
+        n = self.n_proposals
+        _, action = flow.propose(velocity, obs, key, n, self.flow_steps)
+        action = action.unflatten(0, (len(obs), n))  # (B, N, H * A)
+        q = self._q(critic, obs, action).amin(0)  # (2, B, N, H) -> (B, N, H)
+        place = flow.first_argmax(q.flatten(1))  # (B,)
+        value = q.flatten(1).gather(1, place[:, None]).squeeze(1)
+        return value, flow.chosen(action, place // q.shape[-1]), place % q.shape[-1] + 1
+
+    def _loss(
+        self, params: tuple, batch: Batch, target_q: Tensor, key: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        """The two losses touch disjoint parameters, so their sum is one backward pass."""
+        critic, velocity = params
+        valid = batch.extras["valid"]  # (B, H)
+        q = self._q(critic, batch.obs, batch.action[:, None]).squeeze(2)  # (2, B, H)
+        critic_loss = (torch.square(q - target_q) * valid).mean()
+        bc_loss = flow.bc_loss(velocity, batch.obs, batch.action, valid, key)
+        metrics = {
+            "critic_loss": critic_loss,
+            "bc_loss": bc_loss,
+            "q": q.mean(),
+            "target_q": target_q.mean(),
+            "q_disagreement": (q[0] - q[1]).abs().mean(),
+            "prefix_spread": (q.amax(-1) - q.amin(-1)).mean(),  # 0: the length is a matter of noise
+        }
+        return critic_loss + bc_loss, metrics
+
+    def _critic_init(self, key: Tensor, spec: Spec) -> Critic:
+        k_state, k_action, k_place, k_blocks, k_head = rng.split(key, 5)
+        w, learned = self.width, self.positions == "learned"
+        n_heads = spec.chunk if self.head == "per_position" else 1
+
+        def encoder(k: Tensor, n_in: int) -> nets.Layer:
+            (layer,) = nets.mlp_init(k, (n_in, w), ensemble=2, weight="xavier")
+            return {"w": layer["w"]} if learned else layer
+
+        critic = {
+            "state": encoder(k_state, spec.obs_dim),
+            "action": encoder(k_action, spec.action_dim // spec.chunk),
+            "blocks": transformer.init(
+                k_blocks, width=w, layers=self.layers, hidden=4 * w, ensemble=2, weight="xavier"
+            ),
+            "head": (6 / (w + 1)) ** 0.5 * (2 * rng.uniform(k_head, (2, n_heads, w)) - 1),
+        }
+        if learned:
+            critic["position"] = 0.02 * rng.normal(k_place, (2, spec.chunk + 1, w))
+        return critic
+
+    def _q(self, critic: Critic, obs: Tensor, action: Tensor) -> Tensor:
+        """Values of all prefixes of N chunks for each state: (B, O), (B, N, H * A) -> (2, B, N, H).
+
+        The chunks of a state are one sequence behind one state token; each sees that and itself only.
+        """
+        n, size = action.shape[1], critic["action"]["w"].shape[-2]
+        chunk = action.unflatten(-1, (-1, size))  # (B, N, H, A)
+        h = chunk.shape[2]
+        position = critic.get(
+            "position", sinusoid(h + 1, self.width, obs)[None]
+        )  # (2 or 1, H + 1, W)
+        state = _linear(critic["state"], obs)[:, :, None] + position[:, None, :1]  # (2, B, 1, W)
+        step = _linear(critic["action"], chunk.flatten(0, 2)).unflatten(1, chunk.shape[:3])
+        step = step + position[:, None, None, 1:]  # (2, B, N, H, W)
+        tokens = torch.cat([state, step.flatten(2, 3)], 2)  # (2, B, 1 + N * H, W)
+
+        place = torch.arange(1 + n * h, device=obs.device)
+        owner = (place - 1).div(h, rounding_mode="floor")  # chunk of each token, -1 for the state
+        sees = (owner[:, None] == owner) | (place == 0)
+        sees = sees & (place[:, None] >= place)
+        out = transformer.apply(
+            critic["blocks"], tokens, heads=self.heads, activation="gelu_tanh", eps=1e-6, mask=sees
+        )
+        out = out[:, :, 1:].unflatten(2, (n, h))  # (2, B, N, H, W)
+        return (out * critic["head"][:, None, None]).sum(-1)
+
+
+def _linear(layer: nets.Layer, x: Tensor) -> Tensor:
+    return x @ layer["w"] + layer["b"] if "b" in layer else x @ layer["w"]
+
+
+def sinusoid(n: int, width: int, like: Tensor) -> Tensor:
+    """Fixed positions of Vaswani et al. (2017), sines then cosines: (n, width)."""
+    place = torch.arange(n, device=like.device, dtype=like.dtype)[:, None]
+    half = torch.arange(width // 2, device=like.device, dtype=like.dtype)
+    angle = place * 10000 ** (-2 * half / width)
+    return torch.cat([angle.sin(), angle.cos()], -1)

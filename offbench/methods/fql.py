@@ -1,0 +1,109 @@
+"""Flow Q-learning (Park, Li and Levine, 2025), https://arxiv.org/abs/2502.02538
+
+A flow policy clones the data; a one-step policy mu(s, z) is distilled from it and at the same time
+climbs Q. No gradient goes through the flow's steps, and what acts costs one forward pass. Under
+`view=chunk` it is QC-FQL of Q-chunking (Li, Zhou and Levine, 2025, https://arxiv.org/abs/2507.07969),
+under `view=nstep` its n-step baseline FQL-n.
+
+    L_Q = mean (Q(s, a) - [r + discount * Qbar(s', mu(s', z'))])^2
+    L_mu = L_BC(flow) + distill_weight * mean |mu(s, z) - flow(s, z)|^2 - mean Q(s, mu(s, z))
+
+Differs from the authors' code (seohongpark/fql 719d0441, ColinQiyangLi/qc 48283b4f): the target
+critic follows the critic after its step, theirs the one before it; spans of n steps cut short by
+the end of a trajectory are used with their own discount, theirs are masked.
+If you come from there: `distill_weight` is `alpha`, `q_aggregate` is `q_agg`, `polyak_rate` is `tau`.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+from offbench import flow, nets, rng
+from offbench.optim import Adam, AdamState, polyak
+from offbench.types import Batch, Metrics, Spec
+
+
+class State(NamedTuple):
+    critic: nets.Params  # leading axis 2: the twins
+    target_critic: nets.Params
+    flow: nets.Params  # the clone
+    actor: nets.Params  # the one-step policy
+    opt: AdamState
+
+
+@dataclass(frozen=True, kw_only=True)
+class FQL:
+    distill_weight: float = 10.0  # alpha
+    q_aggregate: Literal["mean", "min"] = "mean"  # of the target critics
+    normalize_q: bool = False  # divide the actor's Q term by the mean of |Q|
+    flow_steps: int = 10
+    polyak_rate: float = 0.005
+    lr: float = 3e-4
+    hidden: tuple[int, ...] = (512, 512, 512, 512)
+    needs: ClassVar[tuple[str, ...]] = ("valid",)
+
+    def init(self, key: Tensor, spec: Spec) -> State:
+        k_critic, k_flow, k_actor = rng.split(key, 3)
+        n_obs, n_act = spec.obs_dim, spec.action_dim
+        critic = flow.critic_init(k_critic, n_obs, n_act, self.hidden)
+        velocity = flow.velocity_init(k_flow, n_obs, n_act, self.hidden)
+        actor = nets.mlp_init(k_actor, (n_obs + n_act, *self.hidden, n_act), weight="xavier")
+        opt = Adam(self.lr).init((critic, velocity, actor))
+        return State(critic, critic, velocity, actor, opt)
+
+    def update(self, state: State, batch: Batch, key: Tensor) -> tuple[State, Metrics]:
+        k_next, k_bc, k_actor = rng.split(key, 3)
+        noise = rng.normal_like(k_actor, batch.action)
+        next_action = self._one_step(
+            state.actor, batch.next_obs, rng.normal_like(k_next, noise)
+        ).clamp(-1, 1)
+        next_q = flow.q_values(state.target_critic, batch.next_obs, next_action)  # (2, B)
+        next_q = next_q.mean(0) if self.q_aggregate == "mean" else next_q.amin(0)
+        target_q = batch.reward + batch.discount * next_q
+        taught = flow.sample(state.flow, batch.obs, noise, self.flow_steps)
+
+        params = (state.critic, state.flow, state.actor)
+        loss = grad_and_value(self._loss, has_aux=True)
+        grads, (_, metrics) = loss(params, state.critic, batch, target_q, noise, taught, k_bc)
+        (critic, velocity, actor), opt = Adam(self.lr).step(grads, state.opt, params)
+        target_critic = polyak(state.target_critic, critic, self.polyak_rate)
+        return State(critic, target_critic, velocity, actor, opt), metrics
+
+    def act(self, state: State, obs: Tensor, key: Tensor) -> Tensor:
+        noise = rng.normal(key, (len(obs), state.actor[-1]["b"].shape[-1]), obs.dtype)
+        return self._one_step(state.actor, obs, noise).clamp(-1, 1)
+
+    def _one_step(self, actor: nets.Params, obs: Tensor, noise: Tensor) -> Tensor:
+        return nets.mlp(actor, torch.cat([obs, noise], -1), activation="gelu_tanh")
+
+    def _loss(
+        self, params: tuple, fixed_critic: nets.Params, batch: Batch, target_q: Tensor,
+        noise: Tensor, taught: Tensor, key: Tensor,
+    ) -> tuple[Tensor, Metrics]:  # fmt: skip
+        """The three losses touch disjoint parameters, so their sum is one backward pass."""
+        critic, velocity, actor = params
+        valid = batch.extras["valid"]  # (B, h)
+        q = flow.q_values(critic, batch.obs, batch.action)  # (2, B)
+        critic_loss = (torch.square(q - target_q) * valid[:, -1]).mean()
+        bc_loss = flow.bc_loss(velocity, batch.obs, batch.action, valid, key)
+
+        action = self._one_step(actor, batch.obs, noise)
+        distill_loss = torch.square(action - taught).mean()
+        actor_q = flow.q_values(fixed_critic, batch.obs, action.clamp(-1, 1)).mean(
+            0
+        )  # (2, B) -> (B,)
+        scale = 1 / actor_q.abs().mean().detach() if self.normalize_q else 1.0
+        actor_loss = self.distill_weight * distill_loss - scale * actor_q.mean()
+
+        metrics = {
+            "critic_loss": critic_loss,
+            "bc_loss": bc_loss,
+            "distill_loss": distill_loss,
+            "q": q.mean(),
+            "actor_q": actor_q.mean(),  # far above q: the actor exploits the critic
+            "target_q": target_q.mean(),
+        }
+        return critic_loss + bc_loss + actor_loss, metrics
