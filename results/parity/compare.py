@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from offbench.stats import mean_interval, unpaired_difference
 from scipy import stats as scipy_stats
+
+from offbench.stats import mean_interval, unpaired_difference
 
 HERE = Path(__file__).parent
 CELL = ["name", "task", "updates"]

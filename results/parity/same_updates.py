@@ -11,12 +11,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-import offbench.rng as rng
 import torch
+from peer import load
+
+import offbench.rng as rng
 from offbench.methods.bc import BC
 from offbench.types import Batch
-
-from peer import load
 
 torch.set_default_dtype(torch.float64)
 torch.set_num_threads(1)
@@ -35,7 +35,8 @@ def layers(*modules) -> list[dict]:
 
 
 class Data:
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, updates: int):
+        self.updates = updates
         file = np.load(path)
         self.task = json.loads(str(file["about"]))["id"]
         kept = file["has_next"]
@@ -175,7 +176,6 @@ def iql(peer, data, noise, n_obs, n_act):
         peer.ValueFunction(n_obs),
     )
     actor.log_std.data = actor.log_std.data.double()
-    peer.CosineAnnealingLR = lambda optimizer, steps: _Constant()
     theirs = peer.ImplicitQLearning(
         1.0,
         actor,
@@ -185,8 +185,9 @@ def iql(peer, data, noise, n_obs, n_act):
         v,
         adam(v.parameters()),
         beta=3.0,
+        max_steps=data.updates,
     )
-    method = IQL(hidden=(HIDDEN, HIDDEN))
+    method = IQL(hidden=(HIDDEN, HIDDEN), actor_decay_steps=data.updates)
     state = method.init(rng.key(0), _spec(n_obs, n_act))
     c = layers(q.q1, q.q2)
     start = state.actor | {"mean": layers(actor.net), "log_std": actor.log_std.detach().clone()}
@@ -211,13 +212,9 @@ def iql(peer, data, noise, n_obs, n_act):
         )
 
 
-class _Constant:
-    def step(self) -> None:
-        pass
-
-
 def cql(peer, data, noise, n_obs, n_act, k: int = 4):
     import torch.distributions.normal as normal_module
+
     from offbench.methods.cql import CQL
 
     actor = peer.TanhGaussianPolicy(n_obs, n_act, 1.0)
@@ -280,6 +277,7 @@ def cql(peer, data, noise, n_obs, n_act, k: int = 4):
 def rebrac(peer, data, noise, n_obs, n_act, beta: float = 0.1):
     import jax
     import jax.numpy as jnp
+
     from offbench.methods.rebrac import ReBRAC
 
     jax.config.update("jax_enable_x64", True)
@@ -371,7 +369,7 @@ if __name__ == "__main__":
     parser.add_argument("--corl", type=Path, required=True)
     parser.add_argument("--updates", type=int, default=1000)
     given = parser.parse_args()
-    data = Data(given.data)
+    data = Data(given.data, given.updates)
     n_obs, n_act = (data.columns[k].shape[1] for k in ("observations", "actions"))
     torch.manual_seed(0)
     peer = load(given.algorithm, given.corl, HIDDEN, {})
