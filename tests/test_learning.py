@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from mutants import mutated
-from offbench.methods.rebrac import ReBRAC
 from test_methods import disagreement
 from torch.func import vmap
 
@@ -20,6 +19,7 @@ from offbench.data import Episode, ReplayData, episode_returns, from_episodes
 from offbench.methods.awac import AWAC
 from offbench.methods.bc import BC
 from offbench.methods.iql import IQL
+from offbench.methods.rebrac import ReBRAC
 from offbench.methods.td3_bc import TD3BC
 from offbench.methods.xql import XQL
 from offbench.pipeline import Pipeline, make_pipeline
