@@ -49,7 +49,7 @@ def trace(method) -> dict:
         exact_data(), view=view_for(needs), weights=[advantage_weights], batch_size=16, needs=needs
     )
     step = make_step(method, pipeline)
-    carry = initial_carry(method, SPEC, [0]).seed(0)
+    carry = initial_carry(method, pipeline.spec(SPEC), [0]).seed(0)
     carry = tree_map(lambda x: x.double() if x.is_floating_point() else x, carry)
     for _ in range(N_UPDATES):
         carry, metrics = advance(step, carry)
