@@ -63,7 +63,7 @@ def adam_formula(params, grads, mu, nu, count, lr, b1, b2, eps) -> list[Tensor]:
     nu = [torch.lerp(v, g * g, 1 - b2) for v, g in zip(nu, grads, strict=True)]
     new = []
     for p, m, v in zip(params, mu, nu, strict=True):
-        t = count.view(*count.shape, *[1] * (p.ndim - count.ndim))  # (N,) beside (N, n_in, n_out)
+        t = count.view((*count.shape, *[1] * (p.ndim - count.ndim)))  # (N,) beside (N, n_in, n_out)
         step = lr / (1 - b1**t)
         new.append(p - step * m / ((v / (1 - b2**t)).sqrt() + eps))
     return [*new, *mu, *nu]

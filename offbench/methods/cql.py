@@ -13,8 +13,10 @@ cost one pass of its network.
 Differs from the authors' code (aviralkumar2907/CQL): no 40k first updates of cloning; the multiplier
 starts at e as in CORL (theirs 1); the target takes the smaller twin before the best action.
 Differs from CORL: its second critic keeps 3 layers whatever the setting; after a terminal, where
-there is no next observation, the third kind of actions is drawn at `obs`; orthogonal and Xavier
-weights are those of CORL, drawn from our keys.
+there is no next observation, the third kind of actions is drawn at `obs`.
+Differs from both codes of Cal-QL: on sparse tasks they bound the values of an episode that failed by
+its reward for ever, r / (1 - gamma); the return-to-go here stops where the recording does, so the
+bound is higher near the end of such an episode.
 If you come from CORL: `conservative_weight` is `cql_alpha`, `target_gap` `cql_target_action_gap`,
 `softmax_temperature` `cql_temp`, `entropy_backup` `backup_entropy`, `polyak_rate`
 `soft_target_update_rate`, `actor_lr` `policy_lr`, `critic_lr` `qf_lr`, and the length of
