@@ -263,7 +263,7 @@ def _say_which(plan: "Plan", console: "Console") -> None:
 
 
 def _print_values(plan: "Plan", console: "Console") -> None:
-    """Each setting once where it is the same for every cell, per entry otherwise."""
+    """Each setting once where it is the same for every cell, per entry or task otherwise."""
     from rich.table import Table
 
     table = Table(
@@ -276,17 +276,21 @@ def _print_values(plan: "Plan", console: "Console") -> None:
         box=None,
         pad_edge=False,
     )
-    values: dict[tuple[str, str, str], list[str]] = {}
+    values: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    tasks: dict[str, list[str]] = {}  # entry -> its tasks
     for cell in plan.cells:
+        tasks.setdefault(cell.entry, []).append(cell.task.id)
         for key, value in _effective(cell).items():
-            where = values.setdefault((key, value, _source(cell, key)), [])
-            if cell.entry not in where:
-                where.append(cell.entry)
-    everyone = len({cell.entry for cell in plan.cells})
-    for (key, value, source), entries in sorted(
-        values.items(), key=lambda item: (item[0][0], item[1][0])
+            where = values.setdefault((key, value, _source(cell, key)), {})
+            where.setdefault(cell.entry, []).append(cell.task.id)
+    for (key, value, source), where in sorted(
+        values.items(), key=lambda item: (item[0][0], next(iter(item[1])))
     ):
-        table.add_row(key, value, source, "all" if len(entries) == everyone else ", ".join(entries))
+        names = [
+            entry if mine == tasks[entry] else f"{entry} on {', '.join(mine)}"
+            for entry, mine in where.items()
+        ]
+        table.add_row(key, value, source, "all" if where == tasks else ", ".join(names))
     console.print(table)
     console.print()
 
@@ -310,7 +314,8 @@ def _effective(cell: "Cell") -> dict[str, str]:
 
 def _source(cell: "Cell", key: str) -> str:
     if key == "transforms":
-        return next((s for k, s in cell.sources.items() if k.startswith("transforms")), "")
+        found = [s for k, s in cell.sources.items() if k.startswith("transforms")]
+        return ", ".join(dict.fromkeys(found))
     return cell.sources.get(key, "")
 
 

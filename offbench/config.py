@@ -367,7 +367,7 @@ def _task_cells(
         own = values.copy()
         preset = next((p for p in presets if fnmatch(task.id, p.task)), None)
         if preset:
-            own.update(preset.settings, f"preset {preset.task} ({preset.source})")
+            own.update(preset.settings, f"preset ({preset.source})")
         own.update(given, "command line")
         flat = {
             k: v

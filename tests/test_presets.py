@@ -2,6 +2,7 @@
 
 import csv
 import inspect
+import io
 from collections import defaultdict
 from fnmatch import fnmatch
 from pathlib import Path
@@ -45,7 +46,7 @@ def test_a_row_is_used_by_a_task_and_sets_what_exists(name, preset):
             f"method.{k}": v for k, v in made.hparams.items()
         }
         assert got[key] == value
-        assert made.sources[key] == f"preset {preset.task} ({preset.source})"
+        assert made.sources[key] == f"preset ({preset.source})"
     for transform, settings in made.pipeline["transforms"].items():
         assert settings.keys() <= inspect.signature(TRANSFORMS[transform]).parameters.keys()
     assert made.tuning == {"how": "task preset", "tried": 1, "source": preset.source}
@@ -223,3 +224,17 @@ def test_cells_of_a_table_are_numbers_and_not_text():
                 key,
             )
     assert yaml.safe_load("3e-4") == "3e-4"
+
+
+def test_the_plan_shows_a_row_for_its_tasks_with_its_source():
+    from rich.console import Console
+
+    from offbench import cli
+
+    console = Console(width=500, record=True, file=io.StringIO())
+    cli._print_values(plan(["suite=d4rl-antmaze", "methods=[rebrac,bc]"], bench=True), console)
+    lines = [x.rstrip() for x in console.export_text().splitlines() if "actor_bc_weight" in x]
+    assert len(lines) == 3
+    assert all("preset (CORL eeeeef2, configs/offline/rebrac)" in line for line in lines)
+    medium = "rebrac on d4rl/antmaze-medium-play-v2, d4rl/antmaze-medium-diverse-v2"
+    assert next(line for line in lines if " 0.001 " in line).endswith(medium)
