@@ -14,8 +14,10 @@ import re
 import resource
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -205,8 +207,11 @@ def measure(
     peer: "Peer | None" = None,
     until: float = float("inf"),
     report: Callable[[Result], None] = lambda result: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Result:
     """Times every entry for `seconds`, per method and network; `report` sees the result as it grows.
+
+    `say` gets a line for everything that is set up and for every row that is ready.
 
     An update is a minibatch, so a step of TD3+BC counts two. Contenders that are not set up by
     `until` (of `time.monotonic`) are skipped, those that fail are left out; `facts` names both.
@@ -222,14 +227,27 @@ def measure(
     facts = _facts(device, data, batch_size, seconds)
     result = Result([], facts)
     precisions = list(dict.fromkeys(e.precision for e in entries))
+    progress = _Progress(2 * len(methods) * len(hidden) * len(entries), say)
     for name in methods:
         for sizes in hidden:
             cell = _Cell(name, tuple(sizes), data, batch_size)
-            result.rows.extend(_rows(cell, entries, seconds, peer, until, facts))
+            result.rows.extend(_rows(cell, entries, seconds, peer, until, facts, progress))
             _take_ceilings(result, device, precisions)
             facts["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             report(result)
     return result
+
+
+class _Progress:
+    """A line for each of `total` parts of the work, with the time left if the rest takes as long."""
+
+    def __init__(self, total: int, say: Callable[[str], None]):
+        self.total, self.say, self.done, self.start = total, say, 0, time.monotonic()
+
+    def step(self, line: str) -> None:
+        self.done += 1
+        left = (time.monotonic() - self.start) / self.done * (self.total - self.done)
+        self.say(f"{self.done:3d}/{self.total}  {line}; about {left / 60:.1f} min left")
 
 
 def _take_ceilings(result: Result, device: torch.device, precisions: Sequence[str]) -> None:
@@ -310,7 +328,7 @@ def _facts(
 
 def _rows(
     cell: _Cell, entries: Sequence[Entry], seconds: float, peer: "Peer | None", until: float,
-    facts: dict[str, Any],
+    facts: dict[str, Any], progress: _Progress,
 ) -> list[dict[str, Any]]:  # fmt: skip
     title = " ".join(cell.row.values())
     peers = [peer.row(cell)] if peer else []
@@ -319,18 +337,29 @@ def _rows(
         label = f"{title} {entry.backend} x{entry.seeds} {entry.precision}"
         if time.monotonic() > until:
             facts["skipped"].append(label)
+            progress.done += 2
             continue
         contender = _Contender(cell, entry)
         try:
             contender.prepare(seconds / ROUNDS)
         except Exception as error:  # one backend that fails must not take the table with it
-            facts["failed"][label] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            why = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            facts["failed"][label] = why
+            progress.done += 1
+            progress.step(f"{label} failed: {why}")
             continue
         ready.append(contender)
+        took = contender.build_s + contender.first_s
+        progress.step(f"{label} set up in {took:.1f} s")
     for _ in range(ROUNDS):
         for contender in ready:
             contender.take_turn()
-    rows = [_row(contender, facts) for contender in ready] + peers
+    rows = []
+    for contender in ready:
+        rows.append(row := _row(contender, facts))
+        rate = f"{row['seed_updates_per_s']:,.0f} seed-updates/s"
+        progress.step(f"{title} {row['backend']} x{row['seeds']} {row['precision']}: {rate}")
+    rows += peers
     plain = next((r["seed_updates_per_s"] for r in rows if r["backend"] == "plain"), None)
     for row in rows:
         row["ratio"] = row["seed_updates_per_s"] / plain if plain else None
@@ -559,14 +588,19 @@ def _panel(axes: Any, title: str, rows: list[dict[str, Any]], ticks: list[int]) 
 # --- the command
 
 
+MINUTES = 10  # what is not set up by then is skipped
 _LISTS = ("methods", "seeds", "hidden", "backends", "precision")
 _KNOWN = {
-    *_LISTS, "batch_size", "device", "seconds", "threads", "out", "peer", "peer_pattern", "peer_seeds",
+    *_LISTS, "batch_size", "device", "seconds", "minutes", "threads", "out",
+    "peer", "peer_pattern", "peer_seeds",
 }  # fmt: skip
 
 
 def main(args: Sequence[str]) -> int:
-    """`offbench speed [key=value ...]`; `out=null` writes no files."""
+    """`offbench speed [key=value ...]`; `out=null` writes no files.
+
+    Progress goes to stderr, line by line, so that the table can be piped on its own.
+    """
     import yaml
     from rich.console import Console
 
@@ -588,13 +622,21 @@ def main(args: Sequence[str]) -> int:
     device = options.get("device", "auto")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     out = options.pop("out", "results/speed")
-    result = measure(**_arguments(options, torch.device(device)))
+    until = time.monotonic() + 60 * _positive(options.pop("minutes", MINUTES), "minutes")
+    say = partial(print, file=sys.stderr, flush=True)
+    result = measure(**_arguments(options, torch.device(device)), until=until, say=say)
     console = Console(width=None if Console().is_terminal else 170, highlight=False)
     console.print(to_rich(result))
     console.print("\n" + note(result), markup=False)
     if out is not None:
         console.print(f"written: {', '.join(map(str, write(result, Path(out))))}", markup=False)
     return 0
+
+
+def _positive(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise UserError(f"{name} must be a positive number, got {value!r}")
+    return float(value)
 
 
 def _arguments(options: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -266,6 +266,35 @@ def test_the_result_is_reported_as_it_grows():
     assert seen == [1, 2]
 
 
+def test_everything_set_up_and_every_row_is_a_line_with_the_time_left():
+    lines = []
+    measure(["bc"], entries=[Entry("plain"), Entry("eager", 3)], say=lines.append, **TINY)
+    kinds = [
+        "plain x1 float32 set",
+        "eager x3 float32 set",
+        "plain x1 float32:",
+        "eager x3 float32:",
+    ]
+    for i, (line, kind) in enumerate(zip(lines, kinds, strict=True), 1):
+        assert line.startswith(f"  {i}/4  bc 8 {kind}") and line.endswith(" min left")
+    assert lines[-1].endswith("about 0.0 min left") and "seed-updates/s" in lines[-1]
+
+
+def test_what_fails_or_is_skipped_counts_as_done(monkeypatch):
+    monkeypatch.setattr(speed._Cell, "build", lambda *a: 1 / 0)
+    lines = []
+    measure(["bc"], entries=[Entry("plain"), Entry("eager", 3)], say=lines.append, **TINY)
+    assert [line[:5] for line in lines] == ["  2/4", "  4/4"] and "ZeroDivisionError" in lines[0]
+
+
+def test_the_time_left_is_that_of_the_parts_that_are_left(monkeypatch):
+    clock, lines = iter([0.0, 60.0, 240.0]), []
+    monkeypatch.setattr(speed.time, "monotonic", lambda: next(clock))
+    progress = speed._Progress(4, lines.append)
+    progress.step("a"), progress.step("b")
+    assert lines == ["  1/4  a; about 3.0 min left", "  2/4  b; about 4.0 min left"]
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -388,12 +417,19 @@ def seen(monkeypatch, result):
 def test_the_command_reads_its_settings(capsys, seen, tmp_path):
     settings = ["methods=iql", "hidden=[64,32]", "seeds=[1,2]", "seconds=2", "device=cpu"]
     assert main([*settings, "backends=[plain,eager]", f"out={tmp_path}"]) == 0
+    assert 595 < seen.pop("until") - time.monotonic() < 600
+    seen.pop("say")("a line")
     assert seen == {
         "methods": ["iql"], "hidden": [[64, 32]], "seconds": 2, "device": CPU,
         "entries": [Entry("plain"), Entry("eager", 1), Entry("eager", 2)],
     }  # fmt: skip
-    out = capsys.readouterr().out
-    assert "seed-updates/s" in out and "Ceilings of this run" in out and "speed.csv" in out
+    out, beside = capsys.readouterr()
+    assert (
+        beside == "a line\n"
+        and "seed-updates/s" in out
+        and "Ceilings of this run" in out
+        and "speed.csv" in out
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["speed.csv", "speed.json", "speed.png"]
 
 
@@ -412,6 +448,8 @@ def test_the_command_takes_a_peer(seen, tmp_path):
 def test_the_command_names_a_mistake(seen):
     with pytest.raises(UserError, match="did you mean 'seconds'"):
         main(["second=2"])
+    with pytest.raises(UserError, match="minutes must be a positive number, got 'ten'"):
+        main(["minutes=ten"])
     with pytest.raises(UserError, match="go together"):
         main(["peer=train"])
 
