@@ -120,7 +120,7 @@ class Task:
             raise UserError(f"{self.id}: {self.refused}")
         if not self.task_ids:
             return
-        single = self.id.removesuffix("-v0")
+        single = self.id.removesuffix("-val").removesuffix("-v0")
         raise UserError(
             f"{self.id} is goal-conditioned (no rewards, a goal beside each observation) and no method "
             f"here is; train on one of its tasks, {single}-singletask-task1-v0 to -task5-v0, or on the "
