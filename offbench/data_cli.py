@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from offbench import catalog, compose, doctor, files
 from offbench.errors import UserError, unknown
-from offbench.tasks import canonical, load_task, manifests
+from offbench.tasks import NOT_HERE, canonical, load_task, manifests
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -163,8 +163,8 @@ def _card(task: "Task") -> Mapping[str, Any]:
         "refused": card.refused,
         "notes": notes,
         "reference": card.ref_source,
-        "path": str(task.root),
-        "sha256": task.sha256,
+        "path": "not here" if task.sha256 == NOT_HERE else str(task.root),
+        "sha256": None if task.sha256 == NOT_HERE else task.sha256,
     }
 
 
@@ -211,10 +211,14 @@ def _one(args: Sequence[str], command: str, known: Mapping[str, Any]) -> tuple[s
 
 def _show(args: Sequence[str]) -> int:
     name, options = _one(args, "show", {"--png": str})
-    found = load(name)
-    report = doctor.check(found.data, found.facts)
     console = _console()
-    _print_card(found, report, console)
+    try:
+        found = load(name)
+    except UserError:
+        _show_what_is_known(name, console)
+        raise
+    report = doctor.check(found.data, found.facts)
+    _print_card(found.facts, found.card, found.data, report, console)
     if found.facts.goals:
         console.print("no rewards are recorded, so there are no returns to draw")
         return 0
@@ -228,14 +232,31 @@ def _show(args: Sequence[str]) -> int:
     return 0
 
 
-def _print_card(found: Loaded, report: doctor.Report, console: "Console") -> None:
+def _show_what_is_known(name: str, console: "Console") -> None:
+    """The card of a set that is not here and cannot be had now; nothing for a name that is no id."""
+    if Path(name).exists() or compose.is_composed(canonical(name)):
+        return
+    catalog.card(name)
+    task = load_task(name)
+    if task.sha256 == NOT_HERE:
+        facts = doctor.Facts.of(task)
+        report = doctor.Report(task.id, 0, 0, tuple(doctor.known_defects(task.id)))
+        _print_card(facts, _card(task), None, report, console)
+
+
+def _print_card(
+    facts: doctor.Facts,
+    card: Mapping[str, Any],
+    data: "ReplayData | doctor.Flat | None",
+    report: doctor.Report,
+    console: "Console",
+) -> None:
     from rich.table import Table
 
-    facts, card = found.facts, found.card
     rows: dict[str, Any] = {"id": facts.id, "summary": card.get("summary")}
-    rows["transitions"] = f"{report.rows:,} in {report.episodes:,} episodes"
-    shape = (found.data[0].shape[1], found.data[1].shape[1])
-    rows["dimensions"] = f"{shape[0]} observed, {shape[1]} acted"
+    if data is not None:
+        rows["transitions"] = f"{report.rows:,} in {report.episodes:,} episodes"
+        rows["dimensions"] = f"{data[0].shape[1]} observed, {data[1].shape[1]} acted"
     rows["environment"] = (card.get("env") or {}).get("id") or card.get("refused")
     rows["differs"] = card.get("differs") or None
     rows["limit"] = f"{facts.max_episode_steps} steps" if facts.max_episode_steps else None

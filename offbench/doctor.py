@@ -4,7 +4,8 @@
 are only visible) or at what is trained on (`ReplayData`) and returns a `Report` of findings, each
 with a severity:
 
-    severe     transitions that never happened, or numbers that cannot be trained on
+    severe     transitions that never happened, numbers that cannot be trained on, or data that are
+               not those of the id
     warning    something a reader of the scores should know
     info       a measurement
 

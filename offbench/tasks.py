@@ -98,7 +98,8 @@ class Task:
 
         made = compose.parse(self.id)
         parts = () if isinstance(made, str) else made.leaves
-        known = tuple(f for part in parts or (self.id,) for f in doctor.known_defects(part))
+        sets = [load_task(part) for part in parts] or [self]
+        known = tuple(f for t in sets for f in (*doctor.known_defects(t.id), *_collected_again(t)))
         seen = self.sha256
         if self.source == "path" and seen != NOT_HERE:  # its environment may have labelled it
             seen = hashlib.sha256(f"{seen} {self.env}".encode()).hexdigest()
@@ -111,7 +112,7 @@ class Task:
                     doctor.save(found)
         if found is None:
             return doctor.Report(self.id, 0, 0, known)
-        rest = tuple(f for f in found.findings if f.name != "known_defect")
+        rest = tuple(f for f in found.findings if f.name not in ("known_defect", "collected_again"))
         return replace(found, findings=(*known, *rest))
 
     def check_trainable(self) -> None:
@@ -122,7 +123,7 @@ class Task:
             raise UserError(f"{self.id}: {self.refused}")
         if not self.task_ids:
             return
-        single = self.id.removesuffix("-v0")
+        single = self.id.removesuffix("-val").removesuffix("-v0")
         raise UserError(
             f"{self.id} is goal-conditioned (no rewards, a goal beside each observation) and no method "
             f"here is; train on one of its tasks, {single}-singletask-task1-v0 to -task5-v0, or on the "
@@ -153,6 +154,20 @@ class Task:
         if self.refused is not None:
             raise UserError(f"{self.id}: {self.refused}")
         return make_env(self.env, self.env_kwargs, self.id, adapter=self.adapter)
+
+
+def _collected_again(task: Task) -> "list[doctor.Finding]":
+    """Of a file under a published name that `offbench data make` has labelled as its own."""
+    from offbench import doctor
+
+    here = task.source == "catalog" and task.sha256 != NOT_HERE
+    if not (here and task.root.with_suffix(".regenerated.yaml").exists()):
+        return []
+    words = (
+        f"{task.root.name} was collected again and is not the published file; a score on it belongs "
+        "beside no published one"
+    )
+    return [doctor.Finding("collected_again", "severe", words)]
 
 
 def _load_embedded(task: Task) -> "ReplayData":

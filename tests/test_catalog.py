@@ -186,6 +186,18 @@ def test_a_known_severe_defect_warns_once(cache):
         tasks.load_task("truncate@5:antmaze-medium-play-v0").load(defects="refuse")
 
 
+def test_a_set_collected_again_is_not_taken_for_the_published_one(cache):
+    (cache / "ogbench").mkdir(parents=True)
+    write_ogbench(make([5, 6]), cache / "ogbench" / "cube-single-play-v0.npz")
+    task = tasks.load_task("cube-single-play-v0")
+    assert not task.report().severe and not tasks.load_task("cube-double-play-v0").report().severe
+    (cache / "ogbench" / "cube-single-play-v0.regenerated.yaml").touch()
+    with pytest.warns(DataWarning, match=r"cube-single-play-v0\.npz was collected again"):
+        task.load()
+    with pytest.raises(UserError, match="not the published file"):
+        tasks.load_task("truncate@5:cube-single-play-v0").load(defects="refuse")
+
+
 def test_a_defect_found_in_the_arrays_is_kept_and_told(cache, monkeypatch):
     zeros = [e._replace(reward=np.zeros_like(e.reward)) for e in make([40, 30, 20])]
     (cache / "d4rl").mkdir(parents=True)

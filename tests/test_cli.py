@@ -4,14 +4,17 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
 from offbench.cli import main
+from offbench.doctor import DataWarning
 from offbench.tasks import check_file, load_task
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -359,9 +362,6 @@ def test_wandb_is_a_screen_that_needs_no_account(tmp_path):
 def test_a_severe_defect_is_warned_of_in_words_and_refused_with_strict(
     capsys, tmp_path, monkeypatch
 ):
-    import h5py
-    import numpy as np
-
     monkeypatch.setenv("OFFBENCH_DATA", str(tmp_path / "cache"))
     rng = np.random.default_rng(0)
     with h5py.File(tmp_path / "mine.hdf5", "w") as file:
@@ -375,6 +375,8 @@ def test_a_severe_defect_is_warned_of_in_words_and_refused_with_strict(
     ]  # fmt: skip
     words = "own/mine: every reward is zero; strict=true refuses it"
     assert words in refused([*args, "strict=true"], capsys, tmp_path / "results")
-    assert main(args) == 0
-    warned = [x for x in capsys.readouterr().err.splitlines() if "every reward" in x]
-    assert warned == ["offbench: warning: own/mine: every reward is zero"]
+    with pytest.warns(DataWarning, match=r"^own/mine: every reward is zero$") as told:
+        assert main(args) == 0
+    assert len(told) == 1
+    line = warnings.formatwarning(told[0].message, told[0].category, "a.py", 1)
+    assert line == "offbench: warning: own/mine: every reward is zero\n"

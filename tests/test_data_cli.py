@@ -103,6 +103,20 @@ def test_a_card_is_shown_with_a_histogram_and_a_picture(capsys, tmp_path):
     assert 0.02 < dark < 0.5  # something is drawn
 
 
+def test_the_card_of_a_set_that_cannot_be_had_is_shown_none_the_less(capsys, monkeypatch):
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setattr("offbench.files.time.sleep", lambda s: None)
+    with pytest.raises(UserError, match="put the file hopper_medium_expert"):
+        main(["show", "hopper-medium-expert-v0"])
+    out = " ".join(capsys.readouterr().out.split())
+    for words in ("Hopper-v4", "100 at 3234.3", "not here", "Farama-Foundation/D4RL#19"):
+        assert words in out
+    with pytest.raises(UserError, match="unknown dataset"):
+        main(["show", "hoper-medium-v2"])
+    assert capsys.readouterr().out == ""
+
+
 def test_success_sets_say_so_and_files_are_shown_too(capsys, tmp_path):
     main(["show", "offbench/cube-single-play-v0"])
     out = capsys.readouterr().out
