@@ -155,3 +155,13 @@ def test_entries_of_a_bench_that_do_not_exist_are_named():
             plan([f"methods=[{entry}]"], bench=True)
     with pytest.raises(UserError, match="asked for twice"):
         plan(["methods=[bc,bc]"], bench=True)
+
+
+def test_a_target_return_is_left_to_the_data_preset_or_swept():
+    assert cell("method=dt").pipeline["view"]["target_return"] is None
+    preset = plan(["task=d4rl/hopper-medium-v2", "method=dt"], bench=False).cells[0]
+    assert preset.pipeline["view"]["target_return"] == 3600.0
+    assert preset.pipeline["view"]["return_scale"] == 0.001
+    swept = plan([HOPPER, "method=dt", "view.target_return=[1800,3600]"], bench=False).cells
+    assert [c.pipeline["view"]["target_return"] for c in swept] == [1800.0, 3600.0]
+    assert len({c.entry for c in swept}) == 2
