@@ -416,7 +416,7 @@ def _print_board(board: "Board", plan: "Plan", console: "Console") -> None:
 
 def _list(args: Sequence[str]) -> int:
     kinds: dict[str, Callable[[], list[tuple[str, str]]]] = {
-        "methods": lambda: _options("method"),
+        "methods": _methods,
         "samplers": lambda: _options("sampler"),
         "views": lambda: _options("view"),
         "weights": lambda: _options("weight"),
@@ -441,6 +441,44 @@ def _options(group: str) -> list[tuple[str, str]]:
         target = option.get("method", option).get("_target_")
         rows.append((name, option.get("summary") or (_first_line(target) if target else "")))
     return rows
+
+
+def _methods() -> list[tuple[str, str]]:
+    """Every method with its paper, and below it what it learns from and how it compares with CORL."""
+    from offbench.config import locate, options, read_option
+
+    views = {read_option("view", name)["_target_"]: name for name in options("view")}
+    measured = _parity(Path(__file__).resolve().parent.parent / "results/parity/parity.csv")
+    rows = []
+    for name, about in _options("method"):
+        config = read_option("method", name)
+        cls = locate(config["method"]["_target_"])
+        view = views.get(config["view"]["_target_"], config["view"]["_target_"])
+        needs = [need.replace("_", " ") for need in getattr(cls, "needs", ())]
+        parts = [
+            f"{getattr(cls, 'actions', 'continuous')} actions",
+            f"view={view}",
+            *([f"needs {', '.join(needs)}"] if needs else []),
+            f"parity with CORL: {measured.get(name, 'not measured') if measured else 'no record here'}",
+        ]
+        rows += [(name, about), ("", "; ".join(parts))]
+    return rows
+
+
+def _parity(path: Path) -> dict[str, str]:
+    """Method -> on how many of the tasks measured it agreed, from a table of verdicts; {} without one."""
+    import csv
+
+    if not path.exists():
+        return {}
+    verdicts: dict[str, list[str]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            verdicts.setdefault(row["name"], []).append(row["verdict"])
+    return {
+        name: f"{found.count('agrees')} of {len(found)} tasks agree"
+        for name, found in verdicts.items()
+    }
 
 
 def _first_line(target: str) -> str:

@@ -1,5 +1,6 @@
 """The command line as a user meets it: real subprocesses, real data files, real environments."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,7 +14,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from offbench.cli import main
+from offbench.cli import _parity, main
+from offbench.data import episode_returns
 from offbench.doctor import DataWarning
 from offbench.tasks import check_file, load_task
 
@@ -380,3 +382,42 @@ def test_a_severe_defect_is_warned_of_in_words_and_refused_with_strict(
     assert len(told) == 1
     line = warnings.formatwarning(told[0].message, told[0].category, "a.py", 1)
     assert line == "offbench: warning: own/mine: every reward is zero\n"
+
+
+def test_methods_are_listed_with_their_paper_what_they_learn_from_and_their_parity(
+    capsys, tmp_path
+):
+    assert main(["list", "methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("dt "))
+    assert "Chen et al., 2021" in lines[at] and "arxiv.org" in lines[at]
+    assert "continuous actions; view=window; needs context; parity with CORL: " in lines[at + 1]
+    assert (
+        not any("not measured" in line for line in lines)
+        or (ROOT / "results/parity/parity.csv").exists()
+    )
+
+    table = tmp_path / "parity.csv"
+    assert _parity(table) == {}
+    table.write_text("name,task,verdict\nbc,a,agrees\nbc,b,differs\niql,a,agrees\n")
+    assert _parity(table) == {"bc": "1 of 2 tasks agree", "iql": "1 of 1 tasks agree"}
+
+
+def test_what_a_view_took_from_the_data_is_in_the_record(tmp_path, capsys):
+    small = ["method.width=8", "method.layers=1", "view.k=3", "batch_size=8", "seeds=[0]"]
+    run = offbench("run", "method=dt", *TINY[:3], *small, f"results={tmp_path}")
+    assert run.returncode == 0, run.stderr
+    (record,) = tmp_path.glob("runs/**/*.json")
+    body = json.loads(record.read_text())
+    data, _ = load_task(HOPPER).load()
+    best = float(episode_returns(data).max())
+    assert body["provenance"]["fitted"]["view.target_return"] == pytest.approx(best)
+    assert body["spec"]["pipeline"]["view"]["target_return"] is None
+
+
+@pytest.mark.parametrize(
+    "method, view, use", [("bc", "window", "nstep"), ("dt", "nstep", "window")]
+)
+def test_a_method_and_a_view_that_do_not_fit_are_refused(method, view, use, capsys, tmp_path):
+    args = ["run", f"method={method}", f"view={view}", *TINY[:3], f"results={tmp_path / 'r'}"]
+    assert f"use view={use}" in refused(args, capsys, tmp_path / "r")

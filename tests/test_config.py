@@ -165,3 +165,13 @@ def test_null_switches_a_transform_off_on_the_command_line_and_in_a_preset():
     assert cell("method=iql", "transforms.obs_norm=null").pipeline["transforms"] == {}
     made = plan(["method=cql", "task=d4rl/antmaze-umaze-v2"], bench=False).cells[0]
     assert made.pipeline["transforms"] == {"reward_affine": {"scale": 10.0, "shift": -5.0}}
+
+
+def test_a_target_return_is_left_to_the_data_preset_or_swept():
+    assert cell("method=dt").pipeline["view"]["target_return"] is None
+    preset = plan(["task=d4rl/hopper-medium-v2", "method=dt"], bench=False).cells[0]
+    assert preset.pipeline["view"]["target_return"] == 3600.0
+    assert preset.pipeline["view"]["return_scale"] == 0.001
+    swept = plan([HOPPER, "method=dt", "view.target_return=[1800,3600]"], bench=False).cells
+    assert [c.pipeline["view"]["target_return"] for c in swept] == [1800.0, 3600.0]
+    assert len({c.entry for c in swept}) == 2
