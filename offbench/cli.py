@@ -454,7 +454,8 @@ def _methods() -> list[tuple[str, str]]:
         config = read_option("method", name)
         cls = locate(config["method"]["_target_"])
         view = views.get(config["view"]["_target_"], config["view"]["_target_"])
-        needs = [need.replace("_", " ") for need in getattr(cls, "needs", ())]
+        method = cls(**{k: v for k, v in config["method"].items() if k != "_target_"})
+        needs = [need.replace("_", " ") for need in getattr(method, "needs", ())]
         parts = [
             f"{getattr(cls, 'actions', 'continuous')} actions",
             f"view={view}",

@@ -119,7 +119,8 @@ def evaluate(
         while run.active:
             step, key = run.observe()
             action, carry = policy.act(state, step, carry, key)
-            run.step(action.cpu().numpy())
+            plans = getattr(carry, "plans", None)  # of a policy that executes chunks
+            run.step(action.cpu().numpy(), None if plans is None else plans.cpu().numpy())
     return run.frame(update)
 
 
@@ -184,7 +185,8 @@ class _Episodes:
         step = TimeStep(obs.to(self.device), reward.to(self.device), first.to(self.device))
         return step, key.to(self.device)
 
-    def step(self, action: "np.ndarray") -> None:
+    def step(self, action: "np.ndarray", plans: "np.ndarray | None" = None) -> None:
+        """One step everywhere; `plans` (N, E) how often each policy planned in this episode."""
         still = []
         for slot in self.active:
             obs, reward, terminated, truncated, info = self._env(slot).step(action[slot])
@@ -193,7 +195,8 @@ class _Episodes:
             self.total[slot] += reward
             self.reward[slot] = reward
             if terminated or truncated:
-                self._record(slot, terminated, truncated, info)
+                n_plans = self.t[slot] if plans is None else plans[slot]
+                self._record(slot, terminated, truncated, info, int(n_plans))
                 self.number[slot] += self.n_envs
                 if self.number[slot] >= self.episodes:
                     continue
@@ -201,7 +204,9 @@ class _Episodes:
             still.append(slot)
         self.active = still
 
-    def _record(self, slot: tuple[int, int], terminated: bool, truncated: bool, info: dict) -> None:
+    def _record(
+        self, slot: tuple[int, int], terminated: bool, truncated: bool, info: dict, plans: int
+    ) -> None:
         episode, success = int(self.number[slot]), info.get("success")
         if success is None and self.task.score == "success":
             raise UserError(
@@ -220,6 +225,7 @@ class _Episodes:
                 "success": success,
                 "terminated": bool(terminated),
                 "truncated": bool(truncated),
+                "plans": plans,
             }
         )
 
@@ -228,4 +234,5 @@ class _Episodes:
 
         frame = pd.DataFrame(self.rows).sort_values(["member", "episode"], ignore_index=True)
         frame["success"] = frame["success"].astype("boolean")
+        frame["plans"] = frame["plans"].astype("Int64")
         return frame.assign(stream=self.stream, update=update, task=self.task.id)

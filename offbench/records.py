@@ -53,10 +53,13 @@ EPISODE_COLUMNS: Mapping[str, str] = MappingProxyType(
         "success": "boolean",
         "terminated": "bool",
         "truncated": "bool",
+        "plans": "Int64",
     }
 )
 """Column -> pandas dtype, in order. `score` is on the 0-100 scale (success x 100 where that is the
-score); `success` alone may be missing."""
+score). `plans` counts the times the policy was asked for actions: `length` / `plans` is the mean length
+of the chunks it executed. `success` and `plans` may be missing; records older than `plans` lack it."""
+_NULLABLE = ("success", "plans")
 
 STREAMS = ("test", "monitor", "tune")
 TUNINGS = ("default", "published", "suite", "task preset", "user")
@@ -66,13 +69,15 @@ Status = Literal["ok", "failed", "diverged"]
 _ARROW = {
     "object": pa.string(),
     "int64": pa.int64(),
+    "Int64": pa.int64(),
     "float64": pa.float64(),
     "boolean": pa.bool_(),
     "bool": pa.bool_(),
 }
 _SCHEMA = pa.schema(
-    [pa.field(name, _ARROW[kind], name == "success") for name, kind in EPISODE_COLUMNS.items()]
+    [pa.field(name, _ARROW[kind], name in _NULLABLE) for name, kind in EPISODE_COLUMNS.items()]
 )
+_FIRST_SCHEMA = _SCHEMA.remove(_SCHEMA.get_field_index("plans"))
 _CONSTANT = ("run_id", "entry", "suite", "task", "method", "seed")  # the same on every row of a run
 _FORMAT = 1
 _TAIL = ',\n "checksum": "%s"\n}\n'
@@ -395,10 +400,11 @@ class Store:
             if body["status"] == "ok"
         ]
         table = pa.concat_tables(tables) if tables else _SCHEMA.empty_table()
-        success = table["success"].to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get)
-        index = table.schema.get_field_index("success")
-        frame = table.remove_column(index).to_pandas()
-        frame.insert(index, "success", success)
+        dtypes = {pa.bool_(): pd.BooleanDtype(), pa.int64(): pd.Int64Dtype()}
+        frame = table.drop_columns(list(_NULLABLE)).to_pandas()
+        for name in _NULLABLE:  # in the order of the columns
+            column = table[name].to_pandas(types_mapper=dtypes.get)
+            frame.insert(table.schema.get_field_index(name), name, column)
         for name, value in by_row.items():
             frame = frame[frame[name].isin(_as_set(value))]
         return frame.reset_index(drop=True)
@@ -565,13 +571,15 @@ def _episode_table(run: RunSpec, episodes: pd.DataFrame, entry: str) -> pa.Table
         elif not (same := frame[name] == value).all():
             other = frame[name][~same].iloc[0]
             raise UserError(f"episodes: {name} is {other!r} in a run whose {name} is {value!r}")
+    if "plans" not in frame:
+        frame["plans"] = pd.array([None] * len(frame), "Int64")
     if absent := [name for name in EPISODE_COLUMNS if name not in frame]:
         raise UserError(f"episodes: no column {', '.join(absent)}")
     frame = frame[list(EPISODE_COLUMNS)]
     for name, kind in EPISODE_COLUMNS.items():
         if kind in ("bool", "boolean") and not _is_boolean(frame[name]):
             raise UserError(f"episodes: column {name!r} is not true or false")
-        if name != "success" and frame[name].isna().any():
+        if name not in _NULLABLE and frame[name].isna().any():
             raise UserError(f"episodes: {name} is not finite or is missing in some rows")
     try:
         table = pa.Table.from_pandas(frame, schema=_SCHEMA, preserve_index=False)
@@ -724,6 +732,8 @@ def _read_episodes(path: Path, about: Mapping[str, Any]) -> pa.Table:
     if hashlib.sha256(payload).hexdigest() != about["sha256"]:
         raise UserError(f"damaged record: {path} is truncated or was edited")
     table = pq.ParquetFile(pa.BufferReader(payload)).read(use_threads=False)
+    if table.schema.equals(_FIRST_SCHEMA):
+        table = table.append_column(_SCHEMA.field("plans"), pa.nulls(len(table), pa.int64()))
     if table.num_rows != about["rows"] or not table.schema.equals(_SCHEMA):
         raise UserError(f"damaged record: {path} does not hold the rows its json describes")
     return table

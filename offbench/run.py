@@ -166,7 +166,18 @@ def build(
     check_actions(method, pipeline.spec(spec), cell)
     if pipeline.spec(spec).context and "context" not in getattr(method, "needs", ()):
         raise UserError(f"{cell.method} does not learn from windows of steps; use view=nstep")
+    if pipeline.spec(spec).chunk > 1:
+        check_ends(data, spec, cell)
     return method, pipeline
+
+
+def check_ends(data: "ReplayData", spec: "Spec", cell: Cell) -> None:
+    """Raises UserError for a recording whose episodes cannot be told apart: chunks would cross their ends."""
+    if data.n_episodes == 1 and data.n_transitions > 10 * spec.max_episode_steps:
+        raise UserError(
+            f"{cell.task.id}: one episode of {data.n_transitions} steps where the environment allows "
+            f"{spec.max_episode_steps}: no ends of episodes are recorded, and chunks would run across them"
+        )
 
 
 def check_actions(method: Any, spec: "Spec", cell: Cell) -> None:

@@ -82,6 +82,15 @@ class NStep(NamedTuple):
         return policy
 
 
+class Underway(NamedTuple):
+    """What a chunked policy remembers: the policy's own memory, and the chunk of each environment."""
+
+    inner: Any
+    plan: Plan | None
+    left: Tensor  # (N, E) int64, steps of the chunk not yet taken
+    plans: Tensor  # (N, E) int64, chunks begun in this episode
+
+
 class Chunk(NamedTuple):
     """Open-loop action chunks of length h; rows without h steps left are outside the support.
 
@@ -152,13 +161,11 @@ class Chunk(NamedTuple):
         """
 
         def init(n_seeds: int, n_envs: int) -> Any:
-            left = torch.zeros(
-                n_seeds, n_envs, dtype=torch.long
-            )  # steps of the chunk not yet taken
-            return policy.init(n_seeds, n_envs), None, left
+            none = torch.zeros(n_seeds, n_envs, dtype=torch.long)
+            return Underway(policy.init(n_seeds, n_envs), None, none, none)
 
         def act(state: Any, step: TimeStep, carry: Any, key: Tensor) -> tuple[Tensor, Any]:
-            inner, plan, left = carry
+            inner, plan, left, plans = carry
             asks = step.first.to(left.device) | (left == 0)  # (N, E)
             if asks.any():
                 new, after = policy.act(state, step, inner, key)
@@ -173,7 +180,8 @@ class Chunk(NamedTuple):
             t = (plan.length - left.to(plan.length.device))[..., None, None]
             index = t.expand(*t.shape[:2], 1, plan.action.shape[-1])
             action = plan.action.gather(-2, index.to(plan.action.device)).squeeze(-2)
-            return action, (inner, plan, left - 1)
+            plans = torch.where(step.first.to(plans.device), 0, plans) + asks
+            return action, Underway(inner, plan, left - 1, plans)
 
         return Policy(init, act)
 

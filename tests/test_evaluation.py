@@ -10,7 +10,8 @@ from offbench.evaluation import EnvPool, env_seeds, evaluate, make_policy
 from offbench.methods.bc import BC
 from offbench.pipeline import make_pipeline
 from offbench.tasks import load_task
-from offbench.types import Policy, Spec, TimeStep
+from offbench.types import Plan, Policy, Spec, TimeStep
+from offbench.views import Chunk
 
 HOPPER = "offbench/hopper/medium-replay-v0"
 MAZE = "offbench/pointmaze-medium-navigate-v0"
@@ -151,3 +152,20 @@ def test_a_dataset_that_does_not_fit_its_environment_is_refused():
         UserError, match=r"observations have 12 features, environment Hopper-v5 has \(11,\)"
     ):
         EnvPool(load_task(HOPPER)).check(Spec(12, 3, 0.99, 1000))
+
+
+def test_the_plans_of_an_episode_are_counted():
+    """Chunks of 1 and of 3 steps by turns; a policy without chunks plans at every step."""
+
+    def act(state, step, carry, key):
+        draw = torch.stack([rng.uniform(k, (9,)) for k in key.flatten()])
+        length = torch.where(carry % 2 == 0, 1, 3)
+        return Plan((2 * draw - 1).view(*key.shape, 9), length), carry + 1
+
+    start = lambda n, e: torch.zeros(n, e, dtype=torch.long)
+    policy = Chunk(3).policy(Policy(start, act))
+    frame = evaluate(policy, STATE, load_task(HOPPER), seeds=[0, 1], episodes=4, n_envs=4)
+    n = frame["length"]
+    assert (frame["plans"] == n // 4 * 2 + n % 4 - (n % 4 == 3)).all()
+    single = evaluate(random_policy(3), STATE, load_task(HOPPER), seeds=[0, 1], episodes=2)
+    assert (single["plans"] == single["length"]).all()

@@ -1,5 +1,6 @@
 """Records: what names a run, what a store accepts, and what survives a crash."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -15,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from offbench import records
 from offbench.errors import UserError, nearest, unknown
 from offbench.records import EPISODE_COLUMNS, Provenance, RunSpec, Store
 
@@ -598,3 +601,22 @@ def test_a_record_of_a_later_format_is_not_guessed_at(store: Store, monkeypatch)
 def test_a_provenance_is_a_value() -> None:
     assert provenance() == provenance()
     assert replace(provenance(), pack=3).pack == 3
+
+
+def test_rows_from_before_plans_were_counted_are_read_with_none(store: Store) -> None:
+    """Chunks that were executed are counted since; the records of before stay as they are."""
+    path = store.append(spec(), episodes(), provenance()).with_suffix(".parquet")
+    table = pq.read_table(path)
+    assert table["plans"].null_count == len(table)  # not said: not known
+    old = path.with_name("old.parquet")
+    pq.write_table(table.drop_columns(["plans"]), old)
+    payload = old.read_bytes()
+    about = {"sha256": hashlib.sha256(payload).hexdigest(), "rows": len(table)}
+    assert records._read_episodes(old, about).equals(table)
+
+
+def test_plans_come_back_as_counted(store: Store) -> None:
+    sent = episodes()
+    sent["plans"] = pd.array(range(1, len(sent) + 1), "Int64")
+    store.append(spec(), sent, provenance())
+    assert sorted(store.episodes()["plans"]) == list(range(1, len(sent) + 1))

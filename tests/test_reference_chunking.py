@@ -10,6 +10,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from mutants import mutated
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -408,3 +409,64 @@ def test_every_hyper_parameter_acts_in_the_settings_compared(method, view, data6
         else:
             continue
         assert (after(changed) - want).abs().max() > 1e-7, f.name
+
+
+# --- mutants: each has one sign, one index or one choice turned round
+
+_FQL, _QC, _ACSAC = CASES[0], CASES[2], CASES[4]
+MUTANTS = {
+    "fql: target subtracts the future": (_FQL, "batch.reward + batch.discount", "batch.reward - batch.discount"),
+    "fql: bootstraps from the online critics": (_FQL, "flow.q_values(state.target_critic, b", "flow.q_values(state.critic, b"),
+    "fql: next action at this state": (_FQL, "state.actor, batch.next_obs, rng", "state.actor, batch.obs, rng"),
+    "fql: next action is not clipped": (_FQL, "rng.normal_like(k_next, noise)\n        ).clamp(-1, 1)", "rng.normal_like(k_next, noise)\n        )"),
+    "fql: smaller critic for the mean": (_FQL, 'next_q.mean(0) if self.q_aggregate == "mean"', 'next_q.amin(0) if self.q_aggregate == "mean"'),
+    "fql: padding counts in the critic": (_FQL, "* valid[:, -1]).mean()", ").mean()"),
+    "fql: first step's mask for the last": (_FQL, "* valid[:, -1]", "* valid[:, 0]"),
+    "fql: actor descends Q": (_FQL, "distill_loss - scale * actor_q", "distill_loss + scale * actor_q"),
+    "fql: critic follows the actor": (_FQL, "flow.q_values(fixed_critic, b", "flow.q_values(critic, b"),
+    "fql: Q of an action that is not clipped": (_FQL, "fixed_critic, batch.obs, action.clamp(-1, 1)", "fixed_critic, batch.obs, action"),
+    "fql: another noise for the flow": (_FQL, "flow.sample(state.flow, batch.obs, noise,", "flow.sample(state.flow, batch.obs, -noise,"),
+    "fql: the flow is not trained": (_FQL, "critic_loss + bc_loss + actor_loss", "critic_loss + actor_loss"),
+    "fql: the target stands still": (_FQL, "polyak(state.target_critic, critic,", "polyak(state.target_critic, state.critic,"),
+    "fql: Q is scaled by its mean": (CASES[1], "actor_q.abs().mean().detach()", "actor_q.mean().abs().detach()"),
+    "fql: the scale has a gradient": (CASES[1], "actor_q.abs().mean().detach()", "actor_q.abs().mean()"),
+    "qc: target subtracts the future": (_QC, "batch.reward + batch.discount", "batch.reward - batch.discount"),
+    "qc: online critics value": (_QC, "flow.q_values(state.target_critic,", "flow.q_values(state.critic,"),
+    "qc: target critics choose": (_QC, "flow.q_values(state.critic, repeated", "flow.q_values(state.target_critic, repeated"),
+    "qc: the worst proposal": (_QC, "flow.first_argmax(q)", "flow.first_argmax(-q)"),
+    "qc: larger critic for the mean": (_QC, 'q.mean(0) if self.q_aggregate == "mean"', 'q.amax(0) if self.q_aggregate == "mean"'),
+    "qc: proposals at this state": (_QC, "self.act(state, batch.next_obs, k_next)", "self.act(state, batch.obs, k_next)"),
+    "qc: padding counts in the critic": (_QC, "* valid[:, -1]).mean()", ").mean()"),
+    "qc: the flow is not trained": (_QC, "return critic_loss + bc_loss", "return critic_loss + 0 * bc_loss"),
+    "qc: the target stands still": (_QC, "polyak(state.target_critic, critic,", "polyak(state.target_critic, state.critic,"),
+    "acsac: the larger critic": (_ACSAC, ".amin(0)  # (2, B, N, H)", ".amax(0)  # (2, B, N, H)"),
+    "acsac: the mean critic": (_ACSAC, ".amin(0)  # (2, B, N, H)", ".mean(0)  # (2, B, N, H)"),
+    "acsac: whole chunks only": (_ACSAC, "place = flow.first_argmax(q.flatten(1))  # (B,)", "place = flow.first_argmax(q[..., -1]) * q.shape[-1] + q.shape[-1] - 1"),
+    "acsac: the worst prefix": (_ACSAC, "flow.first_argmax(q.flatten(1))", "flow.first_argmax(-q.flatten(1))"),
+    "acsac: one step more": (_ACSAC, "place % q.shape[-1] + 1", "(place % q.shape[-1] + 2).clamp(max=q.shape[-1])"),
+    "acsac: the chunk of another proposal": (_ACSAC, "place // q.shape[-1]", "(place // q.shape[-1] + 1) % n"),
+    "acsac: target subtracts the future": (_ACSAC, '["prefix_reward"] + extras', '["prefix_reward"] - extras'),
+    "acsac: the whole chunk's discount": (_ACSAC, 'extras["prefix_discount"] * value', 'batch.discount[:, None] * value'),
+    "acsac: padding counts in the critic": (_ACSAC, "(torch.square(q - target_q) * valid)", "(torch.square(q - target_q))"),
+    "acsac: Polyak where online is asked for": (CASES[5], "critic = state.target_critic", "critic = state.critic"),
+    "acsac: the target stands still": (CASES[5], "polyak(target, critic,", "polyak(target, state.critic,"),
+    "acsac: a token sees its own chunk only": (_ACSAC, "| (place == 0)", "| ((place == 0) & (place[:, None] == 0))"),
+    "acsac: a token sees later actions": (_ACSAC, "sees & (place[:, None] >= place)", "sees"),
+    "acsac: proposals see one another": (_ACSAC, "sees = (owner[:, None] == owner) | (place == 0)", "sees = place >= 0"),
+    "acsac: positions are not added to actions": (_ACSAC, "step = step + position[:, None, None, 1:]", "step = step + 0 * position[:, None, None, 1:]"),
+    "acsac: values read at the token before": (_ACSAC, "out[:, :, 1:].unflatten", "out[:, :, :-1].unflatten"),
+    "acsac: another activation": (_ACSAC, 'activation="gelu_tanh"', 'activation="gelu"'),
+    "acsac: torch's eps": (_ACSAC, "eps=1e-6", "eps=1e-5"),
+    "acsac: the flow is not trained": (_ACSAC, "return critic_loss + bc_loss", "return critic_loss + 0 * bc_loss"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_comparison_finds_every_mutant(name, data64):
+    (method, view), old, new = MUTANTS[name]
+    changed = mutated(type(method), old, new)(**dataclasses.asdict(method))
+    try:
+        found = disagreement(changed, view, data64, n=2, plain_method=method)
+    except AssertionError:  # lengths differ
+        return
+    assert found > 1e-8

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from offbench import flow, nets, rng, transformer
+from offbench.errors import UserError
 from offbench.optim import Adam, AdamState, polyak
 from offbench.types import Batch, Metrics, Plan, Spec
 
@@ -55,6 +56,16 @@ class ACSAC:
     hidden: tuple[int, ...] = (512, 512, 512, 512)  # of the flow
     needs: ClassVar[tuple[str, ...]] = ("prefixes",)
 
+    def __post_init__(self) -> None:
+        flow.check_counts(
+            n_proposals=self.n_proposals, flow_steps=self.flow_steps, width=self.width,
+            layers=self.layers, heads=self.heads,
+        )  # fmt: skip
+        if self.width % (2 * self.heads):
+            raise UserError(
+                f"method.width={self.width} must be a multiple of 2 x method.heads={self.heads}"
+            )
+
     def init(self, key: Tensor, spec: Spec) -> State:
         k_critic, k_flow = rng.split(key)
         critic = self._critic_init(k_critic, spec)
@@ -64,12 +75,7 @@ class ACSAC:
 
     def update(self, state: State, batch: Batch, key: Tensor) -> tuple[State, Metrics]:
         k_next, k_bc = rng.split(key)
-        after = batch.extras["prefix_obs"]  # (B, H, O)
-        bootstrap = state.target_critic if self.polyak_target else state.critic
-        value, _, length = self._best(bootstrap, state.flow, after.flatten(0, 1), k_next)
-        value, n_lengths = value.view(after.shape[:2]), after.shape[1]
-        target_q = batch.extras["prefix_reward"] + batch.extras["prefix_discount"] * value  # (B, H)
-
+        target_q, length = self._targets(state, batch, k_next)
         params = (state.critic, state.flow)
         loss = grad_and_value(self._loss, has_aux=True)
         grads, (_, metrics) = loss(params, batch, target_q, k_bc)
@@ -77,14 +83,26 @@ class ACSAC:
         target = state.target_critic
         if self.polyak_target:
             target = polyak(target, critic, self.polyak_rate)
-        metrics["planned_length"] = length.to(value.dtype).mean()
-        for k in range(n_lengths):  # how often each length wins where values are bootstrapped
-            metrics[f"planned_{k + 1}"] = (length == k + 1).to(value.dtype).mean()
+        metrics["planned_length"] = length.to(target_q.dtype).mean()
+        for k in range(
+            target_q.shape[1]
+        ):  # how often each length wins where values are bootstrapped
+            metrics[f"planned_{k + 1}"] = (length == k + 1).to(target_q.dtype).mean()
         return State(critic, target, velocity, opt), metrics
 
     def act(self, state: State, obs: Tensor, key: Tensor) -> Plan:
         _, chunk, length = self._best(state.critic, state.flow, obs, key)
         return Plan(chunk, length)
+
+    def _targets(self, state: State, batch: Batch, key: Tensor) -> tuple[Tensor, Tensor]:
+        """What the value of each prefix should be (B, H), and the lengths that won (B * H,)."""
+        extras, critic = batch.extras, state.critic
+        if self.polyak_target:
+            critic = state.target_critic
+        obs = extras["prefix_obs"]  # (B, H, O)
+        value, _, length = self._best(critic, state.flow, obs.flatten(0, 1), key)
+        value = value.view(obs.shape[:2])
+        return extras["prefix_reward"] + extras["prefix_discount"] * value, length
 
     def _best(
         self, critic: Critic, velocity: nets.Params, obs: Tensor, key: Tensor

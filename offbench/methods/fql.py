@@ -45,6 +45,9 @@ class FQL:
     hidden: tuple[int, ...] = (512, 512, 512, 512)
     needs: ClassVar[tuple[str, ...]] = ("valid",)
 
+    def __post_init__(self) -> None:
+        flow.check_counts(flow_steps=self.flow_steps)
+
     def init(self, key: Tensor, spec: Spec) -> State:
         k_critic, k_flow, k_actor = rng.split(key, 3)
         n_obs, n_act = spec.obs_dim, spec.action_dim
@@ -92,9 +95,7 @@ class FQL:
 
         action = self._one_step(actor, batch.obs, noise)
         distill_loss = torch.square(action - taught).mean()
-        actor_q = flow.q_values(fixed_critic, batch.obs, action.clamp(-1, 1)).mean(
-            0
-        )  # (2, B) -> (B,)
+        actor_q = flow.q_values(fixed_critic, batch.obs, action.clamp(-1, 1))  # (2, B)
         scale = 1 / actor_q.abs().mean().detach() if self.normalize_q else 1.0
         actor_loss = self.distill_weight * distill_loss - scale * actor_q.mean()
 

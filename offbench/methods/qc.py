@@ -46,6 +46,9 @@ class QC:
     hidden: tuple[int, ...] = (512, 512, 512, 512)
     needs: ClassVar[tuple[str, ...]] = ("valid",)
 
+    def __post_init__(self) -> None:
+        flow.check_counts(n_proposals=self.n_proposals, flow_steps=self.flow_steps)
+
     def init(self, key: Tensor, spec: Spec) -> State:
         k_critic, k_flow = rng.split(key)
         critic = flow.critic_init(k_critic, spec.obs_dim, spec.action_dim, self.hidden)
