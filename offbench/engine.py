@@ -126,7 +126,7 @@ def make_step(
         return (state._replace(state=new) if bound is not method else new), metrics
 
     def gather(rows: Tensor) -> Batch:
-        batch = pipeline.view.batch(pipeline.data, rows.flatten())
+        batch = pipeline.batch(rows.flatten())
         lead = (len(rows), minibatches, pipeline.batch_size) if minibatches > 1 else rows.shape
         return tree_map(lambda x: x.unflatten(0, lead), batch)
 

@@ -20,11 +20,14 @@ from offbench.engine import (
     unstack,
 )
 from offbench.errors import UserError
+from offbench.methods.acsac import ACSAC
 from offbench.methods.bc import BC
+from offbench.methods.dt import DT
 from offbench.methods.iql import IQL
+from offbench.methods.rebrac import ReBRAC
 from offbench.methods.td3_bc import TD3BC
 from offbench.pipeline import make_pipeline
-from offbench.testing import SPEC
+from offbench.testing import SPEC, view_for
 from offbench.training import train
 from offbench.views import Chunk, NStep
 
@@ -223,6 +226,22 @@ def test_batches_gathered_ahead_on_the_host_are_those_of_the_device(method, view
     again = Engine(host, resident.carry)
     again.run(5), resident.run(5)
     assert equal(resident.carry, again.carry)
+
+
+@pytest.mark.parametrize(
+    "method", [ReBRAC(hidden=HIDDEN), ACSAC(hidden=HIDDEN, width=8, layers=1, heads=2), DT(width=8)],
+    ids=lambda method: type(method).__name__,
+)  # fmt: skip
+def test_batches_gathered_on_the_host_hold_what_a_method_needs(method, data):
+    """Extras, padded chunks and windows, as the device would draw them."""
+    view = view_for(method.needs)
+    pipeline = make_pipeline(data, view=view, batch_size=8, needs=method.needs)
+    step = make_step(method, pipeline)
+    host = step._replace(gather=make_step(method, pipeline, device="meta").gather)
+    carry = initial_carry(method, pipeline.spec(SPEC), (0, 3))
+    resident, ahead = Engine(step, carry), Engine(host, carry)
+    resident.run(3), ahead.run(3)
+    assert equal(resident.carry, ahead.carry)
 
 
 def test_memory_mapped_data_train_as_data_in_memory(data, tmp_path):
