@@ -9,7 +9,6 @@ from offbench.engine import (
     BLOCK,
     GATE_TOLERANCE,
     Engine,
-    Program,
     bind,
     candidates,
     deviation,
@@ -24,6 +23,7 @@ from offbench.methods.bc import BC
 from offbench.methods.iql import IQL
 from offbench.methods.td3_bc import TD3BC
 from offbench.pipeline import make_pipeline
+from offbench.program import Program
 from offbench.testing import SPEC
 from offbench.training import train
 from offbench.views import Chunk, NStep
