@@ -16,9 +16,10 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from offbench import rng
-from offbench.engine import Program, bind
+from offbench.engine import bind
 from offbench.errors import UserError
 from offbench.pipeline import Pipeline
+from offbench.program import Program
 from offbench.tasks import Task
 from offbench.types import Method, Plan, Policy, Spec, TimeStep
 

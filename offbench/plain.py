@@ -24,11 +24,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from offbench import rng
 from offbench.data import ReplayData
-from offbench.engine import BLOCK, Draw, Program, initial_carry, make_step, n_minibatches
+from offbench.engine import BLOCK, Draw, initial_carry, make_step, n_minibatches
 from offbench.methods.bc import BC
 from offbench.methods.iql import IQL
 from offbench.methods.td3_bc import TD3BC
 from offbench.pipeline import Pipeline
+from offbench.program import Program
 from offbench.types import Batch, Method, Spec
 
 Advance = Callable[[int], None]

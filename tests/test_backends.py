@@ -9,7 +9,6 @@ from offbench.engine import (
     BLOCK,
     GATE_TOLERANCE,
     Engine,
-    Program,
     bind,
     candidates,
     deviation,
@@ -27,6 +26,7 @@ from offbench.methods.iql import IQL
 from offbench.methods.rebrac import ReBRAC
 from offbench.methods.td3_bc import TD3BC
 from offbench.pipeline import make_pipeline
+from offbench.program import Program
 from offbench.testing import SPEC, view_for
 from offbench.training import train
 from offbench.views import Chunk, NStep

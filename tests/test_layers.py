@@ -16,7 +16,7 @@ TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 
 LAYER_0 = {"rng", "nets", "optim", "distributions", "flow", "transformer"}
 LAYER_1 = {"types", "data", "sampling", "views", "extras", "transforms", "pipeline"}
-LAYER_3 = {"engine", "training"}
+LAYER_3 = {"program", "engine", "training"}
 METHODS = {name for name in FILES if name.startswith("methods/")}
 SOURCES = {name for name in FILES if name.startswith("sources/")}
 RECIPES = {name for name in FILES if name.startswith("recipes/")}
@@ -34,8 +34,8 @@ MAY_IMPORT = (
         for name in SOURCES | {"environments", "catalog"}
     }
     | {"tasks": LAYER_0 | LAYER_1 | SOURCES | {"environments", "catalog", "compose", "doctor", "files"}}
-    # evaluation acts with traced programs, which the engine makes
-    | {"evaluation": LAYER_0 | LAYER_1 | SOURCES | {"tasks", "engine"}}
+    # evaluation acts with traced programs, of the engine
+    | {"evaluation": LAYER_0 | LAYER_1 | SOURCES | {"tasks", "engine", "program"}}
     | {name: EVIDENCE | RECIPES for name in RECIPES}
     | {"files": set(), "compose": {"data", "files"}, "doctor": {"data", "files", "sources/hdf5", "sources/npz"}}
     | {name: EVIDENCE for name in EVIDENCE}

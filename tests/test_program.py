@@ -5,8 +5,9 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from offbench import optim
-from offbench.engine import Engine, Program, initial_carry, make_step
+from offbench.engine import Engine, initial_carry, make_step
 from offbench.pipeline import make_pipeline
+from offbench.program import Program
 from offbench.testing import SPEC
 
 A = torch.linspace(-2, 3, 16, dtype=torch.float64).view(4, 4)
