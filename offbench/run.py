@@ -6,6 +6,7 @@ whatever interrupts a benchmark costs the packs in flight, which go on from thei
 """
 
 import hashlib
+import json
 import multiprocessing
 import os
 import signal
@@ -279,26 +280,32 @@ def run_pack(
     look = partial(evaluate, policy, task=cell.task, n_envs=protocol["envs"], pool=pool)
     seeds = [run.seed for _, run in members]
     looks: list[Future[pd.DataFrame]] = []
-    curves: list[dict[str, Any]] = []
-    train_s = 0.0
+    before, first = Progress.load(_checkpoint_path(pack, settings)), True
+    curves, train_s = before.curves, before.train_s
+    keep = lambda: Progress(curves, [*before.frames, *(f.result() for f in looks)], train_s).save(
+        _checkpoint_path(pack, settings)
+    )
     with (
         ThreadPoolExecutor(1, "evaluate") as beside,
         open_sink(settings.sink, pack, settings.results) as sink,
     ):
         mark = time.perf_counter()
-        for point in _training(pack, method, pipeline, spec, stops, settings, device):
-            curves.append(
-                {"update": point.update} | {k: v.tolist() for k, v in point.metrics.items()}
-            )
+        for point in _training(pack, method, pipeline, spec, stops, settings, device, keep):
+            if first and point.metrics:
+                before.forget_from(point.update)
+            first = False
+            if point.metrics:
+                values = {k: v.tolist() for k, v in point.metrics.items()}
+                curves.append({"update": point.update} | values)
+                sink.metrics(point.update, curves[-1])
             train_s += time.perf_counter() - mark
-            sink.metrics(point.update, curves[-1])
             report("training", 0.9 * point.update / n)
-            if point.update in monitor:
+            if point.update in monitor and point.metrics:
                 here = partial(look, _to_cpu(point.state), seeds=seeds, update=point.update)
                 episodes = protocol["monitor_episodes"]
                 looks.append(beside.submit(here, episodes=episodes, stream="monitor"))
             mark = time.perf_counter()
-        frames = [f.result() for f in looks]
+        frames = [*before.frames, *(f.result() for f in looks)]
         report("evaluating", 0.9)
         broken = diverged(point.state).tolist()
         finite = [i for i, bad in enumerate(broken) if not bad]
@@ -314,16 +321,20 @@ def run_pack(
         pack, store, settings, point.backend, device, broken, frames, curves, start, train_s,
         _fitted(cell, pipeline),
     )  # fmt: skip
-    _checkpoint_path(pack, settings).unlink(missing_ok=True)
+    for path in (_checkpoint_path(pack, settings), Progress.path(_checkpoint_path(pack, settings))):
+        path.unlink(missing_ok=True)
     report("done", 1.0)
     return outcomes
 
 
 def _training(
     pack: Pack, method: Any, pipeline: "Pipeline", spec: "Spec", stops: Sequence[int],
-    settings: Settings, device: str,
+    settings: Settings, device: str, keep: Callable[[], None],
 ) -> "Iterator[Point]":  # fmt: skip
-    """The points of training, from a checkpoint where there is one, checkpointed on the way."""
+    """The points of training, from a checkpoint where there is one, checkpointed on the way.
+
+    `keep` saves what was seen so far beside the checkpoint.
+    """
     from offbench import checkpoint
     from offbench.engine import initial_carry
     from offbench.training import train
@@ -342,8 +353,51 @@ def _training(
     ):  # fmt: skip
         yield point
         if time.perf_counter() - saved > 60 * settings.checkpoint_minutes:
+            keep()
             checkpoint.save(point.carry, path)
             saved = time.perf_counter()
+
+
+@dataclass
+class Progress:
+    """What a pack has shown before its end, kept beside its checkpoint: curves and monitor episodes."""
+
+    curves: list[dict[str, Any]]
+    frames: "list[pd.DataFrame]"
+    train_s: float
+
+    @staticmethod
+    def path(checkpoint: Path) -> Path:
+        return checkpoint.with_suffix(".json")
+
+    def save(self, checkpoint: Path) -> None:
+        """Written before the checkpoint, so that it is never behind it; what is ahead is dropped."""
+        path = self.path(checkpoint)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [f.astype(object).where(f.notna(), None).to_dict("list") for f in self.frames]
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            body = {"curves": self.curves, "frames": rows, "train_s": self.train_s}
+            temporary.write_text(json.dumps(body))
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> "Progress":
+        """Nothing where there is no checkpoint or nothing was kept beside it."""
+        import pandas as pd
+
+        path = cls.path(checkpoint)
+        if not (checkpoint.exists() and path.exists()):
+            return cls([], [], 0.0)
+        body = json.loads(path.read_text())
+        frames = [pd.DataFrame(f).astype({"success": "boolean"}) for f in body["frames"]]
+        return cls(body["curves"], frames, body["train_s"])
+
+    def forget_from(self, update: int) -> None:
+        self.curves[:] = [c for c in self.curves if c["update"] < update]
+        self.frames[:] = [f for f in self.frames if f["update"].iloc[0] < update]
 
 
 def _fitted(cell: Cell, pipeline: "Pipeline") -> dict[str, Any]:

@@ -52,7 +52,8 @@ def train(
     steps, so equal `n_updates` mean equal data for every method, as the papers count.
     `device` is where training happens, by default where the data are; data elsewhere stay there.
     `values` stacks hyper-parameters along with seeds (`engine.initial_carry`). `resume` goes on from
-    a carry; stops before it are not visited again.
+    a carry; stops up to it are not visited again, but a carry of `n_updates` is yielded once more,
+    without metrics.
     Raises UserError for bad seeds or a number of updates the method cannot make.
     """
     k = check_budget(method, n_updates)
@@ -64,6 +65,8 @@ def train(
         backend=backend, n_steps=n_updates // k, precision=precision,
     )  # fmt: skip
     done = int(carry.step) * k
+    if done == n_updates:  # trained before; what remains is to be judged
+        yield Point(done, engine.carry, {}, name)
     for stop in (s for s in stops if s > done):
         metrics = engine.run((stop - done) // k)
         done = stop

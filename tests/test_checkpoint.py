@@ -17,7 +17,9 @@ from offbench.errors import UserError
 from offbench.methods.bc import BC
 from offbench.methods.td3_bc import TD3BC
 from offbench.pipeline import make_pipeline
+from offbench.run import Progress
 from offbench.testing import SPEC
+from offbench.training import train
 
 HIDDEN = (8, 8)
 
@@ -74,12 +76,13 @@ def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
         return [
             sys.executable, "-m", "offbench.cli", "run", "method=td3_bc", "seeds=[0,1]", "jobs=1",
             "task=offbench/hopper/medium-replay-v0", "n_updates=3000", "eval.episodes=1",
-            "method.hidden=[8]", "checkpoint_minutes=0", f"results={folder}",
+            "method.hidden=[8]", "checkpoint_minutes=0", "eval.monitor_at=[0.01,0.9]",
+            "eval.monitor_episodes=1", f"results={folder}",
         ]  # fmt: skip
 
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command(tmp_path / "killed"), env=env, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not list((tmp_path / "killed").glob("checkpoints/*.safetensors")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
@@ -92,5 +95,33 @@ def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
         subprocess.run(command(tmp_path / name), env=env, check=True, capture_output=True)
         files = sorted((tmp_path / name).glob("runs/**/*.parquet"))
         rows.append(pd.concat(map(pd.read_parquet, files), ignore_index=True))
-        assert not list((tmp_path / name).glob("checkpoints/*.safetensors"))  # not needed any more
-    pd.testing.assert_frame_equal(*rows)
+        assert not list((tmp_path / name).glob("checkpoints/*"))  # not needed any more
+    pd.testing.assert_frame_equal(*rows)  # what was seen before the end among them
+    assert set(rows[0]["update"]) == {30, 2700, 3000}
+
+
+def test_a_run_trained_to_its_end_but_not_judged_is_judged_when_it_goes_on(data):
+    pipeline, method = make_pipeline(data, batch_size=8), BC(hidden=HIDDEN)
+    *_, last = train(method, pipeline, SPEC, seeds=[0, 1], n_updates=20)
+    (again,) = train(method, pipeline, SPEC, seeds=[0, 1], n_updates=20, resume=last.carry)
+    assert again.update == 20 and equal(again.carry, last.carry) and again.metrics == {}
+
+
+def test_what_a_pack_has_shown_is_read_back_and_what_is_ahead_of_its_checkpoint_dropped(tmp_path):
+    path = tmp_path / "c.safetensors"
+    frames = [
+        pd.DataFrame(
+            {"update": [n, n], "return": [0.1 + n, 1e-17], "success": [True, None]}
+        ).astype({"success": "boolean"})
+        for n in (10, 30)
+    ]
+    curves = [{"update": n, "loss": [1 / 3, float("inf")]} for n in (10, 20, 30)]
+    Progress(curves, frames, 1.5).save(path)
+    assert Progress.load(path).curves == []  # no checkpoint: the run begins again
+    path.touch()
+    found = Progress.load(path)
+    assert found.curves == curves and found.train_s == 1.5
+    for a, b in zip(found.frames, frames, strict=True):
+        pd.testing.assert_frame_equal(a, b)
+    found.forget_from(30)
+    assert [c["update"] for c in found.curves] == [10, 20] and len(found.frames) == 1
