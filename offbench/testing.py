@@ -77,6 +77,13 @@ def environment_spec(spec: Spec) -> Spec:
     return spec._replace(action_dim=spec.action_dim // spec.chunk, chunk=1)
 
 
+def sized(cls: type, hidden: tuple[int, ...]) -> Any:
+    """The method with networks of these widths, whatever it calls them, at full rate at once."""
+    small = {"hidden": hidden, "width": hidden[0], "layers": len(hidden), "heads": 1, "warmup": 1}
+    names = {field.name for field in dataclasses.fields(cls)}
+    return cls(**{name: value for name, value in small.items() if name in names})
+
+
 def spec_for(method: Method, spec: Spec = SPEC) -> Spec:
     """The spec a method meets: discrete, or chunked, where that is what it learns from."""
     if getattr(method, "actions", "continuous") == "discrete":

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import offbench.methods
-from offbench.testing import fake_data
+from offbench.testing import fake_data, sized
 
 torch.set_num_threads(1)
 
@@ -30,7 +30,7 @@ def shipped_methods() -> list:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "shipped_method" in metafunc.fixturenames:
-        methods = [c(hidden=(16, 16)) for c in shipped_methods()]
+        methods = [sized(c, (16, 16)) for c in shipped_methods()]
         metafunc.parametrize("shipped_method", methods, ids=lambda m: type(m).__name__)
 
 

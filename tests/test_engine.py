@@ -25,7 +25,7 @@ from offbench.methods.iql import IQL
 from offbench.methods.td3_bc import TD3BC
 from offbench.pipeline import make_pipeline
 from offbench.sampling import return_weights
-from offbench.testing import SPEC
+from offbench.testing import SPEC, view_for
 from offbench.training import diverged, train
 from offbench.views import Chunk
 
@@ -39,6 +39,7 @@ def double(tree):
 def parts(method, data, seeds=(0, 1, 2), **options):
     """The step and the first carry, in the type of the data."""
     needs = getattr(method, "needs", ())
+    options = {"view": view_for(needs)} | options
     pipeline = make_pipeline(data, batch_size=16, needs=needs, **options)
     carry = initial_carry(method, pipeline.spec(SPEC), seeds)
     return make_step(method, pipeline), double(carry) if data.obs.dtype == torch.float64 else carry

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from offbench.engine import advance, initial_carry, make_step
 from offbench.pipeline import make_pipeline
 from offbench.sampling import advantage_weights
-from offbench.testing import SPEC, fake_data
+from offbench.testing import SPEC, fake_data, sized, view_for
 
 FOLDER = Path(__file__).parent / "golden"
 N_UPDATES = 20
@@ -45,9 +45,11 @@ def statistics(tree) -> dict[str, float]:
 def trace(method) -> dict:
     """What twenty updates of seed 0 come to, with weighted sampling."""
     needs = getattr(method, "needs", ())
-    pipeline = make_pipeline(exact_data(), weights=[advantage_weights], batch_size=16, needs=needs)
+    pipeline = make_pipeline(
+        exact_data(), view=view_for(needs), weights=[advantage_weights], batch_size=16, needs=needs
+    )
     step = make_step(method, pipeline)
-    carry = initial_carry(method, SPEC, [0]).seed(0)
+    carry = initial_carry(method, pipeline.spec(SPEC), [0]).seed(0)
     carry = tree_map(lambda x: x.double() if x.is_floating_point() else x, carry)
     for _ in range(N_UPDATES):
         carry, metrics = advance(step, carry)
@@ -104,6 +106,6 @@ def test_every_record_belongs_to_a_method(record):
 if __name__ == "__main__":
     from conftest import shipped_methods
 
-    for method in [c(hidden=(16, 16)) for c in shipped_methods()]:
+    for method in [sized(c, (16, 16)) for c in shipped_methods()]:
         path(method).write_text(json.dumps(trace(method), indent=1) + "\n")
         print(path(method).name)
