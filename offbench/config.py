@@ -334,6 +334,8 @@ def _task_cells(
     given: Mapping,
 ) -> Iterator[tuple[Cell, Settings]]:
     task_names = [given["task"]] if given.get("task") else suite["tasks"]
+    if not given.get("task") and (only := (suite.get("only") or {}).get(name)):
+        task_names = [t for t in task_names if any(fnmatch(t, pattern) for pattern in only)]
     skipped = ("methods", "method._target_", *(["task"] if isinstance(given.get("task"), Task) else []))
     given = {k: v for k, v in given.items() if k not in skipped}
     for task_name in task_names:
