@@ -57,7 +57,7 @@ def plot(root: Path) -> Path:
         row[0].legend(title="length", fontsize=7)
         row[0].set(title=f"{key[0]} on {key[1]}", xlabel="update", ylabel="share", ylim=(0, 1))
         row[1].plot(update, np.mean([m["prefix_spread"] for m in seeds], 0))
-        row[1].set(xlabel="update", ylabel="largest less smallest value of a chunk's prefixes")
+        row[1].set(xlabel="update", ylabel="prefix spread")
         for success, found in lengths.get(key, {}).items():
             row[2].hist(found, alpha=0.6, label="success" if success else "failure")
         row[2].set(xlabel="mean executed length", ylabel="test episodes")
