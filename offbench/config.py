@@ -351,6 +351,8 @@ def _task_cells(
     given: Mapping,
 ) -> Iterator[tuple[Cell, Settings]]:
     task_names = [given["task"]] if given.get("task") else suite["tasks"]
+    if not given.get("task") and (only := (suite.get("only") or {}).get(name)):
+        task_names = [t for t in task_names if any(fnmatch(t, pattern) for pattern in only)]
     skipped = (
         "methods",
         "method._target_",

@@ -78,10 +78,10 @@ def environment_spec(spec: Spec) -> Spec:
 
 
 def sized(cls: type, hidden: tuple[int, ...]) -> Any:
-    """The method with hidden layers of these widths, whatever its networks call them, at full rate at once."""
-    if "hidden" in {field.name for field in dataclasses.fields(cls)}:
-        return cls(hidden=hidden)
-    return cls(width=hidden[0], layers=len(hidden), warmup=1)
+    """The method with networks of these widths, whatever it calls them, at full rate at once."""
+    small = {"hidden": hidden, "width": hidden[0], "layers": len(hidden), "heads": 1, "warmup": 1}
+    names = {field.name for field in dataclasses.fields(cls)}
+    return cls(**{name: value for name, value in small.items() if name in names})
 
 
 def spec_for(method: Method, spec: Spec = SPEC) -> Spec:

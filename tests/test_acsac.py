@@ -389,9 +389,9 @@ def test_a_recording_without_ends_of_episodes_is_refused():
 def test_discrete_actions_and_chunks_that_do_not_fit_are_refused():
     cell = lambda *more: plan(["method=acsac", "task=offbench/cube-single-play-v0", *more], bench=False).cells[0]  # fmt: skip
     data, spec = fake_data(), Spec(5, 2, 0.99, 100)
-    with pytest.raises(UserError, match="view.h=31 is longer than every episode"):
+    with pytest.raises(UserError, match=r"view\.h=31 is longer than every episode"):
         build(cell("view.h=31"), data, spec)
-    with pytest.raises(UserError, match="view.h must be at least 1, got 0"):
+    with pytest.raises(UserError, match=r"view\.h must be at least 1, got 0"):
         build(cell("view.h=0"), data, spec)
     with pytest.raises(UserError, match="chunks of discrete actions are not supported"):
         build(cell(), data, spec._replace(discrete=True))

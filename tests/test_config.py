@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import pickle
+from fnmatch import fnmatch
 
 import pytest
 
@@ -50,7 +51,16 @@ def test_every_sampler_and_view_composes(group):
 @pytest.mark.parametrize("name", options("suite"))
 def test_every_suite_plans_all_its_cells_once(name):
     p = plan([f"suite={name}"], bench=True)
-    assert len(p.cells) == len(p.suite["tasks"]) * len(p.suite["methods"])
+    only = p.suite.get("only") or {}
+    assert all(name in options("method") for name in only)
+    wanted = [
+        entry
+        for entry in p.suite["methods"]
+        for task in p.suite["tasks"]
+        if any(fnmatch(task, pattern) for pattern in only.get(entry.split("+")[0], ["*"]))
+    ]
+    assert [c.entry for c in p.cells] == wanted
+    assert {c.method for c in p.cells} == {e.split("+")[0] for e in p.suite["methods"]}
     ids = [run.run_id for c in p.cells for run in c.runs()]
     assert len(set(ids)) == len(ids)
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from offbench import rng
 from offbench.methods.acsac import ACSAC
 from offbench.methods.fql import FQL
+from offbench.methods.ifql import IFQL
 from offbench.methods.qc import QC
 from offbench.pipeline import make_pipeline
 from offbench.testing import SPEC
@@ -334,7 +335,40 @@ class PlainACSAC(Reference):
         return max(found)
 
 
-PLAIN = {FQL: PlainFQL, QC: PlainQC, ACSAC: PlainACSAC}
+class PlainIFQL(Reference):
+    def __init__(self, method, state):
+        self.m = method
+        self.q = [MLP(member(state.critic, i), norm=True) for i in range(2)]
+        self.qt = copy.deepcopy(self.q)
+        self.v, self.flow = MLP(member(state.value, 0), norm=True), MLP(state.flow, norm=False)
+        self.optimise(method, q0=self.q[0], q1=self.q[1], v=self.v, flow=self.flow)
+
+    act = PlainQC.act
+
+    def together(self, critics, obs, action):
+        return torch.minimum(*[q(obs, action).squeeze(-1) for q in critics])
+
+    def update(self, batch, key):
+        last = batch.extras["valid"][:, -1]
+        with torch.no_grad():
+            y = batch.reward + batch.discount * self.v(batch.next_obs).squeeze(-1)
+            best = self.together(self.qt, batch.obs, batch.action)
+        critic = [((q(batch.obs, batch.action).squeeze(-1) - y) ** 2 * last).mean() for q in self.q]
+        v = self.v(batch.obs).squeeze(-1)
+        losses = [
+            (self.m.expectile if b > x else 1 - self.m.expectile) * (b - x) ** 2 * w
+            for b, x, w in zip(best, v, last, strict=True)
+        ]
+        bc, v_loss = flow_loss(self.flow, batch, key), sum(losses) / len(losses)
+        self.step({"q0": critic[0] / 2, "q1": critic[1] / 2, "v": v_loss, "flow": bc})
+        self.follow(self.qt, self.q, self.m.polyak_rate)
+        return {"bc_loss": bc.item(), "critic_loss": sum(critic).item() / 2, "v": v.mean().item(), "value_loss": v_loss.item()}  # fmt: skip
+
+    def gap(self, s):
+        return max(PlainQC.gap(self, s), self.v.gap(member(s.value, 0)))
+
+
+PLAIN = {FQL: PlainFQL, QC: PlainQC, ACSAC: PlainACSAC, IFQL: PlainIFQL}
 LOUD = {"lr": 1e-2, "polyak_rate": 0.2}
 CASES = [
     (FQL(**SMALL, **LOUD, distill_weight=0.5), CHUNK),
@@ -344,6 +378,8 @@ CASES = [
     (ACSAC(**SMALL, **LOUD, **TINY), CHUNK),
     (ACSAC(**SMALL, **LOUD, **TINY, polyak_target=True, head="shared"), CHUNK),
     (ACSAC(**SMALL, **LOUD, **TINY, positions="sinusoid"), Chunk(2, GAMMA)),
+    (IFQL(**SMALL, **LOUD, n_proposals=3), CHUNK),
+    (IFQL(**SMALL, **LOUD, n_proposals=5, expectile=0.7), NStep(2, GAMMA)),
 ]
 
 
@@ -397,7 +433,8 @@ def test_every_hyper_parameter_acts_in_the_settings_compared(method, view, data6
         state = start
         for i in range(3):
             state, _ = m.update(state, pipeline.sample(rng.key(i)), rng.key(100 + i))
-        return torch.cat([x.flatten() for x in tree_leaves((state.critic, state.target_critic, state.flow, getattr(state, "actor", [])))])  # fmt: skip
+        made = m.act(state, pipeline.sample(rng.key(9)).obs, rng.key(10))
+        return torch.cat([x.double().flatten() for x in tree_leaves((state._replace(opt=()), made))])
 
     want = after(method)
     for f in dataclasses.fields(method):
@@ -413,8 +450,18 @@ def test_every_hyper_parameter_acts_in_the_settings_compared(method, view, data6
 
 # --- mutants: each has one sign, one index or one choice turned round
 
-_FQL, _QC, _ACSAC = CASES[0], CASES[2], CASES[4]
+_FQL, _QC, _ACSAC, _IFQL = CASES[0], CASES[2], CASES[4], CASES[7]
 MUTANTS = {
+    "ifql: target subtracts the future": (_IFQL, "batch.reward + batch.discount", "batch.reward - batch.discount"),
+    "ifql: expectile of the other side": (_IFQL, "(advantage < 0)", "(advantage > 0)"),
+    "ifql: the larger critic": (_IFQL, "batch.action).amin(0)", "batch.action).amax(0)"),
+    "ifql: V learns from the online critics": (_IFQL, "before.target_critic", "before.critic"),
+    "ifql: the next value has a gradient": (_IFQL, "flow.q_values(before.value", "flow.q_values(value"),
+    "ifql: padding counts in V": (_IFQL, "torch.square(advantage) * last", "torch.square(advantage)"),
+    "ifql: padding counts in Q": (_IFQL, "torch.square(q - goal) * last", "torch.square(q - goal)"),
+    "ifql: the worst proposal": (_IFQL, "flow.first_argmax(q)", "flow.first_argmax(-q)"),
+    "ifql: the larger critic chooses": (_IFQL, "action).amin(0).unflatten", "action).amax(0).unflatten"),
+    "ifql: the target stands still": (_IFQL, "polyak(state.target_critic, critic,", "polyak(state.target_critic, state.critic,"),
     "fql: target subtracts the future": (_FQL, "batch.reward + batch.discount", "batch.reward - batch.discount"),
     "fql: bootstraps from the online critics": (_FQL, "flow.q_values(state.target_critic, b", "flow.q_values(state.critic, b"),
     "fql: next action at this state": (_FQL, "state.actor, batch.next_obs, rng", "state.actor, batch.obs, rng"),
