@@ -95,7 +95,8 @@ class FQL:
 
         action = self._one_step(actor, batch.obs, noise)
         distill_loss = torch.square(action - taught).mean()
-        actor_q = flow.q_values(fixed_critic, batch.obs, action.clamp(-1, 1))  # (2, B)
+        actor_q = flow.q_values(fixed_critic, batch.obs, action.clamp(-1, 1))
+        actor_q = actor_q.mean(0)  # (2, B) -> (B,)
         scale = 1 / actor_q.abs().mean().detach() if self.normalize_q else 1.0
         actor_loss = self.distill_weight * distill_loss - scale * actor_q.mean()
 
