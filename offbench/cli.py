@@ -174,7 +174,7 @@ def _show_progress(
 def _stack_limit(todo: "Sequence[Cell]", plan: "Plan") -> int | None:
     """The most runs of one stack: what was asked for, or what a GPU's memory holds."""
     from offbench.forecast import stack_bytes
-    from offbench.run import Pack, resolve_device
+    from offbench.run import Pack, program_of, resolve_device
 
     if plan.settings.max_stack is not None:
         return plan.settings.max_stack
@@ -184,7 +184,7 @@ def _stack_limit(todo: "Sequence[Cell]", plan: "Plan") -> int | None:
     import torch
 
     limits = []
-    for cell in {c.target: c for c in todo}.values():
+    for cell in {(c.task.id, *program_of(c)): c for c in todo}.values():
         data, _ = cell.task.load(defects="ignore")
         size = sum(x.nbytes for x in data) if plan.settings.data == "device" else 0
         free, _ = torch.cuda.mem_get_info(device)

@@ -305,6 +305,7 @@ def _entry_cells(
         *_yaml_presets(base.pop("presets", None) or {}),
     )
     base.pop("suite")
+    base.pop("summary", None)
     where = f"conf/method/{name}.yaml" if name else "default"
     values = Layers(base, where)
     for group in AROUND:

@@ -104,17 +104,15 @@ def pack(cells: Iterable[Cell], *, max_stack: int | None = None) -> list[Pack]:
     """
     groups: dict[Any, list[Cell]] = {}
     for cell in sorted(cells, key=lambda c: c.task.id):
-        shape = {k: v for k, v in cell.hparams.items() if not isinstance(v, float)}
-        key = (
-            cell.task.id,
-            cell.target,
-            cell.n_updates,
-            str(shape),
-            str(cell.pipeline),
-            str(cell.protocol),
-        )
+        key = (cell.task.id, *program_of(cell), cell.n_updates, str(cell.protocol))
         groups.setdefault(key, []).append(cell)
     return [Pack(part) for group in groups.values() for part in _split(group, max_stack)]
+
+
+def program_of(cell: Cell) -> tuple[str, str, str]:
+    """What decides the operations and sizes of an update: cells that agree in it train as one program."""
+    static = {k: v for k, v in cell.hparams.items() if not isinstance(v, float)}
+    return cell.target, str(static), str(cell.pipeline)
 
 
 def _split(cells: Sequence[Cell], limit: int | None) -> Iterator[tuple[Cell, ...]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from offbench.data import ReplayData, discounted_to_go, episode_returns, first_rows
+from offbench.data import ReplayData, blocks, discounted_to_go, episode_returns, first_rows
 from offbench.errors import UserError
 from offbench.types import Batch, Context, Plan, Policy, Spec, TimeStep
 
@@ -115,8 +115,10 @@ class Chunk(NamedTuple):
     def support(self, data: ReplayData) -> Tensor:
         if self.h < 1:
             raise UserError(f"view.h must be at least 1, got {self.h}")
-        row = torch.arange(len(data.last), device=data.last.device)
-        whole = row + self.h <= data.last
+        whole = torch.empty_like(data.last, dtype=torch.bool)
+        for part in blocks(len(whole)):
+            row = torch.arange(part.start, part.stop, device=whole.device)
+            torch.le(row + self.h, data.last[part], out=whole[part])
         if not whole.any():
             longest = int(torch.bincount(data.episode).max()) - 1
             raise UserError(

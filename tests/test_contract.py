@@ -35,11 +35,6 @@ def test_every_shipped_method_holds_the_contract(shipped_method, name):
     BY_NAME[name](shipped_method)
 
 
-@pytest.mark.slow
-def test_every_shipped_method_compiles_to_kernels(shipped_method):
-    check_compiles(shipped_method, backend="inductor")
-
-
 class State(NamedTuple):
     actor: list
     critic: list

@@ -1,5 +1,7 @@
 """Single tasks of OGBench: its own relabelling is the judge of our rewards and ends."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -96,12 +98,22 @@ def test_the_reward_is_of_the_state_before_the_action():
     assert reward.tolist() == [-1, 0, -1, 0] and done.tolist() == [False, True, False, True]
     end = np.array([False, False, False, True])
     data = from_flat(qpos, qpos * 0, reward, done & ~end, end, terminal_inside=True)
-    assert data.reward.tolist() == [-1, 0, -1, 0] and data.terminal.tolist() == [False, True, False, False]
+    assert data.reward.tolist() == [-1, 0, -1, 0] and data.terminal.tolist() == [
+        False,
+        True,
+        False,
+        False,
+    ]
     assert data.n_transitions == 3
 
 
 def test_a_file_without_the_state_cannot_be_labelled(tmp_path):
-    np.savez(tmp_path / "a.npz", observations=np.zeros((3, 2)), actions=np.zeros((3, 2)), terminals=[0, 0, 1])
+    np.savez(
+        tmp_path / "a.npz",
+        observations=np.zeros((3, 2)),
+        actions=np.zeros((3, 2)),
+        terminals=[0, 0, 1],
+    )
     with pytest.raises(UserError, match="there is no 'qpos'"):
         ogbench.load(tmp_path / "a.npz", name="a", task="pointmaze-medium-singletask-task1-v0")
 
@@ -110,3 +122,43 @@ def test_labelling_leaves_numpys_generator_alone():
     before = np.random.get_state()[1].tolist()  # noqa: NPY002
     ogbench.goal("pointmaze-medium-singletask-task1-v0", "x")
     assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+
+
+def test_a_large_set_in_parts_is_kept_as_it_is_read_and_never_whole_in_memory(
+    tmp_path, monkeypatch
+):
+    """The same arrays as joined in memory, from one part at a time, and read back mapped."""
+    monkeypatch.setenv("OFFBENCH_DATA", str(tmp_path / "cache"))
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for i, n in enumerate((7, 30, 12)):
+        np.savez(
+            folder / f"set-{i}.npz", observations=generator.normal(size=(n, 3)).astype(np.float32),
+            actions=generator.uniform(-1, 1, (n, 2)).astype(np.float32), terminals=np.arange(n) % 5 == 4,
+        )  # fmt: skip
+    whole = ogbench.load(folder, name="whole")
+    alive, real = [], ogbench._load
+
+    def counted(*args):
+        alive.append(sum(ref() is not None for ref in refs))
+        data = real(*args)
+        refs.append(weakref.ref(data.obs))
+        return data
+
+    refs: list = []
+    monkeypatch.setattr(ogbench, "LARGE", 0)
+    monkeypatch.setattr(ogbench, "_load", counted)
+    streamed = ogbench.load(folder, name="streamed")
+    assert len(alive) == 3 and max(alive) <= 1
+    for a, b in zip(streamed, whole, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+    assert torch.equal(ogbench.load(folder, name="again").obs, whole.obs) and len(alive) == 3
+
+    np.savez(
+        folder / "set-3.npz", observations=np.zeros((5, 4), np.float32),
+        actions=np.zeros((5, 2), np.float32), terminals=np.arange(5) == 4,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"wide: its parts differ in dimensions"):
+        ogbench.load(folder, name="wide")
+    assert not list((tmp_path / "cache").rglob(".writing-*"))

@@ -1,4 +1,4 @@
-"""Behaviour cloning: regression of the dataset's actions on its observations.
+"""Behaviour cloning: regression of the data's actions on observations (Pomerleau, 1989).
 
 "10 % BC" is this method with the sampler `top10`; return- and advantage-weighted BC likewise.
 

@@ -14,8 +14,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -39,12 +40,10 @@ def cached(
 
     The tensors of a kept set are mapped copy-on-write: writing to them changes no file.
     """
-    where = cache_dir() / "arrays" / _hash([sorted(str(p.resolve()) for p in sources), options])
     try:
-        facts = sorted((str(p.name), p.stat().st_size, p.stat().st_mtime_ns) for p in sources)
+        entry = _entry(sources, options, sha256)
     except OSError:
         return build()  # it will say what is missing
-    entry = where / _hash([VERSION, sha256, facts])
     if (found := _read(entry)) is not None:
         return found
     data = build()
@@ -52,6 +51,63 @@ def cached(
         with contextlib.suppress(OSError):
             _write(entry, data)
     return data
+
+
+def streamed(
+    sources: Sequence[Path], options: Sequence[object], parts: Iterable[ReplayData]
+) -> ReplayData | None:
+    """The parts of a set one after another, kept as they come, so that one is in memory at a time.
+
+    None where nothing can be kept; `parts` may then have been consumed in part.
+    """
+    entry = _entry(sources, options, "")
+    if (found := _read(entry)) is not None:
+        return found
+    try:
+        with _written(entry) as beside:
+            rows = _append(beside, parts)
+            (beside / "rows.json").write_text(json.dumps(rows))
+    except OSError:
+        return None
+    return _read(entry)
+
+
+def _entry(sources: Sequence[Path], options: Sequence[object], sha256: str) -> Path:
+    where = cache_dir() / "arrays" / _hash([sorted(str(p.resolve()) for p in sources), options])
+    facts = sorted((str(p.name), p.stat().st_size, p.stat().st_mtime_ns) for p in sources)
+    return where / _hash([VERSION, sha256, facts])
+
+
+def _append(folder: Path, parts: Iterable[ReplayData]) -> int:
+    """Writes the columns of all parts; returns the rows written.
+
+    A header of numpy's leaves room for its first axis to grow, so it is written again at the end.
+    """
+    shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+    with contextlib.ExitStack() as stack:
+        files = {
+            field: stack.enter_context((folder / f"{field}.npy").open("wb"))
+            for field in ReplayData._fields
+        }
+        rows = 0
+        for part in parts:
+            for field, x in part._asdict().items():
+                column = x.numpy()
+                if field not in shapes:
+                    shapes[field] = column.shape[1:], column.dtype
+                    _header(files[field], 0, *shapes[field])
+                column.tofile(files[field])
+            rows += len(part.last)
+        for field, file in files.items():
+            file.seek(0)
+            _header(file, rows, *shapes[field])
+    return rows
+
+
+def _header(file: BinaryIO, rows: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    descr = np.lib.format.dtype_to_descr(dtype)
+    about = {"descr": descr, "fortran_order": False, "shape": (rows, *shape)}
+    np.lib.format.write_array_header_1_0(file, about)
 
 
 def _hash(content: object) -> str:
@@ -76,12 +132,19 @@ def _read(entry: Path) -> ReplayData | None:
 
 
 def _write(entry: Path, data: ReplayData) -> None:
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".writing-"))
-    try:
+    with _written(entry) as beside:
         for field, x in data._asdict().items():
             np.save(beside / f"{field}.npy", x.numpy(), allow_pickle=False)
         (beside / "rows.json").write_text(json.dumps(len(data.last)))
+
+
+@contextlib.contextmanager
+def _written(entry: Path) -> Iterator[Path]:
+    """A folder to write into; when all went well it becomes the entry, in place of older ones."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".writing-"))
+    try:
+        yield beside
         for old in entry.parent.iterdir():
             if not old.name.startswith("."):
                 shutil.rmtree(old, ignore_errors=True)

@@ -13,7 +13,7 @@ of conditions that do not hold yet. Where all hold the bootstrap stops (`termina
 0 there) and the trajectory goes on. The sparse variant is -1 until all hold, then 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -31,6 +31,7 @@ _BALL = 15  # first coordinate of the ball in qpos
 _OBJECTS = 14  # first coordinate of the objects in the arm's qpos
 _CUBE = 7  # coordinates of a cube
 _NEAR = 0.04  # metres
+LARGE = 1 << 29  # bytes of files; a set in more parts is never in memory whole
 
 
 def load(
@@ -44,12 +45,22 @@ def load(
     """
     files = parts(path, name=name)
 
+    options = ["ogbench", task, sparse]
+
     def build() -> ReplayData:
-        return _join([_load(file, name, task, sparse) for file in files], name)
+        return _join(list(pieces()))
+
+    def pieces() -> Iterator[ReplayData]:
+        return _following((_load(file, name, task, sparse) for file in files), name)
 
     if len(files) == 1 and task is None:
         return build()
-    return cache.cached(files, ["ogbench", task, sparse], build)
+    if len(files) > 1 and all(f.is_file() for f in files):
+        if sum(f.stat().st_size for f in files) > LARGE:
+            found = cache.streamed(files, options, pieces())
+            if found is not None:
+                return found
+    return cache.cached(files, options, build)
 
 
 def parts(path: Path | Sequence[Path], *, name: str) -> list[Path]:
@@ -125,20 +136,26 @@ def _flag(x: np.ndarray, key: str, name: str) -> np.ndarray:
     return x.astype(bool)
 
 
-def _join(pieces: list[ReplayData], name: str) -> ReplayData:
-    """Parts one after another."""
+def _following(pieces: Iterable[ReplayData], name: str) -> Iterator[ReplayData]:
+    """Parts with the rows and episodes counted on from the part before."""
+    rows = episodes = 0
+    like: tuple[int, int] | None = None
+    for piece in pieces:
+        widths = piece.obs.shape[1], piece.action.shape[1]
+        if widths != (like := like or widths):
+            raise UserError(f"{name}: its parts differ in dimensions: {sorted({like, widths})}")
+        yield piece._replace(last=piece.last + rows, episode=piece.episode + episodes)
+        rows += len(piece.last)
+        episodes += piece.n_episodes
+
+
+def _join(pieces: list[ReplayData]) -> ReplayData:
+    """Parts one after another, in memory."""
     if len(pieces) == 1:
         return pieces[0]
     import torch
 
-    widths = {(p.obs.shape[1], p.action.shape[1]) for p in pieces}
-    if len(widths) > 1:
-        raise UserError(f"{name}: its parts differ in dimensions: {sorted(widths)}")
-    rows = np.cumsum([0, *(len(p.last) for p in pieces)])[:-1].tolist()
-    episodes = np.cumsum([0, *(p.n_episodes for p in pieces)])[:-1].tolist()
-    moved = [p._replace(last=p.last + r, episode=p.episode + e) for p, r, e in zip(pieces, rows, episodes)]  # fmt: skip
-    pieces.clear()
-    return ReplayData(*(torch.cat(column) for column in zip(*moved)))
+    return ReplayData(*(torch.cat(column) for column in zip(*pieces)))
 
 
 # --- single tasks ---------------------------------------------------------------------------
