@@ -186,7 +186,7 @@ def _parts(
     needs = getattr(method, "needs", ())
     pipeline = make_pipeline(data, view=view_for(needs), batch_size=sizes.batch_size, needs=needs)
     step = make_step(method, pipeline)
-    return step, initial_carry(method, speed.SPEC, range(seeds), sizes.device)
+    return step, initial_carry(method, pipeline.spec(speed.SPEC), range(seeds), sizes.device)
 
 
 def gate(out: Path, sizes: Sizes, save: Save, until: float) -> None:

@@ -9,7 +9,10 @@ measured, in the same run, by cost.py.
 """
 
 import csv
+import dataclasses
+import importlib
 import json
+import pkgutil
 import re
 import resource
 import shlex
@@ -17,13 +20,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 import torch
 
+from offbench import methods as methods_package
 from offbench.cost import copy_ceiling, cost, matmul_ceiling, products_ceiling
 from offbench.data import Episode, ReplayData, from_episodes
 from offbench.engine import (
@@ -42,6 +46,7 @@ from offbench.pipeline import make_pipeline
 from offbench.plain import PLAIN as CONTENDERS
 from offbench.plain import Advance, PlainBC, captured_loop, plain_loop, unstacked_loop
 from offbench.types import Spec
+from offbench.views import Chunk, NStep, Window
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -100,6 +105,26 @@ def random_data(device: torch.device, episodes: int) -> ReplayData:
     return from_episodes((episode() for _ in range(episodes)), name="random data").to(device)
 
 
+@cache
+def shipped() -> dict[str, type]:
+    """The class of every method of the package, by the name of its file."""
+    found = {}
+    for info in pkgutil.iter_modules(methods_package.__path__):
+        module = importlib.import_module(f"{methods_package.__name__}.{info.name}")
+        (found[info.name],) = (
+            cls for cls in vars(module).values()
+            if isinstance(cls, type) and cls.__module__ == module.__name__ and hasattr(cls, "update")
+        )  # fmt: skip
+    return found
+
+
+def _view(needs: Sequence[str]) -> NStep | Chunk | Window:
+    """What a method learns from: chunks of 5 steps and windows of 20, as published."""
+    if {"valid", "prefixes"} & set(needs):
+        return Chunk(5, SPEC.gamma, pad=True)
+    return Window(20, SPEC.gamma) if "context" in needs else NStep(1, SPEC.gamma)
+
+
 class _Cell(NamedTuple):
     """What all contenders of one comparison share."""
 
@@ -110,7 +135,10 @@ class _Cell(NamedTuple):
 
     @property
     def method(self) -> Any:
-        return CONTENDERS[self.name][0](hidden=self.hidden)
+        """The method with its own settings, its multilayer perceptrons of the widths asked for."""
+        cls = shipped()[self.name]
+        sized = "hidden" in {field.name for field in dataclasses.fields(cls)}
+        return cls(hidden=self.hidden) if sized else cls()
 
     @property
     def row(self) -> dict[str, Any]:
@@ -118,8 +146,15 @@ class _Cell(NamedTuple):
 
     def parts(self, seeds: int) -> tuple[Any, Any]:
         """The step and the first carry of a stack."""
-        step = make_step(self.method, make_pipeline(self.data, batch_size=self.batch_size))
-        return step, initial_carry(self.method, SPEC, range(seeds), self.data.obs.device)
+        method = self.method
+        needs = getattr(method, "needs", ())
+        pipeline = make_pipeline(
+            self.data, view=_view(needs), batch_size=self.batch_size, needs=needs
+        )
+        spec = pipeline.spec(SPEC)
+        return make_step(method, pipeline), initial_carry(
+            method, spec, range(seeds), self.data.obs.device
+        )
 
     def build(self, entry: Entry) -> Advance:
         data, size = self.data, self.batch_size
@@ -227,11 +262,16 @@ def measure(
     facts = _facts(device, data, batch_size, seconds)
     result = Result([], facts)
     precisions = list(dict.fromkeys(e.precision for e in entries))
-    progress = _Progress(2 * len(methods) * len(hidden) * len(entries), say)
+    # a plain loop is written for some methods only
+    mine = {
+        name: [e for e in entries if name in CONTENDERS or e.backend not in YARDSTICKS]
+        for name in methods
+    }
+    progress = _Progress(2 * len(hidden) * sum(map(len, mine.values())), say)
     for name in methods:
         for sizes in hidden:
             cell = _Cell(name, tuple(sizes), data, batch_size)
-            result.rows.extend(_rows(cell, entries, seconds, peer, until, facts, progress))
+            result.rows.extend(_rows(cell, mine[name], seconds, peer, until, facts, progress))
             _take_ceilings(result, device, precisions)
             facts["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             report(result)
@@ -286,8 +326,10 @@ def _check(
     device: torch.device,
 ) -> None:  # fmt: skip
     for name in methods:
-        if name not in CONTENDERS:
-            raise unknown("method", name, CONTENDERS)
+        if name not in shipped():
+            raise unknown("method", name, shipped())
+        if getattr(shipped()[name], "actions", "continuous") == "discrete":
+            raise UserError(f"speed is measured on continuous actions; {name} learns discrete ones")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda: torch finds no CUDA device here")
     for entry in entries:

@@ -325,8 +325,8 @@ def test_a_goal_conditioned_policy_is_scored_by_success_over_the_five_tasks():
     from offbench.evaluation import evaluate
     from offbench.types import Policy
 
-    def act(state, obs, first, carry, key):
-        return (obs[..., 2:] - obs[..., :2]).clamp(-1, 1), carry
+    def act(state, step, carry, key):
+        return (step.obs[..., 2:] - step.obs[..., :2]).clamp(-1, 1), carry
 
     task = dataclasses.replace(tasks.load_task("pointmaze-medium-navigate-v0"), task_ids=(4, 5))
     frame = evaluate(

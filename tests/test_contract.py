@@ -23,6 +23,7 @@ from offbench.testing import (
     check_update_is_pure,
     fake_batch,
     fake_data,
+    spec_for,
 )
 from offbench.types import Spec
 
@@ -32,7 +33,7 @@ CALLS = [0]  # what the broken methods below remember outside their state
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_every_shipped_method_holds_the_contract(shipped_method, name):
-    BY_NAME[name](shipped_method)
+    BY_NAME[name](shipped_method, spec_for(shipped_method))
 
 
 class State(NamedTuple):

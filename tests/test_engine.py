@@ -89,10 +89,11 @@ def test_one_seed_is_a_stack_of_one(data64):
 
 
 @pytest.mark.slow
-def test_compiled_programs_equal_traced_ones(shipped_method, data):
-    step, carry = parts(shipped_method, data)
+def test_compiled_programs_equal_traced_ones(shipped_method, data64):
+    """In float64: in float32 Adam makes a whole step of a gradient that is all rounding."""
+    step, carry = parts(shipped_method, data64)
     torch._dynamo.reset()
-    assert close(run(step, carry, 5, "compile")[0], run(step, carry, 5, "eager")[0], 1e-6)
+    assert close(run(step, carry, 5, "compile")[0], run(step, carry, 5, "eager")[0], 1e-8)
 
 
 @pytest.mark.gpu

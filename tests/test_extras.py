@@ -5,12 +5,17 @@ import torch
 
 from offbench import rng
 from offbench.errors import UserError
-from offbench.extras import discounted_to_go
+from offbench.extras import discounted_to_go, support
 from offbench.pipeline import make_pipeline
 from offbench.testing import SPEC, fake_batch, fake_data
 from offbench.views import Chunk, NStep
 
 VIEWS = [NStep(1, 0.9), NStep(3, 0.9), Chunk(2, 0.9), Chunk(4, 0.9)]
+
+
+def rows_of(pipeline) -> torch.Tensor:
+    """The rows that its sampler may draw."""
+    return support(pipeline.data, pipeline.view, pipeline.extras).nonzero().squeeze(1)
 
 
 @pytest.fixture
@@ -26,7 +31,7 @@ def test_the_next_action_starts_where_the_span_ended(data, view):
     pipeline = make_pipeline(data, view=view, needs=["next_action"])
     starts, h = view.support(data), getattr(view, "h", 1)
     n = getattr(view, "n", h)
-    kept = set(pipeline.sampler.rows.tolist())
+    kept = set(rows_of(pipeline).tolist())
     for row in range(len(data.last)):
         end, stopped = row, False
         while end < data.last[row] and end - row < n and not stopped:
@@ -109,7 +114,7 @@ def test_prefixes_equal_a_loop_at_every_row_of_every_episode(data, h, after_term
     """Terminals inside episodes, at their ends, and chunks that the end of an episode cuts short."""
     view = Chunk(h, 0.9, pad=True, rewards_after_terminal=after_terminal)
     pipeline = make_pipeline(data, view=view, needs=["prefixes"])
-    rows = pipeline.sampler.rows
+    rows = rows_of(pipeline)
     assert torch.equal(rows, data.valid.nonzero().squeeze(1))
     batch = pipeline.batch(rows)
     for i, row in enumerate(rows.tolist()):
@@ -131,7 +136,7 @@ def test_rewards_after_a_success_are_added_only_where_asked_for(data):
         make_pipeline(data, view=Chunk(4, 0.9, True, after), needs=["prefixes"])
         for after in (False, True)
     )
-    rows = stopped.sampler.rows
+    rows = rows_of(stopped)
     a, b = stopped.batch(rows), plain.batch(rows)
     crossed = a.extras["prefix_reward"] != b.extras["prefix_reward"]
     assert crossed.any() and (a.extras["prefix_discount"][crossed] == 0).all()
@@ -141,11 +146,11 @@ def test_rewards_after_a_success_are_added_only_where_asked_for(data):
 
 def test_whole_chunks_are_all_valid_and_single_steps_are_chunks_of_one(data):
     whole = make_pipeline(data, view=Chunk(4, 0.9), needs=["prefixes"])
-    rows = whole.sampler.rows
+    rows = rows_of(whole)
     assert (whole.batch(rows).extras["valid"] == 1).all()
     assert len(rows) < int(data.valid.sum())
     single = make_pipeline(data, view=NStep(1, 0.9), needs=["prefixes", "valid"])
-    batch = single.batch(single.sampler.rows)
+    batch = single.batch(rows_of(single))
     assert torch.equal(batch.extras["prefix_reward"][:, 0], batch.reward)
     assert torch.equal(batch.extras["prefix_discount"][:, 0], batch.discount)
     assert torch.equal(batch.extras["prefix_obs"][:, 0], batch.next_obs)

@@ -461,3 +461,17 @@ def test_what_is_measured_by_default_follows_the_device():
     assert [e for e in cuda if e.backend in speed.YARDSTICKS] == [
         Entry(b) for b in speed.YARDSTICKS
     ]
+
+
+def test_a_method_without_a_plain_loop_is_measured_by_itself():
+    result = measure(
+        ["rebrac"], entries=[Entry("plain", 1), Entry("eager", 1)], hidden=[(8,)], batch_size=8,
+        seconds=0.05, episodes=2,
+    )  # fmt: skip
+    (row,) = result.rows
+    assert row["backend"] == "eager" and row["ratio"] is None and row["flops_per_s"] > 0
+
+
+def test_a_discrete_method_is_refused_by_name():
+    with pytest.raises(UserError, match="discrete_cql learns discrete"):
+        measure(["discrete_cql"], hidden=[(8,)])

@@ -163,8 +163,8 @@ def test_a_pipeline_acts_with_transforms_inside_and_the_view_outside(data):
     assert len(asked) == 2 and torch.equal(asked[0][0], pipeline.data.obs[:1])
 
 
-def test_transforms_are_asked_only_when_the_view_plans(data):
-    """They stand between the view and the method, not between the environment and the view."""
+def test_transforms_are_asked_at_every_step(data):
+    """They stand between the environment and the view, which may keep what it has seen of each step."""
     calls = []
 
     class Counting(ObsNorm):
@@ -180,7 +180,7 @@ def test_transforms_are_asked_only_when_the_view_plans(data):
     carry = policy.init(1, 1)
     for t in range(4):
         _, carry = policy.act(None, seen(data.obs[:1][None], t == 0), carry, KEY)
-    assert len(calls) == 2
+    assert len(calls) == 4
 
 
 def test_two_transforms_of_the_observation_reach_the_policy_in_training_order(data):
