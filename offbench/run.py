@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from offbench import provenance
 from offbench.config import Cell, Settings, locate
 from offbench.errors import UserError
+from offbench.files import write_beside
 from offbench.records import Provenance, RunSpec, Store
 from offbench.tasks import Task
 
@@ -278,7 +279,7 @@ def run_pack(
     look = partial(evaluate, policy, task=cell.task, n_envs=protocol["envs"], pool=pool)
     seeds = [run.seed for _, run in members]
     looks: list[Future[pd.DataFrame]] = []
-    before, first = Progress.load(_checkpoint_path(pack, settings)), True
+    before = Progress.load(_checkpoint_path(pack, settings))
     curves, train_s = before.curves, before.train_s
     keep = lambda: Progress(curves, [*before.frames, *(f.result() for f in looks)], train_s).save(
         _checkpoint_path(pack, settings)
@@ -289,10 +290,8 @@ def run_pack(
     ):
         mark = time.perf_counter()
         for point in _training(pack, method, pipeline, spec, stops, settings, device, keep):
-            if first and point.metrics:
-                before.forget_from(point.update)
-            first = False
             if point.metrics:
+                before.forget_from(point.update)  # what was kept ahead of the checkpoint
                 values = {k: v.tolist() for k, v in point.metrics.items()}
                 curves.append({"update": point.update} | values)
                 sink.metrics(point.update, curves[-1])
@@ -370,16 +369,9 @@ class Progress:
 
     def save(self, checkpoint: Path) -> None:
         """Written before the checkpoint, so that it is never behind it; what is ahead is dropped."""
-        path = self.path(checkpoint)
-        path.parent.mkdir(parents=True, exist_ok=True)
         rows = [f.astype(object).where(f.notna(), None).to_dict("list") for f in self.frames]
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            body = {"curves": self.curves, "frames": rows, "train_s": self.train_s}
-            temporary.write_text(json.dumps(body))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        body = {"curves": self.curves, "frames": rows, "train_s": self.train_s}
+        write_beside(self.path(checkpoint), json.dumps(body).encode())
 
     @classmethod
     def load(cls, checkpoint: Path) -> "Progress":
