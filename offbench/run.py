@@ -517,14 +517,21 @@ def _run_here(packs: Sequence[Pack], store: Store, settings: Settings) -> Iterat
     events: queue.Queue[Event | None] = queue.Queue()
     pools: dict[str, EnvPool] = {}
 
+    broken: list[BaseException] = []
+
     def work() -> None:
-        for index, pack in enumerate(packs):
-            events.put(_guarded(index, pack, store, settings, pools, events.put))
+        try:
+            for index, pack in enumerate(packs):
+                events.put(_guarded(index, pack, store, settings, pools, events.put))
+        except BaseException as error:  # the caller waits, and is the one to be told
+            broken.append(error)
         events.put(None)
 
     threading.Thread(target=work, daemon=True).start()
     while (event := events.get()) is not None:
         yield event
+    if broken:
+        raise broken[0]
 
 
 def _guarded(
@@ -548,7 +555,7 @@ def _guarded(
     size, wall_s = len(pack.members), time.perf_counter() - start
     for cell, run in pack.members:
         if not store.has(run.run_id):
-            made = _provenance(cell, settings, "cpu", settings.engine, size, wall_s, 0.0)
+            made = _provenance(cell, settings, "cpu", settings.engine, size, wall_s, 0.0, {})
             store.fail(run, reason, made)
     return Event(index, "failed", 1.0, error=text)
 
