@@ -161,12 +161,12 @@ def rebrac(v, dataset):
 def cql(v, dataset):
     assert v["backup_entropy"] == "False" and v["alpha_multiplier"] == "1.0"
     assert v["cql_importance_sample"] == "True" and v["cql_clip_diff_max"] == "inf"
-    lagrange = v["cql_lagrange"] == "True"
+    lagrange, least = v["cql_lagrange"] == "True", number(v, "cql_clip_diff_min")
     hparams = {
         "conservative_weight": number(v, "cql_alpha"),
         "n_actions": int(v["cql_n_actions"]),
         "softmax_temperature": number(v, "cql_temp"),
-        "clip_diff_min": None if "inf" in v["cql_clip_diff_min"] else number(v, "cql_clip_diff_min"),
+        "clip_diff_min": None if least == float("-inf") else least,
         "lagrange": lagrange,
         "max_target_backup": v["cql_max_target_backup"] == "True",
         "entropy_backup": False,
@@ -229,6 +229,40 @@ def test_planned_cells_have_corls_settings(algo):
         assert {k: made.pipeline[k] for k in own} == own, dataset
         compared += 1
     assert compared >= N_SETS.get(algo, 39)
+
+
+# --- against the lists that other authors publish
+
+FQL = {  # seohongpark/fql 719d0441, README: alpha, aggregation, discount
+    "ogbench/antmaze-large-navigate-singletask-task1-v0": (10, "min", 0.99),
+    "ogbench/antmaze-giant-navigate-singletask-task1-v0": (10, "min", 0.995),
+    "ogbench/humanoidmaze-medium-navigate-singletask-task1-v0": (30, "mean", 0.995),
+    "ogbench/antsoccer-arena-navigate-singletask-task4-v0": (10, "mean", 0.995),
+    "ogbench/cube-double-play-singletask-task2-v0": (300, "mean", 0.99),
+    "ogbench/scene-play-singletask-task2-v0": (300, "mean", 0.99),
+    "ogbench/puzzle-4x4-play-singletask-task4-v0": (1000, "mean", 0.99),
+    "d4rl/antmaze-umaze-v2": (10, "mean", 0.99),
+    "d4rl/antmaze-medium-diverse-v2": (10, "mean", 0.99),
+    "d4rl/antmaze-large-play-v2": (3, "mean", 0.99),
+    "d4rl/pen-human-v1": (10000, "min", 0.99),
+    "d4rl/pen-expert-v1": (3000, "min", 0.99),
+    "d4rl/door-cloned-v1": (30000, "min", 0.99),
+    "d4rl/hammer-human-v1": (30000, "min", 0.99),
+    "d4rl/hammer-cloned-v1": (10000, "min", 0.99),
+    "d4rl/relocate-human-v1": (10000, "min", 0.99),
+    "d4rl/relocate-expert-v1": (30000, "min", 0.99),
+}
+
+
+@pytest.mark.parametrize("task", FQL)
+def test_fql_has_its_authors_settings(task):
+    made = cell("fql", task)
+    got = made.hparams["distill_weight"], made.hparams["q_aggregate"], made.pipeline["gamma"]
+    assert got == FQL[task] and made.tuning["how"] == "task preset"
+    shift = {"reward_affine": {"shift": -1}} if task.startswith("d4rl/antmaze") else {}
+    assert made.pipeline["transforms"] == shift  # by their envs/d4rl_utils.py
+    ifql = cell("ifql", task)
+    assert (ifql.pipeline["gamma"], ifql.pipeline["transforms"]) == (FQL[task][2], shift)
 
 
 # --- what only published numbers need
