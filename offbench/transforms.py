@@ -118,10 +118,15 @@ def reward_range(
     """IQL's locomotion scaling (Kostrikov et al., 2021): reward * scale / (max - min return).
 
     `corl_compat_split` takes the returns of what CORL's code (eeeeef2) takes for trajectories. It
-    reproduces published numbers and is of no other use.
+    reproduces published numbers and is of no other use. Raises UserError where all returns are equal.
     """
     returns = _corl_returns(data) if corl_compat_split else episode_returns(data)
-    return RewardAffine(scale / max(float(returns.max() - returns.min()), 1e-8))
+    if not (spread := float(returns.max() - returns.min())) > 0:
+        raise UserError(
+            f"reward_range: every trajectory has the return {float(returns[0]):g}, so there is no range"
+            " to scale by; switch it off with transforms.reward_range=null"
+        )
+    return RewardAffine(scale / spread)
 
 
 def _corl_returns(data: ReplayData) -> Tensor:
