@@ -100,7 +100,7 @@ class Cell:
                 task=self.task.id,
                 dataset=self.task.dataset,
                 dataset_sha256=self.task.sha256,
-                env={"id": self.task.env, "kwargs": dict(self.task.env_kwargs)},
+                env=self._judge(),
                 method=self.method,
                 hparams=self.hparams,
                 pipeline=self.pipeline,
@@ -110,6 +110,16 @@ class Cell:
             )
             for seed in self.seeds
         ]
+
+    def _judge(self) -> dict[str, Any]:
+        """The environment, and for own data, whose id says nothing of it, how a return is scored."""
+        judge = {"id": self.task.env, "kwargs": dict(self.task.env_kwargs)}
+        if self.task.source == "path":
+            judge |= {k: getattr(self.task, k) for k in _SCORING}
+        return judge
+
+
+_SCORING = ("score", "ref_min", "ref_max", "max_episode_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -407,6 +417,12 @@ def _cell(
         "batch_size": settings.batch_size,
         "gamma": settings.gamma,
     }
+    # not there where they have always been so: ids of runs stay what they were
+    rewards = [name for name in pipeline["transforms"] if name.startswith("reward_")]
+    if rewards != sorted(rewards):  # results depend on the order, the id of a mapping does not
+        pipeline["reward_order"] = rewards
+    if settings.precision != "float32":
+        pipeline["precision"] = settings.precision
     if weighted:
         pipeline["weight"] = {"target": weighted, **own.typed("weight")}
     monitor_at = settings.eval.monitor_at or ()
@@ -476,7 +492,7 @@ def _label(name: str, picked: Mapping, given: Mapping) -> str:
         f"{k.removeprefix('method.')}={_short(v)}"
         for k, v in given.items()
         if k.split(".")[0]
-        in ("method", *AROUND, "transforms", "batch_size", "gamma", "loader")
+        in ("method", *AROUND, "transforms", "batch_size", "gamma", "loader", "precision")
     ]
     return "+".join(words) + (f"({','.join(changed)})" if changed else "")
 

@@ -110,10 +110,10 @@ class RunSpec:
     task: str
     dataset: str
     dataset_sha256: str
-    env: Mapping[str, Any]  # id and kwargs
+    env: Mapping[str, Any]  # id and kwargs; for own data how a return is scored, too
     method: str  # registry name or dotted path
     hparams: Mapping[str, Any]  # every hyper-parameter, defaults too
-    pipeline: Mapping[str, Any]  # view, sampler, transforms, batch size, gamma
+    pipeline: Mapping[str, Any]  # view, sampler, transforms, batch size, gamma, lower precision
     n_updates: int
     seed: int
     protocol: Mapping[str, Any]  # episodes, streams, monitor_at

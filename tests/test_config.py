@@ -208,3 +208,47 @@ def test_a_target_return_is_left_to_the_data_preset_or_swept():
     swept = plan([HOPPER, "method=dt", "view.target_return=[1800,3600]"], bench=False).cells
     assert [c.pipeline["view"]["target_return"] for c in swept] == [1800.0, 3600.0]
     assert len({c.entry for c in swept}) == 2
+
+
+# --- what makes two runs one
+
+
+def run_id(*overrides: str) -> str:
+    return cell("method=bc", *overrides).runs()[0].run_id
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "precision=bf16", "precision=tf32", "transforms=[]", "transforms.obs_norm.eps=0.1", "view.n=2",
+        "sampler=aw", "weight=dw", "batch_size=8", "gamma=0.9", "n_updates=7", "method.lr=0.5",
+        "eval.episodes=2", "seeds=[1]",
+    ],
+)  # fmt: skip
+def test_what_changes_a_result_changes_its_name(setting):
+    assert run_id(setting) != run_id()
+
+
+@pytest.mark.parametrize(
+    "setting", ["engine=eager", "jobs=1", "data=host", "max_stack=1", "precision=float32"]
+)
+def test_how_a_result_is_computed_does_not(setting):
+    assert run_id(setting) == run_id()
+
+
+def test_the_order_of_two_reward_transforms_is_part_of_the_name():
+    shift, scale = "reward_affine: {shift: -1}", "reward_range: {}"
+    both = lambda a, b: run_id(f"transforms={{{a}, {b}}}")
+    assert both(shift, scale) != both(scale, shift)
+    norm = "obs_norm: {}"  # of observations: before or after is the same
+    assert both(norm, shift) == both(shift, norm)
+
+
+def test_how_own_data_are_scored_is_part_of_the_name():
+    from offbench.tasks import load_task
+
+    path = load_task("offbench/hopper/medium-replay-v0").folder
+    own = lambda *more: plan(["method=bc", f"task.data={path}", *more], bench=False).cells[0]
+    others = ("task.ref_max=5000", "task.score=success", "task.max_episode_steps=50")
+    ids = [own(*more).runs()[0].run_id for more in ([], *([x] for x in others))]
+    assert len(set(ids)) == 4
