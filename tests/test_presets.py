@@ -62,6 +62,16 @@ def test_a_row_adds_transforms_or_replaces_those_of_the_method():
     assert transforms("iql", "d4rl/kitchen-mixed-v0") == {}
 
 
+@pytest.mark.parametrize("version", ["v0", "v1", "v2"])
+def test_iql_shifts_the_rewards_of_every_antmaze_that_pays_a_goal(version):
+    shift = {"obs_norm": {}, "reward_affine": {"shift": -1}}
+    for task in (f"d4rl/antmaze-umaze-{version}", "minari/D4RL/antmaze/umaze-v1"):
+        made = cell("iql", task)
+        assert made.pipeline["transforms"] == shift and made.hparams["expectile"] == 0.9
+    made = cell("iql", "ogbench/antmaze-large-navigate-singletask-task1-v0")  # -1 until the goal
+    assert made.pipeline["transforms"] == {"obs_norm": {}} and made.hparams["expectile"] == 0.9
+
+
 def test_the_command_line_wins_over_a_preset_and_counts_as_the_users():
     made = cell("rebrac", "d4rl/pen-human-v1", "method.actor_lr=0.5")
     assert made.hparams["actor_lr"] == 0.5 and made.hparams["critic_bc_weight"] == 0.5
