@@ -17,7 +17,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -343,6 +343,26 @@ def _same_design(scores: pd.DataFrame, a: str, b: str) -> bool:
     return left.reset_index(drop=True).equals(right.reset_index(drop=True))
 
 
+def unaggregated(board: Board, unscaled: Sequence[str]) -> Board:
+    """The board without aggregates where it has tasks, `unscaled`, whose scores are plain returns.
+
+    Thousands of return beside scores of up to 100 make a mean of nothing. A board of one task has
+    no other to be mixed with.
+    """
+    named = [task for task in board.tasks if task in set(unscaled)]
+    if not named or len(board.tasks) == 1:
+        return board
+    numbers = ["iqm", "low", "high", "mean", "mean_low", "mean_high"]
+    none = dict.fromkeys(numbers, np.nan) | {"rank": pd.NA, "best": False}
+    table = board.aggregate.assign(**none).astype({"rank": "Int64"})
+    table = table.sort_values(["complete", "entry"], ascending=[False, True], ignore_index=True)
+    note = (
+        f"{_where(named, board.tasks)}: no reference returns are known, a score is the return itself"
+        f" ({named[0]}), so there is no aggregate over tasks"
+    )
+    return replace(board, aggregate=table, notes=(note, *board.notes))
+
+
 def _how(mine: pd.DataFrame) -> dict[str, Any]:
     """How an entry's runs were made, in the words of its row."""
     how = mine.get("tuning.how", pd.Series(dtype=object)).dropna()
@@ -571,7 +591,7 @@ def _aggregate_status(row: Any) -> str:
 
 def _aggregate_text(row: Any) -> str:
     if np.isnan(row.iqm):
-        return _aggregate_status(row)
+        return "--" if row.complete == row.n_tasks else _aggregate_status(row)
     return f"{row.iqm:.1f}" + ("" if np.isnan(row.low) else f" [{row.low:.1f}, {row.high:.1f}]")
 
 
@@ -685,7 +705,7 @@ def _terminal_table(board: Board, columns: list[int], *, with_aggregate: bool) -
             line.append(
                 Text(_strip(row.low, row.iqm, row.high, low, high), style="cyan")
                 if whole
-                else Text(_aggregate_status(row).replace(" (", "\n("), style="dim")
+                else Text(_aggregate_text(row).replace(" (", "\n("), style="dim")
             )
         table.add_row(*line)
     return table

@@ -372,7 +372,7 @@ def _board(args: Sequence[str]) -> int:
 
 def _board_of(plan: "Plan", store: "Store") -> "Board | None":
     """The planned runs, and every other entry of the suite run with the same budget and protocol."""
-    from offbench.board import leaderboard
+    from offbench.board import leaderboard, unaggregated
 
     runs = store.runs(suite=plan.name)
     if runs.empty:
@@ -398,7 +398,8 @@ def _board_of(plan: "Plan", store: "Store") -> "Board | None":
     if runs.empty:
         return None
     episodes = store.episodes(run_id=list(runs["run_id"]))
-    return leaderboard(episodes, runs, plan.tasks, title=f"{plan.name} v{plan.suite['version']}")
+    board = leaderboard(episodes, runs, plan.tasks, title=f"{plan.name} v{plan.suite['version']}")
+    return unaggregated(board, [c.task.id for c in plan.cells if not c.task.scaled])
 
 
 def _print_board(board: "Board", plan: "Plan", console: "Console") -> None:

@@ -63,6 +63,11 @@ class Task:
         """What is trained on, in words of a record; `sha256` says the same in bytes."""
         return self.id if self.loader == "offbench" else f"{self.id}, read by {self.loader}"
 
+    @property
+    def scaled(self) -> bool:
+        """Whether a score is on the 0-100 scale; without references it is the return itself."""
+        return self.score == "success" or (self.ref_min, self.ref_max) != _NO_REFERENCE
+
     def normalise(self, episode_return: float, success: bool | None) -> float:
         """100 x (return - ref_min) / (ref_max - ref_min), or 100 for a success and 0 otherwise."""
         if self.score == "success":

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from offbench import board as boards
-from offbench.board import Board, leaderboard, to_csv, to_markdown, to_terminal, write
+from offbench.board import Board, leaderboard, to_csv, to_markdown, to_terminal, unaggregated, write
 from offbench.errors import UserError
 from offbench.records import Provenance, RunSpec, Store
 
@@ -120,6 +120,30 @@ def test_a_board_by_hand() -> None:
     np.testing.assert_allclose([bc["low"], bc["high"]], [4 - np.sqrt(2), 4 + np.sqrt(2)])
     assert (iql["n_seeds"], iql["n_episodes"], iql["wall_s"]) == (2, 8, 30)
     assert board.aggregate["entry"].tolist() == ["iql", "bc"]
+
+
+def test_returns_without_references_are_never_averaged_with_scores() -> None:
+    frames = records(
+        {
+            ("iql", A): [[10, 20], [30, 30]],
+            ("iql", B): [[4000, 4100], [3900, 4000]],
+            ("bc", A): [[1, 1], [3, 3]],
+        }
+    )
+    board = unaggregated(leaderboard(*frames, [A, B]), [B])
+    numbers = board.aggregate[["iqm", "low", "high", "mean", "mean_low", "mean_high", "rank"]]
+    assert numbers.isna().all(axis=None) and not board.aggregate["best"].any()
+    assert board.aggregate["entry"].tolist() == ["iql", "bc"]  # more complete ones first
+    assert f"no reference returns are known, a score is the return itself ({B})" in board.notes[0]
+    assert cell(board, "iql", B)["mean"] == 4000
+    row = next(x for x in to_markdown(board).splitlines() if "| iql |" in x)
+    assert "| -- | -- |" in row
+    assert "incomplete" in printed(board)
+    assert "aggregate,iql" in to_csv(board)
+    scaled = leaderboard(*frames, [A, B])
+    assert unaggregated(scaled, ["toy/c-v0"]) is scaled
+    alone = leaderboard(*frames, [B])
+    assert unaggregated(alone, [B]) is alone
 
 
 def test_only_test_episodes_of_the_last_update_count() -> None:

@@ -558,3 +558,9 @@ def test_no_two_columns_of_all_suites_are_the_same_data_under_two_names():
     assert len({tasks.load_task(n).id for n in names}) == len(names)
 
 
+
+
+def test_a_score_without_references_is_said_to_be_no_score_of_the_scale(cache):
+    scaled = lambda name: tasks.load_task(name).scaled
+    assert scaled("d4rl/hopper-medium-v2") and scaled("d4rl/antmaze-umaze-v2")
+    assert scaled("mujoco/hopper/medium-v0") and not scaled("mujoco/walker2d/medium-v0")
