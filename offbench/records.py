@@ -425,6 +425,14 @@ class Store:
             frame = frame[frame[name].isin(_as_set(value))]
         return frame.reset_index(drop=True)
 
+    def curves(self, **where: Any) -> dict[str, pd.DataFrame]:
+        """run_id -> metrics, one row per logged point, of every run that has any; `where` as in `runs`."""
+        return {
+            body["run_id"]: pd.DataFrame(body["metrics"], dtype="float64")
+            for _, body in self._matching(where)
+            if body["metrics"] is not None
+        }
+
     # --- inside -----------------------------------------------------------------------------
 
     def _folder(self, run: RunSpec, entry: str) -> Path:
