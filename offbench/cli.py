@@ -5,6 +5,7 @@ finished.
 """
 
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -124,7 +125,7 @@ def _execute(args: Sequence[str], *, bench: bool) -> int:
     failures = _show_progress(todo, store, wanted, console) if todo else []
     board = _board_of(wanted, store)
     if board is not None:
-        _print_board(board, wanted, console)
+        _print_board(board, wanted, console, args)
         console.print(f"{left} runs in {time.perf_counter() - start:.0f} s")
     for line in failures:
         print(f"offbench: {line}", file=sys.stderr)
@@ -366,7 +367,7 @@ def _board(args: Sequence[str]) -> int:
     board = _board_of(wanted, Store(Path(wanted.settings.results)))
     if board is None:
         raise _nothing_recorded(wanted)
-    _print_board(board, wanted, _console())
+    _print_board(board, wanted, _console(), args)
     return 0
 
 
@@ -427,12 +428,14 @@ def _diagnose(args: Sequence[str]) -> int:
     return 0
 
 
-def _print_board(board: "Board", plan: "Plan", console: "Console") -> None:
+def _print_board(board: "Board", plan: "Plan", console: "Console", args: Sequence[str]) -> None:
     from offbench.board import to_terminal, write
 
     to_terminal(board, console)
     paths = write(board, _board_folder(plan), _board_name(plan))
     console.print(f"written: {', '.join(map(str, paths))}")
+    more = f"chunk lengths, values against returns: offbench diagnose {shlex.join(args)}".strip()
+    console.print(more, markup=False, soft_wrap=True)
 
 
 def _board_folder(plan: "Plan") -> Path:

@@ -240,8 +240,16 @@ def _draw_lengths(
             table.index, share, 0.06 * last, foot, color=colour, edgecolor="white", linewidth=0.5
         )
         foot = foot + share
-    axis.set(xlabel="update", xlim=(0, 1.04 * last), ylim=(0, 1))
-    axis.xaxis.label.set_size(9)
+    axis.set_ylim(0, 1)
+    _of_updates(axis, last)
+
+
+def _of_updates(axis: "Axes", last: float) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    axis.set_xlim(0, 1.04 * last)
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k, 1M
+    axis.set_xlabel("update", fontsize=9)
 
 
 def _draw_spread(axis: "Axes", spread: pd.DataFrame) -> None:
@@ -252,8 +260,8 @@ def _draw_spread(axis: "Axes", spread: pd.DataFrame) -> None:
         spread["update"], spread["low"], spread["high"], color=_BLUE, alpha=0.2, linewidth=0
     )
     axis.plot(spread["update"], spread["value"], color=_BLUE)
-    axis.set(ylim=(0, None), xlim=(0, 1.04 * spread["update"].max()))
-    axis.set_xlabel("update", fontsize=9)
+    axis.set_ylim(0, None)
+    _of_updates(axis, spread["update"].max())
     axis.set_ylabel("largest - smallest value\n(mean and range of seeds)", fontsize=8)
 
 

@@ -641,7 +641,7 @@ def test_the_last_three_evaluations_are_averaged_beside_the_last_alone() -> None
         means.setdefault(entry, []).append([np.mean(of_seed), last.mean()])
     text = to_markdown(board)
     assert "after 80 %, 90 %, 100 % of the updates, on 2, 2, 4 episodes per seed" in text
-    for entry, pairs in means.items():
+    for pairs in means.values():
         three, last = np.mean(pairs, 0)
         assert f"| {three:.1f} | {last:.1f} |" in text and f"{three:.1f}" in printed(board)
     assert to_csv(board).count("mean of last 3 evaluations") == 4
