@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 HELP = """\
 offbench COMMAND [key=value ...]
 
-  bench   run what is missing of a suite and print its leaderboard  (suite=quick methods=[bc,iql+aw] seeds=[0,1])
-  run     the same for one method                  (method=iql task=... seeds=[0,1,2] method.expectile=0.9)
-  plan    print every run, every effective value with its source, and how long it will take; run nothing
-  board   print the leaderboard of what has been run and write results/board/<suite>.{md,csv}
+  bench     run what is missing of a suite and print its leaderboard  (suite=quick methods=[bc,iql+aw] seeds=[0,1])
+  run       the same for one method                  (method=iql task=... seeds=[0,1,2] method.expectile=0.9)
+  plan      print every run, every effective value with its source, and how long it will take; run nothing
+  board     print the leaderboard of what has been run and write results/board/<suite>.{md,csv}
   diagnose  draw chunk lengths, success by length, and values against returns, into results/board/<suite>-diagnostics
-  list    methods | tasks | suites | samplers | views | weights
-  data    list | show | check | fetch | make | compose | pack | unpack      (offbench data --help)
-  check   method=NAME             run the contract every method must keep
-  speed   how fast training is here, against a plain PyTorch loop
+  list      methods | tasks | suites | samplers | views | weights
+  data      list | show | check | fetch | make | compose | pack | unpack      (offbench data --help)
+  check     method=NAME             run the contract every method must keep
+  speed     how fast training is here, against a plain PyTorch loop
 
 Settings: conf/run.yaml. Method, sampler, view, weight: conf/method, conf/sampler, conf/view, conf/weight.
 A method of your own: method._target_=package.Class, or an installed package with an `offbench.conf` entry point.

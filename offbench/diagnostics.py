@@ -307,8 +307,10 @@ def _values_figure(task: str, values: pd.DataFrame, numbers: pd.DataFrame) -> "F
         axis.set_title(f"{entry}\n{note}", fontsize=9)
     for axis in axes[:, 0]:
         axis.set_ylabel("discounted return", fontsize=9)
-    wide = "  (hollow: cut short, what would have followed is not in it)" if columns > 1 else ""
-    figure.supxlabel(f"value of the first decision{wide}", fontsize=9)
+    hollow = "hollow: cut short" + (
+        ", what would have followed is not in it" if columns > 1 else ""
+    )
+    figure.supxlabel(f"value of the first decision\n({hollow})", fontsize=9)
     figure.suptitle(task, fontsize=11)
     return figure
 

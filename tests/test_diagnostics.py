@@ -9,6 +9,7 @@ from offbench import cli
 from offbench.diagnostics import COLUMNS, mean_lengths, measure, start_values, write
 from offbench.errors import UserError
 from offbench.records import Store
+from offbench.sinks import Wandb
 
 GAMMA = 0.9
 CURVES = {"update": [50, 100], "planned_length": [1.4, 1.8], "planned_1": [0.6, 0.2],
@@ -179,3 +180,21 @@ def test_nothing_to_show_is_said_in_one_line(store, tmp_path, capsys):
         assert (
             error.count("\n") == 1 and "nothing recorded for quick" in error and str(root) in error
         )
+
+
+def test_a_screen_shows_executed_lengths_and_what_was_expected():
+    shown = []
+
+    class Screen:
+        def log(self, values, step):
+            shown.append((step, values))
+
+    sink = object.__new__(Wandb)
+    sink._runs = [Screen(), Screen()]
+    frame = chunked(0).query("stream == 'test'").assign(member=1)
+    sink.episodes(frame)
+    sink.episodes(frame.assign(start_value=None))
+    (step, first), (_, second) = shown
+    assert step == 100 and first["test/start_value"] == pytest.approx(frame["start_value"].mean())
+    assert first["test/executed_length"] == frame["length"].sum() / frame["plans"].sum()
+    assert set(second) == {"test/score", "test/return", "test/executed_length"}
