@@ -10,8 +10,9 @@ Numbers and pictures from the records alone; `offbench diagnose suite=...` write
     numbers.csv         what is drawn, and the mean difference of value and return
 
 A return is *whole* when its episode ended, or when less than 1 % of its horizon is left out (gamma **
-length). Others are drawn hollow, and there is no mean difference over a part of the episodes: where
-failures are cut short, that part would be the successes, whose returns are high by selection.
+length). Others are drawn as rings: of rewards below 0 the return could only be lower, of those above 0
+only higher. There is no mean difference over a part of the episodes: where failures are cut short, that
+part would be the successes, whose returns are high by selection.
 """
 
 from collections.abc import Iterator, Mapping
@@ -46,8 +47,9 @@ def measure(
     bootstrapped states where a length won, mean over n seeds), `prefix spread` (mean over n seeds, from
     the lowest seed to the highest), `success` (share of n test episodes whose mean executed length is
     near `length`, with its 95 % Wilson interval, which takes the seeds' episodes for independent),
-    `start value` and `discounted return` (means over n test episodes), `value minus return` (mean over
-    seeds with its 95 % Student-t interval; n episodes). The last two only where every return is whole.
+    `start value` (mean over n test episodes), `whole returns` (their share), `discounted return` (mean),
+    `value minus return` (mean over seeds with its 95 % Student-t interval; n episodes). The last two only
+    where every return is whole.
     """
     of_run = {run["run_id"]: (run["entry"], run["task"]) for run in runs.to_dict("records")}
     lines: list[dict[str, Any]] = []
@@ -127,6 +129,7 @@ def _values(test: pd.DataFrame, runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
     update, n = known["update"].max(), len(known)
     common = {"update": update, "n": n}
     yield {"what": "start value", "value": known["start_value"].mean(), **common}
+    yield {"what": "whole returns", "value": known["whole"].mean(), **common}
     if not known["whole"].all():
         return
     yield {"what": "discounted return", "value": known["discounted_return"].mean(), **common}
@@ -307,7 +310,7 @@ def _values_figure(task: str, values: pd.DataFrame, numbers: pd.DataFrame) -> "F
         axis.set_title(f"{entry}\n{note}", fontsize=9)
     for axis in axes[:, 0]:
         axis.set_ylabel("discounted return", fontsize=9)
-    hollow = "hollow: cut short" + (
+    hollow = "orange rings: cut short" + (
         ", what would have followed is not in it" if columns > 1 else ""
     )
     figure.supxlabel(f"value of the first decision\n({hollow})", fontsize=9)
@@ -322,8 +325,10 @@ def _draw_values(axis: "Axes", values: pd.DataFrame) -> None:
     ends = ends + np.array([-0.05, 0.05]) * max(ends[1] - ends[0], 1e-3)
     axis.plot(ends, ends, color="0.6", linestyle="--", linewidth=1)
     whole = values["whole"].to_numpy(bool)
-    for part, face in ((whole, _BLUE), (~whole, "none")):
-        axis.scatter(x[part], y[part], s=18, facecolors=face, edgecolors=_BLUE, alpha=0.6)
+    for part, face, edge in ((whole, _BLUE, _BLUE), (~whole, "none", _ORANGE)):
+        axis.scatter(
+            x[part], y[part], s=18, facecolors=face, edgecolors=edge, alpha=0.7, linewidths=0.9
+        )
     axis.set(xlim=tuple(ends), ylim=tuple(ends))
 
 

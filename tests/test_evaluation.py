@@ -231,7 +231,8 @@ class Values(Goes):
     def value(self, state, obs, made):
         action = made.action if isinstance(made, Plan) else made
         length = made.length if isinstance(made, Plan) else self.steps
-        return 100 * obs[:, 0] + 10 * action.sum(-1) + state["sign"] + 1000 * length
+        total = 100 * obs[:, 0] + 10 * action.sum(-1) + state["sign"] + 1000 * length
+        return total + 5 * self.speed
 
 
 def line_pipeline(view):
@@ -274,7 +275,7 @@ def test_values_at_the_start_stand_beside_the_return_in_their_units(view, method
             if t % executed == 0:
                 action = np.clip(0.7 * sign + 0.01 * 2 * obs[0], -1, 1)
                 if total is None:
-                    total = 200 * obs[0] + 10 * method.steps * action + sign + 1000 * executed
+                    total = 200 * obs[0] + 10 * method.steps * action + sign + 1000 * executed + 3.5
             obs, reward, ended, cut, _ = env.step([np.float32(action)])
             want += GAMMA**t * (0.5 * (3 * reward - 1) + 2)
             raw, t, over = raw + reward, t + 1, ended or cut
@@ -289,7 +290,7 @@ def test_a_swept_stack_is_valued_with_its_own_settings():
     state = Swept({"speed": speeds}, {"sign": torch.ones(3)})
     rows = evaluate(policy, state, LineTask, seeds=[0, 0, 0], episodes=1)
     apart = rows["start_value"].diff()[1:].tolist()
-    assert apart == pytest.approx((10 * speeds.diff()).tolist(), rel=1e-3)
+    assert apart == pytest.approx((15 * speeds.diff()).tolist(), rel=1e-3)
 
 
 def test_weights_around_a_method_hand_its_values_on():
