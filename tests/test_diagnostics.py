@@ -129,6 +129,7 @@ def test_a_mean_difference_is_given_only_where_every_return_is_whole(store):
         "executed",
         "success",
         "start value",
+        "whole returns",
     }
     found = numbers[(numbers["entry"] == "fixed") & (numbers["what"] == "value minus return")].iloc[
         0

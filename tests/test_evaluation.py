@@ -279,6 +279,11 @@ def test_values_at_the_start_stand_beside_the_return_in_their_units(view, method
             obs, reward, ended, cut, _ = env.step([np.float32(action)])
             want += GAMMA**t * (0.5 * (3 * reward - 1) + 2)
             raw, t, over = raw + reward, t + 1, ended or cut
+        if method.steps > 1:
+            counts = [0] * method.steps
+            counts[executed - 1] += t // executed
+            counts[t % executed - 1] += t % executed > 0
+            assert row["chunk_lengths"] == counts and row["plans"] == sum(counts)
         assert row["start_value"] == pytest.approx(total, rel=1e-5)
         assert row["discounted_return"] == pytest.approx(want, rel=1e-5)
         assert row["return"] == pytest.approx(raw, rel=1e-5) and row["length"] == t
