@@ -320,7 +320,7 @@ def _aggregate(
                 "mean": average.point,
                 "mean_low": average.low,
                 "mean_high": average.high,
-                "n_seeds": int(row["n_seeds"].min()),
+                "n_seeds": int(row["n_seeds"][row["status"] != "left out"].min()),
                 "n_seeds_max": int(row["n_seeds"].max()),
                 "n_episodes": int(row["n_episodes"].sum()),
                 **_how(mine),

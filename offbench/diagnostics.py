@@ -230,7 +230,10 @@ def _legend_of_lengths(figure: "Figure", colours: np.ndarray) -> None:
 def _draw_lengths(
     axis: "Axes", planned: pd.DataFrame, executed: pd.DataFrame, colours: np.ndarray
 ) -> None:
-    last = max([*planned["update"], *executed["update"]], default=1)
+    if planned.empty and executed.empty:
+        _say(axis, "lengths were not recorded then")
+        return
+    last = max([*planned["update"], *executed["update"]])
     if len(planned):
         table = planned.pivot_table(index="update", columns="length", values="value")
         shades = [colours[int(k) - 1] for k in table]
@@ -333,7 +336,8 @@ def _draw_values(axis: "Axes", values: pd.DataFrame) -> None:
 
 
 def _say(axis: "Axes", text: str) -> None:
-    axis.set_axis_off()
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
     axis.text(
         0.5, 0.5, text, ha="center", va="center", fontsize=9, color="0.4", transform=axis.transAxes
     )

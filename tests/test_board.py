@@ -551,7 +551,7 @@ def test_an_entry_that_the_suite_asks_for_some_tasks_alone_is_not_incomplete() -
         assert cell(board, entry, B)["status"] == "left out"
         assert cell(board, entry, B)["missing"]
         assert (line(board, entry)["complete"], line(board, entry)["n_asked"]) == (1, 1)
-        assert pd.isna(line(board, entry)["rank"])
+        assert pd.isna(line(board, entry)["rank"]) and line(board, entry)["n_seeds"] == 2
     text = to_markdown(board)
     assert "| qc | **8.5 ± 6.4** | -- | suite's choice (1/2 tasks) |" in text
     assert "the suite asks the entry for some of the tasks alone" in board.caption
