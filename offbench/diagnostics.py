@@ -17,6 +17,7 @@ part would be the successes, whose returns are high by selection.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -200,7 +201,7 @@ def _chunks_figure(task: str, numbers: pd.DataFrame) -> "Figure | None":
         _draw_lengths(row[0], mine.get("planned", none), mine.get("executed", none), colours)
         _draw_spread(row[1], mine.get("prefix spread", none))
         _draw_success(row[2], mine.get("success", none), longest)
-        row[0].set_ylabel(f"{entry}\nshare of chunks", fontsize=9)
+        row[0].set_ylabel(f"{fill(entry, 24)}\nshare of chunks", fontsize=9)
     titles = ("chunk lengths", "spread of values over lengths", "success by length")
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=10)
@@ -243,7 +244,7 @@ def _draw_lengths(
     for length in table:
         share, colour = table[length].to_numpy(), colours[int(length) - 1]
         axis.bar(
-            table.index, share, 0.06 * last, foot, color=colour, edgecolor="white", linewidth=0.5
+            table.index, share, 0.045 * last, foot, color=colour, edgecolor="white", linewidth=0.5
         )
         foot = foot + share
     axis.set_ylim(0, 1)
@@ -280,7 +281,7 @@ def _draw_success(axis: "Axes", success: pd.DataFrame, longest: int) -> None:
     axis.errorbar(x, y, bounds, fmt="o", color=_ORANGE, capsize=3, markersize=5)
     for line in success.itertuples():
         axis.annotate(
-            str(line.n), (line.length, line.high), (0, 3), textcoords="offset points",
+            str(line.n), (line.length, line.high), (0, 5), textcoords="offset points",
             ha="center", fontsize=7, color="0.3",
         )  # fmt: skip
     axis.set(xlim=(0.7, longest + 0.3), ylim=(-0.03, 1.1), xticks=_whole_ticks(longest))
@@ -310,7 +311,7 @@ def _values_figure(task: str, values: pd.DataFrame, numbers: pd.DataFrame) -> "F
             half = "" if np.isnan(d["low"]) else f" ± {(d['high'] - d['low']) / 2:.2g}"
             note = f"value - return: {d['value']:.3g}{half}"
         _draw_values(axis, mine)
-        axis.set_title(f"{entry}\n{note}", fontsize=9)
+        axis.set_title(f"{fill(entry, 34)}\n{note}", fontsize=9)
     for axis in axes[:, 0]:
         axis.set_ylabel("discounted return", fontsize=9)
     hollow = "orange rings: cut short" + (
