@@ -30,7 +30,7 @@ from offbench import provenance
 from offbench.config import Cell, Settings, locate
 from offbench.errors import UserError
 from offbench.files import write_beside
-from offbench.records import Provenance, RunSpec, Store
+from offbench.records import EPISODE_COLUMNS, Provenance, RunSpec, Store
 from offbench.tasks import Task
 
 if TYPE_CHECKING:
@@ -382,7 +382,9 @@ class Progress:
         if not (checkpoint.exists() and path.exists()):
             return cls([], [], 0.0)
         body = json.loads(path.read_text())
-        frames = [pd.DataFrame(f).astype({"success": "boolean"}) for f in body["frames"]]
+        kinds = {k: v for k, v in EPISODE_COLUMNS.items() if v in ("boolean", "Int64", "Float64")}
+        typed = lambda f: f.astype({name: kinds[name] for name in f if name in kinds})
+        frames = [typed(pd.DataFrame(f)) for f in body["frames"]]
         return cls(body["curves"], frames, body["train_s"])
 
     def forget_from(self, update: int) -> None:

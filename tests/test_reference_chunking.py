@@ -466,7 +466,7 @@ MUTANTS = {
     "fql: bootstraps from the online critics": (_FQL, "flow.q_values(state.target_critic, b", "flow.q_values(state.critic, b"),
     "fql: next action at this state": (_FQL, "state.actor, batch.next_obs, rng", "state.actor, batch.obs, rng"),
     "fql: next action is not clipped": (_FQL, "rng.normal_like(k_next, noise)\n        ).clamp(-1, 1)", "rng.normal_like(k_next, noise)\n        )"),
-    "fql: smaller critic for the mean": (_FQL, 'next_q.mean(0) if self.q_aggregate == "mean"', 'next_q.amin(0) if self.q_aggregate == "mean"'),
+    "fql: smaller critic for the mean": (_FQL, 'q.mean(0) if self.q_aggregate == "mean"', 'q.amin(0) if self.q_aggregate == "mean"'),
     "fql: padding counts in the critic": (_FQL, "* valid[:, -1]).mean()", ").mean()"),
     "fql: first step's mask for the last": (_FQL, "* valid[:, -1]", "* valid[:, 0]"),
     "fql: actor descends Q": (_FQL, "distill_loss - scale * actor_q", "distill_loss + scale * actor_q"),
