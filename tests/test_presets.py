@@ -46,7 +46,7 @@ def test_a_row_is_used_by_a_task_and_sets_what_exists(name, preset):
         got = {"batch_size": made.pipeline["batch_size"], "gamma": made.pipeline["gamma"]} | {
             f"method.{k}": v for k, v in made.hparams.items()
         }
-        assert got[key] == value
+        assert got[key] == (made.n_updates if value == "${n_updates}" else value)
         assert made.sources[key] == f"preset ({preset.source})"
     for transform, settings in made.pipeline["transforms"].items():
         assert settings.keys() <= inspect.signature(TRANSFORMS[transform]).parameters.keys()
@@ -66,6 +66,16 @@ def test_the_command_line_wins_over_a_preset_and_counts_as_the_users():
     made = cell("rebrac", "d4rl/pen-human-v1", "method.actor_lr=0.5")
     assert made.hparams["actor_lr"] == 0.5 and made.hparams["critic_bc_weight"] == 0.5
     assert made.tuning["how"] == "user"
+
+
+@pytest.mark.parametrize("name", ["iql", "xql"])
+def test_the_actors_rate_decays_over_the_whole_run_however_long(name):
+    """As in the authors' codes and CORL's, whose runs have one length."""
+    for n in (1_000_000, 50_000):
+        made = cell(name, "d4rl/hopper-medium-v2", f"n_updates={n}")
+        assert made.hparams["actor_decay_steps"] == n
+    fixed = cell(name, "d4rl/hopper-medium-v2", "n_updates=50000", "method.actor_decay_steps=7")
+    assert fixed.hparams["actor_decay_steps"] == 7
 
 
 def test_a_task_without_a_row_has_the_methods_own_settings():
@@ -219,11 +229,11 @@ def test_cells_of_a_table_are_numbers_and_not_text():
     """`3e-4` is text in yaml, `0.0003` a number."""
     for name, preset in ROWS:
         for key, value in preset.settings.items():
-            assert isinstance(value, int | float | bool | dict) or key == "method.weight_init", (
-                name,
-                preset.task,
-                key,
-            )
+            assert (
+                isinstance(value, int | float | bool | dict)
+                or value == "${n_updates}"
+                or key == "method.weight_init"
+            ), (name, preset.task, key)
     assert yaml.safe_load("3e-4") == "3e-4"
 
 
