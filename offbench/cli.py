@@ -208,6 +208,9 @@ def _finished(part: "Pack", event: "Event") -> list[str]:
         tail = f" [red]{len(o.failed)} diverged[/]" if o.failed else ""
         engine = f" [yellow]{escape(o.backend)}[/]" if "(" in o.backend else ""  # one was refused
         lines.append(f"{escape(_title(o.cell))}: {scores}{tail} [dim]({o.wall_s:.0f} s)[/]{engine}")
+        lines += [
+            f"  [yellow]seed {seed}: {escape(remark)}[/]" for seed, remark in o.remarks.items()
+        ]
     return lines
 
 

@@ -342,6 +342,20 @@ def test_a_diverged_seed_is_a_record_with_its_reason_and_exit_code_1(tmp_path, c
     assert record["status"] == "diverged" and "not finite" in record["reason"]
 
 
+def test_values_that_exploded_are_told_beside_a_score_that_counts(tmp_path, capsys):
+    """Of one run of a stack and not of its neighbour; the exit code is that of success."""
+    from offbench.records import Store
+
+    args = ["run", "method=td3_bc", "seeds=[0]", *TINY, f"results={tmp_path}", "jobs=1"]
+    assert main([*args, "gamma=0", "method.lr=[1e-4,1000.0]"]) == 0
+    out = capsys.readouterr().out
+    runs = Store(tmp_path).runs().set_index("hparams.lr")
+    assert (runs["status"] == "ok").all() and runs.loc[1e-4, "reason"] is None
+    assert runs.loc[1000.0, "reason"].startswith("values diverged: mean q")
+    assert out.count("seed 0: values diverged") == 1
+    assert "1 of 1 runs of td3_bc(hidden=[8],gamma=0,lr=1000)" in " ".join(out.split())
+
+
 def test_wandb_is_a_screen_that_needs_no_account(tmp_path):
     done = offbench(
         "run",
