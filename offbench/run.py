@@ -544,9 +544,11 @@ def _run_here(packs: Sequence[Pack], store: Store, settings: Settings) -> Iterat
     pools: dict[str, EnvPool] = {}
 
     def work() -> None:
-        for index, pack in enumerate(packs):
-            events.put(_guarded(index, pack, store, settings, pools, events.put))
-        events.put(None)
+        try:
+            for index, pack in enumerate(packs):
+                events.put(_guarded(index, pack, store, settings, pools, events.put))
+        finally:  # whoever waits for an event must not wait for ever
+            events.put(None)
 
     threading.Thread(target=work, daemon=True).start()
     while (event := events.get()) is not None:
@@ -574,7 +576,7 @@ def _guarded(
     size, wall_s = len(pack.members), time.perf_counter() - start
     for cell, run in pack.members:
         if not store.has(run.run_id):
-            made = _provenance(cell, settings, "cpu", settings.engine, size, wall_s, 0.0)
+            made = _provenance(cell, settings, "cpu", settings.engine, size, wall_s, 0.0, {})
             store.fail(run, reason, made)
     return Event(index, "failed", 1.0, error=text)
 

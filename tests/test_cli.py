@@ -17,6 +17,7 @@ import yaml
 from offbench.cli import _parity, main
 from offbench.data import episode_returns
 from offbench.doctor import DataWarning
+from offbench.errors import UserError
 from offbench.tasks import check_file, load_task
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -340,6 +341,23 @@ def test_a_diverged_seed_is_a_record_with_its_reason_and_exit_code_1(tmp_path, c
 
     (record,) = [json.loads(p.read_text()) for p in tmp_path.glob("runs/**/*.json")]
     assert record["status"] == "diverged" and "not finite" in record["reason"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom\nand more"), UserError("not like this")])
+def test_a_pack_that_raises_is_a_failed_record_with_its_reason_and_exit_code_1(
+    error, tmp_path, capsys, monkeypatch
+):
+    from offbench import run
+    from offbench.records import Store
+
+    def raises(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(run, "run_pack", raises)
+    assert main(["run", "method=bc", "seeds=[0,1]", *TINY, f"results={tmp_path}", "jobs=1"]) == 1
+    (reason,) = set(Store(tmp_path).runs(status="failed")["reason"])
+    assert reason == str(error) if isinstance(error, UserError) else reason == "RuntimeError: boom"
+    assert str(error) in capsys.readouterr().err
 
 
 def test_values_that_exploded_are_told_beside_a_score_that_counts(tmp_path, capsys):
