@@ -446,6 +446,15 @@ def _options(group: str) -> list[tuple[str, str]]:
     return rows
 
 
+_NEEDS = {  # of the data, beside transitions; what a view provides is not listed
+    "next_action": "the action after each transition",
+    "return_to_go": "whole episodes",
+    "sparse_return_to_go": "whole episodes",
+    "context": "whole episodes",
+}
+_IN_CORL = ("awac", "bc", "cal_ql", "cql", "dt", "edac", "iql", "rebrac", "sac_n", "td3_bc")
+
+
 def _methods() -> list[tuple[str, str]]:
     """Every method with its paper, and below it what it learns from and how it compares with CORL."""
     from offbench.config import locate, options, read_option
@@ -458,12 +467,13 @@ def _methods() -> list[tuple[str, str]]:
         cls = locate(config["method"]["_target_"])
         view = views.get(config["view"]["_target_"], config["view"]["_target_"])
         method = cls(**{k: v for k, v in config["method"].items() if k != "_target_"})
-        needs = [need.replace("_", " ") for need in getattr(method, "needs", ())]
+        needs = [_NEEDS[need] for need in getattr(method, "needs", ()) if need in _NEEDS]
+        agreed = measured.get(name, "not measured") if measured else "no record here"
         parts = [
             f"{getattr(cls, 'actions', 'continuous')} actions",
             f"view={view}",
             *([f"needs {', '.join(needs)}"] if needs else []),
-            f"parity with CORL: {measured.get(name, 'not measured') if measured else 'no record here'}",
+            f"parity with CORL: {agreed}" if name in _IN_CORL else "not in CORL",
         ]
         rows += [(name, about), ("", "; ".join(parts))]
     return rows

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -14,7 +15,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from offbench.cli import _parity, main
+from offbench.cli import _IN_CORL, _parity, main
+from offbench.config import options
 from offbench.data import episode_returns
 from offbench.doctor import DataWarning
 from offbench.errors import UserError
@@ -423,7 +425,14 @@ def test_methods_are_listed_with_their_paper_what_they_learn_from_and_their_pari
     lines = capsys.readouterr().out.splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("dt "))
     assert "Chen et al., 2021" in lines[at] and "arxiv.org" in lines[at]
-    assert "continuous actions; view=window; needs context; parity with CORL: " in lines[at + 1]
+    assert set(_IN_CORL) <= set(options("method"))
+    ends = {line.split()[0]: after for line, after in pairwise(lines) if line[0] != " "}
+    assert ends.keys() == set(options("method"))
+    for name, end in ends.items():
+        assert ("parity with CORL" in end) == (name in _IN_CORL) and "_" not in end
+    assert (
+        "continuous actions; view=window; needs whole episodes; parity with CORL: " in lines[at + 1]
+    )
     assert (
         not any("not measured" in line for line in lines)
         or (ROOT / "results/parity/parity.csv").exists()
