@@ -76,6 +76,8 @@ class CQL:
     critic_hidden: tuple[int, ...] | None = None  # None: as `hidden`
 
     def __post_init__(self) -> None:
+        if self.n_actions < 1:
+            raise UserError(f"n_actions={self.n_actions} must be at least 1")
         if self.sparse_rewards and not self.calibrated:
             raise UserError(
                 "sparse_rewards=true is about the bound of calibrated=true, which is off"
