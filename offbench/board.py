@@ -488,7 +488,20 @@ def _notes(whole: pd.DataFrame, cells: pd.DataFrame, tasks: tuple[str, ...]) -> 
             f"{line.task}: {line.entry} has {' and '.join(counts)} beside {line.n_seeds} finished"
             " runs, so it has no aggregate"
         )
-    return tuple(notes)
+    return (*notes, *_remarks(whole))
+
+
+def _remarks(whole: pd.DataFrame) -> Iterable[str]:
+    """What the records say of runs whose scores count."""
+    if "reason" not in whole:
+        return
+    for (task, entry), cell in whole.groupby(["task", "entry"]):
+        said = cell["reason"].dropna()
+        if len(said):
+            yield (
+                f"{task}: {len(said)} of {len(cell)} runs of {entry}, whose scores count, are "
+                f"recorded with a remark, the first: {said.iloc[0]}"
+            )
 
 
 def _failures(line: Any) -> tuple[tuple[int, str], tuple[int, str]]:

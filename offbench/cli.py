@@ -211,6 +211,9 @@ def _finished(part: "Pack", event: "Event") -> list[str]:
         tail = f" [red]{len(o.failed)} diverged[/]" if o.failed else ""
         engine = f" [yellow]{escape(o.backend)}[/]" if "(" in o.backend else ""  # one was refused
         lines.append(f"{escape(_title(o.cell))}: {scores}{tail} [dim]({o.wall_s:.0f} s)[/]{engine}")
+        lines += [
+            f"  [yellow]seed {seed}: {escape(remark)}[/]" for seed, remark in o.remarks.items()
+        ]
     return lines
 
 
@@ -479,6 +482,14 @@ def _options(group: str) -> list[tuple[str, str]]:
     return rows
 
 
+_NEEDS = {  # of the data, beside transitions; what a view provides is not listed
+    "next_action": "the action after each transition",
+    "return_to_go": "whole episodes",
+    "sparse_return_to_go": "whole episodes",
+    "context": "whole episodes",
+}
+
+
 def _methods() -> list[tuple[str, str]]:
     """Every method with its paper, and below it what it learns from and how it compares with CORL."""
     from offbench.config import locate, options, read_option
@@ -491,12 +502,13 @@ def _methods() -> list[tuple[str, str]]:
         cls = locate(config["method"]["_target_"])
         view = views.get(config["view"]["_target_"], config["view"]["_target_"])
         method = cls(**{k: v for k, v in config["method"].items() if k != "_target_"})
-        needs = [need.replace("_", " ") for need in getattr(method, "needs", ())]
+        needs = [_NEEDS[need] for need in getattr(method, "needs", ()) if need in _NEEDS]
+        agreed = measured.get(name)
         parts = [
             f"{getattr(cls, 'actions', 'continuous')} actions",
             f"view={view}",
             *([f"needs {', '.join(needs)}"] if needs else []),
-            f"parity with CORL: {measured.get(name, 'not measured') if measured else 'no record here'}",
+            f"parity with CORL: {agreed}" if agreed else "no score compared with CORL's",
         ]
         rows += [(name, about), ("", "; ".join(parts))]
     return rows

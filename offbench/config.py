@@ -193,7 +193,7 @@ def _composed(choices: tuple[str, ...]) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     with _hydra():
-        return OmegaConf.to_container(compose("run", list(choices)), resolve=True)
+        return OmegaConf.to_container(compose("run", list(choices)))  # `Layers` resolves
 
 
 def _parse(overrides: Sequence[str]) -> list[dict[str, Any]]:
@@ -342,9 +342,13 @@ def _entry_cells(
 
 def _expand(given: Mapping[str, Any], hints: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A list given to a number is a sweep: `method.expectile=[0.7,0.8]` trains both in one stack."""
-    own = ("method.", *(f"{group}." for group in AROUND))  # where a number may be left open (null) and still swept
-    number = lambda k: hints.get(k) in (int, float) or (
-        hints.get(k) in (int | None, float | None) and k.startswith(own)
+    own = (
+        "method.",
+        *(f"{group}." for group in AROUND),
+    )  # where a number may be left open (null) and still swept
+    number = lambda k: (
+        hints.get(k) in (int, float)
+        or (hints.get(k) in (int | None, float | None) and k.startswith(own))
     )
     lists = {k: v for k, v in given.items() if number(k) and isinstance(v, list)}
     if empty := [k for k, v in lists.items() if not v]:
@@ -382,11 +386,7 @@ def _task_cells(
         if preset:
             own.update(preset.settings, f"preset ({preset.source})")
         own.update(given, "command line")
-        flat = {
-            k: v
-            for k, v in own.values.items()
-            if k.split(".")[0] not in ("method", *AROUND)
-        }
+        flat = {k: v for k, v in own.values.items() if k.split(".")[0] not in ("method", *AROUND)}
         settings = _build(Settings, _nest(flat))
         _check_settings(settings)
         yield _cell(own, name, picked, task, suite, settings, given, preset), settings
@@ -614,6 +614,7 @@ def preset_table(name: str) -> tuple[Preset, ...]:
     """conf/presets/NAME.csv, a row per task: `task`, `source`, and a column per dotted setting.
 
     An empty cell sets nothing. `transforms` before `transforms.x.y` replaces those of the method.
+    `${n_updates}` is the length of the run, whatever it turns out to be.
     """
     path = conf_dir() / "presets" / f"{name}.csv"
     if not path.exists():
@@ -692,7 +693,7 @@ class Layers:
             if key == "transforms" or key.startswith("transforms."):
                 self._transforms(key, value, source)
             elif key in self.hints:
-                self.values[key] = coerce(value, self.hints[key], key)
+                self.values[key] = value if _refers(value) else coerce(value, self.hints[key], key)
                 self.sources[key] = source
             elif not (lenient and key.split(".")[0] in ("method", *AROUND)):
                 raise self._unknown(key)
@@ -732,7 +733,22 @@ class Layers:
         names = [
             k for k in self.values if k.startswith(group + ".") and not k.endswith("._target_")
         ]
-        return {k.split(".", 1)[1]: coerce(self.values[k], self.hints[k], k) for k in names}
+        return {k.split(".", 1)[1]: coerce(self._resolved(k), self.hints[k], k) for k in names}
+
+    def _resolved(self, key: str) -> Any:
+        """The value, or that of the setting it refers to, once every layer has been said."""
+        value = self.values[key]
+        if not _refers(value):
+            return value
+        name = value[2:-1]
+        if name not in self.values or _refers(self.values[name]):
+            raise unknown(f"setting in {key}={value}:", name, self.values)
+        return self.values[name]
+
+
+def _refers(value: Any) -> bool:
+    """Whether a value is the name of another setting, as Hydra writes it: `${n_updates}`."""
+    return isinstance(value, str) and value.startswith("${") and value.endswith("}")
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -63,6 +63,35 @@ class ReturnToGo(NamedTuple):
         return {"return_to_go": self.column[row]}
 
 
+class SparseReturnToGo(NamedTuple):
+    """`sparse_return_to_go` (B,): `return_to_go`, but failure has no end.
+
+    An episode of nothing but the data's least reward r never succeeded, and each of its steps is
+    worth r / (1 - gamma), wherever the recording stopped (Nakamoto et al., 2023, their code).
+    """
+
+    column: Tensor  # (S,)
+
+    @classmethod
+    def fit(cls, data: ReplayData, view: View) -> "SparseReturnToGo":
+        if view.gamma >= 1:
+            raise UserError(f"gamma={view.gamma}: failure for ever is worth r / (1 - gamma)")
+        worst = data.reward[data.valid].min()
+        above = (data.valid & (data.reward > worst)).long()
+        succeeded = above.new_zeros(data.n_episodes).index_add_(0, data.episode, above) > 0
+        forever = worst.double() / (1 - view.gamma)
+        column = torch.where(
+            succeeded[data.episode], discounted_to_go(data, view.gamma), forever.to(data.reward)
+        )
+        return cls(column)
+
+    def support(self, data: ReplayData, view: View) -> Tensor:
+        return data.valid
+
+    def tensors(self, data: ReplayData, view: View, row: Tensor) -> Mapping[str, Tensor]:
+        return {"sparse_return_to_go": self.column[row]}
+
+
 class Valid(NamedTuple):
     """`valid` (B, h): 1 for the steps of a chunk that belong to the episode it starts in, else 0.
 
@@ -134,6 +163,7 @@ def _context(data: ReplayData, view: View) -> Extra:
 EXTRAS = {
     "next_action": _next_action,
     "return_to_go": ReturnToGo.fit,
+    "sparse_return_to_go": SparseReturnToGo.fit,
     "valid": _valid,
     "prefixes": Prefixes.fit,
     "context": _context,

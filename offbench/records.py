@@ -295,7 +295,7 @@ class Record(NamedTuple):
 
     path: Path  # of the json
     status: Status
-    reason: str | None  # why it failed
+    reason: str | None  # why it failed, or what to know of a run that did not
     spec: RunSpec
     provenance: Provenance
     metrics: pd.DataFrame | None  # one row per logged point
@@ -342,12 +342,14 @@ class Store:
         episodes: pd.DataFrame,
         provenance: Provenance,
         metrics: Mapping[str, Sequence[float]] | None = None,
+        *,
+        remark: str | None = None,
     ) -> Path:
         """Records a finished run and returns the path of its json.
 
         `episodes` has EPISODE_COLUMNS; those which are the same for the whole run (run_id, entry,
         suite, task, method, seed) may be left out. `metrics` are curves of equal length, one list
-        per name. Raises UserError for rows that do not belong to this run, for `test` rows before
+        per name. `remark` is what a reader of the score must know, kept as the `reason`. Raises UserError for rows that do not belong to this run, for `test` rows before
         the last update, and when the run has a whole record already.
         """
         table = _episode_table(run, episodes, provenance.entry)
@@ -360,7 +362,7 @@ class Store:
             "bytes": len(payload),
             "sha256": hashlib.sha256(payload).hexdigest(),
         }
-        return self._commit(run, provenance, "ok", None, payload, about, _curves(metrics))
+        return self._commit(run, provenance, "ok", remark, payload, about, _curves(metrics))
 
     def fail(
         self,

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     Future,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from offbench.types import Spec
 
 CURVE_POINTS = 20  # how often metrics are read and progress is reported
+TOO_FAR = 10  # times what any policy could earn: no error of estimation, the values have diverged
 
 Report = Callable[[str, float], None]  # phase, fraction of the pack done
 
@@ -53,6 +54,7 @@ class Outcome(NamedTuple):
     cell: Cell
     scores: dict[int, float]  # seed -> mean test score
     failed: dict[int, str]  # seed -> reason
+    remarks: dict[int, str]  # seed -> what to know of a score that counts
     wall_s: float
     backend: str  # which engine ran, with the reason where a faster one was refused
 
@@ -316,7 +318,7 @@ def run_pack(
             sink.episodes(frame)
     outcomes = _record(
         pack, store, settings, point.backend, device, broken, frames, curves, start, train_s,
-        _fitted(cell, pipeline),
+        _fitted(cell, pipeline), most_earned(pipeline),
     )  # fmt: skip
     for path in (_checkpoint_path(pack, settings), Progress.path(_checkpoint_path(pack, settings))):
         path.unlink(missing_ok=True)
@@ -417,13 +419,14 @@ def _select(state: Any, places: list[int]) -> Any:
 def _record(
     pack: Pack, store: Store, settings: Settings, backend: str, device: str, broken: list[bool],
     frames: "list[pd.DataFrame]", curves: list[dict[str, Any]], start: float, train_s: float,
-    fitted: dict[str, Any],
+    fitted: dict[str, Any], most: float,
 ) -> list[Outcome]:  # fmt: skip
     import pandas as pd
 
     wall_s = time.perf_counter() - start
     scores: dict[str, dict[int, float]] = {cell.entry: {} for cell in pack.cells}
     failed: dict[str, dict[int, str]] = {cell.entry: {} for cell in pack.cells}
+    remarks: dict[str, dict[int, str]] = {cell.entry: {} for cell in pack.cells}
     for i, (cell, run) in enumerate(pack.members):
         made = _provenance(
             cell, settings, device, backend, len(pack.members), wall_s, train_s, fitted
@@ -439,12 +442,35 @@ def _record(
         curve = {"update": [c["update"] for c in curves]} | {
             m: [c[m][i] for c in curves] for m in names
         }
-        store.append(run, pd.concat(rows, ignore_index=True), made, curve)
+        if remark := exploded({m: curve[m][-1] for m in names}, most):
+            remarks[cell.entry][run.seed] = remark
+        store.append(run, pd.concat(rows, ignore_index=True), made, curve, remark=remark)
         scores[cell.entry][run.seed] = float(rows[-1]["score"].mean())
     return [
-        Outcome(cell, scores[cell.entry], failed[cell.entry], wall_s, backend)
+        Outcome(cell, scores[cell.entry], failed[cell.entry], remarks[cell.entry], wall_s, backend)
         for cell in pack.cells
     ]
+
+
+def most_earned(pipeline: "Pipeline") -> float:
+    """No policy's discounted return can be larger than this, by the rewards as a method sees them."""
+    gamma = pipeline.view.gamma
+    return float(pipeline.data.reward.abs().max()) / (1 - gamma) if gamma < 1 else float("inf")
+
+
+def exploded(metrics: Mapping[str, float], most: float) -> str | None:
+    """Says so where the mean of a method's values (`q`, else `v`) lies far beyond what can be earned.
+
+    The policy is finite and its score is its score: to leave it out would be to choose the runs that
+    count by their outcome.
+    """
+    name = next((n for n in ("q", "v") if n in metrics), None)
+    if name is None or abs(metrics[name]) <= TOO_FAR * most:
+        return None
+    return (
+        f"values diverged: mean {name} {metrics[name]:.1e}, while the rewards allow {most:.1e} "
+        "(the largest / (1 - gamma))"
+    )
 
 
 def _provenance(

@@ -81,7 +81,13 @@ class NStep(NamedTuple):
         return _end(data, row, self.n)
 
     def policy(self, policy: Policy) -> Policy:
-        return policy
+        """A method that plans chunks plans one step here."""
+
+        def act(state: Any, step: TimeStep, carry: Any, key: Tensor) -> tuple[Tensor, Any]:
+            action, carry = policy.act(state, step, carry, key)
+            return action.action if isinstance(action, Plan) else action, carry
+
+        return policy._replace(act=act)
 
 
 class Underway(NamedTuple):

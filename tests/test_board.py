@@ -235,6 +235,17 @@ def test_a_failed_run_is_shown_and_not_averaged_over(status: str) -> None:
     assert f"{A}: iql has 1 {status} beside 2 finished runs" in text
 
 
+def test_a_remark_on_a_run_is_told_and_its_score_counts() -> None:
+    episodes, runs = records({("iql", A): [[50], [60]], ("bc", A): [[1], [2]]})
+    told = runs.assign(reason=[None, "values diverged: mean q 1e6", None, None])
+    board = leaderboard(episodes, told, [A])
+    assert board.cells.equals(leaderboard(episodes, runs, [A]).cells)
+    assert cell(board, "iql", A)["mean"] == 55
+    (note,) = board.notes
+    assert note.startswith(f"{A}: 1 of 2 runs of iql,") and note.endswith("mean q 1e6")
+    assert leaderboard(episodes, runs.assign(reason=None), [A]).notes == ()
+
+
 def test_a_failure_made_good_leaves_no_trace() -> None:
     whole = records({("iql", A): [[50], [60]]})
     failed = records({("iql", A): ["failed", "diverged"]})[1]

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -15,8 +16,10 @@ import pytest
 import yaml
 
 from offbench.cli import _parity, main
+from offbench.config import options
 from offbench.data import episode_returns
 from offbench.doctor import DataWarning
+from offbench.errors import UserError
 from offbench.tasks import check_file, load_task
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -342,6 +345,37 @@ def test_a_diverged_seed_is_a_record_with_its_reason_and_exit_code_1(tmp_path, c
     assert record["status"] == "diverged" and "not finite" in record["reason"]
 
 
+@pytest.mark.parametrize("error", [RuntimeError("boom\nand more"), UserError("not like this")])
+def test_a_pack_that_raises_is_a_failed_record_with_its_reason_and_exit_code_1(
+    error, tmp_path, capsys, monkeypatch
+):
+    from offbench import run
+    from offbench.records import Store
+
+    def raises(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(run, "run_pack", raises)
+    assert main(["run", "method=bc", "seeds=[0,1]", *TINY, f"results={tmp_path}", "jobs=1"]) == 1
+    (reason,) = set(Store(tmp_path).runs(status="failed")["reason"])
+    assert reason == str(error) if isinstance(error, UserError) else reason == "RuntimeError: boom"
+    assert str(error) in capsys.readouterr().err
+
+
+def test_values_that_exploded_are_told_beside_a_score_that_counts(tmp_path, capsys):
+    """Of one run of a stack and not of its neighbour; the exit code is that of success."""
+    from offbench.records import Store
+
+    args = ["run", "method=td3_bc", "seeds=[0]", *TINY, f"results={tmp_path}", "jobs=1"]
+    assert main([*args, "gamma=0", "method.lr=[1e-4,1000.0]"]) == 0
+    out = capsys.readouterr().out
+    runs = Store(tmp_path).runs().set_index("hparams.lr")
+    assert (runs["status"] == "ok").all() and runs.loc[1e-4, "reason"] is None
+    assert runs.loc[1000.0, "reason"].startswith("values diverged: mean q")
+    assert out.count("seed 0: values diverged") == 1
+    assert "1 of 1 runs of td3_bc(hidden=[8],gamma=0,lr=1000)" in " ".join(out.split())
+
+
 def test_wandb_is_a_screen_that_needs_no_account(tmp_path):
     done = offbench(
         "run",
@@ -391,11 +425,14 @@ def test_methods_are_listed_with_their_paper_what_they_learn_from_and_their_pari
     lines = capsys.readouterr().out.splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("dt "))
     assert "Chen et al., 2021" in lines[at] and "arxiv.org" in lines[at]
-    assert "continuous actions; view=window; needs context; parity with CORL: " in lines[at + 1]
-    assert (
-        not any("not measured" in line for line in lines)
-        or (ROOT / "results/parity/parity.csv").exists()
-    )
+    ends = {line.split()[0]: after for line, after in pairwise(lines) if line[0] != " "}
+    assert ends.keys() == set(options("method"))
+    assert "continuous actions; view=window; needs whole episodes; " in ends["dt"]
+    assert not any("_" in end for end in ends.values())
+    measured = _parity(ROOT / "results/parity/parity.csv")
+    for name, end in ends.items():
+        words = f"parity with CORL: {measured[name]}" if name in measured else "no score compared"
+        assert words in end
 
     table = tmp_path / "parity.csv"
     assert _parity(table) == {}

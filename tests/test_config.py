@@ -78,6 +78,21 @@ def test_layers_win_in_order_and_say_where_a_value_came_from():
     assert plain.entry == "iql" and changed.entry == "iql(lr=0.5,batch_size=8)"
 
 
+def test_a_setting_may_be_that_of_another_once_all_layers_are_said():
+    refers = "method.actor_decay_steps=${n_updates}"
+    for n in (6000, 70):
+        made = cell("method=iql", refers, f"n_updates={n}")
+        spelt = cell("method=iql", f"method.actor_decay_steps={n}", f"n_updates={n}")
+        assert made.hparams["actor_decay_steps"] == n
+        assert made.runs()[0].run_id == spelt.runs()[0].run_id
+    with pytest.raises(
+        UserError, match=r"actor_decay_steps=\$\{n_update\}.*did you mean 'n_updates'"
+    ):
+        cell("method=iql", "method.actor_decay_steps=${n_update}")
+    with pytest.raises(UserError, match="must be a whole number"):
+        cell("method=iql", "method.actor_decay_steps=${method.hidden}")
+
+
 def test_an_entry_composes_a_method_with_a_sampler_and_a_view():
     p = plan([HOPPER, "methods=[iql+aw+nstep3,bc+top10]"], bench=True)
     first, second = p.cells

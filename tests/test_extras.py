@@ -69,6 +69,40 @@ def test_extras_see_transformed_rewards(data):
     assert torch.allclose(pipeline.extras[0].column, 2 * discounted_to_go(data, 0.99))
 
 
+@pytest.fixture
+def sparse(data):
+    """Rewards of 5 for success and -5 without it; some episodes succeed and lose it again, some never do."""
+    reward = torch.where(data.reward > 1.5, 5.0, -5.0).double()
+    return data._replace(reward=torch.where(data.valid, reward, 0.0))
+
+
+def test_an_episode_that_never_succeeds_is_worth_its_failure_for_ever(sparse):
+    pipeline = make_pipeline(sparse, view=NStep(1, 0.9), needs=["sparse_return_to_go"])
+    rows = sparse.valid.nonzero().squeeze(1)
+    got = pipeline.batch(rows).extras["sparse_return_to_go"]
+    plain, failed, won = discounted_to_go(sparse, 0.9), 0, 0
+    for value, row in zip(got.tolist(), rows.tolist(), strict=True):
+        steps = [i for i in rows.tolist() if sparse.episode[i] == sparse.episode[row]]
+        if all(sparse.reward[i] == -5 for i in steps):
+            failed += 1
+            assert value == pytest.approx(-50, abs=1e-12)
+        else:
+            won += 1
+            assert value == plain[row].item()
+    assert failed > 50 and won > 50
+
+
+def test_failure_for_ever_is_that_of_the_transformed_rewards(sparse):
+    options = {"reward_affine": {"scale": 2.0, "shift": 1.0}}
+    pipeline = make_pipeline(sparse, transforms=options, needs=["sparse_return_to_go"])
+    assert pipeline.extras[0].column[sparse.valid].min().item() == pytest.approx(-900)
+
+
+def test_failure_for_ever_needs_a_discount(sparse):
+    with pytest.raises(UserError, match=r"gamma=1\.0"):
+        make_pipeline(sparse, view=NStep(1, 1.0), needs=["sparse_return_to_go"])
+
+
 def test_two_minibatches_split_extras_too():
     batch = fake_batch(minibatches=2, needs=["next_action", "return_to_go"])
     assert batch.extras["next_action"].shape == (2, 16, SPEC.action_dim)

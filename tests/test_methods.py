@@ -13,9 +13,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from offbench import rng
 from offbench.engine import Engine, advance, initial_carry, make_step
+from offbench.errors import UserError
 from offbench.methods.bc import BC
+from offbench.methods.cql import CQL
+from offbench.methods.dt import DT
 from offbench.methods.iql import IQL
+from offbench.methods.sac_n import SACN
 from offbench.methods.td3_bc import TD3BC
+from offbench.methods.xql import XQL
 from offbench.pipeline import make_pipeline
 from offbench.sampling import advantage_weights
 from offbench.speed import CONTENDERS
@@ -138,6 +143,18 @@ def disagreement(method, data, view=VIEWS[0], n: int = 100) -> float:
 @pytest.mark.parametrize("method", HPARAMS, ids=repr)
 def test_a_hundred_updates_equal_the_plain_implementation(method, data64):
     assert disagreement(method, data64) < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [
+        (SACN, "n_critics", 0), (CQL, "n_actions", 0), (IQL, "actor_decay_steps", -1),
+        (XQL, "actor_decay_steps", -1), (DT, "heads", 3), (DT, "layers", 0),
+    ],
+)  # fmt: skip
+def test_a_count_that_cannot_be_is_refused_where_a_method_is_made(method, name, value):
+    with pytest.raises(UserError, match=f"{name}={value}"):
+        method(**{name: value})
 
 
 @pytest.mark.parametrize("method", DEFAULTS, ids=repr)

@@ -19,6 +19,7 @@ from torch.distributions.transforms import TanhTransform
 from torch.utils._pytree import tree_leaves, tree_map
 
 from offbench import rng
+from offbench.errors import UserError
 from offbench.methods.cql import CQL, _policy
 from offbench.pipeline import make_pipeline
 from offbench.testing import CHECKS, SPEC
@@ -45,8 +46,10 @@ METHODS = {
     "defaults": CQL(**SMALL),
     "loud": LOUD,
     "plain softmax": dataclasses.replace(LOUD, importance_sampling=False, clip_diff_min=None),
+    "sparse rewards": dataclasses.replace(LOUD, sparse_rewards=True),
     "no multiplier": dataclasses.replace(LOUD, lagrange=False, max_target_backup=False),
 }
+RETURNS = ("return_to_go", "sparse_return_to_go")
 VIEWS = [NStep(1, 0.99), NStep(3, 0.99), Chunk(4, 0.99)]
 
 
@@ -151,7 +154,8 @@ class Plain:
             for action, log_prob in (*after, *here):
                 x = value(q, batch.obs, action)
                 if m.calibrated:
-                    x = torch.maximum(x, batch.extras["return_to_go"])
+                    name = "sparse_return_to_go" if m.sparse_rewards else "return_to_go"
+                    x = torch.maximum(x, batch.extras[name])
                 terms.append(x - log_prob if m.importance_sampling else x)
             if not m.importance_sampling:
                 terms.append(q_data)
@@ -208,11 +212,17 @@ def lively(state):
     return state._replace(actor=actor, critic=critic, target_critic=copy.deepcopy(critic))
 
 
+def sparse(data):
+    """Rewards of two sizes; some episodes get none but the lesser, which for ever is worth most."""
+    return data._replace(reward=torch.where(data.reward > 1.5, 1.0, 0.5).double())
+
+
 def disagreement(method, data, view=VIEWS[0], n: int = 10) -> float:
     """The largest difference in parameters and metrics over n updates on the same batches and noise."""
     inside = (torch.arange(len(data.last)) % 11 == 5) & data.valid
     data = data._replace(terminal=data.terminal | inside)  # more of them than fakes have
-    pipeline = make_pipeline(data, view=view, batch_size=32, needs=("return_to_go",))
+    data = sparse(data) if method.sparse_rewards else data
+    pipeline = make_pipeline(data, view=view, batch_size=32, needs=RETURNS)
     spec = pipeline.spec(SPEC)
     state = lively(method.init(rng.key(0), spec))
     plain, key, worst = Plain(method, spec, state), rng.key(7), 0.0
@@ -258,7 +268,8 @@ def test_updates_equal_the_plain_implementation(name, view, data64):
     "name", [f.name for f in dataclasses.fields(CQL) if "hidden" not in f.name]
 )
 def test_every_hyper_parameter_acts_in_the_settings_compared(name, data64):
-    pipeline = make_pipeline(data64, batch_size=24, needs=("return_to_go",))
+    data = sparse(data64) if name == "sparse_rewards" else data64
+    pipeline = make_pipeline(data, batch_size=24, needs=RETURNS)
     old = getattr(LOUD, name)
     new = not old if isinstance(old, bool) else old + 1 if isinstance(old, int) else 0.8 * old
     states = []
@@ -298,7 +309,10 @@ def test_the_log_std_stays_within_its_bounds():
 
 
 def test_only_the_calibrated_version_needs_the_return_to_go():
-    assert CQL().needs == () and CQL(calibrated=True).needs == ("return_to_go",)
+    assert CQL().needs == () and CQL(calibrated=True).needs == RETURNS[:1]
+    assert CQL(calibrated=True, sparse_rewards=True).needs == RETURNS[1:]
+    with pytest.raises(UserError, match="calibrated"):
+        CQL(sparse_rewards=True)
 
 
 @pytest.mark.parametrize("check", CHECKS[:-2], ids=lambda c: c.__name__)

@@ -276,9 +276,14 @@ def test_a_plan_is_executed_for_as_many_steps_as_it_says_by_each_environment(see
         assert np.array_equal(carry[0].numpy(), asked)  # what the policy remembers, moved only here
 
 
-def test_a_step_view_leaves_the_policy_alone():
-    policy = recorder(1, 1, [])
-    assert NStep(3).policy(policy) is policy
+@pytest.mark.parametrize("plans", [False, True])
+def test_a_step_view_hands_on_actions_and_the_single_step_of_a_plan(plans):
+    action = torch.rand(1, 2, 3)
+    answer = Plan(action, torch.ones(1, 2, dtype=torch.int64)) if plans else action
+    policy = NStep(3).policy(Policy(lambda n, e: 7, lambda s, step, c, key: (answer, c + 1)))
+    assert policy.init(1, 2) == 7
+    got, carry = policy.act(None, None, 7, None)
+    assert got is action and carry == 8
 
 
 # --- windows

@@ -14,9 +14,9 @@ Differs from the authors' code (aviralkumar2907/CQL): no 40k first updates of cl
 starts at e as in CORL (theirs 1); the target takes the smaller twin before the best action.
 Differs from CORL: its second critic keeps 3 layers whatever the setting; after a terminal, where
 there is no next observation, the third kind of actions is drawn at `obs`.
-Differs from both codes of Cal-QL: on sparse tasks they bound the values of an episode that failed by
-its reward for ever, r / (1 - gamma); the return-to-go here stops where the recording does, so the
-bound is higher near the end of such an episode.
+Cal-QL's authors (nakamotoo/Cal-QL) take the return of an episode that failed on a sparse task as that of
+failing for ever: `sparse_rewards`, an episode of nothing but the data's least reward. CORL takes
+one whose last reward is the failure's, so it also counts a success that was lost again.
 If you come from CORL: `conservative_weight` is `cql_alpha`, `target_gap` `cql_target_action_gap`,
 `softmax_temperature` `cql_temp`, `entropy_backup` `backup_entropy`, `polyak_rate`
 `soft_target_update_rate`, `actor_lr` `policy_lr`, `critic_lr` `qf_lr`, and the length of
@@ -38,6 +38,7 @@ from torch.utils._pytree import tree_map
 
 from offbench import nets, rng
 from offbench.distributions import tanh_gaussian_sample
+from offbench.errors import UserError
 from offbench.optim import Adam, AdamState, polyak
 from offbench.types import Batch, Metrics, Spec
 
@@ -64,6 +65,7 @@ class CQL:
     lagrange: bool = False  # learn a multiplier that holds the gap at `target_gap`
     target_gap: float = 5.0  # tau
     calibrated: bool = False  # Cal-QL
+    sparse_rewards: bool = False  # Cal-QL: the return of an episode that failed is that of for ever
     max_target_backup: bool = False  # bootstrap from the best of K actions
     entropy_backup: bool = False  # subtract the entropy cost in the target, as SAC does
     target_entropy: float | None = None  # None: minus the number of action dimensions
@@ -73,9 +75,19 @@ class CQL:
     hidden: tuple[int, ...] = (256, 256, 256)
     critic_hidden: tuple[int, ...] | None = None  # None: as `hidden`
 
+    def __post_init__(self) -> None:
+        if self.n_actions < 1:
+            raise UserError(f"n_actions={self.n_actions} must be at least 1")
+        if self.sparse_rewards and not self.calibrated:
+            raise UserError(
+                "sparse_rewards=true is about the bound of calibrated=true, which is off"
+            )
+
     @property
     def needs(self) -> tuple[str, ...]:
-        return ("return_to_go",) if self.calibrated else ()
+        if not self.calibrated:
+            return ()
+        return ("sparse_return_to_go",) if self.sparse_rewards else ("return_to_go",)
 
     def init(self, key: Tensor, spec: Spec) -> State:
         k_actor, k_critic = rng.split(key)
@@ -149,7 +161,7 @@ class CQL:
         q = _q(critic, batch.obs, torch.cat([batch.action[None], sampled]))  # (2, 1 + 3 K, B)
         q_data, q_sampled = q[:, 0], q[:, 1:]
         if self.calibrated:
-            bounded = q_sampled[:, k:].maximum(batch.extras["return_to_go"])
+            bounded = q_sampled[:, k:].maximum(batch.extras[self.needs[0]])
             q_sampled = torch.cat([q_sampled[:, :k], bounded], 1)
         terms = torch.cat([q_data[:, None], q_sampled], 1)
         if self.importance_sampling:

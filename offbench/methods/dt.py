@@ -49,9 +49,10 @@ class DT:
     needs: ClassVar[tuple[str, ...]] = ("context",)
 
     def __post_init__(self) -> None:
-        if self.heads < 1 or self.width % self.heads:
+        if min(self.width, self.layers, self.heads) < 1 or self.width % self.heads:
             raise UserError(
-                f"method.width={self.width} must be a multiple of method.heads={self.heads}"
+                f"width={self.width}, layers={self.layers}, heads={self.heads}: each must be at "
+                "least 1, and heads must divide width"
             )
 
     def init(self, key: Tensor, spec: Spec) -> State:

@@ -26,6 +26,7 @@ from torch.func import grad_and_value
 
 from offbench import nets, rng
 from offbench.distributions import gaussian_log_prob
+from offbench.errors import UserError
 from offbench.optim import Adam, AdamState, polyak
 from offbench.types import Batch, Metrics, Spec
 
@@ -55,6 +56,10 @@ class IQL:
     )
     actor_dropout: float = 0.0  # probability of dropping a hidden unit of the actor while training
     weight_init: Literal["torch", "orthogonal"] = "torch"
+
+    def __post_init__(self) -> None:
+        if self.actor_decay_steps < 0:
+            raise UserError(f"actor_decay_steps={self.actor_decay_steps} must not be negative")
 
     def init(self, key: Tensor, spec: Spec) -> State:
         k_actor, k_critic, k_value = rng.split(key, 3)

@@ -55,6 +55,8 @@ class SACN:
     hidden: tuple[int, ...] = (256, 256, 256)
 
     def __post_init__(self) -> None:
+        if self.n_critics < 1:
+            raise UserError(f"n_critics={self.n_critics} must be at least 1")
         if self.diversity_weight is not None and self.n_critics < 2:
             raise UserError(
                 f"n_critics={self.n_critics}: diversity_weight needs at least 2 critics"
