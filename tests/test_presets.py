@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from offbench import catalog
+from offbench.compose import MIXED
 from offbench.config import conf_dir, locate, options, plan, preset_table
 from offbench.data import Episode, from_episodes
 from offbench.errors import UserError
@@ -21,6 +22,7 @@ from offbench.transforms import TRANSFORMS, reward_range
 CORL = Path(__file__).resolve().parents[2] / "shared/reference/corl_hparams.csv"
 TABLES = [name for name in options("method") if preset_table(name)]
 ROWS = [(name, preset) for name in TABLES for preset in preset_table(name)]
+
 SUITE = "suite=d4rl-gym-9"  # the protocol that CORL's numbers have; the task is given apart
 
 
@@ -36,7 +38,8 @@ def test_every_table_belongs_to_a_method():
 @pytest.mark.parametrize("name, preset", ROWS, ids=[f"{n}:{p.task}" for n, p in ROWS])
 def test_a_row_is_used_by_a_task_and_sets_what_exists(name, preset):
     first = lambda task: next(p for p in preset_table(name) if fnmatch(task, p.task))
-    tasks = [i for i in catalog.ids() if fnmatch(i, preset.task) and first(i) is preset]
+    known = {i: i for i in catalog.ids()} | dict(MIXED)
+    tasks = [i for i, made in known.items() if fnmatch(made, preset.task) and first(made) is preset]
     assert tasks, "no listed dataset reaches this row"
     made = cell(name, next(i for i in tasks if load_task(i).refused is None))
     locate(made.target)(**made.hparams)
@@ -65,11 +68,13 @@ def test_a_row_adds_transforms_or_replaces_those_of_the_method():
 
 
 @pytest.mark.parametrize("version", ["v0", "v1", "v2"])
-def test_iql_shifts_the_rewards_of_every_antmaze_that_pays_a_goal(version):
+def test_rewards_of_every_antmaze_that_pays_a_goal_are_shifted(version):
     shift = {"obs_norm": {}, "reward_affine": {"shift": -1}}
     for task in (f"d4rl/antmaze-umaze-{version}", "minari/D4RL/antmaze/umaze-v1"):
         made = cell("iql", task)
         assert made.pipeline["transforms"] == shift and made.hparams["expectile"] == 0.9
+        for name in ("td3_bc", "awac"):
+            assert cell(name, task).pipeline["transforms"] == shift
     made = cell("iql", "ogbench/antmaze-large-navigate-singletask-task1-v0")  # -1 until the goal
     assert made.pipeline["transforms"] == {"obs_norm": {}} and made.hparams["expectile"] == 0.9
 
@@ -78,6 +83,23 @@ def test_the_command_line_wins_over_a_preset_and_counts_as_the_users():
     made = cell("rebrac", "d4rl/pen-human-v1", "method.actor_lr=0.5")
     assert made.hparams["actor_lr"] == 0.5 and made.hparams["critic_bc_weight"] == 0.5
     assert made.tuning["how"] == "user"
+
+
+def test_iql_learns_mixtures_as_it_did_where_they_were_published():
+    """Rewards scaled to a range of returns of 1000, observations as they are."""
+    for env, scaled in (("hopper", True), ("walker2d", True), ("ant", False)):
+        made = cell("iql+aw", f"mixed/{env}-random-expert-5-v2")
+        split = {"reward_range": {"corl_compat_split": False}} if scaled else {}
+        assert made.pipeline["transforms"] == split and made.hparams["actor_decay_steps"] > 0
+
+
+def test_settings_for_medium_sets_are_not_given_out_as_those_of_others():
+    for name in ("sac_n", "edac"):
+        for kind, how in (("medium-replay", "task preset"), ("random", "default")):
+            made = cell(name, f"d4rl/hopper-{kind}-v2")
+            assert made.tuning["how"] == how and (made.hparams["n_critics"] > 10) == (
+                kind != "random"
+            )
 
 
 @pytest.mark.parametrize("name", ["iql", "xql"])
