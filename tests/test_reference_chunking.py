@@ -19,6 +19,7 @@ from offbench.methods.acsac import ACSAC
 from offbench.methods.fql import FQL
 from offbench.methods.ifql import IFQL
 from offbench.methods.qc import QC
+from offbench.methods.qgf import QGF
 from offbench.pipeline import make_pipeline
 from offbench.testing import SPEC
 from offbench.types import Plan
@@ -35,22 +36,28 @@ def gelu(x):
 
 
 class MLP(nn.Module):
-    def __init__(self, params: list, *, norm: bool):
+    """Hidden layers that have a scale are normalised, after their activation or before it."""
+
+    def __init__(self, params: list, *, norm: bool | str):
         super().__init__()
         self.linears = nn.ModuleList(linear(layer) for layer in params)
-        self.norms = nn.ModuleList(norm_of(layer) for layer in params[:-1]) if norm else None
+        scaled = [layer for layer in params if "scale" in layer]
+        self.norms = nn.ModuleList(norm_of(layer) for layer in scaled) if norm else None
+        self.before = norm == "before"
 
     def forward(self, *inputs):
         x = torch.cat(inputs, -1)
         for i, layer in enumerate(self.linears[:-1]):
-            x = gelu(layer(x))
-            x = self.norms[i](x) if self.norms else x
+            x = layer(x)
+            norm = self.norms[i] if self.norms and i < len(self.norms) else nn.Identity()
+            x = gelu(norm(x)) if self.before else norm(gelu(x))
         return self.linears[-1](x)
 
     def gap(self, params: list) -> float:
         found = [(a["w"].T, b.weight) for a, b in zip(params, self.linears, strict=True)]
         found += [(a["b"].flatten(), b.bias) for a, b in zip(params, self.linears, strict=True)]
-        for a, b in zip(params, self.norms or [], strict=False):
+        scaled = [a for a in params if "scale" in a]
+        for a, b in zip(scaled, self.norms or [], strict=True):
             found += [(a["scale"].flatten(), b.weight), (a["shift"].flatten(), b.bias)]
         return max((a - b).abs().max().item() for a, b in found)
 
@@ -368,7 +375,79 @@ class PlainIFQL(Reference):
         return max(PlainQC.gap(self, s), self.v.gap(member(s.value, 0)))
 
 
-PLAIN = {FQL: PlainFQL, QC: PlainQC, ACSAC: PlainACSAC, IFQL: PlainIFQL}
+class PlainQGF(Reference):
+    def __init__(self, method, state):
+        self.m = method
+        self.q = [MLP(member(state.critic, i), norm="before") for i in range(2)]
+        self.qt = copy.deepcopy(self.q)
+        self.v = MLP(member(state.value, 0), norm="before")
+        self.flow = MLP([*state.flow["trunk"], *state.flow["head"]], norm="before")
+        self.optimise(method, q0=self.q[0], q1=self.q[1], v=self.v, flow=self.flow)
+
+    def velocity(self, obs, x, time):
+        """`time` a number for each row; the angles are made one by one."""
+        angles = [[10000 * t.item() / 10000 ** (k / 8) for k in range(8)] for t in time]
+        angles = torch.tensor(angles, dtype=x.dtype)
+        return self.flow(obs, x, angles.cos(), angles.sin())
+
+    def smaller(self, obs, action):
+        return torch.minimum(*[q(obs, action).squeeze(-1) for q in self.qt])
+
+    def guided(self, obs, x):
+        """One chunk for one state, the slope by backward()."""
+        for i in range(self.m.flow_steps):
+            u = torch.tensor([i / self.m.flow_steps], dtype=x.dtype)
+            with torch.no_grad():
+                v = self.velocity(obs, x, u)
+            clean = (x + (1 - u) * v).clamp(-1, 1).requires_grad_()
+            (slope,) = torch.autograd.grad(self.smaller(obs, clean).sum(), clean)
+            x = x + v / self.m.flow_steps + self.m.guidance_weight * slope / self.m.flow_steps
+        return x.clamp(-1, 1)
+
+    def act(self, obs, key):
+        n, size = self.m.n_proposals, self.flow.linears[-1].out_features
+        noise = rng.normal(key, (len(obs) * n, size), obs.dtype)
+        best = []
+        for i, s in enumerate(obs):
+            made = [self.guided(s[None], noise[i * n + j][None]) for j in range(n)]
+            values = [self.smaller(s[None], a).item() for a in made]
+            best.append(made[values.index(max(values))])
+        return torch.cat(best)
+
+    def update(self, batch, key):
+        valid = batch.extras["valid"]
+        last = valid[:, -1]
+        with torch.no_grad():
+            y = batch.reward + batch.discount * self.v(batch.next_obs).squeeze(-1)
+            best = self.smaller(batch.obs, batch.action)
+        critic = [((q(batch.obs, batch.action).squeeze(-1) - y) ** 2 * last).mean() for q in self.q]
+        v = self.v(batch.obs).squeeze(-1)
+        losses = [
+            (self.m.expectile if b > x else 1 - self.m.expectile) * (b - x) ** 2 * w
+            for b, x, w in zip(best, v, last, strict=True)
+        ]
+        k_noise, k_time = rng.split(key)
+        z, bc, f = rng.normal_like(k_noise, batch.action), 0.0, self.m.flow_steps
+        for b, step in enumerate(rng.randint(k_time, (len(z), 1), f + 1).double()):
+            x = (1 - step / f) * z[b] + step / f * batch.action[b]
+            error = self.velocity(batch.obs[b : b + 1], x[None], step / f)[0] - (batch.action[b] - z[b])
+            for h, part in enumerate(error.chunk(valid.shape[1])):
+                bc = bc + (part**2).sum() * valid[b, h] / z.numel()
+        v_loss = sum(losses) / len(losses)
+        self.step({"q0": critic[0] / 2, "q1": critic[1] / 2, "v": v_loss, "flow": bc})
+        self.follow(self.qt, self.q, self.m.polyak_rate)
+        return {"bc_loss": bc.item(), "critic_loss": sum(critic).item() / 2, "v": v.mean().item(), "value_loss": v_loss.item(),
+                "advantage_spread": (best - v).std().item()}  # fmt: skip
+
+    def gap(self, s):
+        return max(
+            *(q.gap(member(s.critic, i)) for i, q in enumerate(self.q)),
+            *(q.gap(member(s.target_critic, i)) for i, q in enumerate(self.qt)),
+            self.v.gap(member(s.value, 0)), self.flow.gap([*s.flow["trunk"], *s.flow["head"]]),
+        )  # fmt: skip
+
+
+PLAIN = {FQL: PlainFQL, QC: PlainQC, ACSAC: PlainACSAC, IFQL: PlainIFQL, QGF: PlainQGF}
 LOUD = {"lr": 1e-2, "polyak_rate": 0.2}
 CASES = [
     (FQL(**SMALL, **LOUD, distill_weight=0.5), CHUNK),
@@ -380,6 +459,8 @@ CASES = [
     (ACSAC(**SMALL, **LOUD, **TINY, positions="sinusoid"), Chunk(2, GAMMA)),
     (IFQL(**SMALL, **LOUD, n_proposals=3), CHUNK),
     (IFQL(**SMALL, **LOUD, n_proposals=5, expectile=0.7), NStep(2, GAMMA)),
+    (QGF(**SMALL, **LOUD, n_proposals=3, guidance_weight=0.3), CHUNK),
+    (QGF(**SMALL, **LOUD, expectile=0.7, guidance_weight=0.3), NStep(2, GAMMA)),
 ]
 
 
@@ -450,7 +531,7 @@ def test_every_hyper_parameter_acts_in_the_settings_compared(method, view, data6
 
 # --- mutants: each has one sign, one index or one choice turned round
 
-_FQL, _QC, _ACSAC, _IFQL = CASES[0], CASES[2], CASES[4], CASES[7]
+_FQL, _QC, _ACSAC, _IFQL, _QGF = CASES[0], CASES[2], CASES[4], CASES[7], CASES[9]
 MUTANTS = {
     "ifql: target subtracts the future": (_IFQL, "batch.reward + batch.discount", "batch.reward - batch.discount"),
     "ifql: expectile of the other side": (_IFQL, "(advantage < 0)", "(advantage > 0)"),
@@ -462,6 +543,29 @@ MUTANTS = {
     "ifql: the worst proposal": (_IFQL, "flow.first_argmax(q)", "flow.first_argmax(-q)"),
     "ifql: the larger critic chooses": (_IFQL, "action).amin(0).unflatten", "action).amax(0).unflatten"),
     "ifql: the target stands still": (_IFQL, "polyak(state.target_critic, critic,", "polyak(state.target_critic, state.critic,"),
+    "qgf: target subtracts the future": (_QGF, "batch.reward + batch.discount", "batch.reward - batch.discount"),
+    "qgf: expectile of the other side": (_QGF, "(advantage < 0)", "(advantage > 0)"),
+    "qgf: V learns from the larger critic": (_QGF, "batch.obs, action).amin(0) - v", "batch.obs, action).amax(0) - v"),
+    "qgf: V learns from the online critics": (_QGF, "_values(before.target_critic", "_values(before.critic"),
+    "qgf: the next value has a gradient": (_QGF, "_values(before.value", "_values(value"),
+    "qgf: padding counts in V": (_QGF, "torch.square(advantage) * last", "torch.square(advantage)"),
+    "qgf: padding counts in Q": (_QGF, "torch.square(q - goal) * last", "torch.square(q - goal)"),
+    "qgf: padding counts in the clone": (_QGF, "torch.square(error) * valid[..., None]", "torch.square(error)"),
+    "qgf: a grid without its end": (_QGF, "self.flow_steps + 1)", "self.flow_steps)"),
+    "qgf: the clone's flow runs backwards": (_QGF, "(1 - time) * noise + time * action", "time * noise + (1 - time) * action"),
+    "qgf: a normalised last layer": (_QGF, 'x = nets.mlp(params["trunk"], x, activation="gelu_tanh", layer_norm="before", eps=1e-6)', 'x = nets._normalised({}, nets.mlp(params["trunk"], x, activation="gelu_tanh", layer_norm="before", eps=1e-6), 1e-6)'),
+    "qgf: sines before cosines": (_QGF, "angle.cos(), angle.sin()", "angle.sin(), angle.cos()"),
+    "qgf: flows away from larger values": (_QGF, "v + self.guidance_weight", "v - self.guidance_weight"),
+    "qgf: slope at the noisy action": (_QGF, "grad(total)(clean)", "grad(total)(x)"),
+    "qgf: the slope of the prediction counts": (_QGF, "grad(total)(clean)", "grad(lambda a: total((a + (1 - time) * _velocity(state.flow, repeated, a, time)).clamp(-1, 1)))(x)"),
+    "qgf: clipped components have no slope": (_QGF, "worth(a).sum()", "worth(a.clamp(-1, 1) * (a.abs() < 1) + a.detach() * (a.abs() >= 1)).sum()"),
+    "qgf: the prediction is not clipped": (_QGF, "(x + (1 - time) * v).clamp(-1, 1)", "(x + (1 - time) * v)"),
+    "qgf: a shorter prediction": (_QGF, "(1 - time) * v).clamp", "(1 - time) * v / 2).clamp"),
+    "qgf: guided by the larger critic": (_QGF, "repeated, a).amin(0)", "repeated, a).amax(0)"),
+    "qgf: guided by the online critics": (_QGF, "_values(state.target_critic, r", "_values(state.critic, r"),
+    "qgf: the worst proposal": (_QGF, "flow.first_argmax(worth(action)", "flow.first_argmax(-worth(action)"),
+    "qgf: the flow is not trained": (_QGF, "critic_loss + bc_loss, metrics", "critic_loss + 0 * bc_loss, metrics"),
+    "qgf: the target stands still": (_QGF, "polyak(state.target_critic, critic,", "polyak(state.target_critic, state.critic,"),
     "fql: target subtracts the future": (_FQL, "batch.reward + batch.discount", "batch.reward - batch.discount"),
     "fql: bootstraps from the online critics": (_FQL, "flow.q_values(state.target_critic, b", "flow.q_values(state.critic, b"),
     "fql: next action at this state": (_FQL, "state.actor, batch.next_obs, rng", "state.actor, batch.obs, rng"),
