@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from offbench import rng
 from offbench.methods.acsac import ACSAC
+from offbench.methods.cgq import CGQ
+from offbench.methods.dqc import DQC
 from offbench.methods.fql import FQL
 from offbench.methods.ifql import IFQL
 from offbench.methods.qc import QC
@@ -447,7 +449,129 @@ class PlainQGF(Reference):
         )  # fmt: skip
 
 
-PLAIN = {FQL: PlainFQL, QC: PlainQC, ACSAC: PlainACSAC, IFQL: PlainIFQL, QGF: PlainQGF}
+class PlainDQC(Reference):
+    def __init__(self, method, state):
+        self.m = method
+        self.qc = [MLP(member(state.chunk_critic, i), norm=True) for i in range(2)]
+        self.q = [MLP(member(state.critic, i), norm=True) for i in range(2)]
+        self.qt = copy.deepcopy(self.q)
+        self.v, self.flow = MLP(member(state.value, 0), norm=True), MLP(state.flow, norm=True)
+        self.rest = self.qc[0].linears[0].in_features - self.q[0].linears[0].in_features
+        nets = {"qc0": self.qc[0], "qc1": self.qc[1], "q0": self.q[0], "q1": self.q[1]}
+        self.optimise(method, **nets, v=self.v, flow=self.flow)
+
+    together = PlainQC.together
+
+    def act(self, obs, key):
+        best = PlainQC.act(self, obs, key)
+        zeros = torch.zeros(len(obs), self.rest, dtype=obs.dtype)
+        return Plan(torch.cat([best, zeros], 1), torch.tensor([self.m.policy_chunk] * len(obs)))
+
+    def update(self, batch, key):
+        m, last = self.m, batch.extras["valid"][:, -1]
+        first = batch.action[:, : batch.action.shape[1] - self.rest]
+        with torch.no_grad():
+            y = batch.reward + batch.discount * self.v(batch.next_obs).squeeze(-1)
+            taught = [q(batch.obs, batch.action).squeeze(-1) for q in self.qc]
+            best = self.together(self.qt, batch.obs, first)
+        chunk = [((q(batch.obs, batch.action).squeeze(-1) - y) ** 2 * last).mean() for q in self.qc]
+        distill = []
+        for net, goal in zip(self.q, taught, strict=True):
+            terms = [
+                (m.distill_expectile if g >= x else 1 - m.distill_expectile) * (g - x) ** 2 * w
+                for g, x, w in zip(goal, net(batch.obs, first).squeeze(-1), last, strict=True)
+            ]
+            distill.append(sum(terms) / len(terms))
+        v = self.v(batch.obs).squeeze(-1)
+        terms = [
+            (m.backup_quantile if b >= x else 1 - m.backup_quantile) * (b - x).abs() * w
+            for b, x, w in zip(best, v, last, strict=True)
+        ]
+        v_loss = sum(terms) / len(terms)
+        bc = flow_loss(self.flow, batch._replace(action=first, extras={"valid": last[:, None]}), key)
+        self.step({"qc0": chunk[0] / 2, "qc1": chunk[1] / 2, "q0": distill[0] / 2, "q1": distill[1] / 2, "v": v_loss, "flow": bc})
+        self.follow(self.qt, self.q, m.polyak_rate)
+        return {"chunk_critic_loss": sum(chunk).item() / 2, "distill_loss": sum(distill).item() / 2, "value_loss": v_loss.item(),
+                "bc_loss": bc.item(), "advantage_spread": (best - v).std().item()}  # fmt: skip
+
+    def gap(self, s):
+        return max(
+            *(q.gap(member(s.chunk_critic, i)) for i, q in enumerate(self.qc)),
+            *(q.gap(member(s.critic, i)) for i, q in enumerate(self.q)),
+            *(q.gap(member(s.target_critic, i)) for i, q in enumerate(self.qt)),
+            self.v.gap(member(s.value, 0)), self.flow.gap(s.flow),
+        )  # fmt: skip
+
+
+class PlainCGQ(Reference):
+    """Two of FQL's learners, and a pull of the second's critic to the first's."""
+
+    class Learner(PlainFQL):
+        def __init__(self, method, nets, target):
+            self.m = method
+            self.q = [MLP(member(nets.critic, i), norm=True) for i in range(2)]
+            self.qt = [MLP(member(target, i), norm=True) for i in range(2)]
+            self.flow, self.mu = MLP(nets.flow, norm=True), MLP(nets.actor, norm=True)
+            self.optimise(method, q0=self.q[0], q1=self.q[1], flow=self.flow, mu=self.mu)
+
+    def __init__(self, method, state):
+        self.m, common = method, {"q_aggregate": method.q_aggregate, "flow_steps": method.flow_steps,
+                                  "lr": method.lr, "polyak_rate": method.polyak_rate}  # fmt: skip
+        weights = (method.chunk_distill_weight, method.distill_weight)
+        chunk, step = (FQL(distill_weight=w, **common) for w in weights)
+        self.chunk = self.Learner(chunk, state.chunk, state.target_critics[0])
+        self.single = self.Learner(step, state.step, state.target_critics[1])
+
+    def update(self, batch, key):
+        keys, valid = rng.split(key, 2), batch.extras["valid"]
+        size = batch.action.shape[1] // valid.shape[1]
+        one = batch._replace(
+            action=batch.action[:, :size], reward=batch.extras["prefix_reward"][:, 0],
+            discount=batch.extras["prefix_discount"][:, 0], next_obs=batch.extras["prefix_obs"][:, 0],
+            extras={"valid": valid[:, :1]},
+        )  # fmt: skip
+        anchors = [0.0, 0.0]
+        for i in range(2):
+            with torch.no_grad():
+                goal = self.chunk.q[i](batch.obs, batch.action).squeeze(-1)
+            mine = self.single.q[i](one.obs, one.action).squeeze(-1)
+            for g, x, w in zip(goal, mine, valid[:, -1], strict=True):
+                side = self.m.anchor_expectile if g >= x else 1 - self.m.anchor_expectile
+                anchors[i] = anchors[i] + side * (g - x) ** 2 * w / len(goal)
+        step, plain_step = self.single, Reference.step
+
+        def with_anchor(losses):
+            for i in range(2):
+                losses[f"q{i}"] = losses[f"q{i}"] + self.m.anchor_weight * anchors[i] / 2
+            plain_step(step, losses)
+
+        step.step = with_anchor
+        whole = self.chunk.update(batch, keys[0])
+        single = step.update(one, keys[1])
+        names = ("critic_loss", "bc_loss", "distill_loss", "actor_q")
+        return {f"chunk_{k}": whole[k] for k in names} | {k: single[k] for k in names} | {"anchor_loss": sum(anchors).item() / 2}
+
+    def act(self, obs, key):
+        action = self.single.act(obs, key)
+        rest = self.chunk.mu.linears[-1].out_features - action.shape[1]
+        zeros = torch.zeros(len(obs), rest, dtype=obs.dtype)
+        return Plan(torch.cat([action, zeros], 1), torch.ones(len(obs), dtype=torch.long))
+
+    def gap(self, s):
+        parts = zip((self.chunk, self.single), (s.chunk, s.step), s.target_critics, strict=True)
+        return max(
+            max(
+                *(q.gap(member(nets.critic, i)) for i, q in enumerate(learner.q)),
+                *(q.gap(member(target, i)) for i, q in enumerate(learner.qt)),
+                learner.flow.gap(nets.flow), learner.mu.gap(nets.actor),
+            )
+            for learner, nets, target in parts
+        )  # fmt: skip
+
+
+PLAIN = {
+    FQL: PlainFQL, QC: PlainQC, ACSAC: PlainACSAC, IFQL: PlainIFQL, QGF: PlainQGF, DQC: PlainDQC, CGQ: PlainCGQ,
+}  # fmt: skip
 LOUD = {"lr": 1e-2, "polyak_rate": 0.2}
 CASES = [
     (FQL(**SMALL, **LOUD, distill_weight=0.5), CHUNK),
@@ -461,6 +585,10 @@ CASES = [
     (IFQL(**SMALL, **LOUD, n_proposals=5, expectile=0.7), NStep(2, GAMMA)),
     (QGF(**SMALL, **LOUD, n_proposals=3, guidance_weight=0.3), CHUNK),
     (QGF(**SMALL, **LOUD, expectile=0.7, guidance_weight=0.3), NStep(2, GAMMA)),
+    (DQC(**SMALL, **LOUD, n_proposals=3, distill_expectile=0.8), CHUNK),
+    (DQC(**SMALL, **LOUD, n_proposals=5, policy_chunk=2, q_aggregate="min", backup_quantile=0.7), CHUNK),
+    (CGQ(**SMALL, **LOUD, anchor_weight=0.5, chunk_distill_weight=0.5, distill_weight=0.8), CHUNK),
+    (CGQ(**SMALL, **LOUD, anchor_weight=0.5, q_aggregate="min"), Chunk(2, GAMMA)),
 ]
 
 
@@ -532,6 +660,7 @@ def test_every_hyper_parameter_acts_in_the_settings_compared(method, view, data6
 # --- mutants: each has one sign, one index or one choice turned round
 
 _FQL, _QC, _ACSAC, _IFQL, _QGF = CASES[0], CASES[2], CASES[4], CASES[7], CASES[9]
+_DQC, _CGQ = CASES[11], CASES[13]
 MUTANTS = {
     "ifql: target subtracts the future": (_IFQL, "batch.reward + batch.discount", "batch.reward - batch.discount"),
     "ifql: expectile of the other side": (_IFQL, "(advantage < 0)", "(advantage > 0)"),
@@ -566,6 +695,47 @@ MUTANTS = {
     "qgf: the worst proposal": (_QGF, "flow.first_argmax(worth(action)", "flow.first_argmax(-worth(action)"),
     "qgf: the flow is not trained": (_QGF, "critic_loss + bc_loss, metrics", "critic_loss + 0 * bc_loss, metrics"),
     "qgf: the target stands still": (_QGF, "polyak(state.target_critic, critic,", "polyak(state.target_critic, state.critic,"),
+    "dqc: target subtracts the future": (_DQC, "batch.reward + batch.discount", "batch.reward - batch.discount"),
+    "dqc: the next value has a gradient": (_DQC, "flow.q_values(before.value", "flow.q_values(value"),
+    "dqc: the chunk critic follows its pupil": (_DQC, "chunk_q.detach() - q", "chunk_q - q"),
+    "dqc: taught by the other twin": (_DQC, "chunk_q.detach() - q", "chunk_q.detach().flip(0) - q"),
+    "dqc: expectile of the other side": (_DQC, "_side(gap, self", "_side(-gap, self"),
+    "dqc: quantile of the other side": (_DQC, "_side(advantage, self", "_side(-advantage, self"),
+    "dqc: a square for the absolute error": (_DQC, "side * advantage.abs()", "side * advantage.square()"),
+    "dqc: an absolute error for the square": (_DQC, "* torch.square(gap) *", "* gap.abs() *"),
+    "dqc: V learns from the online critics": (_DQC, "flow.q_values(before.target_critic", "flow.q_values(before.critic"),
+    "dqc: larger critic for the mean": (_DQC, 'q.mean(0) if self.q_aggregate == "mean"', 'q.amax(0) if self.q_aggregate == "mean"'),
+    "dqc: padding counts in the chunk critic": (_DQC, "torch.square(chunk_q - goal) * last", "torch.square(chunk_q - goal)"),
+    "dqc: padding counts in the critic": (_DQC, "torch.square(gap) * last", "torch.square(gap)"),
+    "dqc: padding counts in V": (_DQC, "advantage.abs() * last", "advantage.abs()"),
+    "dqc: padding counts in the clone": (_DQC, "first, last[:, None], key", "first, 0 * last[:, None] + 1, key"),
+    "dqc: the last steps for the first": (_DQC, 'batch.action[:, : velocity[-1]["b"].shape[-1]]', 'batch.action[:, -velocity[-1]["b"].shape[-1] :]'),
+    "dqc: the worst proposal": (_DQC, "flow.first_argmax(q)", "flow.first_argmax(-q)"),
+    "dqc: target critics choose": (_DQC, "flow.q_values(state.critic, r", "flow.q_values(state.target_critic, r"),
+    "dqc: one step more": (CASES[12], "best[:, 0], self.policy_chunk,", "best[:, 0], self.policy_chunk + 1,"),
+    "dqc: the flow is not trained": (_DQC, "value_loss + bc_loss, metrics", "value_loss + 0 * bc_loss, metrics"),
+    "dqc: the target stands still": (_DQC, "polyak(state.target_critic, critic,", "polyak(state.target_critic, state.critic,"),
+    "cgq: target subtracts the future": (_CGQ, "part.reward + part.discount", "part.reward - part.discount"),
+    "cgq: next action at this state": (_CGQ, "net.actor, part.next_obs", "net.actor, part.obs"),
+    "cgq: next action is not clipped": (_CGQ, "next_action.clamp(-1, 1)", "next_action"),
+    "cgq: larger critic for the mean": (_CGQ, 'next_q.mean(0) if self.q_aggregate == "mean"', 'next_q.amax(0) if self.q_aggregate == "mean"'),
+    "cgq: online critics value": (_CGQ, "flow.q_values(target, part", "flow.q_values(net.critic, part"),
+    "cgq: the weights of chunk and step change places": (_CGQ, "(self.chunk_distill_weight, self.distill_weight)", "(self.distill_weight, self.chunk_distill_weight)"),
+    "cgq: the whole chunk's reward for a step's": (_CGQ, 'x["prefix_reward"][:, 0]', "batch.reward"),
+    "cgq: the whole chunk's discount for a step's": (_CGQ, 'x["prefix_discount"][:, 0]', "batch.discount"),
+    "cgq: the chunk's end for a step's": (_CGQ, 'x["prefix_obs"][:, 0]', "batch.next_obs"),
+    "cgq: the last action for the first": (_CGQ, "batch.action[:, :size]", "batch.action[:, -size:]"),
+    "cgq: padding counts in the critic": (_CGQ, "torch.square(q - goal) * valid[:, -1]", "torch.square(q - goal)"),
+    "cgq: padding counts in the anchor": (_CGQ, "torch.square(gap) * whole", "torch.square(gap)"),
+    "cgq: critic follows the actor": (_CGQ, "flow.q_values(critic, part.obs, action", "flow.q_values(net.critic, part.obs, action"),
+    "cgq: actor descends Q": (_CGQ, "weight * distill_loss - actor_q", "weight * distill_loss + actor_q"),
+    "cgq: the chunk critic is drawn too": (_CGQ, "values[0].detach() - values[1]", "values[0] - values[1]"),
+    "cgq: drawn to the other twin": (_CGQ, "values[0].detach() - values[1]", "values[0].detach().flip(0) - values[1]"),
+    "cgq: expectile of the other side": (_CGQ, "(gap < 0)", "(gap > 0)"),
+    "cgq: pushed away from the chunk critic": (_CGQ, "total + self.anchor_weight", "total - self.anchor_weight"),
+    "cgq: another noise for the flow": (_CGQ, "flow.sample(net.flow, part.obs, noise", "flow.sample(net.flow, part.obs, -noise"),
+    "cgq: the flow is not trained": (_CGQ, "critic_loss + bc_loss + weight", "critic_loss + weight"),
+    "cgq: the target stands still": (_CGQ, "polyak(state.target_critics, (chunk.critic, step.critic)", "polyak(state.target_critics, (state.chunk.critic, state.step.critic)"),
     "fql: target subtracts the future": (_FQL, "batch.reward + batch.discount", "batch.reward - batch.discount"),
     "fql: bootstraps from the online critics": (_FQL, "flow.q_values(state.target_critic, b", "flow.q_values(state.critic, b"),
     "fql: next action at this state": (_FQL, "state.actor, batch.next_obs, rng", "state.actor, batch.obs, rng"),
