@@ -14,7 +14,7 @@ from mutants import mutated
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from offbench import rng
+from offbench import flow, rng
 from offbench.methods.acsac import ACSAC
 from offbench.methods.cgq import CGQ
 from offbench.methods.dqc import DQC
@@ -657,6 +657,38 @@ def test_every_hyper_parameter_acts_in_the_settings_compared(method, view, data6
         assert (after(changed) - want).abs().max() > 1e-7, f.name
 
 
+# --- what reaches which network
+
+
+def moved(method, view, data, change) -> dict[str, bool]:
+    """Which networks one update of a changed batch moves at all; targets are left out."""
+    pipeline = make_pipeline(data, view=view, batch_size=BATCH, needs=method.needs)
+    state = double(method.init(rng.key(0), pipeline.spec(SPEC)))
+    after, _ = method.update(state, change(pipeline.sample(rng.key(1))), rng.key(2))
+    flat = lambda s: {f"{k}{i}": x for k, part in s._asdict().items() if "target" not in k and k != "opt"
+                      for i, x in (part._asdict() if hasattr(part, "_asdict") else {"": part}).items()}  # fmt: skip
+    before, after = flat(state), flat(after)
+    same = lambda a, b: all(torch.equal(x, y) for x, y in zip(tree_leaves(a), tree_leaves(b), strict=True))
+    return {k: not same(before[k], after[k]) for k in before}
+
+
+@pytest.mark.parametrize("method, view", CASES, ids=str)
+def test_padding_teaches_no_critic_and_no_flow(method, view, data64):
+    """Only one-step actors move: where they climb Q, no gradient of theirs reaches a critic or the flow."""
+    blank = lambda b: b._replace(extras=b.extras | {"valid": 0 * b.extras["valid"]})
+    assert all(moved(method, view, data64, lambda b: b).values())
+    for name, did in moved(method, view, data64, blank).items():
+        assert did == name.endswith("actor"), name
+
+
+@pytest.mark.parametrize("method, view", [c for c in CASES if not isinstance(c[0], QGF)], ids=str)
+def test_a_flow_learns_from_its_own_loss_alone(method, view, data64, monkeypatch):
+    """Neither bootstrapping, nor distilling, nor guiding has a gradient into the policy that proposes."""
+    monkeypatch.setattr(flow, "bc_loss", lambda params, obs, *_: 0.0 * obs.mean())
+    for name, did in moved(method, view, data64, lambda b: b).items():
+        assert did == (not name.endswith("flow")), name
+
+
 # --- mutants: each has one sign, one index or one choice turned round
 
 _FQL, _QC, _ACSAC, _IFQL, _QGF = CASES[0], CASES[2], CASES[4], CASES[7], CASES[9]
@@ -762,6 +794,7 @@ MUTANTS = {
     "qc: the target stands still": (_QC, "polyak(state.target_critic, critic,", "polyak(state.target_critic, state.critic,"),
     "acsac: the larger critic": (_ACSAC, ".amin(0)  # (2, B, N, H)", ".amax(0)  # (2, B, N, H)"),
     "acsac: the mean critic": (_ACSAC, ".amin(0)  # (2, B, N, H)", ".mean(0)  # (2, B, N, H)"),
+    "acsac: the largest of each critic, then the smaller": (_ACSAC, "value = q.flatten(1).gather(1, place[:, None]).squeeze(1)", "value = self._q(critic, obs, action).flatten(2).amax(-1).amin(0)"),
     "acsac: whole chunks only": (_ACSAC, "place = flow.first_argmax(q.flatten(1))  # (B,)", "place = flow.first_argmax(q[..., -1]) * q.shape[-1] + q.shape[-1] - 1"),
     "acsac: the worst prefix": (_ACSAC, "flow.first_argmax(q.flatten(1))", "flow.first_argmax(-q.flatten(1))"),
     "acsac: one step more": (_ACSAC, "place % q.shape[-1] + 1", "(place % q.shape[-1] + 2).clamp(max=q.shape[-1])"),
