@@ -59,11 +59,14 @@ class DQC:
             policy_chunk=self.policy_chunk, n_proposals=self.n_proposals, flow_steps=self.flow_steps
         )
 
-    def init(self, key: Tensor, spec: Spec) -> State:
+    def check(self, spec: Spec) -> None:
         if self.policy_chunk > spec.chunk:
             raise UserError(
-                f"method.policy_chunk={self.policy_chunk} is longer than a chunk: the view's are of {spec.chunk}"
+                f"method.policy_chunk={self.policy_chunk} is longer than a chunk of {spec.chunk}: use view=chunk view.h={self.policy_chunk} or more"
             )
+
+    def init(self, key: Tensor, spec: Spec) -> State:
+        self.check(spec)
         k_chunk, k_critic, k_value, k_flow = rng.split(key, 4)
         n_obs, n_act = spec.obs_dim, spec.action_dim // spec.chunk * self.policy_chunk
         chunk_critic = flow.critic_init(k_chunk, n_obs, spec.action_dim, self.hidden)
