@@ -369,8 +369,11 @@ def _task_cells(
         task.check_trainable()
         own = values.copy()
         preset = next((p for p in presets if fnmatch(task.id, p.task)), None)
-        if preset:
-            own.update(preset.settings, f"preset ({preset.source})")
+        if preset:  # which says nothing of a view, sampler or weight that the entry picks
+            own.update(
+                {k: v for k, v in preset.settings.items() if k.split(".")[0] not in picked},
+                f"preset ({preset.source})",
+            )
         own.update(given, "command line")
         flat = {
             k: v
