@@ -15,9 +15,10 @@ import io
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,17 +57,21 @@ class Board:
     """A leaderboard, computed.
 
     cells, one row per (entry, task): entry, task, mean, low, high, n_seeds, n_episodes (in all),
-    n_failed, n_diverged, status (ok | partial | failed | diverged | missing), missing, best.
-    aggregate, one row per entry, in rank order: rank, entry, complete, n_tasks, iqm, low, high,
-    mean, mean_low, mean_high, best, n_seeds (fewest of a task), n_seeds_max, n_episodes, n_tuned
-    (tasks run with a per-task preset), tuning, commit, n_updates, wall_s (per run, a pack shared).
-    Incomplete entries have rank <NA> and nan.
+    n_failed, n_diverged, status (ok | partial | failed | diverged | missing | left out), missing, best.
+    aggregate, one row per entry, in rank order: rank, entry, complete, n_asked (tasks that the suite
+    asks it for), n_tasks, iqm, low, high, mean, mean_low, mean_high, best, n_seeds (fewest of a task),
+    n_seeds_max, n_episodes, n_tuned (tasks run with a per-task preset), tuning, commit, n_updates,
+    wall_s (per run, a pack shared). Entries that lack a task have rank <NA> and nan.
+    averaged, one row per cell whose runs all have two monitor evaluations: entry, task, mean, low and
+    high of the mean of the last three evaluations, last (the mean of the last alone), n_seeds,
+    n_episodes (in all), at (update / n_updates of the three), each (episodes of the three per seed).
     """
 
     title: str
     tasks: tuple[str, ...]
     cells: pd.DataFrame
     aggregate: pd.DataFrame
+    averaged: pd.DataFrame
     notes: tuple[str, ...]
     caption: str
 
@@ -76,6 +81,7 @@ def leaderboard(
     runs: pd.DataFrame,
     tasks: Sequence[str],
     *,
+    only: Mapping[str, Sequence[str]] | None = None,
     rng: np.random.Generator | None = None,
     title: str = "",
     scale: str = SCALE,
@@ -84,6 +90,7 @@ def leaderboard(
 ) -> Board:
     """The board of `tasks` from `Store.episodes()` and `Store.runs()`.
 
+    `only` has the patterns of the tasks that a suite asks a method for, where those are not all.
     Without `rng` the intervals are seeded by content. Raises UserError when two runs claim one
     (entry, task, seed), when a cell would mix configurations, and when the two frames disagree.
     """
@@ -93,13 +100,14 @@ def leaderboard(
     _refuse_mixtures(whole)
     scores = _last_scores(episodes, whole)
     generators = _generators(rng)
-    cells = _cells(runs, scores, tasks, level)
+    cells = _cells(runs, scores, tasks, _asked(runs, tasks, only or {}), level)
     aggregate = _aggregate(cells, whole, scores, tasks, generators, level, reps)
     return Board(
         title=title,
         tasks=tasks,
         cells=cells,
         aggregate=aggregate,
+        averaged=_averaged(episodes, whole, tasks, level),
         notes=_notes(whole, cells, tasks),
         caption=_caption(cells, scale, level, reps),
     )
@@ -131,6 +139,18 @@ def _current(runs: pd.DataFrame, tasks: tuple[str, ...]) -> pd.DataFrame:
     done = pd.MultiIndex.from_frame(whole[key])
     failed = failed[~pd.MultiIndex.from_frame(failed[key]).isin(done)]
     return pd.concat([whole, failed]).sort_values([*key, "run_id"], ignore_index=True)
+
+
+def _asked(
+    runs: pd.DataFrame, tasks: tuple[str, ...], only: Mapping[str, Sequence[str]]
+) -> dict[str, set[str]]:
+    """Entry -> the tasks that the suite asks it for, or that it was run on all the same."""
+    asked = {}
+    for entry, mine in runs.groupby("entry"):
+        patterns = [only[m] for m in set(mine.get("method", ())) if m in only]
+        chosen = {t for t in tasks for p in patterns if any(fnmatch(t, x) for x in p)}
+        asked[str(entry)] = set(mine["task"]) | chosen if patterns else set(tasks)
+    return asked
 
 
 def _refuse_mixtures(whole: pd.DataFrame) -> None:
@@ -190,7 +210,11 @@ def _generators(rng: np.random.Generator | None) -> _Generators:
 
 
 def _cells(
-    runs: pd.DataFrame, scores: pd.DataFrame, tasks: tuple[str, ...], level: float
+    runs: pd.DataFrame,
+    scores: pd.DataFrame,
+    tasks: tuple[str, ...],
+    asked: dict[str, set[str]],
+    level: float,
 ) -> pd.DataFrame:
     by_cell = dict(tuple(scores.groupby(["entry", "task"])))
     counts = runs.groupby(["entry", "task", "status"]).size().to_dict()
@@ -214,7 +238,9 @@ def _cells(
                     "n_episodes": 0 if cell is None else int(cell["n_episodes"].sum()),
                     "n_failed": failed,
                     "n_diverged": diverged,
-                    "status": _cell_status(cell is not None, failed, diverged),
+                    "status": _cell_status(cell is not None, failed, diverged)
+                    if task in asked[entry]
+                    else "left out",
                     "missing": cell is None,
                 }
             )
@@ -286,6 +312,7 @@ def _aggregate(
             {
                 "entry": entry,
                 "complete": n_complete,
+                "n_asked": int((row["status"] != "left out").sum()),
                 "n_tasks": len(tasks),
                 "iqm": middle.point,
                 "low": middle.low,
@@ -293,7 +320,7 @@ def _aggregate(
                 "mean": average.point,
                 "mean_low": average.low,
                 "mean_high": average.high,
-                "n_seeds": int(row["n_seeds"].min()),
+                "n_seeds": int(row["n_seeds"][row["status"] != "left out"].min()),
                 "n_seeds_max": int(row["n_seeds"].max()),
                 "n_episodes": int(row["n_episodes"].sum()),
                 **_how(mine),
@@ -343,6 +370,26 @@ def _same_design(scores: pd.DataFrame, a: str, b: str) -> bool:
     return left.reset_index(drop=True).equals(right.reset_index(drop=True))
 
 
+def unaggregated(board: Board, unscaled: Sequence[str]) -> Board:
+    """The board without aggregates where it has tasks, `unscaled`, whose scores are plain returns.
+
+    Thousands of return beside scores of up to 100 make a mean of nothing. A board of one task has
+    no other to be mixed with.
+    """
+    named = [task for task in board.tasks if task in set(unscaled)]
+    if not named or len(board.tasks) == 1:
+        return board
+    numbers = ["iqm", "low", "high", "mean", "mean_low", "mean_high"]
+    none = dict.fromkeys(numbers, np.nan) | {"rank": pd.NA, "best": False}
+    table = board.aggregate.assign(**none).astype({"rank": "Int64"})
+    table = table.sort_values(["complete", "entry"], ascending=[False, True], ignore_index=True)
+    note = (
+        f"{_where(named, board.tasks)}: no reference returns are known, a score is the return itself"
+        f" ({named[0]}), so there is no aggregate over tasks"
+    )
+    return replace(board, aggregate=table, notes=(note, *board.notes))
+
+
 def _how(mine: pd.DataFrame) -> dict[str, Any]:
     """How an entry's runs were made, in the words of its row."""
     how = mine.get("tuning.how", pd.Series(dtype=object)).dropna()
@@ -374,6 +421,54 @@ def _commits(mine: pd.DataFrame) -> str:
     short = mine["commit"].astype(str).str[:7] + np.where(dirty, "+dirty", "")
     names = sorted(short.unique())
     return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+
+
+def _averaged(
+    episodes: pd.DataFrame, whole: pd.DataFrame, tasks: tuple[str, ...], level: float
+) -> pd.DataFrame:
+    """The mean of the last three evaluations, each of them counting equally, where all runs have them."""
+    columns = [
+        "entry",
+        "task",
+        "mean",
+        "low",
+        "high",
+        "last",
+        "n_seeds",
+        "n_episodes",
+        "at",
+        "each",
+    ]
+    seen = episodes[
+        episodes["run_id"].isin(whole["run_id"]) & episodes["stream"].isin(["monitor", "test"])
+    ]
+    seen = seen.groupby(["run_id", "update", "stream"])["score"].agg(["mean", "size"]).reset_index()
+    by_run = dict(tuple(seen.groupby("run_id")))
+    lines = []
+    for (entry, task), cell in whole.groupby(["entry", "task"]):
+        three = [_last_three(by_run[run]) for run in cell["run_id"]]
+        if task not in tasks or any(x is None for x in three):
+            continue
+        at = {
+            tuple((x["update"] / n).round(4)) for x, n in zip(three, cell["n_updates"], strict=True)
+        }
+        each = {tuple(x["size"]) for x in three}
+        if len(at) > 1 or len(each) > 1:
+            continue
+        interval = stats.mean_interval(np.array([x["mean"].mean() for x in three]), level)
+        last = float(np.mean([x["mean"].iloc[-1] for x in three]))
+        n_episodes = sum(int(x["size"].sum()) for x in three)
+        lines.append([entry, task, *interval, last, len(three), n_episodes, at.pop(), each.pop()])
+    return pd.DataFrame(lines, columns=columns)
+
+
+def _last_three(run: pd.DataFrame) -> pd.DataFrame | None:
+    """Two monitor evaluations before the test one, and that; None where a run has fewer."""
+    test = run[run["stream"] == "test"]
+    monitor = run[(run["stream"] == "monitor") & (run["update"] < test["update"].max())]
+    if len(monitor) < 2:
+        return None
+    return pd.concat([monitor.sort_values("update").tail(2), test])
 
 
 # --- words ----------------------------------------------------------------------------------
@@ -444,6 +539,8 @@ def _caption(cells: pd.DataFrame, scale: str, level: float, reps: int) -> str:
         " corrected for the number of comparisons). --: missing; an entry"
         " without all its runs has no aggregate."
     )
+    if (cells["status"] == "left out").any():
+        text += " Suite's choice: the suite asks the entry for some of the tasks alone."
     if scored["low"].isna().any():
         text += " One seed has no interval, and no difference from it can be tested."
     return text
@@ -490,9 +587,58 @@ def to_markdown(board: Board) -> str:
         lines.append(_markdown_row(texts))
     parts = [f"# {board.title}"] if board.title else []
     parts += ["\n".join(lines), board.caption]
+    if len(board.averaged):
+        parts += [_averaged_markdown(board, names), _averaged_caption(board)]
     if board.notes:
         parts.append("Notes:\n\n" + "\n".join(f"* {note}" for note in board.notes))
     return "\n\n".join(parts) + "\n"
+
+
+def _averaged_markdown(board: Board, names: list[str]) -> str:
+    lines = [
+        _markdown_row(["entry", *names, "mean of tasks", "the last alone"]),
+        _markdown_row(["---", *["---:"] * (len(names) + 2)]),
+    ]
+    found = board.averaged.set_index(["entry", "task"])
+    for entry in board.aggregate["entry"]:
+        if entry not in set(board.averaged["entry"]):
+            continue
+        texts, cells = [entry], {cell.task: cell for cell in _row_cells(board, entry)}
+        for task in board.tasks:
+            text = "--"
+            if (entry, task) in found.index:
+                cell = found.loc[entry, task]
+                half = "" if np.isnan(cell["low"]) else f" ± {(cell['high'] - cell['low']) / 2:.1f}"
+                text = f"{cell['mean']:.1f}{half} ({cell['last']:.1f})"
+                text += "".join(f" ({n} {word})" for n, word in _failures(cells[task]) if n)
+            texts.append(text)
+        means = _averaged_means(board, entry)
+        texts += ["--", "--"] if means is None else [f"{x:.1f}" for x in means]
+        lines.append(_markdown_row(texts))
+    return "\n".join(lines)
+
+
+def _averaged_means(board: Board, entry: str) -> tuple[float, float] | None:
+    """Over tasks: of the last three evaluations and of the last alone; None for entries without all."""
+    mine = board.averaged[board.averaged["entry"] == entry]
+    mean = board.aggregate.set_index("entry")["mean"]
+    if len(mine) < len(board.tasks) or np.isnan(mean[entry]):  # what has no aggregate has none here
+        return None
+    return float(mine["mean"].mean()), float(mine["last"].mean())
+
+
+def _averaged_caption(board: Board) -> str:
+    designs = board.averaged.groupby(["at", "each"]).size().index
+    shown = "; ".join(
+        f"after {' %, '.join(f'{100 * x:g}' for x in at)} % of the updates, on"
+        f" {', '.join(map(str, each))} episodes per seed"
+        for at, each in designs
+    )
+    return (
+        f"Mean of the last three evaluations ({shown}) ± half-width of its Student-t interval over seeds;"
+        " in brackets, and in the last column, the last evaluation alone. The first two are monitor"
+        " episodes, other ones than the test episodes of the last; the board ranks by the last alone."
+    )
 
 
 def to_csv(board: Board) -> str:
@@ -516,6 +662,10 @@ def to_csv(board: Board) -> str:
         writer.writerow(
             _csv_line({**common, "statistic": "mean", "value": row.mean, **bounds, "rank": ""})
         )
+    for cell in board.averaged.itertuples():
+        common = {name: getattr(cell, name) for name in columns if hasattr(cell, name)}
+        common |= {"kind": "cell", "statistic": "mean of last 3 evaluations", "value": cell.mean}
+        writer.writerow(_csv_line(common))
     return sink.getvalue()
 
 
@@ -528,6 +678,9 @@ def to_terminal(board: Board, console: "Console") -> None:
         console.print(_terminal_table(board, tasks, with_aggregate=first))
         first = False
     console.print(Text(board.caption, style="dim"))
+    if len(board.averaged):
+        console.print(_averaged_table(board))
+        console.print(Text(_averaged_caption(board), style="dim"))
     for note in board.notes:
         console.print(Text(f"* {note}", style="yellow"))
 
@@ -564,20 +717,22 @@ def _row_cells(board: Board, entry: str) -> list[Any]:
 
 
 def _aggregate_status(row: Any) -> str:
-    return (
-        "ok" if row.complete == row.n_tasks else f"incomplete ({row.complete}/{row.n_tasks} tasks)"
-    )
+    if row.complete == row.n_tasks:
+        return "ok"
+    if row.complete == row.n_asked:
+        return f"suite's choice ({row.complete}/{row.n_tasks} tasks)"
+    return f"incomplete ({row.complete}/{row.n_asked} tasks)"
 
 
 def _aggregate_text(row: Any) -> str:
     if np.isnan(row.iqm):
-        return _aggregate_status(row)
+        return "--" if row.complete == row.n_tasks else _aggregate_status(row)
     return f"{row.iqm:.1f}" + ("" if np.isnan(row.low) else f" [{row.low:.1f}, {row.high:.1f}]")
 
 
 def _cell_text(cell: Any, *, short: bool = False) -> str:
     if cell.missing:
-        return "--" if cell.status == "missing" else cell.status
+        return "--" if cell.status in ("missing", "left out") else cell.status
     text = f"{cell.mean:.1f}"
     if not np.isnan(cell.low):
         half = (cell.high - cell.low) / 2
@@ -685,9 +840,27 @@ def _terminal_table(board: Board, columns: list[int], *, with_aggregate: bool) -
             line.append(
                 Text(_strip(row.low, row.iqm, row.high, low, high), style="cyan")
                 if whole
-                else Text(_aggregate_status(row).replace(" (", "\n("), style="dim")
+                else Text(_aggregate_text(row).replace(" (", "\n("), style="dim")
             )
         table.add_row(*line)
+    return table
+
+
+def _averaged_table(board: Board) -> "Table":
+    """Means over tasks; single tasks are in the markdown and the csv."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    table.add_column("entry")
+    for name in ("last three", "last alone"):
+        table.add_column(f"  {name}", justify="right")
+    for entry in board.aggregate["entry"]:
+        means = _averaged_means(board, entry)
+        if means is not None:
+            table.add_row(entry, *(f"{x:.1f}" for x in means))
+        elif entry in set(board.averaged["entry"]):
+            table.add_row(entry, "--", "--")
     return table
 
 

@@ -5,6 +5,7 @@ finished.
 """
 
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from offbench.errors import UserError, unknown
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.console import Console
 
     from offbench.board import Board
@@ -26,14 +28,15 @@ if TYPE_CHECKING:
 HELP = """\
 offbench COMMAND [key=value ...]
 
-  bench   run what is missing of a suite and print its leaderboard  (suite=quick methods=[bc,iql+aw] seeds=[0,1])
-  run     the same for one method                  (method=iql task=... seeds=[0,1,2] method.expectile=0.9)
-  plan    print every run, every effective value with its source, and how long it will take; run nothing
-  board   print the leaderboard of what has been run and write results/board/<suite>.{md,csv}
-  list    methods | tasks | suites | samplers | views | weights
-  data    list | show | check | fetch | make | compose | pack | unpack      (offbench data --help)
-  check   method=NAME             run the contract every method must keep
-  speed   how fast training is here, against a plain PyTorch loop
+  bench     run what is missing of a suite and print its leaderboard  (suite=quick methods=[bc,iql+aw] seeds=[0,1])
+  run       the same for one method                  (method=iql task=... seeds=[0,1,2] method.expectile=0.9)
+  plan      print every run, every effective value with its source, and how long it will take; run nothing
+  board     print the leaderboard of what has been run and write results/board/<suite>.{md,csv}
+  diagnose  draw chunk lengths, success by length, and values against returns, into results/board/<suite>-diagnostics
+  list      methods | tasks | suites | samplers | views | weights
+  data      list | show | check | fetch | make | compose | pack | unpack      (offbench data --help)
+  check     method=NAME             run the contract every method must keep
+  speed     how fast training is here, against a plain PyTorch loop
 
 Settings: conf/run.yaml. Method, sampler, view, weight: conf/method, conf/sampler, conf/view, conf/weight.
 A method of your own: method._target_=package.Class, or an installed package with an `offbench.conf` entry point.
@@ -122,7 +125,7 @@ def _execute(args: Sequence[str], *, bench: bool) -> int:
     failures = _show_progress(todo, store, wanted, console) if todo else []
     board = _board_of(wanted, store)
     if board is not None:
-        _print_board(board, wanted, console)
+        _print_board(board, wanted, console, args)
         console.print(f"{left} runs in {time.perf_counter() - start:.0f} s")
     for line in failures:
         print(f"offbench: {line}", file=sys.stderr)
@@ -363,20 +366,32 @@ def _board(args: Sequence[str]) -> int:
     wanted = plan(args, bench=True)
     board = _board_of(wanted, Store(Path(wanted.settings.results)))
     if board is None:
-        raise UserError(
-            f"nothing recorded for {wanted.name} with these settings in {wanted.settings.results}; run: offbench bench"
-        )
-    _print_board(board, wanted, _console())
+        raise _nothing_recorded(wanted)
+    _print_board(board, wanted, _console(), args)
     return 0
 
 
-def _board_of(plan: "Plan", store: "Store") -> "Board | None":
-    """The planned runs, and every other entry of the suite run with the same budget and protocol."""
-    from offbench.board import leaderboard
+def _nothing_recorded(plan: "Plan") -> UserError:
+    return UserError(
+        f"nothing recorded for {plan.name} with these settings in {plan.settings.results}; run: offbench bench"
+    )
 
-    runs = store.runs(suite=plan.name)
+
+def _board_of(plan: "Plan", store: "Store") -> "Board | None":
+    from offbench.board import leaderboard, unaggregated
+
+    runs = _runs_of(plan, store)
     if runs.empty:
         return None
+    episodes = store.episodes(run_id=list(runs["run_id"]))
+    title = f"{plan.name} v{plan.suite['version']}"
+    board = leaderboard(episodes, runs, plan.tasks, only=plan.suite.get("only"), title=title)
+    return unaggregated(board, [c.task.id for c in plan.cells if not c.task.scaled])
+
+
+def _runs_of(plan: "Plan", store: "Store") -> "pd.DataFrame":
+    """The planned runs, and every other entry of the suite run with the same budget and protocol."""
+    runs = store.runs(suite=plan.name)
     planned = {r.run_id for cell in plan.cells for r in cell.runs()}
     example = {cell.task.id: cell for cell in plan.cells}
     entries = {cell.entry for cell in plan.cells}
@@ -394,21 +409,42 @@ def _board_of(plan: "Plan", store: "Store") -> "Board | None":
             and row["seed"] in cell.seeds
         )
 
-    runs = runs[[comparable(row) for _, row in runs.iterrows()]]
+    return runs[[comparable(row) for _, row in runs.iterrows()]]
+
+
+def _diagnose(args: Sequence[str]) -> int:
+    from offbench.config import plan
+    from offbench.diagnostics import write
+    from offbench.records import Store
+
+    wanted = plan(args, bench=True)
+    store = Store(Path(wanted.settings.results))
+    runs = _runs_of(wanted, store)
     if runs.empty:
-        return None
-    episodes = store.episodes(run_id=list(runs["run_id"]))
-    return leaderboard(episodes, runs, plan.tasks, title=f"{plan.name} v{plan.suite['version']}")
+        raise _nothing_recorded(wanted)
+    ids = list(runs["run_id"])
+    folder = _board_folder(wanted) / f"{_board_name(wanted)}-diagnostics"
+    for path in write(store.episodes(run_id=ids), runs, store.curves(run_id=ids), folder):
+        print(f"written: {path}")
+    return 0
 
 
-def _print_board(board: "Board", plan: "Plan", console: "Console") -> None:
+def _print_board(board: "Board", plan: "Plan", console: "Console", args: Sequence[str]) -> None:
     from offbench.board import to_terminal, write
 
     to_terminal(board, console)
-    whole = plan.tasks == plan.suite["tasks"]
-    name = plan.name if whole else f"{plan.name}-part"
-    paths = write(board, Path(plan.settings.results) / "board", name)
+    paths = write(board, _board_folder(plan), _board_name(plan))
     console.print(f"written: {', '.join(map(str, paths))}")
+    more = f"chunk lengths, values against returns: offbench diagnose {shlex.join(args)}".strip()
+    console.print(more, markup=False, soft_wrap=True)
+
+
+def _board_folder(plan: "Plan") -> Path:
+    return Path(plan.settings.results) / "board"
+
+
+def _board_name(plan: "Plan") -> str:
+    return plan.name if plan.tasks == plan.suite["tasks"] else f"{plan.name}-part"
 
 
 # --- list, data, check, speed ---------------------------------------------------------------
@@ -541,6 +577,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": _run,
     "plan": _plan,
     "board": _board,
+    "diagnose": _diagnose,
     "list": _list,
     "data": _data,
     "check": _check,

@@ -17,7 +17,7 @@ import inspect
 import itertools
 import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -100,7 +100,7 @@ class Cell:
                 task=self.task.id,
                 dataset=self.task.dataset,
                 dataset_sha256=self.task.sha256,
-                env={"id": self.task.env, "kwargs": dict(self.task.env_kwargs)},
+                env=self._judge(),
                 method=self.method,
                 hparams=self.hparams,
                 pipeline=self.pipeline,
@@ -110,6 +110,16 @@ class Cell:
             )
             for seed in self.seeds
         ]
+
+    def _judge(self) -> dict[str, Any]:
+        """The environment, and for own data, whose id says nothing of it, how a return is scored."""
+        judge = {"id": self.task.env, "kwargs": dict(self.task.env_kwargs)}
+        if self.task.source == "path":
+            judge |= {k: getattr(self.task, k) for k in _SCORING}
+        return judge
+
+
+_SCORING = ("score", "ref_min", "ref_max", "max_episode_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,7 +375,7 @@ def _task_cells(
         if isinstance(task_name, Task):
             task = read_by(task_name, loader)
         else:
-            task = load_task(coerce(task_name, str, "task"), loader=loader)
+            task = load_task(_task_id(task_name), loader=loader)
         task.check_trainable()
         own = values.copy()
         preset = next((p for p in presets if fnmatch(task.id, p.task)), None)
@@ -385,21 +395,39 @@ def _task_cells(
         yield _cell(own, name, picked, task, suite, settings, given, preset), settings
 
 
+def _task_id(name: Any) -> str:
+    task_id = coerce(name, str, "task")
+    if Path(task_id).suffix in (".hdf5", ".h5", ".npz"):
+        raise UserError(
+            f"task={task_id} is a file; own data are written task.data={task_id} task.env=HalfCheetah-v5"
+        )
+    return task_id
+
+
 def _cell(
     own: "Layers", name: str | None, picked: Mapping, task: Task, suite: Mapping, settings: Settings,
     given: Mapping, preset: "Preset | None",
 ) -> Cell:  # fmt: skip
     target = own.values["method._target_"]
     hparams = own.typed("method")
+    _check_ranges("method", target, hparams)
+    if weighted := own.values["weight._target_"]:
+        _check_ranges("weight", weighted, own.typed("weight"))
     pipeline = {
         "view": {"target": own.values["view._target_"], **own.typed("view")},
         "sampler": {"target": own.values["sampler._target_"], **own.typed("sampler")},
-        "transforms": {k: v for k, v in settings.transforms.items() if v is not None},
+        "transforms": _typed_transforms(settings.transforms),
         "batch_size": settings.batch_size,
         "gamma": settings.gamma,
     }
-    if own.values["weight._target_"]:  # not there without one: ids of runs stay what they were
-        pipeline["weight"] = {"target": own.values["weight._target_"], **own.typed("weight")}
+    # not there where they have always been so: ids of runs stay what they were
+    rewards = [name for name in pipeline["transforms"] if name.startswith("reward_")]
+    if rewards != sorted(rewards):  # results depend on the order, the id of a mapping does not
+        pipeline["reward_order"] = rewards
+    if settings.precision != "float32":
+        pipeline["precision"] = settings.precision
+    if weighted:
+        pipeline["weight"] = {"target": weighted, **own.typed("weight")}
     monitor_at = settings.eval.monitor_at or ()
     protocol = {
         "episodes": settings.eval.episodes,
@@ -434,20 +462,24 @@ def _split_entry(
         return None, picked
     name, *modifiers = entry.split("+")
     samplers, views, weights = options("sampler"), options("view"), options("weight")
+    said: dict[str, str] = {}  # group -> the word of the entry that picked it
     for word in modifiers:
         match = re.fullmatch(r"([a-z_]+?)(\d+)", word)
         if word in samplers:
-            picked["sampler"] = (word, {})
+            group, found = "sampler", (word, {})
         elif word in weights:
-            picked["weight"] = (word, {})
+            group, found = "weight", (word, {})
         elif word in views:
-            picked["view"] = (word, {})
+            group, found = "view", (word, {})
         elif match and match[1] in NAMES_OF_VIEWS:
-            picked["view"] = (match[1], {NAMES_OF_VIEWS[match[1]]: int(match[2])})
+            group, found = "view", (match[1], {NAMES_OF_VIEWS[match[1]]: int(match[2])})
         else:
             raise unknown(
                 f"sampler, view or weight in {entry!r}:", word, [*samplers, *views, *weights]
             )
+        if group in said:
+            raise UserError(f"{entry!r} names two {group}s, {said[group]} and {word}: one is used")
+        said[group], picked[group] = word, found
     return name, picked
 
 
@@ -463,7 +495,7 @@ def _label(name: str, picked: Mapping, given: Mapping) -> str:
         f"{k.removeprefix('method.')}={_short(v)}"
         for k, v in given.items()
         if k.split(".")[0]
-        in ("method", *AROUND, "transforms", "batch_size", "gamma", "loader")
+        in ("method", *AROUND, "transforms", "batch_size", "gamma", "loader", "precision")
     ]
     return "+".join(words) + (f"({','.join(changed)})" if changed else "")
 
@@ -494,6 +526,45 @@ def _tuning(own: "Layers", settings: Settings, preset: "Preset | None") -> dict[
     return {"how": how, "tried": tried, "source": source or ", ".join(changed) or how}
 
 
+_RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = types.MappingProxyType(
+    {name: (lambda x: x > 0, "above 0") for name in ("lr", "actor_lr", "critic_lr", "max_weight",
+     "temperature", "softmax_temperature", "value_temperature", "huber_delta")}
+    | {name: (lambda x: x >= 1, "at least 1") for name in ("n_critics", "n_actions", "heads", "layers", "width")}
+    | {name: (lambda x: min(x, default=1) >= 1, "widths of at least 1") for name in ("hidden", "critic_hidden")}
+    | {name: (lambda x: 0 <= x < 1, "in [0, 1)") for name in ("dropout", "actor_dropout")}
+    | {"expectile": (lambda x: 0 < x < 1, "in (0, 1)"), "polyak_rate": (lambda x: 0 < x <= 1, "in (0, 1]")}
+)  # fmt: skip
+"""What values of our own methods' settings can be: name -> test, words."""
+
+
+def _check_ranges(group: str, target: str, values: Mapping[str, Any]) -> None:
+    """Raises UserError for a value that an update would not notice and no result survives: a negative
+    learning rate, an expectile above 1. A class from elsewhere knows its own."""
+    for name in _RANGES.keys() & values.keys() if target.startswith("offbench.") else ():
+        good, words = _RANGES[name]
+        if values[name] is not None and not good(values[name]):
+            raise UserError(f"{group}.{name}={_short(values[name])} must be {words}")
+
+
+def _typed_transforms(transforms: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Names with their options, coerced to the types of `offbench.transforms`; null ones dropped."""
+    from offbench.transforms import TRANSFORMS
+
+    made: dict[str, dict[str, Any]] = {}
+    for name, given in transforms.items():
+        if given is None:
+            continue
+        if not isinstance(given, Mapping):
+            raise UserError(f"transforms.{name}={given!r} must be its options, {{}} for none")
+        hints = get_type_hints(TRANSFORMS[name])
+        del hints["data"], hints["return"]
+        for key in given:
+            if key not in hints:
+                raise unknown(f"option of transforms.{name}", key, hints)
+        made[name] = {k: coerce(v, hints[k], f"transforms.{name}.{k}") for k, v in given.items()}
+    return made
+
+
 def _check_settings(s: Settings) -> None:
     from offbench.transforms import TRANSFORMS
 
@@ -512,6 +583,10 @@ def _check_settings(s: Settings) -> None:
     need(s.max_stack is None or s.max_stack >= 1, f"max_stack={s.max_stack} must be at least 1")
     need(
         s.checkpoint_minutes >= 0, f"checkpoint_minutes={s.checkpoint_minutes} must not be negative"
+    )
+    need(
+        s.precision != "bf16" or s.engine != "vmap",
+        "precision=bf16 needs a traced engine: engine=eager, compile or cudagraph",
     )
     need(s.eval.envs >= 1, f"eval.envs={s.eval.envs} must be at least 1")
     need(

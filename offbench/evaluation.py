@@ -8,7 +8,7 @@ from streams of its own: it cannot change training.
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,15 +71,30 @@ class EnvPool:
         self._envs.clear()
 
 
+class Expecting(NamedTuple):
+    """What a policy with values remembers: the value of the decision that began each episode."""
+
+    value: Tensor  # (N, E)
+
+
 def make_policy(method: Method, pipeline: Pipeline) -> Policy:
-    """The method's `act` for N seeds and E environments, as it acts in the raw environment."""
+    """The method's `act` for N seeds and E environments, as it acts in the raw environment.
+
+    Of a method that has a `value`, that of each episode's first decision is remembered.
+    """
+    valued = hasattr(method, "value")
 
     def one(state: Any, obs: Any, key: Tensor) -> Any:
         bound, inner = bind(method, state)
         made = bound.act(inner, tree_map(lambda x: x[None], obs), key)
         return tree_map(lambda x: x[0], made)  # (O,) -> (A,)
 
+    def value_of_one(state: Any, obs: Any, made: Any) -> Tensor:
+        bound, inner = bind(method, state)
+        return bound.value(inner, *tree_map(lambda x: x[None], (obs, made)))[0]  # (O,) -> ()
+
     stacked = vmap(vmap(one, in_dims=(None, 0, 0)))
+    value = vmap(vmap(value_of_one, in_dims=(None, 0, 0)))
     programs: dict[torch.Size, Program] = {}
 
     def act(state: Any, step: TimeStep, carry: Any, key: Tensor) -> tuple[Any, Any]:
@@ -87,11 +102,17 @@ def make_policy(method: Method, pipeline: Pipeline) -> Policy:
         if key.shape not in programs:
             programs[key.shape] = Program(lambda x: stacked(*x), (state, obs, key))
         made = programs[key.shape]((state, obs, key))
-        if isinstance(made, Plan):
-            return made._replace(action=made.action.clamp(-1, 1)), carry
-        return made.clamp(-1, 1), carry
+        planned = isinstance(made, Plan)
+        made = made._replace(action=made.action.clamp(-1, 1)) if planned else made.clamp(-1, 1)
+        if valued and step.first.any():  # rarely, so it is not worth tracing
+            new = value(state, obs, made).cpu()
+            carry = Expecting(torch.where(step.first.cpu(), new, carry.value))
+        return made, carry
 
-    return pipeline.policy(Policy(lambda n_seeds, n_envs: (), act))
+    if not valued:
+        return pipeline.policy(Policy(lambda n_seeds, n_envs: (), act))
+    start = lambda n_seeds, n_envs: Expecting(torch.zeros(n_seeds, n_envs))
+    return pipeline.policy(Policy(start, act, gamma=pipeline.view.gamma))
 
 
 def evaluate(
@@ -111,17 +132,23 @@ def evaluate(
     `n_envs` environments per seed step together, their observations one forward pass. Episodes of a
     goal-conditioned task are dealt to its `task_ids` in turn: number i plays task_ids[i % len]. Returns one
     row per (member of the stack, episode) with the columns of `offbench.records` that evaluation knows.
+
+    `return` and `score` are of the raw rewards. `start_value` and `discounted_return` are there to be
+    compared with each other, so both are on the rewards of the method's data, transformed as those are
+    (minus the number of goals not met at every step of OGBench's single tasks, -1 where that is sparse; 0
+    and at last 1 in D4RL's mazes, unless a transform shifts it), with the method's discount. The return adds up what was received and no
+    bootstrap: where an episode was cut short (`truncated`), what would have followed, gamma ** length
+    times a value, is not in it.
     """
     pool = pool or EnvPool(task)
     device = next(iter(torch.utils._pytree.tree_leaves(state))).device
-    run = _Episodes(pool, list(seeds), episodes, min(n_envs, episodes), stream, device)
+    run = _Episodes(pool, policy, list(seeds), episodes, min(n_envs, episodes), stream, device)
     carry = policy.init(run.n_seeds, run.n_envs)
     with torch.no_grad():
         while run.active:
             step, key = run.observe()
             action, carry = policy.act(state, step, carry, key)
-            plans = getattr(carry, "plans", None)  # of a policy that executes chunks
-            run.step(action.cpu().numpy(), None if plans is None else plans.cpu().numpy())
+            run.step(action.cpu().numpy(), carry)
     return run.frame(update)
 
 
@@ -131,6 +158,7 @@ class _Episodes:
     def __init__(
         self,
         pool: EnvPool,
+        policy: Policy,
         seeds: list[int],
         episodes: int,
         n_envs: int,
@@ -154,6 +182,7 @@ class _Episodes:
         self.t = np.zeros(shape, np.int64)
         self.total = np.zeros(shape, np.float64)
         self.reward = np.zeros(shape, np.float32)  # of the last step
+        self.policy, self.discounted = policy, np.zeros(shape, np.float64)
         self.active = [(n, e) for n in range(self.n_seeds) for e in range(n_envs)]
         for slot in self.active:
             self._reset(slot)
@@ -171,7 +200,8 @@ class _Episodes:
             obs, _ = self._env(slot).reset(seed=seed, options=options)
         finally:
             np.random.set_state(kept)
-        self.obs[slot], self.t[slot], self.total[slot], self.reward[slot] = obs, 0, 0.0, 0.0
+        self.obs[slot], self.t[slot], self.reward[slot] = obs, 0, 0.0
+        self.total[slot] = self.discounted[slot] = 0.0
 
     def _env(self, slot: tuple[int, int]) -> "gymnasium.Env":
         return self.envs[slot[0] * self.n_envs + slot[1]]
@@ -186,18 +216,19 @@ class _Episodes:
         step = TimeStep(obs.to(self.device), reward.to(self.device), first.to(self.device))
         return step, key.to(self.device)
 
-    def step(self, action: "np.ndarray", plans: "np.ndarray | None" = None) -> None:
-        """One step everywhere; `plans` (N, E) how often each policy planned in this episode."""
-        still = []
+    def step(self, action: "np.ndarray", carry: Any) -> None:
+        """One step everywhere; `carry` is what the policy remembers of it."""
+        still, gamma = [], self.policy.gamma
         for slot in self.active:
             obs, reward, terminated, truncated, info = self._env(slot).step(action[slot])
             self.obs[slot] = obs
+            if gamma is not None:
+                self.discounted[slot] += gamma ** self.t[slot] * self.policy.reward(reward)
             self.t[slot] += 1
             self.total[slot] += reward
             self.reward[slot] = reward
             if terminated or truncated:
-                n_plans = self.t[slot] if plans is None else plans[slot]
-                self._record(slot, terminated, truncated, info, int(n_plans))
+                self._record(slot, terminated, truncated, info, carry)
                 self.number[slot] += self.n_envs
                 if self.number[slot] >= self.episodes:
                     continue
@@ -206,7 +237,7 @@ class _Episodes:
         self.active = still
 
     def _record(
-        self, slot: tuple[int, int], terminated: bool, truncated: bool, info: dict, plans: int
+        self, slot: tuple[int, int], terminated: bool, truncated: bool, info: dict, carry: Any
     ) -> None:
         episode, success = int(self.number[slot]), info.get("success")
         if success is None and self.task.score == "success":
@@ -214,6 +245,10 @@ class _Episodes:
                 f"{self.task.id}: environment {self.task.env} reports no info['success'] at the end of an episode"
             )
         success = None if success is None else bool(success)
+        lengths = getattr(carry, "lengths", None)  # of a policy that executes chunks
+        lengths = None if lengths is None else lengths[slot].tolist()
+        inner = getattr(carry, "inner", carry)
+        valued = self.policy.gamma is not None and isinstance(inner, Expecting)
         self.rows.append(
             {
                 "member": slot[0],
@@ -226,7 +261,10 @@ class _Episodes:
                 "success": success,
                 "terminated": bool(terminated),
                 "truncated": bool(truncated),
-                "plans": plans,
+                "plans": int(self.t[slot]) if lengths is None else sum(lengths),
+                "chunk_lengths": lengths,
+                "start_value": float(inner.value[slot]) if valued else None,
+                "discounted_return": float(self.discounted[slot]) if valued else None,
             }
         )
 
@@ -236,4 +274,6 @@ class _Episodes:
         frame = pd.DataFrame(self.rows).sort_values(["member", "episode"], ignore_index=True)
         frame["success"] = frame["success"].astype("boolean")
         frame["plans"] = frame["plans"].astype("Int64")
+        for name in ("start_value", "discounted_return"):
+            frame[name] = frame[name].astype("Float64")
         return frame.assign(stream=self.stream, update=update, task=self.task.id)

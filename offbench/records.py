@@ -54,12 +54,20 @@ EPISODE_COLUMNS: Mapping[str, str] = MappingProxyType(
         "terminated": "bool",
         "truncated": "bool",
         "plans": "Int64",
+        "chunk_lengths": "object",
+        "start_value": "Float64",
+        "discounted_return": "Float64",
     }
 )
 """Column -> pandas dtype, in order. `score` is on the 0-100 scale (success x 100 where that is the
 score). `plans` counts the times the policy was asked for actions: `length` / `plans` is the mean length
-of the chunks it executed. `success` and `plans` may be missing; records older than `plans` lack it."""
-_NULLABLE = ("success", "plans")
+of the chunks it executed. `chunk_lengths` is the histogram of those lengths, how many were 1, 2, ... h
+steps long, where the policy executes chunks. `start_value` is what the method's critics said of its first
+decision, `discounted_return` what came of it on the rewards and with the discount of its data
+(`offbench.evaluation.evaluate`); methods without critics have neither. `success` and all from `plans` on
+may be missing; older records lack columns at the end."""
+_NULLABLE = ("success", "plans", "chunk_lengths", "start_value", "discounted_return")
+_LATER = _NULLABLE[1:]  # in the order in which records came to have them
 
 STREAMS = ("test", "monitor", "tune")
 TUNINGS = ("default", "published", "suite", "task preset", "user")
@@ -71,13 +79,17 @@ _ARROW = {
     "int64": pa.int64(),
     "Int64": pa.int64(),
     "float64": pa.float64(),
+    "Float64": pa.float64(),
     "boolean": pa.bool_(),
     "bool": pa.bool_(),
 }
+_COUNTS = pa.list_(pa.int64())
 _SCHEMA = pa.schema(
-    [pa.field(name, _ARROW[kind], name in _NULLABLE) for name, kind in EPISODE_COLUMNS.items()]
+    [
+        pa.field(name, _COUNTS if name == "chunk_lengths" else _ARROW[kind], name in _NULLABLE)
+        for name, kind in EPISODE_COLUMNS.items()
+    ]
 )
-_FIRST_SCHEMA = _SCHEMA.remove(_SCHEMA.get_field_index("plans"))
 _CONSTANT = ("run_id", "entry", "suite", "task", "method", "seed")  # the same on every row of a run
 _FORMAT = 1
 _TAIL = ',\n "checksum": "%s"\n}\n'
@@ -110,10 +122,10 @@ class RunSpec:
     task: str
     dataset: str
     dataset_sha256: str
-    env: Mapping[str, Any]  # id and kwargs
+    env: Mapping[str, Any]  # id and kwargs; for own data how a return is scored, too
     method: str  # registry name or dotted path
     hparams: Mapping[str, Any]  # every hyper-parameter, defaults too
-    pipeline: Mapping[str, Any]  # view, sampler, transforms, batch size, gamma
+    pipeline: Mapping[str, Any]  # view, sampler, transforms, batch size, gamma, lower precision
     n_updates: int
     seed: int
     protocol: Mapping[str, Any]  # episodes, streams, monitor_at
@@ -400,7 +412,11 @@ class Store:
             if body["status"] == "ok"
         ]
         table = pa.concat_tables(tables) if tables else _SCHEMA.empty_table()
-        dtypes = {pa.bool_(): pd.BooleanDtype(), pa.int64(): pd.Int64Dtype()}
+        dtypes = {
+            pa.bool_(): pd.BooleanDtype(),
+            pa.int64(): pd.Int64Dtype(),
+            pa.float64(): pd.Float64Dtype(),
+        }
         frame = table.drop_columns(list(_NULLABLE)).to_pandas()
         for name in _NULLABLE:  # in the order of the columns
             column = table[name].to_pandas(types_mapper=dtypes.get)
@@ -408,6 +424,14 @@ class Store:
         for name, value in by_row.items():
             frame = frame[frame[name].isin(_as_set(value))]
         return frame.reset_index(drop=True)
+
+    def curves(self, **where: Any) -> dict[str, pd.DataFrame]:
+        """run_id -> metrics, one row per logged point, of every run that has any; `where` as in `runs`."""
+        return {
+            body["run_id"]: pd.DataFrame(body["metrics"], dtype="float64")
+            for _, body in self._matching(where)
+            if body["metrics"] is not None
+        }
 
     # --- inside -----------------------------------------------------------------------------
 
@@ -571,8 +595,9 @@ def _episode_table(run: RunSpec, episodes: pd.DataFrame, entry: str) -> pa.Table
         elif not (same := frame[name] == value).all():
             other = frame[name][~same].iloc[0]
             raise UserError(f"episodes: {name} is {other!r} in a run whose {name} is {value!r}")
-    if "plans" not in frame:
-        frame["plans"] = pd.array([None] * len(frame), "Int64")
+    for name in _LATER:
+        if name not in frame:
+            frame[name] = pd.array([None] * len(frame), EPISODE_COLUMNS[name])
     if absent := [name for name in EPISODE_COLUMNS if name not in frame]:
         raise UserError(f"episodes: no column {', '.join(absent)}")
     frame = frame[list(EPISODE_COLUMNS)]
@@ -732,8 +757,10 @@ def _read_episodes(path: Path, about: Mapping[str, Any]) -> pa.Table:
     if hashlib.sha256(payload).hexdigest() != about["sha256"]:
         raise UserError(f"damaged record: {path} is truncated or was edited")
     table = pq.ParquetFile(pa.BufferReader(payload)).read(use_threads=False)
-    if table.schema.equals(_FIRST_SCHEMA):
-        table = table.append_column(_SCHEMA.field("plans"), pa.nulls(len(table), pa.int64()))
+    for name in _LATER:  # a record of before it had them
+        if name not in table.column_names:
+            field = _SCHEMA.field(name)
+            table = table.append_column(field, pa.nulls(len(table), field.type))
     if table.num_rows != about["rows"] or not table.schema.equals(_SCHEMA):
         raise UserError(f"damaged record: {path} does not hold the rows its json describes")
     return table

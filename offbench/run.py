@@ -30,7 +30,7 @@ from offbench import provenance
 from offbench.config import Cell, Settings, locate
 from offbench.errors import UserError
 from offbench.files import write_beside
-from offbench.records import Provenance, RunSpec, Store
+from offbench.records import EPISODE_COLUMNS, Provenance, RunSpec, Store
 from offbench.tasks import Task
 
 if TYPE_CHECKING:
@@ -384,7 +384,9 @@ class Progress:
         if not (checkpoint.exists() and path.exists()):
             return cls([], [], 0.0)
         body = json.loads(path.read_text())
-        frames = [pd.DataFrame(f).astype({"success": "boolean"}) for f in body["frames"]]
+        kinds = {k: v for k, v in EPISODE_COLUMNS.items() if v in ("boolean", "Int64", "Float64")}
+        typed = lambda f: f.astype({name: kinds[name] for name in f if name in kinds})
+        frames = [typed(pd.DataFrame(f)) for f in body["frames"]]
         return cls(body["curves"], frames, body["train_s"])
 
     def forget_from(self, update: int) -> None:
@@ -519,14 +521,21 @@ def _run_here(packs: Sequence[Pack], store: Store, settings: Settings) -> Iterat
     events: queue.Queue[Event | None] = queue.Queue()
     pools: dict[str, EnvPool] = {}
 
+    broken: list[BaseException] = []
+
     def work() -> None:
-        for index, pack in enumerate(packs):
-            events.put(_guarded(index, pack, store, settings, pools, events.put))
+        try:
+            for index, pack in enumerate(packs):
+                events.put(_guarded(index, pack, store, settings, pools, events.put))
+        except BaseException as error:  # the caller waits, and is the one to be told
+            broken.append(error)
         events.put(None)
 
     threading.Thread(target=work, daemon=True).start()
     while (event := events.get()) is not None:
         yield event
+    if broken:
+        raise broken[0]
 
 
 def _guarded(
@@ -550,7 +559,7 @@ def _guarded(
     size, wall_s = len(pack.members), time.perf_counter() - start
     for cell, run in pack.members:
         if not store.has(run.run_id):
-            made = _provenance(cell, settings, "cpu", settings.engine, size, wall_s, 0.0)
+            made = _provenance(cell, settings, "cpu", settings.engine, size, wall_s, 0.0, {})
             store.fail(run, reason, made)
     return Event(index, "failed", 1.0, error=text)
 

@@ -87,7 +87,11 @@ def return_weights(data: ReplayData, *, temperature: float = 0.1) -> Tensor:
 
 
 def advantage_weights(data: ReplayData, *, temperature: float = 0.1) -> Tensor:
-    """AW of Hong et al. (2023): return minus a least-squares fit on the first observation, (S,)."""
+    """AW of Hong et al. (2023): return minus a least-squares fit on the first observation, (S,).
+
+    Of the rewards as recorded; their code of IQL weighs antmaze by rewards less 1, by which a shorter
+    way to the goal counts more.
+    """
     returns = episode_returns(data).cpu().numpy()
     first = data.obs[first_rows(data)].double().cpu().numpy()
     design = np.column_stack(

@@ -55,10 +55,11 @@ class Wandb:
         for member, rows in frame.groupby("member"):
             run = self._runs[member]
             kind, update = rows["stream"].iloc[0], int(rows["update"].iloc[0])
-            run.log(
-                {f"{kind}/score": rows["score"].mean(), f"{kind}/return": rows["return"].mean()},
-                step=update,
-            )
+            means = {name: float(rows[name].mean()) for name in ("score", "return")}
+            means["executed_length"] = float(rows["length"].sum() / rows["plans"].sum())
+            if rows["start_value"].notna().all():
+                means["start_value"] = float(rows["start_value"].mean())
+            run.log({f"{kind}/{name}": value for name, value in means.items()}, step=update)
 
     def close(self) -> None:
         for run in self._runs:

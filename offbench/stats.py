@@ -204,6 +204,20 @@ def mean_interval(x: np.ndarray, level: float = 0.95) -> Interval:
     return Interval(point, point - float(half), point + float(half))
 
 
+def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:
+    """The share of successes among n independent trials, by Wilson's (1927) score interval.
+
+    Unlike the usual one it has a width where none or all succeed. Raises UserError for n = 0.
+    """
+    _check_level(level)
+    if n < 1 or not 0 <= successes <= n:
+        raise UserError(f"{successes} successes of {n}: a share needs 0 to n of at least 1 trial")
+    z, share = float(_scipy_stats.norm.ppf((1 + level) / 2)), successes / n
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return Interval(share, max(0.0, middle - float(half)), min(1.0, middle + float(half)))
+
+
 def welch_interval(a: np.ndarray, b: np.ndarray, level: float = 0.95) -> Interval:
     """Interval of mean(a) - mean(b) for seeds that are not paired; nan bounds with one seed."""
     _check_level(level)

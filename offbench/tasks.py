@@ -63,6 +63,11 @@ class Task:
         """What is trained on, in words of a record; `sha256` says the same in bytes."""
         return self.id if self.loader == "offbench" else f"{self.id}, read by {self.loader}"
 
+    @property
+    def scaled(self) -> bool:
+        """Whether a score is on the 0-100 scale; without references it is the return itself."""
+        return self.score == "success" or (self.ref_min, self.ref_max) != _NO_REFERENCE
+
     def normalise(self, episode_return: float, success: bool | None) -> float:
         """100 x (return - ref_min) / (ref_max - ref_min), or 100 for a success and 0 otherwise."""
         if self.score == "success":
@@ -137,7 +142,9 @@ class Task:
         return {"task_id": self.task_ids[episode % len(self.task_ids)]}
 
     def ready(self) -> "Task":
-        """The task with its data here and their sha256 known. UserError where they cannot be had."""
+        """The task with its data here and their sha256 known, judged as they say where they do: the
+        metadata of a Minari set name its environment and references. UserError where they cannot be had.
+        """
         if self.sha256 != NOT_HERE:
             return self
         from offbench import catalog, compose
@@ -146,8 +153,7 @@ class Task:
         for name in [self.id] if isinstance(made, str) else made.leaves:
             if load_task(name).sha256 == NOT_HERE:
                 catalog.fetch(catalog.card(name))
-        here = load_task(self.id, loader=self.loader)
-        return replace(self, root=here.root, sha256=here.sha256)
+        return load_task(self.id, loader=self.loader)
 
     def make_env(self) -> "gymnasium.Env":
         """One evaluation environment with actions in [-1, 1]. UserError if its package is missing."""

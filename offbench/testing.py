@@ -472,6 +472,41 @@ def check_act_draws_only_from_its_key(method: Method, spec: Spec = SPEC) -> Note
     )
 
 
+def check_value(method: Method, spec: Spec = SPEC) -> Note:
+    """A number per decision for what `act` made of one observation alone, under vmap over both."""
+    if not hasattr(method, "value"):
+        return "says no values of its decisions"
+    problems = [_problem(method, spec, seed=seed) for seed in (0, 10, 20)]
+    states, key, obs = [p[0] for p in problems], problems[0][2], _seen(method, spec, 7)
+    with _doing("value"):
+        alone = []
+        for state in states:
+            made = method.act(state, obs, key)
+            inputs = tree_map(torch.clone, (state, obs, made))
+            alone.append(method.value(*inputs))
+            _require(
+                _close(inputs, (state, obs, made))
+                and alone[-1].shape == (7,)
+                and bool(alone[-1].isfinite().all())
+                and torch.equal(alone[-1], method.value(*inputs)),
+                f"value returned {_describe(alone[-1])} for 7 observations, was not finite, differed from one "
+                "call to the next or wrote into its inputs: return (7,) numbers, a function of the three.",
+            )
+
+    def one(state: Any, obs: Any, made: Any) -> Tensor:
+        return method.value(state, *tree_map(lambda x: x[None], (obs, made)))[0]
+
+    with _doing("value under torch.func.vmap, over seeds and environments,"):
+        plans = stack([method.act(state, obs, key) for state in states])
+        together = vmap(vmap(one, in_dims=(None, 0, 0)), in_dims=(0, None, 0))(
+            stack(states), obs, plans
+        )
+    _require(
+        torch.allclose(together, torch.stack(alone), rtol=1e-4, atol=1e-4),
+        "the value of a decision depends on what is beside it: look at each observation and seed alone.",
+    )
+
+
 def check_works_for_chunks(method: Method, spec: Spec = SPEC) -> Note:
     """A chunked view asks for h times the actions and hands over its own batches; nothing else changes."""
     if spec.discrete:
@@ -580,6 +615,7 @@ CHECKS: list[Check] = [
     check_metrics_are_scalars,
     check_act,
     check_act_draws_only_from_its_key,
+    check_value,
     check_works_for_chunks,
     check_float64_works,
     check_resume,

@@ -20,6 +20,9 @@ _CORL_STEPS = 1000  # whatever the environment's limit
 
 
 class Transform(Protocol):
+    """`policy` undoes nothing: it shows the policy what `data` would have made of what is observed, and
+    one that changes rewards does so in `Policy.reward` too."""
+
     def data(self, data: ReplayData, *, lazy: bool = False) -> ReplayData: ...
     def policy(self, policy: Policy) -> Policy: ...
 
@@ -96,12 +99,13 @@ class RewardAffine(NamedTuple):
 
     def policy(self, policy: Policy) -> Policy:
         """A policy that conditions on rewards sees them as its data had them; the first is 0."""
+        new = lambda reward: self.scale * reward + self.shift
 
         def act(state: Any, step: TimeStep, carry: Any, key: Tensor) -> tuple[Any, Any]:
-            reward = torch.where(step.first, 0.0, self.scale * step.reward + self.shift)
+            reward = torch.where(step.first, 0.0, new(step.reward))
             return policy.act(state, step._replace(reward=reward), carry, key)
 
-        return policy._replace(act=act)
+        return policy._replace(act=act, reward=lambda reward: policy.reward(new(reward)))
 
 
 def obs_norm(data: ReplayData, *, eps: float = 1e-3) -> Transform:
@@ -118,10 +122,15 @@ def reward_range(
     """IQL's locomotion scaling (Kostrikov et al., 2021): reward * scale / (max - min return).
 
     `corl_compat_split` takes the returns of what CORL's code (eeeeef2) takes for trajectories. It
-    reproduces published numbers and is of no other use.
+    reproduces published numbers and is of no other use. Raises UserError where all returns are equal.
     """
     returns = _corl_returns(data) if corl_compat_split else episode_returns(data)
-    return RewardAffine(scale / max(float(returns.max() - returns.min()), 1e-8))
+    if not (spread := float(returns.max() - returns.min())) > 0:
+        raise UserError(
+            f"reward_range: every trajectory has the return {float(returns[0]):g}, so there is no range"
+            " to scale by; switch it off with transforms.reward_range=null"
+        )
+    return RewardAffine(scale / spread)
 
 
 def _corl_returns(data: ReplayData) -> Tensor:

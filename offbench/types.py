@@ -60,6 +60,11 @@ class Method(Protocol[State]):
     from `batch.extras` (offbench/extras.py), `actions` the kind of actions it learns. `act` returns
     actions, or a `Plan` where the method decides how many steps of a chunk are executed. A method may
     have `check(spec)`, which raises UserError for settings that do not fit the problem.
+
+    A method with a critic may also have `value(state, obs, made) -> (E,)`: what its critics, put
+    together as it does itself, say of executing what `act` made at obs. It is a discounted return on
+    the rewards of the method's data, with whatever the method adds to it (an entropy, a penalty).
+    Evaluation keeps it for the first decision of an episode; nothing depends on it.
     """
 
     minibatches: ClassVar[int] = 1
@@ -92,7 +97,12 @@ class Policy(NamedTuple):
     `init(n_seeds, n_envs) -> carry`; `act(state, step, carry, key) -> (action, carry)` with key
     (N, E) int64 and action (N, E, A). `carry` is what the policy remembers, a tree whose tensors
     begin with (N, E); `step.first` is when it must forget.
+
+    `reward` and `gamma` are the units of its method's values: a raw reward as the method's data have
+    it, and the discount per environment step; no discount where the method has no values.
     """
 
     init: Callable[[int, int], Any]
     act: Callable[[Any, TimeStep, Any, Tensor], tuple[Any, Any]]
+    reward: Callable[[float], float] = float
+    gamma: float | None = None

@@ -17,6 +17,8 @@ from offbench.types import Batch, Context, Plan, Policy, Spec, TimeStep
 
 
 class View(Protocol):
+    gamma: float
+
     def spec(self, spec: Spec) -> Spec: ...
     def support(self, data: ReplayData) -> Tensor: ...  # (S,) bool: rows it can start from
     def batch(self, data: ReplayData, row: Tensor) -> Batch: ...
@@ -88,7 +90,9 @@ class Underway(NamedTuple):
     inner: Any
     plan: Plan | None
     left: Tensor  # (N, E) int64, steps of the chunk not yet taken
-    plans: Tensor  # (N, E) int64, chunks begun in this episode
+    lengths: (
+        Tensor  # (N, E, h) int64: chunks of this episode of which 1 to h steps were taken so far
+    )
 
 
 class Chunk(NamedTuple):
@@ -164,10 +168,11 @@ class Chunk(NamedTuple):
 
         def init(n_seeds: int, n_envs: int) -> Any:
             none = torch.zeros(n_seeds, n_envs, dtype=torch.long)
-            return Underway(policy.init(n_seeds, n_envs), None, none, none)
+            lengths = torch.zeros(n_seeds, n_envs, self.h, dtype=torch.long)
+            return Underway(policy.init(n_seeds, n_envs), None, none, lengths)
 
         def act(state: Any, step: TimeStep, carry: Any, key: Tensor) -> tuple[Tensor, Any]:
-            inner, plan, left, plans = carry
+            inner, plan, left, lengths = carry
             asks = step.first.to(left.device) | (left == 0)  # (N, E)
             if asks.any():
                 new, after = policy.act(state, step, inner, key)
@@ -179,13 +184,19 @@ class Chunk(NamedTuple):
                 plan = new if plan is None else _where(asks, new, plan)
                 inner = _where(asks, after, inner)
                 left = torch.where(asks, plan.length.to(left.device), left)
-            t = (plan.length - left.to(plan.length.device))[..., None, None]
-            index = t.expand(*t.shape[:2], 1, plan.action.shape[-1])
+            t = plan.length.to(left.device) - left  # (N, E) steps of the chunk taken before
+            index = t[..., None, None].expand(*t.shape, 1, plan.action.shape[-1])
             action = plan.action.gather(-2, index.to(plan.action.device)).squeeze(-2)
-            plans = torch.where(step.first.to(plans.device), 0, plans) + asks
-            return action, Underway(inner, plan, left - 1, plans)
+            lengths = torch.where(step.first[..., None].to(left.device), 0, lengths)
+            lengths = lengths + _one_hot(t, self.h) - _one_hot(t - 1, self.h)  # one step longer
+            return action, Underway(inner, plan, left - 1, lengths)
 
-        return Policy(init, act)
+        return policy._replace(init=init, act=act)
+
+
+def _one_hot(place: Tensor, n: int) -> Tensor:
+    """(...) -> (..., n) int64; zeros where the place is below 0."""
+    return (place[..., None] == torch.arange(n, device=place.device)).long()
 
 
 def _where(mask: Tensor, a: Any, b: Any) -> Any:
@@ -197,6 +208,13 @@ def _where(mask: Tensor, a: Any, b: Any) -> Any:
         return torch.where(_as_wide(mask.to(x.device), x), x, y)
 
     return tree_map(pick, a, b)
+
+
+class Seen(NamedTuple):
+    """What a policy of windows remembers: its own memory, and the last steps of each environment."""
+
+    inner: Any
+    past: Context | None
 
 
 class Window(NamedTuple):
@@ -276,7 +294,7 @@ class FittedWindow(NamedTuple):
         """
 
         def init(n_seeds: int, n_envs: int) -> Any:
-            return policy.init(n_seeds, n_envs), None
+            return Seen(policy.init(n_seeds, n_envs), None)
 
         def act(state: Any, step: TimeStep, carry: Any, key: Tensor) -> tuple[Tensor, Any]:
             inner, past = carry
@@ -285,9 +303,9 @@ class FittedWindow(NamedTuple):
             taken = torch.where(
                 newest[..., None], action[:, :, None].to(newest.device), context.action
             )
-            return action, (inner, context._replace(action=taken))
+            return action, Seen(inner, context._replace(action=taken))
 
-        return Policy(init, act)
+        return policy._replace(init=init, act=act)
 
     def _observe(self, past: Context | None, step: TimeStep) -> tuple[Context, Tensor]:
         """The windows that end with the present step, tensors (N, E, K, ...), and its place (N, E, K)."""

@@ -67,6 +67,12 @@ class DensityWeights:
     def actions(self) -> str:
         return getattr(self.method, "actions", "continuous")
 
+    @property
+    def value(self) -> Any:
+        """The method's own; an AttributeError where it has none, so that the wrapper has none either."""
+        inner = self.method.value
+        return lambda state, obs, made: inner(state.inner, obs, made)
+
     def with_values(self, values: dict[str, Tensor]) -> "DensityWeights":
         """With these hyper-parameters of the method."""
         return replace(self, method=replace(self.method, **values))

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from offbench import board as boards
-from offbench.board import Board, leaderboard, to_csv, to_markdown, to_terminal, write
+from offbench.board import Board, leaderboard, to_csv, to_markdown, to_terminal, unaggregated, write
 from offbench.errors import UserError
 from offbench.records import Provenance, RunSpec, Store
 
@@ -120,6 +120,30 @@ def test_a_board_by_hand() -> None:
     np.testing.assert_allclose([bc["low"], bc["high"]], [4 - np.sqrt(2), 4 + np.sqrt(2)])
     assert (iql["n_seeds"], iql["n_episodes"], iql["wall_s"]) == (2, 8, 30)
     assert board.aggregate["entry"].tolist() == ["iql", "bc"]
+
+
+def test_returns_without_references_are_never_averaged_with_scores() -> None:
+    frames = records(
+        {
+            ("iql", A): [[10, 20], [30, 30]],
+            ("iql", B): [[4000, 4100], [3900, 4000]],
+            ("bc", A): [[1, 1], [3, 3]],
+        }
+    )
+    board = unaggregated(leaderboard(*frames, [A, B]), [B])
+    numbers = board.aggregate[["iqm", "low", "high", "mean", "mean_low", "mean_high", "rank"]]
+    assert numbers.isna().all(axis=None) and not board.aggregate["best"].any()
+    assert board.aggregate["entry"].tolist() == ["iql", "bc"]  # more complete ones first
+    assert f"no reference returns are known, a score is the return itself ({B})" in board.notes[0]
+    assert cell(board, "iql", B)["mean"] == 4000
+    row = next(x for x in to_markdown(board).splitlines() if "| iql |" in x)
+    assert "| -- | -- |" in row
+    assert "incomplete" in printed(board)
+    assert "aggregate,iql" in to_csv(board)
+    scaled = leaderboard(*frames, [A, B])
+    assert unaggregated(scaled, ["toy/c-v0"]) is scaled
+    alone = leaderboard(*frames, [B])
+    assert unaggregated(alone, [B]) is alone
 
 
 def test_only_test_episodes_of_the_last_update_count() -> None:
@@ -531,3 +555,161 @@ def test_a_store_makes_a_board(tmp_path: Path) -> None:
     assert line(board, "bc")["wall_s"] == 4
     assert cell(board, "iql", A)["n_failed"] == 1
     assert board.notes == (f"{A}: iql has 1 failed beside 3 finished runs, so it has no aggregate",)
+
+
+# --- what a suite asks for ------------------------------------------------------------------
+
+
+def test_an_entry_that_the_suite_asks_for_some_tasks_alone_is_not_incomplete() -> None:
+    frames = records(
+        {
+            ("iql", A): [[1], [2]],
+            ("iql", B): [[1], [3]],
+            ("qc", A): [[9], [8]],
+            ("qc+aw", A): [[9], [8]],
+        },
+    )
+    runs = frames[1].assign(method=frames[1]["entry"].str.split("+").str[0])
+    board = leaderboard(frames[0], runs, [A, B], only={"qc": ["*/a-*"], "other": ["*"]})
+    for entry in ("qc", "qc+aw"):
+        assert cell(board, entry, B)["status"] == "left out"
+        assert cell(board, entry, B)["missing"]
+        assert (line(board, entry)["complete"], line(board, entry)["n_asked"]) == (1, 1)
+        assert pd.isna(line(board, entry)["rank"]) and line(board, entry)["n_seeds"] == 2
+    text = to_markdown(board)
+    assert "| qc | **8.5 ± 6.4** | -- | suite's choice (1/2 tasks) |" in text
+    assert "the suite asks the entry for some of the tasks alone" in board.caption
+    assert "incomplete" not in text + to_csv(board) + printed(board)
+    assert "suite's choice" in printed(board)
+
+
+def test_what_the_suite_asks_for_and_is_not_there_is_incomplete() -> None:
+    """A task of its own that failed, one that is missing, and one that was run without being asked for."""
+    c = "toy/c-v0"
+    frames = records(
+        {
+            ("x", A): [[1], [2]],
+            ("x", B): [[1], "failed"],
+            ("y", A): [[1]],
+            ("z", A): [[1]],
+            ("z", c): [[1]],
+        }
+    )
+    runs = frames[1].assign(method=frames[1]["entry"])
+    only = {"x": ["*/a-*", "*/b-*"], "y": ["*/a-*", "*/b-*"], "z": ["*/a-*"]}
+    board = leaderboard(frames[0], runs, [A, B, c], only=only)
+    lines = to_markdown(board).splitlines()
+    status = {
+        e: next(x for x in lines if x.startswith(f"| -- | {e}")).split("|")[6].strip()
+        for e in "xyz"
+    }
+    assert status == {
+        "x": "incomplete (1/2 tasks)",
+        "y": "incomplete (1/2 tasks)",
+        "z": "suite's choice (2/3 tasks)",
+    }
+    assert (
+        cell(board, "y", B)["status"] == "missing" and cell(board, "y", c)["status"] == "left out"
+    )
+    plain = leaderboard(frames[0], runs, [A, B, c])
+    assert "left out" not in set(plain.cells["status"]) and "choice" not in plain.caption
+
+
+# --- the mean of the last three evaluations -------------------------------------------------
+
+
+def monitored(frames: Frames, scores: dict[str, dict[int, list[float]]]) -> Frames:
+    """With monitor episodes: run_id -> update -> their scores."""
+    extra = [
+        {"run_id": run, "entry": run.split("-")[0], "task": A if run.split("-")[1] == "a" else B,
+         "seed": int(run[-1]), "stream": "monitor", "update": update, "episode": i, "env_seed": i,
+         "score": float(score)}
+        for run, updates in scores.items()
+        for update, values in updates.items()
+        for i, score in enumerate(values)
+    ]  # fmt: skip
+    return pd.concat([frames[0], pd.DataFrame(extra)], ignore_index=True), frames[1]
+
+
+def test_the_last_three_evaluations_are_averaged_beside_the_last_alone() -> None:
+    generator = np.random.default_rng(0)
+    test = {
+        (e, t): generator.uniform(0, 100, (3, 4)).round(1) for e in ("iql", "bc") for t in (A, B)
+    }
+    frames = records({key: x.tolist() for key, x in test.items()})
+    monitor = {
+        f"{e}-{t[-4]}-{s}": {u: generator.uniform(0, 100, 2).tolist() for u in (10, 80, 90)}
+        for e, t in test
+        for s in range(3)
+    }
+    board = leaderboard(*monitored(frames, monitor), [A, B])
+    means = {}
+    for (entry, task), last in test.items():
+        of_seed = [
+            np.mean(
+                [
+                    *(np.mean(monitor[f"{entry}-{task[-4]}-{s}"][u]) for u in (80, 90)),
+                    last[s].mean(),
+                ]
+            )
+            for s in range(3)
+        ]
+        found = board.averaged.set_index(["entry", "task"]).loc[entry, task]
+        half = 4.302652729696142 * np.std(of_seed, ddof=1) / np.sqrt(3)
+        np.testing.assert_allclose(
+            [found["mean"], found["low"], found["high"], found["last"]],
+            [np.mean(of_seed), np.mean(of_seed) - half, np.mean(of_seed) + half, last.mean()],
+        )
+        assert (found["n_seeds"], found["n_episodes"]) == (3, 3 * (2 + 2 + 4))
+        assert (found["at"], found["each"]) == ((0.8, 0.9, 1.0), (2, 2, 4))
+        means.setdefault(entry, []).append([np.mean(of_seed), last.mean()])
+    text = to_markdown(board)
+    assert "after 80 %, 90 %, 100 % of the updates, on 2, 2, 4 episodes per seed" in text
+    for pairs in means.values():
+        three, last = np.mean(pairs, 0)
+        assert f"| {three:.1f} | {last:.1f} |" in text and f"{three:.1f}" in printed(board)
+    assert to_csv(board).count("mean of last 3 evaluations") == 4
+    returns = to_markdown(
+        unaggregated(board, [B])
+    )  # plain returns have no mean over tasks here either
+    assert returns.count("| -- | -- |") == 4 and not any(
+        f"| {three:.1f} | {last:.1f} |" in returns
+        for three, last in (np.mean(x, 0) for x in means.values())
+    )
+    ranked = ["rank", "entry", "iqm", "low", "high", "mean"]  # by the last evaluation, as ever
+    pd.testing.assert_frame_equal(
+        board.aggregate[ranked], leaderboard(*frames, [A, B]).aggregate[ranked]
+    )
+
+
+def test_without_monitor_evaluations_nothing_is_said_of_three() -> None:
+    frames = noisy(["iql"], [A])
+    board = leaderboard(*frames, [A])
+    one = monitored(frames, {f"iql-a-{s}": {90: [1.0]} for s in range(5)})
+    assert board.averaged.empty and leaderboard(*one, [A]).averaged.empty
+    for text in (to_markdown(board), to_csv(board), printed(board)):
+        assert "last three" not in text and "last 3" not in text
+
+
+def test_a_cell_with_an_incomplete_run_is_not_averaged_and_its_entry_has_no_mean() -> None:
+    frames = records(
+        {
+            ("iql", A): [[1], [2]],
+            ("iql", B): [[3], [4]],
+            ("bc", A): [[5], [6]],
+            ("bc", B): [[7], "failed"],
+        }
+    )
+    whole = {80: [1.0], 90: [2.0]}
+    have = {run: whole for run in frames[0]["run_id"]}
+    board = leaderboard(*monitored(frames, have | {"iql-b-1": {90: [2.0]}}), [A, B])
+    assert set(zip(board.averaged["entry"], board.averaged["task"])) == {
+        ("iql", A),
+        ("bc", A),
+        ("bc", B),
+    }
+    rows = [x for x in to_markdown(board).splitlines() if x.startswith(("| iql", "| bc"))]
+    assert sorted(rows) == [
+        "| bc | 2.8 ± 2.1 (5.5) | 3.3 (7.0) (1 failed) | -- | -- |",
+        "| iql | 1.5 ± 2.1 (1.5) | -- | -- | -- |",
+    ]

@@ -4,13 +4,14 @@ import csv
 import dataclasses
 import json
 import pickle
+import shutil
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from test_sources_layouts import make, write_d4rl, write_ogbench
+from test_sources_layouts import make, write_d4rl, write_minari, write_ogbench
 
 from offbench import catalog, compose, tasks
 from offbench.data import fingerprint, from_episodes
@@ -408,6 +409,26 @@ def test_a_minari_download_that_stopped_halfway_is_not_taken_for_the_set(cache):
     assert "observation_space" in dict(catalog.listing())["minari/D4RL/door/human-v2"]
 
 
+def test_a_set_is_judged_alike_by_the_run_that_downloads_it_and_by_the_next(cache, monkeypatch):
+    """Its metadata, which name environment and references, are here only after the download."""
+
+    def fetch(card):
+        import gymnasium
+
+        made = write_minari(
+            make([5, 6]), cache.parent / "made", "hdf5", env=gymnasium.spec("Hopper-v5"),
+            eval_env=gymnasium.spec("Walker2d-v5"), ref_min_score=3.0, ref_max_score=13.0,
+        )  # fmt: skip
+        shutil.copytree(made / "data", cache / "minari" / "D4RL" / "door" / "human-v2" / "data")
+
+    monkeypatch.setattr(catalog, "fetch", fetch)
+    first = tasks.load_task("D4RL/door/human-v2")
+    assert first.env == "AdroitHandDoor-v1" and first.sha256 == tasks.NOT_HERE
+    first = first.ready()
+    assert first == tasks.load_task("D4RL/door/human-v2").ready()
+    assert (first.env, first.ref_min, first.ref_max) == ("Walker2d-v5", 3.0, 13.0)
+
+
 def test_arrow_sets_are_told_before_their_data_are_asked_for(monkeypatch, cache):
     space = {"type": "Box", "shape": [2], "low": [-1, -1], "high": [1, 1], "dtype": "float32"}
     content = {"data_format": "arrow", "observation_space": json.dumps(space), "action_space": json.dumps(space)}
@@ -537,3 +558,9 @@ def test_no_two_columns_of_all_suites_are_the_same_data_under_two_names():
     assert len({tasks.load_task(n).id for n in names}) == len(names)
 
 
+
+
+def test_a_score_without_references_is_said_to_be_no_score_of_the_scale(cache):
+    scaled = lambda name: tasks.load_task(name).scaled
+    assert scaled("d4rl/hopper-medium-v2") and scaled("d4rl/antmaze-umaze-v2")
+    assert scaled("mujoco/hopper/medium-v0") and not scaled("mujoco/walker2d/medium-v0")

@@ -111,8 +111,15 @@ def test_what_a_pack_has_shown_is_read_back_and_what_is_ahead_of_its_checkpoint_
     path = tmp_path / "c.safetensors"
     frames = [
         pd.DataFrame(
-            {"update": [n, n], "return": [0.1 + n, 1e-17], "success": [True, None]}
-        ).astype({"success": "boolean"})
+            {
+                "update": [n, n],
+                "return": [0.1 + n, 1e-17],
+                "success": [True, None],
+                "chunk_lengths": [[n, 2], None],
+                "start_value": [1 / 3, None],
+                "plans": [None, None],
+            }
+        ).astype({"success": "boolean", "start_value": "Float64", "plans": "Int64"})
         for n in (10, 30)
     ]
     curves = [{"update": n, "loss": [1 / 3, float("inf")]} for n in (10, 20, 30)]

@@ -151,6 +151,29 @@ def test_a_cell_travels_to_another_process():
         (["method=iql", "+method.x=1"], "settings are replaced"),
         (["method=iql", "nonsense"], "cannot read 'nonsense'"),
         (["seeds=[0]"], "method= is missing: "),
+        (["method=iql", "method.lr=-1"], "method.lr=-1 must be above 0"),
+        (["method=iql", "method.expectile=1.5"], "method.expectile=1.5 must be in (0, 1)"),
+        (["method=iql", "method.expectile=[0.7,1]"], "method.expectile=1 must be in (0, 1)"),
+        (["method=rebrac", "method.polyak_rate=2"], "method.polyak_rate=2 must be in (0, 1]"),
+        (
+            ["method=bc", "method.hidden=[64,0]"],
+            "method.hidden=(64,0) must be widths of at least 1",
+        ),
+        (["method=sac_n", "method.n_critics=0"], "method.n_critics=0 must be at least 1"),
+        (
+            ["method=bc", "weight=dw", "weight.temperature=0"],
+            "weight.temperature=0 must be above 0",
+        ),
+        (["method=bc", "transforms.obs_norm.epsilon=1"], "unknown option of transforms.obs_norm"),
+        (["method=bc", "transforms={obs_norm: 3}"], "transforms.obs_norm=3 must be its options"),
+        (
+            ["method=bc", "transforms.reward_affine.scale=two"],
+            "transforms.reward_affine.scale='two' must be a number",
+        ),
+        (["method=bc", "precision=bf16", "engine=vmap"], "precision=bf16 needs a traced engine"),
+        (["method=bc", "task=data.hdf5"], "task.data=data.hdf5 task.env=HalfCheetah-v5"),
+        (["method=iql+aw+rw"], "'iql+aw+rw' names two samplers, aw and rw"),
+        (["method=iql+nstep3+chunk5"], "names two views, nstep3 and chunk5"),
         (["method._target_=nowhere.Method"], "no module named 'nowhere'"),
         (["method._target_=offbench.methods.iql.IQLL"], "did you mean 'IQL'"),
     ],
@@ -185,3 +208,47 @@ def test_a_target_return_is_left_to_the_data_preset_or_swept():
     swept = plan([HOPPER, "method=dt", "view.target_return=[1800,3600]"], bench=False).cells
     assert [c.pipeline["view"]["target_return"] for c in swept] == [1800.0, 3600.0]
     assert len({c.entry for c in swept}) == 2
+
+
+# --- what makes two runs one
+
+
+def run_id(*overrides: str) -> str:
+    return cell("method=bc", *overrides).runs()[0].run_id
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "precision=bf16", "precision=tf32", "transforms=[]", "transforms.obs_norm.eps=0.1", "view.n=2",
+        "sampler=aw", "weight=dw", "batch_size=8", "gamma=0.9", "n_updates=7", "method.lr=0.5",
+        "eval.episodes=2", "seeds=[1]",
+    ],
+)  # fmt: skip
+def test_what_changes_a_result_changes_its_name(setting):
+    assert run_id(setting) != run_id()
+
+
+@pytest.mark.parametrize(
+    "setting", ["engine=eager", "jobs=1", "data=host", "max_stack=1", "precision=float32"]
+)
+def test_how_a_result_is_computed_does_not(setting):
+    assert run_id(setting) == run_id()
+
+
+def test_the_order_of_two_reward_transforms_is_part_of_the_name():
+    shift, scale = "reward_affine: {shift: -1}", "reward_range: {}"
+    both = lambda a, b: run_id(f"transforms={{{a}, {b}}}")
+    assert both(shift, scale) != both(scale, shift)
+    norm = "obs_norm: {}"  # of observations: before or after is the same
+    assert both(norm, shift) == both(shift, norm)
+
+
+def test_how_own_data_are_scored_is_part_of_the_name():
+    from offbench.tasks import load_task
+
+    path = load_task("offbench/hopper/medium-replay-v0").folder
+    own = lambda *more: plan(["method=bc", f"task.data={path}", *more], bench=False).cells[0]
+    others = ("task.ref_max=5000", "task.score=success", "task.max_episode_steps=50")
+    ids = [own(*more).runs()[0].run_id for more in ([], *([x] for x in others))]
+    assert len(set(ids)) == 4

@@ -177,6 +177,12 @@ class ActsByTheGlobalGenerator(Linear):
 
 
 @hyper
+class ValuesTheBatchAsAWhole(Linear):
+    def value(self, state, obs, made):
+        return nets.mlp(state.critic, obs).squeeze(-1) - made.mean()
+
+
+@hyper
 class KnowsTheNumberOfActions(Linear):
     def init(self, key, spec):
         return super().init(key, spec._replace(action_dim=2))
@@ -248,6 +254,7 @@ BROKEN = {
     ReportsAVector: "check_metrics_are_scalars",
     ActsWithoutABound: "check_act",
     ActsByTheGlobalGenerator: "check_act_draws_only_from_its_key",
+    ValuesTheBatchAsAWhole: "check_value",
     KnowsTheNumberOfActions: "check_works_for_chunks",
     FallsBackToFloat32: "check_float64_works",
     WarmsUpByAHiddenCounter: "check_resume",

@@ -1,17 +1,25 @@
 """Evaluation: the same episodes for everyone, dealt out beforehand, and no trace left in training."""
 
+from dataclasses import dataclass
+
+import gymnasium
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from offbench import rng
+from offbench.data import Episode, from_episodes
+from offbench.engine import Swept
 from offbench.evaluation import EnvPool, env_seeds, evaluate, make_policy
 from offbench.methods.bc import BC
 from offbench.pipeline import make_pipeline
 from offbench.tasks import load_task
+from offbench.transforms import ObsNorm, RewardAffine
 from offbench.types import Plan, Policy, Spec, TimeStep
-from offbench.views import Chunk
+from offbench.views import Chunk, NStep
+from offbench.weighting import DensityWeights
+from offbench.weighting import State as WeightState
 
 HOPPER = "offbench/hopper/medium-replay-v0"
 MAZE = "offbench/pointmaze-medium-navigate-v0"
@@ -167,5 +175,159 @@ def test_the_plans_of_an_episode_are_counted():
     frame = evaluate(policy, STATE, load_task(HOPPER), seeds=[0, 1], episodes=4, n_envs=4)
     n = frame["length"]
     assert (frame["plans"] == n // 4 * 2 + n % 4 - (n % 4 == 3)).all()
+    whole, rest = n // 4, n % 4  # of the last chunk, the part that the episode had room for
+    want = zip(whole + (rest > 0) + (rest == 2), (rest == 3) * 1, whole, strict=True)
+    assert frame["chunk_lengths"].tolist() == [list(x) for x in want]
     single = evaluate(random_policy(3), STATE, load_task(HOPPER), seeds=[0, 1], episodes=2)
     assert (single["plans"] == single["length"]).all()
+    assert single["chunk_lengths"].isna().all()
+
+
+# --- values ---------------------------------------------------------------------------------
+
+GAMMA = 0.9
+
+
+class Line(gymnasium.Env):
+    """Steps of the action's size; reward 10 x place; ends at 2, or after 6 steps."""
+
+    observation_space = gymnasium.spaces.Box(-9, 9, (1,))
+    action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place, self.t = self.np_random.uniform(-2, 1), 0
+        return np.array([self.place], np.float32), {}
+
+    def step(self, action):
+        self.place, self.t = self.place + float(action[0]), self.t + 1
+        obs, ends = np.array([self.place], np.float32), self.place > 2
+        return obs, 10 * self.place, ends, self.t == 6 and not ends, {"success": ends}
+
+
+class LineTask:
+    id, env, score = "line", "Line", "success"
+    make_env = staticmethod(Line)
+    reset_options = staticmethod(lambda number: None)
+    normalise = staticmethod(lambda total, success: 100.0 * success)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goes:
+    """Acts by its observation and speed; values a decision by adding up all it knows."""
+
+    speed: float = 0.7
+    steps: int = 1  # environment steps in one decision
+    executes: int | None = None  # how many of them it asks for
+
+    def act(self, state, obs, key):
+        action = (self.speed * state["sign"] + 0.01 * obs).expand(-1, self.steps)
+        if self.executes is None:
+            return action
+        return Plan(action, torch.full((len(obs),), self.executes))
+
+
+class Values(Goes):
+    def value(self, state, obs, made):
+        action = made.action if isinstance(made, Plan) else made
+        length = made.length if isinstance(made, Plan) else self.steps
+        total = 100 * obs[:, 0] + 10 * action.sum(-1) + state["sign"] + 1000 * length
+        return total + 5 * self.speed
+
+
+def line_pipeline(view):
+    """Observations doubled and rewards 3 r - 1, then 0.5 (3 r - 1) + 2."""
+    episode = Episode(np.ones((9, 1)), np.zeros((8, 1)), np.arange(8.0), np.zeros(8, bool))
+    made = make_pipeline(from_episodes([episode]), view=view)
+    first, second = RewardAffine(3.0, -1.0), RewardAffine(0.5, 2.0)
+    norm = ObsNorm(torch.zeros(1), torch.full((1,), 0.5))
+    return made._replace(transforms=(first, norm, second))
+
+
+STATES = {"sign": torch.tensor([1.0, -1.0, 0.4])}
+
+
+@pytest.mark.parametrize(
+    "view, method",
+    [
+        (NStep(3, GAMMA), Values()),
+        (Chunk(2, GAMMA), Values(steps=2)),
+        (Chunk(3, GAMMA), Values(steps=3, executes=2)),
+    ],
+)
+def test_values_at_the_start_stand_beside_the_return_in_their_units(view, method):
+    """Against one episode after another, by hand: shifted rewards, the method's discount, no bootstrap."""
+    policy = make_policy(method, line_pipeline(view))
+    rows = evaluate(policy, STATES, LineTask, seeds=[0, 1, 2], episodes=5, n_envs=2)
+    assert set(rows["terminated"]) == {True, False}
+    for row in rows.to_dict("records"):
+        env, sign = Line(), STATES["sign"][row["member"]].item()
+        obs, action, want, raw, t, over = (
+            env.reset(seed=row["env_seed"])[0],
+            0.0,
+            0.0,
+            0.0,
+            0,
+            False,
+        )
+        executed, total = method.executes or method.steps, None
+        while not over:
+            if t % executed == 0:
+                action = np.clip(0.7 * sign + 0.01 * 2 * obs[0], -1, 1)
+                if total is None:
+                    total = 200 * obs[0] + 10 * method.steps * action + sign + 1000 * executed + 3.5
+            obs, reward, ended, cut, _ = env.step([np.float32(action)])
+            want += GAMMA**t * (0.5 * (3 * reward - 1) + 2)
+            raw, t, over = raw + reward, t + 1, ended or cut
+        if method.steps > 1:
+            counts = [0] * method.steps
+            counts[executed - 1] += t // executed
+            counts[t % executed - 1] += t % executed > 0
+            assert row["chunk_lengths"] == counts and row["plans"] == sum(counts)
+        assert row["start_value"] == pytest.approx(total, rel=1e-5)
+        assert row["discounted_return"] == pytest.approx(want, rel=1e-5)
+        assert row["return"] == pytest.approx(raw, rel=1e-5) and row["length"] == t
+
+
+def test_a_swept_stack_is_valued_with_its_own_settings():
+    speeds = torch.tensor([0.2, 0.5, 0.9])
+    policy = make_policy(Values(), line_pipeline(NStep(1, GAMMA)))
+    state = Swept({"speed": speeds}, {"sign": torch.ones(3)})
+    rows = evaluate(policy, state, LineTask, seeds=[0, 0, 0], episodes=1)
+    apart = rows["start_value"].diff()[1:].tolist()
+    assert apart == pytest.approx((15 * speeds.diff()).tolist(), rel=1e-3)
+
+
+def test_weights_around_a_method_hand_its_values_on():
+    wrapped = DensityWeights(method=Values())
+    own = {"sign": torch.ones(())}
+    inner = WeightState(own, *[()] * 5)
+    obs = torch.ones(1, 1)
+    made = wrapped.act(inner, obs, None)
+    assert torch.equal(wrapped.value(inner, obs, made), Values().value(own, obs, made))
+    assert not hasattr(DensityWeights(method=Goes()), "value")
+
+
+def test_values_that_nobody_has_cost_nothing():
+    """No value, no return added up, nothing remembered; and what is remembered is asked for once an episode."""
+    policy = make_policy(Goes(), line_pipeline(NStep(1, GAMMA)))
+    assert policy.gamma is None and policy.init(2, 3) == ()
+    refuse = policy._replace(reward=lambda reward: pytest.fail("a reward was transformed"))
+    rows = evaluate(refuse, STATES, LineTask, seeds=[0, 1, 2], episodes=3)
+    assert rows[["start_value", "discounted_return"]].isna().all(axis=None)
+
+    asked = []
+
+    class Counts(Values):
+        def value(self, state, obs, made):
+            asked.append(1)
+            return super().value(state, obs, made)
+
+    slow = {"sign": torch.zeros(1)}  # every episode is cut after six steps
+    policy = make_policy(Counts(), line_pipeline(NStep(1, GAMMA)))
+    same = evaluate(policy, slow, LineTask, seeds=[0], episodes=4, n_envs=2)
+    assert len(asked) == 2 and same["length"].tolist() == [6] * 4
+    without = make_policy(Goes(), line_pipeline(NStep(1, GAMMA)))
+    plain = evaluate(without, slow, LineTask, seeds=[0], episodes=4, n_envs=2)
+    shared = [name for name in plain if name not in ("start_value", "discounted_return")]
+    pd.testing.assert_frame_equal(same[shared], plain[shared])

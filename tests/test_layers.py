@@ -38,7 +38,7 @@ MAY_IMPORT = (
     | {"evaluation": LAYER_0 | LAYER_1 | SOURCES | {"tasks", "engine", "program"}}
     | {name: EVIDENCE | RECIPES for name in RECIPES}
     | {"files": set(), "compose": {"data", "files"}, "doctor": {"data", "files", "sources/hdf5", "sources/npz"}}
-    | {name: EVIDENCE for name in EVIDENCE | {"lengths"}}
+    | {name: EVIDENCE for name in EVIDENCE | {"diagnostics"}}
     | {"weighting": LAYER_0 | {"types"}}
     | {"checkpoint": LAYER_0 | LAYER_1 | {"engine"}}
     | {"testing": LAYER_0 | LAYER_1 | LAYER_3}

@@ -127,7 +127,11 @@ MUTANTS = {
         "batch.reward + batch.discount",
         "batch.reward - batch.discount",
     ),
-    "td3_bc: target takes the larger twin": (TD3BC, "amin(0)", "amax(0)"),
+    "td3_bc: target takes the larger twin": (
+        TD3BC,
+        "next_q.squeeze(-1).amin(0)",
+        "next_q.squeeze(-1).amax(0)",
+    ),
     "td3_bc: actor minimises Q": (
         TD3BC,
         "bc_error - scale * q.mean()",

@@ -62,6 +62,16 @@ def test_a_row_adds_transforms_or_replaces_those_of_the_method():
     assert transforms("iql", "d4rl/kitchen-mixed-v0") == {}
 
 
+@pytest.mark.parametrize("version", ["v0", "v1", "v2"])
+def test_iql_shifts_the_rewards_of_every_antmaze_that_pays_a_goal(version):
+    shift = {"obs_norm": {}, "reward_affine": {"shift": -1}}
+    for task in (f"d4rl/antmaze-umaze-{version}", "minari/D4RL/antmaze/umaze-v1"):
+        made = cell("iql", task)
+        assert made.pipeline["transforms"] == shift and made.hparams["expectile"] == 0.9
+    made = cell("iql", "ogbench/antmaze-large-navigate-singletask-task1-v0")  # -1 until the goal
+    assert made.pipeline["transforms"] == {"obs_norm": {}} and made.hparams["expectile"] == 0.9
+
+
 def test_the_command_line_wins_over_a_preset_and_counts_as_the_users():
     made = cell("rebrac", "d4rl/pen-human-v1", "method.actor_lr=0.5")
     assert made.hparams["actor_lr"] == 0.5 and made.hparams["critic_bc_weight"] == 0.5
@@ -82,7 +92,7 @@ def published() -> dict[tuple[str, str], dict[str, str]]:
     if CORL.exists():
         with CORL.open(newline="") as file:
             for row in csv.DictReader(file):
-                if row["stage"] == "offline" and row["algo"] in EXPECTED:
+                if row["algo"] in EXPECTED and row["stage"] == STAGES.get(row["algo"], "offline"):
                     table[row["algo"], row["dataset"]][row["key"]] = row["value"]
     return {k: v for k, v in table.items() if f"d4rl/{k[1]}" in catalog.ids()}
 
@@ -158,7 +168,59 @@ def rebrac(v, dataset):
     return hparams, hundred, {"batch_size": number(v, "batch_size"), "gamma": number(v, "gamma")}
 
 
-EXPECTED = {"bc": bc, "td3_bc": td3_bc, "iql": iql, "awac": awac, "rebrac": rebrac}
+def cql(v, dataset):
+    assert v["backup_entropy"] == "False" and v["alpha_multiplier"] == "1.0"
+    assert v["cql_importance_sample"] == "True" and v["cql_clip_diff_max"] == "inf"
+    lagrange, least = v["cql_lagrange"] == "True", number(v, "cql_clip_diff_min")
+    hparams = {
+        "conservative_weight": number(v, "cql_alpha"),
+        "n_actions": int(v["cql_n_actions"]),
+        "softmax_temperature": number(v, "cql_temp"),
+        "clip_diff_min": None if least == float("-inf") else least,
+        "lagrange": lagrange,
+        "max_target_backup": v["cql_max_target_backup"] == "True",
+        "entropy_backup": False,
+        "polyak_rate": number(v, "soft_target_update_rate"),
+        "actor_lr": number(v, "policy_lr"),
+        "critic_lr": number(v, "qf_lr"),
+        "critic_hidden": None if v["q_n_hidden_layers"] == "3" else (256,) * 5,
+    } | ({"target_gap": number(v, "cql_target_action_gap")} if lagrange else {})
+    changes = {"obs_norm": {}} if v["normalize"] == "True" else {}
+    if v["normalize_reward"] == "True" and "hopper" in dataset:
+        changes["reward_range"] = {"corl_compat_split": True}
+    if (number(v, "reward_scale"), number(v, "reward_bias")) != (1, 0):
+        scale, shift = number(v, "reward_scale"), number(v, "reward_bias")
+        changes["reward_affine"] = {"scale": scale, "shift": shift}
+    own = {"batch_size": number(v, "batch_size"), "gamma": number(v, "discount")}
+    return hparams, changes, own
+
+
+def sac_n(v, dataset):
+    assert v["normalize_reward"] == "False"
+    hparams = {
+        "n_critics": int(v["num_critics"]),
+        "diversity_weight": float(v["eta"]) if "eta" in v else None,
+        "polyak_rate": number(v, "tau"),
+        "actor_lr": number(v, "actor_learning_rate"),
+        "critic_lr": number(v, "critic_learning_rate"),
+        "hidden": (int(v["hidden_dim"]),) * 3,
+    }
+    return hparams, {}, {"batch_size": number(v, "batch_size"), "gamma": number(v, "gamma")}
+
+
+def dt(v, dataset):
+    """Targets only: its rate and batch size are those of Chen et al. (2021) here, CORL's on antmaze."""
+    target = yaml.safe_load(v["target_returns"])[0]
+    view = {"target_return": target, "return_scale": number(v, "reward_scale"), "k": 20}
+    return {"warmup": int(v["warmup_steps"])}, {"obs_norm": {"eps": 1e-6}}, {"view": view}
+
+
+EXPECTED = {
+    "bc": bc, "td3_bc": td3_bc, "iql": iql, "awac": awac, "rebrac": rebrac,
+    "cql": cql, "cal_ql": cql, "sac_n": sac_n, "edac": sac_n, "dt": dt,
+}  # fmt: skip
+STAGES = {"cal_ql": "finetune"}  # CORL has it there alone
+N_SETS = {"sac_n": 30, "edac": 30, "dt": 30, "cal_ql": 10}  # of the others 39 and more
 
 
 @pytest.mark.skipif(not CORL.exists(), reason="the table of CORL's settings is not on this machine")
@@ -172,9 +234,45 @@ def test_planned_cells_have_corls_settings(algo):
         made = cell(algo, f"d4rl/{dataset}")
         assert {k: made.hparams[k] for k in hparams} == hparams, dataset
         assert made.pipeline["transforms"] == transforms, dataset
+        view = own.pop("view", {})
+        assert {k: made.pipeline["view"][k] for k in view} == view, dataset
         assert {k: made.pipeline[k] for k in own} == own, dataset
         compared += 1
-    assert compared >= 39
+    assert compared >= N_SETS.get(algo, 39)
+
+
+# --- against the lists that other authors publish
+
+FQL = {  # seohongpark/fql 719d0441, README: alpha, aggregation, discount
+    "ogbench/antmaze-large-navigate-singletask-task1-v0": (10, "min", 0.99),
+    "ogbench/antmaze-giant-navigate-singletask-task1-v0": (10, "min", 0.995),
+    "ogbench/humanoidmaze-medium-navigate-singletask-task1-v0": (30, "mean", 0.995),
+    "ogbench/antsoccer-arena-navigate-singletask-task4-v0": (10, "mean", 0.995),
+    "ogbench/cube-double-play-singletask-task2-v0": (300, "mean", 0.99),
+    "ogbench/scene-play-singletask-task2-v0": (300, "mean", 0.99),
+    "ogbench/puzzle-4x4-play-singletask-task4-v0": (1000, "mean", 0.99),
+    "d4rl/antmaze-umaze-v2": (10, "mean", 0.99),
+    "d4rl/antmaze-medium-diverse-v2": (10, "mean", 0.99),
+    "d4rl/antmaze-large-play-v2": (3, "mean", 0.99),
+    "d4rl/pen-human-v1": (10000, "min", 0.99),
+    "d4rl/pen-expert-v1": (3000, "min", 0.99),
+    "d4rl/door-cloned-v1": (30000, "min", 0.99),
+    "d4rl/hammer-human-v1": (30000, "min", 0.99),
+    "d4rl/hammer-cloned-v1": (10000, "min", 0.99),
+    "d4rl/relocate-human-v1": (10000, "min", 0.99),
+    "d4rl/relocate-expert-v1": (30000, "min", 0.99),
+}
+
+
+@pytest.mark.parametrize("task", FQL)
+def test_fql_has_its_authors_settings(task):
+    made = cell("fql", task)
+    got = made.hparams["distill_weight"], made.hparams["q_aggregate"], made.pipeline["gamma"]
+    assert got == FQL[task] and made.tuning["how"] == "task preset"
+    shift = {"reward_affine": {"shift": -1}} if task.startswith("d4rl/antmaze") else {}
+    assert made.pipeline["transforms"] == shift  # by their envs/d4rl_utils.py
+    ifql = cell("ifql", task)
+    assert (ifql.pipeline["gamma"], ifql.pipeline["transforms"]) == (FQL[task][2], shift)
 
 
 # --- what only published numbers need

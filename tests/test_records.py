@@ -603,20 +603,33 @@ def test_a_provenance_is_a_value() -> None:
     assert replace(provenance(), pack=3).pack == 3
 
 
-def test_rows_from_before_plans_were_counted_are_read_with_none(store: Store) -> None:
-    """Chunks that were executed are counted since; the records of before stay as they are."""
+@pytest.mark.parametrize("since", [0, 1])
+def test_rows_of_older_records_are_read_without_what_was_not_kept_then(
+    store: Store, since: int
+) -> None:
+    """First plans were not counted, then nothing was said of values; the records stay as they are."""
+    later = ["plans", "chunk_lengths", "start_value", "discounted_return"]
     path = store.append(spec(), episodes(), provenance()).with_suffix(".parquet")
     table = pq.read_table(path)
-    assert table["plans"].null_count == len(table)  # not said: not known
+    assert all(table[name].null_count == len(table) for name in later)  # not said: not known
     old = path.with_name("old.parquet")
-    pq.write_table(table.drop_columns(["plans"]), old)
+    pq.write_table(table.drop_columns(later[since:]), old)
     payload = old.read_bytes()
     about = {"sha256": hashlib.sha256(payload).hexdigest(), "rows": len(table)}
     assert records._read_episodes(old, about).equals(table)
 
 
-def test_plans_come_back_as_counted(store: Store) -> None:
+def test_plans_and_values_come_back_as_sent(store: Store) -> None:
     sent = episodes()
-    sent["plans"] = pd.array(range(1, len(sent) + 1), "Int64")
+    n = list(range(1, len(sent) + 1))
+    sent["plans"] = pd.array(n, "Int64")
+    sent["chunk_lengths"] = [[0, i] for i in n]
+    sent["start_value"] = pd.array([None, *(-0.1 * i for i in n[1:])], "Float64")
     store.append(spec(), sent, provenance())
-    assert sorted(store.episodes()["plans"]) == list(range(1, len(sent) + 1))
+    found = store.episodes().sort_values("plans")
+    assert found["plans"].tolist() == n
+    assert [list(x) for x in found["chunk_lengths"]] == [[0, i] for i in n]
+    assert found["start_value"].isna().tolist() == [True] + [False] * (len(n) - 1)
+    assert found["start_value"][1:].tolist() == [-0.1 * i for i in n[1:]]
+    assert found["discounted_return"].isna().all()
+    assert found.dtypes[["start_value", "discounted_return"]].tolist() == [pd.Float64Dtype()] * 2

@@ -168,7 +168,7 @@ def test_evaluation_drops_nothing():
 MUTANTS = {
     "expectile of the other side": ("(advantage < 0)", "(advantage > 0)", {}),
     "advantage turned round": ("advantage = target_q - v", "advantage = v - target_q", {}),
-    "larger twin": (".amin(0)", ".amax(0)", {}),
+    "larger twin": ("obs_action).squeeze(-1).amin(0)", "obs_action).squeeze(-1).amax(0)", {}),
     "advantage from the online critic": ("nets.mlp(target_critic, obs_action)", "nets.mlp(critic, obs_action).detach()", {}),
     "advantage not detached": ("advantage.detach()", "advantage", {}),
     "weights not clipped": (".clamp(max=self.max_weight)", "", {}),

@@ -265,7 +265,7 @@ MUTANTS = {
     "xql: no linear term": (XQL_LOUD, "(z + 1) * (-top)", "1 * (-top)"),
     "xql: old V in the advantage": (XQL_LOUD, "target_q - _v(value,", "target_q - _v(state.value,"),
     "xql: old V in the target": (XQL_LOUD, "_v(value, batch.next_obs)", "_v(state.value, batch.next_obs)"),
-    "xql: larger twin": (XQL_LOUD, "squeeze(-1).amin(0)", "squeeze(-1).amax(0)"),
+    "xql: larger twin": (XQL_LOUD, "obs_action).squeeze(-1).amin(0)", "obs_action).squeeze(-1).amax(0)"),
     "xql: squared error": (XQL_LOUD, "error.clamp(max=self.huber_delta)", "error"),
     "xql: twice Huber": (XQL_LOUD, "0.5 * near))", "0.25 * near))"),
     "xql: critics averaged": (XQL_LOUD, ".mean(-1).sum()", ".mean()"),

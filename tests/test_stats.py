@@ -466,3 +466,17 @@ def test_paired_scores_match_seeds_and_episodes() -> None:
         stats.paired_scores(uneven, "iql", "bc", ["a"])
     with pytest.raises(UserError, match="no test scores on b"):
         stats.paired_scores(data, "iql", "bc", ["b"])
+
+
+@pytest.mark.parametrize("successes, n", [(0, 1), (0, 7), (3, 7), (7, 7), (400, 1000)])
+@pytest.mark.parametrize("level", [0.5, 0.95])
+def test_a_share_has_wilsons_interval(successes: int, n: int, level: float) -> None:
+    found = stats.wilson_interval(successes, n, level)
+    want = scipy.stats.binomtest(successes, n).proportion_ci(level, method="wilson")
+    np.testing.assert_allclose(found, (successes / n, want.low, want.high), atol=1e-12)
+
+
+@pytest.mark.parametrize("successes, n", [(0, 0), (3, 2), (-1, 2)])
+def test_a_share_of_nothing_is_refused(successes: int, n: int) -> None:
+    with pytest.raises(UserError, match="a share needs"):
+        stats.wilson_interval(successes, n)

@@ -110,9 +110,10 @@ def test_the_return_range_becomes_the_scale(data):
     assert np.isclose(float(returns.max() - returns.min()), 10, rtol=1e-5)
 
 
-def test_equal_returns_do_not_divide_by_zero():
+def test_equal_returns_have_no_range_and_scale_nothing():
     e = Episode(np.zeros((2, 1)), np.zeros((1, 1)), np.ones(1), np.zeros(1, bool))
-    assert np.isfinite(fit_transform(from_episodes([e, e]), "reward_range").scale)
+    with pytest.raises(UserError, match="every trajectory has the return 1, so there is no range"):
+        fit_transform(from_episodes([e, e]), "reward_range")
 
 
 def test_a_misspelt_transform_names_the_nearest(data):

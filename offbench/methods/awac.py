@@ -74,6 +74,10 @@ class AWAC:
         del key  # evaluation is greedy
         return nets.mlp(state.actor["mean"], obs).clamp(-1, 1)
 
+    def value(self, state: State, obs: Tensor, made: Tensor) -> Tensor:
+        """The smaller twin's: (E, O), (E, A) -> (E,)."""
+        return _q(state.critic, obs, made).amin(0)
+
     def _critic_loss(
         self, critic: nets.Params, state: State, batch: Batch, key: Tensor
     ) -> tuple[Tensor, Metrics]:

@@ -1,6 +1,8 @@
 """Behaviour cloning: regression of the data's actions on observations (Pomerleau, 1989).
 
-"10 % BC" is this method with the sampler `top10`; return- and advantage-weighted BC likewise.
+"10 % BC" is this method with the sampler `top10`; return- and advantage-weighted BC likewise. CORL's
+differs: it ranks trajectories by their discounted return, cuts the file into them every 1000 rows as
+its reward range does, and normalises observations by the rows that are kept; here it is by all rows.
 
 Deterministic actor, mean squared error, as in the baselines of TD3+BC (Fujimoto and Gu, 2021) and
 CORL. Differs from Decision Transformer's BC (Chen et al., 2021), which sees a window of steps.

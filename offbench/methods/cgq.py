@@ -84,9 +84,8 @@ class CGQ:
             noise = rng.normal_like(k_actor, part.action)
             next_action = flow.actor(net.actor, part.next_obs, rng.normal_like(k_next, noise))
             next_q = flow.q_values(target, part.next_obs, next_action.clamp(-1, 1))  # (2, B)
-            next_q = next_q.mean(0) if self.q_aggregate == "mean" else next_q.amin(0)
             taught = flow.sample(net.flow, part.obs, noise, self.flow_steps)
-            goal = part.reward + part.discount * next_q
+            goal = part.reward + part.discount * self._aggregate(next_q)
             fixed.append((net.critic, part, goal, noise, taught, weight, k_bc))
 
         loss = grad_and_value(self._loss, has_aux=True)
@@ -102,6 +101,14 @@ class CGQ:
         action = flow.actor(state.step.actor, obs, noise).clamp(-1, 1)
         length = torch.ones_like(action[:, 0], dtype=torch.long)
         return Plan(torch.nn.functional.pad(action, (0, whole - size)), length)
+
+    def value(self, state: State, obs: Tensor, made: Plan) -> Tensor:
+        """By the critics of single steps: (E, O) and a plan -> (E,)."""
+        first = made.action[:, : state.step.actor[-1]["b"].shape[-1]]
+        return self._aggregate(flow.q_values(state.step.critic, obs, first))
+
+    def _aggregate(self, q: Tensor) -> Tensor:
+        return q.mean(0) if self.q_aggregate == "mean" else q.amin(0)  # (2, B) -> (B,)
 
     def _first(self, batch: Batch) -> Batch:
         """The first step of every chunk as a batch of its own."""

@@ -94,6 +94,11 @@ class DQC:
         length = torch.full_like(best[:, 0], self.policy_chunk, dtype=torch.long)
         return Plan(torch.nn.functional.pad(best, (0, rest)), length)
 
+    def value(self, state: State, obs: Tensor, made: Plan) -> Tensor:
+        """By the critics that chose, of the steps that are executed: (E, O) and a plan -> (E,)."""
+        first = made.action[:, : state.flow[-1]["b"].shape[-1]]
+        return self._aggregate(flow.q_values(state.critic, obs, first))
+
     def _aggregate(self, q: Tensor) -> Tensor:
         return q.mean(0) if self.q_aggregate == "mean" else q.amin(0)  # (2, B) -> (B,)
 

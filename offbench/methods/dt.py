@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from offbench import rng, transformer
+from offbench.errors import UserError
 from offbench.optim import AdamState, AdamW, clip_by_global_norm
 from offbench.types import Batch, Context, Metrics, Spec
 
@@ -46,6 +47,12 @@ class DT:
         "steps"  # "window" counts padding as steps without error
     )
     needs: ClassVar[tuple[str, ...]] = ("context",)
+
+    def __post_init__(self) -> None:
+        if self.heads < 1 or self.width % self.heads:
+            raise UserError(
+                f"method.width={self.width} must be a multiple of method.heads={self.heads}"
+            )
 
     def init(self, key: Tensor, spec: Spec) -> State:
         k = rng.split(key, 6)

@@ -63,8 +63,7 @@ class FQL:
         next_action = self._one_step(
             state.actor, batch.next_obs, rng.normal_like(k_next, noise)
         ).clamp(-1, 1)
-        next_q = flow.q_values(state.target_critic, batch.next_obs, next_action)  # (2, B)
-        next_q = next_q.mean(0) if self.q_aggregate == "mean" else next_q.amin(0)
+        next_q = self._aggregate(flow.q_values(state.target_critic, batch.next_obs, next_action))
         target_q = batch.reward + batch.discount * next_q
         taught = flow.sample(state.flow, batch.obs, noise, self.flow_steps)
 
@@ -78,6 +77,13 @@ class FQL:
     def act(self, state: State, obs: Tensor, key: Tensor) -> Tensor:
         noise = rng.normal(key, (len(obs), state.actor[-1]["b"].shape[-1]), obs.dtype)
         return self._one_step(state.actor, obs, noise).clamp(-1, 1)
+
+    def value(self, state: State, obs: Tensor, made: Tensor) -> Tensor:
+        """(E, O), (E, A) -> (E,)."""
+        return self._aggregate(flow.q_values(state.critic, obs, made))
+
+    def _aggregate(self, q: Tensor) -> Tensor:
+        return q.mean(0) if self.q_aggregate == "mean" else q.amin(0)  # (2, B) -> (B,)
 
     def _one_step(self, actor: nets.Params, obs: Tensor, noise: Tensor) -> Tensor:
         return nets.mlp(actor, torch.cat([obs, noise], -1), activation="gelu_tanh")

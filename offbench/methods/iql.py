@@ -89,6 +89,10 @@ class IQL:
         del key  # evaluation is greedy
         return nets.mlp(state.actor["mean"], obs).tanh()
 
+    def value(self, state: State, obs: Tensor, made: Tensor) -> Tensor:
+        """The smaller twin's: (E, O), (E, A) -> (E,)."""
+        return nets.mlp(state.critic, torch.cat([obs, made], -1)).squeeze(-1).amin(0)
+
     def _loss(
         self, params: tuple, target_critic: nets.Params, batch: Batch, key: Tensor
     ) -> tuple[Tensor, Metrics]:

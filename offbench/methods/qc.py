@@ -10,7 +10,8 @@ paper's best-of-N baseline (EMaQ of Ghasemipour et al., 2021); under `view=nstep
 The online critics choose the chunk and the target critics value it.
 
 Differs from the authors' code (ColinQiyangLi/qc 48283b4f): the target critic follows the critic
-after its step, theirs the one before it; the first of equal proposals is taken, by a rule of ours.
+after its step, theirs the one before it; the first of equal proposals is taken, by a rule of ours;
+BFN-n uses spans that a trajectory's end cuts short, with their own discount, where theirs masks them.
 If you come from there: `n_proposals` is `actor_num_samples`, `q_aggregate` is `q_agg`, `polyak_rate`
 is `tau`, `view.h` is `horizon_length`.
 """
@@ -77,6 +78,10 @@ class QC:
             0, (len(obs), n)
         )
         return flow.chosen(action.unflatten(0, (len(obs), n)), flow.first_argmax(q))
+
+    def value(self, state: State, obs: Tensor, made: Tensor) -> Tensor:
+        """By the critics that chose: (E, O), (E, A) -> (E,)."""
+        return self._aggregate(flow.q_values(state.critic, obs, made))
 
     def _aggregate(self, q: Tensor) -> Tensor:
         return q.mean(0) if self.q_aggregate == "mean" else q.amin(0)  # (2, B) -> (B,)

@@ -80,6 +80,10 @@ class TD3BC:
         del key  # evaluation is greedy
         return nets.mlp(state.actor, obs).tanh()
 
+    def value(self, state: State, obs: Tensor, made: Tensor) -> Tensor:
+        """The smaller twin's: (E, O), (E, A) -> (E,)."""
+        return nets.mlp(state.critic, torch.cat([obs, made], -1)).squeeze(-1).amin(0)
+
     def _critic_loss(
         self, critic: nets.Params, state: State, batch: Batch, key: Tensor
     ) -> tuple[Tensor, Tensor]:

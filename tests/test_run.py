@@ -1,0 +1,59 @@
+"""What becomes of a benchmark when a pack of it fails."""
+
+import pytest
+
+from offbench import run
+from offbench.config import plan
+from offbench.errors import UserError
+from offbench.records import Store
+
+TASKS = ("offbench/hopper/medium-replay-v0", "offbench/halfcheetah/medium-replay-v0")
+
+
+@pytest.fixture
+def made():
+    return plan(["methods=[bc]", "seeds=[0,1]", "n_updates=20", "jobs=1", "device=cpu"], bench=True)
+
+
+def failing(error):
+    def run_pack(pack, store, settings, **_):
+        if pack.cells[0].task.id == TASKS[0]:
+            raise error
+        return []
+
+    return run_pack
+
+
+@pytest.mark.parametrize(
+    "error, reason, shown",
+    [
+        (RuntimeError("out of memory\nmore"), "RuntimeError: out of memory", "Traceback"),
+        (UserError("no such thing"), "no such thing", "no such thing"),
+    ],
+)
+def test_a_pack_that_fails_is_recorded_and_the_others_go_on(
+    error, reason, shown, made, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(run, "run_pack", failing(error))
+    store = Store(tmp_path)
+    packs = [p for p in run.pack(made.cells) if p.cells[0].task.id in TASKS]
+    events = list(run.run_packs(packs, store, made.settings))
+    phases = {packs[e.index].cells[0].task.id: e for e in events}
+    assert phases[TASKS[0]].phase == "failed" and shown in phases[TASKS[0]].error
+    assert phases[TASKS[1]].phase == "done"
+    runs = store.runs()
+    assert sorted(runs["seed"]) == [0, 1] and set(runs["task"]) == {TASKS[0]}
+    assert set(runs["status"]) == {"failed"} and set(runs["reason"]) == {reason}
+    assert len(store.missing([r for c in made.cells for r in c.runs()])) == 10  # nothing is done
+
+
+def test_a_defect_of_the_bookkeeping_is_raised_and_nobody_waits_for_ever(
+    made, tmp_path, monkeypatch
+):
+    def broken(*_, **__):
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(run, "run_pack", failing(RuntimeError("out of memory")))
+    monkeypatch.setattr(Store, "fail", broken)
+    with pytest.raises(RuntimeError, match="disk full"):
+        list(run.run_packs(run.pack(made.cells), Store(tmp_path), made.settings))
