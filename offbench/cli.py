@@ -239,8 +239,12 @@ def _plan(args: Sequence[str]) -> int:
     store = Store(Path(wanted.settings.results))
     todo = missing(wanted.cells, store)
     _print_values(wanted, console)
-    with console.status("measuring speed") as status:
-        costs = forecast(todo, store, report=status.update)
+    try:
+        with console.status("measuring speed") as status:
+            costs = forecast(todo, store, report=status.update)
+    except UserError:  # for instance data that are not here: the runs, and why they have no estimate
+        _print_cells(wanted, todo, (), console)
+        raise
     _print_cells(wanted, todo, costs, console)
     packs = pack(todo, max_stack=_stack_limit(todo, wanted))
     jobs = n_jobs(wanted.settings, len(packs))

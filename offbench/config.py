@@ -383,8 +383,11 @@ def _task_cells(
         task.check_trainable()
         own = values.copy()
         preset = next((p for p in presets if fnmatch(task.id, p.task)), None)
-        if preset:
-            own.update(preset.settings, f"preset ({preset.source})")
+        if preset:  # which says nothing of a view, sampler or weight that the entry picks
+            own.update(
+                {k: v for k, v in preset.settings.items() if k.split(".")[0] not in picked},
+                f"preset ({preset.source})",
+            )
         own.update(given, "command line")
         flat = {k: v for k, v in own.values.items() if k.split(".")[0] not in ("method", *AROUND)}
         settings = _build(Settings, _nest(flat))
@@ -529,7 +532,9 @@ _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = types.MappingProxyTyp
     | {name: (lambda x: x >= 1, "at least 1") for name in ("n_critics", "n_actions", "heads", "layers", "width")}
     | {name: (lambda x: min(x, default=1) >= 1, "widths of at least 1") for name in ("hidden", "critic_hidden")}
     | {name: (lambda x: 0 <= x < 1, "in [0, 1)") for name in ("dropout", "actor_dropout")}
-    | {"expectile": (lambda x: 0 < x < 1, "in (0, 1)"), "polyak_rate": (lambda x: 0 < x <= 1, "in (0, 1]")}
+    | {name: (lambda x: 0 < x < 1, "in (0, 1)") for name in ("expectile", "distill_expectile", "anchor_expectile",
+     "backup_quantile")}
+    | {"polyak_rate": (lambda x: 0 < x <= 1, "in (0, 1]")}
 )  # fmt: skip
 """What values of our own methods' settings can be: name -> test, words."""
 

@@ -14,15 +14,28 @@ from offbench.errors import UserError
 
 
 def velocity_init(
-    key: Tensor, obs_dim: int, action_dim: int, hidden: tuple[int, ...]
+    key: Tensor,
+    obs_dim: int,
+    action_dim: int,
+    hidden: tuple[int, ...],
+    *,
+    layer_norm: bool = False,
 ) -> nets.Params:
     """A velocity network on (observation, action, time)."""
-    return nets.mlp_init(key, (obs_dim + action_dim + 1, *hidden, action_dim), weight="xavier")
+    sizes = (obs_dim + action_dim + 1, *hidden, action_dim)
+    return nets.mlp_init(key, sizes, weight="xavier", layer_norm=layer_norm)
 
 
 def velocity(params: nets.Params, obs: Tensor, x: Tensor, time: Tensor) -> Tensor:
     """(B, O), (B, A), (B, 1) -> (B, A)."""
-    return nets.mlp(params, torch.cat([obs, x, time], -1), activation="gelu_tanh")
+    return actor(params, obs, x, time)
+
+
+def actor(params: nets.Params, *inputs: Tensor) -> Tensor:
+    """A network of this family on inputs (B, .), with layer normalisation where it was made with it."""
+    norm = "after" if "scale" in params[0] else False
+    x = torch.cat(inputs, -1)
+    return nets.mlp(params, x, activation="gelu_tanh", layer_norm=norm, eps=1e-6)
 
 
 def sample(params: nets.Params, obs: Tensor, noise: Tensor, n_steps: int) -> Tensor:

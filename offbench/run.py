@@ -166,6 +166,8 @@ def build(
         needs=getattr(method, "needs", ()),
     )
     check_actions(method, pipeline.spec(spec), cell)
+    if check := getattr(method, "check", None):
+        check(pipeline.spec(spec))
     if pipeline.spec(spec).context and "context" not in getattr(method, "needs", ()):
         raise UserError(f"{cell.method} does not learn from windows of steps; use view=nstep")
     if pipeline.spec(spec).chunk > 1:

@@ -58,7 +58,8 @@ class Method(Protocol[State]):
     `minibatches` is how many minibatches one `update` consumes (leading axis of the batch when
     more than 1): a delayed actor is `minibatches = 2`, not a counter. `needs` names what it reads
     from `batch.extras` (offbench/extras.py), `actions` the kind of actions it learns. `act` returns
-    actions, or a `Plan` where the method decides how many steps of a chunk are executed.
+    actions, or a `Plan` where the method decides how many steps of a chunk are executed. A method may
+    have `check(spec)`, which raises UserError for settings that do not fit the problem.
 
     A method with a critic may also have `value(state, obs, made) -> (E,)`: what its critics, put
     together as it does itself, say of executing what `act` made at obs. It is a discounted return on

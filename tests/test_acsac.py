@@ -386,15 +386,44 @@ def test_a_recording_without_ends_of_episodes_is_refused():
     build(cell, data, spec._replace(max_episode_steps=100))
 
 
-def test_discrete_actions_and_chunks_that_do_not_fit_are_refused():
-    cell = lambda *more: plan(["method=acsac", "task=offbench/cube-single-play-v0", *more], bench=False).cells[0]  # fmt: skip
+CHUNKED = ["acsac", "qc", "qc_fql", "qgf", "dqc", "cgq", "bfn+chunk", "fql+chunk", "ifql+chunk", "iql+chunk",
+           "td3_bc+chunk", "rebrac+chunk"]  # fmt: skip
+
+
+@pytest.mark.parametrize("entry", CHUNKED)
+def test_discrete_actions_and_chunks_that_do_not_fit_are_refused(entry):
+    def cell(*more):
+        task = "task=offbench/cube-single-play-v0"
+        return plan([f"methods=[{entry}]", task, *more], bench=True).cells[0]
+
     data, spec = fake_data(), Spec(5, 2, 0.99, 100)
+    build(cell(), data, spec)
     with pytest.raises(UserError, match=r"view\.h=31 is longer than every episode"):
         build(cell("view.h=31"), data, spec)
     with pytest.raises(UserError, match=r"view\.h must be at least 1, got 0"):
         build(cell("view.h=0"), data, spec)
     with pytest.raises(UserError, match="chunks of discrete actions are not supported"):
         build(cell(), data, spec._replace(discrete=True))
+    walk = rng.normal(rng.key(0), (1301, 5)).numpy()
+    whole = from_episodes([Episode(walk, walk[:1300, :2] * 0, walk[:1300, 0], walk[:1300, 0] > 9)])
+    with pytest.raises(UserError, match="no ends of episodes are recorded"):
+        build(cell(), whole, spec)
+
+
+def test_a_policy_of_more_steps_than_its_chunks_is_refused_before_training():
+    task = "task=offbench/cube-single-play-v0"
+    cell = plan(["method=dqc", task, "method.policy_chunk=6"], bench=False).cells[0]
+    with pytest.raises(UserError, match=r"policy_chunk=6 is longer than a chunk of 5: .*view\.h=6"):
+        build(cell, fake_data(), Spec(5, 2, 0.99, 100))
+
+
+@pytest.mark.parametrize("entry", ["fql+nstep5", "bfn+nstep5", "ifql+nstep5", "fql_n"])
+def test_methods_of_flows_learn_from_n_steps_as_entries(entry):
+    cell = plan([f"methods=[{entry}]", "task=offbench/cube-single-play-v0"], bench=True).cells[0]
+    assert cell.pipeline["view"] == {"target": "offbench.views.NStep", "n": 5}
+    _, pipeline = build(cell, fake_data(), Spec(5, 2, 0.99, 100))
+    assert pipeline.spec(Spec(5, 2, 0.99, 100)).chunk == 1
+    assert pipeline.sample(rng.key(0)).extras["valid"].shape == (256, 1)
 
 
 def test_a_methods_own_view_keeps_its_settings_when_the_length_is_changed():

@@ -128,6 +128,16 @@ def test_plan_shows_every_run_and_writes_nothing(tmp_path):
     assert not (tmp_path / "r").exists()
 
 
+def test_plan_lists_the_runs_though_their_data_are_not_here(tmp_path, capsys, monkeypatch):
+    def absent(*_, **__):
+        raise UserError("cannot download a.npz")
+
+    monkeypatch.setattr("offbench.forecast.forecast", absent)
+    assert main(["plan", "suite=ogbench-chunking", f"results={tmp_path}"]) == 2
+    said = capsys.readouterr()
+    assert said.out.count("[0, 1, 2, 3]  [0, 1, 2, 3]") == 300 and "cannot download" in said.err
+
+
 def test_a_sweep_over_numbers_is_one_stack_and_a_row_for_each_value(tmp_path):
     args = ["run", "method=iql", "method.expectile=[0.6,0.9]", "seeds=[0,1]", *TINY, "jobs=1"]
     assert main([*args, f"results={tmp_path}"]) == 0

@@ -168,6 +168,11 @@ def test_a_cell_travels_to_another_process():
         (["seeds=[0]"], "method= is missing: "),
         (["method=iql", "method.lr=-1"], "method.lr=-1 must be above 0"),
         (["method=iql", "method.expectile=1.5"], "method.expectile=1.5 must be in (0, 1)"),
+        (
+            ["method=cgq", "method.anchor_expectile=2"],
+            "method.anchor_expectile=2 must be in (0, 1)",
+        ),
+        (["method=dqc", "method.backup_quantile=1"], "method.backup_quantile=1 must be in (0, 1)"),
         (["method=iql", "method.expectile=[0.7,1]"], "method.expectile=1 must be in (0, 1)"),
         (["method=rebrac", "method.polyak_rate=2"], "method.polyak_rate=2 must be in (0, 1]"),
         (

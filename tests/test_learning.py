@@ -59,9 +59,9 @@ def record() -> ReplayData:
     return from_episodes([Episode(o, a, r, no_end) for o, a, r in zip(*columns, strict=True)])
 
 
-def returns_of(method, state, pipeline: Pipeline) -> torch.Tensor:
-    """(seeds,) mean return of each seed's policy from 50 starts that the data do not hold."""
-    n, e = len(SEEDS), 50
+def returns_of(method, state, pipeline: Pipeline, n: int = len(SEEDS)) -> torch.Tensor:
+    """(n,) mean return of each of n seeds' policies from 50 starts that the data do not hold."""
+    e = 50
     policy = pipeline.policy(
         Policy(
             lambda n, e: None,

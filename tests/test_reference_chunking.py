@@ -14,11 +14,14 @@ from mutants import mutated
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from offbench import rng
+from offbench import flow, rng
 from offbench.methods.acsac import ACSAC
+from offbench.methods.cgq import CGQ
+from offbench.methods.dqc import DQC
 from offbench.methods.fql import FQL
 from offbench.methods.ifql import IFQL
 from offbench.methods.qc import QC
+from offbench.methods.qgf import QGF
 from offbench.pipeline import make_pipeline
 from offbench.testing import SPEC
 from offbench.types import Plan
@@ -35,22 +38,28 @@ def gelu(x):
 
 
 class MLP(nn.Module):
-    def __init__(self, params: list, *, norm: bool):
+    """Hidden layers that have a scale are normalised, after their activation or before it."""
+
+    def __init__(self, params: list, *, norm: bool | str):
         super().__init__()
         self.linears = nn.ModuleList(linear(layer) for layer in params)
-        self.norms = nn.ModuleList(norm_of(layer) for layer in params[:-1]) if norm else None
+        scaled = [layer for layer in params if "scale" in layer]
+        self.norms = nn.ModuleList(norm_of(layer) for layer in scaled) if norm else None
+        self.before = norm == "before"
 
     def forward(self, *inputs):
         x = torch.cat(inputs, -1)
         for i, layer in enumerate(self.linears[:-1]):
-            x = gelu(layer(x))
-            x = self.norms[i](x) if self.norms else x
+            x = layer(x)
+            norm = self.norms[i] if self.norms and i < len(self.norms) else nn.Identity()
+            x = gelu(norm(x)) if self.before else norm(gelu(x))
         return self.linears[-1](x)
 
     def gap(self, params: list) -> float:
         found = [(a["w"].T, b.weight) for a, b in zip(params, self.linears, strict=True)]
         found += [(a["b"].flatten(), b.bias) for a, b in zip(params, self.linears, strict=True)]
-        for a, b in zip(params, self.norms or [], strict=False):
+        scaled = [a for a in params if "scale" in a]
+        for a, b in zip(scaled, self.norms or [], strict=True):
             found += [(a["scale"].flatten(), b.weight), (a["shift"].flatten(), b.bias)]
         return max((a - b).abs().max().item() for a, b in found)
 
@@ -368,7 +377,201 @@ class PlainIFQL(Reference):
         return max(PlainQC.gap(self, s), self.v.gap(member(s.value, 0)))
 
 
-PLAIN = {FQL: PlainFQL, QC: PlainQC, ACSAC: PlainACSAC, IFQL: PlainIFQL}
+class PlainQGF(Reference):
+    def __init__(self, method, state):
+        self.m = method
+        self.q = [MLP(member(state.critic, i), norm="before") for i in range(2)]
+        self.qt = copy.deepcopy(self.q)
+        self.v = MLP(member(state.value, 0), norm="before")
+        self.flow = MLP([*state.flow["trunk"], *state.flow["head"]], norm="before")
+        self.optimise(method, q0=self.q[0], q1=self.q[1], v=self.v, flow=self.flow)
+
+    def velocity(self, obs, x, time):
+        """`time` a number for each row; the angles are made one by one."""
+        angles = [[10000 * t.item() / 10000 ** (k / 8) for k in range(8)] for t in time]
+        angles = torch.tensor(angles, dtype=x.dtype)
+        return self.flow(obs, x, angles.cos(), angles.sin())
+
+    def smaller(self, obs, action):
+        return torch.minimum(*[q(obs, action).squeeze(-1) for q in self.qt])
+
+    def guided(self, obs, x):
+        """One chunk for one state, the slope by backward()."""
+        for i in range(self.m.flow_steps):
+            u = torch.tensor([i / self.m.flow_steps], dtype=x.dtype)
+            with torch.no_grad():
+                v = self.velocity(obs, x, u)
+            clean = (x + (1 - u) * v).clamp(-1, 1).requires_grad_()
+            (slope,) = torch.autograd.grad(self.smaller(obs, clean).sum(), clean)
+            x = x + v / self.m.flow_steps + self.m.guidance_weight * slope / self.m.flow_steps
+        return x.clamp(-1, 1)
+
+    def act(self, obs, key):
+        n, size = self.m.n_proposals, self.flow.linears[-1].out_features
+        noise = rng.normal(key, (len(obs) * n, size), obs.dtype)
+        best = []
+        for i, s in enumerate(obs):
+            made = [self.guided(s[None], noise[i * n + j][None]) for j in range(n)]
+            values = [self.smaller(s[None], a).item() for a in made]
+            best.append(made[values.index(max(values))])
+        return torch.cat(best)
+
+    def update(self, batch, key):
+        valid = batch.extras["valid"]
+        last = valid[:, -1]
+        with torch.no_grad():
+            y = batch.reward + batch.discount * self.v(batch.next_obs).squeeze(-1)
+            best = self.smaller(batch.obs, batch.action)
+        critic = [((q(batch.obs, batch.action).squeeze(-1) - y) ** 2 * last).mean() for q in self.q]
+        v = self.v(batch.obs).squeeze(-1)
+        losses = [
+            (self.m.expectile if b > x else 1 - self.m.expectile) * (b - x) ** 2 * w
+            for b, x, w in zip(best, v, last, strict=True)
+        ]
+        k_noise, k_time = rng.split(key)
+        z, bc, f = rng.normal_like(k_noise, batch.action), 0.0, self.m.flow_steps
+        for b, step in enumerate(rng.randint(k_time, (len(z), 1), f + 1).double()):
+            x = (1 - step / f) * z[b] + step / f * batch.action[b]
+            error = self.velocity(batch.obs[b : b + 1], x[None], step / f)[0] - (batch.action[b] - z[b])
+            for h, part in enumerate(error.chunk(valid.shape[1])):
+                bc = bc + (part**2).sum() * valid[b, h] / z.numel()
+        v_loss = sum(losses) / len(losses)
+        self.step({"q0": critic[0] / 2, "q1": critic[1] / 2, "v": v_loss, "flow": bc})
+        self.follow(self.qt, self.q, self.m.polyak_rate)
+        return {"bc_loss": bc.item(), "critic_loss": sum(critic).item() / 2, "v": v.mean().item(), "value_loss": v_loss.item(),
+                "advantage_spread": (best - v).std().item()}  # fmt: skip
+
+    def gap(self, s):
+        return max(
+            *(q.gap(member(s.critic, i)) for i, q in enumerate(self.q)),
+            *(q.gap(member(s.target_critic, i)) for i, q in enumerate(self.qt)),
+            self.v.gap(member(s.value, 0)), self.flow.gap([*s.flow["trunk"], *s.flow["head"]]),
+        )  # fmt: skip
+
+
+class PlainDQC(Reference):
+    def __init__(self, method, state):
+        self.m = method
+        self.qc = [MLP(member(state.chunk_critic, i), norm=True) for i in range(2)]
+        self.q = [MLP(member(state.critic, i), norm=True) for i in range(2)]
+        self.qt = copy.deepcopy(self.q)
+        self.v, self.flow = MLP(member(state.value, 0), norm=True), MLP(state.flow, norm=True)
+        self.rest = self.qc[0].linears[0].in_features - self.q[0].linears[0].in_features
+        nets = {"qc0": self.qc[0], "qc1": self.qc[1], "q0": self.q[0], "q1": self.q[1]}
+        self.optimise(method, **nets, v=self.v, flow=self.flow)
+
+    together = PlainQC.together
+
+    def act(self, obs, key):
+        best = PlainQC.act(self, obs, key)
+        zeros = torch.zeros(len(obs), self.rest, dtype=obs.dtype)
+        return Plan(torch.cat([best, zeros], 1), torch.tensor([self.m.policy_chunk] * len(obs)))
+
+    def update(self, batch, key):
+        m, last = self.m, batch.extras["valid"][:, -1]
+        first = batch.action[:, : batch.action.shape[1] - self.rest]
+        with torch.no_grad():
+            y = batch.reward + batch.discount * self.v(batch.next_obs).squeeze(-1)
+            taught = [q(batch.obs, batch.action).squeeze(-1) for q in self.qc]
+            best = self.together(self.qt, batch.obs, first)
+        chunk = [((q(batch.obs, batch.action).squeeze(-1) - y) ** 2 * last).mean() for q in self.qc]
+        distill = []
+        for net, goal in zip(self.q, taught, strict=True):
+            terms = [
+                (m.distill_expectile if g >= x else 1 - m.distill_expectile) * (g - x) ** 2 * w
+                for g, x, w in zip(goal, net(batch.obs, first).squeeze(-1), last, strict=True)
+            ]
+            distill.append(sum(terms) / len(terms))
+        v = self.v(batch.obs).squeeze(-1)
+        terms = [
+            (m.backup_quantile if b >= x else 1 - m.backup_quantile) * (b - x).abs() * w
+            for b, x, w in zip(best, v, last, strict=True)
+        ]
+        v_loss = sum(terms) / len(terms)
+        bc = flow_loss(self.flow, batch._replace(action=first, extras={"valid": last[:, None]}), key)
+        self.step({"qc0": chunk[0] / 2, "qc1": chunk[1] / 2, "q0": distill[0] / 2, "q1": distill[1] / 2, "v": v_loss, "flow": bc})
+        self.follow(self.qt, self.q, m.polyak_rate)
+        return {"chunk_critic_loss": sum(chunk).item() / 2, "distill_loss": sum(distill).item() / 2, "value_loss": v_loss.item(),
+                "bc_loss": bc.item(), "advantage_spread": (best - v).std().item()}  # fmt: skip
+
+    def gap(self, s):
+        return max(
+            *(q.gap(member(s.chunk_critic, i)) for i, q in enumerate(self.qc)),
+            *(q.gap(member(s.critic, i)) for i, q in enumerate(self.q)),
+            *(q.gap(member(s.target_critic, i)) for i, q in enumerate(self.qt)),
+            self.v.gap(member(s.value, 0)), self.flow.gap(s.flow),
+        )  # fmt: skip
+
+
+class PlainCGQ(Reference):
+    """Two of FQL's learners, and a pull of the second's critic to the first's."""
+
+    class Learner(PlainFQL):
+        def __init__(self, method, nets, target):
+            self.m = method
+            self.q = [MLP(member(nets.critic, i), norm=True) for i in range(2)]
+            self.qt = [MLP(member(target, i), norm=True) for i in range(2)]
+            self.flow, self.mu = MLP(nets.flow, norm=True), MLP(nets.actor, norm=True)
+            self.optimise(method, q0=self.q[0], q1=self.q[1], flow=self.flow, mu=self.mu)
+
+    def __init__(self, method, state):
+        self.m, common = method, {"q_aggregate": method.q_aggregate, "flow_steps": method.flow_steps,
+                                  "lr": method.lr, "polyak_rate": method.polyak_rate}  # fmt: skip
+        weights = (method.chunk_distill_weight, method.distill_weight)
+        chunk, step = (FQL(distill_weight=w, **common) for w in weights)
+        self.chunk = self.Learner(chunk, state.chunk, state.target_critics[0])
+        self.single = self.Learner(step, state.step, state.target_critics[1])
+
+    def update(self, batch, key):
+        keys, valid = rng.split(key, 2), batch.extras["valid"]
+        size = batch.action.shape[1] // valid.shape[1]
+        one = batch._replace(
+            action=batch.action[:, :size], reward=batch.extras["prefix_reward"][:, 0],
+            discount=batch.extras["prefix_discount"][:, 0], next_obs=batch.extras["prefix_obs"][:, 0],
+            extras={"valid": valid[:, :1]},
+        )  # fmt: skip
+        anchors = [0.0, 0.0]
+        for i in range(2):
+            with torch.no_grad():
+                goal = self.chunk.q[i](batch.obs, batch.action).squeeze(-1)
+            mine = self.single.q[i](one.obs, one.action).squeeze(-1)
+            for g, x, w in zip(goal, mine, valid[:, -1], strict=True):
+                side = self.m.anchor_expectile if g >= x else 1 - self.m.anchor_expectile
+                anchors[i] = anchors[i] + side * (g - x) ** 2 * w / len(goal)
+        step, plain_step = self.single, Reference.step
+
+        def with_anchor(losses):
+            for i in range(2):
+                losses[f"q{i}"] = losses[f"q{i}"] + self.m.anchor_weight * anchors[i] / 2
+            plain_step(step, losses)
+
+        step.step = with_anchor
+        whole = self.chunk.update(batch, keys[0])
+        single = step.update(one, keys[1])
+        names = ("critic_loss", "bc_loss", "distill_loss", "actor_q")
+        return {f"chunk_{k}": whole[k] for k in names} | {k: single[k] for k in names} | {"anchor_loss": sum(anchors).item() / 2}
+
+    def act(self, obs, key):
+        action = self.single.act(obs, key)
+        rest = self.chunk.mu.linears[-1].out_features - action.shape[1]
+        zeros = torch.zeros(len(obs), rest, dtype=obs.dtype)
+        return Plan(torch.cat([action, zeros], 1), torch.ones(len(obs), dtype=torch.long))
+
+    def gap(self, s):
+        parts = zip((self.chunk, self.single), (s.chunk, s.step), s.target_critics, strict=True)
+        return max(
+            max(
+                *(q.gap(member(nets.critic, i)) for i, q in enumerate(learner.q)),
+                *(q.gap(member(target, i)) for i, q in enumerate(learner.qt)),
+                learner.flow.gap(nets.flow), learner.mu.gap(nets.actor),
+            )
+            for learner, nets, target in parts
+        )  # fmt: skip
+
+
+PLAIN = {
+    FQL: PlainFQL, QC: PlainQC, ACSAC: PlainACSAC, IFQL: PlainIFQL, QGF: PlainQGF, DQC: PlainDQC, CGQ: PlainCGQ,
+}  # fmt: skip
 LOUD = {"lr": 1e-2, "polyak_rate": 0.2}
 CASES = [
     (FQL(**SMALL, **LOUD, distill_weight=0.5), CHUNK),
@@ -380,6 +583,12 @@ CASES = [
     (ACSAC(**SMALL, **LOUD, **TINY, positions="sinusoid"), Chunk(2, GAMMA)),
     (IFQL(**SMALL, **LOUD, n_proposals=3), CHUNK),
     (IFQL(**SMALL, **LOUD, n_proposals=5, expectile=0.7), NStep(2, GAMMA)),
+    (QGF(**SMALL, **LOUD, n_proposals=3, guidance_weight=0.3), CHUNK),
+    (QGF(**SMALL, **LOUD, expectile=0.7, guidance_weight=0.3), NStep(2, GAMMA)),
+    (DQC(**SMALL, **LOUD, n_proposals=3, distill_expectile=0.8), CHUNK),
+    (DQC(**SMALL, **LOUD, n_proposals=5, policy_chunk=2, q_aggregate="min", backup_quantile=0.7), CHUNK),
+    (CGQ(**SMALL, **LOUD, anchor_weight=0.5, chunk_distill_weight=0.5, distill_weight=0.8), CHUNK),
+    (CGQ(**SMALL, **LOUD, anchor_weight=0.5, q_aggregate="min"), Chunk(2, GAMMA)),
 ]
 
 
@@ -448,9 +657,42 @@ def test_every_hyper_parameter_acts_in_the_settings_compared(method, view, data6
         assert (after(changed) - want).abs().max() > 1e-7, f.name
 
 
+# --- what reaches which network
+
+
+def moved(method, view, data, change) -> dict[str, bool]:
+    """Which networks one update of a changed batch moves at all; targets are left out."""
+    pipeline = make_pipeline(data, view=view, batch_size=BATCH, needs=method.needs)
+    state = double(method.init(rng.key(0), pipeline.spec(SPEC)))
+    after, _ = method.update(state, change(pipeline.sample(rng.key(1))), rng.key(2))
+    flat = lambda s: {f"{k}{i}": x for k, part in s._asdict().items() if "target" not in k and k != "opt"
+                      for i, x in (part._asdict() if hasattr(part, "_asdict") else {"": part}).items()}  # fmt: skip
+    before, after = flat(state), flat(after)
+    same = lambda a, b: all(torch.equal(x, y) for x, y in zip(tree_leaves(a), tree_leaves(b), strict=True))
+    return {k: not same(before[k], after[k]) for k in before}
+
+
+@pytest.mark.parametrize("method, view", CASES, ids=str)
+def test_padding_teaches_no_critic_and_no_flow(method, view, data64):
+    """Only one-step actors move: where they climb Q, no gradient of theirs reaches a critic or the flow."""
+    blank = lambda b: b._replace(extras=b.extras | {"valid": 0 * b.extras["valid"]})
+    assert all(moved(method, view, data64, lambda b: b).values())
+    for name, did in moved(method, view, data64, blank).items():
+        assert did == name.endswith("actor"), name
+
+
+@pytest.mark.parametrize("method, view", [c for c in CASES if not isinstance(c[0], QGF)], ids=str)
+def test_a_flow_learns_from_its_own_loss_alone(method, view, data64, monkeypatch):
+    """Neither bootstrapping, nor distilling, nor guiding has a gradient into the policy that proposes."""
+    monkeypatch.setattr(flow, "bc_loss", lambda params, obs, *_: 0.0 * obs.mean())
+    for name, did in moved(method, view, data64, lambda b: b).items():
+        assert did == (not name.endswith("flow")), name
+
+
 # --- mutants: each has one sign, one index or one choice turned round
 
-_FQL, _QC, _ACSAC, _IFQL = CASES[0], CASES[2], CASES[4], CASES[7]
+_FQL, _QC, _ACSAC, _IFQL, _QGF = CASES[0], CASES[2], CASES[4], CASES[7], CASES[9]
+_DQC, _CGQ = CASES[11], CASES[13]
 MUTANTS = {
     "ifql: target subtracts the future": (_IFQL, "batch.reward + batch.discount", "batch.reward - batch.discount"),
     "ifql: expectile of the other side": (_IFQL, "(advantage < 0)", "(advantage > 0)"),
@@ -462,6 +704,70 @@ MUTANTS = {
     "ifql: the worst proposal": (_IFQL, "flow.first_argmax(q)", "flow.first_argmax(-q)"),
     "ifql: the larger critic chooses": (_IFQL, "action).amin(0).unflatten", "action).amax(0).unflatten"),
     "ifql: the target stands still": (_IFQL, "polyak(state.target_critic, critic,", "polyak(state.target_critic, state.critic,"),
+    "qgf: target subtracts the future": (_QGF, "batch.reward + batch.discount", "batch.reward - batch.discount"),
+    "qgf: expectile of the other side": (_QGF, "(advantage < 0)", "(advantage > 0)"),
+    "qgf: V learns from the larger critic": (_QGF, "batch.obs, action).amin(0) - v", "batch.obs, action).amax(0) - v"),
+    "qgf: V learns from the online critics": (_QGF, "_values(before.target_critic", "_values(before.critic"),
+    "qgf: the next value has a gradient": (_QGF, "_values(before.value", "_values(value"),
+    "qgf: padding counts in V": (_QGF, "torch.square(advantage) * last", "torch.square(advantage)"),
+    "qgf: padding counts in Q": (_QGF, "torch.square(q - goal) * last", "torch.square(q - goal)"),
+    "qgf: padding counts in the clone": (_QGF, "torch.square(error) * valid[..., None]", "torch.square(error)"),
+    "qgf: a grid without its end": (_QGF, "self.flow_steps + 1)", "self.flow_steps)"),
+    "qgf: the clone's flow runs backwards": (_QGF, "(1 - time) * noise + time * action", "time * noise + (1 - time) * action"),
+    "qgf: a normalised last layer": (_QGF, 'x = nets.mlp(params["trunk"], x, activation="gelu_tanh", layer_norm="before", eps=1e-6)', 'x = nets._normalised({}, nets.mlp(params["trunk"], x, activation="gelu_tanh", layer_norm="before", eps=1e-6), 1e-6)'),
+    "qgf: sines before cosines": (_QGF, "angle.cos(), angle.sin()", "angle.sin(), angle.cos()"),
+    "qgf: flows away from larger values": (_QGF, "v + self.guidance_weight", "v - self.guidance_weight"),
+    "qgf: slope at the noisy action": (_QGF, "grad(total)(clean)", "grad(total)(x)"),
+    "qgf: the slope of the prediction counts": (_QGF, "grad(total)(clean)", "grad(lambda a: total((a + (1 - time) * _velocity(state.flow, repeated, a, time)).clamp(-1, 1)))(x)"),
+    "qgf: clipped components have no slope": (_QGF, "worth(a).sum()", "worth(a.clamp(-1, 1) * (a.abs() < 1) + a.detach() * (a.abs() >= 1)).sum()"),
+    "qgf: the prediction is not clipped": (_QGF, "(x + (1 - time) * v).clamp(-1, 1)", "(x + (1 - time) * v)"),
+    "qgf: a shorter prediction": (_QGF, "(1 - time) * v).clamp", "(1 - time) * v / 2).clamp"),
+    "qgf: guided by the larger critic": (_QGF, "repeated, a).amin(0)", "repeated, a).amax(0)"),
+    "qgf: guided by the online critics": (_QGF, "_values(state.target_critic, r", "_values(state.critic, r"),
+    "qgf: the worst proposal": (_QGF, "flow.first_argmax(worth(action)", "flow.first_argmax(-worth(action)"),
+    "qgf: the flow is not trained": (_QGF, "critic_loss + bc_loss, metrics", "critic_loss + 0 * bc_loss, metrics"),
+    "qgf: the target stands still": (_QGF, "polyak(state.target_critic, critic,", "polyak(state.target_critic, state.critic,"),
+    "dqc: target subtracts the future": (_DQC, "batch.reward + batch.discount", "batch.reward - batch.discount"),
+    "dqc: the next value has a gradient": (_DQC, "flow.q_values(before.value", "flow.q_values(value"),
+    "dqc: the chunk critic follows its pupil": (_DQC, "chunk_q.detach() - q", "chunk_q - q"),
+    "dqc: taught by the other twin": (_DQC, "chunk_q.detach() - q", "chunk_q.detach().flip(0) - q"),
+    "dqc: expectile of the other side": (_DQC, "_side(gap, self", "_side(-gap, self"),
+    "dqc: quantile of the other side": (_DQC, "_side(advantage, self", "_side(-advantage, self"),
+    "dqc: a square for the absolute error": (_DQC, "side * advantage.abs()", "side * advantage.square()"),
+    "dqc: an absolute error for the square": (_DQC, "* torch.square(gap) *", "* gap.abs() *"),
+    "dqc: V learns from the online critics": (_DQC, "flow.q_values(before.target_critic", "flow.q_values(before.critic"),
+    "dqc: larger critic for the mean": (_DQC, 'q.mean(0) if self.q_aggregate == "mean"', 'q.amax(0) if self.q_aggregate == "mean"'),
+    "dqc: padding counts in the chunk critic": (_DQC, "torch.square(chunk_q - goal) * last", "torch.square(chunk_q - goal)"),
+    "dqc: padding counts in the critic": (_DQC, "torch.square(gap) * last", "torch.square(gap)"),
+    "dqc: padding counts in V": (_DQC, "advantage.abs() * last", "advantage.abs()"),
+    "dqc: padding counts in the clone": (_DQC, "first, last[:, None], key", "first, 0 * last[:, None] + 1, key"),
+    "dqc: the last steps for the first": (_DQC, 'batch.action[:, : velocity[-1]["b"].shape[-1]]', 'batch.action[:, -velocity[-1]["b"].shape[-1] :]'),
+    "dqc: the worst proposal": (_DQC, "flow.first_argmax(q)", "flow.first_argmax(-q)"),
+    "dqc: target critics choose": (_DQC, "flow.q_values(state.critic, r", "flow.q_values(state.target_critic, r"),
+    "dqc: one step more": (CASES[12], "best[:, 0], self.policy_chunk,", "best[:, 0], self.policy_chunk + 1,"),
+    "dqc: the flow is not trained": (_DQC, "value_loss + bc_loss, metrics", "value_loss + 0 * bc_loss, metrics"),
+    "dqc: the target stands still": (_DQC, "polyak(state.target_critic, critic,", "polyak(state.target_critic, state.critic,"),
+    "cgq: target subtracts the future": (_CGQ, "part.reward + part.discount", "part.reward - part.discount"),
+    "cgq: next action at this state": (_CGQ, "net.actor, part.next_obs", "net.actor, part.obs"),
+    "cgq: next action is not clipped": (_CGQ, "next_action.clamp(-1, 1)", "next_action"),
+    "cgq: larger critic for the mean": (_CGQ, 'q.mean(0) if self.q_aggregate == "mean"', 'q.amax(0) if self.q_aggregate == "mean"'),
+    "cgq: online critics value": (_CGQ, "flow.q_values(target, part", "flow.q_values(net.critic, part"),
+    "cgq: the weights of chunk and step change places": (_CGQ, "(self.chunk_distill_weight, self.distill_weight)", "(self.distill_weight, self.chunk_distill_weight)"),
+    "cgq: the whole chunk's reward for a step's": (_CGQ, 'x["prefix_reward"][:, 0]', "batch.reward"),
+    "cgq: the whole chunk's discount for a step's": (_CGQ, 'x["prefix_discount"][:, 0]', "batch.discount"),
+    "cgq: the chunk's end for a step's": (_CGQ, 'x["prefix_obs"][:, 0]', "batch.next_obs"),
+    "cgq: the last action for the first": (_CGQ, "batch.action[:, :size]", "batch.action[:, -size:]"),
+    "cgq: padding counts in the critic": (_CGQ, "torch.square(q - goal) * valid[:, -1]", "torch.square(q - goal)"),
+    "cgq: padding counts in the anchor": (_CGQ, "torch.square(gap) * whole", "torch.square(gap)"),
+    "cgq: critic follows the actor": (_CGQ, "flow.q_values(critic, part.obs, action", "flow.q_values(net.critic, part.obs, action"),
+    "cgq: actor descends Q": (_CGQ, "weight * distill_loss - actor_q", "weight * distill_loss + actor_q"),
+    "cgq: the chunk critic is drawn too": (_CGQ, "values[0].detach() - values[1]", "values[0] - values[1]"),
+    "cgq: drawn to the other twin": (_CGQ, "values[0].detach() - values[1]", "values[0].detach().flip(0) - values[1]"),
+    "cgq: expectile of the other side": (_CGQ, "(gap < 0)", "(gap > 0)"),
+    "cgq: pushed away from the chunk critic": (_CGQ, "total + self.anchor_weight", "total - self.anchor_weight"),
+    "cgq: another noise for the flow": (_CGQ, "flow.sample(net.flow, part.obs, noise", "flow.sample(net.flow, part.obs, -noise"),
+    "cgq: the flow is not trained": (_CGQ, "critic_loss + bc_loss + weight", "critic_loss + weight"),
+    "cgq: the target stands still": (_CGQ, "polyak(state.target_critics, (chunk.critic, step.critic)", "polyak(state.target_critics, (state.chunk.critic, state.step.critic)"),
     "fql: target subtracts the future": (_FQL, "batch.reward + batch.discount", "batch.reward - batch.discount"),
     "fql: bootstraps from the online critics": (_FQL, "flow.q_values(state.target_critic, b", "flow.q_values(state.critic, b"),
     "fql: next action at this state": (_FQL, "state.actor, batch.next_obs, rng", "state.actor, batch.obs, rng"),
@@ -488,6 +794,7 @@ MUTANTS = {
     "qc: the target stands still": (_QC, "polyak(state.target_critic, critic,", "polyak(state.target_critic, state.critic,"),
     "acsac: the larger critic": (_ACSAC, ".amin(0)  # (2, B, N, H)", ".amax(0)  # (2, B, N, H)"),
     "acsac: the mean critic": (_ACSAC, ".amin(0)  # (2, B, N, H)", ".mean(0)  # (2, B, N, H)"),
+    "acsac: the largest of each critic, then the smaller": (_ACSAC, "value = q.flatten(1).gather(1, place[:, None]).squeeze(1)", "value = self._q(critic, obs, action).flatten(2).amax(-1).amin(0)"),
     "acsac: whole chunks only": (_ACSAC, "place = flow.first_argmax(q.flatten(1))  # (B,)", "place = flow.first_argmax(q[..., -1]) * q.shape[-1] + q.shape[-1] - 1"),
     "acsac: the worst prefix": (_ACSAC, "flow.first_argmax(q.flatten(1))", "flow.first_argmax(-q.flatten(1))"),
     "acsac: one step more": (_ACSAC, "place % q.shape[-1] + 1", "(place % q.shape[-1] + 2).clamp(max=q.shape[-1])"),

@@ -1,5 +1,6 @@
 """What each method says its decisions are worth: its critics by hand, a row and a critic at a time."""
 
+import dataclasses
 import math
 
 import pytest
@@ -10,12 +11,15 @@ from torch.utils._pytree import tree_map
 from offbench import rng
 from offbench.methods.acsac import ACSAC
 from offbench.methods.awac import AWAC
+from offbench.methods.cgq import CGQ
 from offbench.methods.cql import CQL
 from offbench.methods.discrete_cql import DiscreteCQL
+from offbench.methods.dqc import DQC
 from offbench.methods.fql import FQL
 from offbench.methods.ifql import IFQL
 from offbench.methods.iql import IQL
 from offbench.methods.qc import QC
+from offbench.methods.qgf import QGF
 from offbench.methods.rebrac import ReBRAC
 from offbench.methods.sac_n import SACN
 from offbench.methods.td3_bc import TD3BC
@@ -111,7 +115,60 @@ def test_the_value_of_a_plan_is_the_maximum_that_chose_it_and_of_its_executed_st
         assert ((method.value(state, obs, moved) - value).abs() > 1e-6).all()
 
 
+def by_hand(critic, obs, action, layer_of) -> torch.Tensor:
+    """(critics, E)"""
+    found = []
+    for i in range(len(critic[0]["w"])):
+        layers = [tree_map(lambda x, i=i: x[i], layer) for layer in critic]
+        for s, a in zip(obs, action, strict=True):
+            x = torch.cat([s, a])
+            for layer in layers[:-1]:
+                x = layer_of(layer, x @ layer["w"] + layer["b"][0])
+            found.append((x @ layers[-1]["w"] + layers[-1]["b"][0])[0])
+    return torch.stack(found).view(-1, len(obs))
+
+
+def shaken(critic):
+    return tree_map(lambda x: x + 0.3 * rng.normal(rng.key(1), tuple(x.shape), x.dtype), critic)
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "min"])
+@pytest.mark.parametrize(
+    "method", [DQC(**SIZES, policy_chunk=2), CGQ(**SIZES)], ids=lambda x: type(x).__name__
+)
+def test_the_value_of_the_first_steps_of_a_chunk_is_that_of_their_own_critic(method, aggregate):
+    method = dataclasses.replace(method, q_aggregate=aggregate)
+    state = double(method.init(rng.key(0), SPEC._replace(action_dim=4 * SPEC.action_dim, chunk=4)))
+    obs = rng.normal(rng.key(2), (3, SPEC.obs_dim), torch.float64)
+    if isinstance(method, DQC):
+        state = state._replace(critic=shaken(state.critic))
+        critic, n = state.critic, 2 * SPEC.action_dim
+    else:
+        state = state._replace(step=state.step._replace(critic=shaken(state.step.critic)))
+        critic, n = state.step.critic, SPEC.action_dim
+    plan = method.act(state, obs, rng.key(3))
+    q = by_hand(critic, obs, plan.action[:, :n], lambda layer, x: norm(layer, gelu(x)))
+    want = q.mean(0) if aggregate == "mean" else q.amin(0)
+    assert torch.allclose(method.value(state, obs, plan), want, rtol=1e-9, atol=1e-12)
+
+
+def test_the_value_of_a_guided_action_is_that_of_the_smaller_critic_that_guided_it():
+    method = QGF(**SIZES, n_proposals=3)
+    state = double(method.init(rng.key(0), SPEC))
+    state = state._replace(target_critic=shaken(state.target_critic))
+    obs = rng.normal(rng.key(2), (3, SPEC.obs_dim), torch.float64)
+    made = method.act(state, obs, rng.key(3))
+    q = by_hand(state.target_critic, obs, made, lambda layer, x: gelu(norm(layer, x)))
+    assert torch.allclose(method.value(state, obs, made), q.amin(0), rtol=1e-9, atol=1e-12)
+
+
 def test_every_method_with_a_critic_says_what_its_decisions_are_worth():
     have = {c.__name__ for c in shipped_methods() if hasattr(c, "value")}
     assert {c.__name__ for c in shipped_methods()} - have == {"BC", "DT"}
-    assert have == {type(case[0]).__name__ for case in CASES} | {"DiscreteCQL", "ACSAC"}
+    assert have == {type(case[0]).__name__ for case in CASES} | {
+        "DiscreteCQL",
+        "ACSAC",
+        "DQC",
+        "CGQ",
+        "QGF",
+    }

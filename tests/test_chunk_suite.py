@@ -1,0 +1,80 @@
+"""The suite of action chunking gives every method the published value for every domain, and says whose it is."""
+
+import pytest
+
+from offbench.config import plan
+
+DOMAINS = ("cube-single", "cube-double", "cube-triple", "scene", "puzzle-3x3", "puzzle-4x4")
+# one value for all domains, or one for each; section 3 and table 3 of the papers named in conf/method
+PUBLISHED = {
+    "acsac": {"method.n_proposals": 4, "view.h": 5, "view.pad": True, "gamma": 0.99},
+    "qc": {"method.n_proposals": (32, 32, 32, 32, 64, 32), "view.h": 5, "method.q_aggregate": "mean"},
+    "qc_fql": {"method.distill_weight": (300, 300, 100, 300, 300, 300), "view.h": 5},
+    "bfn": {"method.n_proposals": 4, "view.n": 1},
+    "bfn+nstep5": {"method.n_proposals": 4, "view.n": 5},
+    "fql": {"method.distill_weight": (300, 300, 300, 300, 100, 1000), "view.n": 1},
+    "fql_n": {"method.distill_weight": 100, "view.n": 5},
+    "dqc": {"method.backup_quantile": (0.9, 0.9, 0.9, 0.9, 0.9, 0.7), "method.policy_chunk": 1, "gamma": 0.999, "view.h": 5},
+    "cgq": {"method.distill_weight": (100, 100, 100, 100, 100, 300), "method.anchor_expectile": (0.95,) * 5 + (0.5,), "view.h": (5,) * 5 + (10,)},
+}  # fmt: skip
+FROM_PRESETS = {("qc", "puzzle-3x3"), ("cgq", "puzzle-4x4"), ("dqc", "puzzle-4x4")} | {
+    (m, d) for m in ("fql", "qc_fql") for d in DOMAINS
+}
+
+
+@pytest.fixture(scope="module")
+def cells():
+    made = {}
+    for cell in plan(["suite=ogbench-chunking"], bench=True).cells:
+        domain = next(d for d in DOMAINS if f"/{d}-" in cell.task.id)
+        made.setdefault((cell.entry, domain), []).append(cell)
+    return made
+
+
+def settings(cell) -> dict:
+    view = {f"view.{k}": v for k, v in cell.pipeline["view"].items()}
+    own = {f"method.{k}": v for k, v in cell.hparams.items()}
+    return own | view | {k: cell.pipeline[k] for k in ("gamma", "batch_size")}
+
+
+def test_it_is_the_published_protocol(cells):
+    assert len(cells) == 6 * 10 and all(len(c) == 5 for c in cells.values())
+    for (_, domain), five in cells.items():
+        for cell in five:
+            sparse = domain in ("scene", "puzzle-3x3")
+            assert ("-sparse-" in cell.task.id) == sparse
+            assert cell.n_updates == 1_000_000 and cell.pipeline["batch_size"] == 256
+            assert cell.sources["eval.episodes"] == "suite ogbench-chunking"
+
+
+@pytest.mark.parametrize("entry", PUBLISHED)
+def test_every_domain_has_the_published_value_and_its_source(entry, cells):
+    for i, domain in enumerate(DOMAINS):
+        for cell in cells[entry, domain]:
+            got = settings(cell)
+            for key, want in PUBLISHED[entry].items():
+                want = want[i] if isinstance(want, tuple) else want
+                assert got[key] == want, (entry, cell.task.id, key)
+            preset = (entry, domain) in FROM_PRESETS
+            assert any(s.startswith("preset (") for s in cell.sources.values()) == preset, (
+                entry,
+                domain,
+            )
+
+
+def test_the_hard_set_has_its_own_values():
+    quadruple = lambda m: plan(
+        [f"method={m}", "task=ogbench/cube-quadruple-play-100m-singletask-task1-v0"], bench=False
+    ).cells[0]
+    assert quadruple("acsac").hparams["n_proposals"] == 8
+    assert quadruple("qc_fql").hparams["distill_weight"] == 100
+
+
+def test_a_length_that_is_asked_for_wins_over_a_presets():
+    task = "task=ogbench/puzzle-4x4-play-singletask-task1-v0"
+    h = lambda *more: plan([task, *more], bench=True).cells[0].pipeline["view"]["h"]
+    assert (h("methods=[cgq]"), h("methods=[cgq+chunk3]"), h("methods=[cgq]", "view.h=4")) == (
+        10,
+        3,
+        4,
+    )
