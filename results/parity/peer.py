@@ -225,9 +225,8 @@ def run(
                 num_epochs=1,
                 num_updates_on_epoch=updates,
                 eval_episodes=episodes,
-                batch_size=256,
                 hidden_dim=hidden,
-                **options,
+                **({"batch_size": 256} | options),
             )
         else:
             import torch
