@@ -196,8 +196,8 @@ def main(records: Path, folder: Path, commit: str) -> None:
             part = part[part["seed"].isin(common)].sort_values(["side", "seed"])
             kept.append(part)
             rows.append(cell(key, part[part["side"] == "offbench"], part[part["side"] == "CORL"]))
-    table, per_seed = pd.DataFrame(rows), pd.concat(kept)
-    table.round(3).to_csv(HERE / "parity.csv", index=False)
+    table, per_seed = pd.DataFrame(rows).round(3), pd.concat(kept)
+    table.to_csv(HERE / "parity.csv", index=False)
     columns = [*CELL, "side", "seed", "score", "episodes", "commit", "settings"]
     per_seed[columns].round(3).to_csv(HERE / "per_seed.csv", index=False)
     text = (HERE / "README.md").read_text()
