@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from offbench import catalog, compose, doctor, files
 from offbench.errors import UserError, unknown
-from offbench.tasks import NOT_HERE, canonical, load_task, manifests
+from offbench.tasks import NOT_HERE, canonical, check_file, load_task, manifests
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -457,7 +457,12 @@ def _cards(name: str) -> "Iterator[Card]":
 
 
 def _embedded_at(card: "Card") -> Path | None:
-    return manifests()[card.id][0] / "minari" / card.id if card.family == "offbench" else None
+    """Folder of an embedded set; UserError where its file is not here or not the manifest's."""
+    if card.family != "offbench":
+        return None
+    folder = manifests()[card.id][0] / "minari" / card.id
+    check_file(folder / "data" / "main_data.hdf5", card.sha256 or "", card.id)
+    return folder
 
 
 # --- pack, unpack ---------------------------------------------------------------------------

@@ -117,7 +117,8 @@ def test_an_id_that_is_none_names_every_set_it_sounds_like(heard, sets):
 
 def test_a_short_id_says_what_it_is_not():
     assert catalog.said("hopper-medium-v0") == (
-        "hopper-medium-v0 is d4rl/hopper-medium-v0, not minari/mujoco/hopper/medium-v0 (other data)"
+        "hopper-medium-v0 is d4rl/hopper-medium-v0, not offbench/hopper/medium-v0 or "
+        "minari/mujoco/hopper/medium-v0 (other data)"
     )
     assert "not offbench/cube-single-play-v0" in catalog.said("cube-single-play-v0")
     assert "d4rl/maze2d-umaze-v1" in catalog.said("D4RL/pointmaze/umaze-v2")

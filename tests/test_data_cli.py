@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -76,6 +77,18 @@ def test_the_list_names_every_kind_of_set(capsys):
     assert len(capsys.readouterr().out.splitlines()) > 10
     with pytest.raises(UserError, match="no set matches"):
         main(["list", "zzz"])
+
+
+@pytest.mark.parametrize("args", [["show"], ["check"], ["fetch"], ["pack", "-o", "{tmp}/a.tar"]])
+def test_an_embedded_set_that_is_not_made_names_the_command_that_makes_it(
+    args, tmp_path, monkeypatch
+):
+    name = "offbench/hopper/medium-v0"
+    shutil.copy(load_task(name).root / "offbench--hopper--medium-v0.yaml", tmp_path)
+    monkeypatch.setenv("OFFBENCH_DATASETS", str(tmp_path))
+    command, *rest = (word.format(tmp=tmp_path) for word in args)
+    with pytest.raises(UserError, match=f"is missing; rebuild it with: offbench data make {name}$"):
+        main([command, name, *rest])
 
 
 def test_the_list_asks_the_catalog(capsys):

@@ -27,6 +27,7 @@ locomotion = importlib.import_module("offbench.recipes.locomotion")
 
 OGBENCH = [name for name, recipe in RECIPES.items() if "ogbench" in recipe.function]
 LOCOMOTION = [name for name in RECIPES if name not in OGBENCH]
+SHIPPED = [name for name, recipe in RECIPES.items() if recipe.shipped]
 
 
 def manifest(dataset_id: str) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def episodes() -> Any:
     return get
 
 
-@pytest.mark.parametrize("dataset_id", RECIPES)
+@pytest.mark.parametrize("dataset_id", SHIPPED)
 def test_shipped_set_matches_manifest(dataset_id: str, episodes: Any) -> None:
     facts, data = manifest(dataset_id), episodes(dataset_id)
     file = DATASETS / "minari" / dataset_id / "data" / "main_data.hdf5"
@@ -62,10 +63,18 @@ def test_shipped_set_matches_manifest(dataset_id: str, episodes: Any) -> None:
     assert store.positive_variance(returns) == pytest.approx(
         facts["positive_sided_variance"], rel=1e-6, abs=1e-3
     )
-    assert facts["recipe"]["options"] == dict(RECIPES[dataset_id].options)
 
 
 @pytest.mark.parametrize("dataset_id", RECIPES)
+def test_manifest_is_of_the_recipe(dataset_id: str) -> None:
+    facts, recipe = manifest(dataset_id), RECIPES[dataset_id]
+    assert facts["id"] == dataset_id and facts["summary"] == recipe.summary
+    assert facts["recipe"]["function"] == recipe.function
+    assert facts["recipe"]["options"] == dict(recipe.options)
+    assert facts["env"]["id"] == recipe.env
+
+
+@pytest.mark.parametrize("dataset_id", SHIPPED)
 def test_shipped_set_is_consistent(dataset_id: str, episodes: Any) -> None:
     facts = manifest(dataset_id)
     inside = False
@@ -83,7 +92,7 @@ def test_shipped_set_is_consistent(dataset_id: str, episodes: Any) -> None:
 
 
 def test_all_sets_fit_the_budget() -> None:
-    assert sum(manifest(name)["bytes"] for name in RECIPES) < 24_000_000
+    assert sum(manifest(name)["bytes"] for name in SHIPPED) < 24_000_000
 
 
 @pytest.mark.env
@@ -121,8 +130,23 @@ def test_policies_are_those_of_the_manifest(dataset_id: str) -> None:
     assert facts["score"]["ref_min"] < facts["score"]["ref_max"]
 
 
+@pytest.mark.parametrize("robot", ["hopper", "halfcheetah"])
+def test_medium_expert_is_medium_and_expert_in_halves(robot: str) -> None:
+    medium, both = (manifest(f"offbench/{robot}/{kind}-v0") for kind in ("medium", "medium-expert"))
+    replay = manifest(f"offbench/{robot}/medium-replay-v0")
+    worse, better = both["policies"]
+    assert [p["policy"] for p in medium["policies"]] == [worse["policy"]]
+    assert worse["policy"] == replay["policies"][-1]["policy"]  # where the replay ends
+    assert better["policy"] == max(
+        f"{robot}/{path.name}" for path in (DATASETS / "policies" / robot).glob("*.npz")
+    )
+    for half in (worse, better):  # whole episodes: to within one
+        assert half["rows"] == pytest.approx(both["rows"] / 2, abs=both["max_episode_steps"] / 2)
+    assert replay["returns"]["mean"] < medium["returns"]["mean"] < both["returns"]["mean"]
+
+
 @pytest.mark.env
-@pytest.mark.parametrize("dataset_id", LOCOMOTION)
+@pytest.mark.parametrize("dataset_id", [name for name in LOCOMOTION if name in SHIPPED])
 def test_shipped_episode_is_collected_again(dataset_id: str, episodes: Any) -> None:
     """Same seed, same policy, same versions: the same start of the episode."""
     facts = manifest(dataset_id)
@@ -420,29 +444,42 @@ def tiny_policies(root: Path) -> None:
         save_policy(path, arrays, activation="tanh", squash=False)
 
 
+TINY = {
+    "offbench/hopper/medium-replay-v0": ({"last": 10}, [0, 10]),
+    "offbench/hopper/medium-v0": ({"steps": [10]}, [10]),
+    "offbench/hopper/medium-expert-v0": ({"steps": [10, 0]}, [10, 0]),
+}
+
+
 @pytest.mark.env
-def test_tiny_recipe_is_deterministic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dataset_id", TINY)
+def test_tiny_recipe_is_deterministic(
+    dataset_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dataclasses import replace
 
     import offbench.recipes as recipes
 
-    dataset_id = "offbench/hopper/medium-replay-v0"
-    options = {"name": "hopper", "rows": 200, "last": 10, "seed": 1}
+    which, steps = TINY[dataset_id]
+    options = {"name": "hopper", "rows": 200, "seed": 1} | which
     small = {dataset_id: replace(RECIPES[dataset_id], options=options)}
     monkeypatch.setattr(recipes, "RECIPES", small)
     monkeypatch.setattr(locomotion, "_REFERENCE_EPISODES", 2)
+    monkeypatch.chdir(tmp_path)
     seen: list[tuple[int, int]] = []
     facts = []
-    for name in ("a", "b"):
-        root = tmp_path / name
+    for root in (tmp_path / "a", Path("b")):  # a relative folder too
         tiny_policies(root)
         folder = make(dataset_id, root, progress=lambda done, rows: seen.append((done, rows)))
-        assert folder == root / "minari" / dataset_id
+        assert folder == tmp_path / root / "minari" / dataset_id
         facts.append(yaml.safe_load((root / f"{slug(dataset_id)}.yaml").read_text()))
         assert not list(root.glob(".making-*"))
     assert facts[0]["data_sha256"] == facts[1]["data_sha256"]
     assert facts[0]["sha256"] == facts[1]["sha256"]
     assert facts[0]["rows"] >= 200 and seen[-1] == (facts[0]["rows"], 200)
+    policies = facts[0]["policies"]
+    assert [p["policy"] for p in policies] == [f"hopper/{step:07d}.npz" for step in steps]
+    assert 0 <= policies[0]["rows"] - 200 / len(steps) < 100  # an episode falls within 100 steps
     make(dataset_id, tmp_path / "a")  # over what is there
     with store.minari_root(tmp_path / "a" / "minari"):
         assert minari.load_dataset(dataset_id).total_steps == facts[0]["rows"]

@@ -1,5 +1,5 @@
 """Seeded recipes that make the embedded data sets, each a Minari HDF5 file with a manifest
-beside it, and large public sets again that need no download.
+beside it (of some only the manifest ships), and large public sets again that need no download.
 
 ``make("offbench/hopper/medium-replay-v0")`` collects the set again from what ships: small
 policy files or the oracles of a package, never a download. Two runs with the same versions give
@@ -46,12 +46,16 @@ DATASETS = next((place for place in _PLACES if (place / "policies").is_dir()), _
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one data set is made: a function as ``"module:name"`` and its keyword arguments."""
+    """How one data set is made: a function as ``"module:name"`` and its keyword arguments.
+
+    Of a set that is not ``shipped`` only the manifest is here until it is made.
+    """
 
     function: str
     env: str
     summary: str
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    shipped: bool = True
 
 
 def _options(**options: Any) -> Mapping[str, Any]:
@@ -90,6 +94,34 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             "cube-single-singletask-v0",
             "A scripted arm moves a cube to random places; rewards of the default task.",
             _options(episodes=60, steps=1000, seed=15),
+        ),
+        "offbench/hopper/medium-v0": Recipe(
+            "offbench.recipes.locomotion:snapshots",
+            "Hopper-v5",
+            "The stochastic medium snapshot of one TRPO run.",
+            _options(name="hopper", rows=50_000, steps=[80_000], seed=16),
+            shipped=False,
+        ),
+        "offbench/halfcheetah/medium-v0": Recipe(
+            "offbench.recipes.locomotion:snapshots",
+            "HalfCheetah-v5",
+            "The stochastic medium snapshot of one SAC run.",
+            _options(name="halfcheetah", rows=40_000, steps=[24_000], seed=17),
+            shipped=False,
+        ),
+        "offbench/hopper/medium-expert-v0": Recipe(
+            "offbench.recipes.locomotion:snapshots",
+            "Hopper-v5",
+            "Half of the medium, half of the last snapshot of one TRPO run, stochastic.",
+            _options(name="hopper", rows=50_000, steps=[80_000, 300_000], seed=18),
+            shipped=False,
+        ),
+        "offbench/halfcheetah/medium-expert-v0": Recipe(
+            "offbench.recipes.locomotion:snapshots",
+            "HalfCheetah-v5",
+            "Half of the medium, half of the last snapshot of one SAC run, stochastic.",
+            _options(name="halfcheetah", rows=40_000, steps=[24_000, 120_000], seed=19),
+            shipped=False,
         ),
     }
 )
@@ -199,7 +231,7 @@ def collect(
     function = getattr(importlib.import_module(module), name)
     return function(
         dataset_id,
-        Path(folder),
+        Path(folder).absolute(),
         steps=chosen.steps if steps is None else steps,
         seed=seed,
         workers=workers,
@@ -219,6 +251,6 @@ def make(dataset_id: str, root: Path | None = None, *, progress: Progress | None
     store = importlib.import_module("offbench.recipes.store")
     module, name = recipe.function.split(":")
     function = getattr(importlib.import_module(module), name)
-    root = DATASETS if root is None else Path(root)
+    root = DATASETS if root is None else Path(root).absolute()  # Minari takes no relative one
     collected = function(root=root, progress=progress, **recipe.options)
     return store.write(dataset_id, collected, recipe, root)

@@ -6,7 +6,8 @@ noise, so an episode does not depend on those before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,16 @@ if TYPE_CHECKING:
 
     from offbench.recipes import Progress
 
-__all__ = ["ENVS", "policy_folder", "rare_expert", "reference", "replay", "rollout", "seeds"]
+__all__ = [
+    "ENVS",
+    "policy_folder",
+    "rare_expert",
+    "reference",
+    "replay",
+    "rollout",
+    "seeds",
+    "snapshots",
+]
 
 ENVS = {"hopper": "Hopper-v5", "halfcheetah": "HalfCheetah-v5"}
 _REFERENCE_EPISODES = 100
@@ -37,16 +47,40 @@ def replay(
 
     Whole episodes are kept, so the set is longer than ``rows`` by less than an episode.
     """
+    steps = [int(path.stem) for path in sorted(policy_folder(root, name).glob("*.npz"))]
+    steps = [step for step in steps if step <= last]
+    how = (
+        "Whole episodes, in training order, of the snapshots of one training run up to step "
+        f"{last}; each snapshot gives about the same share of the steps, its actions sampled."
+    )
+    made = snapshots(name=name, rows=rows, steps=steps, seed=seed, root=root, progress=progress)
+    return dataclasses.replace(made, how=how)
+
+
+def snapshots(
+    *,
+    name: str,
+    rows: int,
+    steps: Sequence[int],
+    seed: int,
+    root: Path,
+    progress: Progress | None = None,
+) -> Collected:
+    """Equal shares of ``rows`` from the snapshots after ``steps`` training steps, one after the
+    other, actions sampled.
+
+    Whole episodes are kept, so the set is longer than ``rows`` by less than an episode.
+    """
     folder = policy_folder(root, name)
-    paths = [path for path in sorted(folder.glob("*.npz")) if int(path.stem) <= last]
     env = _make(ENVS[name])
     numbers = seeds(seed)
     episodes: list[Episode] = []
     policies = []
     done = 0
-    for i, path in enumerate(paths):
+    for i, step in enumerate(steps):
+        path = folder / f"{step:07d}.npz"
         policy, first, before = load_policy(path), len(episodes), done
-        while done < rows * (i + 1) / len(paths):
+        while done < rows * (i + 1) / len(steps):
             episodes.append(rollout(env, policy.act, next(numbers)))
             done += len(episodes[-1].rewards)
             if progress is not None:
@@ -62,8 +96,8 @@ def replay(
         terminal_inside=False,
         algorithm=f"snapshots of {'TRPO' if name == 'hopper' else 'SAC'}, sampled",
         how=(
-            "Whole episodes, in training order, of the snapshots of one training run up to step "
-            f"{last}; each snapshot gives about the same share of the steps, its actions sampled."
+            f"Whole episodes, actions sampled, of the snapshots after {' and '.join(map(str, steps))} "
+            "training steps, in this order and in equal shares of the steps."
         ),
         seeds={"recipe": seed, "episodes": "first 31-bit words of SeedSequence(recipe), in order"},
         policies=policies,

@@ -1,6 +1,7 @@
 """Trains CORL's own files on the arrays offbench trains on. Needs a checkout of CORL; holds none of it.
 
-    python results/parity/peer.py export TASK FOLDER                     (offbench's environment)
+    python results/parity/peer.py export TASK FOLDER [--own data=FILE env=ID score=success]
+                                                                         (offbench's environment)
     python results/parity/peer.py run ALGORITHM FOLDER/TASK.npz --corl CORL/algorithms/offline \
         --out rows.csv --seeds 0 1 2 3 4 --updates 50000 --hidden 64 [--set NAME=VALUE ...]     (the peer's)
 
@@ -37,17 +38,19 @@ HEADER = [
 ]
 
 
-def export(task_id: str, folder: Path, episodes: int) -> Path:
+def export(task_id: str, folder: Path, episodes: int, own: list[str]) -> Path:
     """Every transition, the last of a timed-out episode included: it has a true next observation.
 
-    ReBRAC, which reads the next action, leaves that one out, as offbench does for it.
+    ReBRAC, which reads the next action, leaves that one out, as offbench does for it. `own` are the
+    settings of your own data: data=FILE env=ID score=success.
     """
     from dataclasses import asdict
 
     from offbench.evaluation import env_seeds
-    from offbench.tasks import load_task
+    from offbench.tasks import load_task, own_task
 
-    task = load_task(task_id)
+    settings = dict(s.split("=", 1) for s in own)
+    task = own_task(id=task_id, **settings) if own else load_task(task_id)
     data, _ = task.load()
     row = np.flatnonzero(data.valid.numpy())
     nxt = np.minimum(row + 1, len(data.obs) - 1)
@@ -225,9 +228,8 @@ def run(
                 num_epochs=1,
                 num_updates_on_epoch=updates,
                 eval_episodes=episodes,
-                batch_size=256,
                 hidden_dim=hidden,
-                **options,
+                **({"batch_size": 256} | options),
             )
         else:
             import torch
@@ -278,6 +280,7 @@ if __name__ == "__main__":
     one.add_argument("task")
     one.add_argument("folder", type=Path)
     one.add_argument("--episodes", type=int, default=10)
+    one.add_argument("--own", nargs="*", default=[], metavar="NAME=VALUE")
     two = commands.add_parser("run")
     two.add_argument("algorithm", choices=["any_percent_bc", "td3_bc", "iql", "cql", "rebrac"])
     two.add_argument("data", type=Path)
@@ -291,6 +294,6 @@ if __name__ == "__main__":
     given = vars(parser.parse_args())
     command = given.pop("command")
     if command == "export":
-        print(export(given["task"], given["folder"], given["episodes"]))
+        print(export(given["task"], given["folder"], given["episodes"], given["own"]))
     else:
         run(**given)
