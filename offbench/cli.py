@@ -242,7 +242,9 @@ def _plan(args: Sequence[str]) -> int:
     try:
         with console.status("measuring speed") as status:
             costs = forecast(todo, store, report=status.update)
-    except UserError:  # for instance data that are not here: the runs, and why they have no estimate
+    except (
+        UserError
+    ):  # for instance data that are not here: the runs, and why they have no estimate
         _print_cells(wanted, todo, (), console)
         raise
     _print_cells(wanted, todo, costs, console)
@@ -519,7 +521,7 @@ def _methods() -> list[tuple[str, str]]:
 
 
 def _parity(path: Path) -> dict[str, str]:
-    """Method -> on how many of the tasks measured it agreed, from a table of verdicts; {} without one."""
+    """Method -> how many of its comparisons agreed, from a table of verdicts; {} without one."""
     import csv
 
     if not path.exists():
@@ -528,10 +530,14 @@ def _parity(path: Path) -> dict[str, str]:
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             verdicts.setdefault(row["name"], []).append(row["verdict"])
-    return {
-        name: f"{found.count('agrees')} of {len(found)} tasks agree"
-        for name, found in verdicts.items()
-    }
+
+    def told(found: list[str]) -> str:
+        agreed = sum(v.startswith("agrees") for v in found)
+        wide = sum(v.endswith("wide") for v in found)
+        words = f"{agreed} of {len(found)} comparisons agree"
+        return words + (f" ({wide} with wide intervals)" if wide else "")
+
+    return {name: told(found) for name, found in verdicts.items()}
 
 
 def _first_line(target: str) -> str:

@@ -446,8 +446,11 @@ def test_methods_are_listed_with_their_paper_what_they_learn_from_and_their_pari
 
     table = tmp_path / "parity.csv"
     assert _parity(table) == {}
-    table.write_text("name,task,verdict\nbc,a,agrees\nbc,b,differs\niql,a,agrees\n")
-    assert _parity(table) == {"bc": "1 of 2 tasks agree", "iql": "1 of 1 tasks agree"}
+    table.write_text(
+        'name,task,verdict\nbc,a,agrees\nbc,b,differs\niql,a,agrees\niql,b,"agrees, wide"\n'
+    )
+    words = "2 of 2 comparisons agree (1 with wide intervals)"
+    assert _parity(table) == {"bc": "1 of 2 comparisons agree", "iql": words}
 
 
 def test_what_a_view_took_from_the_data_is_in_the_record(tmp_path, capsys):
