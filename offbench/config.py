@@ -374,6 +374,7 @@ def _task_cells(
         *(["task"] if isinstance(given.get("task"), Task) else []),
     )
     given = {k: v for k, v in given.items() if k not in skipped}
+    replaced = _replaced(values)
     for task_name in task_names:
         loader = coerce(given.get("loader", "offbench"), Loader, "loader")
         if isinstance(task_name, Task):
@@ -383,11 +384,15 @@ def _task_cells(
         task.check_trainable()
         own = values.copy()
         preset = next((p for p in presets if fnmatch(task.id, p.task)), None)
-        if preset:  # which says nothing of a view, sampler or weight that the entry picks
-            own.update(
-                {k: v for k, v in preset.settings.items() if k.split(".")[0] not in picked},
-                f"preset ({preset.source})",
-            )
+        if preset:
+            # it knows the method as its yaml composes it, and gives way to what the entry says
+            fitting = {
+                k: v
+                for k, v in preset.settings.items()
+                if k.split(".")[0] not in replaced
+                and not own.sources.get(k, "").startswith("entry ")
+            }
+            own.update(fitting, f"preset ({preset.source})")
         own.update(given, "command line")
         flat = {k: v for k, v in own.values.items() if k.split(".")[0] not in ("method", *AROUND)}
         settings = _build(Settings, _nest(flat))
@@ -436,7 +441,7 @@ def _cell(
         "monitor_episodes": settings.eval.monitor_episodes if monitor_at else 0,
     }
     return Cell(
-        entry=settings.label or _label(name or target.rsplit(".", 1)[-1], picked, given),
+        entry=settings.label or _label(own, name or target.rsplit(".", 1)[-1], picked, given),
         suite=suite["id"],
         suite_version=suite["version"],
         task=task,
@@ -483,13 +488,19 @@ def _split_entry(
     return name, picked
 
 
-def _label(name: str, picked: Mapping, given: Mapping) -> str:
+def _replaced(own: "Layers") -> set[str]:
+    """The groups around a method in which another class stands for the one of its yaml."""
+    return {g for g in AROUND if own.sources[f"{g}._target_"].startswith(f"conf/{g}/")}
+
+
+def _label(own: "Layers", name: str, picked: Mapping, given: Mapping) -> str:
     """What the board calls a row: the method, what was composed around it, and what was changed."""
     words = [name]
     for group in AROUND:
         option, extra = picked.get(group, (None, {}))
         number = "".join(str(v) for v in extra.values())
-        if (option and option not in ("uniform", "nstep", "none")) or number:
+        usual = option in ("uniform", "nstep", "none") and group not in _replaced(own)
+        if (option and not usual) or number:
             words.append(f"{option}{number}")
     changed = [
         f"{k.removeprefix('method.')}={_short(v)}"
