@@ -416,6 +416,7 @@ def _cell(
     target = own.values["method._target_"]
     hparams = own.typed("method")
     _check_ranges("method", target, hparams)
+    locate(target)(**hparams)  # which refuses counts that cannot be, before anything is downloaded
     if weighted := own.values["weight._target_"]:
         _check_ranges("weight", weighted, own.typed("weight"))
     pipeline = {
@@ -540,14 +541,13 @@ def _tuning(own: "Layers", settings: Settings, preset: "Preset | None") -> dict[
 _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = types.MappingProxyType(
     {name: (lambda x: x > 0, "above 0") for name in ("lr", "actor_lr", "critic_lr", "max_weight",
      "temperature", "softmax_temperature", "value_temperature", "huber_delta")}
-    | {name: (lambda x: x >= 1, "at least 1") for name in ("n_critics", "n_actions", "heads", "layers", "width")}
     | {name: (lambda x: min(x, default=1) >= 1, "widths of at least 1") for name in ("hidden", "critic_hidden")}
     | {name: (lambda x: 0 <= x < 1, "in [0, 1)") for name in ("dropout", "actor_dropout")}
     | {name: (lambda x: 0 < x < 1, "in (0, 1)") for name in ("expectile", "distill_expectile", "anchor_expectile",
      "backup_quantile")}
     | {"polyak_rate": (lambda x: 0 < x <= 1, "in (0, 1]")}
 )  # fmt: skip
-"""What values of our own methods' settings can be: name -> test, words."""
+"""What values of our own methods' settings can be, beside counts: name -> test, words."""
 
 
 def _check_ranges(group: str, target: str, values: Mapping[str, Any]) -> None:

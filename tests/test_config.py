@@ -179,7 +179,12 @@ def test_a_cell_travels_to_another_process():
             ["method=bc", "method.hidden=[64,0]"],
             "method.hidden=(64,0) must be widths of at least 1",
         ),
-        (["method=sac_n", "method.n_critics=0"], "method.n_critics=0 must be at least 1"),
+        (["method=sac_n", "method.n_critics=0"], "n_critics=0 must be at least 1"),
+        (["method=qc", "method.n_proposals=0"], "method.n_proposals must be at least 1, got 0"),
+        (
+            ["method=dt", "method.heads=3"],
+            "heads=3: each must be at least 1, and heads must divide",
+        ),
         (
             ["method=bc", "weight=dw", "weight.temperature=0"],
             "weight.temperature=0 must be above 0",
