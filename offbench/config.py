@@ -342,10 +342,8 @@ def _entry_cells(
 
 def _expand(given: Mapping[str, Any], hints: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A list given to a number is a sweep: `method.expectile=[0.7,0.8]` trains both in one stack."""
-    own = (
-        "method.",
-        *(f"{group}." for group in AROUND),
-    )  # where a number may be left open (null) and still swept
+    # where a number may be left open (null) and still swept
+    own = ("method.", *(f"{group}." for group in AROUND))
     number = lambda k: (
         hints.get(k) in (int, float)
         or (hints.get(k) in (int | None, float | None) and k.startswith(own))
