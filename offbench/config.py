@@ -392,7 +392,8 @@ def _task_cells(
             }
             own.update(fitting, f"preset ({preset.source})")
         own.update(given, "command line")
-        flat = {k: v for k, v in own.values.items() if k.split(".")[0] not in ("method", *AROUND)}
+        around = ("method", *AROUND)
+        flat = {k: own.resolved(k) for k in own.values if k.split(".")[0] not in around}
         settings = _build(Settings, _nest(flat))
         _check_settings(settings)
         yield _cell(own, name, picked, task, suite, settings, given, preset), settings
@@ -747,9 +748,9 @@ class Layers:
         names = [
             k for k in self.values if k.startswith(group + ".") and not k.endswith("._target_")
         ]
-        return {k.split(".", 1)[1]: coerce(self._resolved(k), self.hints[k], k) for k in names}
+        return {k.split(".", 1)[1]: coerce(self.resolved(k), self.hints[k], k) for k in names}
 
-    def _resolved(self, key: str) -> Any:
+    def resolved(self, key: str) -> Any:
         """The value, or that of the setting it refers to, once every layer has been said."""
         value = self.values[key]
         if not _refers(value):

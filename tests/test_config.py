@@ -85,6 +85,8 @@ def test_a_setting_may_be_that_of_another_once_all_layers_are_said():
         spelt = cell("method=iql", f"method.actor_decay_steps={n}", f"n_updates={n}")
         assert made.hparams["actor_decay_steps"] == n
         assert made.runs()[0].run_id == spelt.runs()[0].run_id
+    both = cell("method=iql", "eval.episodes=7", "eval.monitor_at=[0.5]", "eval.monitor_episodes=${eval.episodes}")  # fmt: skip
+    assert both.protocol["monitor_episodes"] == 7
     with pytest.raises(
         UserError, match=r"actor_decay_steps=\$\{n_update\}.*did you mean 'n_updates'"
     ):
