@@ -71,10 +71,8 @@ class CGQ:
         return Nets(flow.critic_init(k_critic, n_obs, n_act, self.hidden), velocity, actor)
 
     def update(self, state: State, batch: Batch, key: Tensor) -> tuple[State, Metrics]:
-        params, weights = (
-            (state.chunk, state.step),
-            (self.chunk_distill_weight, self.distill_weight),
-        )
+        params = (state.chunk, state.step)
+        weights = (self.chunk_distill_weight, self.distill_weight)
         both = (batch, self._first(batch))
         fixed = []  # what the losses of chunks and of steps take as given
         for net, target, part, weight, k in zip(
