@@ -242,9 +242,8 @@ def _plan(args: Sequence[str]) -> int:
     try:
         with console.status("measuring speed") as status:
             costs = forecast(todo, store, report=status.update)
-    except (
-        UserError
-    ):  # for instance data that are not here: the runs, and why they have no estimate
+    except UserError:
+        # for instance data that are not here: the runs, and why they have no estimate
         _print_cells(wanted, todo, (), console)
         raise
     _print_cells(wanted, todo, costs, console)

@@ -342,10 +342,8 @@ def _entry_cells(
 
 def _expand(given: Mapping[str, Any], hints: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A list given to a number is a sweep: `method.expectile=[0.7,0.8]` trains both in one stack."""
-    own = (
-        "method.",
-        *(f"{group}." for group in AROUND),
-    )  # where a number may be left open (null) and still swept
+    # where a number may be left open (null) and still swept
+    own = ("method.", *(f"{group}." for group in AROUND))
     number = lambda k: (
         hints.get(k) in (int, float)
         or (hints.get(k) in (int | None, float | None) and k.startswith(own))
@@ -374,6 +372,7 @@ def _task_cells(
         *(["task"] if isinstance(given.get("task"), Task) else []),
     )
     given = {k: v for k, v in given.items() if k not in skipped}
+    replaced = _replaced(values)
     for task_name in task_names:
         loader = coerce(given.get("loader", "offbench"), Loader, "loader")
         if isinstance(task_name, Task):
@@ -383,13 +382,18 @@ def _task_cells(
         task.check_trainable()
         own = values.copy()
         preset = next((p for p in presets if fnmatch(task.id, p.task)), None)
-        if preset:  # which says nothing of a view, sampler or weight that the entry picks
-            own.update(
-                {k: v for k, v in preset.settings.items() if k.split(".")[0] not in picked},
-                f"preset ({preset.source})",
-            )
+        if preset:
+            # it knows the method as its yaml composes it, and gives way to what the entry says
+            fitting = {
+                k: v
+                for k, v in preset.settings.items()
+                if k.split(".")[0] not in replaced
+                and not own.sources.get(k, "").startswith("entry ")
+            }
+            own.update(fitting, f"preset ({preset.source})")
         own.update(given, "command line")
-        flat = {k: v for k, v in own.values.items() if k.split(".")[0] not in ("method", *AROUND)}
+        around = ("method", *AROUND)
+        flat = {k: own.resolved(k) for k in own.values if k.split(".")[0] not in around}
         settings = _build(Settings, _nest(flat))
         _check_settings(settings)
         yield _cell(own, name, picked, task, suite, settings, given, preset), settings
@@ -411,6 +415,7 @@ def _cell(
     target = own.values["method._target_"]
     hparams = own.typed("method")
     _check_ranges("method", target, hparams)
+    locate(target)(**hparams)  # which refuses counts that cannot be, before anything is downloaded
     if weighted := own.values["weight._target_"]:
         _check_ranges("weight", weighted, own.typed("weight"))
     pipeline = {
@@ -436,7 +441,7 @@ def _cell(
         "monitor_episodes": settings.eval.monitor_episodes if monitor_at else 0,
     }
     return Cell(
-        entry=settings.label or _label(name or target.rsplit(".", 1)[-1], picked, given),
+        entry=settings.label or _label(own, name or target.rsplit(".", 1)[-1], picked, given),
         suite=suite["id"],
         suite_version=suite["version"],
         task=task,
@@ -483,13 +488,19 @@ def _split_entry(
     return name, picked
 
 
-def _label(name: str, picked: Mapping, given: Mapping) -> str:
+def _replaced(own: "Layers") -> set[str]:
+    """The groups around a method in which another class stands for the one of its yaml."""
+    return {g for g in AROUND if own.sources[f"{g}._target_"].startswith(f"conf/{g}/")}
+
+
+def _label(own: "Layers", name: str, picked: Mapping, given: Mapping) -> str:
     """What the board calls a row: the method, what was composed around it, and what was changed."""
     words = [name]
     for group in AROUND:
         option, extra = picked.get(group, (None, {}))
         number = "".join(str(v) for v in extra.values())
-        if (option and option not in ("uniform", "nstep", "none")) or number:
+        usual = option in ("uniform", "nstep", "none") and group not in _replaced(own)
+        if (option and not usual) or number:
             words.append(f"{option}{number}")
     changed = [
         f"{k.removeprefix('method.')}={_short(v)}"
@@ -529,14 +540,13 @@ def _tuning(own: "Layers", settings: Settings, preset: "Preset | None") -> dict[
 _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = types.MappingProxyType(
     {name: (lambda x: x > 0, "above 0") for name in ("lr", "actor_lr", "critic_lr", "max_weight",
      "temperature", "softmax_temperature", "value_temperature", "huber_delta")}
-    | {name: (lambda x: x >= 1, "at least 1") for name in ("n_critics", "n_actions", "heads", "layers", "width")}
     | {name: (lambda x: min(x, default=1) >= 1, "widths of at least 1") for name in ("hidden", "critic_hidden")}
     | {name: (lambda x: 0 <= x < 1, "in [0, 1)") for name in ("dropout", "actor_dropout")}
     | {name: (lambda x: 0 < x < 1, "in (0, 1)") for name in ("expectile", "distill_expectile", "anchor_expectile",
      "backup_quantile")}
     | {"polyak_rate": (lambda x: 0 < x <= 1, "in (0, 1]")}
 )  # fmt: skip
-"""What values of our own methods' settings can be: name -> test, words."""
+"""What values of our own methods' settings can be, beside counts: name -> test, words."""
 
 
 def _check_ranges(group: str, target: str, values: Mapping[str, Any]) -> None:
@@ -738,9 +748,9 @@ class Layers:
         names = [
             k for k in self.values if k.startswith(group + ".") and not k.endswith("._target_")
         ]
-        return {k.split(".", 1)[1]: coerce(self._resolved(k), self.hints[k], k) for k in names}
+        return {k.split(".", 1)[1]: coerce(self.resolved(k), self.hints[k], k) for k in names}
 
-    def _resolved(self, key: str) -> Any:
+    def resolved(self, key: str) -> Any:
         """The value, or that of the setting it refers to, once every layer has been said."""
         value = self.values[key]
         if not _refers(value):

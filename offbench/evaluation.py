@@ -136,9 +136,9 @@ def evaluate(
     `return` and `score` are of the raw rewards. `start_value` and `discounted_return` are there to be
     compared with each other, so both are on the rewards of the method's data, transformed as those are
     (minus the number of goals not met at every step of OGBench's single tasks, -1 where that is sparse; 0
-    and at last 1 in D4RL's mazes, unless a transform shifts it), with the method's discount. The return adds up what was received and no
-    bootstrap: where an episode was cut short (`truncated`), what would have followed, gamma ** length
-    times a value, is not in it.
+    and at last 1 in D4RL's mazes, unless a transform shifts it), with the method's discount. The return
+    adds up what was received and no bootstrap: where an episode was cut short (`truncated`), what would
+    have followed, gamma ** length times a value, is not in it.
     """
     pool = pool or EnvPool(task)
     device = next(iter(torch.utils._pytree.tree_leaves(state))).device

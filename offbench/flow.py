@@ -28,11 +28,16 @@ def velocity_init(
 
 def velocity(params: nets.Params, obs: Tensor, x: Tensor, time: Tensor) -> Tensor:
     """(B, O), (B, A), (B, 1) -> (B, A)."""
-    return actor(params, obs, x, time)
+    return _network(params, obs, x, time)
 
 
-def actor(params: nets.Params, *inputs: Tensor) -> Tensor:
-    """A network of this family on inputs (B, .), with layer normalisation where it was made with it."""
+def one_step(params: nets.Params, obs: Tensor, noise: Tensor) -> Tensor:
+    """What a policy distilled from a flow makes of noise, not clipped: (B, O), (B, A) -> (B, A)."""
+    return _network(params, obs, noise)
+
+
+def _network(params: nets.Params, *inputs: Tensor) -> Tensor:
+    """Inputs (B, .) side by side; layers are normalised where the network was made so."""
     norm = "after" if "scale" in params[0] else False
     x = torch.cat(inputs, -1)
     return nets.mlp(params, x, activation="gelu_tanh", layer_norm=norm, eps=1e-6)

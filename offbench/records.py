@@ -349,8 +349,9 @@ class Store:
 
         `episodes` has EPISODE_COLUMNS; those which are the same for the whole run (run_id, entry,
         suite, task, method, seed) may be left out. `metrics` are curves of equal length, one list
-        per name. `remark` is what a reader of the score must know, kept as the `reason`. Raises UserError for rows that do not belong to this run, for `test` rows before
-        the last update, and when the run has a whole record already.
+        per name. `remark` is what a reader of the score must know, kept as the `reason`. Raises
+        UserError for rows that do not belong to this run, for `test` rows before the last update, and
+        when the run has a whole record already.
         """
         table = _episode_table(run, episodes, provenance.entry)
         sink = pa.BufferOutputStream()

@@ -96,9 +96,7 @@ class Underway(NamedTuple):
     inner: Any
     plan: Plan | None
     left: Tensor  # (N, E) int64, steps of the chunk not yet taken
-    lengths: (
-        Tensor  # (N, E, h) int64: chunks of this episode of which 1 to h steps were taken so far
-    )
+    lengths: Tensor  # (N, E, h) int64: chunks of this episode, by the 1 to h steps taken so far
 
 
 class Chunk(NamedTuple):

@@ -68,8 +68,13 @@ class DensityWeights:
         return getattr(self.method, "actions", "continuous")
 
     @property
-    def value(self) -> Any:
+    def check(self) -> Any:
         """The method's own; an AttributeError where it has none, so that the wrapper has none either."""
+        return self.method.check
+
+    @property
+    def value(self) -> Any:
+        """As `check`."""
         inner = self.method.value
         return lambda state, obs, made: inner(state.inner, obs, made)
 

@@ -410,9 +410,10 @@ def test_discrete_actions_and_chunks_that_do_not_fit_are_refused(entry):
         build(cell(), whole, spec)
 
 
-def test_a_policy_of_more_steps_than_its_chunks_is_refused_before_training():
+@pytest.mark.parametrize("entry", ["dqc", "dqc+dw"])
+def test_a_policy_of_more_steps_than_its_chunks_is_refused_before_training(entry):
     task = "task=offbench/cube-single-play-v0"
-    cell = plan(["method=dqc", task, "method.policy_chunk=6"], bench=False).cells[0]
+    cell = plan([f"methods=[{entry}]", task, "method.policy_chunk=6"], bench=True).cells[0]
     with pytest.raises(UserError, match=r"policy_chunk=6 is longer than a chunk of 5: .*view\.h=6"):
         build(cell, fake_data(), Spec(5, 2, 0.99, 100))
 

@@ -78,3 +78,19 @@ def test_a_length_that_is_asked_for_wins_over_a_presets():
         3,
         4,
     )
+
+
+@pytest.mark.parametrize("again", [["methods=[cgq+chunk]"], ["method=cgq", "view=chunk"]])
+def test_naming_a_methods_own_view_takes_nothing_from_a_preset(again):
+    task = "task=ogbench/puzzle-4x4-play-singletask-task1-v0"
+    made, plain = (plan([task, *more], bench=True).cells[0] for more in (again, ["methods=[cgq]"]))
+    assert made.pipeline == plain.pipeline and made.tuning == plain.tuning
+    assert made.pipeline["view"]["h"] == 10
+
+
+@pytest.mark.parametrize("entry", ["cgq+nstep", "cgq+nstep3", "qc+nstep"])
+def test_single_steps_in_place_of_chunks_are_said_and_take_no_length_from_a_preset(entry):
+    task = "task=ogbench/puzzle-4x4-play-singletask-task1-v0"
+    made = plan([task, f"methods=[{entry}]"], bench=True).cells[0]
+    assert made.entry == entry and "h" not in made.pipeline["view"]
+    assert plan([task, "methods=[iql+nstep]"], bench=True).cells[0].entry == "iql"

@@ -355,21 +355,13 @@ def test_a_diverged_seed_is_a_record_with_its_reason_and_exit_code_1(tmp_path, c
     assert record["status"] == "diverged" and "not finite" in record["reason"]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("boom\nand more"), UserError("not like this")])
-def test_a_pack_that_raises_is_a_failed_record_with_its_reason_and_exit_code_1(
-    error, tmp_path, capsys, monkeypatch
-):
-    from offbench import run
-    from offbench.records import Store
-
+def test_a_pack_that_raises_is_told_and_exit_code_1(tmp_path, capsys, monkeypatch):
     def raises(*args, **kwargs):
-        raise error
+        raise UserError("not like this")
 
-    monkeypatch.setattr(run, "run_pack", raises)
+    monkeypatch.setattr("offbench.run.run_pack", raises)
     assert main(["run", "method=bc", "seeds=[0,1]", *TINY, f"results={tmp_path}", "jobs=1"]) == 1
-    (reason,) = set(Store(tmp_path).runs(status="failed")["reason"])
-    assert reason == str(error) if isinstance(error, UserError) else reason == "RuntimeError: boom"
-    assert str(error) in capsys.readouterr().err
+    assert "not like this" in capsys.readouterr().err
 
 
 def test_values_that_exploded_are_told_beside_a_score_that_counts(tmp_path, capsys):

@@ -85,6 +85,8 @@ def test_a_setting_may_be_that_of_another_once_all_layers_are_said():
         spelt = cell("method=iql", f"method.actor_decay_steps={n}", f"n_updates={n}")
         assert made.hparams["actor_decay_steps"] == n
         assert made.runs()[0].run_id == spelt.runs()[0].run_id
+    both = cell("method=iql", "eval.episodes=7", "eval.monitor_at=[0.5]", "eval.monitor_episodes=${eval.episodes}")  # fmt: skip
+    assert both.protocol["monitor_episodes"] == 7
     with pytest.raises(
         UserError, match=r"actor_decay_steps=\$\{n_update\}.*did you mean 'n_updates'"
     ):
@@ -179,7 +181,12 @@ def test_a_cell_travels_to_another_process():
             ["method=bc", "method.hidden=[64,0]"],
             "method.hidden=(64,0) must be widths of at least 1",
         ),
-        (["method=sac_n", "method.n_critics=0"], "method.n_critics=0 must be at least 1"),
+        (["method=sac_n", "method.n_critics=0"], "n_critics=0 must be at least 1"),
+        (["method=qc", "method.n_proposals=0"], "method.n_proposals must be at least 1, got 0"),
+        (
+            ["method=dt", "method.heads=3"],
+            "heads=3: each must be at least 1, and heads must divide",
+        ),
         (
             ["method=bc", "weight=dw", "weight.temperature=0"],
             "weight.temperature=0 must be above 0",

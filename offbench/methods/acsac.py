@@ -84,9 +84,8 @@ class ACSAC:
         if self.polyak_target:
             target = polyak(target, critic, self.polyak_rate)
         metrics["planned_length"] = length.to(target_q.dtype).mean()
-        for k in range(
-            target_q.shape[1]
-        ):  # how often each length wins where values are bootstrapped
+        # how often each length wins where values are bootstrapped
+        for k in range(target_q.shape[1]):
             metrics[f"planned_{k + 1}"] = (length == k + 1).to(target_q.dtype).mean()
         return State(critic, target, velocity, opt), metrics
 

@@ -71,10 +71,8 @@ class CGQ:
         return Nets(flow.critic_init(k_critic, n_obs, n_act, self.hidden), velocity, actor)
 
     def update(self, state: State, batch: Batch, key: Tensor) -> tuple[State, Metrics]:
-        params, weights = (
-            (state.chunk, state.step),
-            (self.chunk_distill_weight, self.distill_weight),
-        )
+        params = (state.chunk, state.step)
+        weights = (self.chunk_distill_weight, self.distill_weight)
         both = (batch, self._first(batch))
         fixed = []  # what the losses of chunks and of steps take as given
         for net, target, part, weight, k in zip(
@@ -82,7 +80,7 @@ class CGQ:
         ):
             k_next, k_bc, k_actor = rng.split(k, 3)
             noise = rng.normal_like(k_actor, part.action)
-            next_action = flow.actor(net.actor, part.next_obs, rng.normal_like(k_next, noise))
+            next_action = flow.one_step(net.actor, part.next_obs, rng.normal_like(k_next, noise))
             next_q = flow.q_values(target, part.next_obs, next_action.clamp(-1, 1))  # (2, B)
             taught = flow.sample(net.flow, part.obs, noise, self.flow_steps)
             goal = part.reward + part.discount * self._aggregate(next_q)
@@ -98,7 +96,7 @@ class CGQ:
         """One step of the policy of single steps; the rest of the chunk is zeros."""
         size, whole = (net.actor[-1]["b"].shape[-1] for net in (state.step, state.chunk))
         noise = rng.normal(key, (len(obs), size), obs.dtype)
-        action = flow.actor(state.step.actor, obs, noise).clamp(-1, 1)
+        action = flow.one_step(state.step.actor, obs, noise).clamp(-1, 1)
         length = torch.ones_like(action[:, 0], dtype=torch.long)
         return Plan(torch.nn.functional.pad(action, (0, whole - size)), length)
 
@@ -128,7 +126,7 @@ class CGQ:
             q = flow.q_values(net.critic, part.obs, part.action)  # (2, B)
             critic_loss = (torch.square(q - goal) * valid[:, -1]).mean()
             bc_loss = flow.bc_loss(net.flow, part.obs, part.action, valid, key)
-            action = flow.actor(net.actor, part.obs, noise)
+            action = flow.one_step(net.actor, part.obs, noise)
             distill_loss = torch.square(action - taught).mean()
             actor_q = flow.q_values(critic, part.obs, action.clamp(-1, 1)).mean()
             total = total + critic_loss + bc_loss + weight * distill_loss - actor_q

@@ -62,7 +62,8 @@ class DQC:
     def check(self, spec: Spec) -> None:
         if self.policy_chunk > spec.chunk:
             raise UserError(
-                f"method.policy_chunk={self.policy_chunk} is longer than a chunk of {spec.chunk}: use view=chunk view.h={self.policy_chunk} or more"
+                f"method.policy_chunk={self.policy_chunk} is longer than a chunk of {spec.chunk}: use "
+                f"view=chunk view.h={self.policy_chunk} or more"
             )
 
     def init(self, key: Tensor, spec: Spec) -> State:

@@ -60,7 +60,7 @@ class FQL:
     def update(self, state: State, batch: Batch, key: Tensor) -> tuple[State, Metrics]:
         k_next, k_bc, k_actor = rng.split(key, 3)
         noise = rng.normal_like(k_actor, batch.action)
-        next_action = self._one_step(
+        next_action = flow.one_step(
             state.actor, batch.next_obs, rng.normal_like(k_next, noise)
         ).clamp(-1, 1)
         next_q = self._aggregate(flow.q_values(state.target_critic, batch.next_obs, next_action))
@@ -76,7 +76,7 @@ class FQL:
 
     def act(self, state: State, obs: Tensor, key: Tensor) -> Tensor:
         noise = rng.normal(key, (len(obs), state.actor[-1]["b"].shape[-1]), obs.dtype)
-        return self._one_step(state.actor, obs, noise).clamp(-1, 1)
+        return flow.one_step(state.actor, obs, noise).clamp(-1, 1)
 
     def value(self, state: State, obs: Tensor, made: Tensor) -> Tensor:
         """(E, O), (E, A) -> (E,)."""
@@ -84,9 +84,6 @@ class FQL:
 
     def _aggregate(self, q: Tensor) -> Tensor:
         return q.mean(0) if self.q_aggregate == "mean" else q.amin(0)  # (2, B) -> (B,)
-
-    def _one_step(self, actor: nets.Params, obs: Tensor, noise: Tensor) -> Tensor:
-        return nets.mlp(actor, torch.cat([obs, noise], -1), activation="gelu_tanh")
 
     def _loss(
         self, params: tuple, fixed_critic: nets.Params, batch: Batch, target_q: Tensor,
@@ -99,7 +96,7 @@ class FQL:
         critic_loss = (torch.square(q - target_q) * valid[:, -1]).mean()
         bc_loss = flow.bc_loss(velocity, batch.obs, batch.action, valid, key)
 
-        action = self._one_step(actor, batch.obs, noise)
+        action = flow.one_step(actor, batch.obs, noise)
         distill_loss = torch.square(action - taught).mean()
         actor_q = flow.q_values(fixed_critic, batch.obs, action.clamp(-1, 1))
         actor_q = actor_q.mean(0)  # (2, B) -> (B,)

@@ -32,9 +32,8 @@ from offbench import flow, nets, rng
 from offbench.optim import Adam, AdamState, polyak
 from offbench.types import Batch, Metrics, Spec
 
-Flow = dict[
-    str, nets.Params
-]  # "trunk" to the last hidden layer, which is not normalised, and "head"
+# "trunk" to the last hidden layer, which is not normalised, and "head"
+Flow = dict[str, nets.Params]
 
 
 class State(NamedTuple):
