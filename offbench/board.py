@@ -97,7 +97,7 @@ def leaderboard(
     tasks = _distinct(tasks)
     runs = _current(runs, tasks)
     whole = runs[runs["status"] == "ok"]
-    _refuse_mixtures(whole)
+    refuse_mixtures(whole)
     scores = _last_scores(episodes, whole)
     generators = _generators(rng)
     cells = _cells(runs, scores, tasks, _asked(runs, tasks, only or {}), level)
@@ -153,7 +153,8 @@ def _asked(
     return asked
 
 
-def _refuse_mixtures(whole: pd.DataFrame) -> None:
+def refuse_mixtures(whole: pd.DataFrame) -> None:
+    """UserError where runs of one entry on one task are not seeds of one configuration."""
     key = ["entry", "task", "seed"]
     for _, pair in whole[whole.duplicated(key, keep=False)].groupby(key):
         a, b = pair.iloc[0], pair.iloc[1]

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from offbench import stats
+from offbench.board import refuse_mixtures
 from offbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -151,8 +152,9 @@ def write(
 ) -> list[Path]:
     """Writes the numbers and the pictures of each task into `folder` and returns their paths.
 
-    Raises UserError where no run has chunks or values.
+    Raises UserError where no run has chunks or values, and where an entry mixes configurations.
     """
+    refuse_mixtures(runs[runs["status"] == "ok"])
     numbers = measure(episodes, runs, curves)
     if numbers.empty:
         raise UserError("no run here executes chunks or values its decisions; nothing to diagnose")

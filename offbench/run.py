@@ -464,10 +464,10 @@ def exploded(metrics: Mapping[str, float], most: float) -> str | None:
     """Says so where the mean of a method's values (`q`, else `v`) lies far beyond what can be earned.
 
     The policy is finite and its score is its score: to leave it out would be to choose the runs that
-    count by their outcome.
+    count by their outcome. Where all rewards are 0 there is no scale to judge by.
     """
     name = next((n for n in ("q", "v") if n in metrics), None)
-    if name is None or abs(metrics[name]) <= TOO_FAR * most:
+    if name is None or most == 0 or abs(metrics[name]) <= TOO_FAR * most:
         return None
     return (
         f"values diverged: mean {name} {metrics[name]:.1e}, while the rewards allow {most:.1e} "

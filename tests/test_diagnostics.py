@@ -181,6 +181,15 @@ def test_nothing_to_show_is_said_in_one_line(store, tmp_path, capsys):
         )
 
 
+def test_two_configurations_of_an_entry_are_not_drawn_as_one(store, tmp_path):
+    data, runs, curves = everything(store)
+    other = runs.index[runs["seed"] == 0][0]
+    runs.loc[other, "config_id"] = "another"
+    with pytest.raises(UserError, match="different configurations"):
+        write(data, runs, curves, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_screen_shows_executed_lengths_and_what_was_expected():
     shown = []
 

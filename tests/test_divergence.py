@@ -30,6 +30,10 @@ def test_without_a_discount_nothing_is_too_much():
     assert most_earned(pipeline) == math.inf and exploded({"q": 1e30}, math.inf) is None
 
 
+def test_where_nothing_can_be_earned_there_is_no_scale_to_judge_by():
+    assert exploded({"q": 1e-3}, 0.0) is None
+
+
 @pytest.mark.parametrize(
     ("metrics", "told"),
     [
