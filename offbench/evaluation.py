@@ -104,7 +104,7 @@ def make_policy(method: Method, pipeline: Pipeline) -> Policy:
         made = programs[key.shape]((state, obs, key))
         planned = isinstance(made, Plan)
         made = made._replace(action=made.action.clamp(-1, 1)) if planned else made.clamp(-1, 1)
-        if valued and step.first.any():  # rarely, so it is not worth tracing
+        if valued and step.first.any():  # untraced: a sixth of evaluation at 130 steps an episode
             new = value(state, obs, made).cpu()
             carry = Expecting(torch.where(step.first.cpu(), new, carry.value))
         return made, carry
