@@ -57,6 +57,7 @@ class Settings:
     batch_size: int = 256
     gamma: float = 0.99
     transforms: Mapping[str, Any] = field(default_factory=dict)
+    preset: Literal["usual", "paper", "corl", "none"] = "usual"
     eval: EvalSettings = EvalSettings()
     device: str = "auto"
     engine: Literal["auto", "vmap", "eager", "compile", "cudagraph"] = "auto"
@@ -287,6 +288,13 @@ def _plan_point(given: dict[str, Any], *, bench: bool) -> Plan:
             f"method= is missing: {', '.join(options('method'))}, or method._target_=package.Class"
         )
     made = [pair for entry in entries for pair in _entry_cells(entry, choices, given, suite)]
+    if (wanted := made[-1][1].preset) in VARIANTS:
+        own_row = f"preset={wanted} "
+        if not any(v.startswith(own_row) for cell, _ in made for v in cell.sources.values()):
+            raise UserError(
+                f"preset={wanted}: no row of these methods and tasks has settings of its own; there are"
+                f" such for {', '.join(_variants(wanted))}"
+            )
     return Plan(cells=tuple(cell for cell, _ in made), settings=made[-1][1], suite=suite)
 
 
@@ -381,7 +389,10 @@ def _task_cells(
             task = load_task(_task_id(task_name), loader=loader)
         task.check_trainable()
         own = values.copy()
-        preset = next((p for p in presets if fnmatch(task.id, p.task)), None)
+        choice = coerce(
+            given.get("preset", values.values["preset"]), values.hints["preset"], "preset"
+        )
+        preset = _chosen(presets, task.id, choice)
         if preset:
             # it knows the method as its yaml composes it, and gives way to what the entry says
             fitting = {
@@ -390,7 +401,8 @@ def _task_cells(
                 if k.split(".")[0] not in replaced
                 and not own.sources.get(k, "").startswith("entry ")
             }
-            own.update(fitting, f"preset ({preset.source})")
+            by = f"preset={preset.by}" if preset.by else "preset"
+            own.update(fitting, f"{by} ({preset.source})")
         own.update(given, "command line")
         around = ("method", *AROUND)
         flat = {k: own.resolved(k) for k in own.values if k.split(".")[0] not in around}
@@ -506,7 +518,8 @@ def _label(own: "Layers", name: str, picked: Mapping, given: Mapping) -> str:
         f"{k.removeprefix('method.')}={_short(v)}"
         for k, v in given.items()
         if k.split(".")[0]
-        in ("method", *AROUND, "transforms", "batch_size", "gamma", "loader", "precision")
+        in ("method", *AROUND, "transforms", "batch_size", "gamma", "loader", "precision", "preset")
+        and (k, v) != ("preset", "usual")
     ]
     return "+".join(words) + (f"({','.join(changed)})" if changed else "")
 
@@ -616,19 +629,46 @@ def _check_settings(s: Settings) -> None:
 # --- presets --------------------------------------------------------------------------------
 
 
+VARIANTS = ("paper", "corl")
+"""Whose settings a row holds that is not the usual one of its tasks."""
+
+
 class Preset(NamedTuple):
     """Published settings of a method for the tasks that a pattern matches; the first match is used."""
 
     task: str  # a task id, or a pattern as in fnmatch
     settings: Mapping[str, Any]  # dotted setting -> value
     source: str
+    by: str | None = None  # one of VARIANTS: used only where `preset` asks for it
+
+
+def _chosen(presets: Sequence[Preset], task_id: str, choice: str) -> Preset | None:
+    """The first row for a task: of those that are asked for by name, then of the usual ones."""
+    matches = [p for p in presets if fnmatch(task_id, p.task)]
+    for by in (choice, None) if choice != "none" else ():
+        for preset in matches:
+            if preset.by == by:
+                return preset
+    return None
+
+
+def _variants(by: str) -> Iterator[str]:
+    """The methods that have such rows, each with its tasks."""
+    for name in options("method"):
+        rows = (
+            *preset_table(name),
+            *_yaml_presets(read_option("method", name).get("presets") or {}),
+        )
+        if tasks := [p.task for p in rows if p.by == by]:
+            yield f"{name} ({' '.join(tasks)})"
 
 
 @cache
 def preset_table(name: str) -> tuple[Preset, ...]:
     """conf/presets/NAME.csv, a row per task: `task`, `source`, and a column per dotted setting.
 
-    An empty cell sets nothing. `transforms` before `transforms.x.y` replaces those of the method.
+    An empty cell sets nothing. `transforms` before `transforms.x.y` replaces those of the method. A row
+    with one of VARIANTS in the column `by` is used with preset=paper or preset=corl only.
     `${n_updates}` is the length of the run, whatever it turns out to be.
     """
     path = conf_dir() / "presets" / f"{name}.csv"
@@ -636,19 +676,24 @@ def preset_table(name: str) -> tuple[Preset, ...]:
         return ()
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
+    about = [[row.pop(k, None) for k in ("task", "source", "by")] for row in rows]
     return tuple(
-        Preset(row.pop("task"), {k: yaml.safe_load(v) for k, v in row.items() if v}, source)
-        for row in rows
-        for source in [row.pop("source")]
+        Preset(task, {k: yaml.safe_load(v) for k, v in row.items() if v}, source, by or None)
+        for row, (task, source, by) in zip(rows, about, strict=True)
     )
 
 
-def _yaml_presets(presets: Mapping[str, Any]) -> Iterator[Preset]:
-    """The `presets` of a method's yaml: pattern -> settings, and one source for all of them."""
+def _yaml_presets(presets: Mapping[str, Any], by: str | None = None) -> Iterator[Preset]:
+    """The `presets` of a method's yaml: pattern -> settings, and one source for all of them.
+
+    Below one of VARIANTS, the like of it that is used with preset=paper or preset=corl only.
+    """
     source = presets.get("source", "no source")
     for pattern, settings in presets.items():
-        if pattern != "source":
-            yield Preset(pattern, _flatten(settings), source)
+        if pattern in VARIANTS:
+            yield from _yaml_presets(settings, pattern)
+        elif pattern != "source":
+            yield Preset(pattern, _flatten(settings), source, by)
 
 
 # --- layers ---------------------------------------------------------------------------------

@@ -133,6 +133,22 @@ def reward_range(
     return RewardAffine(scale / spread)
 
 
+def reward_standard(data: ReplayData) -> Transform:
+    """Rewards to zero mean and unit variance over the dataset's transitions (EDAC on adroit).
+
+    In a task that ends, a shift changes what an early end is worth. Raises UserError where all
+    rewards are equal.
+    """
+    reward = data.reward[data.valid].double()
+    mean, std = reward.mean(), reward.std(unbiased=False)
+    if not std > 0:
+        raise UserError(
+            f"reward_standard: every reward is {float(reward[0]):g}, so there is no deviation to"
+            " divide by; switch it off with transforms.reward_standard=null"
+        )
+    return RewardAffine(float(1 / std), float(-mean / std))
+
+
 def _corl_returns(data: ReplayData) -> Tensor:
     """Returns of CORL's pieces: rows up to a terminal, or 1000 of them, in the order of the file.
 
@@ -157,7 +173,12 @@ def _corl_returns(data: ReplayData) -> Tensor:
     return torch.tensor(returns, dtype=torch.float64)
 
 
-TRANSFORMS = {"obs_norm": obs_norm, "reward_affine": reward_affine, "reward_range": reward_range}
+TRANSFORMS = {
+    "obs_norm": obs_norm,
+    "reward_affine": reward_affine,
+    "reward_range": reward_range,
+    "reward_standard": reward_standard,
+}
 
 
 def fit_transform(data: ReplayData, name: str, **options: float) -> Transform:

@@ -35,13 +35,17 @@ def test_every_table_belongs_to_a_method():
     assert len(ROWS) > 50
 
 
-@pytest.mark.parametrize("name, preset", ROWS, ids=[f"{n}:{p.task}" for n, p in ROWS])
+@pytest.mark.parametrize(
+    "name, preset", ROWS, ids=[f"{n}:{p.task}{'@' + p.by if p.by else ''}" for n, p in ROWS]
+)
 def test_a_row_is_used_by_a_task_and_sets_what_exists(name, preset):
-    first = lambda task: next(p for p in preset_table(name) if fnmatch(task, p.task))
+    same = [p for p in preset_table(name) if p.by == preset.by]
+    first = lambda task: next(p for p in same if fnmatch(task, p.task))
     known = {i: i for i in catalog.ids()} | dict(MIXED)
     tasks = [i for i, made in known.items() if fnmatch(made, preset.task) and first(made) is preset]
     assert tasks, "no listed dataset reaches this row"
-    made = cell(name, next(i for i in tasks if load_task(i).refused is None))
+    task = next(i for i in tasks if load_task(i).refused is None)
+    made = cell(name, task, f"preset={preset.by or 'usual'}")
     locate(made.target)(**made.hparams)
     for key, value in preset.settings.items():
         if key == "transforms" or key.startswith("transforms."):
@@ -52,7 +56,8 @@ def test_a_row_is_used_by_a_task_and_sets_what_exists(name, preset):
             for k, v in values.items()
         }
         assert got[key] == (made.n_updates if value == "${n_updates}" else value)
-        assert made.sources[key] == f"preset ({preset.source})"
+        by = f"preset={preset.by}" if preset.by else "preset"
+        assert made.sources[key] == f"{by} ({preset.source})"
     for transform, settings in made.pipeline["transforms"].items():
         assert settings.keys() <= inspect.signature(TRANSFORMS[transform]).parameters.keys()
     assert made.tuning == {"how": "task preset", "tried": 1, "source": preset.source}
@@ -100,6 +105,50 @@ def test_settings_for_medium_sets_are_not_given_out_as_those_of_others():
             assert made.tuning["how"] == how and (made.hparams["n_critics"] > 10) == (
                 kind != "random"
             )
+
+
+def test_settings_of_the_paper_are_used_where_they_are_asked_for_and_differ():
+    usual, paper = (
+        cell("edac", "d4rl/pen-cloned-v1"),
+        cell("edac", "d4rl/pen-cloned-v1", "preset=paper"),
+    )
+    assert not usual.hparams["max_target_backup"] and usual.hparams["actor_lr"] == 3e-4
+    assert paper.hparams["max_target_backup"] and paper.hparams["actor_lr"] == 3e-5
+    assert (usual.pipeline["transforms"], paper.pipeline["transforms"]) == (
+        {},
+        {"reward_standard": {}},
+    )
+    assert (usual.entry, paper.entry) == ("edac", "edac(preset=paper)")
+    assert paper.tuning["how"] == "task preset" and "snu-mllab/EDAC" in paper.tuning["source"]
+    same = cell("edac", "d4rl/hopper-medium-v2")
+    made = plan(
+        [SUITE, "methods=[edac,iql]", "task=d4rl/hopper-medium-v2", "preset=paper"], bench=True
+    ).cells
+    assert made[0].hparams == same.hparams  # no such row: the usual one
+    assert made[1].hparams["value_first"] and made[1].pipeline["transforms"] == {
+        "reward_range": {"corl_compat_split": False}
+    }
+
+
+def test_presets_can_be_compared_and_switched_off():
+    made = plan(
+        [SUITE, "method=rebrac", "task=d4rl/hopper-medium-v2", "preset=usual,paper,none"],
+        bench=False,
+    ).cells
+    assert [c.entry for c in made] == ["rebrac", "rebrac(preset=paper)", "rebrac(preset=none)"]
+    assert [c.hparams["critic_bc_weight"] for c in made] == [0.01, 0.001, 0.01]
+    maze = [cell("rebrac", "d4rl/antmaze-umaze-v2", f"preset={p}") for p in ("usual", "none")]
+    assert [c.pipeline["gamma"] for c in maze] == [0.999, 0.99]
+    assert [c.tuning["how"] for c in made] == ["task preset", "task preset", "default"]
+
+
+def test_settings_of_a_paper_that_nothing_asked_for_has_are_refused():
+    with pytest.raises(
+        UserError, match=r"^preset=paper: no row of these .* rebrac \(d4rl/hopper-expert-v2"
+    ):
+        cell("td3_bc", "d4rl/hopper-medium-v2", "preset=paper")
+    with pytest.raises(UserError, match="unknown value 'papr': did you mean 'paper'"):
+        cell("rebrac", "d4rl/hopper-medium-v2", "preset=papr")
 
 
 @pytest.mark.parametrize("name", ["iql", "xql"])
@@ -256,7 +305,7 @@ def sac_n(v, dataset):
 
 
 def dt(v, dataset):
-    """Locomotion is as in the authors' code, which CORL shares but for batches, loss and activation."""
+    """Locomotion is usually as in the authors' code: CORL's batches, loss and activation are preset=corl."""
     hparams = {
         "width": number(v, "embedding_dim"),
         "layers": number(v, "num_layers"),
@@ -272,10 +321,8 @@ def dt(v, dataset):
         "target_return": yaml.safe_load(v["target_returns"])[0],
         "return_scale": number(v, "reward_scale"),
     }
-    own = {"view": view}
-    if not dataset.startswith(("halfcheetah", "hopper", "walker2d")):
-        hparams |= {"lr": number(v, "learning_rate"), "loss_over": "window", "activation": "gelu"}
-        own["batch_size"] = number(v, "batch_size")
+    hparams |= {"lr": number(v, "learning_rate"), "loss_over": "window", "activation": "gelu"}
+    own = {"view": view, "batch_size": number(v, "batch_size")}
     return hparams, {"obs_norm": {"eps": 1e-6}}, own
 
 
@@ -289,12 +336,16 @@ COMPARED = {"sac_n": 30, "edac": 30, "dt": 30, "cal_ql": 10}  # datasets; of the
 @pytest.mark.skipif(not CORL.exists(), reason="the table of CORL's settings is not on this machine")
 @pytest.mark.parametrize("algo", EXPECTED)
 def test_planned_cells_have_corls_settings(algo):
+    gym = ("halfcheetah", "hopper", "walker2d")
+    by_name = {(a, d) for a, d in published() if a == "dt" and d.startswith(gym)}
     compared = 0
     for (name, dataset), v in published().items():
         if name != algo:
             continue
         hparams, transforms, own = EXPECTED[algo](v, dataset)
-        made = cell(algo, f"d4rl/{dataset}")
+        made = cell(
+            algo, f"d4rl/{dataset}", *(["preset=corl"] if (algo, dataset) in by_name else [])
+        )
         assert {k: made.hparams[k] for k in hparams} == hparams, dataset
         assert made.pipeline["transforms"] == transforms, dataset
         view = own.pop("view", {})

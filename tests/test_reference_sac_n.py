@@ -31,6 +31,7 @@ METHODS = {
     "edac": SACN(**SMALL, n_critics=3, diversity_weight=1.0),
     "loud": LOUD,
     "one critic": SACN(**SMALL, n_critics=1),
+    "best of 4": dataclasses.replace(LOUD, max_target_backup=True, n_actions=4),
 }
 VIEWS = [NStep(1, 0.99), NStep(3, 0.99), Chunk(4, 0.99)]
 
@@ -68,9 +69,17 @@ class Plain:
         q_pi = torch.stack([value(q, batch.obs, a) for q in self.q])
         actor_loss = (alpha * logp - q_pi.min(0).values).mean()
         with torch.no_grad():
-            a2, logp2 = self.policy(batch.next_obs, noise_next)
-            q2 = torch.stack([value(q, batch.next_obs, a2) for q in self.q_t]).min(0).values
-            y = batch.reward + batch.discount * (q2 - alpha * logp2)
+            if m.max_target_backup:
+                best = torch.full((m.n_critics, len(batch.reward)), -torch.inf).double()
+                for noise in noise_next.split(len(batch.reward)):
+                    a2, _ = self.policy(batch.next_obs, noise)
+                    for i, q in enumerate(self.q):
+                        best[i] = torch.maximum(best[i], value(q, batch.next_obs, a2))
+                y = batch.reward + batch.discount * best.min(0).values
+            else:
+                a2, logp2 = self.policy(batch.next_obs, noise_next)
+                q2 = torch.stack([value(q, batch.next_obs, a2) for q in self.q_t]).min(0).values
+                y = batch.reward + batch.discount * (q2 - alpha * logp2)
         action = batch.action.clone().requires_grad_()
         q_data = [value(q, batch.obs, action) for q in self.q]
         td = sum(((q - y) ** 2).mean() for q in q_data)
@@ -135,7 +144,10 @@ def disagreement(method, data, view=VIEWS[0], n: int = 10) -> float:
         key, k_batch, k_update = rng.split(key, 3)
         batch = pipeline.sample(k_batch)
         state, metrics = method.update(state, batch, k_update)
-        logged = plain.step(batch, *(rng.normal_like(k, batch.action) for k in rng.split(k_update)))
+        k_here, k_next = rng.split(k_update)
+        drawn = method.n_actions if method.max_target_backup else 1
+        noise_next = rng.normal_like(k_next, batch.action.repeat(drawn, 1))
+        logged = plain.step(batch, rng.normal_like(k_here, batch.action), noise_next)
         assert logged.keys() == metrics.keys()
         worst = max(worst, *(abs(logged[name] - metrics[name].item()) for name in metrics))
     nets = [(state.actor, plain.net)]
@@ -152,13 +164,19 @@ def test_updates_equal_the_plain_implementation(name, view, data64):
     assert disagreement(METHODS[name], data64, view) < 1e-9
 
 
+OTHER = {"max_target_backup": True, "n_actions": 3}  # of the rest, four fifths
+
+
 @pytest.mark.parametrize(
     "name", [f.name for f in dataclasses.fields(SACN) if f.name not in ("hidden", "n_critics")]
 )
 def test_every_hyper_parameter_acts_in_the_settings_compared(name, data64):
     pipeline = make_pipeline(data64, batch_size=32)
-    states = []
-    for m in (LOUD, dataclasses.replace(LOUD, **{name: 0.8 * getattr(LOUD, name)})):
+    base, states = METHODS["best of 4"] if name == "n_actions" else LOUD, []
+    for m in (
+        base,
+        dataclasses.replace(base, **{name: OTHER.get(name, 0.8 * getattr(base, name))}),
+    ):
         state = lively(m.init(rng.key(0), SPEC))
         for i in range(3):
             state, _ = m.update(state, pipeline.sample(rng.key(i)), rng.key(100 + i))
@@ -189,6 +207,11 @@ def test_one_critic_cannot_be_diverse():
         SACN(n_critics=1, diversity_weight=1.0)
 
 
+def test_the_best_of_no_actions_is_refused():
+    with pytest.raises(UserError, match="n_actions=0 must be at least 1"):
+        SACN(n_actions=0)
+
+
 def test_critics_without_a_slope_leave_the_update_finite(data64):
     """A critic whose units are all off has gradient 0 in the action, which has no direction."""
     state = double(LOUD.init(rng.key(0), SPEC))
@@ -205,8 +228,8 @@ MUTANTS = {
     "target averages the critics": ("next_action).amin(0)", "next_action).mean(0)"),
     "target of the online critics": ("_q(target_critic, batch.next_obs", "_q(fixed_critic, batch.next_obs"),
     "target adds the entropy's cost": ("next_q - temperature", "next_q + temperature"),
-    "target without entropy": ("next_q - temperature * next_log_prob", "next_q"),
-    "critics' loss moves the actor": ("_sample(fixed_actor", "_sample(actor"),
+    "target without entropy": ("next_q - temperature * next_log_prob", "next_q + 0"),
+    "critics' loss moves the actor": ("_sample(fixed_actor, batch.next_obs", "_sample(actor, batch.next_obs"),
     "next action at this observation": ("_sample(fixed_actor, batch.next_obs", "_sample(fixed_actor, batch.obs"),
     "temperature of the wrong sign": ("(entropy - target_entropy)", "(target_entropy - entropy)"),
     "temperature's loss moves the actor": ("(entropy - target_entropy).detach()", "(entropy - target_entropy)"),
@@ -229,10 +252,20 @@ MUTANTS = {
     "actor at the critics' rate": ("Adam(self.actor_lr).step", "Adam(self.critic_lr).step"),
     "critics at the actor's rate": ("Adam(self.critic_lr).step", "Adam(self.actor_lr).step"),
 }  # fmt: skip
+OF_THE_BEST = {
+    "best of the target critics": ("_q(fixed_critic, tiled", "_q(target_critic, tiled"),
+    "best of the smallest critic": (".amax(1).amin(0)", ".amin(0).amax(0)"),
+    "least of K actions": (".amax(1).amin(0)", ".amin(1).amin(0)"),
+    "best critic": (".amax(1).amin(0)", ".amax(1).amax(0)"),
+    "K observations in the place of actions": ("unflatten(1, (self.n_actions, -1)).amax(1)", "unflatten(1, (-1, self.n_actions)).amax(2)"),
+    "best actions here": ("tiled = batch.next_obs", "tiled = batch.obs"),
+    "best of loss moving the actor": ("_sample(fixed_actor, tiled", "_sample(actor, tiled"),
+    "best of critics that its loss moves": ("_q(fixed_critic, tiled", "_q(critic, tiled"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", [*MUTANTS, *OF_THE_BEST])
 def test_the_comparison_finds_every_mutant(name, data64):
-    assert (
-        disagreement(mutated(SACN, *MUTANTS[name])(**dataclasses.asdict(LOUD)), data64, n=3) > 1e-7
-    )
+    settings = METHODS["best of 4"] if name in OF_THE_BEST else LOUD
+    mutant = mutated(SACN, *(MUTANTS | OF_THE_BEST)[name])
+    assert disagreement(mutant(**dataclasses.asdict(settings)), data64, n=3) > 1e-7

@@ -116,6 +116,19 @@ def test_equal_returns_have_no_range_and_scale_nothing():
         fit_transform(from_episodes([e, e]), "reward_range")
 
 
+def test_standard_rewards_have_zero_mean_and_unit_variance_over_transitions(data):
+    new = fit_transform(data, "reward_standard").data(data)
+    reward = new.reward[data.valid].double()
+    assert abs(reward.mean()) < 1e-6 and abs(reward.std(unbiased=False) - 1) < 1e-5
+    assert not new.reward[~data.valid].any()  # rows without a step do not count and are not shifted
+
+
+def test_equal_rewards_have_no_deviation():
+    e = Episode(np.zeros((3, 1)), np.zeros((2, 1)), np.full(2, 4.0), np.zeros(2, bool))
+    with pytest.raises(UserError, match="every reward is 4, so there is no deviation"):
+        fit_transform(from_episodes([e]), "reward_standard")
+
+
 def test_a_misspelt_transform_names_the_nearest(data):
     with pytest.raises(UserError, match="did you mean 'obs_norm'"):
         fit_transform(data, "obs_nrom")

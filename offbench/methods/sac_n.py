@@ -8,8 +8,10 @@ the critics' gradients in the action, equation 9, which keeps them disagreeing w
 The cosines of all pairs are summed as |sum of unit gradients|^2 - sum of their squares, so the term
 costs N, not N^2; each critic's gradient at the data's actions comes with the forward pass for its TD
 error. All losses use the parameters from before the update, as in the authors' code.
-Differs from the authors' code (snu-mllab/EDAC): hidden weights start as in torch.nn.Linear; no
-max-target backup (theirs on pen-cloned) and no reward standardisation (theirs on adroit).
+`max_target_backup` is theirs on pen-cloned: each critic's best of K actions, then the smallest
+critic; it is the online critics that are asked, and entropy is left out. Rewards, which they
+standardise on adroit, are the transform `reward_standard`.
+Differs from the authors' code (snu-mllab/EDAC): hidden weights start as in torch.nn.Linear.
 Differs from CORL: it draws one more sample for the temperature and steps temperature, actor, critics
 one after the other, each from the new values of the one before; its log density adds 1e-6.
 If you come from CORL: `n_critics` is `num_critics`, `diversity_weight` `eta` (null: SAC-N), `polyak_rate`
@@ -49,6 +51,8 @@ class State(NamedTuple):
 class SACN:
     n_critics: int = 10  # N
     diversity_weight: float | None = None  # eta of EDAC; None leaves the term out
+    max_target_backup: bool = False  # bootstrap from each critic's best of K actions
+    n_actions: int = 10  # K
     polyak_rate: float = 0.005
     actor_lr: float = 3e-4  # also the temperature's
     critic_lr: float = 3e-4
@@ -57,6 +61,8 @@ class SACN:
     def __post_init__(self) -> None:
         if self.n_critics < 1:
             raise UserError(f"n_critics={self.n_critics} must be at least 1")
+        if self.n_actions < 1:
+            raise UserError(f"n_actions={self.n_actions} must be at least 1")
         if self.diversity_weight is not None and self.n_critics < 2:
             raise UserError(
                 f"n_critics={self.n_critics}: diversity_weight needs at least 2 critics"
@@ -108,9 +114,15 @@ class SACN:
         q_policy = _q(fixed_critic, batch.obs, action)  # (N, B)
         actor_loss = (temperature * log_prob - q_policy.amin(0)).mean()
 
-        next_action, next_log_prob = _sample(fixed_actor, batch.next_obs, k_next)
-        next_q = _q(target_critic, batch.next_obs, next_action).amin(0)  # (N, B) -> (B,)
-        target = batch.reward + batch.discount * (next_q - temperature * next_log_prob)
+        if self.max_target_backup:
+            tiled = batch.next_obs.repeat(self.n_actions, 1)  # (K * B, O)
+            next_q = _q(fixed_critic, tiled, _sample(fixed_actor, tiled, k_next)[0])  # (N, K * B)
+            next_v = next_q.unflatten(1, (self.n_actions, -1)).amax(1).amin(0)  # (B,)
+        else:
+            next_action, next_log_prob = _sample(fixed_actor, batch.next_obs, k_next)
+            next_q = _q(target_critic, batch.next_obs, next_action).amin(0)  # (N, B) -> (B,)
+            next_v = next_q - temperature * next_log_prob
+        target = batch.reward + batch.discount * next_v
         if self.diversity_weight is None:
             q, diversity_loss = _q(critic, batch.obs, batch.action), torch.zeros_like(actor_loss)
             weight = 0.0
