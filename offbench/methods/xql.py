@@ -6,10 +6,10 @@ maximum of Q over the data's actions, temperature * log E exp(Q / temperature).
 V steps first; the actor and Q learn with the new V. V's network normalises its layers.
 
 Differs from the authors' code (Div99/XQL): not offered are its smoothing of V's actions (`noise`,
-`sample_random_times`, used on some datasets), several steps of V in one update, dropout, and the
-logarithm of the loss; weights start as in torch.nn.Linear, theirs orthogonal; the log standard
-deviation is clipped to [-20, 2], theirs to [-5, 2]. The critic's loss is their Huber loss with
-threshold 20.
+`sample_random_times`), several steps of V in one update, dropout, and the logarithm of the loss
+(datasets whose settings need one of the first three have no row for preset=paper); weights start as
+in torch.nn.Linear, theirs orthogonal; the log standard deviation is clipped to [-20, 2], theirs to
+[-5, 2]. The critic's loss is their Huber loss with threshold 20.
 If you come from the authors' code: `value_temperature` is `temp`, `max_exponent` is `max_clip`,
 `inverse_temperature` is `temperature`, `polyak_rate` is `tau`.
 
