@@ -172,7 +172,23 @@ def build(
         raise UserError(f"{cell.method} does not learn from windows of steps; use view=nstep")
     if pipeline.spec(spec).chunk > 1:
         check_ends(data, spec, cell)
+    check_batch(pipeline.spec(spec), cell)
     return method, pipeline
+
+
+def check_batch(spec: "Spec", cell: Cell) -> None:
+    """Raises UserError for a minibatch that alone, of one seed, is larger than the machine's memory."""
+    import torch
+
+    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if torch.cuda.is_available():
+        has = max(has, torch.cuda.get_device_properties(0).total_memory)
+    rows, numbers = cell.pipeline["batch_size"], 2 * spec.obs_dim + spec.action_dim + 2
+    if (needs := 4 * rows * numbers) > has:
+        raise UserError(
+            f"batch_size={rows}: one minibatch of {cell.task.id} takes {needs / 2**30:.0f} GiB, and this"
+            f" machine has {has / 2**30:.0f}"
+        )
 
 
 def check_ends(data: "ReplayData", spec: "Spec", cell: Cell) -> None:
@@ -285,9 +301,10 @@ def run_pack(
     looks: list[Future[pd.DataFrame]] = []
     before = Progress.load(_checkpoint_path(pack, settings))
     curves, train_s = before.curves, before.train_s
-    keep = lambda: Progress(curves, [*before.frames, *(f.result() for f in looks)], train_s).save(
-        _checkpoint_path(pack, settings)
-    )
+    code = list(dict.fromkeys([*before.code, _code()]))
+    keep = lambda: Progress(
+        curves, [*before.frames, *(f.result() for f in looks)], train_s, code
+    ).save(_checkpoint_path(pack, settings))
     with (
         ThreadPoolExecutor(1, "evaluate") as beside,
         open_sink(settings.sink, pack, settings.results) as sink,
@@ -321,6 +338,7 @@ def run_pack(
     outcomes = _record(
         pack, store, settings, point.backend, device, broken, frames, curves, start, train_s,
         _fitted(cell, pipeline), most_earned(pipeline),
+        [c for c in code if c != _code()],
     )  # fmt: skip
     for path in (_checkpoint_path(pack, settings), Progress.path(_checkpoint_path(pack, settings))):
         path.unlink(missing_ok=True)
@@ -366,6 +384,7 @@ class Progress:
     curves: list[dict[str, Any]]
     frames: "list[pd.DataFrame]"
     train_s: float
+    code: list[str]  # the commits that trained it, the first one first
 
     @staticmethod
     def path(checkpoint: Path) -> Path:
@@ -374,7 +393,9 @@ class Progress:
     def save(self, checkpoint: Path) -> None:
         """Written before the checkpoint, so that it is never behind it; what is ahead is dropped."""
         rows = [f.astype(object).where(f.notna(), None).to_dict("list") for f in self.frames]
-        body = {"curves": self.curves, "frames": rows, "train_s": self.train_s}
+        body = {
+            "curves": self.curves, "frames": rows, "train_s": self.train_s, "code": self.code
+        }  # fmt: skip
         write_beside(self.path(checkpoint), json.dumps(body).encode())
 
     @classmethod
@@ -384,16 +405,21 @@ class Progress:
 
         path = cls.path(checkpoint)
         if not (checkpoint.exists() and path.exists()):
-            return cls([], [], 0.0)
+            return cls([], [], 0.0, [])
         body = json.loads(path.read_text())
         kinds = {k: v for k, v in EPISODE_COLUMNS.items() if v in ("boolean", "Int64", "Float64")}
         typed = lambda f: f.astype({name: kinds[name] for name in f if name in kinds})
         frames = [typed(pd.DataFrame(f)) for f in body["frames"]]
-        return cls(body["curves"], frames, body["train_s"])
+        return cls(body["curves"], frames, body["train_s"], body.get("code", []))
 
     def forget_from(self, update: int) -> None:
         self.curves[:] = [c for c in self.curves if c["update"] < update]
         self.frames[:] = [f for f in self.frames if f["update"].iloc[0] < update]
+
+
+def _code() -> str:
+    commit, dirty = provenance.commit()
+    return f"{commit[:7]}{' with changes' if dirty else ''}"
 
 
 def _fitted(cell: Cell, pipeline: "Pipeline") -> dict[str, Any]:
@@ -421,8 +447,9 @@ def _select(state: Any, places: list[int]) -> Any:
 def _record(
     pack: Pack, store: Store, settings: Settings, backend: str, device: str, broken: list[bool],
     frames: "list[pd.DataFrame]", curves: list[dict[str, Any]], start: float, train_s: float,
-    fitted: dict[str, Any], most: float,
+    fitted: dict[str, Any], most: float, earlier: list[str],
 ) -> list[Outcome]:  # fmt: skip
+    """`earlier` are other commits that trained a part of it, before a checkpoint."""
     import pandas as pd
 
     wall_s = time.perf_counter() - start
@@ -444,7 +471,9 @@ def _record(
         curve = {"update": [c["update"] for c in curves]} | {
             m: [c[m][i] for c in curves] for m in names
         }
-        if remark := exploded({m: curve[m][-1] for m in names}, most):
+        said = [exploded({m: curve[m][-1] for m in names}, most)]
+        said.append(f"trained in part by commit {', '.join(earlier)}" if earlier else None)
+        if remark := "; ".join(filter(None, said)) or None:
             remarks[cell.entry][run.seed] = remark
         store.append(run, pd.concat(rows, ignore_index=True), made, curve, remark=remark)
         scores[cell.entry][run.seed] = float(rows[-1]["score"].mean())

@@ -1,5 +1,6 @@
 """A run that is interrupted goes on where it was and ends where it would have ended."""
 
+import json
 import os
 import signal
 import subprocess
@@ -90,13 +91,20 @@ def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
     process.wait()
     assert not list((tmp_path / "killed").glob("runs/**/*.json"))  # it had not finished
 
-    rows = []
+    (progress,) = (tmp_path / "killed").glob("checkpoints/*.json")
+    body = json.loads(progress.read_text())
+    progress.write_text(json.dumps(body | {"code": ["0123456"]}))  # as if by code from before
+    rows, reasons = [], []
     for name in ("killed", "whole"):
         subprocess.run(command(tmp_path / name), env=env, check=True, capture_output=True)
         files = sorted((tmp_path / name).glob("runs/**/*.parquet"))
         rows.append(pd.concat(map(pd.read_parquet, files), ignore_index=True))
         assert not list((tmp_path / name).glob("checkpoints/*"))  # not needed any more
+        reasons += [
+            json.loads(p.read_text())["reason"] for p in (tmp_path / name).glob("runs/**/*.json")
+        ]
     pd.testing.assert_frame_equal(*rows)  # what was seen before the end among them
+    assert reasons == 2 * ["trained in part by commit 0123456"] + 2 * [None]
     assert set(rows[0]["update"]) == {30, 2700, 3000}
 
 
@@ -123,11 +131,11 @@ def test_what_a_pack_has_shown_is_read_back_and_what_is_ahead_of_its_checkpoint_
         for n in (10, 30)
     ]
     curves = [{"update": n, "loss": [1 / 3, float("inf")]} for n in (10, 20, 30)]
-    Progress(curves, frames, 1.5).save(path)
+    Progress(curves, frames, 1.5, ["abc"]).save(path)
     assert Progress.load(path).curves == []  # no checkpoint: the run begins again
     path.touch()
     found = Progress.load(path)
-    assert found.curves == curves and found.train_s == 1.5
+    assert found.curves == curves and found.train_s == 1.5 and found.code == ["abc"]
     for a, b in zip(found.frames, frames, strict=True):
         pd.testing.assert_frame_equal(a, b)
     found.forget_from(30)

@@ -57,3 +57,14 @@ def test_a_defect_of_the_bookkeeping_is_raised_and_nobody_waits_for_ever(
     monkeypatch.setattr(Store, "fail", broken)
     with pytest.raises(RuntimeError, match="disk full"):
         list(run.run_packs(run.pack(made.cells), Store(tmp_path), made.settings))
+
+
+def test_a_minibatch_larger_than_the_machine_is_refused_before_anything_is_allocated():
+    cell = plan(
+        ["method=bc", "task=offbench/hopper/medium-replay-v0", f"batch_size={10**12}"], bench=False
+    ).cells[0]
+    data, spec = cell.task.load(defects="ignore")
+    with pytest.raises(
+        UserError, match=r"^batch_size=1000000000000: one minibatch of offbench/hopper"
+    ):
+        run.build(cell, data, spec)
