@@ -500,7 +500,8 @@ def _methods() -> list[tuple[str, str]]:
     from offbench.config import locate, options, read_option
 
     views = {read_option("view", name)["_target_"]: name for name in options("view")}
-    measured = _parity(Path(__file__).resolve().parent.parent / "results/parity/parity.csv")
+    results = Path(__file__).resolve().parent.parent / "results/parity"
+    scores, updates = _parity(results / "parity.csv"), _updates(results / "same_updates.csv")
     rows = []
     for name, about in _options("method"):
         config = read_option("method", name)
@@ -508,12 +509,12 @@ def _methods() -> list[tuple[str, str]]:
         view = views.get(config["view"]["_target_"], config["view"]["_target_"])
         method = cls(**{k: v for k, v in config["method"].items() if k != "_target_"})
         needs = [_NEEDS[need] for need in getattr(method, "needs", ()) if need in _NEEDS]
-        agreed = measured.get(name)
+        compared = [told[name] for told in (updates, scores) if name in told]
         parts = [
             f"{getattr(cls, 'actions', 'continuous')} actions",
             f"view={view}",
             *([f"needs {', '.join(needs)}"] if needs else []),
-            f"parity with CORL: {agreed}" if agreed else "no score compared with CORL's",
+            f"parity: {', '.join(compared)}" if compared else "not compared with other code",
         ]
         rows += [(name, about), ("", "; ".join(parts))]
     return rows
@@ -533,10 +534,25 @@ def _parity(path: Path) -> dict[str, str]:
     def told(found: list[str]) -> str:
         agreed = sum(v.startswith("agrees") for v in found)
         wide = sum(v.endswith("wide") for v in found)
-        words = f"{agreed} of {len(found)} comparisons agree"
+        words = f"{agreed} of {len(found)} scores agree with CORL's"
         return words + (f" ({wide} with wide intervals)" if wide else "")
 
     return {name: told(found) for name, found in verdicts.items()}
+
+
+def _updates(path: Path) -> dict[str, str]:
+    """Method -> how far its updates went from those of somebody else's code; {} without a table."""
+    import csv
+
+    if not path.exists():
+        return {}
+    furthest: dict[str, tuple[float, str]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            name = row["algorithm"].replace("any_percent_bc", "bc")
+            found = float(row["largest_difference"]), row["reference"].rsplit(" ", 1)[0]
+            furthest[name] = max(furthest.get(name, found), found)
+    return {name: f"updates within {far:.0e} of {code}'s" for name, (far, code) in furthest.items()}
 
 
 def _first_line(target: str) -> str:

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from offbench.cli import _parity, main
+from offbench.cli import _parity, _updates, main
 from offbench.config import options
 from offbench.data import episode_returns
 from offbench.doctor import DataWarning
@@ -431,18 +431,24 @@ def test_methods_are_listed_with_their_paper_what_they_learn_from_and_their_pari
     assert ends.keys() == set(options("method"))
     assert "continuous actions; view=window; needs whole episodes; " in ends["dt"]
     assert not any("_" in end for end in ends.values())
-    measured = _parity(ROOT / "results/parity/parity.csv")
+    results = ROOT / "results/parity"
+    scores, updates = _parity(results / "parity.csv"), _updates(results / "same_updates.csv")
     for name, end in ends.items():
-        words = f"parity with CORL: {measured[name]}" if name in measured else "no score compared"
-        assert words in end
+        assert all(told[name] in end for told in (scores, updates) if name in told)
+        assert ("not compared with other code" in end) == (name not in scores | updates)
 
     table = tmp_path / "parity.csv"
     assert _parity(table) == {}
     table.write_text(
         'name,task,verdict\nbc,a,agrees\nbc,b,differs\niql,a,agrees\niql,b,"agrees, wide"\n'
     )
-    words = "2 of 2 comparisons agree (1 with wide intervals)"
-    assert _parity(table) == {"bc": "1 of 2 comparisons agree", "iql": words}
+    words = "2 of 2 scores agree with CORL's (1 with wide intervals)"
+    assert _parity(table) == {"bc": "1 of 2 scores agree with CORL's", "iql": words}
+    table.write_text(
+        "algorithm,reference,largest_difference\nany_percent_bc,CORL e1,1e-16\nany_percent_bc,CORL e1,3e-3\n"
+    )
+    assert _updates(table) == {"bc": "updates within 3e-03 of CORL's"}
+    assert _updates(tmp_path / "none.csv") == {}
 
 
 def test_what_a_view_took_from_the_data_is_in_the_record(tmp_path, capsys):

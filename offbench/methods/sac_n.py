@@ -11,9 +11,10 @@ error. All losses use the parameters from before the update, as in the authors' 
 `max_target_backup` is theirs on pen-cloned: each critic's best of K actions, then the smallest
 critic; it is the online critics that are asked, and entropy is left out. Rewards, which they
 standardise on adroit, are the transform `reward_standard`.
-Differs from the authors' code (snu-mllab/EDAC): hidden weights start as in torch.nn.Linear.
+Differs from the authors' code (snu-mllab/EDAC): hidden weights start as in torch.nn.Linear, and the
+log density is exact, where theirs, and CORL's, adds 1e-6 inside the logarithm.
 Differs from CORL: it draws one more sample for the temperature and steps temperature, actor, critics
-one after the other, each from the new values of the one before; its log density adds 1e-6.
+one after the other, each from the new values of the one before.
 If you come from CORL: `n_critics` is `num_critics`, `diversity_weight` `eta` (null: SAC-N), `polyak_rate`
 `tau`, `actor_lr` and `critic_lr` are `actor_learning_rate` and `critic_learning_rate`; the
 temperature learns at the actor's rate.

@@ -19,7 +19,11 @@ from offbench.stats import mean_interval, unpaired_difference, welch_interval
 
 HERE = Path(__file__).parent
 CELL = ["name", "task", "updates", "batch"]
-NAMES = {"bc": "BC", "td3_bc": "TD3+BC", "iql": "IQL", "cql": "CQL", "rebrac": "ReBRAC"}
+NAMES = {
+    "bc": "BC", "td3_bc": "TD3+BC", "iql": "IQL", "cql": "CQL", "rebrac": "ReBRAC", "awac": "AWAC",
+    "cal_ql": "Cal-QL", "dt": "DT", "sac_n": "SAC-N", "edac": "EDAC", "edac_best": "EDAC, best of 10 actions",
+    "fql": "FQL", "ifql": "IFQL", "qc": "QC", "qc_fql": "QC-FQL",
+}  # fmt: skip
 SEEDS = 5  # fewer are not compared
 WIDE = 10.0  # points: an interval that reaches further from 0 says little
 
@@ -165,14 +169,16 @@ def summary(table: pd.DataFrame, per_seed: pd.DataFrame) -> list[str]:
 
 def updates(table: pd.DataFrame) -> list[str]:
     lines = [
-        "| method | data | updates | largest difference | largest change |",
-        "|---|---|---:|---:|---:|",
+        "| method | code of | data | updates | largest difference | largest change |",
+        "|---|---|---|---:|---:|---:|",
     ]
     table = table.assign(name=table["algorithm"].replace("any_percent_bc", "bc"))
-    largest = table.groupby(["name", "task", "updates"], as_index=False).max(numeric_only=True)
+    keys = ["name", "reference", "task", "updates"]
+    largest = table.groupby(keys, as_index=False).max(numeric_only=True)
     for r in largest.sort_values(["name", "task"], key=_rank).itertuples():
-        about = f"{NAMES[r.name]} | {_short(r.task)} | {r.updates}"
-        lines.append(f"| {about} | {r.largest_difference:.0e} | {r.largest_change:.1f} |")
+        code = r.reference.rsplit(" ", 1)[0]
+        about = f"{NAMES[r.name]} | {code} | {_short(r.task)} | {r.updates}"
+        lines.append(f"| {about} | {r.largest_difference:.0e} | {r.largest_change:.1g} |")
     return lines
 
 

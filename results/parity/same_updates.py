@@ -1,6 +1,7 @@
-"""From CORL's weights, on CORL's batches and noise: how far offbench's update goes from CORL's.
+"""From a reference's weights, on its batches and noise: how far offbench's update goes from its own.
 
     python results/parity/same_updates.py ALGORITHM FOLDER/TASK.npz --corl CORL/algorithms/offline
+    python results/parity/same_updates.py edac FOLDER/TASK.npz --edac EDAC     (also sac_n: the authors' code)
 
 Both sides run in float64 and in one process, so that what is left is the order of arithmetic.
 Needs torch, and jax and flax for rebrac; offbench's random numbers are replaced by the ones CORL draws.
@@ -8,7 +9,10 @@ Needs torch, and jax and flax for rebrac; offbench's random numbers are replaced
 
 import argparse
 import json
+import sys
+import types
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import torch
@@ -64,7 +68,7 @@ def corl_batch(b: dict) -> list[torch.Tensor]:
 
 def our_batch(b: dict) -> Batch:
     t = {k: torch.tensor(v) for k, v in b.items()}
-    extras = {"next_action": t["next_actions"]}
+    extras = {"next_action": t["next_actions"], "return_to_go": t.get("returns")}
     discount = 0.99 * (1 - t["terminals"])
     return Batch(
         t["observations"], t["actions"], t["rewards"], discount, t["next_observations"], extras
@@ -212,45 +216,266 @@ def iql(peer, data, noise, n_obs, n_act):
         )
 
 
-def cql(peer, data, noise, n_obs, n_act, k: int = 4):
-    import torch.distributions.normal as normal_module
+def served_normals() -> list[torch.Tensor]:
+    """What torch's distributions draw from then on, to be filled before every update."""
+    import torch.distributions.normal as module
 
+    served: list[torch.Tensor] = []
+    module._standard_normal = lambda shape, dtype, device: served.pop(0)
+    return served
+
+
+def awac(peer, data, noise, n_obs, n_act):
+    from offbench.methods.awac import AWAC
+
+    actor = peer.Actor(n_obs, n_act, HIDDEN)
+    actor._log_std.data = actor._log_std.data.double()
+    c1, c2 = (peer.Critic(n_obs, n_act, HIDDEN) for _ in range(2))
+    theirs = peer.AdvantageWeightedActorCritic(
+        actor, adam(actor.parameters()), c1, adam(c1.parameters()), c2, adam(c2.parameters()),
+        awac_lambda=1 / 3,
+    )  # fmt: skip
+    method = AWAC(hidden=(HIDDEN,) * 3, temperature=1 / 3)
+    c = layers(c1, c2)
+    start = {"mean": layers(actor), "log_std": actor._log_std.detach().clone()}
+    state = method.init(rng.key(0), _spec(n_obs, n_act))
+    state = state._replace(actor=start, critic=c, target_critic=c)
+    served = served_normals()
+    noise.serve()
+    while True:
+        b, drawn = data.batch(), [noise.normal(SIZE, n_act) for _ in range(2)]
+        served[:] = drawn
+        theirs.update(corl_batch(b))
+        noise.queue = list(drawn)
+        state, _ = method.update(state, our_batch(b), KEY)
+        yield (
+            1,
+            {
+                "actor": (state.actor["mean"], layers(actor)),
+                "log_std": (state.actor["log_std"], actor._log_std.detach()),
+                "critic": (state.critic, layers(c1, c2)),
+                "target_critic": (
+                    state.target_critic,
+                    layers(theirs._target_critic_1, theirs._target_critic_2),
+                ),
+            },
+        )
+
+
+def load_edac(folder: Path) -> types.SimpleNamespace:
+    """The authors' trainer, networks and policy; what they log with is left out."""
+    sys.path.insert(0, str(folder))
+    for name in ("lifelong_rl.core.logging", "lifelong_rl.core.logging.logging", "gtimer"):
+        sys.modules[name] = MagicMock()
+    from lifelong_rl.models.networks import ParallelizedEnsembleFlattenMLP
+    from lifelong_rl.policies.models.tanh_gaussian_policy import TanhGaussianPolicy
+    from lifelong_rl.torch import distributions
+    from lifelong_rl.trainers.q_learning.sac import SACTrainer
+
+    return types.SimpleNamespace(
+        Q=ParallelizedEnsembleFlattenMLP,
+        Policy=TanhGaussianPolicy,
+        Trainer=SACTrainer,
+        TanhNormal=distributions.TanhNormal,
+    )
+
+
+def edac(peer, data, noise, n_obs, n_act, eta: float = 1.0, n: int = 5, best: bool = False):
+    """Their log density has 1e-6 inside the logarithm, ours nothing; it is taken out here."""
+    from offbench.methods.sac_n import SACN
+
+    peer.TanhNormal.__init__.__defaults__ = (0.0,)
+    sizes = [HIDDEN] * 3
+    q, q_t = (peer.Q(n, sizes, input_size=n_obs + n_act, output_size=1).double() for _ in range(2))
+    q_t.load_state_dict(q.state_dict())
+    policy = peer.Policy(hidden_sizes=sizes, obs_dim=n_obs, action_dim=n_act).double()
+    theirs = peer.Trainer(
+        None, policy, q, q_t, target_entropy=-n_act, eta=eta, num_qs=n, max_q_backup=best
+    )
+    theirs.log_alpha.data = theirs.log_alpha.data.double()
+    weight = eta if eta > 0 else None
+    method = SACN(
+        hidden=(HIDDEN,) * 3, n_critics=n, diversity_weight=weight, max_target_backup=best
+    )
+
+    def critics(net) -> list[dict]:
+        return [
+            {"w": x.W.detach().clone(), "b": x.b.detach().clone()} for x in (*net.fcs, net.last_fc)
+        ]
+
+    def actor() -> list[dict]:
+        """The heads of mean and log-std are two layers there."""
+        heads = [
+            {"w": x.weight.detach().T.clone(), "b": x.bias.detach()[None].clone()}
+            for x in (*policy.fcs, policy.last_fc, policy.last_fc_log_std)
+        ]
+        return [*heads[:-2], {k: torch.cat([heads[-2][k], heads[-1][k]], 1) for k in ("w", "b")}]
+
+    c = critics(q)
+    state = method.init(rng.key(0), _spec(n_obs, n_act))
+    state = state._replace(
+        actor=actor(), critic=c, target_critic=c, log_temperature=torch.zeros(())
+    )
+    served: list[torch.Tensor] = []
+    torch.distributions.normal.torch.normal = lambda mean, std: mean + std * served.pop(0)
+    noise.serve()
+    while True:
+        b, here, after = data.batch(), noise.normal(SIZE, n_act), noise.normal(SIZE, n_act)
+        many = noise.normal(SIZE, 10, n_act)
+        served[:] = [here, after, many.flatten(0, 1)]
+        t = dict(
+            zip(
+                ("observations", "actions", "rewards", "next_observations", "terminals"),
+                corl_batch(b),
+                strict=True,
+            )
+        )
+        theirs.train_from_torch(t, None)
+        noise.queue = [here, many.transpose(0, 1).flatten(0, 1) if best else after]
+        state, _ = method.update(state, our_batch(b), KEY)
+        yield (
+            1,
+            {
+                "actor": (state.actor, actor()),
+                "temperature": (state.log_temperature, theirs.log_alpha.detach()[0]),
+                "critic": (state.critic, critics(q)),
+                "target_critic": (state.target_critic, critics(q_t)),
+            },
+        )
+
+
+def sac_n(*args):
+    yield from edac(*args, eta=-1.0)
+
+
+def edac_best(*args):
+    yield from edac(*args, best=True)
+
+
+def dt(peer, data, noise, n_obs, n_act, k: int = 20, width: int = 64, steps: int = 1000):
+    """Windows of the file's rows, cut at random lengths. Without dropout, which draws otherwise."""
+    from offbench.methods.dt import DT
+    from offbench.types import Context
+
+    net = peer.DecisionTransformer(
+        n_obs, n_act, seq_len=k, episode_len=steps, embedding_dim=width, num_layers=2, num_heads=2
+    )
+    opt = torch.optim.AdamW(net.parameters(), lr=8e-4, weight_decay=1e-4)
+    warmup = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: min((i + 1) / 50, 1))
+    method = DT(
+        width=width, layers=2, heads=2, dropout=0.0, lr=8e-4, warmup=50, loss_over="window",
+        activation="gelu",
+    )  # fmt: skip
+    linear = lambda x: {"w": x.weight.detach().T.clone(), "b": x.bias.detach()[None].clone()}
+    norm = lambda x: {
+        "scale": x.weight.detach()[None].clone(),
+        "shift": x.bias.detach()[None].clone(),
+    }
+
+    def params() -> dict:
+        blocks = []
+        for x in net.blocks:
+            a = x.attention
+            qkv = {
+                "w": a.in_proj_weight.detach().T.clone(),
+                "b": a.in_proj_bias.detach()[None].clone(),
+            }
+            blocks.append(
+                {"norm1": norm(x.norm1), "qkv": qkv, "out": linear(a.out_proj),
+                 "norm2": norm(x.norm2), "up": linear(x.mlp[0]), "down": linear(x.mlp[2])}
+            )  # fmt: skip
+        return {
+            "return": linear(net.return_emb), "obs": linear(net.state_emb),
+            "action": linear(net.action_emb), "time": net.timestep_emb.weight.detach().clone(),
+            "norm": norm(net.emb_norm), "body": {"blocks": blocks, "norm": norm(net.out_norm)},
+            "head": linear(net.action_head[0]),
+        }  # fmt: skip
+
+    from offbench.types import Spec
+
+    state = method.init(rng.key(0), Spec(n_obs, n_act, 0.99, steps + k))._replace(params=params())
+    column = lambda name: torch.tensor(data.columns[name])
+    obs, action, reward = column("observations"), column("actions"), column("rewards")
+    while True:
+        row = torch.tensor(data.rng.integers(len(reward) - k, size=64))[:, None] + torch.arange(k)
+        length = torch.tensor(data.rng.integers(1, k + 1, size=64))[:, None]
+        time = torch.tensor(data.rng.integers(steps, size=64))[:, None] + torch.arange(k)
+        mask = torch.arange(k) < length
+        cut = lambda x, mask=mask: x * mask.reshape(*mask.shape, *[1] * (x.ndim - 2))
+        to_go = reward[row].flip(1).cumsum(1).flip(1)
+        window = Context(cut(obs[row]), cut(action[row]), cut(to_go), time, mask)
+        predicted = net(
+            states=window.obs, actions=window.action, returns_to_go=window.return_to_go,
+            time_steps=time, padding_mask=~mask,
+        )  # fmt: skip
+        loss = ((predicted - window.action) ** 2 * mask[..., None]).mean()
+        opt.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 0.25)
+        opt.step()
+        warmup.step()
+        nothing = torch.zeros(64)
+        batch = Batch(window, nothing, nothing, nothing, window, {})
+        state, _ = method.update(state, batch, KEY)
+        yield 1, {"params": (state.params, params())}
+
+
+def samples(*drawn: torch.Tensor) -> torch.Tensor:
+    """One draw (B, A) or several (B, K, A) at an observation, as ours: (n, B, A)."""
+    return torch.cat([x.transpose(0, 1) if x.ndim == 3 else x[None] for x in drawn])
+
+
+def cal_ql(peer, data, noise, n_obs, n_act):
+    data.columns["returns"] = data.columns["rewards"] / (1 - 0.99)  # as large as values are
+    yield from cql(peer, data, noise, n_obs, n_act, calibrated=True)
+
+
+def cql(peer, data, noise, n_obs, n_act, k: int = 4, calibrated: bool = False):
+    """Cal-QL with CORL's switches of antmaze, which CQL has too."""
     from offbench.methods.cql import CQL
 
     actor = peer.TanhGaussianPolicy(n_obs, n_act, 1.0)
     c1, c2 = (peer.FullyConnectedQFunction(n_obs, n_act, True, 3) for _ in range(2))
     for scalar in (actor.log_std_multiplier, actor.log_std_offset):
         scalar.constant.data = scalar.constant.data.double()
-    theirs = peer.ContinuousCQL(
+    cls = peer.CalQL if calibrated else peer.ContinuousCQL
+    maze = {"cql_lagrange": True, "cql_target_action_gap": 0.8, "cql_max_target_backup": True, "cql_clip_diff_min": -200.0}  # fmt: skip
+    theirs = cls(
         c1, adam(c1.parameters()), c2, adam(c2.parameters()), actor, adam(actor.parameters()),
         target_entropy=-n_act, bc_steps=0, cql_n_actions=k, cql_alpha=10.0,
+        **(maze if calibrated else {}),
     )  # fmt: skip
-    theirs.log_alpha.constant.data = theirs.log_alpha.constant.data.double()
-    method = CQL(hidden=(HIDDEN,) * 3, n_actions=k, actor_lr=3e-4, conservative_weight=10.0)
+    for scalar in (theirs.log_alpha, theirs.log_alpha_prime):
+        scalar.constant.data = scalar.constant.data.double()
+    switches = {"calibrated": True, "lagrange": True, "target_gap": 0.8, "max_target_backup": True, "clip_diff_min": -200.0}  # fmt: skip
+    method = CQL(
+        hidden=(HIDDEN,) * 3, n_actions=k, actor_lr=3e-4, conservative_weight=10.0,
+        **(switches if calibrated else {}),
+    )  # fmt: skip
     state = method.init(rng.key(0), _spec(n_obs, n_act))
     c = layers(c1, c2)
     one = torch.ones(())
     state = state._replace(
         actor={"net": layers(actor.base_network), "log_std_scale": one.clone(), "log_std_shift": -one.clone()},
-        critic=c, target_critic=c, log_temperature=torch.zeros(()),
+        critic=c, target_critic=c, log_temperature=torch.zeros(()), log_multiplier=torch.ones(()),
     )  # fmt: skip
-    served: list[torch.Tensor] = []
-    normal_module._standard_normal = lambda shape, dtype, device: served.pop(0)
+    served = served_normals()
     fill = torch.Tensor.uniform_
     noise.serve()
     while True:
         b = data.batch()
-        new, after = noise.normal(SIZE, n_act), noise.normal(SIZE, n_act)
+        new = noise.normal(SIZE, n_act)
+        after = noise.normal(SIZE, k, n_act) if calibrated else noise.normal(SIZE, n_act)
         here_k, after_k = noise.normal(SIZE, k, n_act), noise.normal(SIZE, k, n_act)
         u = noise.uniform(k, SIZE, n_act)
         served[:] = [new, after, here_k, after_k]
         torch.Tensor.uniform_ = lambda self, low, high, u=u: self.copy_(
             low + (high - low) * u.transpose(0, 1)
         )
-        theirs.train(corl_batch(b))
+        returns = [torch.tensor(b["returns"])[:, None]] if calibrated else []
+        theirs.train(corl_batch(b) + returns)
         torch.Tensor.uniform_ = fill
-        with_k = lambda one, many: torch.cat([one[None], many.transpose(0, 1)])
-        noise.queue = [with_k(new, here_k), with_k(after, after_k), u]
+        noise.queue = [samples(new, here_k), samples(after, after_k), u]
         state, _ = method.update(state, our_batch(b), KEY)
         yield (
             1,
@@ -265,6 +490,7 @@ def cql(peer, data, noise, n_obs, n_act, k: int = 4):
                     actor.log_std_offset.constant.detach(),
                 ),
                 "temperature": (state.log_temperature, theirs.log_alpha.constant.detach()),
+                "multiplier": (state.log_multiplier, theirs.log_alpha_prime.constant.detach()),
                 "critic": (state.critic, layers(c1, c2)),
                 "target_critic": (
                     state.target_critic,
@@ -360,19 +586,29 @@ def _spec(n_obs: int, n_act: int):
     return Spec(n_obs, n_act, 0.99, 1000)
 
 
-METHODS = {"any_percent_bc": bc, "td3_bc": td3_bc, "iql": iql, "cql": cql, "rebrac": rebrac}
+METHODS = {
+    "any_percent_bc": bc, "td3_bc": td3_bc, "iql": iql, "cql": cql, "rebrac": rebrac, "awac": awac,
+    "dt": dt, "cal_ql": cal_ql, "sac_n": sac_n, "edac": edac, "edac_best": edac_best,
+}  # fmt: skip
+AUTHORS = ("sac_n", "edac", "edac_best")  # compared with the authors' code
+FINETUNE = ("cal_ql",)  # CORL has it in the neighbouring folder
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("algorithm", choices=METHODS)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--corl", type=Path, required=True)
+    parser.add_argument("--corl", type=Path, help="CORL/algorithms/offline")
+    parser.add_argument("--edac", type=Path, help="a checkout of snu-mllab/EDAC")
     parser.add_argument("--updates", type=int, default=1000)
     given = parser.parse_args()
     data = Data(given.data, given.updates)
     n_obs, n_act = (data.columns[k].shape[1] for k in ("observations", "actions"))
     torch.manual_seed(0)
-    peer = load(given.algorithm, given.corl, HIDDEN, {})
+    if given.algorithm in AUTHORS:
+        peer = load_edac(given.edac)
+    else:
+        folder = given.corl.parent / "finetune" if given.algorithm in FINETUNE else given.corl
+        peer = load(given.algorithm, folder, HIDDEN, {})
     done, first = 0, None
     for n, pairs in METHODS[given.algorithm](peer, data, Noise(), n_obs, n_act):
         done += n
