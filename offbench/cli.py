@@ -549,9 +549,8 @@ def _updates(path: Path) -> dict[str, str]:
     furthest: dict[str, tuple[float, str]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
-            name = row["algorithm"].replace("any_percent_bc", "bc")
             found = float(row["largest_difference"]), row["reference"].rsplit(" ", 1)[0]
-            furthest[name] = max(furthest.get(name, found), found)
+            furthest[row["algorithm"]] = max(furthest.get(row["algorithm"], found), found)
     return {name: f"updates within {far:.0e} of {code}'s" for name, (far, code) in furthest.items()}
 
 

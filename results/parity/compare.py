@@ -22,7 +22,7 @@ CELL = ["name", "task", "updates", "batch"]
 NAMES = {
     "bc": "BC", "td3_bc": "TD3+BC", "iql": "IQL", "cql": "CQL", "rebrac": "ReBRAC", "awac": "AWAC",
     "cal_ql": "Cal-QL", "dt": "DT", "sac_n": "SAC-N", "edac": "EDAC", "edac_best": "EDAC, best of 10 actions",
-    "fql": "FQL", "ifql": "IFQL", "qc": "QC", "qc_fql": "QC-FQL",
+    "fql": "FQL", "ifql": "IFQL", "qc": "QC", "qc_fql": "QC-FQL", "qgf": "QGF",
 }  # fmt: skip
 SEEDS = 5  # fewer are not compared
 WIDE = 10.0  # points: an interval that reaches further from 0 says little
@@ -172,7 +172,7 @@ def updates(table: pd.DataFrame) -> list[str]:
         "| method | code of | data | updates | largest difference | largest change |",
         "|---|---|---|---:|---:|---:|",
     ]
-    table = table.assign(name=table["algorithm"].replace("any_percent_bc", "bc"))
+    table = table.rename(columns={"algorithm": "name"})
     keys = ["name", "reference", "task", "updates"]
     largest = table.groupby(keys, as_index=False).max(numeric_only=True)
     for r in largest.sort_values(["name", "task"], key=_rank).itertuples():

@@ -591,6 +591,7 @@ METHODS = {
     "dt": dt, "cal_ql": cal_ql, "sac_n": sac_n, "edac": edac, "edac_best": edac_best,
 }  # fmt: skip
 AUTHORS = ("sac_n", "edac", "edac_best")  # compared with the authors' code
+CODE = {True: "snu-mllab/EDAC 198d570", False: "CORL eeeeef2"}  # what README.md names
 FINETUNE = ("cal_ql",)  # CORL has it in the neighbouring folder
 
 if __name__ == "__main__":
@@ -615,7 +616,9 @@ if __name__ == "__main__":
         first = first or {name: clone(theirs) for name, (_, theirs) in pairs.items()}
         if done >= given.updates:
             break
-    print("algorithm,task,updates,part,largest_difference,largest_change")
+    print("algorithm,reference,task,updates,part,largest_difference,largest_change")
+    method = given.algorithm.removeprefix("any_percent_")
+    about = f"{method},{CODE[given.algorithm in AUTHORS]},{data.task},{done}"
     for name, (ours, theirs) in pairs.items():
         gap, moved = far(ours, theirs), far(theirs, first[name])
-        print(f"{given.algorithm},{data.task},{done},{name},{gap:.1e},{moved:.1e}")
+        print(f"{about},{name},{gap:.1e},{moved:.1e}")
