@@ -386,15 +386,20 @@ def _nothing_recorded(plan: "Plan") -> UserError:
 
 
 def _board_of(plan: "Plan", store: "Store") -> "Board | None":
-    from offbench.board import leaderboard, unaggregated
+    from offbench.board import leaderboard
 
     runs = _runs_of(plan, store)
     if runs.empty:
         return None
-    episodes = store.episodes(run_id=list(runs["run_id"]))
-    title = f"{plan.name} v{plan.suite['version']}"
-    board = leaderboard(episodes, runs, plan.tasks, only=plan.suite.get("only"), title=title)
-    return unaggregated(board, [c.task.id for c in plan.cells if not c.task.scaled])
+    return leaderboard(
+        store.episodes(run_id=list(runs["run_id"])),
+        runs,
+        plan.tasks,
+        only=plan.suite.get("only"),
+        seeds={cell.task.id: cell.seeds for cell in plan.cells},
+        unscaled={cell.task.id for cell in plan.cells if not cell.task.scaled},
+        title=f"{plan.name} v{plan.suite['version']}",
+    )
 
 
 def _runs_of(plan: "Plan", store: "Store") -> "pd.DataFrame":

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from offbench import board as boards
-from offbench.board import Board, leaderboard, to_csv, to_markdown, to_terminal, unaggregated, write
+from offbench.board import Board, leaderboard, to_csv, to_markdown, to_terminal, write
 from offbench.errors import UserError
 from offbench.records import Provenance, RunSpec, Store
 
@@ -107,17 +107,19 @@ def test_a_board_by_hand() -> None:
     )
     board = leaderboard(*frames, [A, B])
     a = cell(board, "iql", A)
-    half = 12.706204736432095 * 7.5  # t with one degree of freedom; 15 / sqrt(2) / sqrt(2)
+    # variances of two seeds: 112.5, 4050, 2, 2, on average 1041.625; half of it beside one of 112.5
+    pooled = (112.5 + 4050 + 2 + 2) / 4
+    half = 4.302652729911275 * np.sqrt((pooled / 2 + 112.5) / 2 / 2)
     assert (a["mean"], a["n_seeds"], a["n_episodes"]) == (22.5, 2, 4)
     np.testing.assert_allclose([a["low"], a["high"]], [22.5 - half, 22.5 + half], rtol=1e-9)
     iql, bc = line(board, "iql"), line(board, "bc")
     assert (iql["rank"], bc["rank"]) == (1, 2)
-    assert iql["iqm"] == 22.5  # of 0, 15, 30, 90 without the outer two
+    # of 0, 15, 30, 90 without the outer two
+    assert iql["iqm"] == 22.5
     assert iql["mean"] == 33.75
     assert bc["iqm"] == bc["mean"] == 4
-    # Two seeds are stretched by sqrt(2): 2 -+ r | 6 -+ r. The middle two of a resample are one of
-    # each task: 2 - r and 6 - r at least, 2 + r and 6 + r at most.
-    np.testing.assert_allclose([bc["low"], bc["high"]], [4 - np.sqrt(2), 4 + np.sqrt(2)])
+    # two agreeing pairs of seeds are not certain on a board whose seeds differ
+    assert bc["low"] < -5 and bc["high"] > 13
     assert (iql["n_seeds"], iql["n_episodes"], iql["wall_s"]) == (2, 8, 30)
     assert board.aggregate["entry"].tolist() == ["iql", "bc"]
 
@@ -130,7 +132,7 @@ def test_returns_without_references_are_never_averaged_with_scores() -> None:
             ("bc", A): [[1, 1], [3, 3]],
         }
     )
-    board = unaggregated(leaderboard(*frames, [A, B]), [B])
+    board = leaderboard(*frames, [A, B], unscaled=[B])
     numbers = board.aggregate[["iqm", "low", "high", "mean", "mean_low", "mean_high", "rank"]]
     assert numbers.isna().all(axis=None) and not board.aggregate["best"].any()
     assert board.aggregate["entry"].tolist() == ["iql", "bc"]  # more complete ones first
@@ -140,10 +142,17 @@ def test_returns_without_references_are_never_averaged_with_scores() -> None:
     assert "| -- | -- |" in row
     assert "incomplete" in printed(board)
     assert "aggregate,iql" in to_csv(board)
-    scaled = leaderboard(*frames, [A, B])
-    assert unaggregated(scaled, ["toy/c-v0"]) is scaled
-    alone = leaderboard(*frames, [B])
-    assert unaggregated(alone, [B]) is alone
+    assert leaderboard(*frames, [A, B], unscaled=["toy/c-v0"]).aggregate["iqm"].notna().any()
+    # one task has nothing to be mixed with
+    assert leaderboard(*frames, [B], unscaled=[B]).aggregate["iqm"].tolist() == [4000]
+
+
+def test_plain_returns_say_nothing_about_the_spread_of_scores() -> None:
+    scores = records({("iql", A): [[10], [12], [14]]})
+    returns = records({("iql", B): [[4000], [9000], [100]], ("bc", B): [[1], [2], [3]]})
+    alone = leaderboard(*scores, [A])
+    both = leaderboard(*joined(scores, returns), [A, B], unscaled=[B])
+    assert cell(both, "iql", A)["low"] == cell(alone, "iql", A)["low"]
 
 
 def test_only_test_episodes_of_the_last_update_count() -> None:
@@ -162,19 +171,31 @@ def test_tasks_that_were_not_asked_for_do_not_count() -> None:
     assert board.aggregate["entry"].tolist() == ["iql"]
 
 
-def test_an_interval_does_not_depend_on_the_other_rows_or_on_their_order() -> None:
+def test_a_board_does_not_depend_on_the_order_of_its_records() -> None:
     frames = noisy(["a", "b", "c"], [A, B])
     board = leaderboard(*frames, [A, B])
     shuffled = [frame.sample(frac=1, random_state=1) for frame in frames]
     assert to_csv(leaderboard(*shuffled, [A, B])) == to_csv(board)
-    alone = leaderboard(*(f[f["entry"] == "b"] for f in frames), [A, B])
+
+
+def test_a_new_row_changes_others_only_by_what_it_says_of_the_spread_between_seeds() -> None:
+    frames = noisy(["a", "b"], [A, B])
+    board = leaderboard(*frames, [A, B])
+    copy = [f[f["entry"] == "b"].assign(entry="c") for f in frames]
+    for x in copy:
+        x["run_id"] += "c"
+    twice = [f[f["entry"] == "a"].assign(entry="d") for f in frames]
+    for x in twice:
+        x["run_id"] += "d"
+    more = leaderboard(*joined(frames, tuple(copy), tuple(twice)), [A, B])
     columns = ["iqm", "low", "high", "mean_low", "mean_high"]
-    assert line(alone, "b")[columns].tolist() == line(board, "b")[columns].tolist()
+    for entry in ("a", "b"):
+        assert line(more, entry)[columns].tolist() == line(board, entry)[columns].tolist()
 
 
-def test_a_given_generator_is_used() -> None:
+def test_the_random_seed_of_the_intervals_can_be_chosen() -> None:
     frames = noisy(["a"], [A, B])
-    seeded = [leaderboard(*frames, [A, B], rng=np.random.default_rng(s)) for s in (0, 0, 1)]
+    seeded = [leaderboard(*frames, [A, B], random_seed=s) for s in (0, 0, 1)]
     assert to_csv(seeded[0]) == to_csv(seeded[1])
     assert to_csv(seeded[0]) != to_csv(seeded[2])
 
@@ -264,15 +285,53 @@ def test_a_board_of_failures_alone_can_be_printed() -> None:
     assert "incomplete" in printed(board)
 
 
-def test_one_seed_has_a_mean_and_no_interval() -> None:
-    board = leaderboard(*records({("iql", A): [[5, 7]], ("bc", A): [[1, 1], [2, 2]]}), [A])
+def test_one_seed_has_a_mean_and_no_interval_and_is_never_bold() -> None:
+    frames = records({("iql", A): [[5, 7]], ("bc", A): [[1, 1], [2, 2]], ("dt", A): [[0], [1]]})
+    board = leaderboard(*frames, [A])
     iql = cell(board, "iql", A)
     assert iql["mean"] == 6
     assert np.isnan(iql["low"])
     assert line(board, "iql")["rank"] == 1
-    assert "**6.0** |" in to_markdown(board)
-    assert "One seed has no interval" in board.caption
+    assert not iql["best"] and not line(board, "iql")["best"]
+    # and it takes no mark from others
+    without = leaderboard(*(f[f["entry"] != "iql"] for f in frames), [A])
+    for entry in ("bc", "dt"):
+        assert cell(board, entry, A)["best"] and cell(without, entry, A)["best"]
+        assert line(board, entry)["best"]
+    assert "| 6.0 |" in to_markdown(board)
+    assert "One seed has no interval, is compared with nothing and is never bold" in board.caption
     assert "●" in printed(board)
+
+
+def test_seeds_that_were_asked_for_and_not_run_are_shown_and_cost_the_rank() -> None:
+    frames = records({("iql", A): [[50], [60], [70]], ("bc", A): [[1], [2]]})
+    board = leaderboard(*frames, [A], seeds={A: [0, 1, 2]})
+    bc = cell(board, "bc", A)
+    assert (bc["status"], bc["n_seeds"], bc["n_asked"]) == ("partial", 2, 3)
+    assert cell(board, "iql", A)["status"] == "ok"
+    assert pd.isna(line(board, "bc")["rank"]) and np.isnan(line(board, "bc")["iqm"])
+    assert "(2 of 3 seeds)" in to_markdown(board)
+    assert f"{A}: bc has 2 of 3 seeds asked for, so it has no aggregate and no rank" in board.notes
+    assert "2 of 3" in printed(board)
+    assert pd.notna(line(leaderboard(*frames, [A]), "bc")["rank"])
+
+
+def test_a_success_rate_has_an_interval_within_its_bounds() -> None:
+    frames = records(
+        {
+            ("none", A): [[0] * 10] * 3,
+            ("some", A): [[0] * 10, [0] * 10, [100] * 10],
+            ("none", B): [[0.0, 1.5]] * 3,
+            ("some", B): [[1.0, 3.5]] * 3,
+        }
+    )
+    board = leaderboard(*frames, [A, B])
+    none, some = cell(board, "none", A), cell(board, "some", A)
+    assert none["low"] == 0 < 10 < none["high"] < 100
+    assert 0 <= some["low"] < some["mean"] < some["high"] <= 100
+    assert none["success"] and not cell(board, "none", B)["success"]
+    assert f"| **0.0 [0.0, {none['high']:.1f}]** |" in to_markdown(board)
+    assert f"[0, {none['high']:.0f}]" in printed(board)
 
 
 # --- what is refused ------------------------------------------------------------------------
@@ -315,27 +374,38 @@ def test_a_misspelt_task_is_answered_with_the_nearest() -> None:
 # --- the best of a column -------------------------------------------------------------------
 
 
-def test_entries_that_cannot_be_told_from_the_best_are_marked_with_it() -> None:
+def test_entries_that_do_not_differ_from_the_best_are_marked_with_it() -> None:
     frames = records(
         {
-            ("best", A): [[50], [60], [70]],
-            ("close", A): [[49], [61], [69]],  # differences 1, -1, 1: cannot be told apart
-            ("below", A): [[48], [58], [68.1]],  # differences 2, 2, 1.9: paired, it can
+            ("best", A): [[60], [61], [62]],
+            ("close", A): [[57], [60], [61]],
+            ("below", A): [[30], [31], [32]],
             ("far", A): [[0], [1], [2]],
         }
     )
     board = leaderboard(*frames, [A])
-    marked = board.cells[board.cells["best"]]["entry"]
-    assert set(marked) == {"best", "close"}
+    assert set(board.cells[board.cells["best"]]["entry"]) == {"best", "close"}
 
 
-def test_without_common_episodes_the_difference_is_not_paired() -> None:
-    best = records({("best", A): [[50], [60], [70]]})
-    below = records({("below", A): [[48], [58], [68.1]]})
-    elsewhere = below[0].assign(env_seed=7), below[1]
-    for other, marked in ((below, {"best"}), (elsewhere, {"best", "below"})):
-        board = leaderboard(*joined(best, other), [A])
-        assert set(board.cells[board.cells["best"]]["entry"]) == marked
+def test_marks_do_not_depend_on_the_numbers_of_the_seeds() -> None:
+    """Seed 3 of two entries has nothing in common but its number."""
+    values = [[50], [60], [70]]
+    for other in ([[48], [58], [68.1]], [[68.1], [58], [48]]):
+        board = leaderboard(*records({("best", A): values, ("below", A): other}), [A])
+        assert set(board.cells[board.cells["best"]]["entry"]) == {"best", "below"}
+
+
+def test_episodes_are_paired_where_entries_met_the_same_ones() -> None:
+    luck = np.random.default_rng(0).normal(50, 30, (1, 12))
+    noise = np.random.default_rng(1).normal(0, 1, (2, 4, 12))
+    best = records({("best", t): (luck + 8 + noise[0]).tolist() for t in (A, B)})
+    below = records({("below", t): (luck + noise[1]).tolist() for t in (A, B)})
+    elsewhere = below[0].assign(env_seed=below[0]["env_seed"] + 500), below[1]
+    for other, marked in ((below, [True, False]), (elsewhere, [True, True])):
+        board = leaderboard(*joined(best, other), [A, B])
+        assert board.aggregate["entry"].tolist() == ["best", "below"]
+        assert board.aggregate["best"].tolist() == marked
+        assert cell(board, "below", A)["best"] == marked[1]
 
 
 def test_the_aggregate_is_marked_by_the_same_rule() -> None:
@@ -343,17 +413,6 @@ def test_the_aggregate_is_marked_by_the_same_rule() -> None:
     assert board.aggregate["best"].all()
     board = leaderboard(*noisy(["a", "b", "c"], [A, B], step=20), [A, B])
     assert board.aggregate["best"].tolist() == [True, False, False]
-
-
-def test_aggregates_are_compared_in_pairs_where_seeds_and_episodes_are_the_same() -> None:
-    luck = np.random.default_rng(0).normal(50, 20, (5, 3))
-    best = records({("best", t): (luck + 2).tolist() for t in (A, B)})
-    below = records({("below", t): luck.tolist() for t in (A, B)})
-    elsewhere = below[0].assign(env_seed=7), below[1]
-    for other, marked in ((below, [True, False]), (elsewhere, [True, True])):
-        board = leaderboard(*joined(best, other), [A, B])
-        assert board.aggregate["entry"].tolist() == ["best", "below"]
-        assert board.aggregate["best"].tolist() == marked
 
 
 # --- notes and provenance -------------------------------------------------------------------
@@ -413,10 +472,11 @@ def test_the_caption_says_what_every_number_is() -> None:
         "last update only",
         "90 % Student-t interval",
         "interquartile mean",
-        "90 % percentile bootstrap",
+        "90 % smoothed bootstrap",
         "500 resamples",
         "reference minimum",
-        "contains 0",
+        "Holm-corrected",
+        "94 to 97 % of cells",
     ):
         assert words in board.caption
 
@@ -588,7 +648,7 @@ def test_an_entry_that_the_suite_asks_for_some_tasks_alone_is_not_incomplete() -
         assert (line(board, entry)["complete"], line(board, entry)["n_asked"]) == (1, 1)
         assert pd.isna(line(board, entry)["rank"]) and line(board, entry)["n_seeds"] == 2
     text = to_markdown(board)
-    assert "| qc | **8.5 ± 6.4** | -- | suite's choice (1/2 tasks) |" in text
+    assert "| qc | **8.5 ± 2.1** | -- | suite's choice (1/2 tasks) |" in text
     assert "the suite asks the entry for some of the tasks alone" in board.caption
     assert "incomplete" not in text + to_csv(board) + printed(board)
     assert "suite's choice" in printed(board)
@@ -654,6 +714,7 @@ def test_the_last_three_evaluations_are_averaged_beside_the_last_alone() -> None
         for s in range(3)
     }
     board = leaderboard(*monitored(frames, monitor), [A, B])
+    pooled = np.mean([x.mean(1).var(ddof=1) for x in test.values()])
     means = {}
     for (entry, task), last in test.items():
         of_seed = [
@@ -666,7 +727,9 @@ def test_the_last_three_evaluations_are_averaged_beside_the_last_alone() -> None
             for s in range(3)
         ]
         found = board.averaged.set_index(["entry", "task"]).loc[entry, task]
-        half = 4.302652729696142 * np.std(of_seed, ddof=1) / np.sqrt(3)
+        # half the board's variance of seeds as one more observation, with three degrees of freedom
+        moderated = (pooled / 2 + 2 * np.var(of_seed, ddof=1)) / 3
+        half = 3.182446305284263 * np.sqrt(moderated / 3)
         np.testing.assert_allclose(
             [found["mean"], found["low"], found["high"], found["last"]],
             [np.mean(of_seed), np.mean(of_seed) - half, np.mean(of_seed) + half, last.mean()],
@@ -680,9 +743,8 @@ def test_the_last_three_evaluations_are_averaged_beside_the_last_alone() -> None
         three, last = np.mean(pairs, 0)
         assert f"| {three:.1f} | {last:.1f} |" in text and f"{three:.1f}" in printed(board)
     assert to_csv(board).count("mean of last 3 evaluations") == 4
-    returns = to_markdown(
-        unaggregated(board, [B])
-    )  # plain returns have no mean over tasks here either
+    # plain returns have no mean over tasks here either
+    returns = to_markdown(leaderboard(*monitored(frames, monitor), [A, B], unscaled=[B]))
     assert returns.count("| -- | -- |") == 4 and not any(
         f"| {three:.1f} | {last:.1f} |" in returns
         for three, last in (np.mean(x, 0) for x in means.values())
@@ -721,6 +783,6 @@ def test_a_cell_with_an_incomplete_run_is_not_averaged_and_its_entry_has_no_mean
     }
     rows = [x for x in to_markdown(board).splitlines() if x.startswith(("| iql", "| bc"))]
     assert sorted(rows) == [
-        "| bc | 2.8 ± 2.1 (5.5) | 3.3 (7.0) (1 failed) | -- | -- |",
-        "| iql | 1.5 ± 2.1 (1.5) | -- | -- | -- |",
+        "| bc | 2.8 ± 1.2 (5.5) | 3.3 (7.0) (1 failed) | -- | -- |",
+        "| iql | 1.5 ± 1.2 (1.5) | -- | -- | -- |",
     ]

@@ -20,7 +20,7 @@ LAYER_3 = {"program", "engine", "training"}
 METHODS = {name for name in FILES if name.startswith("methods/")}
 SOURCES = {name for name in FILES if name.startswith("sources/")}
 RECIPES = {name for name in FILES if name.startswith("recipes/")}
-EVIDENCE = {"records", "stats", "board", "errors"}
+EVIDENCE = {"records", "stats", "uncertainty", "board", "errors"}
 ANYWHERE = {"errors"}  # imports nothing and may be imported by all
 
 # what each module may import of offbench, at any depth of its code
