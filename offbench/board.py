@@ -83,6 +83,8 @@ class Board:
     averaged: pd.DataFrame
     notes: tuple[str, ...]
     caption: str
+    # the caption in two lines, for a terminal
+    summary: str
 
 
 def leaderboard(
@@ -130,6 +132,7 @@ def leaderboard(
         averaged=_averaged(episodes, whole, found, pools, tasks, level),
         notes=(*_no_aggregate(mixed, tasks), *_notes(whole, cells, tasks)),
         caption=_caption(cells, scale, level, reps),
+        summary=_summary(cells, scale, level),
     )
 
 
@@ -546,14 +549,26 @@ def _spelt(value: Any) -> str:
     return "unset" if value is None else str(value)
 
 
+def _budget(cells: pd.DataFrame) -> str:
+    scored = cells[cells["n_seeds"] > 0]
+    episodes = _span(scored["n_episodes"] // scored["n_seeds"])
+    return f"{_span(scored['n_seeds'])} seeds x {episodes} episodes"
+
+
+def _summary(cells: pd.DataFrame, scale: str, level: float) -> str:
+    return (
+        f"{scale}; {_budget(cells)} after the last update; {100 * level:g} % intervals over seeds and"
+        " start states. Bold: does not differ from the column's best (all pairs, Holm). The .md says"
+        " the rest."
+    )
+
+
 def _caption(cells: pd.DataFrame, scale: str, level: float, reps: int) -> str:
     scored = cells[cells["n_seeds"] > 0]
-    seeds = _span(scored["n_seeds"])
-    episodes = _span(scored["n_episodes"] // scored["n_seeds"])
     percent = f"{100 * level:g} %"
     text = (
-        f"Score: {scale}. Test episodes after the last update only: {seeds} seeds x {episodes}"
-        f" episodes. Cells: mean over seeds ± half-width of its {percent} Student-t interval, whose"
+        f"Score: {scale}. Test episodes after the last update only: {_budget(cells)}."
+        f" Cells: mean over seeds ± half-width of its {percent} Student-t interval, whose"
         " variance is moderated by the mean variance of the board; of a success rate [low, high] by"
         " Wilson's interval at the number of independent episodes. IQM: interquartile mean over runs"
         f" and tasks, tasks weighing equally, with its {percent} smoothed bootstrap interval"
@@ -700,7 +715,7 @@ def to_terminal(board: Board, console: "Console") -> None:
     for tasks in _blocks(board, console.width):
         console.print(_terminal_table(board, tasks, with_aggregate=first))
         first = False
-    console.print(Text(board.caption, style="dim"))
+    console.print(Text(board.summary, style="dim"))
     if len(board.averaged):
         console.print(_averaged_table(board))
         console.print(Text(_averaged_caption(board), style="dim"))
