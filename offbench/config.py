@@ -668,15 +668,14 @@ def _tuning(
         how = "suite"
     else:
         how = "default"
-    budget = published.sources["n_updates"].startswith(("budget", "preset"))
-    known = budget or _is_published(published.sources["n_updates"])
     return {
         "how": how,
         "tried": tried,
         "source": source or ", ".join(users) or how,
         "preset": preset.source if preset else None,
         "overridden": overridden,
-        "published_updates": published.values["n_updates"] if known else None,
+        "published_updates": _if_published(published, "n_updates"),
+        "published_episodes": _if_published(published, "eval.episodes"),
     }
 
 
@@ -712,10 +711,12 @@ def _in_words(overridden: Sequence[str]) -> str:
     return f", {len(names)} setting{plural} overridden ({', '.join(names[:4] if more else names)}{more})"
 
 
-def _is_published(source: str) -> bool:
-    """Whether a suite's budget is somebody's published protocol."""
+def _if_published(published: "Layers", key: str) -> Any:
+    """A value of the budget, None where it is nobody's published one."""
+    source = published.sources[key]
     kind, _, name = source.partition(" ")
-    return kind == "suite" and bool(read_option("suite", name).get("protocol"))
+    whose = kind == "suite" and read_option("suite", name).get("protocol")
+    return published.values[key] if whose or source.startswith(("budget", "preset")) else None
 
 
 _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = types.MappingProxyType(
@@ -918,7 +919,8 @@ class Layers:
         self.values = _flatten(values)
         run_yaml = _flatten(_compose())
         self.sources = {
-            k: "conf/run.yaml" if run_yaml.get(k) == v else source for k, v in self.values.items()
+            k: "conf/run.yaml" if k in run_yaml and run_yaml[k] == v else source
+            for k, v in self.values.items()
         }
         self.hints: dict[str, Any] = _hints(Settings)
 

@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from offbench import catalog
 from offbench.compose import MIXED
 from offbench.config import _tasks_of, home_of, options, plan, read_option
 from offbench.errors import UserError
-from offbench.records import TUNINGS
+from offbench.records import TUNINGS, Provenance, Store
 
 CUBE = "ogbench/cube-double-play-singletask-task1-v0"
 PUBLISHED = [name for name in options("suite") if read_option("suite", name).get("protocol")]
@@ -342,3 +343,36 @@ def test_the_source_of_every_setting_of_a_run_is_kept():
     assert settings | {"eval.episodes", "seeds"} <= kept.keys() and "device" not in kept
     assert kept["method.actor_lr"] == "command line" and kept["batch_size"] == "conf/run.yaml"
     assert kept["method.n_critics"].startswith("preset (CORL")
+
+
+# --- one board of methods with budgets of their own
+
+
+def record(store: Store, made) -> None:
+    """A finished run of every seed of a cell, with test episodes that are all alike."""
+    for run in made.runs():
+        row = {"update": run.n_updates, "stream": "test", "env_seed": 0, "return": 1.0,
+               "score": 1.0, "length": 5, "success": False, "terminated": False, "truncated": True}  # fmt: skip
+        about = Provenance(
+            entry=made.entry, commit="0" * 40, dirty=False, versions={}, device="cpu", backend="eager",
+            precision="float32", pack=1, wall_s=1.0, train_s=1.0, tuning=made.tuning,
+            created="2026-01-01T00:00:00+00:00", sources=made.recorded_sources,
+        )  # fmt: skip
+        rows = [row | {"episode": i} for i in range(made.protocol["episodes"])]
+        store.append(run, pd.DataFrame(rows), about)
+
+
+def test_a_board_has_other_entries_at_the_published_budget_of_their_methods(tmp_path):
+    from offbench.cli import _runs_of
+
+    task, store = "task=d4rl/hopper-medium-v2", Store(tmp_path)
+    sac, dt = cells(task, "methods=[sac_n,dt]")
+    short = cell(task, "methods=[edac]", "n_updates=1000")
+    for made in (sac, dt, short):
+        record(store, made)
+    shown = lambda *more: set(
+        _runs_of(plan([task, "methods=[iql]", *more], bench=True), store)["entry"]
+    )
+    assert shown() == {"sac_n", "dt"}  # 3M and 100k updates beside IQL's 1M, and not 1,000 of 3M
+    assert shown("n_updates=1000") == {"edac"}
+    assert shown("eval.episodes=3") == set()
