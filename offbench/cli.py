@@ -360,6 +360,8 @@ def _print_values(plan: "Plan", console: "Console") -> None:
         box=None,
         pad_edge=False,
     )
+    for column in table.columns:
+        column.overflow = "fold"
     values: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     tasks: dict[str, list[str]] = {}  # entry -> its tasks
     for cell in plan.cells:
@@ -367,6 +369,7 @@ def _print_values(plan: "Plan", console: "Console") -> None:
         for key, value in _effective(cell).items():
             where = values.setdefault((key, value, _source(cell, key)), {})
             where.setdefault(cell.entry, []).append(cell.task.id)
+    notes: dict[str, int] = {}  # sources too long for a column, once each
     for (key, value, source), where in sorted(
         values.items(), key=lambda item: (item[0][0], next(iter(item[1])))
     ):
@@ -374,9 +377,21 @@ def _print_values(plan: "Plan", console: "Console") -> None:
             entry if mine == tasks[entry] else f"{entry} on {', '.join(_briefly(mine))}"
             for entry, mine in where.items()
         ]
-        table.add_row(key, value, source, "all" if where == tasks else ", ".join(names))
+        table.add_row(
+            key, value, _noted(source, notes), "all" if where == tasks else ", ".join(names)
+        )
     console.print(table)
+    for source, number in notes.items():
+        console.print(f"\\[{number}] {source}", soft_wrap=True)
     console.print()
+
+
+def _noted(source: str, notes: dict[str, int]) -> str:
+    """ "preset [1]" for a source of many words, which a note below the table has in full."""
+    if len(source) <= 32:
+        return source
+    kind = source.split(" (")[0] if " (" in source else "several"
+    return f"{kind} \\[{notes.setdefault(source, len(notes) + 1)}]"
 
 
 def _briefly(tasks: Sequence[str]) -> list[str]:
@@ -416,6 +431,7 @@ def _print_cells(
 
     columns = ("entry", "task", "seeds", "to do", "updates", "run ids", "time", "estimated from")
     table = Table(*columns, box=None, pad_edge=False)
+    table.columns[1].overflow = "fold"
     left = {(c.entry, c.task.id): c for c in todo}
     cost = {(c.entry, c.task.id): k for c, k in zip(todo, costs)}
     for cell in plan.cells:

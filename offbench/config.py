@@ -329,8 +329,8 @@ def home_of(task: "Task | str") -> str:
     task_id = canonical(_task_id(task.id if isinstance(task, Task) else task))
     patterns = yaml.safe_load((conf_dir() / "protocols.yaml").read_text())
     suites = [*patterns, *(s for s in options("suite") if s not in patterns)]  # of plugins, too
-    part = made if isinstance(made := compose.parse(task_id), str) else made.leaves[0]
-    for wanted in dict.fromkeys([task_id, canonical(part)]):  # a mixture has that of its first part
+    part = _first_part(task_id)
+    for wanted in dict.fromkeys([task_id, part]):
         for suite in suites:
             if wanted in _tasks_of(suite):
                 return suite
@@ -339,6 +339,12 @@ def home_of(task: "Task | str") -> str:
 
 
 _ELSEWHERE = "other"
+
+
+def _first_part(task_id: str) -> str:
+    """The set whose protocol and budgets a mixture has; of any other task itself."""
+    made = compose.parse(task_id)
+    return made if isinstance(made, str) else canonical(made.leaves[0])
 
 
 @cache
@@ -496,7 +502,7 @@ def _published(
         home = read_option("suite", home_of(task))
     for one in (home, suite):
         own.update(_protocol(one), f"suite {one['id']}")
-    if budget := _chosen(method.budgets, task.id, "usual", None):
+    if budget := _chosen(method.budgets, _first_part(task.id), "usual", None):
         own.update(budget.settings, f"budget ({budget.source})")
     asked = later.get("preset", own.values["preset"])
     choice = coerce(asked, own.hints["preset"], "preset")

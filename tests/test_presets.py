@@ -527,8 +527,9 @@ def test_the_plan_shows_a_row_for_its_tasks_with_its_source():
 
     console = Console(width=500, record=True, file=io.StringIO())
     cli._print_values(plan(["suite=d4rl-antmaze", "methods=[rebrac,bc]"], bench=True), console)
-    lines = [x.rstrip() for x in console.export_text().splitlines() if "actor_bc_weight" in x]
-    assert len(lines) == 3
-    assert all("preset (CORL eeeeef2, configs/offline/rebrac)" in line for line in lines)
+    text = console.export_text()
+    lines = [x.rstrip() for x in text.splitlines() if "actor_bc_weight" in x]
+    assert len(lines) == 3 and all("preset [1]" in line for line in lines)
+    assert "\n[1] preset (CORL eeeeef2, configs/offline/rebrac)\n" in text
     medium = "rebrac on d4rl/antmaze-medium-play-v2, d4rl/antmaze-medium-diverse-v2"
     assert next(line for line in lines if " 0.001 " in line).endswith(medium)
