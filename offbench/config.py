@@ -502,7 +502,9 @@ def _published(
         home = read_option("suite", home_of(task))
     for one in (home, suite):
         own.update(_protocol(one), f"suite {one['id']}")
-    if budget := _chosen(method.budgets, _first_part(task.id), "usual", None):
+    listed = canonical(task.id) in _tasks_of(home["id"])  # or a mixture, like its first part
+    part = task.id if listed else _first_part(task.id)
+    if budget := _chosen(method.budgets, part, "usual", None):
         own.update(budget.settings, f"budget ({budget.source})")
     asked = later.get("preset", own.values["preset"])
     choice = coerce(asked, own.hints["preset"], "preset")

@@ -159,6 +159,7 @@ def test_tasks_of_two_suites_are_not_one_board():
         (("method=ifql", "task=d4rl/antmaze-umaze-v2"), 500_000, 50, 500_000),
         (("method=fql", "task=d4rl/hopper-medium-v2"), 1_000_000, 10, 1_000_000),
         (("method=sac_n", "task=mix@0.3@0:d4rl/hopper-expert-v2:d4rl/hopper-random-v2"), 3_000_000, 10, 3_000_000),
+        (("method=sac_n", "task=mixed/hopper-random-expert-5-v2"), 1_000_000, 20, 1_000_000),
         (("method=fql", f"task={CUBE}"), 1_000_000, 50, 1_000_000),
         (("method=sac_n", "task=d4rl/hopper-medium-v2", "n_updates=300000"), 300_000, 10, 3_000_000),
         (("suite=quick", "method=sac_n", "task=d4rl/hopper-medium-v2"), 6000, 10, 3_000_000),
