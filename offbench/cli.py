@@ -276,7 +276,8 @@ def _plan(args: Sequence[str]) -> int:
 def _say_protocol(plan: "Plan", console: "Console") -> None:
     """Which suite's protocol the runs have, whose it is, and where a budget departs from what is published."""
     suite, first = plan.suite, plan.tasks[0]
-    why = "" if plan.named or not plan.settings.task else f", that of {first}: no suite was named"
+    whole = plan.named or plan.tasks == suite["tasks"]
+    why = "" if whole else f", that of {first}: no suite was named"
     whose = suite.get("protocol") or "this project's choice, not a published protocol"
     console.print(
         f"suite {suite['id']} v{suite['version']}{why}; protocol: {whose}", soft_wrap=True

@@ -175,6 +175,11 @@ def test_a_plan_begins_with_whose_protocol_it_is_and_shows_a_departure(nothing_h
     assert "300k of 1M" in rows[0] and "300k of 3M" in rows[1]
     assert main(["plan", "method=bc", task]) == 0
     assert "  1M updates, 10 test episodes (suite d4rl-gym-9)" in capsys.readouterr().out
+    own = [f"task.data={load_task(HOPPER).folder}", "n_updates=20", "eval.episodes=1"]
+    assert main(["plan", "method=bc", "seeds=[0]", *own]) == 0
+    assert capsys.readouterr().out.startswith(
+        "suite other v1, that of own/medium-replay-v0: no suite was named; protocol: this project's"
+    )
 
 
 def test_a_run_keeps_the_source_of_every_setting(tmp_path):
