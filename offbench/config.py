@@ -826,6 +826,8 @@ class Preset(NamedTuple):
 
 
 Composition = tuple[Any, ...]
+# the first entries of a composition: its view and the length of it
+_SPAN = 3
 
 
 def _composition(values: Mapping[str, Any]) -> Composition:
@@ -858,12 +860,23 @@ def _chosen(
     plain: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> Preset | None:
     """The first row for a task and a composition (None: any): of those that are asked for by name,
-    then of the usual ones."""
+    then of the usual ones.
+
+    A sampler or learned weights for which nothing was published leave a method what it is, so that
+    `iql+aw` and `iql` differ in what is drawn and in nothing else: the row is carried over, and its
+    source says so. Another span of a batch element (n-step returns, chunks) is another method.
+    """
     matches = [p for p in presets if p.fits(task_id)]
-    for by in dict.fromkeys((choice, None)) if choice != "none" else ():
+    wanted = tuple(dict.fromkeys((choice, None))) if choice != "none" else ()
+    for by in wanted:
         for preset in matches:
             if preset.by == by and (composed is None or composed in _compositions(preset, plain)):
                 return preset
+    for by in wanted:
+        for preset in matches:
+            spans = [c[:_SPAN] for c in _compositions(preset, plain)]
+            if preset.by == by and composed is not None and composed[:_SPAN] in spans:
+                return preset._replace(source=f"carried over from the method alone: {preset.source}")
     return None
 
 

@@ -220,12 +220,10 @@ def test_however_the_composition_is_said():
     [
         ("fql+chunk3", CUBE, "distill_weight", 10),
         ("fql+nstep3", CUBE, "distill_weight", 10),
-        ("fql+aw", CUBE, "distill_weight", 10),
         ("ifql+chunk5", "ogbench/antsoccer-arena-navigate-singletask-task1-v0", "n_proposals", 32),
         ("qc+chunk3", "ogbench/puzzle-3x3-play-sparse-singletask-task1-v0", "n_proposals", 32),
         ("cgq+chunk3", "ogbench/puzzle-4x4-play-singletask-task1-v0", "anchor_expectile", 0.95),
-        ("rebrac+dw", "d4rl/hopper-medium-replay-v2", "critic_bc_weight", 0.01),
-        ("td3_bc+top10", "d4rl/antmaze-umaze-v2", "alpha", 2.5),
+        ("rebrac+chunk3", "d4rl/hopper-medium-replay-v2", "critic_bc_weight", 0.01),
     ],
 )
 def test_a_composition_without_a_row_has_the_methods_defaults_and_says_so(
@@ -238,19 +236,35 @@ def test_a_composition_without_a_row_has_the_methods_defaults_and_says_so(
     assert "reward_affine" not in made.pipeline["transforms"]
 
 
-def test_a_row_for_other_compositions_is_used_there_alone():
-    """Hong et al. (2023) train IQL with its authors' code, CORL with its own settings."""
-    task = "task=d4rl/hopper-medium-v2"
-    alone, weighted = cells("methods=[iql,iql+aw]", task)
-    assert alone.hparams["deterministic"] and not weighted.hparams["deterministic"]
-    assert "harness-offline-rl" in weighted.tuning["source"]
-    assert cell("methods=[iql+half]", task).tuning["how"] == "default"
+@pytest.mark.parametrize(
+    ("entry", "task"),
+    [
+        ("fql+aw", CUBE),
+        ("iql+aw", "d4rl/hopper-medium-v2"),
+        ("iql+half", "d4rl/antmaze-umaze-v2"),
+        ("rebrac+dw", "d4rl/hopper-medium-replay-v2"),
+        ("td3_bc+top10", "d4rl/antmaze-umaze-v2"),
+    ],
+)
+def test_another_sampler_or_weight_changes_nothing_else_and_the_source_says_so(entry, task):
+    alone, other = cells(f"methods=[{entry.split('+')[0]},{entry}]", f"task={task}")
+    assert other.hparams == alone.hparams
+    assert other.pipeline["transforms"] == alone.pipeline["transforms"]
+    assert other.tuning["how"] == alone.tuning["how"] == "task preset"
+    assert other.tuning["preset"] == f"carried over from the method alone: {alone.tuning['preset']}"
+
+
+def test_a_row_that_was_published_with_a_sampler_is_not_carried_over():
+    task = "task=mix@0.05@0:d4rl/hopper-expert-v2:d4rl/hopper-random-v2"
+    weighted, half = cells("methods=[iql+aw,iql+half]", task)
+    assert weighted.tuning["preset"].startswith("Improbable-AI/harness-offline-rl")
+    assert half.tuning["preset"].startswith("carried over from the method alone: Improbable-AI")
 
 
 def test_the_row_of_the_method_alone_can_be_asked_for():
-    made = cell("methods=[rebrac+aw]", "task=d4rl/hopper-medium-replay-v2", "preset=alone")
+    made = cell("methods=[rebrac+chunk5]", "task=d4rl/hopper-medium-replay-v2", "preset=alone")
     assert made.hparams["critic_bc_weight"] == 0.5 and made.tuning["how"] == "task preset"
-    assert made.entry == "rebrac+aw(preset=alone)"
+    assert made.entry == "rebrac+chunk5(preset=alone)"
 
 
 @pytest.mark.parametrize("name", [s for s in PUBLISHED if "eeeeef2" in read_option("suite", s)["protocol"]])  # fmt: skip
