@@ -5,6 +5,7 @@ finished.
 """
 
 import os
+import re
 import shlex
 import sys
 import time
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from offbench.config import Cell, Plan
     from offbench.records import Store
     from offbench.run import Event, Pack
+    from offbench.tasks import Task
 
 HELP = """\
 offbench COMMAND [key=value ...]
@@ -38,6 +40,7 @@ offbench COMMAND [key=value ...]
   check     method=NAME             run the contract every method must keep
   speed     how fast training is here, against a plain PyTorch loop
 
+A task without suite= has the protocol of the suite that lists it, or of its family: conf/protocols.yaml.
 Settings: conf/run.yaml. Method, sampler, view, weight: conf/method, conf/sampler, conf/view, conf/weight.
 A method of your own: method._target_=package.Class, or an installed package with an `offbench.conf` entry point.
 """
@@ -110,6 +113,7 @@ def _execute(args: Sequence[str], *, bench: bool) -> int:
     start, console = time.perf_counter(), _console()
     wanted = plan(args, bench=bench)
     _say_which(wanted, console)
+    _say_protocol(wanted, console)
     resolve_device(wanted.settings.device)
     with console.status("looking for the data") as status:
         wanted = replace(wanted, cells=fetched(wanted.cells, report=status.update))
@@ -236,24 +240,28 @@ def _plan(args: Sequence[str]) -> int:
     console = _console()
     wanted = plan(args, bench=not any(a.startswith(("method=", "method._target_=")) for a in args))
     _say_which(wanted, console)
+    _say_protocol(wanted, console)
     store = Store(Path(wanted.settings.results))
-    todo = missing(wanted.cells, store)
+    todo = missing((c for c in wanted.cells if _is_here(c.task)), store)
     _print_values(wanted, console)
     try:
         with console.status("measuring speed") as status:
             costs = forecast(todo, store, report=status.update)
     except UserError:
-        # for instance data that are not here: the runs, and why they have no estimate
+        # for instance an environment that is not installed: the runs, and why they have no estimate
         _print_cells(wanted, todo, (), console)
         raise
     _print_cells(wanted, todo, costs, console)
-    packs = pack(todo, max_stack=_stack_limit(todo, wanted))
+    _print_absent(wanted, console)
+    packs = pack(todo, max_stack=_stack_limit(todo, wanted)) if todo else []
     jobs = n_jobs(wanted.settings, len(packs))
     longest = max((c.seconds for c in costs), default=0.0)
     seconds = max(longest, sum(c.seconds for c in costs) / jobs)
     runs = sum(len(c.seeds) for c in todo)
+    later = sum(len(c.seeds) for c in wanted.cells if not _is_here(c.task))
     console.print(
         f"{runs} runs to do, about {_duration(seconds)} on {jobs} process{'es' if jobs > 1 else ''}"
+        + (f"; {later} more once their data are here" if later else "")
     )
     if packs:
         sizes = [len(p.members) for p in packs]
@@ -263,6 +271,72 @@ def _plan(args: Sequence[str]) -> int:
             f"{memory / 2**20:.0f} MiB beside its data"
         )
     return 0
+
+
+def _say_protocol(plan: "Plan", console: "Console") -> None:
+    """Which suite's protocol the runs have, whose it is, and where a budget departs from what is published."""
+    suite, first = plan.suite, plan.tasks[0]
+    whole = plan.named or plan.tasks == suite["tasks"]
+    why = "" if whole else f", that of {first}: no suite was named"
+    whose = suite.get("protocol") or "this project's choice, not a published protocol"
+    console.print(
+        f"suite {suite['id']} v{suite['version']}{why}; protocol: {whose}", soft_wrap=True
+    )
+    said: dict[str, dict[str, None]] = {}
+    for cell in plan.cells:
+        whose = dict.fromkeys((cell.sources["n_updates"], cell.sources["eval.episodes"]))
+        budget = (
+            f"{_updates_of(cell)} updates, {cell.protocol['episodes']} test episodes"
+            f" ({'; '.join(whose)})"
+        )
+        said.setdefault(budget, {})[cell.entry] = None
+    for budget, entries in said.items():
+        names = f" for {', '.join(entries)}" if len(said) > 1 else ""
+        console.print(f"  {budget}{names}", soft_wrap=True, markup=False)
+
+
+def _updates_of(cell: "Cell") -> str:
+    """ "1M", or "300k of 1M" where another number is published."""
+    published = cell.tuning.get("published_updates")
+    own = _count(cell.n_updates)
+    return own if published in (None, cell.n_updates) else f"{own} of {_count(published)}"
+
+
+def _count(n: int) -> str:
+    if n >= 1_000_000 and n % 100_000 == 0:
+        return f"{n / 1e6:g}M"
+    return f"{n // 1000}k" if n >= 10_000 and n % 1000 == 0 else f"{n:,}"
+
+
+def _is_here(task: "Task") -> bool:
+    from offbench.tasks import NOT_HERE
+
+    missing = task.source == "embedded" and not (task.folder / "data" / "main_data.hdf5").exists()
+    return task.sha256 != NOT_HERE and not missing
+
+
+def _print_absent(plan: "Plan", console: "Console") -> None:
+    """What a run would download first: a plan looks at what is here, and fetches nothing."""
+    from offbench import catalog, compose
+    from offbench.tasks import load_task
+
+    absent: dict[str, str] = {}
+    for task in (c.task for c in plan.cells if not _is_here(c.task)):
+        made = compose.parse(task.id)
+        for name in [task.id] if isinstance(made, str) else made.leaves:
+            if _is_here(load_task(name)):
+                continue
+            card = catalog.card(name)
+            sizes = [file.size for file in card.files]
+            known = bool(sizes) and None not in sizes
+            size = f"{sum(sizes) / 1e6:,.0f} MB" if known else "size not known"
+            how = f"{size}, {card.urls[-1]}" if card.urls else "nothing is known to download"
+            if card.family == "offbench":
+                how = f"offbench data make {name}"
+            absent.setdefault(how, f"  {card.id}: {how}")
+    if absent:
+        console.print(f"data that a run needs first ({len(absent)} not here, so not estimated):")
+        console.print("\n".join(absent.values()), soft_wrap=True, markup=False)
 
 
 def _say_which(plan: "Plan", console: "Console") -> None:
@@ -287,6 +361,8 @@ def _print_values(plan: "Plan", console: "Console") -> None:
         box=None,
         pad_edge=False,
     )
+    for column in table.columns:
+        column.overflow = "fold"
     values: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     tasks: dict[str, list[str]] = {}  # entry -> its tasks
     for cell in plan.cells:
@@ -294,16 +370,35 @@ def _print_values(plan: "Plan", console: "Console") -> None:
         for key, value in _effective(cell).items():
             where = values.setdefault((key, value, _source(cell, key)), {})
             where.setdefault(cell.entry, []).append(cell.task.id)
+    notes: dict[str, int] = {}  # sources too long for a column, once each
     for (key, value, source), where in sorted(
         values.items(), key=lambda item: (item[0][0], next(iter(item[1])))
     ):
         names = [
-            entry if mine == tasks[entry] else f"{entry} on {', '.join(mine)}"
+            entry if mine == tasks[entry] else f"{entry} on {', '.join(_briefly(mine))}"
             for entry, mine in where.items()
         ]
-        table.add_row(key, value, source, "all" if where == tasks else ", ".join(names))
+        table.add_row(
+            key, value, _noted(source, notes), "all" if where == tasks else ", ".join(names)
+        )
     console.print(table)
+    for source, number in notes.items():
+        console.print(f"\\[{number}] {source}", soft_wrap=True)
     console.print()
+
+
+def _noted(source: str, notes: dict[str, int]) -> str:
+    """ "preset [1]" for a source of many words, which a note below the table has in full."""
+    if len(source) <= 32:
+        return source
+    kind = source.split(" (")[0] if " (" in source else "several"
+    return f"{kind} \\[{notes.setdefault(source, len(notes) + 1)}]"
+
+
+def _briefly(tasks: Sequence[str]) -> list[str]:
+    """The five tasks of an environment of OGBench as one: cube-single-play-singletask-task*-v0."""
+    kinds = [re.sub(r"-task\d-", "-task*-", task) for task in tasks]
+    return list(dict.fromkeys(k if kinds.count(k) > 1 else t for k, t in zip(kinds, tasks)))
 
 
 def _effective(cell: "Cell") -> dict[str, str]:
@@ -335,28 +430,30 @@ def _print_cells(
 ) -> None:
     from rich.table import Table
 
-    table = Table(
-        "entry",
-        "task",
-        "seeds",
-        "to do",
-        "run ids",
-        "time",
-        "estimated from",
-        box=None,
-        pad_edge=False,
-    )
+    columns = ("entry", "task", "seeds", "to do", "updates", "run ids", "time", "estimated from")
+    table = Table(*columns, box=None, pad_edge=False)
+    table.columns[1].overflow = "fold"
     left = {(c.entry, c.task.id): c for c in todo}
     cost = {(c.entry, c.task.id): k for c, k in zip(todo, costs)}
     for cell in plan.cells:
         key = (cell.entry, cell.task.id)
         ids = [r.run_id[:6] for r in cell.runs()]
-        absent = str(list(left[key].seeds)) if key in left else "recorded"
+        shown = " ".join(ids if len(ids) < 4 else [*ids[:2], f"+{len(ids) - 2}"])
+        absent = _spelt(left[key].seeds) if key in left else "recorded"
+        if not _is_here(cell.task):  # which is part of what a run is
+            shown, absent = "--", "data not here"
         time_, basis = (_duration(cost[key].seconds), cost[key].basis) if key in cost else ("", "")
+        seeds = _spelt(cell.seeds)
         table.add_row(
-            cell.entry, cell.task.id, str(list(cell.seeds)), absent, " ".join(ids), time_, basis
+            cell.entry, cell.task.id, seeds, absent, _updates_of(cell), shown, time_, basis
         )
     console.print(table)
+
+
+def _spelt(seeds: Sequence[int]) -> str:
+    """0-3 where they follow each other, else 0,2,5."""
+    run = list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))) and len(seeds) > 2
+    return f"{seeds[0]}-{seeds[-1]}" if run else ",".join(map(str, seeds))
 
 
 def _duration(seconds: float) -> str:
@@ -403,7 +500,11 @@ def _board_of(plan: "Plan", store: "Store") -> "Board | None":
 
 
 def _runs_of(plan: "Plan", store: "Store") -> "pd.DataFrame":
-    """The planned runs, and every other entry of the suite run with the same budget and protocol."""
+    """The planned runs, and every other entry of the suite run with the same protocol and its budget.
+
+    That is the planned number of updates; where the planned runs have the published one, an entry
+    whose method is published with another has its own.
+    """
     runs = store.runs(suite=plan.name)
     planned = {r.run_id for cell in plan.cells for r in cell.runs()}
     example = {cell.task.id: cell for cell in plan.cells}
@@ -416,13 +517,21 @@ def _runs_of(plan: "Plan", store: "Store") -> "pd.DataFrame":
         return (
             cell is not None
             and row["entry"] not in entries
-            and row["n_updates"] == cell.n_updates
             and row["dataset_sha256"] == cell.task.sha256
-            and row["protocol.episodes"] == cell.protocol["episodes"]
+            and _alike(row["n_updates"], cell.n_updates, "published_updates", row, cell)
+            and _alike(
+                row["protocol.episodes"], cell.protocol["episodes"], "published_episodes", row, cell
+            )
             and row["seed"] in cell.seeds
         )
 
     return runs[[comparable(row) for _, row in runs.iterrows()]]
+
+
+def _alike(recorded: int, planned: int, name: str, row: Any, cell: "Cell") -> bool:
+    """Whether two budgets are the same, or each the published one of its method."""
+    theirs, ours = row.get(f"tuning.{name}"), cell.tuning.get(name)
+    return recorded == planned or (recorded == theirs and planned == ours)
 
 
 def _diagnose(args: Sequence[str]) -> int:

@@ -3,9 +3,12 @@
 Hydra composes `conf/` (and the `conf` of any installed package with an `offbench.conf` entry point)
 and parses the overrides. The layers of a cell, later ones win:
 
-    the class's own defaults < conf/method/*.yaml < the suite < the method's preset for the task < the command line
+    the class's own defaults < conf/method/*.yaml < the suite's protocol < the method's published budget
+    < the method's preset for the task < the suite's `overrides` < the command line
 
-Presets are rows of conf/presets/METHOD.csv, then the `presets` of conf/method/METHOD.yaml.
+Presets are rows of conf/presets/METHOD.csv, then the `presets` of conf/method/METHOD.yaml. Where no
+suite is named, that of the task is used (conf/protocols.yaml): the toy settings of `quick` reach no
+published task unless `suite=quick` is said.
 
 Nothing below this module knows of Hydra; a `Cell` is plain data and travels to worker processes.
 """
@@ -20,7 +23,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from fnmatch import fnmatch
 from functools import cache
 from importlib.metadata import entry_points
@@ -29,9 +32,10 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 import yaml
 
+from offbench import compose
 from offbench.errors import UserError, unknown
 from offbench.records import RunSpec
-from offbench.tasks import Loader, Task, load_task, own_task, read_by
+from offbench.tasks import Loader, Task, canonical, load_task, own_task, read_by
 
 GROUPS = ("method", "sampler", "view", "weight", "suite")
 AROUND = ("sampler", "view", "weight")  # what composes around a method
@@ -57,7 +61,7 @@ class Settings:
     batch_size: int = 256
     gamma: float = 0.99
     transforms: Mapping[str, Any] = field(default_factory=dict)
-    preset: Literal["usual", "paper", "corl", "none"] = "usual"
+    preset: Literal["usual", "paper", "corl", "alone", "none"] = "usual"
     eval: EvalSettings = EvalSettings()
     device: str = "auto"
     engine: Literal["auto", "vmap", "eager", "compile", "cudagraph"] = "auto"
@@ -93,6 +97,11 @@ class Cell:
     overrides: Mapping[str, Any]  # what the command line set
     sources: Mapping[str, str]  # dotted setting -> where its value came from
 
+    @property
+    def recorded_sources(self) -> dict[str, str]:
+        """The sources of what defines a run; those of device, engine and the like are left out."""
+        return {k: v for k, v in sorted(self.sources.items()) if k.split(".")[0] in _DEFINING}
+
     def runs(self) -> list[RunSpec]:
         return [
             RunSpec(
@@ -121,6 +130,8 @@ class Cell:
 
 
 _SCORING = ("score", "ref_min", "ref_max", "max_episode_steps")
+_TUNABLE = ("method", *AROUND, "transforms", "batch_size", "gamma")  # what tuning is about
+_DEFINING = (*_TUNABLE, "n_updates", "eval", "seeds", "loader", "precision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +141,7 @@ class Plan:
     cells: tuple[Cell, ...]
     settings: Settings
     suite: Mapping[str, Any]
+    named: bool = True  # whether the command line named the suite
 
     @property
     def tasks(self) -> list[str]:
@@ -249,15 +261,17 @@ def plan(overrides: Sequence[str], *, bench: bool) -> Plan:
     """
     plans = [_plan_point(point, bench=bench) for point in _parse(overrides)]
     cells = tuple(cell for p in plans for cell in p.cells)
-    if len({p.name for p in plans}) > 1:
-        raise UserError("suites cannot be swept: one board, one suite")
+    if len(names := {p.name for p in plans}) > 1:
+        raise UserError(
+            f"one board, one suite, and these are of {', '.join(sorted(names))}: name one with suite="
+        )
     seen: dict[tuple[str, str], Cell] = {}
     for cell in cells:
         if seen.setdefault((cell.entry, cell.task.id), cell) is not cell:
             raise UserError(
                 f"{cell.entry} on {cell.task.id} is asked for twice; give the rows different labels"
             )
-    return Plan(cells=cells, settings=plans[0].settings, suite=plans[0].suite)
+    return replace(plans[0], cells=cells)
 
 
 def _plan_point(given: dict[str, Any], *, bench: bool) -> Plan:
@@ -267,7 +281,6 @@ def _plan_point(given: dict[str, Any], *, bench: bool) -> Plan:
             raise UserError(
                 f"{group}={name!r} must be a name; {group} settings are written {group}.key=value"
             )
-    suite = read_option("suite", choices.get("suite", "quick"))
     if bad := [k for k in given if k.split(".")[0] == "suite"]:
         raise UserError(
             f"{bad[0]}: a published suite is not edited; set task, seeds, n_updates or eval instead"
@@ -276,6 +289,12 @@ def _plan_point(given: dict[str, Any], *, bench: bool) -> Plan:
     own = {k.split(".", 1)[1]: given.pop(k) for k in list(given) if k.startswith("task.")}
     if own:
         given["task"] = _own_task(own, given.get("task"))
+    named = choices.get("suite")
+    suite = read_option(
+        "suite", named or (home_of(given["task"]) if given.get("task") else "quick")
+    )
+    if not (given.get("task") or suite["tasks"]):
+        raise UserError(f"suite={suite['id']} has no tasks of its own: name one, or task.data=PATH")
     target = given.get("method._target_")
     if choices.get("method") or target:
         entries: Sequence[str | None] = (choices.get("method"),)
@@ -288,6 +307,7 @@ def _plan_point(given: dict[str, Any], *, bench: bool) -> Plan:
             f"method= is missing: {', '.join(options('method'))}, or method._target_=package.Class"
         )
     made = [pair for entry in entries for pair in _entry_cells(entry, choices, given, suite)]
+    settings = made[-1][1]
     if (wanted := made[-1][1].preset) in VARIANTS:
         own_row = f"preset={wanted} "
         if not any(v.startswith(own_row) for cell, _ in made for v in cell.sources.values()):
@@ -295,7 +315,58 @@ def _plan_point(given: dict[str, Any], *, bench: bool) -> Plan:
                 f"preset={wanted}: no row of these methods and tasks has settings of its own; there are"
                 f" such for {', '.join(_variants(wanted))}"
             )
-    return Plan(cells=tuple(cell for cell, _ in made), settings=made[-1][1], suite=suite)
+    cells = tuple(cell for cell, _ in made)
+    return Plan(cells=cells, settings=settings, suite=suite, named=named is not None)
+
+
+# --- the suite of a task --------------------------------------------------------------------
+
+
+def home_of(task: "Task | str") -> str:
+    """The suite whose protocol a task has where none is named: see conf/protocols.yaml."""
+    if isinstance(task, Task) and task.source == "path":
+        return _ELSEWHERE
+    task_id = canonical(_task_id(task.id if isinstance(task, Task) else task))
+    patterns = yaml.safe_load((conf_dir() / "protocols.yaml").read_text())
+    suites = [*patterns, *(s for s in options("suite") if s not in patterns)]  # of plugins, too
+    part = _first_part(task_id)
+    for wanted in dict.fromkeys([task_id, part]):
+        for suite in suites:
+            if wanted in _tasks_of(suite):
+                return suite
+    matches = (s for s, found in patterns.items() if any(fnmatch(part, p) for p in found or ()))
+    return next(matches, _ELSEWHERE)
+
+
+_ELSEWHERE = "other"
+
+
+def _first_part(task_id: str) -> str:
+    """The set whose protocol and budgets a mixture has; of any other task itself."""
+    made = compose.parse(task_id)
+    return made if isinstance(made, str) else canonical(made.leaves[0])
+
+
+@cache
+def _tasks_of(suite: str) -> frozenset[str]:
+    return frozenset(canonical(name) for name in read_option("suite", suite)["tasks"])
+
+
+def _protocol(suite: Mapping[str, Any]) -> dict[str, Any]:
+    """What a suite says of seeds, budget and evaluation; a method's published budget wins over it."""
+    own = {k: suite[k] for k in ("seeds", "n_updates") if suite.get(k) is not None}
+    return own | {f"eval.{k}": v for k, v in (suite.get("eval") or {}).items()}
+
+
+def _overrides(suite: Mapping[str, Any], method: str | None, task_id: str) -> dict[str, Any]:
+    """What a suite insists on, whatever is published: for every method, then for one on some tasks."""
+    changes = _flatten(suite.get("overrides") or {})
+    for pattern, more in ((suite.get("overrides_of") or {}).get(method) or {}).items():
+        changes |= _flatten(more) if fnmatch(task_id, pattern) else {}
+    return changes
+
+
+# --- one entry ------------------------------------------------------------------------------
 
 
 def _own_task(own: Mapping[str, Any], task_id: Any) -> Task:
@@ -312,20 +383,40 @@ def _own_task(own: Mapping[str, Any], task_id: Any) -> Task:
     return own_task(values.pop("data"), id=coerce(task_id, str | None, "task"), **values)
 
 
+class Method(NamedTuple):
+    """A method with what is composed around it, before anything is known of the task."""
+
+    name: str | None  # as it was asked for
+    picked: Mapping[str, tuple[str, dict]]  # group -> option and the number in its name
+    values: "Layers"
+    plain: Mapping[str, Any]  # the values without what is composed around it
+    presets: "Sequence[Preset]"
+    budgets: "Sequence[Preset]"
+
+
 def _entry_cells(
     entry: str | None, choices: Mapping, given: Mapping, suite: Mapping
 ) -> Iterator[tuple[Cell, Settings]]:
     """The cells of `iql+aw`, one per task."""
+    for point in _expand(given, _method(entry, choices, given).values.hints):
+        yield from _task_cells(_method(entry, choices, point), suite, point)
+
+
+def _method(entry: str | None, choices: Mapping, given: Mapping) -> Method:
     name, picked = _split_entry(entry, choices)
     base = read_option("method", name) if name else {**_compose(), "method": {}}
+    source = (base.get("known_as") or {}).get(_span_of(base, picked, given), name)
+    if source != name:  # FQL on chunks of 5 is QC-FQL, with its settings
+        base = read_option("method", source)
     presets = (
-        *(preset_table(name) if name else ()),
-        *_yaml_presets(base.pop("presets", None) or {}),
+        *(preset_table(source) if source else ()),
+        *_yaml_presets(base.pop("presets", None) or ()),
     )
-    base.pop("suite")
-    base.pop("summary", None)
-    where = f"conf/method/{name}.yaml" if name else "default"
-    values = Layers(base, where)
+    budgets = tuple(_yaml_presets(base.pop("budgets", None) or ()))
+    for key in ("suite", "summary", "known_as"):
+        base.pop(key, None)
+    values = Layers(base, f"conf/method/{source}.yaml" if source else "default")
+    plain = dict(values.values)
     for group in AROUND:
         option, extra = picked.get(group, (None, {}))
         made = read_option(group, option) if option else {}
@@ -338,14 +429,20 @@ def _entry_cells(
         values.fill_defaults(group)
         _, extra = picked.get(group, (None, {}))
         values.update({f"{group}.{k}": v for k, v in extra.items()}, f"entry {entry}")
-    values.update(_flatten(suite.get("overrides") or {}), f"suite {suite['id']}", lenient=True)
-    values.update(
-        {k: suite[k] for k in ("seeds", "n_updates") if suite.get(k) is not None}
-        | {f"eval.{k}": v for k, v in (suite.get("eval") or {}).items()},
-        f"suite {suite['id']}",
-    )
-    for point in _expand(given, values.hints):
-        yield from _task_cells(values, presets, name, picked, suite, point)
+    return Method(name, picked, values, plain, presets, budgets)
+
+
+def _span_of(base: Mapping, picked: Mapping, given: Mapping) -> str | None:
+    """What the view of an entry spans, as its name has it: chunk5, nstep1."""
+    view = base["view"]
+    option, extra = picked.get("view", (None, {}))
+    made = read_option("view", option) if option else view
+    if made["_target_"] == view["_target_"]:
+        made = view
+    for word, number in NAMES_OF_VIEWS.items():
+        if made["_target_"] == read_option("view", word)["_target_"]:
+            return f"{word}{given.get(f'view.{number}', extra.get(number, made[number]))}"
+    return None
 
 
 def _expand(given: Mapping[str, Any], hints: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -363,16 +460,9 @@ def _expand(given: Mapping[str, Any], hints: Mapping[str, Any]) -> Iterator[dict
         yield {**given, **dict(zip(lists, values, strict=True))}
 
 
-def _task_cells(
-    values: "Layers",
-    presets: Sequence["Preset"],
-    name: str | None,
-    picked: Mapping,
-    suite: Mapping,
-    given: Mapping,
-) -> Iterator[tuple[Cell, Settings]]:
+def _task_cells(method: Method, suite: Mapping, given: Mapping) -> Iterator[tuple[Cell, Settings]]:
     task_names = [given["task"]] if given.get("task") else suite["tasks"]
-    if not given.get("task") and (only := (suite.get("only") or {}).get(name)):
+    if not given.get("task") and (only := (suite.get("only") or {}).get(method.name)):
         task_names = [t for t in task_names if any(fnmatch(t, pattern) for pattern in only)]
     skipped = (
         "methods",
@@ -380,7 +470,6 @@ def _task_cells(
         *(["task"] if isinstance(given.get("task"), Task) else []),
     )
     given = {k: v for k, v in given.items() if k not in skipped}
-    replaced = _replaced(values)
     for task_name in task_names:
         loader = coerce(given.get("loader", "offbench"), Loader, "loader")
         if isinstance(task_name, Task):
@@ -388,27 +477,50 @@ def _task_cells(
         else:
             task = load_task(_task_id(task_name), loader=loader)
         task.check_trainable()
-        own = values.copy()
-        choice = coerce(
-            given.get("preset", values.values["preset"]), values.hints["preset"], "preset"
-        )
-        preset = _chosen(presets, task.id, choice)
-        if preset:
-            # it knows the method as its yaml composes it, and gives way to what the entry says
-            fitting = {
-                k: v
-                for k, v in preset.settings.items()
-                if k.split(".")[0] not in replaced
-                and not own.sources.get(k, "").startswith("entry ")
-            }
-            by = f"preset={preset.by}" if preset.by else "preset"
-            own.update(fitting, f"{by} ({preset.source})")
+        insisted = _overrides(suite, method.name, task.id)
+        own, preset = _published(method, suite, task, {**insisted, **given})
+        published = own.copy()
+        own.update(insisted, f"suite {suite['id']}", lenient=True)
         own.update(given, "command line")
         around = ("method", *AROUND)
         flat = {k: own.resolved(k) for k in own.values if k.split(".")[0] not in around}
         settings = _build(Settings, _nest(flat))
         _check_settings(settings)
-        yield _cell(own, name, picked, task, suite, settings, given, preset), settings
+        tuning = _tuning(own, published, settings, preset)
+        yield _cell(own, method, task, suite, settings, given, tuning), settings
+
+
+def _published(
+    method: Method, suite: Mapping, task: Task, later: Mapping
+) -> "tuple[Layers, Preset | None]":
+    """The settings as they are published for a method on a task, before anybody overrides them.
+
+    `later` is what will be: a preset is for a composition, which it may still change.
+    """
+    own, home = method.values.copy(), suite
+    if canonical(task.id) not in _tasks_of(suite["id"]):
+        home = read_option("suite", home_of(task))
+    for one in (home, suite):
+        own.update(_protocol(one), f"suite {one['id']}")
+    listed = canonical(task.id) in _tasks_of(home["id"])  # or a mixture, like its first part
+    part = task.id if listed else _first_part(task.id)
+    if budget := _chosen(method.budgets, part, "usual", None):
+        own.update(budget.settings, f"budget ({budget.source})")
+    asked = later.get("preset", own.values["preset"])
+    choice = coerce(asked, own.hints["preset"], "preset")
+    composed = None if choice == "alone" else _composition({**own.values, **later})
+    preset = _chosen(method.presets, task.id, choice, composed, method.plain)
+    if preset:
+        # it knows the method as its yaml composes it, and gives way to what the entry says
+        fitting = {
+            k: v
+            for k, v in preset.settings.items()
+            if k.split(".")[0] not in _replaced(own)
+            and not own.sources.get(k, "").startswith("entry ")
+        }
+        by = f"preset={preset.by}" if preset.by else "preset"
+        own.update(fitting, f"{by} ({preset.source})")
+    return own, preset
 
 
 def _task_id(name: Any) -> str:
@@ -421,8 +533,8 @@ def _task_id(name: Any) -> str:
 
 
 def _cell(
-    own: "Layers", name: str | None, picked: Mapping, task: Task, suite: Mapping, settings: Settings,
-    given: Mapping, preset: "Preset | None",
+    own: "Layers", method: Method, task: Task, suite: Mapping, settings: Settings,
+    given: Mapping, tuning: Mapping[str, Any],
 ) -> Cell:  # fmt: skip
     target = own.values["method._target_"]
     hparams = own.typed("method")
@@ -431,7 +543,7 @@ def _cell(
     if weighted := own.values["weight._target_"]:
         _check_ranges("weight", weighted, own.typed("weight"))
     pipeline = {
-        "view": {"target": own.values["view._target_"], **own.typed("view")},
+        "view": _identity_of_view(own),
         "sampler": {"target": own.values["sampler._target_"], **own.typed("sampler")},
         "transforms": _typed_transforms(settings.transforms),
         "batch_size": settings.batch_size,
@@ -453,21 +565,32 @@ def _cell(
         "monitor_episodes": settings.eval.monitor_episodes if monitor_at else 0,
     }
     return Cell(
-        entry=settings.label or _label(own, name or target.rsplit(".", 1)[-1], picked, given),
+        entry=settings.label or _label(method, target, given),
         suite=suite["id"],
         suite_version=suite["version"],
         task=task,
-        method=name or target,
+        method=method.name or target,
         target=target,
         hparams=hparams,
         pipeline=pipeline,
         seeds=settings.seeds or (),
         n_updates=settings.n_updates or 0,
         protocol=protocol,
-        tuning=_tuning(own, settings, preset),
+        tuning=tuning,
         overrides={k: v for k, v in given.items() if k in own.values or k.startswith("transforms")},
         sources=own.sources,
     )
+
+
+def _identity_of_view(own: "Layers") -> dict[str, Any]:
+    """A view's settings; what changes nothing in single steps is left out, so that ids of runs stay."""
+    view = own.typed("view")
+    if (
+        "n" in view
+    ):  # the settings that chunks have had from the beginning, and n-step returns have not
+        usual = {"pad": True, "rewards_after_terminal": False}
+        view = {k: v for k, v in view.items() if k == "n" or (view["n"] > 1 and v != usual[k])}
+    return {"target": own.values["view._target_"], **view}
 
 
 def _split_entry(
@@ -505,20 +628,22 @@ def _replaced(own: "Layers") -> set[str]:
     return {g for g in AROUND if own.sources[f"{g}._target_"].startswith(f"conf/{g}/")}
 
 
-def _label(own: "Layers", name: str, picked: Mapping, given: Mapping) -> str:
+def _label(method: Method, target: str, given: Mapping) -> str:
     """What the board calls a row: the method, what was composed around it, and what was changed."""
-    words = [name]
+    words = [method.name or target.rsplit(".", 1)[-1]]
+    # an entry that is another published method is still called what it was asked for as
+    base = read_option("method", method.name) if method.name else _compose()
     for group in AROUND:
-        option, extra = picked.get(group, (None, {}))
+        option, extra = method.picked.get(group, (None, {}))
         number = "".join(str(v) for v in extra.values())
-        usual = option in ("uniform", "nstep", "none") and group not in _replaced(own)
+        own = option and read_option(group, option)["_target_"] == base[group]["_target_"]
+        usual = option in ("uniform", "nstep", "none") and own
         if (option and not usual) or number:
             words.append(f"{option}{number}")
     changed = [
         f"{k.removeprefix('method.')}={_short(v)}"
         for k, v in given.items()
-        if k.split(".")[0]
-        in ("method", *AROUND, "transforms", "batch_size", "gamma", "loader", "precision", "preset")
+        if k.split(".")[0] in (*_TUNABLE, "loader", "precision", "preset")
         and (k, v) != ("preset", "usual")
     ]
     return "+".join(words) + (f"({','.join(changed)})" if changed else "")
@@ -528,26 +653,78 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
 
 
-def _tuning(own: "Layers", settings: Settings, preset: "Preset | None") -> dict[str, Any]:
-    changed = [
-        k
-        for k, s in own.sources.items()
-        if s == "command line" and k.split(".")[0] in ("method", *AROUND)
-    ]
+def _tuning(
+    own: "Layers", published: "Layers", settings: Settings, preset: "Preset | None"
+) -> dict[str, Any]:
+    """How the hyper-parameters were chosen (see `offbench.records.Provenance`)."""
     extra = dict(settings.tuning or {})
     tried = extra.pop("configurations", 1)
     source = extra.pop("source", None)
     if extra:
         raise unknown("key of tuning", next(iter(extra)), ("configurations", "source"))
-    if changed or settings.tuning:
+    overridden = _differing(own, published)
+    users = [k for k in overridden if k != "n_updates" and _said_by(own, k) == "command line"]
+    if own.sources["method._target_"] == "command line":
+        users = ["method._target_", *users]
+    if settings.tuning or (users and not preset):
         how = "user"
     elif preset:
-        how, source = "task preset", preset.source
+        how = "task preset" + _in_words(overridden)
+        by = dict.fromkeys(_said_by(own, k) for k in overridden)
+        source = "; ".join([preset.source, *by])
     elif any(s.startswith("suite") for k, s in own.sources.items() if k.startswith("method.")):
         how = "suite"
     else:
         how = "default"
-    return {"how": how, "tried": tried, "source": source or ", ".join(changed) or how}
+    return {
+        "how": how,
+        "tried": tried,
+        "source": source or ", ".join(users) or how,
+        "preset": preset.source if preset else None,
+        "overridden": overridden,
+        "published_updates": _if_published(published, "n_updates"),
+        "published_episodes": _if_published(published, "eval.episodes"),
+    }
+
+
+def _differing(own: "Layers", published: "Layers") -> list[str]:
+    """The settings of a method and its data, and the number of updates, that are not what is published."""
+    keys = [k for k in own.values if k.split(".")[0] in ("method", *AROUND, "batch_size", "gamma")]
+    last = ["n_updates"] if published.values["n_updates"] is not None else []
+    found = [k for k in (*keys, *last) if _differs(own, published, k)]
+    same = _typed_transforms(own.nested("transforms")) == _typed_transforms(published.nested("transforms"))  # fmt: skip
+    return found if same else [*found, "transforms"]
+
+
+def _differs(own: "Layers", published: "Layers", key: str) -> bool:
+    """As they were said: what refers to the number of updates is not changed with it."""
+    if key not in published.values:
+        return True
+    typed = lambda v: v if _refers(v) or key not in own.hints else coerce(v, own.hints[key], key)
+    return typed(own.values[key]) != typed(published.values[key])
+
+
+def _said_by(own: "Layers", key: str) -> str:
+    found = [s for k, s in own.sources.items() if k == key or k.startswith(f"{key}.")]
+    return next((s for s in found if s == "command line"), found[-1] if found else "command line")
+
+
+def _in_words(overridden: Sequence[str]) -> str:
+    """ ", 3 settings overridden (hidden, lr, n_updates)"; nothing where there are none."""
+    if not overridden:
+        return ""
+    names = [k.removeprefix("method.") for k in overridden]
+    more = f" and {len(names) - 4} more" if len(names) > 5 else ""
+    plural = "s" if len(names) > 1 else ""
+    return f", {len(names)} setting{plural} overridden ({', '.join(names[:4] if more else names)}{more})"
+
+
+def _if_published(published: "Layers", key: str) -> Any:
+    """A value of the budget, None where it is nobody's published one."""
+    source = published.sources[key]
+    kind, _, name = source.partition(" ")
+    whose = kind == "suite" and read_option("suite", name).get("protocol")
+    return published.values[key] if whose or source.startswith(("budget", "preset")) else None
 
 
 _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = types.MappingProxyType(
@@ -634,21 +811,72 @@ VARIANTS = ("paper", "corl")
 
 
 class Preset(NamedTuple):
-    """Published settings of a method for the tasks that a pattern matches; the first match is used."""
+    """Published settings of a method for some tasks; the first row that fits is used."""
 
-    task: str  # a task id, or a pattern as in fnmatch
+    task: str  # task ids or patterns as in fnmatch, with spaces between them
     settings: Mapping[str, Any]  # dotted setting -> value
     source: str
     by: str | None = None  # one of VARIANTS: used only where `preset` asks for it
+    around: tuple[str, ...] = (
+        "",
+    )  # what may be composed around it, as an entry has it: "aw", "chunk5"
+
+    def fits(self, task_id: str) -> bool:
+        return any(fnmatch(task_id, pattern) for pattern in self.task.split())
 
 
-def _chosen(presets: Sequence[Preset], task_id: str, choice: str) -> Preset | None:
-    """The first row for a task: of those that are asked for by name, then of the usual ones."""
-    matches = [p for p in presets if fnmatch(task_id, p.task)]
-    for by in (choice, None) if choice != "none" else ():
+Composition = tuple[Any, ...]
+# the first entries of a composition: its view and the length of it
+_SPAN = 3
+
+
+def _composition(values: Mapping[str, Any]) -> Composition:
+    """What decides whether settings were published for an entry: its view and its length, its
+    sampler, its learned weights."""
+    view = values["view._target_"], values.get("view.n"), values.get("view.h")
+    sampler = values["sampler._target_"], values.get("sampler.fraction"), values.get("sampler.by")
+    return *view, *sampler, values["weight._target_"]
+
+
+def _compositions(preset: Preset, plain: Mapping[str, Any]) -> Iterator[Composition]:
+    """Those that a row is for: around the method as its yaml has it, and as the row changes it."""
+    for words in preset.around:
+        values = dict(plain)
+        _, picked = _split_entry(f"method+{words}" if words else "method", {})
+        for group, (option, extra) in picked.items():
+            made = _flatten({group: read_option(group, option)})
+            if made[f"{group}._target_"] != values[f"{group}._target_"]:
+                values = {k: v for k, v in values.items() if k.split(".")[0] != group} | made
+            values |= {f"{group}.{k}": v for k, v in extra.items()}
+        yield _composition(values)
+        yield _composition({**values, **preset.settings})
+
+
+def _chosen(
+    presets: Sequence[Preset],
+    task_id: str,
+    choice: str,
+    composed: Composition | None,
+    plain: Mapping[str, Any] = types.MappingProxyType({}),
+) -> Preset | None:
+    """The first row for a task and a composition (None: any): of those that are asked for by name,
+    then of the usual ones.
+
+    A sampler or learned weights for which nothing was published leave a method what it is, so that
+    `iql+aw` and `iql` differ in what is drawn and in nothing else: the row is carried over, and its
+    source says so. Another span of a batch element (n-step returns, chunks) is another method.
+    """
+    matches = [p for p in presets if p.fits(task_id)]
+    wanted = tuple(dict.fromkeys((choice, None))) if choice != "none" else ()
+    for by in wanted:
         for preset in matches:
-            if preset.by == by:
+            if preset.by == by and (composed is None or composed in _compositions(preset, plain)):
                 return preset
+    for by in wanted:
+        for preset in matches:
+            spans = [c[:_SPAN] for c in _compositions(preset, plain)]
+            if preset.by == by and composed is not None and composed[:_SPAN] in spans:
+                return preset._replace(source=f"carried over from the method alone: {preset.source}")
     return None
 
 
@@ -657,7 +885,7 @@ def _variants(by: str) -> Iterator[str]:
     for name in options("method"):
         rows = (
             *preset_table(name),
-            *_yaml_presets(read_option("method", name).get("presets") or {}),
+            *_yaml_presets(read_option("method", name).get("presets") or ()),
         )
         if tasks := [p.task for p in rows if p.by == by]:
             yield f"{name} ({' '.join(tasks)})"
@@ -668,7 +896,8 @@ def preset_table(name: str) -> tuple[Preset, ...]:
     """conf/presets/NAME.csv, a row per task: `task`, `source`, and a column per dotted setting.
 
     An empty cell sets nothing. `transforms` before `transforms.x.y` replaces those of the method. A row
-    with one of VARIANTS in the column `by` is used with preset=paper or preset=corl only.
+    with one of VARIANTS in the column `by` is used with preset=paper or preset=corl only. A row is for
+    the method alone, or for the entries in the column `around` ("alone aw rw": iql, iql+aw, iql+rw).
     `${n_updates}` is the length of the run, whatever it turns out to be.
     """
     path = conf_dir() / "presets" / f"{name}.csv"
@@ -676,24 +905,29 @@ def preset_table(name: str) -> tuple[Preset, ...]:
         return ()
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    about = [[row.pop(k, None) for k in ("task", "source", "by")] for row in rows]
+    about = [[row.pop(k, None) for k in ("task", "source", "by", "around")] for row in rows]
     return tuple(
-        Preset(task, {k: yaml.safe_load(v) for k, v in row.items() if v}, source, by or None)
-        for row, (task, source, by) in zip(rows, about, strict=True)
+        Preset(task, _read(row), source, by or None, _around(around))
+        for row, (task, source, by, around) in zip(rows, about, strict=True)
     )
 
 
-def _yaml_presets(presets: Mapping[str, Any], by: str | None = None) -> Iterator[Preset]:
-    """The `presets` of a method's yaml: pattern -> settings, and one source for all of them.
+def _read(row: Mapping[str, str]) -> dict[str, Any]:
+    return {k: yaml.safe_load(v) for k, v in row.items() if v}
 
-    Below one of VARIANTS, the like of it that is used with preset=paper or preset=corl only.
-    """
-    source = presets.get("source", "no source")
-    for pattern, settings in presets.items():
-        if pattern in VARIANTS:
-            yield from _yaml_presets(settings, pattern)
-        elif pattern != "source":
-            yield Preset(pattern, _flatten(settings), source, by)
+
+def _around(words: str | None) -> tuple[str, ...]:
+    return tuple("" if word == "alone" else word for word in (words or "alone").split())
+
+
+def _yaml_presets(blocks: Sequence[Mapping[str, Any]]) -> Iterator[Preset]:
+    """The `presets` or `budgets` of a method's yaml: blocks of rows, pattern -> settings, that have
+    `source`, `by` and `around` in common, as in `preset_table`."""
+    for block in blocks:
+        rows = dict(block)
+        source, by, around = (rows.pop(k, None) for k in ("source", "by", "around"))
+        for pattern, settings in rows.items():
+            yield Preset(pattern, _flatten(settings), source or "no source", by, _around(around))
 
 
 # --- layers ---------------------------------------------------------------------------------
@@ -706,7 +940,8 @@ class Layers:
         self.values = _flatten(values)
         run_yaml = _flatten(_compose())
         self.sources = {
-            k: "conf/run.yaml" if run_yaml.get(k) == v else source for k, v in self.values.items()
+            k: "conf/run.yaml" if k in run_yaml and run_yaml[k] == v else source
+            for k, v in self.values.items()
         }
         self.hints: dict[str, Any] = _hints(Settings)
 
@@ -787,6 +1022,11 @@ class Layers:
                 self.values.pop(key.rsplit(".", 1)[0], None)
         for k, v in changes.items():
             self.values[k], self.sources[k] = v, source
+
+    def nested(self, group: str) -> dict[str, Any]:
+        """The values below a name, as they were written."""
+        below = {k: v for k, v in self.values.items() if k.startswith(f"{group}.")}
+        return _nest(below).get(group, {})
 
     def typed(self, group: str) -> dict[str, Any]:
         """The group's parameters, coerced to the target's types."""

@@ -170,7 +170,11 @@ class RunSpec:
 class Provenance:
     """How a result came to be: what may differ between two honest executions of one `RunSpec`.
 
-    `tuning` is `{"how": one of TUNINGS, "tried": number of configurations, "source": words}`.
+    `tuning` says how the hyper-parameters were chosen: `how`, one of TUNINGS, or "task preset, 2 settings
+    overridden (lr, n_updates)"; `tried`, the number of configurations; `source`, in words; `preset`, the
+    source of the preset below what was overridden, or None; `overridden`, the names of the settings that
+    differ from what is published; `published_updates` and `published_episodes`, the budget that is
+    published for this method and task, or None. Older records have the first three.
     """
 
     entry: str  # the label of the board's row, e.g. "iql+aw"
@@ -188,14 +192,16 @@ class Provenance:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     host: Mapping[str, Any] = field(default_factory=dict)  # e.g. {"cpus": 16}; never a name
     fitted: Mapping[str, Any] = field(default_factory=dict)  # settings that were left to the data
+    sources: Mapping[str, Any] = field(default_factory=dict)  # setting -> where its value came from
 
     def __post_init__(self) -> None:
         for item in fields(self):
             object.__setattr__(self, item.name, _checked(item, getattr(self, item.name)))
         if self.pack < 1:
             raise UserError(f"provenance: pack is {self.pack}, it counts the run itself")
-        if self.tuning.get("how") not in TUNINGS:
-            raise unknown("tuning.how", self.tuning.get("how"), TUNINGS)
+        how = self.tuning.get("how")
+        if how not in TUNINGS and not str(how).startswith("task preset, "):
+            raise unknown("tuning.how", how, TUNINGS)
         if named := [name for name in self.host if name.lower() in _IDENTIFYING]:
             raise UserError(f"provenance: host.{named[0]} would publish who or where you are")
         if not _is_utc(self.created):
@@ -390,7 +396,7 @@ class Store:
         return Record(path, body["status"], body["reason"], spec, provenance, metrics)
 
     def runs(self, **where: Any) -> pd.DataFrame:
-        """One line per record, failed ones too: spec and provenance, nested names dotted.
+        """One line per record, failed ones too: spec and provenance but `sources`, nested names dotted.
 
         `where` filters by column, with a value or a collection of values; dotted names go in as
         `**{"hparams.lr": 1e-3}`. Columns besides the fields: run_id, config_id, status, reason,
@@ -554,7 +560,8 @@ def _line(body: dict[str, Any]) -> dict[str, Any]:
     line = {name: body[name] for name in ("run_id", "config_id", "status", "reason")}
     line["rows"] = body["episodes"]["rows"] if body["episodes"] else 0
     for part in ("spec", "provenance"):
-        _flatten(body[part], "", line)
+        # sources are for who reads one record: a column per setting would drown the rest
+        _flatten({k: v for k, v in body[part].items() if k != "sources"}, "", line)
     return line
 
 

@@ -531,6 +531,7 @@ def _provenance(
         overrides={k: v for k, v in cell.overrides.items() if v is not None},
         host=provenance.host(),
         fitted=fitted,
+        sources=cell.recorded_sources,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from offbench.data import ReplayData, blocks, episode_returns
+from offbench.data import ReplayData, blocks, episode_returns, first_rows
 from offbench.errors import UserError, unknown
 from offbench.types import Policy, TimeStep
 
@@ -152,12 +152,16 @@ def reward_standard(data: ReplayData) -> Transform:
 def _corl_returns(data: ReplayData) -> Tensor:
     """Returns of CORL's pieces: rows up to a terminal, or 1000 of them, in the order of the file.
 
-    The last step of an episode that a time limit ended is not in its data, so a piece of 1000 rows
-    runs on into the next episode, and an unfinished piece at the end of the file is left out.
+    Its data lack the step at which a time limit ended an episode, and the last row of the file
+    (d4rl's `qlearning_dataset`), so a piece of 1000 rows runs on into the next episode, and an
+    unfinished piece at the end is left out. A recording that was cut short of the limit, as in the
+    replay sets, has no mark in the file, and its last row is in CORL's data. What reached 1000 steps
+    without a terminal is taken for timed out.
     """
     row = data.valid.nonzero().squeeze(1)
-    cut = (row + 1 == data.last[row]) & ~data.terminal[row]
-    row = row[~cut & (row < row[-1])]
+    length = data.last[row] - first_rows(data)[data.episode[row]]
+    timed_out = (row + 1 == data.last[row]) & ~data.terminal[row] & (length >= _CORL_STEPS)
+    row = row[~timed_out & (row < row[-1])]
     returns, total, length = [], 0.0, 0
     for reward, terminal in zip(
         data.reward[row].tolist(), data.terminal[row].tolist(), strict=True

@@ -28,7 +28,7 @@ class View(Protocol):
 
 
 def _spans(data: ReplayData, row: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of the next n steps, which of them count, and the row each span ends at.
+    """Rows of the next n steps, which of them lie inside the episode, and which count.
 
     A step counts while the episode lasts and no terminal came before it.
     """
@@ -37,42 +37,80 @@ def _spans(data: ReplayData, row: Tensor, n: int) -> tuple[Tensor, Tensor, Tenso
     inside, steps = steps < last, torch.minimum(steps, last)
     ended = data.terminal[steps] & inside  # (B, n)
     before = ended.long().cumsum(1) - ended.long()
-    counts = inside & (before == 0)
-    return steps, counts, row + counts.sum(1)
+    return steps, inside, inside & (before == 0)
 
 
-def _batch(data: ReplayData, row: Tensor, n: int, gamma: float) -> Batch:
+def _returns(
+    data: ReplayData, row: Tensor, n: int, gamma: float, after_terminal: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of n steps: discounted rewards, whether a terminal came by each, and lengths so far, each (B, n);
+    and the powers of gamma (n + 1,).
+
+    A return adds rewards up to a terminal or the end of the episode; with `after_terminal` those that
+    were recorded after a terminal inside an episode, too. The span ends at the terminal either way.
+    """
+    steps, inside, counts = _spans(data, row, n)
+    powers = gamma ** torch.arange(n + 1, dtype=data.reward.dtype, device=row.device)
+    reward = data.reward[steps] * powers[:n] * (inside if after_terminal else counts)
+    ended = (data.terminal[steps] & inside).cumsum(1) > 0
+    return reward, ended, counts.cumsum(1), powers
+
+
+def _batch(
+    data: ReplayData, row: Tensor, n: int, gamma: float, after_terminal: bool = False
+) -> Batch:
     if n == 1:  # the common case, without the (B, n) bookkeeping; equal to it by test
         discount = gamma * (~data.terminal[row]).to(data.reward.dtype)
         return Batch(data.obs[row], data.action[row], data.reward[row], discount, data.obs[row + 1])
-    steps, counts, end = _spans(data, row, n)
-    powers = gamma ** torch.arange(n + 1, dtype=data.reward.dtype, device=row.device)  # (n + 1,)
-    reward = (data.reward[steps] * powers[:n] * counts).sum(1)
-    terminal = (data.terminal[steps] & counts).any(1)
-    discount = torch.where(terminal, 0.0, powers[end - row])
-    return Batch(data.obs[row], data.action[row], reward, discount, data.obs[end])
+    reward, ended, lengths, powers = _returns(data, row, n, gamma, after_terminal)
+    length = lengths[:, -1]
+    discount = torch.where(ended[:, -1], 0.0, powers[length])
+    return Batch(data.obs[row], data.action[row], reward.sum(1), discount, data.obs[row + length])
 
 
 def _end(data: ReplayData, row: Tensor, n: int) -> Tensor:
-    return row + 1 if n == 1 else _spans(data, row, n)[2]
+    return row + 1 if n == 1 else row + _spans(data, row, n)[2].sum(1)
+
+
+def _support(data: ReplayData, n: int, pad: bool, name: str) -> Tensor:
+    """The rows a span of n steps can start from: all transitions with `pad`, else those with n steps left."""
+    if n < 1:
+        raise UserError(f"view.{name} must be at least 1, got {n}")
+    whole = torch.empty_like(data.last, dtype=torch.bool)
+    for part in blocks(len(whole)):
+        row = torch.arange(part.start, part.stop, device=whole.device)
+        torch.le(row + n, data.last[part], out=whole[part])
+    if not whole.any():
+        longest = int(torch.bincount(data.episode).max()) - 1
+        raise UserError(
+            f"view.{name}={n} is longer than every episode (the longest has {longest} steps)"
+        )
+    return data.valid if pad else whole
 
 
 class NStep(NamedTuple):
-    """n-step returns, shortened at the end of an episode; n = 1 is the usual transition."""
+    """n-step returns; n = 1 is the usual transition.
+
+    `pad` and `rewards_after_terminal` are those of `Chunk`: with `pad` the end of an episode shortens
+    a span, without it rows with fewer than n steps left are outside the support. The authors of
+    Q-chunking add rewards after a terminal in FQL-n and BFN-n as they do in chunks.
+    """
 
     n: int = 1
     gamma: float = 0.99
+    pad: bool = True
+    rewards_after_terminal: bool = False
 
     def spec(self, spec: Spec) -> Spec:
         return spec
 
     def support(self, data: ReplayData) -> Tensor:
-        if self.n < 1:
-            raise UserError(f"view.n must be at least 1, got {self.n}")
-        return data.valid
+        if self.pad and self.n >= 1:
+            return data.valid
+        return _support(data, self.n, self.pad, "n")
 
     def batch(self, data: ReplayData, row: Tensor) -> Batch:
-        return _batch(data, row, self.n, self.gamma)
+        return _batch(data, row, self.n, self.gamma, self.rewards_after_terminal)
 
     def action(self, data: ReplayData, row: Tensor) -> Tensor:
         return data.action[row]
@@ -121,18 +159,7 @@ class Chunk(NamedTuple):
         return spec._replace(action_dim=spec.action_dim * self.h, chunk=spec.chunk * self.h)
 
     def support(self, data: ReplayData) -> Tensor:
-        if self.h < 1:
-            raise UserError(f"view.h must be at least 1, got {self.h}")
-        whole = torch.empty_like(data.last, dtype=torch.bool)
-        for part in blocks(len(whole)):
-            row = torch.arange(part.start, part.stop, device=whole.device)
-            torch.le(row + self.h, data.last[part], out=whole[part])
-        if not whole.any():
-            longest = int(torch.bincount(data.episode).max()) - 1
-            raise UserError(
-                f"view.h={self.h} is longer than every episode (the longest has {longest} steps)"
-            )
-        return data.valid if self.pad else whole
+        return _support(data, self.h, self.pad, "h")
 
     def batch(self, data: ReplayData, row: Tensor) -> Batch:
         batch = _batch(data, row, self.h, self.gamma)
@@ -145,16 +172,10 @@ class Chunk(NamedTuple):
 
         Column h - 1 is what `batch` has for the whole chunk. Steps beyond the episode add nothing.
         """
-        steps, counts, _ = _spans(data, row, self.h)
-        inside = steps < data.last[row][:, None]
-        paid = inside if self.rewards_after_terminal else counts
-        powers = self.gamma ** torch.arange(
-            self.h + 1, dtype=data.reward.dtype, device=row.device
-        )  # (h + 1,)
-        reward = (data.reward[steps] * powers[:-1] * paid).cumsum(1)
-        ended = (data.terminal[steps] & inside).cumsum(1) > 0
-        n = counts.cumsum(1)  # steps each prefix spans
-        return reward, torch.where(ended, 0.0, powers[n]), row[:, None] + n
+        paid, ended, n, powers = _returns(
+            data, row, self.h, self.gamma, self.rewards_after_terminal
+        )
+        return paid.cumsum(1), torch.where(ended, 0.0, powers[n]), row[:, None] + n
 
     def action(self, data: ReplayData, row: Tensor) -> Tensor:
         """The next h actions; those beyond the episode repeat the zeros of its last row."""
@@ -275,7 +296,7 @@ class FittedWindow(NamedTuple):
         return data.valid
 
     def batch(self, data: ReplayData, row: Tensor) -> Batch:
-        steps, valid, _ = _spans(data, row, self.k)
+        steps, _, valid = _spans(data, row, self.k)
         context = Context(
             data.obs[steps],
             data.action[steps],

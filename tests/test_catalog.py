@@ -565,3 +565,14 @@ def test_a_score_without_references_is_said_to_be_no_score_of_the_scale(cache):
     scaled = lambda name: tasks.load_task(name).scaled
     assert scaled("d4rl/hopper-medium-v2") and scaled("d4rl/antmaze-umaze-v2")
     assert scaled("mujoco/hopper/medium-v0") and not scaled("mujoco/walker2d/medium-v0")
+
+
+@pytest.mark.env
+def test_the_minimum_of_walker2d_is_what_uniform_actions_earn():
+    """Measured as those of the embedded sets; there is no maximum, so its scores stay returns."""
+    from offbench.recipes.locomotion import uniform_return
+
+    source = catalog.card("minari/mujoco/walker2d/expert-v0").ref_source
+    mean, error = uniform_return("Walker2d-v5")
+    assert source.startswith("minimum 1.6493, measured here; no maximum")
+    assert abs(mean - 1.6493) < 4 * error and 0 < error < 1  # exact with the versions named there

@@ -128,14 +128,68 @@ def test_plan_shows_every_run_and_writes_nothing(tmp_path):
     assert not (tmp_path / "r").exists()
 
 
-def test_plan_lists_the_runs_though_their_data_are_not_here(tmp_path, capsys, monkeypatch):
-    def absent(*_, **__):
-        raise UserError("cannot download a.npz")
+@pytest.fixture
+def nothing_here(tmp_path, monkeypatch) -> Path:
+    """No data set but the embedded ones, and a download would be an error."""
+    for name in ("OFFBENCH_DATA", "D4RL_DATASET_DIR", "MINARI_DATASETS_PATH", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "data"))
 
-    monkeypatch.setattr("offbench.forecast.forecast", absent)
-    assert main(["plan", "suite=ogbench-chunking", f"results={tmp_path}"]) == 2
-    said = capsys.readouterr()
-    assert said.out.count("[0, 1, 2, 3]  [0, 1, 2, 3]") == 300 and "cannot download" in said.err
+    def refuse(url, *_, **__):
+        raise AssertionError(f"{url} was asked for")
+
+    monkeypatch.setattr("offbench.files.fetch", refuse)
+    return tmp_path / "data"
+
+
+def test_a_plan_fetches_nothing_and_says_what_a_run_would(nothing_here, tmp_path, capsys):
+    args = ["suite=ogbench-chunking", "methods=[bc,fql]", f"results={tmp_path / 'r'}"]
+    assert main(["plan", *args]) == 0
+    said = capsys.readouterr().out
+    assert said.count("data not here") == 60  # no run has a name before its data are known
+    assert "data that a run needs first (" in said and "cube-double-play-v0.npz" in said
+    assert "MB, https://" in said or "size not known, https://" in said
+    assert "0 runs to do" in said and "240 more once their data are here" in said
+    assert not (tmp_path / "r").exists() and not nothing_here.exists()
+
+
+def test_a_plan_estimates_the_rest_where_some_data_are_not_here(nothing_here, tmp_path, capsys):
+    args = ["methods=[bc]", "seeds=[0]", "eval.episodes=1", "n_updates=20", "suite=quick"]
+    tasks = f"task={HOPPER},d4rl/hopper-medium-v2"
+    assert main(["plan", *args, tasks, f"results={tmp_path / 'r'}"]) == 0
+    said = capsys.readouterr().out
+    assert "1 runs to do, about" in said and "1 more once their data are here" in said
+    assert "probe" in said and "d4rl/hopper-medium-v2: size not known, http" in said
+
+
+def test_a_plan_begins_with_whose_protocol_it_is_and_shows_a_departure(nothing_here, capsys):
+    task = "task=d4rl/hopper-medium-v2"
+    assert main(["plan", "methods=[bc,sac_n]", task, "n_updates=300000"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == (
+        "suite d4rl-gym-9 v1, that of d4rl/hopper-medium-v2: no suite was named; "
+        "protocol: corl-team/CORL eeeeef2"
+    )
+    assert lines[1].startswith("  300k of 1M updates, 10 test episodes (command line; suite d4rl")
+    assert lines[2].startswith("  300k of 3M updates, 10 test episodes (command line; budget (CORL")
+    rows = [line for line in lines if "data not here" in line]
+    assert "300k of 1M" in rows[0] and "300k of 3M" in rows[1]
+    assert main(["plan", "method=bc", task]) == 0
+    assert "  1M updates, 10 test episodes (suite d4rl-gym-9)" in capsys.readouterr().out
+    own = [f"task.data={load_task(HOPPER).folder}", "n_updates=20", "eval.episodes=1"]
+    assert main(["plan", "method=bc", "seeds=[0]", *own]) == 0
+    assert capsys.readouterr().out.startswith(
+        "suite other v1, that of own/medium-replay-v0: no suite was named; protocol: this project's"
+    )
+
+
+def test_a_run_keeps_the_source_of_every_setting(tmp_path):
+    assert main(["run", "method=bc", "seeds=[0]", "jobs=1", *TINY, f"results={tmp_path}"]) == 0
+    (path,) = tmp_path.glob("runs/**/*.json")
+    kept = json.loads(path.read_text())["provenance"]
+    assert kept["sources"]["method.hidden"] == "command line"
+    assert kept["sources"]["method.lr"] == kept["sources"]["batch_size"] == "suite quick"
+    assert kept["sources"]["method.gaussian"] == "conf/method/bc.yaml"
+    assert {"overridden", "published_updates", "preset"} <= kept["tuning"].keys()
 
 
 def test_a_sweep_over_numbers_is_one_stack_and_a_row_for_each_value(tmp_path):
@@ -444,9 +498,7 @@ def test_methods_are_listed_with_their_paper_what_they_learn_from_and_their_pari
     )
     words = "2 of 2 scores agree with CORL's (1 with wide intervals)"
     assert _parity(table) == {"bc": "1 of 2 scores agree with CORL's", "iql": words}
-    table.write_text(
-        "algorithm,reference,largest_difference\nbc,CORL e1,1e-16\nbc,CORL e1,3e-3\n"
-    )
+    table.write_text("algorithm,reference,largest_difference\nbc,CORL e1,1e-16\nbc,CORL e1,3e-3\n")
     assert _updates(table) == {"bc": "updates within 3e-03 of CORL's"}
     assert _updates(tmp_path / "none.csv") == {}
 

@@ -4,30 +4,52 @@ import csv
 import inspect
 import io
 from collections import defaultdict
-from fnmatch import fnmatch
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from offbench import catalog
+from offbench import catalog, transforms
 from offbench.compose import MIXED
-from offbench.config import conf_dir, locate, options, plan, preset_table
-from offbench.data import Episode, from_episodes
+from offbench.config import (
+    _yaml_presets,
+    conf_dir,
+    locate,
+    options,
+    plan,
+    preset_table,
+    read_option,
+)
+from offbench.data import Episode, from_episodes, from_flat
 from offbench.errors import UserError
+from offbench.sources import d4rl
 from offbench.tasks import load_task
 from offbench.transforms import TRANSFORMS, reward_range
 
 CORL = Path(__file__).resolve().parents[2] / "shared/reference/corl_hparams.csv"
 TABLES = [name for name in options("method") if preset_table(name)]
-ROWS = [(name, preset) for name in TABLES for preset in preset_table(name)]
+ROWS = [
+    (name, preset)
+    for name in options("method")
+    for preset in (
+        *preset_table(name),
+        *_yaml_presets(read_option("method", name).get("presets") or ()),
+    )
+]
+UNLISTED = tuple(  # known all the same
+    f"ogbench/{name}-singletask-task1-v0"
+    for name in ("cube-quadruple-play-100m", "scene-play-sparse", "puzzle-3x3-play-sparse")
+)
 
 SUITE = "suite=d4rl-gym-9"  # the protocol that CORL's numbers have; the task is given apart
 
 
 def cell(method: str, task: str, *overrides: str):
-    return plan([SUITE, f"method={method}", f"task={task}", *overrides], bench=False).cells[0]
+    return plan([SUITE, f"methods=[{method}]", f"task={task}", *overrides], bench=True).cells[0]
 
 
 def test_every_table_belongs_to_a_method():
@@ -36,32 +58,50 @@ def test_every_table_belongs_to_a_method():
 
 
 @pytest.mark.parametrize(
-    "name, preset", ROWS, ids=[f"{n}:{p.task}{'@' + p.by if p.by else ''}" for n, p in ROWS]
+    "name, preset",
+    ROWS,
+    ids=[f"{n}:{p.task.split()[0]}{'@' + p.by if p.by else ''}" for n, p in ROWS],
 )
 def test_a_row_is_used_by_a_task_and_sets_what_exists(name, preset):
-    same = [p for p in preset_table(name) if p.by == preset.by]
-    first = lambda task: next(p for p in same if fnmatch(task, p.task))
-    known = {i: i for i in catalog.ids()} | dict(MIXED)
-    tasks = [i for i, made in known.items() if fnmatch(made, preset.task) and first(made) is preset]
+    around = lambda p: (p.by, p.around)
+    same = [p for n, p in ROWS if n == name and around(p) == around(preset)]
+    first = lambda task: next(p for p in same if p.fits(task))
+    known = {i: i for i in (*catalog.ids(), *UNLISTED)} | dict(MIXED)
+    tasks = [i for i, made in known.items() if preset.fits(made) and first(made) is preset]
     assert tasks, "no listed dataset reaches this row"
     task = next(i for i in tasks if load_task(i).refused is None)
-    made = cell(name, task, f"preset={preset.by or 'usual'}")
+    for words in preset.around:
+        check_row(
+            preset,
+            cell("+".join(filter(None, (name, words))), task, f"preset={preset.by or 'usual'}"),
+        )
+
+
+def check_row(preset, made):
     locate(made.target)(**made.hparams)
     for key, value in preset.settings.items():
         if key == "transforms" or key.startswith("transforms."):
             continue
-        got = {"batch_size": made.pipeline["batch_size"], "gamma": made.pipeline["gamma"]} | {
+        got = {"batch_size": made.pipeline["batch_size"], "gamma": made.pipeline["gamma"]}
+        got |= {"n_updates": made.n_updates} | {
             f"{group}.{k}": v
             for group, values in (("method", made.hparams), ("view", made.pipeline["view"]))
             for k, v in values.items()
         }
-        assert got[key] == (made.n_updates if value == "${n_updates}" else value)
+        want = made.n_updates if value == "${n_updates}" else value
+        assert got[key] == (tuple(want) if isinstance(want, list) else coerced(want)), key
         by = f"preset={preset.by}" if preset.by else "preset"
         assert made.sources[key] == f"{by} ({preset.source})"
-    for transform, settings in made.pipeline["transforms"].items():
-        assert settings.keys() <= inspect.signature(TRANSFORMS[transform]).parameters.keys()
-    assert made.tuning == {"how": "task preset", "tried": 1, "source": preset.source}
-    assert len(preset.source) > 10
+    for transform, options_ in made.pipeline["transforms"].items():
+        assert options_.keys() <= inspect.signature(TRANSFORMS[transform]).parameters.keys()
+    assert (made.tuning["how"], made.tuning["source"]) == ("task preset", preset.source)
+    assert made.tuning["preset"] == preset.source and made.tuning["overridden"] == []
+    assert len(preset.source) > 10 and preset.source != "no source"
+
+
+def coerced(value):
+    """A yaml's 3e-4 is text there."""
+    return float(value) if isinstance(value, str) and value[:1].isdigit() else value
 
 
 def test_a_row_adds_transforms_or_replaces_those_of_the_method():
@@ -84,10 +124,13 @@ def test_rewards_of_every_antmaze_that_pays_a_goal_are_shifted(version):
     assert made.pipeline["transforms"] == {"obs_norm": {}} and made.hparams["expectile"] == 0.9
 
 
-def test_the_command_line_wins_over_a_preset_and_counts_as_the_users():
-    made = cell("rebrac", "d4rl/pen-human-v1", "method.actor_lr=0.5")
+def test_the_command_line_wins_over_a_preset_and_is_said():
+    made = cell("rebrac", "d4rl/pen-human-v1", "method.actor_lr=0.5", "n_updates=1000")
     assert made.hparams["actor_lr"] == 0.5 and made.hparams["critic_bc_weight"] == 0.5
-    assert made.tuning["how"] == "user"
+    assert made.tuning["how"] == "task preset, 2 settings overridden (actor_lr, n_updates)"
+    assert made.tuning["source"] == "CORL eeeeef2, configs/offline/rebrac; command line"
+    same = cell("rebrac", "d4rl/pen-human-v1", "method.actor_lr=0.0003")  # what the preset says
+    assert same.tuning["how"] == "task preset"
 
 
 def test_iql_learns_mixtures_as_it_did_where_they_were_published():
@@ -98,7 +141,7 @@ def test_iql_learns_mixtures_as_it_did_where_they_were_published():
         assert made.pipeline["transforms"] == split and made.hparams["actor_decay_steps"] > 0
 
 
-def test_settings_for_medium_sets_are_not_given_out_as_those_of_others():
+def test_settings_for_medium_sets_are_not_options_out_as_those_of_others():
     for name in ("sac_n", "edac"):
         for kind, how in (("medium-replay", "task preset"), ("random", "default")):
             made = cell(name, f"d4rl/hopper-{kind}-v2")
@@ -392,32 +435,70 @@ def test_fql_has_its_authors_settings(task):
 # --- what only published numbers need
 
 
-def test_corls_range_is_that_of_its_pieces():
-    """Against its loop: rows of an array without the last step of timed-out episodes, cut at 1000."""
-    rng = torch.Generator().manual_seed(0)
-    lengths, ends = [700, 1001, 40, 900, 300], [False, False, True, False, True]
-    episodes, flat = [], []
-    for n, end in zip(lengths, ends, strict=True):
-        r = torch.rand(n, generator=rng)
-        terminal = torch.zeros(n, dtype=torch.bool)
-        terminal[-1] = end
-        episodes.append(
-            Episode(
-                torch.rand(n + 1, 1).numpy(), torch.zeros(n, 1).numpy(), r.numpy(), terminal.numpy()
-            )
-        )
-        kept = n if end else n - 1
-        flat += list(zip(r[:kept].tolist(), terminal[:kept].tolist(), strict=True))
-    flat.pop()  # its loop stops one row before the end of the file
+LIMIT = 7  # of the step counter, 1000 in CORL
+
+
+def corls_returns(reward, terminal, timeout) -> list[float]:
+    """Row by row: what d4rl makes of a file, then what CORL makes of that."""
+    kept = [  # without the step at which an episode times out, and without the last row
+        (r, d) for r, d, t in zip(reward[:-1], terminal[:-1], timeout[:-1], strict=True) if not t
+    ]
     returns, total, length = [], 0.0, 0
-    for r, end in flat:
+    for r, d in kept:
         total, length = total + r, length + 1
-        if end or length == 1000:
+        if d or length == LIMIT:
             returns.append(total)
             total, length = 0.0, 0
-    data = from_episodes(episodes)
+    return returns
+
+
+@given(
+    episodes=st.lists(
+        st.tuples(st.integers(1, LIMIT), st.sampled_from(["terminal", "timeout", "cut"])),
+        min_size=2, max_size=20,
+    ),
+    seed=st.integers(0, 9),
+)  # fmt: skip
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_corls_returns_are_those_of_its_loop_over_the_file(episodes, seed):
+    """Random files: episodes that end, that time out, and that are cut short without a mark."""
+    longest = {"timeout": (LIMIT, LIMIT), "cut": (1, LIMIT - 1), "terminal": (1, LIMIT)}
+    lengths = [int(np.clip(n, *longest[how])) for n, how in episodes]
+    n = sum(lengths)
+    rng = np.random.default_rng(seed)
+    last = np.cumsum(lengths) - 1
+    terminal, timeout = np.zeros(n, bool), np.zeros(n, bool)
+    terminal[last] = [how == "terminal" for _, how in episodes]
+    timeout[last] = [how == "timeout" for _, how in episodes]
+    reward = rng.integers(1, 100, n).astype(np.float32)
+    obs = rng.random((n, 1), np.float32)
+    after = np.concatenate([obs[1:], obs[:1]])
+    after[last] = 2.0  # which leads nowhere in the file, as in the replay sets
+    raw = d4rl.Raw(obs, np.zeros((n, 1), np.float32), reward, terminal, timeout, after)
+    end = d4rl.ends(raw)
+    data = from_flat(*raw[:4], end, next_obs=after[end], name="random")
+    want = corls_returns(reward.tolist(), terminal.tolist(), timeout.tolist())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transforms, "_CORL_STEPS", LIMIT)
+        if want:
+            assert transforms._corl_returns(data).tolist() == want
+        else:
+            with pytest.raises(UserError, match="corl_compat_split needs a terminal"):
+                transforms._corl_returns(data)
+
+
+def test_corls_range_is_that_of_its_pieces():
+    rng = np.random.default_rng(0)
+    one = lambda n, end: Episode(
+        rng.random((n + 1, 1)),
+        np.zeros((n, 1)),
+        rng.random(n),
+        np.arange(n) == (n - 1 if end else n),
+    )
+    data = from_episodes([one(700, False), one(1000, False), one(40, True), one(900, False)])
+    returns = transforms._corl_returns(data)
     got = reward_range(data, corl_compat_split=True)
-    assert got.scale == pytest.approx(1000 / (max(returns) - min(returns)), rel=1e-5)
+    assert got.scale == pytest.approx(1000 / float(returns.max() - returns.min()), rel=1e-5)
     assert got.scale != pytest.approx(reward_range(data).scale, rel=1e-3)
 
 
@@ -429,7 +510,7 @@ def test_corls_range_of_short_episodes_that_never_end_is_refused(data):
 
 def test_cells_of_a_table_are_numbers_and_not_text():
     """`3e-4` is text in yaml, `0.0003` a number."""
-    for name, preset in ROWS:
+    for name, preset in [(n, p) for n in TABLES for p in preset_table(n)]:
         for key, value in preset.settings.items():
             assert (
                 isinstance(value, int | float | bool | dict)
@@ -446,8 +527,9 @@ def test_the_plan_shows_a_row_for_its_tasks_with_its_source():
 
     console = Console(width=500, record=True, file=io.StringIO())
     cli._print_values(plan(["suite=d4rl-antmaze", "methods=[rebrac,bc]"], bench=True), console)
-    lines = [x.rstrip() for x in console.export_text().splitlines() if "actor_bc_weight" in x]
-    assert len(lines) == 3
-    assert all("preset (CORL eeeeef2, configs/offline/rebrac)" in line for line in lines)
+    text = console.export_text()
+    lines = [x.rstrip() for x in text.splitlines() if "actor_bc_weight" in x]
+    assert len(lines) == 3 and all("preset [1]" in line for line in lines)
+    assert "\n[1] preset (CORL eeeeef2, configs/offline/rebrac)\n" in text
     medium = "rebrac on d4rl/antmaze-medium-play-v2, d4rl/antmaze-medium-diverse-v2"
     assert next(line for line in lines if " 0.001 " in line).endswith(medium)

@@ -203,9 +203,25 @@ def test_json_of_something_else_is_refused() -> None:
         RunSpec.from_json(json.dumps(spec().as_dict() | {"sede": 1}))
 
 
+def test_overridden_presets_and_sources_are_kept_and_give_no_columns(tmp_path: Path) -> None:
+    how = "task preset, 2 settings overridden (lr, n_updates)"
+    made = provenance(
+        tuning={"how": how, "published_updates": 10}, sources={"method.lr": "suite s"}
+    )
+    store = Store(tmp_path)
+    store.append(spec(), episodes(), made)
+    assert store.read(spec().run_id).provenance.sources == {"method.lr": "suite s"}
+    (line,) = store.runs().to_dict("records")
+    assert line["tuning.how"] == how and line["tuning.published_updates"] == 10
+    assert not [name for name in line if name.startswith("sources")]
+    old = {k: v for k, v in provenance().as_dict().items() if k != "sources"}
+    assert Provenance(**old).sources == {}  # a record from before
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"tuning": {"how": "default, 2 settings overridden (lr)"}}, "unknown tuning.how"),
         ({"tuning": {"how": "publish"}}, "did you mean 'published'"),
         ({"host": {"hostname": "x"}}, "host.hostname"),
         ({"created": "2026-01-02T03:04:05"}, "UTC"),

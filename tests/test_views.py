@@ -106,6 +106,44 @@ def test_chunks_equal_a_loop_and_start_only_where_they_fit(h, data):
             view.support(data)
 
 
+def loop_on(data: ReplayData, row: int, n: int, gamma: float) -> float:
+    """The return of up to n steps where rewards after a terminal are added too, step by step."""
+    steps = range(row, min(row + n, int(data.last[row])))
+    return sum(gamma**k * float(data.reward[at]) for k, at in enumerate(steps))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+@given(data=ragged, gamma=st.floats(0.5, 0.999))
+@fast
+def test_both_views_add_rewards_after_a_success_where_they_are_told_to(n, data, gamma):
+    """As ColinQiyangLi/qc adds them, in FQL-n and BFN-n as in chunks; the bootstrap stays what it was."""
+    data = data._replace(reward=data.reward.double())
+    rows = data.valid.nonzero().squeeze(1)
+    for cls in (NStep, Chunk):
+        if cls is Chunk and n > int((data.last - torch.arange(len(data.last))).max()):
+            continue
+        on, off = (cls(n, gamma, True, after).batch(data, rows) for after in (True, False))
+        want = torch.tensor(
+            [loop_on(data, r, n, gamma) for r in rows.tolist()], dtype=torch.float64
+        )
+        torch.testing.assert_close(on.reward, want, rtol=1e-12, atol=0)
+        assert torch.equal(on.discount, off.discount) and torch.equal(on.next_obs, off.next_obs)
+    ends = NStep(n, gamma, True, True).batch(data, rows)
+    assert torch.equal(ends.discount == 0, torch.tensor([_ends(data, r, n) for r in rows.tolist()]))
+
+
+def _ends(data: ReplayData, row: int, n: int) -> bool:
+    return bool(data.terminal[row : min(row + n, int(data.last[row]))].any())
+
+
+def test_n_step_returns_without_padding_start_where_chunks_do():
+    data = make([(4, "timeout", 0), (2, "terminal", 0)])
+    assert torch.equal(NStep(3, GAMMA, pad=False).support(data), Chunk(3, GAMMA).support(data))
+    assert torch.equal(NStep(3, GAMMA).support(data), Chunk(3, GAMMA, pad=True).support(data))
+    with pytest.raises(UserError, match=r"view\.n=9 is longer than every episode"):
+        NStep(9, GAMMA, pad=False).support(data)
+
+
 @pytest.mark.parametrize("kinds", HAND, ids=str)
 def test_the_hand_made_ends_of_episodes_equal_a_loop(kinds):
     for n in range(1, 6):
@@ -141,7 +179,8 @@ def test_nothing_beyond_a_terminal_inside_counts():
 @fast
 def test_the_fast_path_of_one_step_equals_the_general_path(data):
     rows = data.valid.nonzero().squeeze(1)
-    steps, counts, end = views._spans(data, rows, 1)
+    steps, _, counts = views._spans(data, rows, 1)
+    end = views._end(data, rows, 1)
     batch = NStep(1, 0.97).batch(data, rows)
     assert (
         torch.equal(steps[:, 0], rows)

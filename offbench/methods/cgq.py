@@ -10,7 +10,8 @@ the chunks which the data go on with, leaning to the better ones. What acts is t
 The losses of Q_h and of both policies are FQL's (see fql.py).
 
 Differs from their code (HubertC1/cgq 533a8c46): the target critics follow the critics after their step,
-theirs the ones before it; its other targets (SARSA) and actors (best of N) are left out.
+theirs the ones before it; its other targets (SARSA) and actors (best of N) are left out; theirs
+clips the data's actions to 1 - 1e-5, here they reach 1.
 If you come from there: `anchor_weight` is `beta`, `chunk_distill_weight` is `alpha`, `distill_weight` is
 `step_alpha`, `view.h` is `horizon_length`, `polyak_rate` is `tau`, `q_aggregate` is `q_agg`.
 """

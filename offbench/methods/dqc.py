@@ -14,7 +14,8 @@ published ones of DQC on OGBench's single tasks: real values, squared and absolu
 
 Differs from their code (HubertC1/cgq 533a8c46, after ColinQiyangLi/dqc df898256): one discount, theirs
 sums rewards with 0.99 and bootstraps with 0.999 unless told; the target critic follows the critic after
-its step, theirs the one before it; the first of equal proposals is taken, by a rule of ours.
+its step, theirs the one before it; the first of equal proposals is taken, by a rule of ours; theirs
+clips the data's actions to 1 - 1e-5, here they reach 1.
 If you come from there: `distill_expectile` is `kappa_d`, `backup_quantile` is `kappa_b`, `policy_chunk` is
 `policy_chunk_size`, `view.h` is `backup_horizon` or `horizon_length`, `n_proposals` is `best_of_n`.
 """

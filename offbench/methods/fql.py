@@ -10,7 +10,8 @@ under `view=nstep` its n-step baseline FQL-n.
 
 Differs from the authors' code (seohongpark/fql 719d0441, ColinQiyangLi/qc 48283b4f): the target
 critic follows the critic after its step, theirs the one before it; spans of n steps cut short by
-the end of a trajectory are used with their own discount, theirs are masked.
+the end of a trajectory are used with their own discount, theirs are masked; theirs clips the data's
+actions to 1 - 1e-5, here they reach 1 (no density of them is taken that would need it).
 If you come from there: `distill_weight` is `alpha`, `q_aggregate` is `q_agg`, `polyak_rate` is `tau`.
 """
 

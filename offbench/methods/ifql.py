@@ -7,7 +7,8 @@ acts is the best of `n_proposals` of its samples by the smaller critic. Nothing 
     L_V = mean expectile(min_k Qbar_k(s, a) - V(s)),  L_Q = mean (Q(s, a) - [r + discount * V(s')])^2
 
 Differs from the authors' code (seohongpark/fql 719d0441): the target critic follows the critic after its
-step, theirs the one before it; the critics' losses are averaged, theirs summed (the same under Adam).
+step, theirs the one before it; the critics' losses are averaged, theirs summed (the same under Adam);
+theirs clips the data's actions to 1 - 1e-5, here they reach 1.
 If you come from there: `n_proposals` is `num_samples`, `polyak_rate` is `tau`.
 """
 

@@ -11,7 +11,8 @@ The online critics choose the chunk and the target critics value it.
 
 Differs from the authors' code (ColinQiyangLi/qc 48283b4f): the target critic follows the critic
 after its step, theirs the one before it; the first of equal proposals is taken, by a rule of ours;
-BFN-n uses spans that a trajectory's end cuts short, with their own discount, where theirs masks them.
+BFN-n uses spans that a trajectory's end cuts short, with their own discount, where theirs masks them;
+theirs clips the data's actions to 1 - 1e-5, here they reach 1.
 If you come from there: `n_proposals` is `actor_num_samples`, `q_aggregate` is `q_agg`, `polyak_rate`
 is `tau`, `view.h` is `horizon_length`.
 """

@@ -237,20 +237,27 @@ def reference(name: str, root: Path) -> dict[str, Any]:
     return score
 
 
-def _measure(env_id: str, expert: Policy) -> dict[str, Any]:
+def uniform_return(env_id: str) -> tuple[float, float]:
+    """Mean return of uniform actions over 100 episodes, and its standard error: the 0 of a score."""
     env = _make(env_id)
+    return _mean_return(env, uniform(env.action_space.shape[0]))
+
+
+def _mean_return(env: gym.Env, act: Any) -> tuple[float, float]:
+    returns = [
+        float(np.sum(rollout(env, act, _REFERENCE_SEED + i).rewards, dtype=np.float64))
+        for i in range(_REFERENCE_EPISODES)
+    ]
+    error = np.std(returns, ddof=1) / np.sqrt(len(returns))
+    return round(float(np.mean(returns)), 4), round(float(error), 4)
+
+
+def _measure(env_id: str, expert: Policy) -> dict[str, Any]:
     score: dict[str, Any] = {"kind": "return"}
-    for name, act in (
-        ("ref_min", uniform(expert.act_dim)),
-        ("ref_max", lambda obs, rng: expert.act(obs)),
-    ):
-        returns = [
-            float(np.sum(rollout(env, act, _REFERENCE_SEED + i).rewards, dtype=np.float64))
-            for i in range(_REFERENCE_EPISODES)
-        ]
-        score[name] = round(float(np.mean(returns)), 4)
-        error = np.std(returns, ddof=1) / np.sqrt(len(returns))
-        score[f"{name}_standard_error"] = round(float(error), 4)
+    score["ref_min"], score["ref_min_standard_error"] = uniform_return(env_id)
+    score["ref_max"], score["ref_max_standard_error"] = _mean_return(
+        _make(env_id), lambda obs, rng: expert.act(obs)
+    )
     return score | {
         "episodes": _REFERENCE_EPISODES,
         "first_seed": _REFERENCE_SEED,
