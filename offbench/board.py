@@ -58,6 +58,7 @@ _SHORT = {"failed": "failed", "diverged": "div."}
 _Generator = Callable[[np.ndarray], np.random.Generator]
 _Cells = Mapping[tuple[str, str], Cell]
 _NONE = Interval(np.nan, np.nan, np.nan)
+_AGGREGATES = ("iqm", "low", "high", "mean", "mean_low", "mean_high", "mean_rank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +68,11 @@ class Board:
     cells, one row per (entry, task): entry, task, mean, low, high, n_seeds, n_episodes (in all),
     n_asked (seeds asked for), n_failed, n_diverged, status (ok | partial | failed | diverged | missing |
     left out), missing, best, success (whether the score is a success rate).
-    aggregate, one row per entry, in rank order: rank, entry, complete, n_asked (tasks that the suite
+    aggregate, one row per entry, in rank order: rank, entry, mean_rank (instead of iqm and mean where
+    tasks have returns of several scales), complete, n_asked (tasks that the suite
     asks it for), n_tasks, iqm, low, high, mean, mean_low, mean_high, best, n_seeds (fewest of a task),
     n_seeds_max, n_episodes, n_tuned (tasks run with a per-task preset), tuning, commit, n_updates,
-    wall_s (per run, a pack shared). Entries that lack a task have rank <NA> and nan.
+    published_updates, updates (both in words), wall_s (per run, a pack shared). Entries that lack a task have rank <NA> and nan.
     averaged, one row per cell whose runs all have two monitor evaluations: entry, task, mean, low and
     high of the mean of the last three evaluations, last (the mean of the last alone), n_seeds,
     n_episodes (in all), at (update / n_updates of the three), each (episodes of the three per seed), success.
@@ -122,13 +124,15 @@ def leaderboard(
     pools = _pools(found, tasks, unscaled)
     cells = _cells(runs, found, pools, tasks, _asked(runs, tasks, only or {}), seeds or {}, level)
     mixed = [task for task in tasks if task in set(unscaled)] if len(tasks) > 1 else []
-    entries = () if mixed else _complete(cells, tasks)
+    entries = _complete(cells, tasks)
     generator = _by_content(random_seed)
     return Board(
         title=title,
         tasks=tasks,
         cells=cells,
-        aggregate=_aggregate(cells, whole, found, pools, entries, tasks, generator, level, reps),
+        aggregate=_ranked(cells, whole, entries)
+        if mixed
+        else _aggregate(cells, whole, found, pools, entries, tasks, generator, level, reps),
         averaged=_averaged(episodes, whole, found, pools, tasks, level),
         notes=(*_no_aggregate(mixed, tasks), *_notes(whole, cells, tasks)),
         caption=_caption(cells, scale, level, reps),
@@ -341,41 +345,63 @@ def _aggregate(
     suggested = [pools[task] for task in tasks]
     iqm = {e: uncertainty.aggregate(c, suggested, stats.iqm, **options) for e, c in of.items()}
     mean = {e: uncertainty.aggregate(c, suggested, stats.mean, **options) for e, c in of.items()}
-    lines = []
-    for entry, row in cells.groupby("entry"):
-        middle = iqm[entry].interval if entry in iqm else _NONE
-        average = mean[entry].interval if entry in mean else _NONE
-        asked = row[row["status"] != "left out"]
-        lines.append(
-            {
-                "entry": entry,
-                "complete": int((row["status"] == "ok").sum()),
-                "n_asked": len(asked),
-                "n_tasks": len(tasks),
-                "iqm": middle.point,
-                "low": middle.low,
-                "high": middle.high,
-                "mean": average.point,
-                "mean_low": average.low,
-                "mean_high": average.high,
-                "n_seeds": int(asked["n_seeds"].min()),
-                "n_seeds_max": int(row["n_seeds"].max()),
-                "n_episodes": int(row["n_episodes"].sum()),
-                **_how(whole[whole["entry"] == entry]),
-            }
-        )
-    table = pd.DataFrame(lines).sort_values(
-        ["iqm", "complete", "entry"],
-        ascending=[False, False, True],
-        na_position="last",
-        ignore_index=True,
-    )
-    table.insert(0, "rank", table["iqm"].rank(ascending=False, method="min").astype("Int64"))
+    numbers = {}
+    for entry in entries:
+        middle, average = iqm[entry].interval, mean[entry].interval
+        numbers[entry] = {"iqm": middle.point, "low": middle.low, "high": middle.high}
+        numbers[entry] |= {"mean": average.point, "mean_low": average.low, "mean_high": average.high}
+    table = _lines(cells, whole, numbers)
+    table["rank"] = table["iqm"].rank(ascending=False, method="min").astype("Int64")
     points = np.array([iqm[entry].interval.point for entry in entries])
     adjusted = uncertainty.aggregate_differences([iqm[entry] for entry in entries])
     best = uncertainty.not_worse_than_best(points, adjusted, level)
     table["best"] = table["entry"].isin([e for e, marked in zip(entries, best) if marked])
-    return table
+    return _in_order(table)
+
+
+def _ranked(cells: pd.DataFrame, whole: pd.DataFrame, entries: Sequence[str]) -> pd.DataFrame:
+    """One line per entry, in the order of its mean rank within the tasks, where returns of several scales
+    have no mean."""
+    compared = cells[cells["entry"].isin(entries)]
+    ranks = compared.groupby("task")["mean"].rank(ascending=False)
+    numbers = {e: {"mean_rank": x} for e, x in ranks.groupby(compared["entry"]).mean().items()}
+    table = _lines(cells, whole, numbers)
+    table["rank"] = table["mean_rank"].rank(method="min").astype("Int64")
+    return _in_order(table)
+
+
+def _lines(
+    cells: pd.DataFrame, whole: pd.DataFrame, numbers: Mapping[str, Mapping[str, float]]
+) -> pd.DataFrame:
+    """What is told of each entry besides its cells; `numbers` of the complete ones."""
+    lines = []
+    for entry, row in cells.groupby("entry"):
+        asked = row[row["status"] != "left out"]
+        lines.append(
+            dict.fromkeys(_AGGREGATES, np.nan)
+            | {
+                "rank": pd.NA,
+                "entry": entry,
+                "complete": int((row["status"] == "ok").sum()),
+                "n_asked": len(asked),
+                "n_tasks": row["task"].nunique(),
+                "n_seeds": int(asked["n_seeds"].min()),
+                "n_seeds_max": int(row["n_seeds"].max()),
+                "n_episodes": int(row["n_episodes"].sum()),
+                "best": False,
+                **_how(whole[whole["entry"] == entry]),
+                **numbers.get(str(entry), {}),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def _in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """Ranked entries first, then the more complete ones."""
+    order = ["rank", "complete", "entry"]
+    return table.sort_values(
+        order, ascending=[True, False, True], na_position="last", ignore_index=True
+    )
 
 
 def _no_aggregate(mixed: Sequence[str], tasks: tuple[str, ...]) -> Iterable[str]:
@@ -383,21 +409,26 @@ def _no_aggregate(mixed: Sequence[str], tasks: tuple[str, ...]) -> Iterable[str]
     if mixed:
         yield (
             f"{_where(list(mixed), tasks)}: no reference returns are known, a score is the return"
-            f" itself ({mixed[0]}), so there is no aggregate over tasks"
+            f" itself ({mixed[0]}), so entries are ordered by the mean of their ranks within the tasks,"
+            " which has no interval"
         )
 
 
 def _how(mine: pd.DataFrame) -> dict[str, Any]:
     """How an entry's runs were made, in the words of its row."""
-    how = mine.get("tuning.how", pd.Series(dtype=object)).dropna()
-    preset = mine["task"][mine.index.isin(how.index[how == "task preset"])].nunique()
-    words = sorted(set(how) - {"task preset"})
-    if preset:
-        words.append(f"task preset ({preset}/{mine['task'].nunique()} tasks)")
+    how = mine.get("tuning.how", pd.Series(dtype=object)).dropna().astype(str)
+    tasks = mine["task"].nunique()
+    words = []
+    for text in sorted(set(how)):
+        on = mine["task"][mine.index.isin(how.index[how == text])].nunique()
+        words.append(f"{text} ({on}/{tasks} tasks)" if text.startswith("task preset") else text)
+    preset = mine["task"][mine.index.isin(how.index[how.str.startswith("task preset")])].nunique()
+    sources = mine.get("tuning.preset", pd.Series(dtype=object)).dropna().astype(str)
+    if sources.str.startswith("carried over").any():
+        words.append("carried over from the method alone")
     tried = mine.get("tuning.tried", pd.Series(dtype=float)).dropna()
     if len(tried) and tried.max() > 1:
         words.append(f"{int(tried.max())} tried")
-    updates = sorted(mine["n_updates"].unique())
     seconds = np.nan
     if "wall_s" in mine and len(mine):
         packs = mine.get("pack", 1)
@@ -406,9 +437,28 @@ def _how(mine: pd.DataFrame) -> dict[str, Any]:
         "n_tuned": preset,
         "tuning": ", ".join(words),
         "commit": _commits(mine),
-        "n_updates": "/".join(str(int(n)) for n in updates),
+        **_updates(mine),
         "wall_s": seconds,
     }
+
+
+def _updates(mine: pd.DataFrame) -> dict[str, str]:
+    """What an entry's runs had and what is published, as numbers and in words: `300k of 1M`."""
+    column = mine.get("tuning.published_updates", pd.Series(np.nan, mine.index))
+    pairs = sorted({(int(n), int(of)) for n, of in zip(mine["n_updates"], column.fillna(0))})
+    words = [count(n) if of in (0, n) else f"{count(n)} of {count(of)}" for n, of in pairs]
+    return {
+        "n_updates": "/".join(dict.fromkeys(str(n) for n, _ in pairs)),
+        "published_updates": "/".join(dict.fromkeys(str(of) for _, of in pairs if of)),
+        "updates": "/".join(words),
+    }
+
+
+def count(n: int) -> str:
+    """A number of updates in few characters: 1M, 300k, 6,000."""
+    if n >= 1_000_000 and n % 100_000 == 0:
+        return f"{n / 1e6:g}M"
+    return f"{n // 1000}k" if n >= 10_000 and n % 1000 == 0 else f"{n:,}"
 
 
 def _commits(mine: pd.DataFrame) -> str:
@@ -618,7 +668,7 @@ def to_markdown(board: Board) -> str:
             str(row.n_episodes),
             f"{row.n_tuned}/{row.n_tasks}",
             row.tuning or "--",
-            row.n_updates or "--",
+            row.updates or "--",
             "--" if np.isnan(row.wall_s) else f"{row.wall_s:.0f}",
             row.commit or "--",
         ]
@@ -684,7 +734,7 @@ def to_csv(board: Board) -> str:
     sink = io.StringIO()
     columns = ["kind", "entry", "task", "statistic", "value", "low", "high", "n_seeds"]
     columns += ["n_episodes", "status", "best", "rank", "n_failed", "n_diverged", "n_tuned"]
-    columns += ["tuning", "n_updates", "wall_s", "commit"]
+    columns += ["tuning", "n_updates", "published_updates", "wall_s", "commit"]
     writer = csv.DictWriter(sink, columns, restval="", lineterminator="\n")
     writer.writeheader()
     for cell in board.cells.itertuples():
@@ -695,6 +745,9 @@ def to_csv(board: Board) -> str:
     for row in board.aggregate.itertuples():
         common = {name: getattr(row, name) for name in columns if hasattr(row, name)}
         common |= {"kind": "aggregate", "status": _aggregate_status(row)}
+        if not np.isnan(row.mean_rank):
+            writer.writerow(_csv_line({**common, "statistic": "mean rank", "value": row.mean_rank}))
+            continue
         writer.writerow(_csv_line({**common, "statistic": "iqm", "value": row.iqm}))
         bounds = {"low": row.mean_low, "high": row.mean_high, "best": ""}
         writer.writerow(
@@ -763,6 +816,8 @@ def _aggregate_status(row: Any) -> str:
 
 
 def _aggregate_text(row: Any) -> str:
+    if not np.isnan(row.mean_rank):
+        return f"mean rank {row.mean_rank:.1f}"
     if np.isnan(row.iqm):
         return "--" if row.complete == row.n_tasks else _aggregate_status(row)
     return f"{row.iqm:.1f}" + ("" if np.isnan(row.low) else f" [{row.low:.1f}, {row.high:.1f}]")

@@ -297,15 +297,11 @@ def _say_protocol(plan: "Plan", console: "Console") -> None:
 
 def _updates_of(cell: "Cell") -> str:
     """ "1M", or "300k of 1M" where another number is published."""
+    from offbench.board import count
+
     published = cell.tuning.get("published_updates")
-    own = _count(cell.n_updates)
-    return own if published in (None, cell.n_updates) else f"{own} of {_count(published)}"
-
-
-def _count(n: int) -> str:
-    if n >= 1_000_000 and n % 100_000 == 0:
-        return f"{n / 1e6:g}M"
-    return f"{n // 1000}k" if n >= 10_000 and n % 1000 == 0 else f"{n:,}"
+    own = count(cell.n_updates)
+    return own if published in (None, cell.n_updates) else f"{own} of {count(published)}"
 
 
 def _is_here(task: "Task") -> bool:

@@ -129,22 +129,27 @@ def test_returns_without_references_are_never_averaged_with_scores() -> None:
         {
             ("iql", A): [[10, 20], [30, 30]],
             ("iql", B): [[4000, 4100], [3900, 4000]],
+            ("td3", A): [[30, 40], [30, 30]],
+            ("td3", B): [[3000, 3100], [2900, 3000]],
             ("bc", A): [[1, 1], [3, 3]],
         }
     )
     board = leaderboard(*frames, [A, B], unscaled=[B])
-    numbers = board.aggregate[["iqm", "low", "high", "mean", "mean_low", "mean_high", "rank"]]
+    numbers = board.aggregate[["iqm", "low", "high", "mean", "mean_low", "mean_high"]]
     assert numbers.isna().all(axis=None) and not board.aggregate["best"].any()
-    assert board.aggregate["entry"].tolist() == ["iql", "bc"]  # more complete ones first
+    # ranked by the mean of the ranks within the tasks; bc lacks one
+    assert board.aggregate["entry"].tolist() == ["iql", "td3", "bc"]
+    assert board.aggregate["rank"].tolist() == [1, 1, pd.NA]
+    assert board.aggregate["mean_rank"].tolist()[:2] == [1.5, 1.5]
     assert f"no reference returns are known, a score is the return itself ({B})" in board.notes[0]
     assert cell(board, "iql", B)["mean"] == 4000
     row = next(x for x in to_markdown(board).splitlines() if "| iql |" in x)
-    assert "| -- | -- |" in row
-    assert "incomplete" in printed(board)
-    assert "aggregate,iql" in to_csv(board)
+    assert "| mean rank 1.5 | -- |" in row
+    assert "incomplete" in printed(board) and "mean rank" in printed(board)
+    assert "mean rank,1.5" in to_csv(board)
     assert leaderboard(*frames, [A, B], unscaled=["toy/c-v0"]).aggregate["iqm"].notna().any()
     # one task has nothing to be mixed with
-    assert leaderboard(*frames, [B], unscaled=[B]).aggregate["iqm"].tolist() == [4000]
+    assert leaderboard(*frames, [B], unscaled=[B]).aggregate["iqm"].tolist() == [4000, 3000]
 
 
 def test_plain_returns_say_nothing_about_the_spread_of_scores() -> None:
@@ -462,6 +467,24 @@ def test_a_row_says_how_it_was_tuned_and_from_which_commits() -> None:
     assert row["commit"] == "0123456, 0123456+dirty"
 
 
+def test_a_row_says_what_was_overridden_carried_over_and_how_much_of_a_budget_was_run() -> None:
+    episodes, runs = records({("iql", A): [[1], [2]], ("iql", B): [[1], [2]]})
+    overridden = "task preset, 1 setting overridden (n_updates)"
+    runs["tuning.how"] = np.where(runs["task"] == A, overridden, "task preset")
+    runs["tuning.preset"] = "carried over from the method alone: a paper"
+    runs["n_updates"] = 300_000
+    runs["tuning.published_updates"] = np.where(runs["task"] == A, 1_000_000, 300_000)
+    row = line(leaderboard(episodes.assign(update=300_000), runs, [A, B]), "iql")
+    assert row["n_tuned"] == 2
+    assert row["tuning"] == (
+        f"task preset (1/2 tasks), {overridden} (1/2 tasks), carried over from the method alone"
+    )
+    assert row["updates"] == "300k/300k of 1M" and row["n_updates"] == "300000"
+    assert "| 300k/300k of 1M |" in to_markdown(
+        leaderboard(episodes.assign(update=300_000), runs, [A, B])
+    )
+
+
 # --- renderings -----------------------------------------------------------------------------
 
 
@@ -745,7 +768,7 @@ def test_the_last_three_evaluations_are_averaged_beside_the_last_alone() -> None
     assert to_csv(board).count("mean of last 3 evaluations") == 4
     # plain returns have no mean over tasks here either
     returns = to_markdown(leaderboard(*monitored(frames, monitor), [A, B], unscaled=[B]))
-    assert returns.count("| -- | -- |") == 4 and not any(
+    assert returns.count("| -- | -- |") == 2 and not any(
         f"| {three:.1f} | {last:.1f} |" in returns
         for three, last in (np.mean(x, 0) for x in means.values())
     )
