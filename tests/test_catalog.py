@@ -482,7 +482,8 @@ def test_an_ant_reaches_a_goal_of_d4rl_where_it_is(monkeypatch):
     assert np.abs(obs[:2]).max() < 0.2  # positions are relative to the start
     inner = env.unwrapped
     goal = inner.goal - inner.maze.unique_reset_locations[0]
-    assert ((goal >= [0, 8]) & (goal <= [1, 9])).all()  # two cells of 4 down, a quarter more at most
+    # two cells of 4 down, and noise of a quarter and of an eighth of a cell at most
+    assert ((goal >= [0, 8]) & (goal <= [1.5, 9.5])).all()
     state = inner.ant_env.data.qpos.copy()
     state[:2] = inner.goal
     inner.ant_env.set_state(state, inner.ant_env.data.qvel * 0)
