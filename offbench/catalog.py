@@ -451,6 +451,7 @@ def _minari_ids() -> dict[str, tuple[str, int, Literal["return", "success"]]]:
 
 
 _MINARI = MappingProxyType(_minari_ids())
+_ADROIT_1_2_0 = re.compile(r"gymnasium[-_]robotics *== *1\.2\.0")
 _MINARI_NAME = re.compile(r"(?:[-_\w]+/)*[-_\w]+-v\d+")
 
 
@@ -544,6 +545,10 @@ def _with_metadata(made: Card, folder: Path) -> Card:
             changes["env_kwargs"] = {**ref.kwargs, "max_episode_steps": ref.max_episode_steps}
         which = "evaluation" if meta.eval_env is not None else "recording"
         changes["differs"] = f"nothing known: the {which} environment of its metadata"
+        if meta.other_maze:
+            changes["differs"] = "the maze its metadata name for evaluation has other walls (Minari issue 304)"
+        if ref.id.startswith("AdroitHand") and any(map(_ADROIT_1_2_0.fullmatch, meta.requirements)):
+            changes |= {"adapter": "adroit-1.2.0", "differs": "rewards and ends of Gymnasium-Robotics 1.2.0, as recorded"}
     if meta.ref_min is not None and meta.ref_max is not None and meta.ref_max > meta.ref_min:
         changes |= {"ref_min": meta.ref_min, "ref_max": meta.ref_max, "ref_source": "its metadata"}
     return replace(made, **changes)
@@ -590,7 +595,15 @@ def _minari_notes(name: str) -> list[str]:
         notes.append("its metadata have no reference scores")
     if name.startswith("D4RL/pointmaze"):
         notes.append("not D4RL's maze2d: collected again, goals move, another reference scale")
+    if name.startswith(("D4RL/door", "D4RL/hammer", "D4RL/relocate")):
+        notes.append(
+            "its reward grows with the distance of hand and object (the sign is wrong in AdroitHand "
+            "version 1, mended in version 2); that of D4RL's sets shrinks with it"
+        )
+    if name.startswith("D4RL/pen"):
+        notes.append("a dropped pen does not end the episode, as in D4RL's pen sets")
     if name.startswith("D4RL/antmaze"):
+        notes.append("a success is a goal reached at any step")
         notes.append("not D4RL's antmaze: collected again; the goal is part of the observation")
     return notes
 
