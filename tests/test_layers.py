@@ -34,7 +34,7 @@ MAY_IMPORT = (
         | LAYER_1
         | SOURCES
         | {"tasks", "environments", "d4rl_envs", "doctor", "files"}
-        for name in SOURCES | {"environments", "catalog"}
+        for name in SOURCES | {"environments", "catalog", "consistency"}
     }
     | {"tasks": LAYER_0 | LAYER_1 | SOURCES | {"environments", "catalog", "compose", "doctor", "files"}}
     # evaluation acts with traced programs, of the engine
