@@ -376,14 +376,14 @@ def _judge(name: str, domain: str) -> _Judge:
 
 
 def _judge_antmaze(name: str) -> _Judge:
-    size = re.sub(r"^antmaze-(eval-)?|(-play|-diverse)?-v\d$", "", name)
-    if "-eval-" in name:
-        return _Judge(None, 29, 8, refused="the mazes of the antmaze-eval sets are not built here")
+    size = re.sub(r"^antmaze-|(-play|-diverse)?-v\d$", "", name)
     from offbench.environments import antmaze_map
 
     limit = int(_d4rl_rows()[name]["max_episode_steps"])
     return _Judge(
-        {"umaze": "AntMaze_UMaze-v4", "medium": "AntMaze_Medium-v4", "large": "AntMaze_Large-v4"}[size],
+        {"umaze": "AntMaze_UMaze-v4", "medium": "AntMaze_Medium-v4", "large": "AntMaze_Large-v4"}[
+            size.removeprefix("eval-")
+        ],
         29, 8,
         {"maze_map": antmaze_map(size), "continuing_task": True, "max_episode_steps": limit},
         "d4rl-antmaze",

@@ -375,7 +375,6 @@ def test_what_cannot_be_judged_here_says_why():
     for name, words in {
         "bullet-hopper-medium-v0": "pybullet",
         "carla-lane-v0": "carla",
-        "antmaze-eval-umaze-v0": "not built here",
         "powderworld-easy-play-v0": "choices",
         "D4RL/minigrid/fourrooms-v0": "d4rl/minigrid-fourrooms-v0",
     }.items():

@@ -146,7 +146,14 @@ def test_an_ant_starts_with_noise_in_every_coordinate_and_in_its_speed():
 
 @pytest.mark.parametrize(
     "name, cell",
-    [("umaze-v2", (0, 8)), ("medium-play-v2", (20, 20)), ("large-diverse-v2", (32, 24))],
+    [
+        ("umaze-v2", (0, 8)),
+        ("medium-play-v2", (20, 20)),
+        ("large-diverse-v2", (32, 24)),
+        ("eval-umaze-v0", (0, 8)),
+        ("eval-medium-play-v0", (20, 0)),
+        ("eval-large-play-v0", (32, 0)),
+    ],
 )
 def test_the_goal_of_an_ant_is_drawn_as_in_d4rl(name, cell):
     """Along each axis the sum of uniform draws up to 1 and up to 0.5, anew in every episode."""
