@@ -270,7 +270,7 @@ _GYM = {
     "walker2d": _gym("Walker2d-v4", 17, 6),
     "ant": _gym(
         "Ant-v4", 111, 8, adapter="d4rl-ant",
-        differs=_LOW.format(low=-325.6, own="about -45")
+        differs=_LOW.format(low=-325.6, own="about -55")
         + "; the 84 contact forces of the data are 0 there and are shown as 0 here",
     ),
 }  # fmt: skip
@@ -281,7 +281,10 @@ _HAND_DIFFERS = {
     "step's change of the same state" + more
     for hand, share, more in (
         ("pen", "all", ""), ("hammer", "all", ""), ("relocate", "all", ""),
-        ("door", "94 %", " (the others touch the door with a box or a finger)"),
+        (
+            "door", "94 %",
+            " (the others touch the door with a box or a finger); D4RL's door-human-v0 itself: 300 of 300",
+        ),
     )
 }  # fmt: skip
 _KITCHENS = {
@@ -369,7 +372,8 @@ def _judge(name: str, domain: str) -> _Judge:
         limit = int(_d4rl_rows()[name]["max_episode_steps"])
         return _Judge(
             "MiniGrid-FourRooms-v0", 147, 7, {"goal_pos": (12, 12), "max_episode_steps": limit}, "image",
-            "a later MiniGrid, of the same rules; D4RL's goal and limit are set here",
+            "a later MiniGrid, of the same rules; D4RL's goal and limit are set here; uniform actions return "
+            "0.019 +- 0.006 (400 episodes of MiniGrid 3.2.0; the reference minimum is 0.0144)",
         )  # fmt: skip
     package = {"gym_bullet": "pybullet", "pointmaze_bullet": "pybullet"}.get(domain, domain)
     return _Judge(None, None, None, refused=f"its environment needs {package}, which is not supported")

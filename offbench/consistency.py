@@ -27,9 +27,12 @@ if TYPE_CHECKING:
 
     from offbench.tasks import Task
 
-CLOSE = 1e-3  # of the standard deviation of what a step changes, in every feature
-_STILL = 1e-5  # features that change by less are left out
-_CLIPPED = 10.0  # Hopper and Walker2d show velocities up to this
+# share of the standard deviation of a feature's change in one step
+CLOSE = 1e-3
+# features that change by less are left out
+_STILL = 1e-5
+# Hopper and Walker2d observe velocities up to this
+_CLIPPED = 10.0
 
 
 class Agreement(NamedTuple):
@@ -38,8 +41,10 @@ class Agreement(NamedTuple):
     steps: int
     median: float
     p95: float
-    share: float  # of steps with an error below CLOSE
-    rewards: float | None  # share within CLOSE of a standard deviation; None: not comparable
+    # of steps with an error below CLOSE
+    share: float
+    # share of rewards within CLOSE of their standard deviation; None: not comparable
+    rewards: float | None
 
     @property
     def agrees(self) -> bool:

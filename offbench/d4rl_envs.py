@@ -1,19 +1,22 @@
-"""D4RL's evaluation rules, on the environments of Gymnasium and Gymnasium-Robotics that stand in.
+"""D4RL's evaluation rules, put on the Gymnasium and Gymnasium-Robotics environments that stand in.
 
-D4RL's MuJoCo models were compiled by the MuJoCo of today and compared field by field with the
-models that are stepped here: they differ in what this file sets, and in nothing that moves. Starts,
-goals, rewards and ends are those of D4RL's code.
+D4RL's MuJoCo models, compiled by the MuJoCo of today, are equal field by field to the models stepped
+here but for what this file sets. Starts, goals, rewards and terminations are those of D4RL's code.
+`results/environments.md` has the measurements, `tests/recorded` the steps of D4RL's own code that
+are repeated here.
 
-    d4rl-gym      capsules and contact margins count as they did for MuJoCo until 2.1.1, of which
-                  mujoco-py has 2.0 and 2.1
+    adapter       what D4RL has otherwise
+    d4rl-gym      masses of capsules and contact margins as in MuJoCo 2.1.0 and earlier (mujoco-py
+                  has 2.0 and 2.1)
     d4rl-ant      the same
-    d4rl-antmaze  the same; a step of 0.1 s (there 0.05), softer contacts, motors of 30 (there 150);
-                  the start has the ant's noise alone; the goal is drawn anew for every episode
-    d4rl-maze2d   starts in every free cell and in the goal's, 0.2 beside the middle, moving
-    d4rl-hand     contacts as MuJoCo 2.1 found them; the distance between hand and object is paid for, not rewarded; a dropped pen ends the episode
-    d4rl-kitchen  contacts as MuJoCo 2.1 found them; ten times the noise, which the controller and
+    d4rl-antmaze  the same; 10 steps per second (20), softer contacts, motors of 30 Nm (150); a start
+                  with the ant's own noise; the goal's noise, drawn anew for every episode
+    d4rl-maze2d   starts in every free cell and in the goal's, 0.2 from its centre, with a velocity
+    d4rl-hand     contacts as MuJoCo 2.1; the reward falls with the distance of hand and object; a
+                  dropped pen terminates the episode
+    d4rl-kitchen  contacts as MuJoCo 2.1; ten times the observation noise, which the controller and
                   the rewards see
-    adroit-1.2.0  the hand of Gymnasium-Robotics 1.2.0 (Minari's first sets): D4RL's rewards and ends
+    adroit-1.2.0  rewards and terminations of Gymnasium-Robotics 1.2.0 (Minari's first sets): D4RL's
 """
 
 from collections.abc import Callable, Mapping
@@ -25,16 +28,19 @@ if TYPE_CHECKING:
     import gymnasium
     from numpy.typing import NDArray
 
-NEAR = 0.5  # of a goal in a maze; Gymnasium-Robotics has 0.45
-OFF_CENTRE = 0.2  # of maze2d's (row, column) from the middle of that cell, both ways
-_CHEETAH_MASS = 14.0  # what its XML sets the sum of all masses to
+# radius of a goal; Gymnasium-Robotics has 0.45
+NEAR = 0.5
+# distance of maze2d's observation (row, column) from the centre of that cell, along both axes
+OFF_CENTRE = 0.2
+# what the cheetah's XML scales the sum of all masses to
+_CHEETAH_MASS = 14.0
 
 
 # --- MuJoCo 2.1 and MuJoCo 3 ---------------------------------------------------------------
 
 
 def weigh_as_before(model: Any, total: float | None = None) -> None:
-    """Masses and inertias of bodies made of spheres and capsules as MuJoCo computed them until 2.1.1:
+    """Masses and inertias of bodies made of spheres and capsules as MuJoCo computed them until 2.1.0:
     of a capsule as of a cylinder, half a radius longer than its straight part at both ends.
 
     `total` is the sum that all masses are scaled to; None: they follow from the density.
@@ -57,7 +63,8 @@ def weigh_as_before(model: Any, total: float | None = None) -> None:
             tensor += turn @ np.diag(diagonal) @ turn.T
             tensor += v * (away @ away * np.eye(3) - np.outer(away, away))
         moments, axes = np.linalg.eigh(tensor)
-        axes[:, 2] *= np.linalg.det(axes)  # right-handed
+        # right-handed
+        axes[:, 2] *= np.linalg.det(axes)
         model.body_mass[body] = density * volume.sum()
         model.body_inertia[body] = density * moments
         model.body_ipos[body] = centre
@@ -73,7 +80,7 @@ def weigh_as_before(model: Any, total: float | None = None) -> None:
 
 
 def _volume(kind: int, radius: float, half: float) -> "tuple[float, float, NDArray[Any]]":
-    """(volume, volume until 2.1.2, moments of inertia until 2.1.2 at density 1) of a geom."""
+    """(volume, volume until 2.1.0, moments of inertia until 2.1.0 at density 1) of a geom."""
     import mujoco
 
     sphere = 4 / 3 * np.pi * radius**3
@@ -192,13 +199,15 @@ def _maze(
 
 # --- hand and kitchen -----------------------------------------------------------------------
 
-_GRASPED: Mapping[str, tuple[str, str]] = {  # attributes: kind of place, and of its number
+# attributes of the simulator's data (kind of place) and of the environment (its index)
+_GRASPED: Mapping[str, tuple[str, str]] = {
     "Door": ("site_xpos", "handle_site_id"),
     "Hammer": ("xpos", "obj_body_id"),
     "Relocate": ("xpos", "obj_body_id"),
 }
 _PALM = {"Door": "grasp_site_id", "Hammer": "S_grasp_site_id", "Relocate": "S_grasp_site_id"}
-_DROPPED = 0.075  # height of the pen, in metres
+# height of the pen, in metres
+_DROPPED = 0.075
 
 
 def hand(env: "gymnasium.Env") -> "gymnasium.Env":
@@ -235,7 +244,8 @@ def _distance_to_object(inner: Any, name: str) -> float:
     return float(np.linalg.norm(palm - getattr(inner.data, where)[getattr(inner, number)]))
 
 
-_KITCHEN_NOISE = 0.1  # of the amplitudes in the robot's specification
+# share of the amplitudes in the robot's specification
+_KITCHEN_NOISE = 0.1
 
 
 def kitchen(env: "gymnasium.Env") -> "gymnasium.Env":
@@ -261,7 +271,8 @@ def kitchen(env: "gymnasium.Env") -> "gymnasium.Env":
 
 class Rules(NamedTuple):
     apply: "Callable[[gymnasium.Env], gymnasium.Env]"
-    version: int  # raised when a score under these rules is another one; part of a run's identity
+    # part of a run's identity: raised when scores under these rules change
+    version: int
 
 
 RULES: Mapping[str, Rules] = {
