@@ -123,7 +123,7 @@ class Cell:
 
     def _judge(self) -> dict[str, Any]:
         """The environment, and for own data, whose id says nothing of it, how a return is scored."""
-        judge = {"id": self.task.env, "kwargs": dict(self.task.env_kwargs)}
+        judge = {"id": self.task.env, "kwargs": dict(self.task.env_kwargs), **self.task.rules}
         if self.task.source == "path":
             judge |= {k: getattr(self.task, k) for k in _SCORING}
         return judge

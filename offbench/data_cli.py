@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 USAGE = """\
 data list [WORD]                                    sets known here, and how each comes here
 data show ID|PATH [--png FOLDER]                    what is in a set, with a histogram of its returns
-data check ID|PATH [--limit STEPS]                  look for defects; exit code 1 for a severe one
+data check ID|PATH [--limit STEPS] [--env]          look for defects, with --env also of its environment; exit code 1 for a severe one
 data make ID... [--steps N --workers N --seed N -o FOLDER]   collect sets again
 data fetch ID...                                    download sets
 data pack ID|PATH... -o FILE.tar                    take sets to a machine without a network
@@ -59,7 +59,7 @@ def main(args: Sequence[str]) -> int:
 def _options(
     args: Sequence[str], known: Mapping[str, Callable[[str], Any]], usage: str
 ) -> tuple[list[str], dict[str, Any]]:
-    """Plain arguments, and the values of `--name value` or `--name=value`."""
+    """Plain arguments, and the values of `--name value` or `--name=value`; `bool` is a flag."""
     plain, values, left = [], {}, list(args)
     while left:
         arg = left.pop(0)
@@ -69,7 +69,9 @@ def _options(
         name, equals, value = arg.partition("=")
         if name not in known:
             raise UserError(f"unknown option {name!r}: data {usage}")
-        if not equals:
+        if known[name] is bool and not equals:
+            value = "yes"
+        elif not equals:
             if not left:
                 raise UserError(f"{name} needs a value: data {usage}")
             value = left.pop(0)
@@ -350,7 +352,7 @@ def draw(values: "NDArray[Any]", facts: doctor.Facts, folder: Path) -> Path:
 def _check(args: Sequence[str]) -> int:
     from rich.table import Table
 
-    name, options = _one(args, "check", {"--limit": _whole})
+    name, options = _one(args, "check", {"--limit": _whole, "--env": bool})
     found = load(name)
     console = _console()
     limit, facts = options.get("limit"), found.facts
@@ -373,6 +375,8 @@ def _check(args: Sequence[str]) -> int:
     table.columns[2].overflow = "fold"
     for f in report.findings:
         table.add_row(_label(f.severity, f.severity), f.name.replace("_", " "), f.words)
+    if options.get("env"):
+        table.add_row(*_repeated(name))
     console.print(f"{report.id}: {report.rows:,} transitions in {report.episodes:,} episodes")
     console.print(table)
     try:
@@ -382,6 +386,20 @@ def _check(args: Sequence[str]) -> int:
             f"the report cannot be kept in {files.cache_dir()} ({error.strerror}); set OFFBENCH_DATA"
         ) from None
     return 1 if report.severe else 0
+
+
+def _repeated(name: str) -> tuple[str, str, str]:
+    """A row on how well the environment repeats the recorded steps."""
+    from offbench.consistency import one_step
+
+    try:
+        if Path(name).exists() and name not in manifests():
+            raise UserError(f"{name}: a file by its path names no environment; give its id")
+        found = one_step(load_task(name).ready())
+    except UserError as error:
+        return _label("info", "info"), "environment", str(error)
+    severity = "info" if found.agrees else "warning"
+    return _label(severity, severity), "environment", found.words
 
 
 # --- make, fetch ----------------------------------------------------------------------------

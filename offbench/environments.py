@@ -4,12 +4,16 @@ An adapter makes the observations of a Gymnasium environment those of a dataset:
 
     flat           a Dict observation flattened as the data are (`offbench.sources.spaces`), a
                    Discrete action taken as the largest of n numbers
+    d4rl-gym       as they are
     d4rl-ant       27 numbers and 84 zeros: contact forces, which MuJoCo 2.0 reported as 0
-    d4rl-antmaze   position relative to the start, then the ant's own 27 numbers; weaker motors
+    d4rl-antmaze   position relative to the start, then the ant's own 27 numbers
     d4rl-maze2d    position as (row, column) of the original maze, then its velocity
+    d4rl-hand      as they are
     d4rl-kitchen   positions of arm and objects (30), then the goal (30)
     image          a picture alone, as rows of numbers
     goal           the observation, then the goal of the episode (OGBench's `info["goal"]`), both flat
+
+What `d4rl-` environments do otherwise besides is in `offbench.d4rl_envs`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from offbench.d4rl_envs import OFF_CENTRE, RULES
 from offbench.errors import unknown
 
 if TYPE_CHECKING:
@@ -34,6 +39,14 @@ ANTMAZE: Mapping[str, Maze] = {
     "large": (
         "############", "#R...#.....#", "#.##.#.#.#.#", "#......#...#", "#.####.###.#",
         "#..#.#.....#", "##.#.#.#.###", "#..#...#.G.#", "############",
+    ),
+    "eval-umaze": ("#####", "#..R#", "#.###", "#..G#", "#####"),
+    "eval-medium": (
+        "########", "#R....G#", "#.#.##.#", "#....#.#", "###..###", "#......#", "#..##..#", "########",
+    ),
+    "eval-large": (
+        "############", "#R.#...#.G.#", "##.###.#.#.#", "#..#.#.....#", "#.##.#..##.#",
+        "#......#...#", "#.##.#.#.###", "#....#.....#", "############",
     ),
 }  # fmt: skip
 MAZE2D: Mapping[str, Maze] = {
@@ -95,72 +108,19 @@ def adapt(env: "gymnasium.Env", adapter: str | None) -> "gymnasium.Env":
     """The environment as the data of a task have it. None: as it is, if it is a Box of numbers."""
     from gymnasium.spaces import Box, Discrete
 
-    if adapter is not None and adapter not in (*_ADAPTERS, "goal"):
-        raise unknown("adapter", adapter, (*_ADAPTERS, "goal"))
-    if adapter in _GOALS:  # of a start; in cells
-        env.unwrapped.position_noise_range = 0.1 / env.unwrapped.maze.maze_size_scaling
-        env = _own_goal(env, _GOALS[adapter])
+    if adapter is not None and adapter not in (known := (*_ADAPTERS, *RULES, "goal")):
+        raise unknown("adapter", adapter, known)
+    if adapter in RULES:
+        env = RULES[adapter].apply(env)
     if adapter == "goal":
         env = _beside_goal(env)
-    elif adapter is not None:
+    elif adapter in _ADAPTERS:
         env = _observe(env, _ADAPTERS[adapter](env))
     elif not (isinstance(env.observation_space, Box) and len(env.observation_space.shape) == 1):
         env = _observe(env, _flat(env))
-    if adapter == "d4rl-antmaze":
-        env = _weaker(env, 30 / 150)
     if isinstance(env.action_space, Discrete):
         env = _choose(env)
     return env
-
-
-def _weaker(env: "gymnasium.Env", share: float) -> "gymnasium.Env":
-    """Motors of D4RL's ant: 30 of torque at an action of 1, Gymnasium's has 150."""
-    from gymnasium.wrappers import TransformAction
-
-    return TransformAction(env, lambda a: share * np.asarray(a), env.action_space)
-
-
-def _own_goal(
-    env: "gymnasium.Env", draw: "Callable[[Any], tuple[np.ndarray, bool]]"
-) -> "gymnasium.Env":
-    """D4RL's goals, rewards and ends in a maze of Gymnasium-Robotics: a goal is reached within 0.5
-    (there 0.45) of a place that is not the middle of its cell."""
-    import gymnasium
-
-    class OwnGoal(gymnasium.Wrapper):
-        def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-            obs, info = self.env.reset(**kwargs)
-            inner = self.env.unwrapped
-            inner.goal, self.ends = draw(inner)
-            return {**obs, "desired_goal": inner.goal}, info
-
-        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-            obs, _, _, truncated, info = self.env.step(action)
-            inner = self.env.unwrapped
-            distance = float(np.linalg.norm(obs["achieved_goal"] - inner.goal))
-            near = distance <= _NEAR
-            reward = float(np.exp(-distance)) if inner.reward_type == "dense" else float(near)
-            info = {**info, "success": near}
-            return obs, reward, near and self.ends, truncated, info
-
-    return OwnGoal(env)
-
-
-_NEAR = 0.5
-
-
-def _antmaze_goal(inner: Any) -> tuple[np.ndarray, bool]:
-    """The middle of the cell and up to a quarter of a cell more; reached, the episode ends."""
-    middle = np.array(inner.maze.unique_goal_locations[0])
-    return middle + inner.np_random.uniform(0, 0.25 * inner.maze.maze_size_scaling, 2), True
-
-
-def _maze2d_goal(inner: Any) -> tuple[np.ndarray, bool]:
-    """The observation (row, column) of the cell; the episode goes on."""
-    return np.array(inner.maze.unique_goal_locations[0]) + _OFF_CENTRE, False
-
-
-_OFF_CENTRE = 0.2  # of D4RL's (row, column) from the middle of that cell, both ways
 
 
 def _beside_goal(env: "gymnasium.Env") -> "gymnasium.Env":
@@ -234,7 +194,7 @@ def _antmaze(env: "gymnasium.Env") -> Callable[[Any], np.ndarray]:
 def _maze2d(env: "gymnasium.Env") -> Callable[[Any], np.ndarray]:
     """The middle of cell (row, column) is observed as (row, column) - 0.2 there."""
     maze = env.unwrapped.maze
-    shift = np.array([maze.x_map_center, maze.y_map_center]) - 0.5 - _OFF_CENTRE
+    shift = np.array([maze.x_map_center, maze.y_map_center]) - 0.5 - OFF_CENTRE
     return lambda obs: np.concatenate([obs["observation"][:2] + shift, obs["observation"][2:]])
 
 
@@ -258,4 +218,3 @@ _ADAPTERS: Mapping[str, Callable[["gymnasium.Env"], Callable[[Any], np.ndarray]]
     "d4rl-kitchen": _kitchen,
     "image": _image,
 }
-_GOALS = {"d4rl-antmaze": _antmaze_goal, "d4rl-maze2d": _maze2d_goal}

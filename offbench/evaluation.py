@@ -133,6 +133,9 @@ def evaluate(
     goal-conditioned task are dealt to its `task_ids` in turn: number i plays task_ids[i % len]. Returns one
     row per (member of the stack, episode) with the columns of `offbench.records` that evaluation knows.
 
+    `success` is that of the last step; where it is the score, that of any step: D4RL and OGBench end an
+    episode at the first success, Minari's antmaze goes on.
+
     `return` and `score` are of the raw rewards. `start_value` and `discounted_return` are there to be
     compared with each other, so both are on the rewards of the method's data, transformed as those are
     (minus the number of goals not met at every step of OGBench's single tasks, -1 where that is sparse; 0
@@ -182,6 +185,7 @@ class _Episodes:
         self.t = np.zeros(shape, np.int64)
         self.total = np.zeros(shape, np.float64)
         self.reward = np.zeros(shape, np.float32)  # of the last step
+        self.reached = np.zeros(shape, bool)  # success at any step of the episode
         self.policy, self.discounted = policy, np.zeros(shape, np.float64)
         self.active = [(n, e) for n in range(self.n_seeds) for e in range(n_envs)]
         for slot in self.active:
@@ -202,6 +206,7 @@ class _Episodes:
             np.random.set_state(kept)
         self.obs[slot], self.t[slot], self.reward[slot] = obs, 0, 0.0
         self.total[slot] = self.discounted[slot] = 0.0
+        self.reached[slot] = False
 
     def _env(self, slot: tuple[int, int]) -> "gymnasium.Env":
         return self.envs[slot[0] * self.n_envs + slot[1]]
@@ -227,6 +232,7 @@ class _Episodes:
             self.t[slot] += 1
             self.total[slot] += reward
             self.reward[slot] = reward
+            self.reached[slot] |= bool(info.get("success", False))
             if terminated or truncated:
                 self._record(slot, terminated, truncated, info, carry)
                 self.number[slot] += self.n_envs
@@ -244,6 +250,8 @@ class _Episodes:
             raise UserError(
                 f"{self.task.id}: environment {self.task.env} reports no info['success'] at the end of an episode"
             )
+        if self.task.score == "success":
+            success = self.reached[slot]
         success = None if success is None else bool(success)
         lengths = getattr(carry, "lengths", None)  # of a policy that executes chunks
         lengths = None if lengths is None else lengths[slot].tolist()

@@ -104,7 +104,7 @@ class Task:
         made = compose.parse(self.id)
         parts = () if isinstance(made, str) else made.leaves
         sets = [load_task(part) for part in parts] or [self]
-        known = tuple(f for t in sets for f in (*doctor.known_defects(t.id), *_collected_again(t)))
+        known = tuple(f for t in sets for f in (*doctor.known_defects(t.id), *_of_this_copy(t)))
         seen = self.sha256
         if self.source == "path" and seen != NOT_HERE:  # its environment may have labelled it
             seen = hashlib.sha256(f"{seen} {self.env}".encode()).hexdigest()
@@ -117,8 +117,21 @@ class Task:
                     doctor.save(found)
         if found is None:
             return doctor.Report(self.id, 0, 0, known)
-        rest = tuple(f for f in found.findings if f.name not in ("known_defect", "collected_again"))
+        rest = tuple(f for f in found.findings if f.name not in ("known_defect", *_OF_THIS_COPY))
         return replace(found, findings=(*known, *rest))
+
+    @property
+    def rules(self) -> dict[str, str]:
+        """What decides a score besides an environment's name and arguments: part of a run's identity.
+        Nothing for embedded sets and OGBench."""
+        from offbench.environments import RULES
+
+        found = {}
+        if self.adapter in RULES:
+            found["rules"] = f"{self.adapter}/{RULES[self.adapter].version}"
+        if self.score == "success" and (self.source == "path" or self.env.startswith("AntMaze")):
+            found["success"] = "at any step"
+        return found
 
     def check_trainable(self) -> None:
         """Raises UserError for a task without an environment to judge in, and for a goal-conditioned
@@ -162,18 +175,30 @@ class Task:
         return make_env(self.env, self.env_kwargs, self.id, adapter=self.adapter)
 
 
-def _collected_again(task: Task) -> "list[doctor.Finding]":
-    """Of a file under a published name that `offbench data make` has labelled as its own."""
-    from offbench import doctor
+_OF_THIS_COPY = ("collected_again", "evaluation_maze")
 
-    here = task.source == "catalog" and task.sha256 != NOT_HERE
-    if not (here and task.root.with_suffix(".regenerated.yaml").exists()):
-        return []
-    words = (
-        f"{task.root.name} was collected again and is not the published file; a score on it belongs "
-        "beside no published one"
-    )
-    return [doctor.Finding("collected_again", "severe", words)]
+
+def _of_this_copy(task: Task) -> "list[doctor.Finding]":
+    """What lies beside the data says: that `offbench data make` has collected a published set again,
+    or that a Minari set's metadata name another maze for evaluation."""
+    from offbench import doctor
+    from offbench.sources import minari
+
+    found, here = [], task.source in ("catalog", "path") and task.sha256 != NOT_HERE
+    if here and task.root.with_suffix(".regenerated.yaml").exists():
+        words = (
+            f"{task.root.name} was collected again and is not the published file; a score on it belongs "
+            "beside no published one"
+        )
+        found.append(doctor.Finding("collected_again", "severe", words))
+    if here and (task.root / "data" / "metadata.json").is_file():
+        if minari.metadata(task.root, name=task.id).other_maze:
+            words = (
+                f"{task.env} is evaluated in another maze than the data were recorded in: its metadata "
+                "name one with other walls (Minari issue 304)"
+            )
+            found.append(doctor.Finding("evaluation_maze", "severe", words))
+    return found
 
 
 def _load_embedded(task: Task) -> "ReplayData":

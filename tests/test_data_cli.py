@@ -342,6 +342,56 @@ def test_a_catalogued_set_is_checked_with_its_known_defects(served, capsys, monk
     assert doctor.load(doctor.report_path(task.id)).sha256 == task.sha256
 
 
+def test_recorded_steps_are_repeated_where_asked(capsys):
+    assert main(["check", HOPPER, "--env"]) == 0
+    assert "300 recorded steps repeated: 100% agree" in " ".join(capsys.readouterr().out.split())
+    assert main(["check", HOPPER]) == 0
+    assert "repeated" not in capsys.readouterr().out
+
+
+def test_a_set_without_states_says_why_its_steps_cannot_be_repeated(capsys, tmp_path):
+    assert main(["check", "offbench/cube-single-play-v0", "--env"]) == 0
+    assert "holds no simulator states" in " ".join(capsys.readouterr().out.split())
+    with h5py.File(tmp_path / "mine.hdf5", "w") as file:
+        for name, size in (("observations", 3), ("actions", 2)):
+            file[name] = np.random.default_rng(0).uniform(-1, 1, (60, size)).astype(np.float32)
+        file["rewards"], file["terminals"] = np.ones(60, np.float32), np.arange(60) % 20 == 19
+    main(["check", str(tmp_path / "mine.hdf5"), "--env"])
+    assert "names no environment; give its id" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cube-single-play-v0", "scene-play-v0", "antmaze-medium-navigate-v0"])
+def test_steps_of_an_ogbench_file_are_repeated_from_its_states(name, cache, capsys):
+    """A file as OGBench's own, with the states that its scripts keep."""
+    from offbench import tasks
+
+    env = tasks.make_env(catalog.card(name).env, {}, name)
+    inner, rng = env.unwrapped, np.random.default_rng(0)
+    rows = {k: [] for k in ("observations", "actions", "terminals", "qpos", "qvel", "button_states")}
+    for seed in range(3):
+        np.random.seed(seed)  # noqa: NPY002 - OGBench draws from it
+        obs, _ = env.reset(seed=seed, options={"task_id": 1})
+        action = rng.uniform(-1, 1, env.action_space.shape)
+        for t in range(40):
+            action = 0.7 * action + 0.3 * rng.uniform(-1, 1, action.shape)
+            values = (obs, action, t == 39, inner.data.qpos.copy(), inner.data.qvel.copy(),
+                      getattr(inner, "_cur_button_states", np.zeros(0)).copy())  # fmt: skip
+            for column, value in zip(rows.values(), values):
+                column.append(value)
+            obs = env.step(action)[0]
+    if not rows["button_states"][0].size:
+        del rows["button_states"]
+    path = cache / "ogbench" / f"{name}.npz"
+    path.parent.mkdir(parents=True)
+    np.savez(path, **{k: np.array(v, np.float32 if k != "terminals" else None) for k, v in rows.items()})
+    main(["check", name, "--env"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "117 recorded steps repeated" in out
+    # with states in double precision all of them; the gripper's contact is that sensitive
+    assert int(out.split("repeated: ")[1].split("%")[0]) >= (60 if "play" in name else 100)
+
+
 # --- compose ----------------------------------------------------------------------------------
 
 

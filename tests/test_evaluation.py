@@ -133,6 +133,62 @@ def test_success_is_the_score_where_the_task_says_so():
     assert load_task(MAZE).normalise(-3.0, True) == 100.0
 
 
+class Passes(gymnasium.Env):
+    """Meets the goal in its second step only, and goes on for five (as Minari's antmaze does)."""
+
+    observation_space = action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.zeros(1, np.float32), 0.0, False, self.t == 5, {"success": self.t == 2}
+
+
+def test_a_success_at_any_step_counts_where_the_score_is_success():
+    class PassesTask(LineTask):
+        make_env = staticmethod(Passes)
+
+    run = lambda task: evaluate(random_policy(1), STATE, task, seeds=[0, 1], episodes=3, n_envs=2)
+    frame = run(PassesTask)
+    assert frame["success"].all() and (frame["score"] == 100).all() and (frame["length"] == 5).all()
+
+    class ReturnTask(PassesTask):
+        score = "return"
+        normalise = staticmethod(lambda total, success: total)
+
+    assert not run(ReturnTask)["success"].any()  # a column beside the score: of the last step
+
+
+@pytest.mark.slow
+def test_an_ant_of_minari_that_passed_its_goal_has_succeeded():
+    """Its environment goes on at the goal (continuing_task in the metadata of the sets)."""
+    made = []
+
+    class Task(LineTask):
+        id, env = "minari/D4RL/antmaze/umaze-v1", "AntMaze_UMaze-v4"
+
+    kwargs = {"continuing_task": True, "max_episode_steps": 12}
+    Task.make_env = staticmethod(lambda: made.append(make_ant(kwargs)) or made[-1])
+
+    def act(state, step, carry, key):
+        inner = made[0].unwrapped
+        at = inner.goal if carry == 3 else inner.goal + 3
+        inner.ant_env.set_state(np.concatenate([at, inner.ant_env.data.qpos[2:]]), inner.ant_env.data.qvel)
+        return torch.zeros(1, 1, 8), carry + 1
+
+    frame = evaluate(Policy(lambda n, e: 0, act), {"x": torch.zeros(1, 1)}, Task, seeds=[0], episodes=1)
+    assert frame["length"].tolist() == [12] and frame["success"].tolist() == [True]
+
+
+def make_ant(kwargs):
+    from offbench.tasks import make_env
+
+    return make_env("AntMaze_UMaze-v4", kwargs, "antmaze")
+
+
 def test_a_stacked_policy_acts_as_each_of_its_seeds():
     task = load_task(HOPPER)
     data, spec = task.load()

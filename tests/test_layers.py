@@ -30,14 +30,17 @@ MAY_IMPORT = (
     | {name: LAYER_0 | {"types"} for name in METHODS}
     | {name: LAYER_0 | LAYER_1 | LAYER_3 for name in LAYER_3}
     | {
-        name: LAYER_0 | LAYER_1 | SOURCES | {"tasks", "environments", "doctor", "files"}
-        for name in SOURCES | {"environments", "catalog"}
+        name: LAYER_0
+        | LAYER_1
+        | SOURCES
+        | {"tasks", "environments", "d4rl_envs", "doctor", "files"}
+        for name in SOURCES | {"environments", "catalog", "consistency"}
     }
     | {"tasks": LAYER_0 | LAYER_1 | SOURCES | {"environments", "catalog", "compose", "doctor", "files"}}
     # evaluation acts with traced programs, of the engine
     | {"evaluation": LAYER_0 | LAYER_1 | SOURCES | {"tasks", "engine", "program"}}
     | {name: EVIDENCE | RECIPES for name in RECIPES}
-    | {"files": set(), "compose": {"data", "files"}, "doctor": {"data", "files", "sources/hdf5", "sources/npz"}}
+    | {"d4rl_envs": set(), "files": set(), "compose": {"data", "files"}, "doctor": {"data", "files", "sources/hdf5", "sources/npz"}}
     | {name: EVIDENCE for name in EVIDENCE | {"diagnostics"}}
     | {"weighting": LAYER_0 | {"types"}}
     | {"checkpoint": LAYER_0 | LAYER_1 | {"engine"}}

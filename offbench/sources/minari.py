@@ -51,6 +51,15 @@ class Metadata:
     total_episodes: int | None
     ref_min: float | None
     ref_max: float | None
+    requirements: tuple[str, ...] = ()  # packages that the environment was made with
+
+    @property
+    def other_maze(self) -> bool:
+        """Whether the maze named for evaluation has its walls elsewhere than the one of the data, as
+        in Minari issue 304 (antmaze-umaze-diverse is evaluated in a maze that is turned round)."""
+        maps = [ref.kwargs.get("maze_map") for ref in (self.env, self.eval_env) if ref is not None]
+        walls = [[[cell == 1 for cell in row] for row in rows] for rows in maps if rows]
+        return len(walls) == 2 and walls[0] != walls[1]
 
     def environment(self, name: str) -> EnvRef:
         """The one to evaluate in: the evaluation environment where one is named, else the one the
@@ -133,6 +142,7 @@ def metadata(folder: Path, *, name: str) -> Metadata:
         total_episodes=_typed(content, "total_episodes", int, name),
         ref_min=_typed(content, "ref_min_score", (int, float), name),
         ref_max=_typed(content, "ref_max_score", (int, float), name),
+        requirements=tuple(map(str, _typed(content, "requirements", list, name) or ())),
     )
 
 
