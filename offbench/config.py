@@ -126,6 +126,8 @@ class Cell:
         judge = {"id": self.task.env, "kwargs": dict(self.task.env_kwargs), **self.task.rules}
         if self.task.source == "path":
             judge |= {k: getattr(self.task, k) for k in _SCORING}
+            if self.task.reading is not None:
+                judge["actions"] = "unit" if self.task.reading.low is None else "env"
         return judge
 
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from offbench import doctor
 from offbench.environments import OFF_CENTRE
 from offbench.errors import UserError
 
@@ -78,6 +77,14 @@ def one_step(task: "Task", *, steps: int = 300, seed: int = 0) -> Agreement:
     recorded = _recorded(task, steps, np.random.default_rng(seed))
     env = task.make_env()
     env.reset(seed=seed)
+    sizes = recorded.obs.shape[1], recorded.action.shape[1]
+    shown = env.observation_space.shape[0], env.action_space.shape[0]
+    # a goal-conditioned environment shows the goal behind the observation
+    if sizes[1] != shown[1] or shown[0] not in (sizes[0], 2 * sizes[0]):
+        raise UserError(
+            f"{task.id}: {sizes[0]} observed and {sizes[1]} acted numbers were recorded, {task.env} has"
+            f" {shown[0]} and {shown[1]}"
+        )
     put = _put(task, env, recorded)
     seen, rewards = np.empty_like(recorded.next_obs, float), np.empty(len(recorded.reward))
     for i in range(len(seen)):
@@ -109,13 +116,9 @@ def one_step(task: "Task", *, steps: int = 300, seed: int = 0) -> Agreement:
 def _recorded(task: "Task", n: int, rng: np.random.Generator) -> Steps:
     if task.refused is not None:
         raise UserError(f"{task.id}: {task.refused}")
-    if task.source == "catalog" and task.root.is_file():
-        flat, state = doctor.read(task.root), _states(task.root)
-        obs, action, reward = flat.observations, flat.actions, flat.rewards
-        ends = flat.terminals.astype(bool)
-        if flat.timeouts is not None:
-            ends = ends | flat.timeouts.astype(bool)
-        rows = np.flatnonzero(~ends[:-1])
+    if task.source in ("catalog", "path") and task.root.is_file():
+        obs, action, reward, ends = _rows(task)
+        state, rows = _states(task.root), np.flatnonzero(~ends[:-1])
     else:
         data, _ = task.load(defects="ignore")
         obs, action, reward, state = data.obs.numpy(), data.action.numpy(), data.reward.numpy(), {}
@@ -129,6 +132,20 @@ def _recorded(task: "Task", n: int, rng: np.random.Generator) -> Steps:
     at = some[:n]
     state = {k: v[at] for k, v in state.items()}
     return Steps(obs[at], action[at], reward[at], obs[at + 1], change, state)
+
+
+def _rows(task: "Task") -> "tuple[NDArray[Any], ...]":
+    """Observations, actions in [-1, 1], rewards and ends of episodes, as the rows of a file."""
+    from offbench.sources import arrays, npz
+
+    if arrays.layout(task.root, name=task.id) == "ogbench":
+        with npz.Npz(task.root, task.id) as file:
+            obs, action, ends = map(file.read, ("observations", "actions", "terminals"))
+            reward = file.read("rewards") if "rewards" in file else np.zeros(len(obs))
+        return obs, action, reward, ends.astype(bool)
+    reading = task.reading or arrays.Reading(max_episode_steps=task.max_episode_steps, limit_given=True)
+    raw, at = arrays.steps(task.root, name=task.id, reading=reading)
+    return raw.obs, raw.action, raw.reward, at.end
 
 
 def _states(path: Path) -> "dict[str, NDArray[Any]]":

@@ -11,7 +11,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from offbench import catalog, compose, doctor, files
+from offbench.data import ACTION_TOLERANCE
 from offbench.errors import UserError, unknown
 from offbench.tasks import NOT_HERE, canonical, check_file, load_task, manifests
 
@@ -21,12 +24,13 @@ if TYPE_CHECKING:
 
     from offbench.catalog import Card
     from offbench.data import ReplayData
+    from offbench.sources.d4rl import Boundaries
     from offbench.tasks import Task
 
 USAGE = """\
 data list [WORD]                                    sets known here, and how each comes here
 data show ID|PATH [--png FOLDER]                    what is in a set, with a histogram of its returns
-data check ID|PATH [--limit STEPS] [--env]          look for defects, with --env also of its environment; exit code 1 for a severe one
+data check ID|PATH [--limit STEPS] [--env [ENV]]    look for defects, with --env also repeat recorded steps; exit code 1 for a severe one
 data make ID... [--steps N --workers N --seed N -o FOLDER]   collect sets again
 data fetch ID...                                    download sets
 data pack ID|PATH... -o FILE.tar                    take sets to a machine without a network
@@ -42,6 +46,8 @@ class Loaded:
     data: "ReplayData | doctor.Flat"
     facts: doctor.Facts
     card: Mapping[str, Any] = field(default_factory=dict)
+    # what reading a file showed, besides what the doctor finds in the result
+    findings: tuple[doctor.Finding, ...] = ()
 
 
 def main(args: Sequence[str]) -> int:
@@ -59,7 +65,10 @@ def main(args: Sequence[str]) -> int:
 def _options(
     args: Sequence[str], known: Mapping[str, Callable[[str], Any]], usage: str
 ) -> tuple[list[str], dict[str, Any]]:
-    """Plain arguments, and the values of `--name value` or `--name=value`; `bool` is a flag."""
+    """Plain arguments, and the values of `--name value` or `--name=value`.
+
+    A value of `_optional` may be left out, and must come after a plain argument.
+    """
     plain, values, left = [], {}, list(args)
     while left:
         arg = left.pop(0)
@@ -69,8 +78,8 @@ def _options(
         name, equals, value = arg.partition("=")
         if name not in known:
             raise UserError(f"unknown option {name!r}: data {usage}")
-        if known[name] is bool and not equals:
-            value = "yes"
+        if not equals and known[name] is _optional:
+            value = left.pop(0) if plain and left and not left[0].startswith("-") else ""
         elif not equals:
             if not left:
                 raise UserError(f"{name} needs a value: data {usage}")
@@ -80,6 +89,10 @@ def _options(
         except ValueError:
             raise UserError(f"{name} {value}: not a whole number") from None
     return plain, values
+
+
+def _optional(text: str) -> str:
+    return text
 
 
 def _whole(text: str) -> int:
@@ -127,10 +140,13 @@ def _list(args: Sequence[str]) -> int:
     return 0
 
 
-def load(name: str) -> Loaded:
-    """A set by id or path. UserError for one that is unknown, absent or damaged."""
+def load(name: str, *, limit: int | None = None, env: str | None = None) -> Loaded:
+    """A set by id or path, a file as a run with that limit and environment reads it.
+
+    UserError for one that is unknown, absent or damaged.
+    """
     if Path(name).exists() and name not in manifests():
-        return _from_path(Path(name), name)
+        return _from_path(Path(name), name, limit, env)
     name = canonical(name)
     if compose.is_composed(name):
         composed = compose.build(name, _replay)
@@ -170,23 +186,47 @@ def _card(task: "Task") -> Mapping[str, Any]:
     }
 
 
-def _from_path(path: Path, name: str) -> Loaded:
-    from offbench.sources import arrays, minari
+def _from_path(path: Path, name: str, limit: int | None, env: str | None) -> Loaded:
+    from offbench.sources import arrays, d4rl, minari
+    from offbench.tasks import own_task
 
     kind = arrays.layout(path, name=name)
+    task = None if env is None else own_task(path, env=env, id=name, max_episode_steps=limit)
+    facts = doctor.Facts(id=name, max_episode_steps=limit) if task is None else doctor.Facts.of(task)
     if kind == "minari":
         meta = minari.metadata(path, name=name)
         ref = meta.eval_env or meta.env
-        limit = None if ref is None else ref.max_episode_steps
-        return Loaded(minari.load(path, name=name), doctor.Facts(id=name, max_episode_steps=limit))
-    if kind == "arrays" or path.is_dir():
-        return Loaded(
-            arrays.load(path, name=name), doctor.Facts(id=name, terminal_inside=kind == "ogbench")
+        known = facts.max_episode_steps or (None if ref is None else ref.max_episode_steps)
+        return Loaded(minari.load(path, name=name), replace(facts, max_episode_steps=known))
+    if kind == "ogbench":
+        data = arrays.load(path, name=name, env=env)
+        teleports, goals = "teleport" in path.name, not bool(data.reward.any())
+        return Loaded(data, replace(facts, terminal_inside=True, teleports=teleports, goals=goals))
+    facts = replace(facts, max_episode_steps=facts.max_episode_steps or _limit(path))
+    reading = arrays.Reading(max_episode_steps=facts.max_episode_steps, limit_given=limit is not None)
+    raw, at = arrays.steps(path, name=name, reading=task.reading if task and task.reading else reading)
+    found = [doctor.Finding("boundaries", "info", at.words)]
+    if facts.max_episode_steps is None and (apparent := _apparent_limit(at)):
+        facts = replace(facts, max_episode_steps=apparent, limit_guessed=True)
+        words = f"taken from the longest episodes: {apparent} steps (--limit says otherwise)"
+        found.append(doctor.Finding("time_limit", "info", words))
+    largest = float(np.abs(raw.action).max(initial=0.0))
+    if task is None and np.isfinite(largest) and largest > 1 + ACTION_TOLERANCE:
+        words = (
+            f"actions reach {largest:.4g}, outside [-1, 1]: recorded in the environment's own bounds;"
+            " --env ID compares with them, and a run scales from them"
         )
-    flat = doctor.read(path)
-    goals = kind == "ogbench" and not flat.rewards.any()
-    facts = doctor.Facts(id=name, goals=goals, teleports="teleport" in path.name)
-    return Loaded(flat, replace(facts, max_episode_steps=_limit(path)))
+        found.append(doctor.Finding("action_range", "warning", words, {"largest": largest}))
+        raw = raw._replace(action=raw.action / largest)
+    return Loaded(d4rl.build(raw, at, name=name), facts, findings=tuple(found))
+
+
+def _apparent_limit(at: "Boundaries") -> int | None:
+    """Steps of the longest episodes that were cut, if one in twenty and three at least are as long."""
+    ends = np.flatnonzero(at.end)
+    lengths = np.diff(ends, prepend=-1)[~at.terminal[ends]]
+    same = int((lengths == lengths.max(initial=0)).sum())
+    return int(lengths.max()) if same >= max(3, len(ends) / 20) else None
 
 
 def _limit(path: Path) -> int | None:
@@ -302,8 +342,6 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 def histogram(values: "NDArray[Any]", *, bins: int = 16, width: int = 60) -> list[str]:
     """Lines of a histogram in block characters: interval, bar, number of values."""
-    import numpy as np
-
     if np.ptp(values) == 0:
         return [f"{values[0]:>10.4g}  {'█' * width}  {len(values)}"]
     counts, edges = np.histogram(values, bins=min(bins, max(4, len(values))))
@@ -352,8 +390,9 @@ def draw(values: "NDArray[Any]", facts: doctor.Facts, folder: Path) -> Path:
 def _check(args: Sequence[str]) -> int:
     from rich.table import Table
 
-    name, options = _one(args, "check", {"--limit": _whole, "--env": bool})
-    found = load(name)
+    name, options = _one(args, "check", {"--limit": _whole, "--env": _optional})
+    env = options.get("env") or None
+    found = load(name, limit=options.get("limit"), env=env)
     console = _console()
     limit, facts = options.get("limit"), found.facts
     if (
@@ -367,16 +406,19 @@ def _check(args: Sequence[str]) -> int:
                 f"limit taken from the longest episodes: {limit} steps (--limit says otherwise)"
             )
     if limit is not None:
-        found = replace(found, facts=replace(facts, max_episode_steps=limit))
+        guessed = "limit" not in options
+        facts = replace(facts, max_episode_steps=limit, limit_guessed=guessed)
+        found = replace(found, facts=facts)
     path = Path(name)
     sha256 = files.sha256_of(path) if path.is_file() else found.card.get("sha256")
     report = doctor.check(found.data, found.facts, sha256=sha256)
     table = Table("severity", "check", "found", box=None, pad_edge=False)
     table.columns[2].overflow = "fold"
+    report = replace(report, findings=(*report.findings, *found.findings))
     for f in report.findings:
         table.add_row(_label(f.severity, f.severity), f.name.replace("_", " "), f.words)
-    if options.get("env"):
-        table.add_row(*_repeated(name))
+    if "env" in options:
+        table.add_row(*_repeated(name, env, options.get("limit")))
     console.print(f"{report.id}: {report.rows:,} transitions in {report.episodes:,} episodes")
     console.print(table)
     try:
@@ -388,14 +430,19 @@ def _check(args: Sequence[str]) -> int:
     return 1 if report.severe else 0
 
 
-def _repeated(name: str) -> tuple[str, str, str]:
-    """A row on how well the environment repeats the recorded steps."""
+def _repeated(name: str, env: str | None, limit: int | None) -> tuple[str, str, str]:
+    """A row on how well an environment repeats the recorded steps."""
     from offbench.consistency import one_step
+    from offbench.tasks import own_task
 
     try:
         if Path(name).exists() and name not in manifests():
-            raise UserError(f"{name}: a file by its path names no environment; give its id")
-        found = one_step(load_task(name).ready())
+            if env is None and Path(name).is_file():
+                raise UserError("a file names no environment; give one: --env HalfCheetah-v5")
+            task = own_task(name, env=env, max_episode_steps=limit)
+        else:
+            task = load_task(name).ready()
+        found = one_step(task)
     except UserError as error:
         return _label("info", "info"), "environment", str(error)
     severity = "info" if found.agrees else "warning"

@@ -58,6 +58,8 @@ class Facts:
 
     id: str
     max_episode_steps: int | None = None
+    # the limit is taken from the data: terminals there are remarked on and never severe
+    limit_guessed: bool = False
     score: Literal["return", "success"] | None = None
     ref_min: float | None = None
     ref_max: float | None = None
@@ -110,38 +112,6 @@ class Report:
 
     def __contains__(self, name: object) -> bool:
         return any(f.name == name for f in self.findings)
-
-
-def read(path: Path) -> Flat:
-    """The arrays of a file in D4RL's layout (HDF5) or OGBench's (npz), as they are.
-
-    OGBench's `terminals` mark the row of a trajectory's last observation, so they are read as
-    time-outs after which no step leads, and its files hold no rewards: they are read as zeros.
-    Nothing is unpickled and no link is followed. UserError for anything else.
-    """
-    from offbench.sources import hdf5, npz
-
-    name = str(path)
-    if path.suffix != ".npz":
-        with hdf5.opened(path, name) as file:
-            _need(path, list(file), ("observations", "actions", "rewards", "terminals"))
-            names = [k for k in Flat._fields if k != "steps" and hdf5.has(file, k)]
-            return Flat(**{k: hdf5.array(file, k, name) for k in names})
-    with npz.Npz(path, name) as file:
-        _need(path, list(file.members), ("observations", "actions", "terminals"))
-        ends = file.read("terminals").astype(bool)
-        rewards = file.read("rewards") if "rewards" in file else np.zeros(len(ends), np.float32)
-        never = np.zeros_like(ends)
-        obs, action = file.read("observations"), file.read("actions")
-        return Flat(obs, action, rewards, never, ends, steps=~ends)
-
-
-def _need(path: Path, found: Sequence[str], wanted: Sequence[str]) -> None:
-    if absent := [k for k in wanted if k not in found]:
-        raise UserError(
-            f"{path} has no {absent[0]}, so it is no dataset in D4RL's or OGBench's layout "
-            f"(found: {', '.join(found[:8]) or 'nothing'})"
-        )
 
 
 # --- the arrays, in one form ----------------------------------------------------------------
@@ -282,6 +252,10 @@ def continuing(flat: Flat) -> NDArray[np.bool_]:
         return none
     jumps = _jumps(rows)
     inside = ~rows.gap
+    resets = jumps.surprise[rows.terminal[:-1]]
+    if np.median(resets) <= np.quantile(jumps.surprise[inside], 0.99):
+        # where even a reset looks like a step, nothing can be told of the marks
+        return none
     smooth = jumps.surprise[marks] <= np.quantile(jumps.surprise[inside], 0.95)
     if smooth.mean() < 0.1:
         return none
@@ -542,28 +516,30 @@ def _lengths(rows: _Rows, facts: Facts, *, raw: bool) -> list[Finding]:
             )
         )
     if not facts.terminal_inside:
-        found += _ends_and_limit(lengths, ends_terminal, limit)
+        found += _ends_and_limit(lengths, ends_terminal, limit, guessed=facts.limit_guessed)
     return found
 
 
 def _ends_and_limit(
-    lengths: NDArray[np.intp], ends_terminal: NDArray[np.bool_], limit: int
+    lengths: NDArray[np.intp], ends_terminal: NDArray[np.bool_], limit: int, *, guessed: bool
 ) -> list[Finding]:
     found = []
-    full = lengths == limit
+    full = (lengths == limit) | (~ends_terminal & (lengths == limit - 1))
     terminal = int((full & ends_terminal).sum())
     if terminal:
         words = (
             f"{terminal} of {int(full.sum())} episodes that reach the limit of {limit} steps end "
             "with a terminal there, where a time-out is meant"
         )
-        severity: Severity = "severe" if terminal >= 2 and terminal >= full.sum() / 2 else "warning"
+        many = terminal >= 2 and terminal >= full.sum() / 2
+        severity: Severity = "severe" if many and not guessed else "warning"
         found.append(
             Finding(
                 "terminal_at_limit", severity, words, {"count": terminal, "of": int(full.sum())}
             )
         )
-    early = (lengths < limit) & ~ends_terminal
+    # a last row without a recorded next observation is no transition
+    early = (lengths < limit - 1) & ~ends_terminal
     early[-1] = False  # the recording may stop anywhere
     if early.any():
         shortest = int(lengths[early].min())

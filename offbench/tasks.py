@@ -19,6 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import yaml
 
 from offbench.errors import UserError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from offbench import doctor
     from offbench.catalog import Card
     from offbench.data import ReplayData
+    from offbench.sources.arrays import Reading
     from offbench.types import Spec
 
 Source = Literal["embedded", "catalog", "path", "composed"]
@@ -53,6 +55,8 @@ class Task:
     task_ids: tuple[int, ...] = ()  # goal-conditioned: the tasks that episodes are dealt to, in turn
     loader: Loader = "offbench"
     source: Source = "embedded"
+    # your own file: its environment's time limit, action bounds and choices
+    reading: "Reading | None" = None
 
     @property
     def folder(self) -> Path:
@@ -106,8 +110,8 @@ class Task:
         sets = [load_task(part) for part in parts] or [self]
         known = tuple(f for t in sets for f in (*doctor.known_defects(t.id), *_of_this_copy(t)))
         seen = self.sha256
-        if self.source == "path" and seen != NOT_HERE:  # its environment may have labelled it
-            seen = hashlib.sha256(f"{seen} {self.env}".encode()).hexdigest()
+        if self.source == "path" and seen != NOT_HERE:  # its environment says how it is read
+            seen = hashlib.sha256(f"{seen} {self.env} {self.reading}".encode()).hexdigest()
         found = doctor.stored(self.id, seen)
         if found is None and data is not None:
             facts = doctor.Facts.of(self, repeats=bool(parts), parts=parts)
@@ -225,10 +229,11 @@ def _load_catalog(task: Task) -> "ReplayData":
 def _load_path(task: Task) -> "ReplayData":
     from offbench.sources import arrays, d4rl_package
 
-    limit = task.max_episode_steps
     if task.loader == "d4rl":
+        limit = task.max_episode_steps
         return d4rl_package.load(task.root, name=task.id, max_episode_steps=limit)
-    return arrays.load(task.root, name=task.id, max_episode_steps=limit, env=task.env)
+    reading = task.reading or arrays.Reading()
+    return arrays.load(task.root, name=task.id, reading=reading, env=task.env)
 
 
 def _load_composed(task: Task) -> "ReplayData":
@@ -286,9 +291,9 @@ def make_env(
                 made = gymnasium.make(env, disable_env_checker=True, **kwargs)
             except (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound):
                 made = _make_from_package(env, kwargs, name)
-        except (gymnasium.error.Error, TypeError) as error:
+        except (gymnasium.error.Error, TypeError, ImportError) as error:
             words = " ".join(str(error).split())
-            raise UserError(f"{name}: environment {env}: {words}") from None
+            raise UserError(f"{name}: environment {env}: {words}{_nearest_env(env)}") from None
         made = adapt(made, adapter)
         # OGBench makes its spaces, and warns, each time they are asked for
         made.action_space, made.observation_space = made.action_space, made.observation_space
@@ -318,11 +323,29 @@ def _make_from_package(env: str, kwargs: Mapping[str, Any], name: str) -> "gymna
             gymnasium.register_envs(module)
         if env in gymnasium.registry:
             return gymnasium.make(env, disable_env_checker=True, **kwargs)
-    which = "minigrid (pip install minigrid)" if env.startswith("MiniGrid") else "the package that provides it"  # fmt: skip
+    which = "install minigrid (pip install minigrid)" if env.startswith("MiniGrid") else (
+        "one of a package of yours is written module:Id"
+    )  # fmt: skip
     raise UserError(
         f"{name}: environment {env} is not installed (tried gymnasium, ogbench, gymnasium-robotics, "
-        f"minigrid); install {which}"
+        f"minigrid){_nearest_env(env)}; {which}"
     )
+
+
+def _nearest_env(env: str) -> str:
+    """"; did you mean 'Hopper-v5'?", the latest version of that name or the id that is spelt alike."""
+    import difflib
+
+    import gymnasium
+
+    base = lambda key: key.rpartition("-v")[0] or key
+    version = lambda key: int(key.rpartition("-v")[2]) if key.rpartition("-v")[2].isdigit() else 0
+    known = [key for key in gymnasium.registry if key != env]
+    same = [key for key in known if base(key) == base(env) and version(key) > 3] or [
+        key for key in known if base(key) == base(env)
+    ]
+    near = [max(same, key=version)] if same else difflib.get_close_matches(env, known, n=1, cutoff=0.7)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def roots() -> list[Path]:
@@ -451,14 +474,23 @@ def own_task(
     env_kwargs: Mapping[str, Any] | None = None,
     id: str | None = None,
     max_episode_steps: int | None = None,
+    actions: Literal["env", "unit"] = "env",
     score: Literal["return", "success"] = "return",
     ref_min: float = _NO_REFERENCE[0],
     ref_max: float = _NO_REFERENCE[1],
 ) -> Task:
     """Your own data, a file or folder in one of the layouts of `offbench.sources.arrays`.
 
-    `env` is the gymnasium id to evaluate in; a Minari folder names its own. Without references a
-    score is the return itself. Raises UserError where nothing lies at `data`.
+    Args:
+        data: a file or folder.
+        env: the gymnasium id to evaluate in; a Minari folder names its own.
+        max_episode_steps: where the recorder cut episodes, for a file that does not mark it; else
+            the time limit of the environment.
+        actions: "env": recorded as the environment takes them; "unit": already scaled to [-1, 1].
+        ref_min, ref_max: returns that score 0 and 100; without them a score is the return itself.
+
+    Raises:
+        UserError: nothing lies at `data`, or the environment is missing or unknown.
     """
     from offbench.sources import arrays, cache, minari
 
@@ -466,7 +498,7 @@ def own_task(
     name = id or f"own/{path.stem}"
     if not path.exists():
         raise UserError(f"{name}: {path} does not exist")
-    kwargs = dict(env_kwargs or {})
+    kwargs, given = dict(env_kwargs or {}), max_episode_steps is not None
     layout = arrays.layout(path, name=name)
     if layout == "minari":
         meta = minari.metadata(path, name=name)
@@ -480,25 +512,42 @@ def own_task(
         raise UserError(f"{name}: the environment to evaluate in is missing: task.env=HalfCheetah-v5")
     if not ref_max > ref_min:
         raise UserError(f"{name}: ref_max={ref_max} must lie above ref_min={ref_min}")
+    reading = _reading(env, kwargs, name, max_episode_steps, given, actions)
     return Task(
         id=name,
         root=path.resolve(),
         sha256=cache.digest(path),
         env=env,
         env_kwargs=kwargs,
-        max_episode_steps=max_episode_steps or _limit_of(env),
+        max_episode_steps=reading.max_episode_steps or 1000,
         score=score,
         ref_min=ref_min,
         ref_max=ref_max,
         terminal_inside=layout == "ogbench",
         source="path",
+        reading=reading if layout == "steps" else None,
     )
 
 
-def _limit_of(env: str) -> int:
-    """Steps of an episode as the environment is registered, 1000 where it says none."""
-    made = make_env(env, {}, env)
+def _reading(
+    env: str, kwargs: Mapping[str, Any], name: str, limit: int | None, given: bool, actions: str
+) -> "Reading":
+    """What an environment says of how data recorded in it are read."""
+    from gymnasium.spaces import Box, Discrete
+
+    from offbench.sources.arrays import Reading
+
+    made = make_env(env, kwargs, name)
     try:
-        return (made.spec.max_episode_steps if made.spec is not None else None) or 1000
+        if limit is None and made.spec is not None:
+            limit = made.spec.max_episode_steps
+        space = made.unwrapped.action_space
     finally:
         made.close()
+    found = Reading(max_episode_steps=limit or 1000, limit_given=given)
+    if isinstance(space, Discrete):
+        return replace(found, n_actions=int(space.n))
+    bounded = isinstance(space, Box) and np.isfinite([space.low, space.high]).all()
+    if actions == "unit" or not bounded:
+        return found
+    return replace(found, low=tuple(space.low.ravel().tolist()), high=tuple(space.high.ravel().tolist()))

@@ -114,7 +114,7 @@ def a_link_in_a_circle(folder):
 @kind("there is no 'observations'")
 def wrong_keys(folder):
     with h5py.File(folder / "a.hdf5", "w") as file:
-        file["obs"] = np.zeros((3, 2))
+        file["o"] = np.zeros((3, 2))
     return d4rl.load, folder / "a.hdf5"
 
 

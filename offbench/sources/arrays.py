@@ -1,23 +1,20 @@
 """Your own data: arrays in memory, or a file or folder in one of the known layouts.
 
-    HDF5 in D4RL layout (.hdf5, .h5), npz in OGBench layout (.npz, or a folder of them), a Minari
-    folder (it holds `data`). An npz with `rewards` and `terminals` that mark the end of the task
-    is that of `from_arrays`: see `save`.
+    HDF5 or npz with one row a step (`offbench.sources.d4rl`), npz in OGBench's layout (or a folder of
+    them), a Minari folder (it holds `data`). `save` writes the first.
 """
 
-import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from offbench.data import ReplayData, from_flat
+from offbench.data import ACTION_TOLERANCE, ReplayData, from_flat
 from offbench.errors import UserError
-from offbench.sources import d4rl, minari, ogbench
-from offbench.sources.npz import Npz
+from offbench.sources import columns, d4rl, minari, ogbench
 
-Layout = Literal["d4rl", "ogbench", "minari", "arrays"]
-_END = "ends"  # the column that only our own layout has
+Layout = Literal["steps", "ogbench", "minari"]
 
 
 def from_arrays(
@@ -37,6 +34,21 @@ def from_arrays(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the file of one's own data is read: what its environment and its owner say of it."""
+
+    # of the environment, or given
+    max_episode_steps: int | None = None
+    # whether the owner gave it, or the environment is asked
+    limit_given: bool = False
+    # (A,) bounds that recorded actions are scaled from; None: they are in [-1, 1]
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+    # choices of a discrete environment
+    n_actions: int | None = None
+
+
 def layout(path: Path, *, name: str) -> Layout:
     """What kind of data lies at a path, judged by its ending and what is in it."""
     if path.is_dir():
@@ -48,20 +60,25 @@ def layout(path: Path, *, name: str) -> Layout:
             f"{name}: the folder {path} holds neither `data` (a Minari set) nor .npz files"
         )
     if path.suffix in (".hdf5", ".h5"):
-        return "d4rl"
+        return "steps"
     if path.suffix == ".npz":
-        try:
-            with zipfile.ZipFile(path) as file:
-                return "arrays" if f"{_END}.npy" in file.namelist() else "ogbench"
-        except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-            return "ogbench"  # whose loader says what is wrong
+        with columns.opened(path, name) as file:
+            return "ogbench" if _is_ogbench(set(file.keys())) else "steps"
     raise UserError(
-        f"{name}: {path} is none of .hdf5 (D4RL layout), .npz (OGBench layout) or a Minari folder"
+        f"{name}: {path} is none of .hdf5 or .npz (one row a step), .npz as OGBench has it, or a Minari"
+        " folder"
     )
 
 
+def _is_ogbench(keys: set[str]) -> bool:
+    """`terminals` mark a trajectory's end there, and rewards come with masks or not at all."""
+    marked = any(n in keys for m in ("timeouts", "ends", "dones", "episodes") for n in columns.NAMES[m])
+    own = keys & {"masks", "valids", "qpos", "qvel", "button_states"}
+    return "terminals" in keys and not marked and (bool(own) or not keys & {"rewards", "reward"})
+
+
 def load(
-    path: Path, *, name: str, max_episode_steps: int | None = None, env: str | None = None
+    path: Path, *, name: str, reading: Reading = Reading(), env: str | None = None
 ) -> ReplayData:
     """The set at a path, in whatever layout it is. UserError where it is in none.
 
@@ -70,20 +87,56 @@ def load(
     kind = layout(path, name=name)
     if kind == "minari":
         return minari.load(path, name=name)
-    if kind == "d4rl":
-        return d4rl.load(path, name=name, max_episode_steps=max_episode_steps)
     if kind == "ogbench":
         single = env is not None and "-singletask-" in env and not ogbench.has_rewards(path, name=name)
         return ogbench.load(path, name=name, task=env if single else None)
-    return _load(path, name)
+    raw, at = steps(path, name=name, reading=reading)
+    return d4rl.build(raw, at, name=name)
 
 
-def _load(path: Path, name: str) -> ReplayData:
-    with Npz(path, name) as file:
-        column = {k: file.read(k) for k in ("observations", "actions", "rewards", "terminals", _END)}
-        after = file.read("next_observations") if "next_observations" in file else None
-    obs, action, reward, terminal, end = column.values()
-    return from_flat(obs, action, reward, terminal, end, next_obs=after, name=name)
+def steps(path: Path, *, name: str, reading: Reading) -> tuple[d4rl.Raw, d4rl.Boundaries]:
+    """The rows of a file with their actions scaled to [-1, 1], and where its episodes end.
+
+    Raises UserError for an action outside the environment's bounds, and for a file with terminals
+    alone that was cut at a limit which nobody gave.
+    """
+    raw = d4rl.read(path, name=name, n_actions=reading.n_actions)
+    raw = raw._replace(action=_scaled(raw.action, reading, name))
+    at = d4rl.boundaries(raw, reading.max_episode_steps, name=name)
+    unmarked = raw.timeout is None and raw.end is None and raw.done is None and raw.next_obs is None
+    if unmarked and not reading.limit_given:
+        _refuse_to_guess(raw, reading.max_episode_steps, name)
+    return raw, at
+
+
+def _scaled(action: np.ndarray, reading: Reading, name: str) -> np.ndarray:
+    """(N, A) from the environment's bounds to [-1, 1]."""
+    if reading.low is None or reading.high is None:
+        return action
+    low, high = (np.array(x, np.float64) for x in (reading.low, reading.high))
+    if action.shape[1] != len(low):
+        return action
+    room = ACTION_TOLERANCE * (high - low)
+    outside = (action < low - room) | (action > high + room)
+    if outside.any():
+        row, column = np.argwhere(outside)[0]
+        raise UserError(
+            f"{name}: action {action[row, column]:.4g} at row {row} lies outside the environment's"
+            f" bounds [{low[column]:g}, {high[column]:g}]; task.actions=unit says that actions were"
+            " recorded in [-1, 1]"
+        )
+    return np.asarray(2 * (action - low) / (high - low) - 1, np.float32)
+
+
+def _refuse_to_guess(raw: d4rl.Raw, limit: int | None, name: str) -> None:
+    """A stretch that is longer than the limit was cut somewhere, and nothing says where."""
+    longest = int(np.diff(np.flatnonzero(raw.terminal), prepend=-1, append=len(raw.terminal) - 1).max())
+    if limit is None or longest <= limit:
+        return
+    raise UserError(
+        f"{name}: {longest} rows without a terminal, and nothing says where episodes were cut; add"
+        f" timeouts, or give the recorder's limit: task.max_episode_steps={limit} is the environment's"
+    )
 
 
 def save(data: ReplayData, path: Path) -> None:

@@ -1,20 +1,25 @@
-"""D4RL files (HDF5), read directly: no mujoco-py, no old gym.
+"""Files with one row a step (HDF5 or npz), D4RL's among them: no mujoco-py, no old gym.
 
     observations (N, O), actions (N, A), rewards (N,), terminals (N,), timeouts (N,)
     next_observations (N, O)      in gym-mujoco v1 and v2 only
 
-An episode ends at `terminals | timeouts`, on the rows as they are in the file. Exceptions:
+Other names of these columns, and other marks of an end: `offbench.sources.columns`. An episode ends
+at a terminal, a time-out, a mark of its last row or a change of its number, on the rows as they are
+in the file. Exceptions:
 
 - a time-out after which the recording goes on ends nothing: the next row is what the row leads to
   by `next_observations`, or, where the file has none, it follows as rows inside episodes do
   (`offbench.doctor.continuing`; the human demonstrations of door and its like);
-- files without `timeouts` (v0) are cut at the step limit, counted from the last end;
+- files with terminals alone (v0) are cut at the step limit, counted from the last end;
 - where `next_observations` says that a row leads elsewhere than to the next row, the recording was
-  cut there without a mark (the replay sets); the episode ends and bootstraps.
+  cut there without a mark (the replay sets); the episode ends and bootstraps. Two observations are
+  the same where they differ by no more than the rounding of the type they were stored in.
 
-A time-out is never a terminal. The last episode of a file is kept, finished or not.
+A time-out is never a terminal. The last episode of a file is kept, finished or not. `dones` alone are
+terminals, unless one lies at the step limit: then nobody knows, and the file is refused.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,13 +27,13 @@ import numpy as np
 
 from offbench.data import ReplayData, from_flat
 from offbench.errors import UserError
-from offbench.sources import hdf5
+from offbench.sources import columns
 
 if TYPE_CHECKING:
     from offbench import doctor
 
 _LOOK = 200_000  # rows in which time-outs inside episodes are looked for first
-_SAME = 1e-6  # official IQL's distance below which two observations are the same
+_SAME = 1e-6  # official IQL's distance below which two observations are the same, beside rounding
 
 
 class Raw(NamedTuple):
@@ -39,7 +44,24 @@ class Raw(NamedTuple):
     reward: np.ndarray  # (N,)
     terminal: np.ndarray  # (N,) bool
     timeout: np.ndarray | None  # (N,) bool
-    next_obs: np.ndarray | None  # (N, O)
+    next_obs: np.ndarray | None  # (N, O), or one row for each episode
+    # (N,) bool: the last rows of episodes, where the file marks them as such
+    end: np.ndarray | None = None
+    # (N,) bool: ends of either kind
+    done: np.ndarray | None = None
+    # column -> its name in the file
+    called: Mapping[str, str] = {}
+
+
+class Boundaries(NamedTuple):
+    """Where episodes end, and why."""
+
+    # (N,) bool: the last row of an episode
+    end: np.ndarray
+    # (N,) bool: the environment ended
+    terminal: np.ndarray
+    # "20 episodes of 100 steps; ended by 'terminals' 10, 'timeouts' 10"
+    words: str
 
 
 def load(
@@ -49,48 +71,77 @@ def load(
     max_episode_steps: int | None = None,
     n_actions: int | None = None,
 ) -> ReplayData:
-    """The set in a D4RL file.
+    """The set in a file.
 
     `max_episode_steps` cuts files that mark no time-outs. `n_actions` says that actions are
     numbers of choices (minigrid): they become one-hot rows. Images become rows of numbers.
     Raises UserError naming `name` for a file that is damaged or does not hold a set.
     """
     raw = read(path, name=name, n_actions=n_actions)
-    end = ends(raw, max_episode_steps)
-    obs, action, reward, terminal, _, after = raw
-    if after is not None:
-        after = after[end]  # all that is left to know of it
-    del raw
-    return from_flat(obs, action, reward, terminal, end, next_obs=after, name=name)
+    return build(raw, boundaries(raw, max_episode_steps, name=name), name=name)
+
+
+def build(raw: Raw, at: Boundaries, *, name: str) -> ReplayData:
+    """The set of a file's arrays, cut where its episodes end."""
+    after = raw.next_obs
+    if after is not None and len(after) == len(raw.obs):
+        after = after[at.end]  # all that is left to know of it
+    return from_flat(
+        raw.obs, raw.action, raw.reward, at.terminal, at.end, next_obs=after, name=name
+    )
 
 
 def read(path: Path, *, name: str, n_actions: int | None = None) -> Raw:
-    """The arrays of a file. UserError where they are not those of a D4RL set."""
-    with hdf5.opened(path, name) as file:
-        lengths = {}
-        for key in ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations"):
-            if key in ("timeouts", "next_observations") and not hdf5.has(file, key):
-                continue
-            lengths[key] = next(iter(hdf5.shape(file, key, name)), 0)
-        if len(set(lengths.values())) > 1:
-            words = ", ".join(f"{n} {key}" for key, n in lengths.items())
-            raise UserError(f"{name}: arrays differ in length: {words}")
-        if not lengths["observations"]:
-            raise UserError(f"{name}: no episodes ({path} has no rows)")
-        column = {key: hdf5.array(file, key, name) for key in lengths}
-    terminal = _flag(column["terminals"], "terminals", name)
-    timeout = _flag(column["timeouts"], "timeouts", name) if "timeouts" in column else None
-    if n_actions is not None:
-        column["actions"] = one_hot(column["actions"], n_actions, name)
+    """The arrays of a file. UserError where they are not rows of steps."""
+    column = columns.read(path, name)
+    called = columns.called(path, name)
+    flags = {
+        key: _flag(column[key], called[key], name)
+        for key in ("terminals", "timeouts", "ends", "dones")
+        if key in column
+    }
+    none = np.zeros(len(column["observations"]), bool)
+    end = flags.get("ends")
+    if "episodes" in column:
+        number = _vector(column["episodes"], called["episodes"], name)
+        changes = np.append(number[1:] != number[:-1], True)
+        end = changes if end is None else end | changes
     after = column.get("next_observations")
     return Raw(
         _rows(column["observations"]),
-        _rows(column["actions"]),
-        _vector(column["rewards"], "rewards", name),
-        terminal,
-        timeout,
+        actions(column["actions"], n_actions, called["actions"], name),
+        _vector(column["rewards"], called["rewards"], name),
+        flags.get("terminals", none),
+        flags.get("timeouts"),
         None if after is None else _rows(after),
+        end,
+        flags.get("dones"),
+        called,
     )
+
+
+def actions(x: np.ndarray, n_actions: int | None, key: str, name: str) -> np.ndarray:
+    """(N, A) numbers, or one-hot rows of `n_actions` choices, or of the whole numbers found."""
+    choices = x.dtype.kind in "iu" and (x.ndim == 1 or x.shape[1:] == (1,))
+    if n_actions is None and choices:
+        n_actions = int(x.max(initial=0)) + 1
+        if n_actions > MOST_CHOICES:
+            raise UserError(
+                f"{name}: {key} {x.shape} are whole numbers up to {n_actions - 1}; as choices they are"
+                f" too many (at most {MOST_CHOICES}), as continuous actions they must be floats"
+            )
+    rows = _rows(x)
+    if n_actions is None or (rows.shape[1] == n_actions > 1 and _is_one_hot(rows)):
+        return rows
+    return one_hot(x, n_actions, name)
+
+
+def _is_one_hot(rows: np.ndarray) -> bool:
+    return bool(((rows == 0) | (rows == 1)).all() and (rows.sum(1) == 1).all())
+
+
+MOST_CHOICES = 512
+"""Whole numbers of more values than this are not taken for discrete actions."""
 
 
 def _rows(x: np.ndarray) -> np.ndarray:
@@ -117,20 +168,77 @@ def one_hot(action: np.ndarray, n: int, name: str) -> np.ndarray:
     """(N,) or (N, 1) numbers of choices -> (N, n) float32."""
     number = _vector(action, "actions", name)
     if not np.array_equal(number, np.round(number)) or number.min() < 0 or number.max() >= n:
-        raise UserError(f"{name}: actions must be whole numbers from 0 to {n - 1}")
+        raise UserError(
+            f"{name}: actions must be choices from 0 to {n - 1}, found {number.min():g} to {number.max():g}"
+        )
     return np.eye(n, dtype=np.float32)[number.astype(np.int64)]
 
 
+def boundaries(raw: Raw, max_episode_steps: int | None, *, name: str) -> Boundaries:
+    """Where the episodes of a file end, by the rules at the top, in words too.
+
+    UserError for `dones` that may be terminals or time-outs.
+    """
+    terminal, counts = raw.terminal, {}
+    called = lambda key: repr(raw.called.get(key, key))
+    if raw.done is not None:
+        terminal = _terminals_of_dones(raw, max_episode_steps, name)
+    end = terminal.copy()
+    counts[called("terminals" if "terminals" in raw.called or not raw.called else "dones")] = end
+
+    def add(why: str, more: np.ndarray) -> None:
+        nonlocal end
+        counts[why] = more & ~end
+        end = end | more
+
+    if raw.timeout is not None:
+        add(called("timeouts"), raw.timeout & ~_goes_on(raw))
+    if raw.done is not None:
+        add(called("dones"), raw.done)
+    if raw.end is not None:
+        add(called("episodes" if "episodes" in raw.called else "ends"), raw.end)
+    if raw.timeout is None and raw.end is None and raw.done is None:
+        add(f"the limit of {max_episode_steps} steps", _at_limit(terminal, max_episode_steps))
+    if raw.next_obs is not None and len(raw.next_obs) == len(raw.obs):
+        cut = np.zeros(len(end), bool)
+        cut[:-1] = ~_follows(raw)
+        add("a row that does not lead to the next", cut)
+    last = np.zeros(len(end), bool)
+    last[-1] = True
+    add("the end of the file", last)
+    return Boundaries(end, terminal, _words(end, counts))
+
+
+def _words(end: np.ndarray, counts: Mapping[str, np.ndarray]) -> str:
+    lengths = np.diff(np.flatnonzero(end), prepend=-1)
+    span = f"{lengths.min()}" if lengths.min() == lengths.max() else f"{lengths.min()} to {lengths.max()}"
+    by = ", ".join(f"{why} {x.sum()}" for why, x in counts.items() if x.any())
+    many = "s" if len(lengths) > 1 else ""
+    return f"{len(lengths)} episode{many} of {span} steps; ended by {by}"
+
+
+def _terminals_of_dones(raw: Raw, limit: int | None, name: str) -> np.ndarray:
+    """(N,) bool. With terminals or time-outs beside them, `dones` add nothing but ends."""
+    assert raw.done is not None
+    if "terminals" in raw.called:
+        return raw.terminal
+    if raw.timeout is not None:
+        return raw.done & ~raw.timeout
+    stops = np.flatnonzero(raw.done)
+    lengths = np.diff(stops, prepend=-1)
+    at_limit = int((lengths == (limit or lengths.max(initial=0))).sum())
+    if at_limit > (0 if limit is not None else 2):
+        raise UserError(
+            f"{name}: {raw.called['dones']!r} ends {at_limit} episodes at {limit or lengths.max()} steps,"
+            " which may be the time limit; say which ended and which were cut: name the column terminals"
+            " if all ended, or store timeouts with it"
+        )
+    return raw.done
+
+
 def ends(raw: Raw, max_episode_steps: int | None = None) -> np.ndarray:
-    """(N,) bool: the last row of each episode, by the rules at the top."""
-    if raw.timeout is None:
-        end = _at_limit(raw.terminal, max_episode_steps)
-    else:
-        end = raw.terminal | (raw.timeout & ~_goes_on(raw))
-    if raw.next_obs is not None:
-        end[:-1] |= ~_follows(raw)
-    end[-1] = True
-    return end
+    """(N,) bool: the last row of each episode."""
+    return boundaries(raw, max_episode_steps, name="dataset").end
 
 
 def _at_limit(terminal: np.ndarray, limit: int | None) -> np.ndarray:
@@ -146,14 +254,22 @@ def _at_limit(terminal: np.ndarray, limit: int | None) -> np.ndarray:
 
 def _follows(raw: Raw) -> np.ndarray:
     """(N - 1,) bool: the next row is what the row leads to by `next_observations`."""
-    assert raw.next_obs is not None
     out = np.empty(len(raw.obs) - 1, bool)
     step = max(1, (1 << 22) // max(1, raw.obs.shape[1]))
     for a in range(0, len(out), step):  # a few MB at a time
         b = min(a + step, len(out))
-        gap = np.abs(raw.next_obs[a:b] - raw.obs[a + 1 : b + 1])
-        out[a:b] = gap.max(1, initial=0.0) <= _SAME
+        out[a:b] = _same(raw, np.arange(a, b))
     return out
+
+
+def _same(raw: Raw, row: np.ndarray) -> np.ndarray:
+    """(R,) bool: what the rows lead to is the observation of the next one, but for rounding."""
+    assert raw.next_obs is not None
+    there, here = raw.next_obs[row], raw.obs[row + 1]
+    gap = np.abs(np.subtract(there, here, dtype=np.float64))
+    types = [x.dtype for x in (there, here) if x.dtype.kind == "f"]
+    coarse = max((float(np.finfo(t).eps) for t in types), default=0.0)
+    return (gap <= _SAME + coarse * np.abs(here)).all(1)
 
 
 def _goes_on(raw: Raw) -> np.ndarray:
@@ -161,11 +277,10 @@ def _goes_on(raw: Raw) -> np.ndarray:
     none = np.zeros(len(raw.obs), bool)
     if raw.timeout is None or not raw.timeout.any():
         return none
-    if raw.next_obs is not None:
+    if raw.next_obs is not None and len(raw.next_obs) == len(raw.obs):
         none[:-1] = raw.timeout[:-1] & ~raw.terminal[:-1]
         row = np.flatnonzero(none)
-        gap = np.abs(raw.next_obs[row] - raw.obs[row + 1]).max(1, initial=0.0)
-        none[row] = gap <= _SAME
+        none[row] = _same(raw, row)
         return none
     from offbench import doctor
 

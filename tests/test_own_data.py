@@ -1,0 +1,292 @@
+"""Files that people bring: units of actions, ends of episodes, choices, names, and refusals in one line."""
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offbench.data import episode_returns
+from offbench.data_cli import main
+from offbench.errors import UserError
+from offbench.sources import arrays, d4rl
+from offbench.tasks import own_task
+
+Columns = dict[str, np.ndarray]
+
+
+def steps(n: int = 2000, length: int = 100, **changes: np.ndarray | None) -> Columns:
+    """Episodes of `length` rows, every second one ended by a terminal."""
+    rng = np.random.default_rng(0)
+    end = np.arange(n) % length == length - 1
+    terminal = end & (np.arange(n) // length % 2 == 0)
+    columns = {
+        "observations": rng.normal(size=(n, 4)).astype(np.float32),
+        "actions": rng.uniform(-1, 1, (n, 1)).astype(np.float32),
+        "rewards": np.ones(n, np.float32),
+        "terminals": terminal,
+        "timeouts": end & ~terminal,
+    }
+    return {k: v for k, v in {**columns, **changes}.items() if v is not None}
+
+
+def write(path, columns: Columns):
+    if path.suffix == ".npz":
+        np.savez(path, **columns)
+    else:
+        with h5py.File(path, "w") as file:
+            for key, x in columns.items():
+                file[key] = x
+    return path
+
+
+FORMATS = ["a.hdf5", "a.npz"]
+
+
+# --- where an episode ends --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_time_outs_and_terminals_are_read_alike_in_every_format(name, tmp_path, capsys):
+    path = write(tmp_path / name, steps())
+    data = arrays.load(path, name="mine")
+    assert data.n_episodes == 20 and int(data.terminal.sum()) == 10
+    # the last row of an episode that was cut leads nowhere
+    assert data.n_transitions == 10 * 100 + 10 * 99
+    assert main(["check", str(path)]) == 0
+    said = "20 episodes of 100 steps; ended by 'terminals' 10, 'timeouts' 10"
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    "renamed",
+    [
+        {"timeouts": "truncations", "terminals": "terminations"},
+        {"timeouts": "truncated", "terminals": "terminated", "observations": "obs"},
+        {"actions": "action", "rewards": "reward"},
+    ],
+)
+def test_the_names_that_libraries_give_are_known(renamed, tmp_path):
+    plain = arrays.load(write(tmp_path / "a.npz", steps()), name="a")
+    columns = {renamed.get(k, k): v for k, v in steps().items()}
+    other = arrays.load(write(tmp_path / "b.hdf5", columns), name="b")
+    assert all((x == y).all() for x, y in zip(plain, other))
+
+
+def test_episode_numbers_and_d3rlpys_marks_end_episodes(tmp_path):
+    whole = steps()
+    plain = arrays.load(write(tmp_path / "a.npz", whole), name="a")
+    numbers = np.arange(2000) // 100
+    ends = whole["terminals"] | whole["timeouts"]
+    for i, more in enumerate(({"episode_id": numbers}, {"episode_terminals": ends})):
+        path = write(tmp_path / f"{i}.hdf5", steps(timeouts=None, **more))
+        other = arrays.load(path, name="b")
+        assert all((x == y).all() for x, y in zip(plain, other))
+
+
+def test_dones_are_terminals_unless_one_lies_at_the_limit(tmp_path):
+    done = np.zeros(300, bool)
+    done[[49, 119, 199, 299]] = True
+    columns = steps(300, terminals=None, timeouts=None, dones=done)
+    path = write(tmp_path / "a.npz", columns)
+    data = arrays.load(path, name="a", reading=arrays.Reading(max_episode_steps=200))
+    assert data.n_episodes == 4 and int(data.terminal.sum()) == 4
+    with pytest.raises(UserError, match="'dones' ends 1 episodes at 100 steps, which may be the time"):
+        arrays.load(path, name="a", reading=arrays.Reading(max_episode_steps=100))
+    beside = steps(300, terminals=None, timeouts=np.arange(300) == 299, dones=done)
+    data = arrays.load(write(tmp_path / "b.npz", beside), name="b")
+    assert data.n_episodes == 4 and int(data.terminal.sum()) == 3
+
+
+def test_a_file_that_was_cut_nobody_knows_where_is_refused(tmp_path, capsys):
+    path = write(tmp_path / "a.hdf5", steps(terminals=np.zeros(2000, bool), timeouts=None))
+    with pytest.raises(UserError, match=r"2000 rows without a terminal.*task.max_episode_steps=1000"):
+        own_task(path, env="InvertedPendulum-v5").load()
+    given = own_task(path, env="InvertedPendulum-v5", max_episode_steps=200)
+    assert given.load()[0].n_episodes == 10
+    assert main(["check", str(path), "--limit", "200"]) in (0, 1)
+    assert "10 episodes of 200 steps; ended by the limit of 200" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    # shorter ones may stand: where the recorder stopped an episode early is not known either way
+    short = write(tmp_path / "b.hdf5", steps(timeouts=None, n=900))
+    assert own_task(short, env="InvertedPendulum-v5").load()[0].n_episodes == 5
+
+
+@pytest.mark.parametrize("stored", [np.float32, np.float16])
+def test_rounding_is_not_the_end_of_an_episode(stored, tmp_path):
+    """Observations in float64 beside next observations of a shorter type."""
+    walk = 300 + np.cumsum(np.random.default_rng(0).normal(size=(1001, 4)), 0)
+    end = np.arange(1000) % 100 == 99
+    columns = steps(1000, observations=walk[:-1], next_observations=walk[1:].astype(stored))
+    columns |= {"terminals": np.zeros(1000, bool), "timeouts": end}
+    # an episode begins elsewhere
+    columns["observations"] = columns["observations"] + 7.0 * (np.arange(1000) // 100)[:, None]
+    columns["next_observations"] = (
+        walk[1:] + 7.0 * (np.arange(1000) // 100)[:, None]
+    ).astype(stored)
+    data = arrays.load(write(tmp_path / "a.hdf5", columns), name="a")
+    assert data.n_episodes == 10
+
+
+# --- actions ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_recorded_action_is_played_as_it_was_recorded(name, tmp_path):
+    """InvertedPendulum takes [-3, 3]."""
+    action = np.random.default_rng(1).uniform(-3, 3, (200, 1)).astype(np.float32)
+    path = write(tmp_path / name, steps(200, actions=action))
+    task = own_task(path, env="InvertedPendulum-v5")
+    data, _ = task.load()
+    played = []
+    env = task.make_env()
+    inner, step = env.unwrapped, env.unwrapped.step
+    inner.step = lambda a: (played.append(np.array(a)), step(a))[1]
+    env.reset(seed=0)
+    for row in data.action[data.valid][:50].numpy():
+        env.step(row)
+        env.reset(seed=0)
+    recorded = np.delete(action, 199, 0)[:50]
+    np.testing.assert_allclose(np.array(played), recorded, atol=1e-5)
+    unit = own_task(path, env="InvertedPendulum-v5", actions="unit")
+    with pytest.raises(UserError, match=r"outside \[-1, 1\]"):
+        unit.load()
+
+
+def test_an_action_outside_the_environments_bounds_is_refused_with_them(tmp_path):
+    action = np.zeros((200, 1), np.float32)
+    action[7] = 3.5
+    path = write(tmp_path / "a.npz", steps(200, actions=action))
+    with pytest.raises(UserError, match=r"action 3.5 at row 7 .*bounds \[-3, 3\]; task.actions=unit"):
+        own_task(path, env="InvertedPendulum-v5").load()
+
+
+def test_the_units_of_actions_are_part_of_a_runs_identity(tmp_path):
+    from offbench.config import plan
+
+    path = write(tmp_path / "a.hdf5", steps(200))
+    own = [f"task.data={path}", "task.env=InvertedPendulum-v5", "method=bc", "seeds=[0]"]
+    runs = [
+        plan([*own, *more], bench=False).cells[0].runs()[0].run_id
+        for more in ([], ["task.actions=unit"])
+    ]
+    assert runs[0] != runs[1]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+def test_whole_numbers_are_choices(name, shape, tmp_path):
+    choice = np.random.default_rng(2).integers(0, 2, 200).reshape(shape)
+    path = write(tmp_path / name, steps(200, actions=choice))
+    data, spec = own_task(path, env="CartPole-v1").load()
+    assert spec.discrete and data.action.shape[1] == 2
+    recorded = np.delete(choice.ravel(), 199)
+    assert (data.action[data.valid].argmax(1).numpy() == recorded).all()
+    one_hot = np.eye(2, dtype=np.float32)[choice.ravel()]
+    other = own_task(write(tmp_path / f"one-hot-{name}", steps(200, actions=one_hot)), env="CartPole-v1")
+    assert (other.load()[0].action == data.action).all()
+
+
+def test_choices_that_the_environment_has_not_are_refused(tmp_path):
+    choice = np.arange(200) % 3
+    path = write(tmp_path / "a.npz", steps(200, actions=choice))
+    with pytest.raises(UserError, match="choices from 0 to 1, found 0 to 2"):
+        own_task(path, env="CartPole-v1").load()
+    many = write(tmp_path / "b.npz", steps(2000, actions=np.arange(2000)))
+    with pytest.raises(UserError, match="as choices they are too many"):
+        arrays.load(many, name="b")
+
+
+def test_one_continuous_action_may_be_a_single_column(tmp_path):
+    flat = np.random.default_rng(3).uniform(-1, 1, 200).astype(np.float32)
+    data = arrays.load(write(tmp_path / "a.hdf5", steps(200, actions=flat)), name="a")
+    assert data.action.shape[1] == 1 and episode_returns(data).shape == (2,)
+
+
+@pytest.mark.env
+def test_check_repeats_the_steps_of_a_file_in_the_environment_that_is_given(tmp_path, capsys):
+    import gymnasium
+
+    env = gymnasium.make("HalfCheetah-v5", max_episode_steps=150)
+    env.action_space.seed(0)
+    rows = []
+    for episode in range(2):
+        obs, cut = env.reset(seed=episode)[0], False
+        while not cut:
+            action = env.action_space.sample()
+            after, reward, _, cut, _ = env.step(action)
+            rows.append((obs, action, reward, after, cut))
+            obs = after
+    obs, action, reward, after, cut = map(np.array, zip(*rows))
+    columns = {"observations": obs, "actions": action, "rewards": reward, "timeouts": cut}
+    columns |= {"next_observations": after, "terminals": np.zeros(300, bool)}
+    path = write(tmp_path / "a.hdf5", columns)
+    assert main(["check", str(path), "--env", "HalfCheetah-v5"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "100% agree" in said and "100% of the rewards agree" in said
+    main(["check", str(path), "--env", "Hopper-v5"])
+    assert "recorded steps repeated" not in capsys.readouterr().out
+
+
+# --- environments and refusals ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ("Hopper-v2", "did you mean 'Hopper-v5'"),
+        ("Hopper-v3", "did you mean 'Hopper-v5'"),
+        ("nosuch:Env-v0", "No module named 'nosuch'"),
+        ("HalfCheeta-v5", "did you mean 'HalfCheetah-v5'"),
+        ("mine-v0", "written module:Id"),
+    ],
+)
+def test_an_environment_that_cannot_be_had_is_one_line(env, words, tmp_path):
+    path = write(tmp_path / "a.npz", steps(200))
+    with pytest.raises(UserError, match=words) as error:
+        own_task(path, env=env)
+    assert "\n" not in str(error.value)
+
+
+def test_two_names_of_one_column_are_refused(tmp_path):
+    path = write(tmp_path / "a.npz", steps(200, obs=np.zeros((200, 4))))
+    with pytest.raises(UserError, match="'observations' and 'obs' are both observations"):
+        arrays.load(path, name="a")
+
+
+shapes = st.sampled_from([(), (0,), (6,), (6, 1), (6, 2), (2, 3), (2, 3, 2), (6, 2, 2), (5,), (1, 6)])
+kinds = st.sampled_from(["<f4", "<f8", "<i8", "?", "<U3", "<c8", "<u1"])
+keys = st.sampled_from(
+    ["observations", "obs", "actions", "action", "rewards", "terminals", "terminations", "timeouts",
+     "dones", "ends", "episode_id", "next_observations", "masks", "valids", "qpos", "other"]
+)  # fmt: skip
+layouts = st.dictionaries(keys, st.tuples(shapes, kinds, st.integers(0, 3)), max_size=9)
+WHOLE = {
+    "observations": ((6, 2), "<f4", 0), "actions": ((6, 1), "<f4", 1), "rewards": ((6,), "<f4", 2),
+    "terminals": ((6,), "?", 3), "timeouts": ((6,), "?", 1),
+}  # fmt: skip
+
+
+@settings(deadline=None, max_examples=250)
+@given(layout=layouts, base=st.booleans(), suffix=st.sampled_from([".npz", ".hdf5"]))
+def test_check_finds_or_refuses_and_never_falls(layout, base, suffix, tmp_path_factory):
+    """Any arrays under known names: a report, or one line that says what is wrong."""
+    layout = {**WHOLE, **layout} if base else layout
+    path = tmp_path_factory.mktemp("layout") / f"x{suffix}"
+    columns = {}
+    for key, (shape, kind, seed) in layout.items():
+        x = np.random.default_rng(seed).uniform(-1.2, 1.9, shape)
+        columns[key] = x.astype(kind)
+    if suffix == ".hdf5":
+        columns = {k: v for k, v in columns.items() if v.dtype.kind != "U"}
+    write(path, columns)
+    for args in ([], ["--limit", "3"]):
+        try:
+            assert main(["check", str(path), *args]) in (0, 1)
+        except UserError as error:
+            assert "\n" not in str(error) and str(path) in str(error)
+    try:
+        d4rl.read(path, name="x")
+    except UserError:
+        pass
