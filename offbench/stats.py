@@ -229,7 +229,7 @@ def bootstrap(
     """Percentile bootstrap of `statistic`, stratified: seeds are resampled within each task.
 
     The interval is rliable's. With few seeds it is too narrow: on published seeds of D4RL, nominal
-    95 % hold the truth in 78 to 87 % with 3 seeds and 88 to 94 % with 10 (results/coverage), for
+    95 % hold the truth in 78 to 88 % with 3 seeds and 88 to 94 % with 10 (results/coverage), for
     which `offbench.uncertainty.aggregate` has a remedy.
 
     Arrays `(n_seeds, n_episodes)` add a level: episodes are resampled within each drawn seed. The

@@ -19,7 +19,7 @@ paired. `results/coverage` has how often these intervals held the truth on publi
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats as _scipy_stats
@@ -144,7 +144,8 @@ def cell_interval(cell: Cell, pool: Pool, level: float = 0.95) -> Interval:
         return Interval(cell.mean, np.nan, np.nan)
     seeds, episodes = seed_share(cell, pool), cell.episode_variance
     variance = seeds + episodes
-    freedom = _freedom([(seeds, cell.n_seeds), (episodes, cell.n_episodes - 1)])
+    each = np.array([cell.n_seeds, max(1, cell.n_episodes - 1)])
+    freedom = _freedom(np.array([seeds, episodes]), each)
     t = float(_scipy_stats.t.ppf((1 + level) / 2, freedom))
     if not cell.success:
         half = t * np.sqrt(variance)
@@ -158,35 +159,78 @@ def cell_interval(cell: Cell, pool: Pool, level: float = 0.95) -> Interval:
     return Interval(cell.mean, float(min(low, cell.mean)), float(max(high, cell.mean)))
 
 
-def _freedom(parts: Sequence[tuple[float, float]]) -> float:
-    """Satterthwaite's degrees of freedom of a sum of variances, each with its own."""
-    total = sum(v for v, _ in parts)
-    below = sum(v**2 / n for v, n in parts if v > 0)
-    return total**2 / below if below > 0 else float(parts[0][1])
-
-
 def differences(cells: Sequence[Cell], pool: Pool) -> np.ndarray:
-    """(k, k) p-values of equal means, Holm-adjusted over all pairs; nan for cells of one seed."""
-    several = [c.n_seeds > 1 for c in cells]
-    return _all_pairs(cells, several, lambda a, b: _pvalue(a, b, pool))
+    """(k, k) p-values of equal means, Holm-adjusted over all pairs; nan for cells of one seed.
+
+    Welch's test with the moderated variances of the seeds, and with the start states: those that both
+    met count by how differently the two entries fare from them, others for each by itself.
+    """
+    several = np.array([c.n_seeds > 1 for c in cells], bool)
+    i, j = _pairs(several)
+    if not len(i):
+        return _adjusted(len(cells), several, i, j, np.empty(0))
+    means = np.array([c.mean for c in cells])
+    seeds = np.array([seed_share(c, pool) for c in cells])
+    episodes = np.array([c.episode_variance for c in cells])
+    n = np.array([c.n_seeds for c in cells], float)
+    m = np.maximum([c.n_episodes - 1.0 for c in cells], 1.0)
+    shared = _shared_episode_variance(cells)[i, j]
+    met = np.isfinite(shared)
+    variances = np.stack(
+        [seeds[i], seeds[j], np.where(met, shared, episodes[i]), np.where(met, 0.0, episodes[j])]
+    )
+    freedom = _freedom(variances, np.stack([n[i], n[j], m[i], m[j]]))
+    p = _two_sided(means[i] - means[j], variances.sum(0), freedom)
+    return _adjusted(len(cells), several, i, j, p)
 
 
-def _pvalue(a: Cell, b: Cell, pool: Pool) -> float:
-    parts = [(seed_share(a, pool), a.n_seeds), (seed_share(b, pool), b.n_seeds)]
-    if a.crossed and b.crossed and a.start_states == b.start_states:
-        gap = a.table.mean(0) - b.table.mean(0)
-        noise = a.residual / a.n_seeds + b.residual / b.n_seeds
-        shared = max(0.0, float(gap.var(ddof=1) - noise) / len(gap))
-        parts.append((shared, len(gap) - 1))
-    else:
-        parts += [(c.episode_variance, max(1, c.n_episodes - 1)) for c in (a, b)]
-    return _two_sided(a.mean - b.mean, sum(v for v, _ in parts), _freedom(parts))
+def _shared_episode_variance(cells: Sequence[Cell]) -> np.ndarray:
+    """(k, k) variance of a difference of means that comes from the start states that two entries met
+    both; nan where they met others."""
+    found = np.full((len(cells), len(cells)), np.nan)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, cell in enumerate(cells):
+        if cell.crossed:
+            groups.setdefault(cell.start_states, []).append(index)
+    for members in groups.values():
+        covariance = np.atleast_2d(np.cov([cells[k].table.mean(0) for k in members]))
+        own = np.diag(covariance)
+        noise = np.array([cells[k].residual / cells[k].n_seeds for k in members])
+        gap = own[:, None] + own - 2 * covariance - noise[:, None] - noise
+        found[np.ix_(members, members)] = np.maximum(gap, 0.0) / cells[members[0]].n_episodes
+    return found
 
 
-def _two_sided(difference: float, variance: float, freedom: float) -> float:
-    if variance <= 0:
-        return float(difference == 0)
-    return float(2 * _scipy_stats.t.sf(abs(difference) / np.sqrt(variance), freedom))
+def _pairs(usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of usable items, by their two indices."""
+    use = np.flatnonzero(usable)
+    rows, columns = np.triu_indices(len(use), 1)
+    return use[rows], use[columns]
+
+
+def _adjusted(
+    k: int, usable: np.ndarray, i: np.ndarray, j: np.ndarray, p: np.ndarray
+) -> np.ndarray:
+    """(k, k) Holm-adjusted p-values of pairs; 1 of an item with itself, nan where it is not usable."""
+    found = np.full((k, k), np.nan)
+    found[usable, usable] = 1.0
+    if len(p):
+        found[i, j] = found[j, i] = holm(p)
+    return found
+
+
+def _freedom(variances: np.ndarray, each: np.ndarray) -> np.ndarray:
+    """Satterthwaite's degrees of freedom of sums of variances (parts, ...), each with its own."""
+    below = (variances**2 / each).sum(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(below > 0, variances.sum(0) ** 2 / below, each[0])
+
+
+def _two_sided(difference: np.ndarray, variance: np.ndarray, freedom: np.ndarray) -> np.ndarray:
+    """p-values of differences; without any variance, whether they are 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * _scipy_stats.t.sf(np.abs(difference) / np.sqrt(variance), freedom)
+    return np.where(variance > 0, p, difference == 0).astype(np.float64)
 
 
 def not_worse_than_best(points: np.ndarray, adjusted: np.ndarray, level: float) -> np.ndarray:
@@ -240,7 +284,8 @@ def aggregate(
     drawn = [_draw(c, p, generator, reps) for c, p in zip(cells, pools, strict=True)]
     draws = np.asarray(statistic(drawn))
     draws += point - np.median(draws)
-    freedom = _freedom([(seed_share(c, p), c.n_seeds) for c, p in zip(cells, pools)])
+    shares = np.array([seed_share(c, p) for c, p in zip(cells, pools)])
+    freedom = float(_freedom(shares, np.array([c.n_seeds for c in cells])))
     tails = [(1 - level) / 2, (1 + level) / 2]
     wider = _scipy_stats.t.ppf(tails[1], freedom) / _scipy_stats.norm.ppf(tails[1])
     low, high = point + wider * (np.quantile(draws, tails) - point)
@@ -269,24 +314,16 @@ def _draw(
 
 def aggregate_differences(aggregates: Sequence[Aggregate]) -> np.ndarray:
     """(k, k) p-values of equal aggregates, Holm-adjusted over all pairs; nan where a task has one seed."""
-
-    def pvalue(a: Aggregate, b: Aggregate) -> float:
-        spread = float((a.draws - b.draws).var())
-        freedom = _freedom([(a.draws.var(), a.freedom), (b.draws.var(), b.freedom)])
-        return _two_sided(a.interval.point - b.interval.point, spread, freedom)
-
-    return _all_pairs(aggregates, [len(a.draws) > 0 for a in aggregates], pvalue)
-
-
-def _all_pairs(
-    items: Sequence[Any], usable: Sequence[bool], pvalue: Callable[[Any, Any], float]
-) -> np.ndarray:
-    """(k, k) Holm-adjusted p-values of all pairs of usable items; nan for the others, 1 with itself."""
-    k, use = len(items), np.flatnonzero(usable)
-    adjusted = np.full((k, k), np.nan)
-    adjusted[use, use] = 1.0
-    rows, columns = (use[index] for index in np.triu_indices(len(use), 1))
-    if len(rows):
-        found = holm([pvalue(items[i], items[j]) for i, j in zip(rows, columns)])
-        adjusted[rows, columns] = adjusted[columns, rows] = found
-    return adjusted
+    drawn = np.array([len(a.draws) > 0 for a in aggregates], bool)
+    i, j = _pairs(drawn)
+    if not len(i):
+        return _adjusted(len(aggregates), drawn, i, j, np.empty(0))
+    points = np.array([a.interval.point for a in aggregates])
+    each = np.array([a.freedom for a in aggregates])
+    covariance = np.full((len(aggregates), len(aggregates)), np.nan)
+    use = np.flatnonzero(drawn)
+    covariance[np.ix_(use, use)] = np.cov([aggregates[k].draws for k in use], ddof=0)
+    own = np.diag(covariance)
+    freedom = _freedom(np.stack([own[i], own[j]]), np.stack([each[i], each[j]]))
+    p = _two_sided(points[i] - points[j], own[i] + own[j] - 2 * covariance[i, j], freedom)
+    return _adjusted(len(aggregates), drawn, i, j, p)
