@@ -6,8 +6,8 @@ diverged run is shown and never averaged over, so an entry that lacks anything h
 ranks last; and what differs between the runs of a column is said under the table.
 
 The random numbers of the intervals are seeded by the scores they are computed from, so a board is
-a function of its records. A new row changes no other row's numbers but for its intervals, in so
-far as it changes the mean variance between seeds (`offbench.uncertainty`).
+a function of its records. A new row changes no other row's numbers but for its intervals and
+bold, in so far as it changes the mean variance between seeds (`offbench.uncertainty`).
 """
 
 import csv
@@ -16,7 +16,7 @@ import io
 import os
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -29,7 +29,7 @@ import pandas as pd
 from offbench import stats, uncertainty
 from offbench.errors import UserError, nearest
 from offbench.stats import Interval
-from offbench.uncertainty import Cell, Pool
+from offbench.uncertainty import Cell, Generators, Pool
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,8 +55,8 @@ _COVERAGE = (
 )
 _SHORT = {"failed": "failed", "diverged": "div."}
 
-_Generator = Callable[[np.ndarray], np.random.Generator]
 _Cells = Mapping[tuple[str, str], Cell]
+_RETURNS = "the return itself, no reference returns are known"
 _NONE = Interval(np.nan, np.nan, np.nan)
 _AGGREGATES = ("iqm", "low", "high", "mean", "mean_low", "mean_high", "mean_rank")
 
@@ -120,10 +120,12 @@ def leaderboard(
     runs = _current(runs, tasks)
     whole = runs[runs["status"] == "ok"]
     refuse_mixtures(whole)
-    found = _scored_cells(episodes, whole)
+    found = _scored_cells(episodes, whole, unscaled)
     pools = _pools(found, tasks, unscaled)
     cells = _cells(runs, found, pools, tasks, _asked(runs, tasks, only or {}), seeds or {}, level)
-    mixed = [task for task in tasks if task in set(unscaled)] if len(tasks) > 1 else []
+    plain = [task for task in tasks if task in set(unscaled)]
+    mixed = plain if len(tasks) > 1 else []
+    scale = _RETURNS if len(plain) == len(tasks) else scale
     entries = _complete(cells, tasks)
     generator = _by_content(random_seed)
     return Board(
@@ -212,8 +214,13 @@ def _difference(a: pd.Series, b: pd.Series) -> str:
     return (", ".join(shown) or "their specification") + more
 
 
-def _scored_cells(episodes: pd.DataFrame, whole: pd.DataFrame) -> _Cells:
-    """(entry, task) -> its test scores after the last update of the whole runs."""
+def _scored_cells(
+    episodes: pd.DataFrame, whole: pd.DataFrame, unscaled: Collection[str]
+) -> _Cells:
+    """(entry, task) -> its test scores after the last update of the whole runs.
+
+    Scores that are all 0 or 100 are a success rate, unless the task's are plain returns.
+    """
     last = dict(zip(whole["run_id"], whole["n_updates"], strict=True))
     test = episodes[(episodes["stream"] == "test") & episodes["run_id"].isin(last)]
     test = test[test["update"] == test["run_id"].map(last)]
@@ -221,21 +228,24 @@ def _scored_cells(episodes: pd.DataFrame, whole: pd.DataFrame) -> _Cells:
         raise UserError(f"run {lacking[0]} is recorded as done but has no test episodes here")
     # refuses scores that are not finite
     stats.score_table(test)
-    success = {task: bool(x.isin([0.0, 100.0]).all()) for task, x in test.groupby("task")["score"]}
+    success = {
+        task: task not in set(unscaled) and bool(x.isin([0.0, 100.0]).all())
+        for task, x in test.groupby("task")["score"]
+    }
     return {
-        (str(entry), str(task)): _scored_cell(cell, success[task])
+        (str(entry), str(task)): _scored_cell(cell, success[task], f"{entry} on {task}")
         for (entry, task), cell in test.groupby(["entry", "task"])
     }
 
 
-def _scored_cell(test: pd.DataFrame, success: bool) -> Cell:
+def _scored_cell(test: pd.DataFrame, success: bool, name: str) -> Cell:
     by_seed = [x.sort_values("episode") for _, x in test.groupby("seed")]
     means = np.array([x["score"].mean() for x in by_seed])
     faced = {tuple(x["env_seed"]) if "env_seed" in x else () for x in by_seed}
     if len(faced) > 1 or faced == {()}:
-        return Cell(means, round(len(test) / len(means)), success=success)
+        return Cell(means, round(len(test) / len(means)), success=success, name=name)
     table = np.stack([x["score"].to_numpy(dtype=np.float64) for x in by_seed])
-    return Cell(means, table.shape[1], table, faced.pop(), success)
+    return Cell(means, table.shape[1], table, faced.pop(), success, name)
 
 
 def _pools(found: _Cells, tasks: tuple[str, ...], unscaled: Collection[str]) -> dict[str, Pool]:
@@ -249,11 +259,11 @@ def _pools(found: _Cells, tasks: tuple[str, ...], unscaled: Collection[str]) -> 
     }
 
 
-def _by_content(random_seed: int) -> _Generator:
-    """Generators that depend on the numbers they are for, not on what else is on the board."""
+def _by_content(random_seed: int) -> Generators:
+    """Generators that depend on what they are for, not on what else is on the board."""
 
-    def generator(x: np.ndarray) -> np.random.Generator:
-        content = f"{random_seed} {x.shape}".encode() + x.tobytes()
+    def generator(name: str, x: np.ndarray) -> np.random.Generator:
+        content = f"{random_seed} {name} {x.shape}".encode() + x.tobytes()
         return np.random.default_rng(int.from_bytes(hashlib.sha256(content).digest()[:16], "big"))
 
     return generator
@@ -335,7 +345,7 @@ def _aggregate(
     pools: Mapping[str, Pool],
     entries: Sequence[str],
     tasks: tuple[str, ...],
-    generator: _Generator,
+    generator: Generators,
     level: float,
     reps: int,
 ) -> pd.DataFrame:
@@ -445,7 +455,8 @@ def _how(mine: pd.DataFrame) -> dict[str, Any]:
 def _updates(mine: pd.DataFrame) -> dict[str, str]:
     """What an entry's runs had and what is published, as numbers and in words: `300k of 1M`."""
     column = mine.get("tuning.published_updates", pd.Series(np.nan, mine.index))
-    pairs = sorted({(int(n), int(of)) for n, of in zip(mine["n_updates"], column.fillna(0))})
+    known = pd.to_numeric(column, errors="coerce").fillna(0)
+    pairs = sorted({(int(n), int(of)) for n, of in zip(mine["n_updates"], known)})
     words = [count(n) if of in (0, n) else f"{count(n)} of {count(of)}" for n, of in pairs]
     return {
         "n_updates": "/".join(dict.fromkeys(str(n) for n, _ in pairs)),
@@ -492,6 +503,8 @@ def _averaged(
         "each",
         "success",
     ]
+    if not (episodes["stream"] == "monitor").any():
+        return pd.DataFrame(columns=columns)
     seen = episodes[
         episodes["run_id"].isin(whole["run_id"]) & episodes["stream"].isin(["monitor", "test"])
     ]
@@ -510,7 +523,9 @@ def _averaged(
             continue
         means = np.array([x["mean"].mean() for x in three])
         each_seed = int(three[0]["size"].sum())
-        averaged = Cell(means, each_seed, success=found[entry, task].success)
+        # as many episodes, of one evaluation, as the mean of three evaluations is worth
+        worth = max(1, round(9 / (1 / three[0]["size"]).sum()))
+        averaged = Cell(means, worth, success=found[entry, task].success)
         interval = uncertainty.cell_interval(averaged, pools[task], level)
         last = float(np.mean([x["mean"].iloc[-1] for x in three]))
         n_episodes = each_seed * len(three)
@@ -601,8 +616,12 @@ def _spelt(value: Any) -> str:
 
 def _budget(cells: pd.DataFrame) -> str:
     scored = cells[cells["n_seeds"] > 0]
-    episodes = _span(scored["n_episodes"] // scored["n_seeds"])
-    return f"{_span(scored['n_seeds'])} seeds x {episodes} episodes"
+    seeds, episodes = _span(scored["n_seeds"]), _span(scored["n_episodes"] // scored["n_seeds"])
+    return f"{_counted(seeds, 'seed')} x {_counted(episodes, 'episode')}"
+
+
+def _counted(n: str, noun: str) -> str:
+    return f"{n} {noun}" + ("" if n == "1" else "s")
 
 
 def _summary(cells: pd.DataFrame, scale: str, level: float) -> str:
@@ -624,7 +643,8 @@ def _caption(cells: pd.DataFrame, scale: str, level: float, reps: int) -> str:
         f" and tasks, tasks weighing equally, with its {percent} smoothed bootstrap interval"
         f" ({reps} resamples). Intervals are over seeds and over start states. {_COVERAGE} Bold: the best of a column and"
         " whatever does not differ from it, by tests of all pairs of the column with episodes paired,"
-        f" Holm-corrected so that equal entries all stay bold in {percent} of columns."
+        f" Holm-corrected so that equal entries all stay bold in {percent} of columns; what lies above a bold"
+        " number is bold too."
         " --: missing; an entry without all its seeds has no aggregate and no rank."
     )
     if (cells["status"] == "left out").any():
@@ -723,7 +743,7 @@ def _averaged_caption(board: Board) -> str:
         for at, each in designs
     )
     return (
-        f"Mean of the last three evaluations ({shown}) ± half-width of its Student-t interval over seeds;"
+        f"Mean of the last three evaluations ({shown}) with its interval, as above but over seeds alone;"
         " in brackets, and in the last column, the last evaluation alone. The first two are monitor"
         " episodes, other ones than the test episodes of the last; the board ranks by the last alone."
     )

@@ -127,12 +127,12 @@ def _execute(args: Sequence[str], *, bench: bool) -> int:
             preflight(todo, strict=wanted.settings.strict, report=status.update)
         store.check_writable()
     failures = _show_progress(todo, store, wanted, console) if todo else []
+    for line in failures:
+        print(f"offbench: {line}", file=sys.stderr)
     board = _board_of(wanted, store)
     if board is not None:
         _print_board(board, wanted, console, args)
         console.print(f"{left} runs in {time.perf_counter() - start:.0f} s")
-    for line in failures:
-        print(f"offbench: {line}", file=sys.stderr)
     return 1 if failures else 0
 
 
@@ -484,7 +484,7 @@ def _board_of(plan: "Plan", store: "Store") -> "Board | None":
     runs = _runs_of(plan, store)
     if runs.empty:
         return None
-    return leaderboard(
+    board = leaderboard(
         store.episodes(run_id=list(runs["run_id"])),
         runs,
         plan.tasks,
@@ -493,17 +493,38 @@ def _board_of(plan: "Plan", store: "Store") -> "Board | None":
         unscaled={cell.task.id for cell in plan.cells if not cell.task.scaled},
         title=f"{plan.name} v{plan.suite['version']}",
     )
+    if other := _under_other_rules(plan, store):
+        words = (
+            f"{other} recorded runs of these tasks are left out: their environment, or its rules, or how"
+            " a return is scored was another"
+        )
+        board = replace(board, notes=(*board.notes, words))
+    return board
+
+
+def _under_other_rules(plan: "Plan", store: "Store") -> int:
+    """Recorded runs of the suite's tasks in another environment than they have now."""
+    from offbench.records import columns
+
+    runs = store.runs(suite=plan.name)
+    now = {cell.task.id: columns(cell.environment, "env.") for cell in plan.cells}
+    rows = (row for _, row in runs.iterrows() if row["task"] in now)
+    return sum(_recorded(row, "env.") != now[row["task"]] for row in rows)
 
 
 def _runs_of(plan: "Plan", store: "Store") -> "pd.DataFrame":
-    """The planned runs, and every other entry of the suite run with the same protocol and its budget.
+    """The planned runs, and every other entry of the suite run with the same protocol and its budget,
+    in the same environment by the same rules.
 
     That is the planned number of updates; where the planned runs have the published one, an entry
     whose method is published with another has its own.
     """
+    from offbench.records import columns
+
     runs = store.runs(suite=plan.name)
     planned = {r.run_id for cell in plan.cells for r in cell.runs()}
     example = {cell.task.id: cell for cell in plan.cells}
+    environment = {cell.task.id: columns(cell.environment, "env.") for cell in plan.cells}
     entries = {cell.entry for cell in plan.cells}
 
     def comparable(row: Any) -> bool:
@@ -514,6 +535,7 @@ def _runs_of(plan: "Plan", store: "Store") -> "pd.DataFrame":
             cell is not None
             and row["entry"] not in entries
             and row["dataset_sha256"] == cell.task.sha256
+            and _recorded(row, "env.") == environment[row["task"]]
             and _alike(row["n_updates"], cell.n_updates, "published_updates", row, cell)
             and _alike(
                 row["protocol.episodes"], cell.protocol["episodes"], "published_episodes", row, cell
@@ -522,6 +544,15 @@ def _runs_of(plan: "Plan", store: "Store") -> "pd.DataFrame":
         )
 
     return runs[[comparable(row) for _, row in runs.iterrows()]]
+
+
+def _recorded(row: Any, prefix: str) -> dict[str, Any]:
+    """The columns of a record below one key, without those that other records alone have."""
+    return {k: v for k, v in row.items() if k.startswith(prefix) and not _absent(v)}
+
+
+def _absent(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value)
 
 
 def _alike(recorded: int, planned: int, name: str, row: Any, cell: "Cell") -> bool:

@@ -110,7 +110,7 @@ class Cell:
                 task=self.task.id,
                 dataset=self.task.dataset,
                 dataset_sha256=self.task.sha256,
-                env=self._judge(),
+                env=self.environment,
                 method=self.method,
                 hparams=self.hparams,
                 pipeline=self.pipeline,
@@ -121,7 +121,8 @@ class Cell:
             for seed in self.seeds
         ]
 
-    def _judge(self) -> dict[str, Any]:
+    @property
+    def environment(self) -> dict[str, Any]:
         """The environment, and for own data, whose id says nothing of it, how a return is scored."""
         judge = {"id": self.task.env, "kwargs": dict(self.task.env_kwargs), **self.task.rules}
         if self.task.source == "path":
@@ -481,7 +482,11 @@ def _task_cells(method: Method, suite: Mapping, given: Mapping) -> Iterator[tupl
         task.check_trainable()
         insisted = _overrides(suite, method.name, task.id)
         own, preset = _published(method, suite, task, {**insisted, **given})
+        # a suite that is named for a task of another says nothing that was published for it
+        home = suite["id"] if canonical(task.id) in _tasks_of(suite["id"]) else home_of(task)
         published = own.copy()
+        if home != suite["id"]:
+            published = _published(method, read_option("suite", home), task, {**insisted, **given})[0]
         own.update(insisted, f"suite {suite['id']}", lenient=True)
         own.update(given, "command line")
         around = ("method", *AROUND)
@@ -507,7 +512,8 @@ def _published(
     listed = canonical(task.id) in _tasks_of(home["id"])  # or a mixture, like its first part
     part = task.id if listed else _first_part(task.id)
     if budget := _chosen(method.budgets, part, "usual", None):
-        own.update(budget.settings, f"budget ({budget.source})")
+        carried = "" if part == task.id else "carried over from its first part: "
+        own.update(budget.settings, f"{carried}budget ({budget.source})")
     asked = later.get("preset", own.values["preset"])
     choice = coerce(asked, own.hints["preset"], "preset")
     composed = None if choice == "alone" else _composition({**own.values, **later})
@@ -678,6 +684,8 @@ def _tuning(
         how = "suite"
     else:
         how = "default"
+    if settings.preset in VARIANTS and (preset is None or preset.by != settings.preset):
+        source = f"no row for preset={settings.preset}; {source or ', '.join(users) or how}"
     return {
         "how": how,
         "tried": tried,

@@ -75,6 +75,8 @@ class Facts:
         names = ("max_episode_steps", "score", "ref_min", "ref_max", "terminal_inside")
         known = {n: getattr(task, n) for n in names} | {"teleports": "teleport" in task.id}
         known["goals"] = bool(task.task_ids)
+        if not task.scaled:
+            known |= {"ref_min": None, "ref_max": None}
         return cls(id=task.id, **(known | changes))
 
 

@@ -565,6 +565,13 @@ def _line(body: dict[str, Any]) -> dict[str, Any]:
     return line
 
 
+def columns(value: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """A part of a run's specification as the columns of `Store.runs()`."""
+    out: dict[str, Any] = {}
+    _flatten(value, prefix, out)
+    return {k: v for k, v in out.items() if v is not None}
+
+
 def _flatten(value: Mapping[str, Any], prefix: str, out: dict[str, Any]) -> None:
     for name, item in value.items():
         if isinstance(item, dict):

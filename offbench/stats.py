@@ -218,6 +218,21 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:
     return Interval(share, max(0.0, middle - float(half)), min(1.0, middle + float(half)))
 
 
+def welch_interval(a: np.ndarray, b: np.ndarray, level: float = 0.95) -> Interval:
+    """Interval of mean(a) - mean(b) for seeds that are not paired; nan bounds with one seed."""
+    _check_level(level)
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    point = float(a.mean() - b.mean())
+    if min(a.size, b.size) < 2:
+        return Interval(point, np.nan, np.nan)
+    va, vb = a.var(ddof=1) / a.size, b.var(ddof=1) / b.size
+    if va + vb == 0:
+        return Interval(point, point, point)
+    freedom = (va + vb) ** 2 / (va**2 / (a.size - 1) + vb**2 / (b.size - 1))
+    half = float(_scipy_stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(va + vb))
+    return Interval(point, point - half, point + half)
+
+
 def bootstrap(
     scores: Scores,
     statistic: Statistic = iqm,
@@ -289,12 +304,19 @@ def unpaired_difference(
     rng: np.random.Generator,
     reps: int = 2000,
     level: float = 0.95,
+    rescale: bool = False,
 ) -> Interval:
-    """statistic(a) - statistic(b) where nothing is shared: each side is resampled by itself."""
+    """statistic(a) - statistic(b) where nothing is shared: each side is resampled by itself.
+
+    `rescale` stretches the seeds by sqrt(n / (n - 1)) about their task's mean before resampling (Rao
+    and Wu 1988), which gives a resample the variance of the seeds.
+    """
     x, y = _tasks(a), _tasks(b)
     point = float(statistic(_seed_means(x)) - statistic(_seed_means(y)))
     if _single(x) or _single(y):
         return Interval(point, np.nan, np.nan)
+    if rescale:
+        x, y = _rescaled(x), _rescaled(y)
     left = statistic([_nested(xt, rng, reps) for xt in x])
     right = statistic([_nested(yt, rng, reps) for yt in y])
     return _percentile(point, left - right, level)
@@ -351,6 +373,15 @@ def performance_profile(
     point = np.mean([share.mean(0) for share in above], axis=0)
     columns = {"threshold": thresholds, "point": point, "low": bounds[0], "high": bounds[1]}
     return pd.DataFrame(columns)
+
+
+def _rescaled(tasks: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Seeds moved away from their task's mean by sqrt(n / (n - 1)), each with its episodes."""
+    scaled = []
+    for x in tasks:
+        seed = x if x.ndim == 1 else x.mean(-1, keepdims=True)
+        scaled.append(x + (seed - x.mean()) * (np.sqrt(len(x) / (len(x) - 1)) - 1))
+    return scaled
 
 
 def _nested(x: np.ndarray, rng: np.random.Generator, reps: int) -> np.ndarray:

@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import yaml
 
-from offbench.errors import UserError
+from offbench.errors import UserError, unknown
 
 if TYPE_CHECKING:
     import gymnasium
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from offbench.sources.arrays import Reading
     from offbench.types import Spec
 
+Actions = Literal["env", "unit"]
 Source = Literal["embedded", "catalog", "path", "composed"]
 Loader = Literal["offbench", "d4rl"]
 NOT_HERE = "not here"
@@ -297,6 +298,13 @@ def make_env(
         made = adapt(made, adapter)
         # OGBench makes its spaces, and warns, each time they are asked for
         made.action_space, made.observation_space = made.action_space, made.observation_space
+    space = made.action_space
+    bounds = [getattr(space, k, np.nan) for k in ("low", "high")]
+    if not (np.isfinite(bounds).all() and (bounds[0] < bounds[1]).all()):
+        raise UserError(
+            f"{name}: environment {env} takes {space}; actions must be a Box with finite bounds, the lower"
+            " below the upper, or Discrete"
+        )
     if abs(made.action_space.low + 1).max() > 0 or abs(made.action_space.high - 1).max() > 0:
         made = RescaleAction(made, -1.0, 1.0)
     return made
@@ -474,7 +482,7 @@ def own_task(
     env_kwargs: Mapping[str, Any] | None = None,
     id: str | None = None,
     max_episode_steps: int | None = None,
-    actions: Literal["env", "unit"] = "env",
+    actions: Actions = "env",
     score: Literal["return", "success"] = "return",
     ref_min: float = _NO_REFERENCE[0],
     ref_max: float = _NO_REFERENCE[1],
@@ -512,20 +520,25 @@ def own_task(
         raise UserError(f"{name}: the environment to evaluate in is missing: task.env=HalfCheetah-v5")
     if not ref_max > ref_min:
         raise UserError(f"{name}: ref_max={ref_max} must lie above ref_min={ref_min}")
-    reading = _reading(env, kwargs, name, max_episode_steps, given, actions)
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise UserError(f"{name}: max_episode_steps={max_episode_steps} must be at least 1")
+    reading = None
+    if layout != "minari" or max_episode_steps is None:
+        reading = _reading(env, kwargs, name, max_episode_steps, given, actions)
+        max_episode_steps = reading.max_episode_steps
     return Task(
         id=name,
         root=path.resolve(),
         sha256=cache.digest(path),
         env=env,
         env_kwargs=kwargs,
-        max_episode_steps=reading.max_episode_steps or 1000,
+        max_episode_steps=max_episode_steps or 1000,
         score=score,
         ref_min=ref_min,
         ref_max=ref_max,
         terminal_inside=layout == "ogbench",
         source="path",
-        reading=reading if layout == "steps" else None,
+        reading=None if layout == "minari" else reading,
     )
 
 
@@ -537,6 +550,8 @@ def _reading(
 
     from offbench.sources.arrays import Reading
 
+    if actions not in get_args(Actions):
+        raise unknown("actions", actions, get_args(Actions))
     made = make_env(env, kwargs, name)
     try:
         if limit is None and made.spec is not None:
@@ -546,7 +561,7 @@ def _reading(
         made.close()
     found = Reading(max_episode_steps=limit or 1000, limit_given=given)
     if isinstance(space, Discrete):
-        return replace(found, n_actions=int(space.n))
+        return replace(found, n_actions=int(space.n), first_action=int(space.start))
     bounded = isinstance(space, Box) and np.isfinite([space.low, space.high]).all()
     if actions == "unit" or not bounded:
         return found

@@ -5,7 +5,8 @@ The mean of a cell varies with the training seeds and with the start states of t
 * Seeds. Three seeds say little about their variance, and nothing about the one in ten that fails.
   The variance of the seeds' means is therefore moderated by that of the board (as in Smyth 2004,
   "Linear models and empirical Bayes methods"): half the mean variance of all cells enters as one
-  more observation, and Student's t has as many degrees of freedom as there are seeds.
+  more observation, and Student's t has as many degrees of freedom as there are seeds (one fewer on
+  boards of fewer than six cells, which say little besides what is compared).
 * Episodes. All seeds face the same start states, so the spread between seeds leaves them out.
   Their share is estimated from the seeds x episodes table of a cell (two-way random effects).
 * Success rates. The interval is Wilson's (1927), at the number of independent episodes that would
@@ -26,7 +27,9 @@ from scipy import stats as _scipy_stats
 
 from offbench.stats import Interval, Statistic, holm
 
+Generators = Callable[[str, np.ndarray], np.random.Generator]
 _PRIOR_WEIGHT = 0.5
+_MANY_CELLS = 6
 _DEFAULT_CORRELATION = 0.1
 
 
@@ -44,6 +47,8 @@ class Cell:
     start_states: tuple[int, ...] = ()
     # every score is 0 or 100: a success rate
     success: bool = False
+    # of entry and task: cells with equal scores are drawn from independently
+    name: str = ""
 
     @property
     def n_seeds(self) -> int:
@@ -97,6 +102,8 @@ class Pool(NamedTuple):
     variance: float
     # mean correlation of the episodes of a seed, over success rates
     correlation: float
+    # cells of several seeds that this is the mean of
+    n_cells: int = 100
 
     @classmethod
     def of(cls, cells: Sequence[Cell]) -> "Pool":
@@ -107,7 +114,13 @@ class Pool(NamedTuple):
         return cls(
             float(np.mean(variances)) if variances else 0.0,
             float(np.mean(found)) if found else _DEFAULT_CORRELATION,
+            len(several),
         )
+
+    def freedom(self, cell: Cell) -> float:
+        """Degrees of freedom of a moderated variance: the board counts as one more observation
+        where it has other cells enough than those that are compared."""
+        return float(cell.n_seeds - (self.n_cells < _MANY_CELLS))
 
     def prior(self, cell: Cell) -> float:
         """The variance of a seed's mean that the board suggests for a cell."""
@@ -131,7 +144,8 @@ def seed_share(cell: Cell, pool: Pool) -> float:
     if cell.success and cell.mean in (0.0, 100.0) and n > 1:
         # all episodes ended alike, which says nothing about how seeds differ
         own = prior
-    moderated = (_PRIOR_WEIGHT * prior + (n - 1) * own) / n
+    few = pool.n_cells < _MANY_CELLS
+    moderated = (_PRIOR_WEIGHT * prior + (n - 1) * own) / (n - few * (1 - _PRIOR_WEIGHT))
     if cell.success:
         # no less than that of independent episodes
         moderated = max(moderated, cell.chance / cell.n_episodes)
@@ -144,7 +158,7 @@ def cell_interval(cell: Cell, pool: Pool, level: float = 0.95) -> Interval:
         return Interval(cell.mean, np.nan, np.nan)
     seeds, episodes = seed_share(cell, pool), cell.episode_variance
     variance = seeds + episodes
-    each = np.array([cell.n_seeds, max(1, cell.n_episodes - 1)])
+    each = np.array([pool.freedom(cell), max(1, cell.n_episodes - 1)])
     freedom = _freedom(np.array([seeds, episodes]), each)
     t = float(_scipy_stats.t.ppf((1 + level) / 2, freedom))
     if not cell.success:
@@ -172,7 +186,7 @@ def differences(cells: Sequence[Cell], pool: Pool) -> np.ndarray:
     means = np.array([c.mean for c in cells])
     seeds = np.array([seed_share(c, pool) for c in cells])
     episodes = np.array([c.episode_variance for c in cells])
-    n = np.array([c.n_seeds for c in cells], float)
+    n = np.array([pool.freedom(c) if c.n_seeds > 1 else np.nan for c in cells])
     m = np.maximum([c.n_episodes - 1.0 for c in cells], 1.0)
     shared = _shared_episode_variance(cells)[i, j]
     met = np.isfinite(shared)
@@ -265,7 +279,7 @@ def aggregate(
     pools: Sequence[Pool],
     statistic: Statistic,
     *,
-    generator: Callable[[np.ndarray], np.random.Generator],
+    generator: Generators,
     reps: int = 2000,
     level: float = 0.95,
 ) -> Aggregate:
@@ -275,8 +289,8 @@ def aggregate(
     board's, over their number. Start states are drawn too, the same ones for every entry that
     met the same, so the draws of two entries are paired by episode. The draws are centred at the
     statistic, which noise would otherwise shift, and their quantiles are stretched from the normal
-    to Student's t with Satterthwaite's degrees of freedom. `generator` makes a generator from the
-    numbers that it is to depend on.
+    to Student's t with Satterthwaite's degrees of freedom. `generator` makes a generator from a
+    name and the numbers that it is to depend on.
     """
     point = float(statistic([c.means for c in cells]))
     if any(c.n_seeds < 2 for c in cells):
@@ -285,7 +299,7 @@ def aggregate(
     draws = np.asarray(statistic(drawn))
     draws += point - np.median(draws)
     shares = np.array([seed_share(c, p) for c, p in zip(cells, pools)])
-    freedom = float(_freedom(shares, np.array([c.n_seeds for c in cells])))
+    freedom = float(_freedom(shares, np.array([p.freedom(c) for c, p in zip(cells, pools)])))
     tails = [(1 - level) / 2, (1 + level) / 2]
     wider = _scipy_stats.t.ppf(tails[1], freedom) / _scipy_stats.norm.ppf(tails[1])
     low, high = point + wider * (np.quantile(draws, tails) - point)
@@ -294,17 +308,15 @@ def aggregate(
     return Aggregate(Interval(point, float(low), float(high)), draws, freedom)
 
 
-def _draw(
-    cell: Cell, pool: Pool, generator: Callable[[np.ndarray], np.random.Generator], reps: int
-) -> np.ndarray:
+def _draw(cell: Cell, pool: Pool, generator: Generators, reps: int) -> np.ndarray:
     """(reps, n_seeds) drawn seed means of a cell."""
-    own = generator(cell.means)
+    own = generator(cell.name, cell.means)
     picked = own.integers(cell.n_seeds, size=(reps, cell.n_seeds))
     noise = np.sqrt(pool.prior(cell) / cell.n_seeds)
     drawn = cell.means[picked] + noise * own.standard_normal(picked.shape)
     if cell.episode_variance == 0:
         return drawn
-    states = generator(np.array(cell.start_states))
+    states = generator("", np.array(cell.start_states))
     again = states.integers(cell.n_episodes, size=(reps, cell.n_episodes))
     by_episode = cell.table.mean(0) - cell.mean
     # without what seeds x episodes add to it: the spread between seeds has that already

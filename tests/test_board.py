@@ -109,7 +109,7 @@ def test_a_board_by_hand() -> None:
     a = cell(board, "iql", A)
     # variances of two seeds: 112.5, 4050, 2, 2, on average 1041.625; half of it beside one of 112.5
     pooled = (112.5 + 4050 + 2 + 2) / 4
-    half = 4.302652729911275 * np.sqrt((pooled / 2 + 112.5) / 2 / 2)
+    half = 12.706204736432095 * np.sqrt((pooled / 2 + 112.5) / 1.5 / 2)
     assert (a["mean"], a["n_seeds"], a["n_episodes"]) == (22.5, 2, 4)
     np.testing.assert_allclose([a["low"], a["high"]], [22.5 - half, 22.5 + half], rtol=1e-9)
     iql, bc = line(board, "iql"), line(board, "bc")
@@ -184,18 +184,15 @@ def test_a_board_does_not_depend_on_the_order_of_its_records() -> None:
 
 
 def test_a_new_row_changes_others_only_by_what_it_says_of_the_spread_between_seeds() -> None:
-    frames = noisy(["a", "b"], [A, B])
+    frames = noisy(["a", "b", "c"], [A, B])
     board = leaderboard(*frames, [A, B])
-    copy = [f[f["entry"] == "b"].assign(entry="c") for f in frames]
-    for x in copy:
-        x["run_id"] += "c"
-    twice = [f[f["entry"] == "a"].assign(entry="d") for f in frames]
-    for x in twice:
-        x["run_id"] += "d"
-    more = leaderboard(*joined(frames, tuple(copy), tuple(twice)), [A, B])
+    # as many cells again, of the same spread
+    copies = [f.assign(entry=f["entry"] + "'", run_id=f["run_id"] + "'") for f in frames]
+    more = leaderboard(*joined(frames, tuple(copies)), [A, B])
     columns = ["iqm", "low", "high", "mean_low", "mean_high"]
-    for entry in ("a", "b"):
-        assert line(more, entry)[columns].tolist() == line(board, entry)[columns].tolist()
+    for entry in ("a", "b", "c"):
+        found, before = line(more, entry)[columns], line(board, entry)[columns]
+        assert found.tolist() == pytest.approx(before.tolist(), rel=1e-12)
 
 
 def test_the_random_seed_of_the_intervals_can_be_chosen() -> None:
@@ -319,6 +316,15 @@ def test_seeds_that_were_asked_for_and_not_run_are_shown_and_cost_the_rank() -> 
     assert f"{A}: bc has 2 of 3 seeds asked for, so it has no aggregate and no rank" in board.notes
     assert "2 of 3" in printed(board)
     assert pd.notna(line(leaderboard(*frames, [A]), "bc")["rank"])
+
+
+def test_returns_of_0_and_100_are_no_success_rate_and_a_board_of_returns_says_so() -> None:
+    frames = records({("x", A): [[0, 0], [0, 100], [100, 0]], ("y", A): [[0], [0], [100]]})
+    plain = leaderboard(*frames, [A], unscaled=[A])
+    assert not plain.cells["success"].any() and cell(plain, "x", A)["low"] < 0
+    assert plain.caption.startswith("Score: the return itself, no reference returns are known")
+    assert "the return itself" in plain.summary and "reference minimum" not in plain.caption
+    assert leaderboard(*frames, [A]).cells["success"].all()
 
 
 def test_a_success_rate_has_an_interval_within_its_bounds() -> None:
@@ -671,7 +677,7 @@ def test_an_entry_that_the_suite_asks_for_some_tasks_alone_is_not_incomplete() -
         assert (line(board, entry)["complete"], line(board, entry)["n_asked"]) == (1, 1)
         assert pd.isna(line(board, entry)["rank"]) and line(board, entry)["n_seeds"] == 2
     text = to_markdown(board)
-    assert "| qc | **8.5 ± 2.1** | -- | suite's choice (1/2 tasks) |" in text
+    assert "| qc | **8.5 ± 7.1** | -- | suite's choice (1/2 tasks) |" in text
     assert "the suite asks the entry for some of the tasks alone" in board.caption
     assert "incomplete" not in text + to_csv(board) + printed(board)
     assert "suite's choice" in printed(board)
@@ -750,9 +756,9 @@ def test_the_last_three_evaluations_are_averaged_beside_the_last_alone() -> None
             for s in range(3)
         ]
         found = board.averaged.set_index(["entry", "task"]).loc[entry, task]
-        # half the board's variance of seeds as one more observation, with three degrees of freedom
-        moderated = (pooled / 2 + 2 * np.var(of_seed, ddof=1)) / 3
-        half = 3.182446305284263 * np.sqrt(moderated / 3)
+        # half the board's variance of seeds, and with fewer than six cells two degrees of freedom
+        moderated = (pooled / 2 + 2 * np.var(of_seed, ddof=1)) / 2.5
+        half = 4.302652729696142 * np.sqrt(moderated / 3)
         np.testing.assert_allclose(
             [found["mean"], found["low"], found["high"], found["last"]],
             [np.mean(of_seed), np.mean(of_seed) - half, np.mean(of_seed) + half, last.mean()],
@@ -806,6 +812,6 @@ def test_a_cell_with_an_incomplete_run_is_not_averaged_and_its_entry_has_no_mean
     }
     rows = [x for x in to_markdown(board).splitlines() if x.startswith(("| iql", "| bc"))]
     assert sorted(rows) == [
-        "| bc | 2.8 ± 1.2 (5.5) | 3.3 (7.0) (1 failed) | -- | -- |",
-        "| iql | 1.5 ± 1.2 (1.5) | -- | -- | -- |",
+        "| bc | 2.8 ± 4.1 (5.5) | 3.3 (7.0) (1 failed) | -- | -- |",
+        "| iql | 1.5 ± 4.1 (1.5) | -- | -- | -- |",
     ]

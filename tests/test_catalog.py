@@ -246,10 +246,11 @@ def test_the_parts_of_a_large_set_are_put_there_by_hand(cache):
 def test_own_data_are_a_task_by_path(tmp_path, cache):
     from offbench.config import plan
 
+    # two actions, as the swimmer has
     write_d4rl(make([5, 6]), tmp_path / "mine.hdf5")
-    made = plan(["method=bc", f"task.data={tmp_path}/mine.hdf5", "task.env=HalfCheetah-v5"], bench=False)
+    made = plan(["method=bc", f"task.data={tmp_path}/mine.hdf5", "task.env=Swimmer-v5"], bench=False)
     (cell,) = made.cells
-    assert (cell.task.id, cell.task.env, cell.task.max_episode_steps) == ("own/mine", "HalfCheetah-v5", 1000)
+    assert (cell.task.id, cell.task.env, cell.task.max_episode_steps) == ("own/mine", "Swimmer-v5", 1000)
     assert cell.task.load()[0].n_transitions == 11 and cell.runs()[0].dataset_sha256 == cell.task.sha256
     for words, given in {
         "does not exist": ["task.data=/nowhere.hdf5", "task.env=Hopper-v5"],

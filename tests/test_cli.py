@@ -521,3 +521,25 @@ def test_what_a_view_took_from_the_data_is_in_the_record(tmp_path, capsys):
 def test_a_method_and_a_view_that_do_not_fit_are_refused(method, view, use, capsys, tmp_path):
     args = ["run", f"method={method}", f"view={view}", *TINY[:3], f"results={tmp_path / 'r'}"]
     assert f"use view={use}" in refused(args, capsys, tmp_path / "r")
+
+
+def test_runs_in_another_environment_are_left_out_of_the_board_and_block_nothing(tmp_path, capsys):
+    """The same file, the same name, and returns scored on another scale."""
+    rng, n = np.random.default_rng(0), 300
+    np.savez(
+        tmp_path / "mine.npz",
+        observations=rng.normal(size=(n, 4)).astype(np.float32),
+        actions=rng.uniform(-1, 1, (n, 1)).astype(np.float32),
+        rewards=np.ones(n, np.float32),
+        terminals=np.arange(n) % 100 == 99,
+        timeouts=np.zeros(n, bool),
+    )
+    own = [f"task.data={tmp_path}/mine.npz", "task.env=InvertedPendulum-v5", f"results={tmp_path}/r"]
+    small = ["method=bc", "method.hidden=[8]", "n_updates=3", "eval.episodes=2", "seeds=[0,1]", "jobs=1"]
+    assert main(["run", *small, *own, "task.ref_max=10", "label=old"]) == 0
+    capsys.readouterr()
+    assert main(["run", *small, *own, "task.ref_max=1000", "label=bc"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "2 recorded runs of these tasks are left out" in out and " old " not in out
+    assert main(["run", *small, *own, "task.ref_max=1000", "label=new"]) == 0
+    assert "bc" in capsys.readouterr().out

@@ -158,7 +158,7 @@ def test_tasks_of_two_suites_are_not_one_board():
         (("method=fql", "task=d4rl/pen-human-v1"), 500_000, 50, 500_000),
         (("method=ifql", "task=d4rl/antmaze-umaze-v2"), 500_000, 50, 500_000),
         (("method=fql", "task=d4rl/hopper-medium-v2"), 1_000_000, 10, 1_000_000),
-        (("method=sac_n", "task=mix@0.3@0:d4rl/hopper-expert-v2:d4rl/hopper-random-v2"), 3_000_000, 10, 3_000_000),
+        (("method=sac_n", "task=mix@0.3@0:d4rl/hopper-expert-v2:d4rl/hopper-random-v2"), 3_000_000, 10, None),
         (("method=sac_n", "task=mixed/hopper-random-expert-5-v2"), 1_000_000, 20, 1_000_000),
         (("method=fql", f"task={CUBE}"), 1_000_000, 50, 1_000_000),
         (("method=sac_n", "task=d4rl/hopper-medium-v2", "n_updates=300000"), 300_000, 10, 3_000_000),
@@ -178,6 +178,22 @@ def test_the_budget_of_a_method_says_whose_it_is():
     made = cell("method=sac_n", "task=d4rl/hopper-medium-v2")
     want = "budget (CORL's configs/offline/sac_n at corl-team eeeeef2, 30 of 30)"
     assert made.sources["n_updates"] == want
+
+
+def test_nothing_is_published_for_a_task_by_a_suite_of_others_or_by_a_budget_of_others():
+    foreign = cell("suite=d4rl-gym-9", "method=iql", f"task={CUBE}")
+    assert foreign.protocol["episodes"] == 10 and foreign.tuning["published_episodes"] == 50
+    # CORL has no kitchen configuration of DT
+    kitchen = cell("method=dt", "task=d4rl/kitchen-mixed-v0")
+    assert kitchen.sources["n_updates"] == "suite d4rl-kitchen"
+    mixed = cell("method=fql", "task=mix@0.5@0:d4rl/pen-human-v1:d4rl/pen-cloned-v1")
+    assert mixed.sources["n_updates"].startswith("carried over from its first part: budget")
+
+
+def test_a_preset_that_has_no_row_says_so():
+    made = cells("methods=[iql,td3_bc]", "preset=paper", "task=d4rl/hopper-medium-v2")
+    assert "implicit_q_learning" in made[0].tuning["source"]
+    assert made[1].tuning["source"] == "no row for preset=paper; default"
 
 
 # --- settings are published for a composition, not for a method

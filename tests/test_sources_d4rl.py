@@ -42,7 +42,7 @@ def test_time_outs_inside_the_door_demonstrations_end_nothing():
 def test_the_naive_rule_would_give_fifty_bogus_episodes():
     raw = d4rl.read(DOOR, name="door")
     naive = raw.terminal | raw.timeout
-    assert int(naive.sum()) == 50 and int(d4rl.ends(raw).sum()) == 25
+    assert int(naive.sum()) == 50 and int(d4rl.boundaries(raw, None, name="door").end.sum()) == 25
 
 
 @needs_door

@@ -215,11 +215,19 @@ def test_the_t_interval_by_hand() -> None:
     np.testing.assert_allclose(interval, [3, 3 - half, 3 + half], rtol=1e-9)
 
 
+def test_welchs_interval_agrees_with_scipy() -> None:
+    a, b = rng(0).normal(0, 1, 4), rng(1).normal(1, 5, 9)
+    expected = scipy.stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.9)
+    np.testing.assert_allclose(stats.welch_interval(a, b, 0.9)[1:], expected, rtol=1e-9)
+    assert stats.welch_interval(np.ones(2), np.zeros(2)) == (1, 1, 1)
+
+
 def test_one_seed_has_no_interval() -> None:
     one, two = np.array([5.0]), np.array([5.0, 6.0])
     nested = np.ones((1, 100))
     for interval in (
         stats.mean_interval(one),
+        stats.welch_interval(one, two),
         stats.bootstrap([one, two], rng=rng()),
         stats.bootstrap([nested], rng=rng()),
         stats.paired_difference([two, one], [two, one], rng=rng()),
@@ -259,6 +267,18 @@ def test_the_stratified_bootstrap_covers_with_ten_seeds_on_five_tasks() -> None:
             interval = stats.bootstrap(scores, statistic, rng=generator, reps=400)
             hits += interval.low <= 50 <= interval.high
         assert abs(hits / trials - 0.93) < 0.02 + four_sigma(0.93, trials)
+
+
+def test_rescaled_seeds_have_the_unbiased_variance_and_keep_their_episodes() -> None:
+    x = rng(0).normal(size=(4, 30))
+    (scaled,) = stats._rescaled([x])
+    assert scaled.mean(1).var() == pytest.approx(x.mean(1).var(ddof=1))
+    assert scaled.mean() == pytest.approx(x.mean())
+    np.testing.assert_allclose(scaled - scaled.mean(1, keepdims=True), x - x.mean(1, keepdims=True))
+    plain, wide = (
+        stats.unpaired_difference([x], [x * 2], rng=rng(1), rescale=r) for r in (False, True)
+    )
+    assert wide.high - wide.low > 1.05 * (plain.high - plain.low)
 
 
 def test_pairs_cover_and_are_narrower_than_independent_samples() -> None:

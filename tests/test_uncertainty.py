@@ -38,7 +38,7 @@ def seeds(*means: float, episodes: int = 10, success: bool = False) -> Cell:
 
 def test_a_cells_interval_by_hand() -> None:
     a, b = seeds(10, 20, 30), seeds(50, 50, 50)
-    pool = Pool.of([a, b])
+    pool = Pool.of([a, b] * 3)
     assert pool.variance == 50
     # half of 50 as one more observation beside two of variance 100: (25 + 200) / 3, over 3 seeds
     half = scipy.stats.t.ppf(0.975, 3) * np.sqrt(75 / 3)
@@ -162,12 +162,20 @@ def test_success_rates_cover_where_seeds_differ() -> None:
     assert wilson / trials < 0.85
 
 
+def test_a_board_of_few_cells_counts_for_no_observation() -> None:
+    a, b = seeds(10, 20, 30), seeds(12, 22, 32)
+    few, many = Pool.of([a, b]), Pool.of([a, b] * 3)
+    assert (few.n_cells, few.freedom(a), many.freedom(a)) == (2, 2, 3)
+    # where the board says what the cell does, the interval is Student's
+    assert uncertainty.cell_interval(a, few) == pytest.approx(stats.mean_interval(a.means))
+
+
 # --- differences and marks ------------------------------------------------------------------
 
 
 def test_pvalues_by_hand_corrected_over_all_pairs() -> None:
     cells = [seeds(10, 12, 14), seeds(20, 22, 24), seeds(90, 92, 94)]
-    pool = Pool.of(cells)
+    pool = Pool.of(cells * 2)
     # (0.5 * 4 + 2 * 4) / 3 each, over 3 seeds; two of them with 3 degrees of freedom each
     error = np.sqrt(2 * (10 / 3) / 3)
     plain = [2 * scipy.stats.t.sf(gap / error, 6) for gap in (10, 80, 70)]
@@ -268,14 +276,14 @@ def test_aggregates_of_equal_episodes_are_paired() -> None:
     assert uncertainty.aggregate_differences([made[0], made[2]])[0, 1] > 0.1
 
 
-def by_content(x: np.ndarray) -> np.random.Generator:
-    return board._by_content(0)(x)
+def by_content(name: str, x: np.ndarray) -> np.random.Generator:
+    return board._by_content(0)(name, x)
 
 
 def test_an_aggregate_by_hand_with_one_task_is_that_of_its_cell() -> None:
     cell = seeds(10, 20, 30, 40, 50)
     other = seeds(0, 5, 0, 5, 0)
-    pool = Pool.of([cell, other])
+    pool = Pool.of([cell, other] * 3)
     made = uncertainty.aggregate([cell], [pool], stats.mean, generator=by_content, reps=20_000)
     # of five observations four are the cell's own variance and one is the board's
     expected = np.sqrt((4 * cell.seed_variance + pool.variance) / 5 / 5)
@@ -286,6 +294,21 @@ def test_an_aggregate_by_hand_with_one_task_is_that_of_its_cell() -> None:
     wider = scipy.stats.t.ppf(0.975, 5) / scipy.stats.norm.ppf(0.975)
     plain = np.diff(np.quantile(made.draws, [0.025, 0.975]))[0] / 2
     assert half == pytest.approx(wider * plain)
+
+
+def test_cells_of_equal_scores_are_drawn_from_independently() -> None:
+    """No success on many tasks: the mean over tasks is the surer, the more there are."""
+    def spread(n: int, same: bool) -> float:
+        cells = [
+            Cell(np.zeros(3), 10, success=True, name="x" if same else f"task {i}") for i in range(n)
+        ]
+        pools = [Pool.of(cells)] * n
+        return float(
+            uncertainty.aggregate(cells, pools, stats.mean, generator=by_content).draws.var()
+        )
+
+    assert spread(8, same=False) == pytest.approx(spread(1, same=False) / 8, rel=0.2)
+    assert spread(8, same=True) == pytest.approx(spread(1, same=True), rel=0.2)
 
 
 # --- on published scores --------------------------------------------------------------------
@@ -333,7 +356,7 @@ def test_the_caption_says_what_was_measured() -> None:
     table = pd.read_csv(COVERAGE / "coverage.csv")
     marks = table[table["what"].str.startswith("marks")]
     assert (marks["ours"] <= 0.08).all()
-    assert set(marks["k"]) == {6, 10}
+    assert set(marks["k"]) == {2, 3, 6, 10} and set(marks["n_seeds"]) == {2, 3, 5, 10}
     spans = [table[table["what"] == what]["ours"] for what in ("cell", "iqm")]
     cells, iqms = (f"{100 * x.min():.0f} to {100 * x.max():.0f} %" for x in spans)
     assert f"{cells} of cells and {iqms} of IQMs at 3 to 10 seeds" in " ".join(

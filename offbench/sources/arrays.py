@@ -45,8 +45,14 @@ class Reading:
     # (A,) bounds that recorded actions are scaled from; None: they are in [-1, 1]
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
-    # choices of a discrete environment
+    # choices of a discrete environment, and the number of the first
     n_actions: int | None = None
+    first_action: int = 0
+
+    @property
+    def scales(self) -> bool:
+        """Whether the environment takes other actions than those in [-1, 1]."""
+        return self.low is not None and set(self.low + (self.high or ())) != {-1.0, 1.0}
 
 
 def layout(path: Path, *, name: str) -> Layout:
@@ -73,8 +79,8 @@ def layout(path: Path, *, name: str) -> Layout:
 def _is_ogbench(keys: set[str]) -> bool:
     """`terminals` mark a trajectory's end there, and rewards come with masks or not at all."""
     marked = any(n in keys for m in ("timeouts", "ends", "dones", "episodes") for n in columns.NAMES[m])
-    own = keys & {"masks", "valids", "qpos", "qvel", "button_states"}
-    return "terminals" in keys and not marked and (bool(own) or not keys & {"rewards", "reward"})
+    rewarded = not keys.isdisjoint(columns.NAMES["rewards"])
+    return "terminals" in keys and not marked and ("masks" in keys or not rewarded)
 
 
 def load(
@@ -88,6 +94,11 @@ def load(
     if kind == "minari":
         return minari.load(path, name=name)
     if kind == "ogbench":
+        if reading.scales:
+            raise UserError(
+                f"{name}: a file in OGBench's layout has actions in [-1, 1], {env} takes others; store one row"
+                " a step with timeouts, or say task.actions=unit"
+            )
         single = env is not None and "-singletask-" in env and not ogbench.has_rewards(path, name=name)
         return ogbench.load(path, name=name, task=env if single else None)
     raw, at = steps(path, name=name, reading=reading)
@@ -100,8 +111,16 @@ def steps(path: Path, *, name: str, reading: Reading) -> tuple[d4rl.Raw, d4rl.Bo
     Raises UserError for an action outside the environment's bounds, and for a file with terminals
     alone that was cut at a limit which nobody gave.
     """
-    raw = d4rl.read(path, name=name, n_actions=reading.n_actions)
+    raw = d4rl.read(
+        path, name=name, n_actions=reading.n_actions, first_action=reading.first_action
+    )
     raw = raw._replace(action=_scaled(raw.action, reading, name))
+    if d4rl.leads_on_at_every_timeout(raw):
+        raise UserError(
+            f"{name}: at every one of its {int(raw.timeout.sum())} time-outs the next observation is the row that"
+            " follows: either nothing was reset there, or the recorder kept the first observation of the next"
+            " episode; leave out timeouts in the first case, next_observations in the second"
+        )
     at = d4rl.boundaries(raw, reading.max_episode_steps, name=name)
     unmarked = raw.timeout is None and raw.end is None and raw.done is None and raw.next_obs is None
     if unmarked and not reading.limit_given:
@@ -115,7 +134,9 @@ def _scaled(action: np.ndarray, reading: Reading, name: str) -> np.ndarray:
         return action
     low, high = (np.array(x, np.float64) for x in (reading.low, reading.high))
     if action.shape[1] != len(low):
-        return action
+        raise UserError(
+            f"{name}: the dataset's actions have {action.shape[1]} features, the environment takes {len(low)}"
+        )
     room = ACTION_TOLERANCE * (high - low)
     outside = (action < low - room) | (action > high + room)
     if outside.any():

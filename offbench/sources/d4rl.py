@@ -91,7 +91,9 @@ def build(raw: Raw, at: Boundaries, *, name: str) -> ReplayData:
     )
 
 
-def read(path: Path, *, name: str, n_actions: int | None = None) -> Raw:
+def read(
+    path: Path, *, name: str, n_actions: int | None = None, first_action: int = 0
+) -> Raw:
     """The arrays of a file. UserError where they are not rows of steps."""
     column = columns.read(path, name)
     called = columns.called(path, name)
@@ -107,9 +109,14 @@ def read(path: Path, *, name: str, n_actions: int | None = None) -> Raw:
         changes = np.append(number[1:] != number[:-1], True)
         end = changes if end is None else end | changes
     after = column.get("next_observations")
+    if after is not None and after.shape[1:] != column["observations"].shape[1:]:
+        raise UserError(
+            f"{name}: {called['next_observations']} {after.shape} must be as {called['observations']}"
+            f" {column['observations'].shape}"
+        )
     return Raw(
         _rows(column["observations"]),
-        actions(column["actions"], n_actions, called["actions"], name),
+        actions(column["actions"], n_actions, called["actions"], name, first_action),
         _vector(column["rewards"], called["rewards"], name),
         flags.get("terminals", none),
         flags.get("timeouts"),
@@ -120,8 +127,11 @@ def read(path: Path, *, name: str, n_actions: int | None = None) -> Raw:
     )
 
 
-def actions(x: np.ndarray, n_actions: int | None, key: str, name: str) -> np.ndarray:
-    """(N, A) numbers, or one-hot rows of `n_actions` choices, or of the whole numbers found."""
+def actions(
+    x: np.ndarray, n_actions: int | None, key: str, name: str, first: int = 0
+) -> np.ndarray:
+    """(N, A) numbers, or one-hot rows of `n_actions` choices from `first` on, or of the whole numbers
+    found."""
     choices = x.dtype.kind in "iu" and (x.ndim == 1 or x.shape[1:] == (1,))
     if n_actions is None and choices:
         n_actions = int(x.max(initial=0)) + 1
@@ -133,7 +143,7 @@ def actions(x: np.ndarray, n_actions: int | None, key: str, name: str) -> np.nda
     rows = _rows(x)
     if n_actions is None or (rows.shape[1] == n_actions > 1 and _is_one_hot(rows)):
         return rows
-    return one_hot(x, n_actions, name)
+    return one_hot(x.astype(np.int64) - first if first else x, n_actions, name)
 
 
 def _is_one_hot(rows: np.ndarray) -> bool:
@@ -236,9 +246,12 @@ def _terminals_of_dones(raw: Raw, limit: int | None, name: str) -> np.ndarray:
     return raw.done
 
 
-def ends(raw: Raw, max_episode_steps: int | None = None) -> np.ndarray:
-    """(N,) bool: the last row of each episode."""
-    return boundaries(raw, max_episode_steps, name="dataset").end
+def leads_on_at_every_timeout(raw: Raw) -> bool:
+    """Whether `next_observations` say of all time-outs, and there are two at least, that they end nothing."""
+    if raw.timeout is None or raw.next_obs is None or len(raw.next_obs) != len(raw.obs):
+        return False
+    inside = raw.timeout[:-1] & ~raw.terminal[:-1]
+    return int(inside.sum()) > 1 and bool(_goes_on(raw)[:-1][inside].all())
 
 
 def _at_limit(terminal: np.ndarray, limit: int | None) -> np.ndarray:

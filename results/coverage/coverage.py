@@ -9,7 +9,7 @@ Success rates (antmaze) are of 100 episodes a seed. A draw of ten values can lac
 of its population: such pairs are what the lowest coverages come from.
 
 Columns: what (cell | iqm | mean: share of intervals that hold the truth; marks: share of columns, or of
-boards, of k equal entries in which at least one loses its bold), family, n_seeds, k, ours, usual (Student's t per cell;
+boards, of k equal entries on n_tasks tasks in which at least one loses its bold), family, n_seeds, ours, usual (Student's t per cell;
 percentile bootstrap; uncorrected Welch tests), half (mean half-width of ours), usual_half, trials.
 """
 
@@ -59,7 +59,7 @@ def intervals(family: str, cells: Population, n: int, boards: int) -> Iterator[d
     success = family.startswith("antmaze")
     methods, tasks = sorted({m for m, _ in cells}), sorted({d for _, d in cells})
     hit: dict[str, list] = {"cell": [], "iqm": [], "mean": []}
-    options = {"generator": lambda _: rng, "reps": 400, "level": LEVEL}
+    options = {"generator": lambda *_: rng, "reps": 400, "level": LEVEL}
     for _ in range(boards):
         drawn = {key: draw(x, n, rng, success) for key, x in cells.items()}
         pool = Pool.of(list(drawn.values()))
@@ -83,7 +83,9 @@ def _held(ours: stats.Interval, usual: stats.Interval, truth: float) -> tuple[fl
     return (*hold, (ours.high - ours.low) / 2, (usual.high - usual.low) / 2)
 
 
-def marks(found: dict[str, Population], n: int, k: int, boards: int) -> Iterator[dict]:
+def marks(
+    found: dict[str, Population], n: int, k: int, boards: int, n_tasks: int = 5
+) -> Iterator[dict]:
     """Rows of how often k equal entries do not all stay bold, in a column and in the aggregate."""
     rng = np.random.default_rng(100 * n + k)
     lost, usual_lost, whole_lost = [], [], []
@@ -91,7 +93,7 @@ def marks(found: dict[str, Population], n: int, k: int, boards: int) -> Iterator
         family = list(found)[rng.integers(len(found))]
         success = family.startswith("antmaze")
         several = list(found[family].values())
-        tasks = [several[i] for i in rng.choice(len(several), 5, replace=False)]
+        tasks = [several[i] for i in rng.choice(len(several), n_tasks, replace=False)]
         entries = [[draw(x, n, rng, success) for x in tasks] for _ in range(k)]
         pool = Pool.of([c for e in entries for c in e])
         for column in zip(*entries):
@@ -100,13 +102,15 @@ def marks(found: dict[str, Population], n: int, k: int, boards: int) -> Iterator
             lost.append(not uncertainty.not_worse_than_best(points, p, LEVEL).all())
             top = column[int(points.argmax())].means
             usual_lost.append(any(_welch(top, c.means) < 1 - LEVEL for c in column))
-        options = {"generator": lambda _: rng, "reps": 400, "level": LEVEL}
-        whole = [uncertainty.aggregate(e, [pool] * 5, stats.iqm, **options) for e in entries]
+        options = {"generator": lambda *_: rng, "reps": 400, "level": LEVEL}
+        whole = [uncertainty.aggregate(e, [pool] * n_tasks, stats.iqm, **options) for e in entries]
         points = np.array([a.interval.point for a in whole])
         p = uncertainty.aggregate_differences(whole)
         whole_lost.append(not uncertainty.not_worse_than_best(points, p, LEVEL).all())
-    yield _row("marks of a column", "all", n, np.mean(lost), np.mean(usual_lost), k=k, trials=len(lost))
-    yield _row("marks of the IQM", "all", n, np.mean(whole_lost), k=k, trials=len(whole_lost))
+    more = {"k": k, "n_tasks": n_tasks}
+    ours, usual = np.mean(lost), np.mean(usual_lost)
+    yield _row("marks of a column", "all", n, ours, usual, trials=len(lost), **more)
+    yield _row("marks of the IQM", "all", n, np.mean(whole_lost), trials=len(whole_lost), **more)
 
 
 def _welch(a: np.ndarray, b: np.ndarray) -> float:
@@ -126,6 +130,8 @@ def measure(boards: int = 60) -> pd.DataFrame:
     found = populations()
     rows = [r for n in (3, 4, 5, 10) for f, c in found.items() for r in intervals(f, c, n, boards)]
     rows += [r for n in (3, 5, 10) for k in (6, 10) for r in marks(found, n, k, 4 * boards)]
+    # the smallest boards, of which the variance between seeds is known least
+    rows += [r for n in (2, 3, 5) for k in (2, 3) for r in marks(found, n, k, 10 * boards, 1)]
     return pd.DataFrame(rows)
 
 
