@@ -472,7 +472,10 @@ def _task_cells(method: Method, suite: Mapping, given: Mapping) -> Iterator[tupl
         "method._target_",
         *(["task"] if isinstance(given.get("task"), Task) else []),
     )
-    given = {k: v for k, v in given.items() if k not in skipped}
+    filled = ("seeds", "n_updates", "eval.episodes")
+    given = {
+        k: v for k, v in given.items() if k not in skipped and not (v is None and k in filled)
+    }
     for task_name in task_names:
         loader = coerce(given.get("loader", "offbench"), Loader, "loader")
         if isinstance(task_name, Task):
@@ -1187,6 +1190,8 @@ def _words(hint: Any) -> str:
         type(None): "null",
     }
     origin, args = get_origin(hint), get_args(hint)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return "settings, as in {key: value}"
     if origin in (tuple, list):
         return f"a list of {_words(args[0]).removeprefix('a ')}s"
     if origin in (Union, types.UnionType):

@@ -190,6 +190,13 @@ def test_nothing_is_published_for_a_task_by_a_suite_of_others_or_by_a_budget_of_
     assert mixed.sources["n_updates"].startswith("carried over from its first part: budget")
 
 
+def test_null_leaves_a_budget_to_the_suite():
+    made = cell("method=bc", f"task={CUBE}", "n_updates=null", "seeds=null", "eval.episodes=null")
+    assert (made.n_updates, made.protocol["episodes"], len(made.seeds)) == (1_000_000, 50, 8)
+    with pytest.raises(UserError, match=r"tuning=20 must be settings, as in"):
+        cell("method=bc", f"task={CUBE}", "tuning=20")
+
+
 def test_a_preset_that_has_no_row_says_so():
     made = cells("methods=[iql,td3_bc]", "preset=paper", "task=d4rl/hopper-medium-v2")
     assert "implicit_q_learning" in made[0].tuning["source"]
