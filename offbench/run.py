@@ -253,9 +253,12 @@ def resolve_device(device: str) -> str:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device={device}: no CUDA device is available; use device=cpu")
     try:
-        return str(torch.device(device))
+        found = torch.device(device)
     except RuntimeError:
         raise UserError(f"device={device!r} is not a device; use auto, cpu or cuda") from None
+    if found.type not in ("cpu", "cuda"):
+        raise UserError(f"device={device}: runs are made on cpu and cuda only")
+    return str(found)
 
 
 # --- one pack -------------------------------------------------------------------------------

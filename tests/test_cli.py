@@ -258,6 +258,8 @@ def refused(args: list[str], capsys, results: Path | None = None) -> str:
         ),
         (["run", "method=bc", *TINY, "device=cuda:7"], "device=cuda:7: no CUDA device"),
         (["run", "method=bc", *TINY, "device=gpu"], "device='gpu' is not a device"),
+        (["run", "method=bc", *TINY, "device=mps"], "device=mps: runs are made on cpu and cuda only"),
+        (["run", "method=bc", *TINY, "device=meta"], "device=meta: runs are made on cpu"),
         (
             ["run", "method=bc", *TINY, "view=chunk", "view.h=100000"],
             "view.h=100000 is longer than every episode",
