@@ -231,6 +231,11 @@ def _load_path(task: Task) -> "ReplayData":
     from offbench.sources import arrays, d4rl_package
 
     if task.loader == "d4rl":
+        if task.reading is not None and task.reading.scales:
+            raise UserError(
+                f"{task.id}: loader=d4rl takes actions as they are in the file, in [-1, 1], and {task.env} takes"
+                " others; use loader=offbench, or say task.actions=unit"
+            )
         limit = task.max_episode_steps
         return d4rl_package.load(task.root, name=task.id, max_episode_steps=limit)
     reading = task.reading or arrays.Reading()

@@ -154,6 +154,14 @@ def test_a_recorded_action_is_played_as_it_was_recorded(name, tmp_path):
         unit.load()
 
 
+def test_the_d4rl_package_is_refused_where_actions_would_have_to_be_scaled(tmp_path):
+    import dataclasses
+
+    task = own_task(write(tmp_path / "a.hdf5", steps(200)), env="InvertedPendulum-v5")
+    with pytest.raises(UserError, match=r"loader=d4rl takes actions as they are .* task.actions=unit"):
+        dataclasses.replace(task, loader="d4rl").load()
+
+
 def test_an_action_outside_the_environments_bounds_is_refused_with_them(tmp_path):
     action = np.zeros((200, 1), np.float32)
     action[7] = 3.5
