@@ -560,12 +560,12 @@ def _notes(whole: pd.DataFrame, cells: pd.DataFrame, tasks: tuple[str, ...]) -> 
             f"{line.task}: {line.entry} has {' and '.join(counts)} beside {line.n_seeds} finished"
             " runs, so it has no aggregate"
         )
-    for line in cells[(cells["status"] == "partial") & (cells["n_seeds"] < cells["n_asked"])].itertuples():
-        if line.n_failed + line.n_diverged == 0:
-            notes.append(
-                f"{line.task}: {line.entry} has {line.n_seeds} of {line.n_asked} seeds asked for,"
-                " so it has no aggregate and no rank"
-            )
+    short = cells[(cells["status"] == "partial") & (cells["n_failed"] + cells["n_diverged"] == 0)]
+    for (entry, have, asked), part in short.groupby(["entry", "n_seeds", "n_asked"]):
+        notes.append(
+            f"{_where(list(part['task']), tasks)}: {entry} has {have} of {asked} seeds asked for, so it has"
+            " no aggregate and no rank"
+        )
     return (*notes, *_remarks(whole))
 
 

@@ -316,6 +316,12 @@ def test_seeds_that_were_asked_for_and_not_run_are_shown_and_cost_the_rank() -> 
     assert f"{A}: bc has 2 of 3 seeds asked for, so it has no aggregate and no rank" in board.notes
     assert "2 of 3" in printed(board)
     assert pd.notna(line(leaderboard(*frames, [A]), "bc")["rank"])
+    # one note for all tasks on which as many are missing
+    both = records({("bc", t): [[1], [2]] for t in (A, B)})
+    notes = leaderboard(*both, [A, B], seeds={t: [0, 1, 2] for t in (A, B)}).notes
+    assert notes == (
+        "all tasks: bc has 2 of 3 seeds asked for, so it has no aggregate and no rank",
+    )
 
 
 def test_returns_of_0_and_100_are_no_success_rate_and_a_board_of_returns_says_so() -> None:
