@@ -136,7 +136,7 @@ def leaderboard(
         if mixed
         else _aggregate(cells, whole, found, pools, entries, tasks, generator, level, reps),
         averaged=_averaged(episodes, whole, found, pools, tasks, level),
-        notes=(*_no_aggregate(mixed, tasks), *_notes(whole, cells, tasks)),
+        notes=(*_ranked_notes(mixed, tasks), *_notes(whole, cells, tasks)),
         caption=_caption(cells, scale, level, reps),
         summary=_summary(cells, scale, level),
     )
@@ -414,7 +414,7 @@ def _in_order(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _no_aggregate(mixed: Sequence[str], tasks: tuple[str, ...]) -> Iterable[str]:
+def _ranked_notes(mixed: Sequence[str], tasks: tuple[str, ...]) -> Iterable[str]:
     """Thousands of return and scores of up to 100 make a mean of nothing; one task has nothing to be mixed with."""
     if mixed:
         yield (
@@ -427,12 +427,12 @@ def _no_aggregate(mixed: Sequence[str], tasks: tuple[str, ...]) -> Iterable[str]
 def _how(mine: pd.DataFrame) -> dict[str, Any]:
     """How an entry's runs were made, in the words of its row."""
     how = mine.get("tuning.how", pd.Series(dtype=object)).dropna().astype(str)
-    tasks = mine["task"].nunique()
+    of, tasks = mine["task"].loc[how.index], mine["task"].nunique()
     words = []
     for text in sorted(set(how)):
-        on = mine["task"][mine.index.isin(how.index[how == text])].nunique()
+        on = of[how == text].nunique()
         words.append(f"{text} ({on}/{tasks} tasks)" if text.startswith("task preset") else text)
-    preset = mine["task"][mine.index.isin(how.index[how.str.startswith("task preset")])].nunique()
+    preset = of[how.str.startswith("task preset")].nunique()
     sources = mine.get("tuning.preset", pd.Series(dtype=object)).dropna().astype(str)
     if sources.str.startswith("carried over").any():
         words.append("carried over from the method alone")

@@ -481,7 +481,7 @@ def _nothing_recorded(plan: "Plan") -> UserError:
 def _board_of(plan: "Plan", store: "Store") -> "Board | None":
     from offbench.board import leaderboard
 
-    runs = _runs_of(plan, store)
+    runs, other = _runs_of(plan, store)
     if runs.empty:
         return None
     board = leaderboard(
@@ -493,7 +493,7 @@ def _board_of(plan: "Plan", store: "Store") -> "Board | None":
         unscaled={cell.task.id for cell in plan.cells if not cell.task.scaled},
         title=f"{plan.name} v{plan.suite['version']}",
     )
-    if other := _under_other_rules(plan, store):
+    if other:
         words = (
             f"{other} recorded runs of these tasks are left out: their environment, or its rules, or how"
             " a return is scored was another"
@@ -502,40 +502,26 @@ def _board_of(plan: "Plan", store: "Store") -> "Board | None":
     return board
 
 
-def _under_other_rules(plan: "Plan", store: "Store") -> int:
-    """Recorded runs of the suite's tasks in another environment than they have now."""
-    from offbench.records import columns
+def _runs_of(plan: "Plan", store: "Store") -> "tuple[pd.DataFrame, int]":
+    """The planned runs, and every other entry of the suite run with the same protocol and its budget; and
+    the number of runs of these tasks that were recorded in another environment or under other rules.
 
-    runs = store.runs(suite=plan.name)
-    now = {cell.task.id: columns(cell.environment, "env.") for cell in plan.cells}
-    rows = (row for _, row in runs.iterrows() if row["task"] in now)
-    return sum(_recorded(row, "env.") != now[row["task"]] for row in rows)
-
-
-def _runs_of(plan: "Plan", store: "Store") -> "pd.DataFrame":
-    """The planned runs, and every other entry of the suite run with the same protocol and its budget,
-    in the same environment by the same rules.
-
-    That is the planned number of updates; where the planned runs have the published one, an entry
-    whose method is published with another has its own.
+    The budget is the planned number of updates; where the planned runs have the published one, an
+    entry whose method is published with another has its own.
     """
     from offbench.records import columns
 
     runs = store.runs(suite=plan.name)
     planned = {r.run_id for cell in plan.cells for r in cell.runs()}
     example = {cell.task.id: cell for cell in plan.cells}
-    environment = {cell.task.id: columns(cell.environment, "env.") for cell in plan.cells}
+    environment = {task: columns(cell.environment, "env.") for task, cell in example.items()}
     entries = {cell.entry for cell in plan.cells}
 
     def comparable(row: Any) -> bool:
-        if row["run_id"] in planned:
-            return True
-        cell = example.get(row["task"])
+        cell = example[row["task"]]
         return (
-            cell is not None
-            and row["entry"] not in entries
+            row["entry"] not in entries
             and row["dataset_sha256"] == cell.task.sha256
-            and _recorded(row, "env.") == environment[row["task"]]
             and _alike(row["n_updates"], cell.n_updates, "published_updates", row, cell)
             and _alike(
                 row["protocol.episodes"], cell.protocol["episodes"], "published_episodes", row, cell
@@ -543,7 +529,13 @@ def _runs_of(plan: "Plan", store: "Store") -> "pd.DataFrame":
             and row["seed"] in cell.seeds
         )
 
-    return runs[[comparable(row) for _, row in runs.iterrows()]]
+    chosen, left_out = [], 0
+    for _, row in runs.iterrows():
+        elsewhere = row["task"] in example and _recorded(row, "env.") != environment[row["task"]]
+        left_out += elsewhere
+        known = row["task"] in example and not elsewhere
+        chosen.append(row["run_id"] in planned or (known and comparable(row)))
+    return runs[chosen], left_out
 
 
 def _recorded(row: Any, prefix: str) -> dict[str, Any]:
@@ -568,7 +560,7 @@ def _diagnose(args: Sequence[str]) -> int:
 
     wanted = plan(args, bench=True)
     store = Store(Path(wanted.settings.results))
-    runs = _runs_of(wanted, store)
+    runs, _ = _runs_of(wanted, store)
     if runs.empty:
         raise _nothing_recorded(wanted)
     ids = list(runs["run_id"])

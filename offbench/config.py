@@ -330,7 +330,7 @@ def home_of(task: "Task | str") -> str:
     if isinstance(task, Task) and task.source == "path":
         return _ELSEWHERE
     task_id = canonical(_task_id(task.id if isinstance(task, Task) else task))
-    patterns = yaml.safe_load((conf_dir() / "protocols.yaml").read_text())
+    patterns = _protocols()
     suites = [*patterns, *(s for s in options("suite") if s not in patterns)]  # of plugins, too
     part = _first_part(task_id)
     for wanted in dict.fromkeys([task_id, part]):
@@ -342,6 +342,12 @@ def home_of(task: "Task | str") -> str:
 
 
 _ELSEWHERE = "other"
+
+
+@cache
+def _protocols() -> Mapping[str, Sequence[str]]:
+    """Suite -> patterns of the tasks that have its protocol where no suite is named."""
+    return yaml.safe_load((conf_dir() / "protocols.yaml").read_text())
 
 
 def _first_part(task_id: str) -> str:

@@ -41,9 +41,9 @@ data compose ID [-o FOLDER]                         make a composed set, keep it
 
 @dataclass(frozen=True)
 class Loaded:
-    """A set to look at: raw arrays where it is a file, what is trained on otherwise."""
+    """A set to look at, as it is trained on."""
 
-    data: "ReplayData | doctor.Flat"
+    data: "ReplayData"
     facts: doctor.Facts
     card: Mapping[str, Any] = field(default_factory=dict)
     # what reading a file showed, besides what the doctor finds in the result
@@ -160,10 +160,9 @@ def load(name: str, *, limit: int | None = None, env: str | None = None) -> Load
 
 
 def _replay(name: str) -> "ReplayData":
-    found = load(name)
-    if isinstance(found.data, doctor.Flat):
+    if Path(name).is_file() and name not in manifests():
         raise UserError(f"{name}: a file given by its path cannot be part of a composition")
-    return found.data
+    return load(name).data
 
 
 def _card(task: "Task") -> Mapping[str, Any]:
@@ -289,7 +288,7 @@ def _show_what_is_known(name: str, console: "Console") -> None:
 def _print_card(
     facts: doctor.Facts,
     card: Mapping[str, Any],
-    data: "ReplayData | doctor.Flat | None",
+    data: "ReplayData | None",
     report: doctor.Report,
     console: "Console",
 ) -> None:

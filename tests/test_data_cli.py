@@ -236,6 +236,12 @@ def test_a_mistake_is_one_line(args, words, monkeypatch, tmp_path):
     assert not list(tmp_path.rglob("*.tar*"))
 
 
+def test_a_file_by_its_path_is_no_part_of_a_composition(tmp_path):
+    path = write_d4rl(tmp_path / "mine.hdf5", tiny())
+    with pytest.raises(UserError, match="cannot be part of a composition"):
+        data_cli._replay(str(path))
+
+
 def test_a_path_that_is_no_set_is_told(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "a.txt").touch()

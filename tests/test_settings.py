@@ -411,7 +411,7 @@ def test_a_board_has_other_entries_at_the_published_budget_of_their_methods(tmp_
     for made in (sac, dt, short):
         record(store, made)
     shown = lambda *more: set(
-        _runs_of(plan([task, "methods=[iql]", *more], bench=True), store)["entry"]
+        _runs_of(plan([task, "methods=[iql]", *more], bench=True), store)[0]["entry"]
     )
     assert shown() == {"sac_n", "dt"}  # 3M and 100k updates beside IQL's 1M, and not 1,000 of 3M
     assert shown("n_updates=1000") == {"edac"}

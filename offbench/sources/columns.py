@@ -74,7 +74,7 @@ class _Npz:
         return list(self.file.members)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return self.file.members[key].shape if key in self.file else np.shape(self.array(key))
+        return self.file.members[key].shape
 
     def array(self, key: str) -> np.ndarray:
         return self.file.read(key)
@@ -104,14 +104,8 @@ def names(file: Columns, name: str) -> dict[str, str]:
     return found
 
 
-def called(path: Path, name: str) -> dict[str, str]:
-    """What the file at a path calls each column it has."""
-    with opened(path, name) as file:
-        return names(file, name)
-
-
-def read(path: Path, name: str) -> dict[str, np.ndarray]:
-    """The columns of a file by the names above, all with one row a step.
+def read(path: Path, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The columns of a file by the names above, all with one row a step, and what the file calls each.
 
     Raises UserError where observations, actions, rewards or terminals (or dones) are missing, and
     for arrays that differ in length.
@@ -136,4 +130,4 @@ def read(path: Path, name: str) -> dict[str, np.ndarray]:
             raise UserError(f"{name}: arrays differ in length: {words}")
         if not rows["observations"]:
             raise UserError(f"{name}: no episodes ({path} has no rows)")
-        return {column: file.array(key) for column, key in called.items()}
+        return {column: file.array(key) for column, key in called.items()}, called

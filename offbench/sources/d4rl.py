@@ -95,8 +95,7 @@ def read(
     path: Path, *, name: str, n_actions: int | None = None, first_action: int = 0
 ) -> Raw:
     """The arrays of a file. UserError where they are not rows of steps."""
-    column = columns.read(path, name)
-    called = columns.called(path, name)
+    column, called = columns.read(path, name)
     flags = {
         key: _flag(column[key], called[key], name)
         for key in ("terminals", "timeouts", "ends", "dones")

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats as scipy_stats
 
 from offbench import stats, uncertainty
 from offbench.uncertainty import Cell, Pool
@@ -101,7 +100,8 @@ def marks(
             p = uncertainty.differences(column, pool)
             lost.append(not uncertainty.not_worse_than_best(points, p, LEVEL).all())
             top = column[int(points.argmax())].means
-            usual_lost.append(any(_welch(top, c.means) < 1 - LEVEL for c in column))
+            welch = [stats.welch_interval(top, c.means, LEVEL) for c in column]
+            usual_lost.append(any(not i.low <= 0 <= i.high for i in welch))
         options = {"generator": lambda *_: rng, "reps": 400, "level": LEVEL}
         whole = [uncertainty.aggregate(e, [pool] * n_tasks, stats.iqm, **options) for e in entries]
         points = np.array([a.interval.point for a in whole])
@@ -111,15 +111,6 @@ def marks(
     ours, usual = np.mean(lost), np.mean(usual_lost)
     yield _row("marks of a column", "all", n, ours, usual, trials=len(lost), **more)
     yield _row("marks of the IQM", "all", n, np.mean(whole_lost), trials=len(whole_lost), **more)
-
-
-def _welch(a: np.ndarray, b: np.ndarray) -> float:
-    """p-value of Welch's t test."""
-    va, vb = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
-    if va + vb == 0:
-        return float(a.mean() == b.mean())
-    freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
-    return float(2 * scipy_stats.t.sf(abs(a.mean() - b.mean()) / np.sqrt(va + vb), freedom))
 
 
 def _row(what: str, family: str, n: int, ours: float, usual: float = np.nan, **more: float) -> dict:
