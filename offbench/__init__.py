@@ -15,6 +15,7 @@ _HOME = {
     "train": "training",
     "evaluate": "evaluation",
     "make_policy": "evaluation",
+    "load_policy": "kept",
     "env_seeds": "evaluation",
     "Store": "records",
     "leaderboard": "board",

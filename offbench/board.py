@@ -798,11 +798,15 @@ def to_terminal(board: Board, console: "Console") -> None:
 
 def write(board: Board, folder: Path, name: str) -> tuple[Path, Path]:
     """Writes `<name>.md` and `<name>.csv`; the same records give the same bytes."""
-    folder = Path(folder)
+    return write_texts(Path(folder), name, to_markdown(board), to_csv(board))
+
+
+def write_texts(folder: Path, name: str, markdown: str, table: str) -> tuple[Path, Path]:
+    """Writes `<name>.md` and `<name>.csv`, each whole or not at all."""
     paths = folder / f"{name}.md", folder / f"{name}.csv"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path, text in zip(paths, (to_markdown(board), to_csv(board)), strict=True):
+        for path, text in zip(paths, (markdown, table), strict=True):
             _replace(path, text)
     except OSError as error:
         raise UserError(f"cannot write the board to {folder}: {error.strerror}") from None

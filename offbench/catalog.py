@@ -476,7 +476,7 @@ def _minari(name: str) -> Card | None:
         version=name.rsplit("-", 1)[-1],
         env=env,
         env_kwargs=_minari_kwargs(name),
-        refused=_minari_refused(name, env),
+        refused=_minari_refused(name),
         max_episode_steps=limit,
         score=score,
         ref_min=low,
@@ -515,13 +515,13 @@ def _minari_files(name: str) -> tuple[File, ...]:
     )
 
 
-def _minari_refused(name: str, env: str | None) -> str | None:
+def _minari_refused(name: str) -> str | None:
     if name.startswith("D4RL/minigrid"):
         return (
             "it observes a picture and a text, which are not read from Minari's sets; the same rooms are "
             "in d4rl/minigrid-fourrooms-v0 (other data)"
         )
-    return None if env else "its metadata name no environment"
+    return None
 
 
 def _minari_kwargs(name: str) -> Mapping[str, Any]:

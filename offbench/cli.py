@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from offbench.records import Store
     from offbench.run import Event, Pack
     from offbench.tasks import Task
+    from offbench.validation_table import ValidationTable
 
 HELP = """\
 offbench COMMAND [key=value ...]
@@ -129,8 +130,7 @@ def _execute(args: Sequence[str], *, bench: bool) -> int:
     failures = _show_progress(todo, store, wanted, console) if todo else []
     for line in failures:
         print(f"offbench: {line}", file=sys.stderr)
-    board = _board_of(wanted, store)
-    if board is not None:
+    if (board := _board_of(wanted, store)) is not None:
         _print_board(board, wanted, console, args)
         console.print(f"{left} runs in {time.perf_counter() - start:.0f} s")
     return 1 if failures else 0
@@ -214,10 +214,14 @@ def _finished(part: "Pack", event: "Event") -> list[str]:
         scores = " ".join(f"{s:.1f}" for s in o.scores.values())
         tail = f" [red]{len(o.failed)} diverged[/]" if o.failed else ""
         engine = f" [yellow]{escape(o.backend)}[/]" if "(" in o.backend else ""  # one was refused
+        if not o.cell.protocol["episodes"]:
+            errors = " ".join(f"{x:.3g}" for x in o.errors.values())
+            scores = f"held-out action error {errors}" if errors else ""
         lines.append(f"{escape(_title(o.cell))}: {scores}{tail} [dim]({o.wall_s:.0f} s)[/]{engine}")
         lines += [
             f"  [yellow]seed {seed}: {escape(remark)}[/]" for seed, remark in o.remarks.items()
         ]
+        lines += [f"  [yellow]{escape(o.note)}[/]"] if o.note else []
     return lines
 
 
@@ -233,7 +237,7 @@ def _failures(part: "Pack", event: "Event") -> list[str]:
 
 def _plan(args: Sequence[str]) -> int:
     from offbench.config import plan
-    from offbench.forecast import forecast, stack_bytes
+    from offbench.forecast import forecast, kept_bytes, stack_bytes
     from offbench.records import Store
     from offbench.run import missing, n_jobs, pack
 
@@ -270,6 +274,11 @@ def _plan(args: Sequence[str]) -> int:
             f"{len(packs)} stacks of {min(sizes)} to {max(sizes)} runs; the largest needs about "
             f"{memory / 2**20:.0f} MiB beside its data"
         )
+        size = kept_bytes(packs)
+        console.print(
+            f"kept of the runs: {size[wanted.settings.keep] / 1e6:,.1f} MB (keep={wanted.settings.keep};"
+            f" policy {size['policy'] / 1e6:,.1f} MB, state {size['state'] / 1e6:,.1f} MB)"
+        )
     return 0
 
 
@@ -284,11 +293,13 @@ def _say_protocol(plan: "Plan", console: "Console") -> None:
     )
     said: dict[str, dict[str, None]] = {}
     for cell in plan.cells:
-        whose = dict.fromkeys((cell.sources["n_updates"], cell.sources["eval.episodes"]))
-        budget = (
-            f"{_updates_of(cell)} updates, {cell.protocol['episodes']} test episodes"
-            f" ({'; '.join(whose)})"
-        )
+        keys = ("n_updates", "eval.episodes") if cell.task.env else ("n_updates",)
+        whose = dict.fromkeys(cell.sources[k] for k in keys)
+        tested = f"{cell.protocol['episodes']} test episodes"
+        if share := cell.protocol.get("validation"):
+            held = f"{100 * share:g} % of the episodes held out for validation metrics"
+            tested = f"{tested}, {held}" if cell.task.env else f"no environment: {held}, no score"
+        budget = f"{_updates_of(cell)} updates, {tested} ({'; '.join(whose)})"
         said.setdefault(budget, {})[cell.entry] = None
     for budget, entries in said.items():
         names = f" for {', '.join(entries)}" if len(said) > 1 else ""
@@ -478,12 +489,20 @@ def _nothing_recorded(plan: "Plan") -> UserError:
     )
 
 
-def _board_of(plan: "Plan", store: "Store") -> "Board | None":
+def _board_of(plan: "Plan", store: "Store") -> "Board | ValidationTable | None":
     from offbench.board import leaderboard
+    from offbench.validation_table import validation_table
 
     runs, other = _runs_of(plan, store)
     if runs.empty:
         return None
+    if not plan.cells[0].task.env:
+        return validation_table(
+            runs,
+            store.curves(run_id=list(runs["run_id"])),
+            seeds={cell.task.id: cell.seeds for cell in plan.cells},
+            title=f"{plan.name} v{plan.suite['version']}",
+        )
     board = leaderboard(
         store.episodes(run_id=list(runs["run_id"])),
         runs,
@@ -527,6 +546,7 @@ def _runs_of(plan: "Plan", store: "Store") -> "tuple[pd.DataFrame, int]":
                 row["protocol.episodes"], cell.protocol["episodes"], "published_episodes", row, cell
             )
             and row["seed"] in cell.seeds
+            and _same(row.get("protocol.validation"), cell.protocol.get("validation"))
         )
 
     chosen, left_out = [], 0
@@ -541,6 +561,10 @@ def _runs_of(plan: "Plan", store: "Store") -> "tuple[pd.DataFrame, int]":
 def _recorded(row: Any, prefix: str) -> dict[str, Any]:
     """The columns of a record below one key, without those that other records alone have."""
     return {k: v for k, v in row.items() if k.startswith(prefix) and not _absent(v)}
+
+
+def _same(recorded: Any, planned: Any) -> bool:
+    return recorded == planned or (_absent(recorded) and planned is None)
 
 
 def _absent(value: Any) -> bool:
@@ -570,12 +594,18 @@ def _diagnose(args: Sequence[str]) -> int:
     return 0
 
 
-def _print_board(board: "Board", plan: "Plan", console: "Console", args: Sequence[str]) -> None:
-    from offbench.board import to_terminal, write
+def _print_board(
+    board: "Board | ValidationTable", plan: "Plan", console: "Console", args: Sequence[str]
+) -> None:
+    from offbench import board as scores
+    from offbench import validation_table as metrics
 
-    to_terminal(board, console)
-    paths = write(board, _board_folder(plan), _board_name(plan))
+    made = scores if isinstance(board, scores.Board) else metrics
+    made.to_terminal(board, console)
+    paths = made.write(board, _board_folder(plan), _board_name(plan))
     console.print(f"written: {', '.join(map(str, paths))}")
+    if made is metrics:
+        return
     more = f"chunk lengths, values against returns: offbench diagnose {shlex.join(args)}".strip()
     console.print(more, markup=False, soft_wrap=True)
 

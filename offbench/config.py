@@ -39,6 +39,8 @@ from offbench.tasks import Loader, Task, canonical, load_task, own_task, read_by
 
 GROUPS = ("method", "sampler", "view", "weight", "suite")
 AROUND = ("sampler", "view", "weight")  # what composes around a method
+Keep = Literal["policy", "state", "none"]
+HELD_OUT = 0.1  # share of the episodes, where there is no environment and nothing else is said
 NAMES_OF_VIEWS = {"nstep": "n", "chunk": "h"}  # the number in `iql+nstep3`
 
 
@@ -48,6 +50,7 @@ class EvalSettings:
     envs: int = 5
     monitor_at: tuple[float, ...] | None = None
     monitor_episodes: int = 3
+    validation: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,7 @@ class Settings:
     engine: Literal["auto", "vmap", "eager", "compile", "cudagraph"] = "auto"
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     data: Literal["device", "host"] = "device"
+    keep: Keep = "policy"
     max_stack: int | None = None
     checkpoint_minutes: float = 5.0
     jobs: int | Literal["auto"] = "auto"
@@ -124,7 +128,7 @@ class Cell:
     @property
     def environment(self) -> dict[str, Any]:
         """The environment, and for own data, whose id says nothing of it, how a return is scored."""
-        judge = {"id": self.task.env, "kwargs": dict(self.task.env_kwargs), **self.task.rules}
+        judge = {"id": self.task.env or None, "kwargs": dict(self.task.env_kwargs), **self.task.rules}
         if self.task.source == "path":
             judge |= {k: getattr(self.task, k) for k in _SCORING}
             if self.task.reading is not None:
@@ -501,9 +505,27 @@ def _task_cells(method: Method, suite: Mapping, given: Mapping) -> Iterator[tupl
         around = ("method", *AROUND)
         flat = {k: own.resolved(k) for k in own.values if k.split(".")[0] not in around}
         settings = _build(Settings, _nest(flat))
+        if not task.env:
+            settings = _without_environment(own, settings, task, given)
         _check_settings(settings)
         tuning = _tuning(own, published, settings, preset)
         yield _cell(own, method, task, suite, settings, given, tuning), settings
+
+
+def _without_environment(
+    own: "Layers", settings: Settings, task: Task, given: Mapping
+) -> Settings:
+    """Without test episodes, with some of the recorded episodes held out instead."""
+    if given.get("eval.episodes") or given.get("eval.monitor_at"):
+        raise UserError(
+            f"{task.id}: there is no environment to play evaluation episodes in; name one"
+            " (task.env=HalfCheetah-v5), or leave eval.episodes and eval.monitor_at out"
+        )
+    share = settings.eval.validation
+    if share is None:
+        share, own.sources["eval.validation"] = HELD_OUT, "no environment"
+    own.sources |= dict.fromkeys(("eval.episodes", "eval.monitor_at"), "no environment")
+    return replace(settings, eval=replace(settings.eval, episodes=0, monitor_at=(), validation=share))
 
 
 def _published(
@@ -581,6 +603,8 @@ def _cell(
         "monitor_at": list(monitor_at),
         "monitor_episodes": settings.eval.monitor_episodes if monitor_at else 0,
     }
+    if settings.eval.validation:
+        protocol["validation"] = settings.eval.validation
     return Cell(
         entry=settings.label or _label(method, target, given),
         suite=suite["id"],
@@ -800,7 +824,14 @@ def _check_settings(s: Settings) -> None:
     need((s.n_updates or 0) >= 1, f"n_updates={s.n_updates} must be at least 1")
     need(s.batch_size >= 1, f"batch_size={s.batch_size} must be at least 1")
     need(0 <= s.gamma <= 1, f"gamma={s.gamma} must lie in [0, 1]")
-    need((s.eval.episodes or 0) >= 1, f"eval.episodes={s.eval.episodes} must be at least 1")
+    need(
+        (s.eval.episodes or 0) >= 1 or (s.eval.episodes == 0 and bool(s.eval.validation)),
+        f"eval.episodes={s.eval.episodes} must be at least 1, or 0 with eval.validation=0.1",
+    )
+    need(
+        s.eval.validation is None or 0 < s.eval.validation < 1,
+        f"eval.validation={s.eval.validation} is not a share of the episodes in (0, 1)",
+    )
     need(s.max_stack is None or s.max_stack >= 1, f"max_stack={s.max_stack} must be at least 1")
     need(
         s.checkpoint_minutes >= 0, f"checkpoint_minutes={s.checkpoint_minutes} must not be negative"

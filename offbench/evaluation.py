@@ -65,6 +65,22 @@ class EnvPool:
                     f"environment {self.task.env} has {space.shape}"
                 )
 
+    def units(self) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, int | None]:
+        """Lower and upper bounds (A,) of the actions that the environment itself takes, and the number of
+        the first choice where they are discrete. None where they are in [-1, 1], or continuous."""
+        from gymnasium.spaces import Discrete
+        from gymnasium.wrappers import RescaleAction
+
+        env = self.take(1)[0]
+        if isinstance(space := env.unwrapped.action_space, Discrete):
+            return None, None, int(space.start)
+        while env is not env.unwrapped:
+            if isinstance(env, RescaleAction):
+                space = env.env.action_space
+                return tuple(space.low.tolist()), tuple(space.high.tolist()), None
+            env = env.env
+        return None, None, None
+
     def close(self) -> None:
         for env in self._envs:
             env.close()
@@ -77,12 +93,12 @@ class Expecting(NamedTuple):
     value: Tensor  # (N, E)
 
 
-def make_policy(method: Method, pipeline: Pipeline) -> Policy:
+def make_policy(method: Method, pipeline: Pipeline, *, values: bool = True) -> Policy:
     """The method's `act` for N seeds and E environments, as it acts in the raw environment.
 
-    Of a method that has a `value`, that of each episode's first decision is remembered.
+    With `values`, of a method that has a `value`, that of each episode's first decision is remembered.
     """
-    valued = hasattr(method, "value")
+    valued = values and hasattr(method, "value")
 
     def one(state: Any, obs: Any, key: Tensor) -> Any:
         bound, inner = bind(method, state)

@@ -17,6 +17,7 @@ import http.client
 import io
 import json
 import os
+import secrets
 import shutil
 import sys
 import tarfile
@@ -371,14 +372,14 @@ def _writable(folder: Path) -> None:
 def write_beside(path: Path, content: bytes) -> None:
     """Write a small file so that no reader ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        # not by tempfile, whose files nobody else may read
+        with beside.open("xb") as file:
             file.write(content)
         os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 # --- archives -------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def forecast(
             rates[key] = _update_rate(cell)
         if cell.task.id not in rates:
             report(f"measuring {cell.task.env}")
-            rates[cell.task.id] = _step_rate(cell)
+            rates[cell.task.id] = _step_rate(cell) if cell.task.env else float("inf")
         p = cell.protocol
         episodes = p["episodes"] + len(p["monitor_at"]) * p["monitor_episodes"]
         steps = episodes * len(cell.seeds) * cell.task.max_episode_steps
@@ -117,3 +117,22 @@ def stack_bytes(pack: "Pack") -> int:
     seeds = [run.seed for _, run in pack.members]
     carry = initial_carry(method, pipeline.spec(spec), seeds, values=pack.values)
     return peak_bytes(make_step(method, pipeline), carry)
+
+
+def kept_bytes(packs: "Sequence[Pack]") -> dict[str, int]:
+    """Bytes of what would be kept of all runs, for every choice of `keep`."""
+    from offbench import kept
+    from offbench.run import build, program_of
+
+    known: dict[object, dict[str, int]] = {}
+    total = {"none": 0, "policy": 0, "state": 0}
+    for pack in packs:
+        cell = pack.cells[0]
+        key = (cell.task.id, *program_of(cell))
+        if key not in known:
+            data, spec = cell.task.load(gamma=cell.pipeline["gamma"], defects="ignore")
+            method, pipeline = build(cell, data, spec)
+            known[key] = kept.sizes(method, pipeline.spec(spec))
+        for name, size in known[key].items():
+            total[name] += size * len(pack.members)
+    return total

@@ -12,7 +12,7 @@ from offbench.extras import Extra, add, fit_extras, support
 from offbench.sampling import Sampler, make_sampler
 from offbench.transforms import Transform, fit_transform
 from offbench.types import Batch, Policy, Spec
-from offbench.views import NStep, View, Window
+from offbench.views import FittedWindow, NStep, View, Window
 
 Weight = Callable[[ReplayData], Tensor]  # data -> (S,) row weights
 
@@ -43,6 +43,22 @@ class Pipeline(NamedTuple):
     def to(self, device: torch.device | str) -> "Pipeline":
         """Made on the CPU and moved, a pipeline holds the same bits whatever the device."""
         return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, self)
+
+    def uniform(self, needs: Sequence[str]) -> "Pipeline":
+        """The pipeline without its sampling weights: every row that can be drawn is equally likely."""
+        return self._over(self.data, needs)
+
+    def on(self, data: ReplayData, needs: Sequence[str]) -> "Pipeline":
+        """Other episodes, as recorded, through the transforms and view that were fitted here."""
+        for transform in self.transforms:
+            data = transform.data(data)
+        return self._over(data, needs)
+
+    def _over(self, data: ReplayData, needs: Sequence[str]) -> "Pipeline":
+        view = self.view.refit(data) if isinstance(self.view, FittedWindow) else self.view
+        extras = fit_extras(data, view, needs)
+        sampler = make_sampler(support(data, view, extras))
+        return self._replace(data=data, sampler=sampler, view=view, extras=extras)
 
     def policy(self, policy: Policy) -> Policy:
         """The policy that acts in the raw environment: the view sees what the transforms made, as in the data."""

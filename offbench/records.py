@@ -69,6 +69,9 @@ may be missing; older records lack columns at the end."""
 _NULLABLE = ("success", "plans", "chunk_lengths", "start_value", "discounted_return")
 _LATER = _NULLABLE[1:]  # in the order in which records came to have them
 
+VALIDATION_ERRORS = frozenset({"validation/action_error", "validation/action_disagreement"})
+"""The curves of what a policy does otherwise than held-out episodes have it (`offbench.validation`)."""
+
 STREAMS = ("test", "monitor", "tune")
 TUNINGS = ("default", "published", "suite", "task preset", "user")
 
@@ -95,6 +98,11 @@ _FORMAT = 1
 _TAIL = ',\n "checksum": "%s"\n}\n'
 _TAIL_LENGTH = len(_TAIL % ("0" * 64))
 _IDENTIFYING = ("hostname", "host", "node", "nodename", "user", "username", "home", "cwd")
+
+
+def no_episodes() -> pd.DataFrame:
+    """The episodes of a run without an environment."""
+    return pd.DataFrame({k: pd.Series(dtype=kind) for k, kind in EPISODE_COLUMNS.items()})
 
 
 # --- what defines a run ---------------------------------------------------------------------
@@ -442,6 +450,19 @@ class Store:
             if body["metrics"] is not None
         }
 
+    def path(self, run: RunSpec, entry: str) -> Path:
+        """Where the json of a run's record lies, or will."""
+        return self._folder(run, entry) / f"{run.run_id}.json"
+
+    def records(self) -> list[Path]:
+        """The json of every record; nothing is opened."""
+        return [path for marks in self._paths().values() for path in marks]
+
+    def kept(self, run: RunSpec) -> list[Path]:
+        """What was kept of whole runs of this suite and task (`offbench.kept`)."""
+        marks = [m for ms in self._paths({run.suite}, {run.task}).values() for m in ms]
+        return [path for mark in marks if (path := mark.with_suffix(".safetensors")).exists()]
+
     # --- inside -----------------------------------------------------------------------------
 
     def _folder(self, run: RunSpec, entry: str) -> Path:
@@ -468,8 +489,8 @@ class Store:
             "episodes": about,
             "metrics": metrics,
         }
-        folder = self._folder(run, provenance.entry)
-        mark = folder / f"{run.run_id}.json"
+        mark = self.path(run, provenance.entry)
+        folder = mark.parent
         files = [] if payload is None else [(mark.with_suffix(".parquet"), payload)]
         files.append((mark, _seal(body).encode()))
         temporary: list[tuple[Path, Path]] = []
@@ -661,7 +682,8 @@ def _check_rows(run: RunSpec, frame: pd.DataFrame) -> None:
             f" read once, at the last update ({run.n_updates}); use the monitor stream before"
         )
     wanted = run.protocol.get("episodes")
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+    least = 0 if run.protocol.get("validation") else 1
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < least:
         raise UserError(f"protocol.episodes: {wanted!r} is not a number of test episodes")
     if len(test) != wanted:
         raise UserError(f"episodes: {len(test)} test episodes, the protocol has {wanted}")

@@ -21,7 +21,7 @@ from concurrent.futures import (
     ThreadPoolExecutor,
     wait,
 )
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,13 +30,22 @@ from offbench import provenance
 from offbench.config import Cell, Settings, locate
 from offbench.errors import UserError
 from offbench.files import write_beside
-from offbench.records import EPISODE_COLUMNS, Provenance, RunSpec, Store
+from offbench.records import (
+    EPISODE_COLUMNS,
+    VALIDATION_ERRORS,
+    Provenance,
+    Record,
+    RunSpec,
+    Store,
+    no_episodes,
+)
 from offbench.tasks import Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from offbench.data import ReplayData
+    from offbench.engine import Carry
     from offbench.evaluation import EnvPool
     from offbench.pipeline import Pipeline
     from offbench.training import Point
@@ -57,6 +66,8 @@ class Outcome(NamedTuple):
     remarks: dict[int, str]  # seed -> what to know of a score that counts
     wall_s: float
     backend: str  # which engine ran, with the reason where a faster one was refused
+    errors: dict[int, float] = {}  # seed -> action error on held-out episodes, where any were held out
+    note: str | None = None  # what is to be said once, and not of a score
 
 
 @dataclass(frozen=True)
@@ -151,9 +162,7 @@ def build(
     """(method, pipeline) of a cell on its task's data. Raises UserError where they do not fit."""
     from offbench.pipeline import make_pipeline
 
-    method = locate(cell.target)(**cell.hparams)
-    if weight := dict(cell.pipeline.get("weight", {})):
-        method = locate(weight.pop("target"))(method=method, **weight)
+    method = build_method(cell)
     view, sampler = dict(cell.pipeline["view"]), dict(cell.pipeline["sampler"])
     view_class, sampler_target = locate(view.pop("target")), sampler.pop("target")
     pipeline = make_pipeline(
@@ -174,6 +183,13 @@ def build(
         check_ends(data, spec, cell)
     check_batch(pipeline.spec(spec), cell)
     return method, pipeline
+
+
+def build_method(cell: Cell) -> Any:
+    method = locate(cell.target)(**cell.hparams)
+    if weight := dict(cell.pipeline.get("weight", {})):
+        method = locate(weight.pop("target"))(method=method, **weight)
+    return method
 
 
 def check_batch(spec: "Spec", cell: Cell) -> None:
@@ -237,10 +253,12 @@ def preflight(
         report(f"checking {task.id}")
         data, spec = task.load(defects="ignore")
         (doctor.refuse if strict else doctor.warn_once)(task.report(data))
-        pool = EnvPool(task)
-        pool.check(spec)
-        pool.close()
+        if task.env:
+            pool = EnvPool(task)
+            pool.check(spec)
+            pool.close()
         for cell in (c for c in cells if c.task.id == task.id):
+            _training_episodes(cell, data)
             method, _ = build(cell, data, spec, lazy=True)
             check_budget(method, cell.n_updates)
 
@@ -277,10 +295,12 @@ def run_pack(
     Environments step on the CPU with a copy of the states, so they can step while training goes on
     and see the same policy whatever trained it.
     """
+    from offbench import kept
     from offbench.engine import n_minibatches
     from offbench.evaluation import EnvPool, evaluate, make_policy
     from offbench.sinks import open_sink
     from offbench.training import diverged
+    from offbench.validation import Validation
 
     start = time.perf_counter()
     report = report or (lambda phase, fraction: None)
@@ -289,34 +309,42 @@ def run_pack(
     device = resolve_device(settings.device)
     report("loading", 0.0)
     data, spec = cell.task.load(gamma=cell.pipeline["gamma"], defects="ignore")  # told in preflight
+    data, held_out = _training_episodes(cell, data)
     method, pipeline = build(cell, data, spec, lazy=settings.data == "host")
     for other in [name for name in pools if name != cell.task.id]:
         pools.pop(other).close()  # environments can be large: 200 MB for one OGBench cube
     pool = pools.setdefault(cell.task.id, EnvPool(cell.task))
-    pool.check(spec)
+    if cell.task.env:
+        pool.check(spec)
     policy = make_policy(method, pipeline)
     n, protocol, members = cell.n_updates, cell.protocol, pack.members
     k = n_minibatches(method)
     monitor = {max(k, round(f * n) // k * k) for f in protocol["monitor_at"]}
     stops = sorted({n * (i + 1) // CURVE_POINTS for i in range(CURVE_POINTS)} | monitor)
     look = partial(evaluate, policy, task=cell.task, n_envs=protocol["envs"], pool=pool)
+    validate = None
+    if held_out is not None:
+        validate = Validation(method, pipeline, held_out, discrete=spec.discrete, device=device)
     seeds = [run.seed for _, run in members]
     looks: list[Future[pd.DataFrame]] = []
-    before = Progress.load(_checkpoint_path(pack, settings))
+    resume, before = _begin(pack, store, settings, method, pipeline, spec, device)
     curves, train_s = before.curves, before.train_s
     code = list(dict.fromkeys([*before.code, _code()]))
-    keep = lambda: Progress(
-        curves, [*before.frames, *(f.result() for f in looks)], train_s, code
+    keep = lambda: replace(
+        before, frames=[*before.frames, *(f.result() for f in looks)], train_s=train_s, code=code
     ).save(_checkpoint_path(pack, settings))
     with (
         ThreadPoolExecutor(1, "evaluate") as beside,
         open_sink(settings.sink, pack, settings.results) as sink,
     ):
         mark = time.perf_counter()
-        for point in _training(pack, method, pipeline, spec, stops, settings, device, keep):
+        for point in _training(
+            pack, method, pipeline, spec, stops, settings, device, keep, resume
+        ):
             if point.metrics:
                 before.forget_from(point.update)  # what was kept ahead of the checkpoint
-                values = {k: v.tolist() for k, v in point.metrics.items()}
+                metrics = point.metrics | (validate(point.state) if validate else {})
+                values = {k: v.tolist() for k, v in metrics.items()}
                 curves.append({"update": point.update} | values)
                 sink.metrics(point.update, curves[-1])
             train_s += time.perf_counter() - mark
@@ -330,7 +358,7 @@ def run_pack(
         report("evaluating", 0.9)
         broken = diverged(point.state).tolist()
         finite = [i for i, bad in enumerate(broken) if not bad]
-        if finite:
+        if finite and protocol["episodes"]:
             test = look(
                 _select(_to_cpu(point.state), finite), seeds=[seeds[i] for i in finite],
                 episodes=protocol["episodes"], stream="test", update=n,
@@ -338,36 +366,76 @@ def run_pack(
             frames.append(test.assign(member=test["member"].map(dict(enumerate(finite)))))
         for frame in frames:
             sink.episodes(frame)
+    fitted, final = _fitted(cell, pipeline), _to_cpu(point.carry)
+    units = kept.Units(*(pool.units() if cell.task.env else cell.task.units(spec.discrete)))
+
+    def keep_run(i: int, path: Path) -> None:
+        own, run = members[i]
+        method = build_method(own)
+        kept.save(
+            path.with_suffix(".safetensors"), final.seed(i), keep=settings.keep, run=run,
+            target=own.target, method=method, pipeline=pipeline, spec=spec, units=units, fitted=fitted,
+        )  # fmt: skip
+
     outcomes = _record(
         pack, store, settings, point.backend, device, broken, frames, curves, start, train_s,
-        _fitted(cell, pipeline), most_earned(pipeline),
-        [c for c in code if c != _code()],
+        fitted, most_earned(pipeline), [c for c in code if c != _code()], before.began,
+        keep_run if settings.keep != "none" else None,
     )  # fmt: skip
     for path in (_checkpoint_path(pack, settings), Progress.path(_checkpoint_path(pack, settings))):
         path.unlink(missing_ok=True)
     report("done", 1.0)
-    return outcomes
+    return [outcome._replace(note=before.note) for outcome in outcomes]
+
+
+def _training_episodes(
+    cell: Cell, data: "ReplayData"
+) -> "tuple[ReplayData, ReplayData | None]":
+    """The episodes that are trained on, and those held out where the protocol says so."""
+    from offbench.validation import split
+
+    if not (share := cell.protocol.get("validation")):
+        return data, None
+    return split(data, share, name=cell.task.id)
+
+
+def _begin(
+    pack: Pack, store: Store, settings: Settings, method: Any, pipeline: "Pipeline", spec: "Spec", device: str,
+) -> "tuple[Carry | None, Progress]":  # fmt: skip
+    """Where training begins and what came before: a checkpoint of these runs, else the kept state of
+    shorter runs of the same settings, else nothing."""
+    from offbench import checkpoint, kept
+    from offbench.engine import initial_carry
+
+    path = _checkpoint_path(pack, settings)
+    seeds = [run.seed for _, run in pack.members]
+    like = lambda: initial_carry(method, pipeline.spec(spec), seeds, device, values=pack.values)
+    if path.exists():
+        return checkpoint.load(path, like()), Progress.load(path)
+    members = [(cell.entry, run) for cell, run in pack.members]
+    if not any(store.kept(run) for _, run in members):
+        return None, Progress()
+    found, why = kept.earlier(store, members, like(), method)
+    if found is None:
+        return None, Progress(note=why)
+    return found.carry, Progress.of_records(found.records, found.n_updates, store)
 
 
 def _training(
     pack: Pack, method: Any, pipeline: "Pipeline", spec: "Spec", stops: Sequence[int],
-    settings: Settings, device: str, keep: Callable[[], None],
+    settings: Settings, device: str, keep: Callable[[], None], resume: "Carry | None",
 ) -> "Iterator[Point]":  # fmt: skip
-    """The points of training, from a checkpoint where there is one, checkpointed on the way.
+    """The points of training, checkpointed on the way.
 
     `keep` saves what was seen so far beside the checkpoint.
     """
     from offbench import checkpoint
-    from offbench.engine import initial_carry
     from offbench.training import train
 
     if settings.data == "device":
         pipeline = pipeline.to(device)
     seeds, values = [run.seed for _, run in pack.members], pack.values
-    path, resume = _checkpoint_path(pack, settings), None
-    if path.exists():
-        like = initial_carry(method, pipeline.spec(spec), seeds, device, values=values)
-        resume = checkpoint.load(path, like)
+    path = _checkpoint_path(pack, settings)
     saved = time.perf_counter()
     for point in train(
         method, pipeline, spec, seeds=seeds, values=values, n_updates=pack.cells[0].n_updates,
@@ -384,10 +452,12 @@ def _training(
 class Progress:
     """What a pack has shown before its end, kept beside its checkpoint: curves and monitor episodes."""
 
-    curves: list[dict[str, Any]]
-    frames: "list[pd.DataFrame]"
-    train_s: float
-    code: list[str]  # the commits that trained it, the first one first
+    curves: list[dict[str, Any]] = field(default_factory=list)
+    frames: "list[pd.DataFrame]" = field(default_factory=list)
+    train_s: float = 0.0
+    code: list[str] = field(default_factory=list)  # the commits that trained it, the first one first
+    began: list[str] = field(default_factory=list)  # of each member: where it did, if not at 0
+    note: str | None = None  # why it began at 0, if a shorter run was kept
 
     @staticmethod
     def path(checkpoint: Path) -> Path:
@@ -396,9 +466,7 @@ class Progress:
     def save(self, checkpoint: Path) -> None:
         """Written before the checkpoint, so that it is never behind it; what is ahead is dropped."""
         rows = [f.astype(object).where(f.notna(), None).to_dict("list") for f in self.frames]
-        body = {
-            "curves": self.curves, "frames": rows, "train_s": self.train_s, "code": self.code
-        }  # fmt: skip
+        body = {f.name: getattr(self, f.name) for f in fields(self)} | {"frames": rows}
         write_beside(self.path(checkpoint), json.dumps(body).encode())
 
     @classmethod
@@ -408,12 +476,36 @@ class Progress:
 
         path = cls.path(checkpoint)
         if not (checkpoint.exists() and path.exists()):
-            return cls([], [], 0.0, [])
+            return cls()
         body = json.loads(path.read_text())
         kinds = {k: v for k, v in EPISODE_COLUMNS.items() if v in ("boolean", "Int64", "Float64")}
         typed = lambda f: f.astype({name: kinds[name] for name in f if name in kinds})
-        frames = [typed(pd.DataFrame(f)) for f in body["frames"]]
-        return cls(body["curves"], frames, body["train_s"], body.get("code", []))
+        return cls(**{**body, "frames": [typed(pd.DataFrame(f)) for f in body["frames"]]})
+
+    @classmethod
+    def of_records(cls, records: Sequence[Record], n_updates: int, store: Store) -> "Progress":
+        """What the records of a shorter run have, one for each member of the stack."""
+        own = [record.metrics for record in records]
+        whole = all(m is not None and m["update"].equals(own[0]["update"]) for m in own)
+        names = list(own[0]) if whole else []
+        curves = [
+            {"update": int(own[0]["update"][i])}
+            | {k: [float(m[k][i]) for m in own] for k in names if k != "update"}
+            for i in range(len(own[0]) if whole else 0)
+        ]
+        frames = []
+        for i, record in enumerate(records):
+            seen = store.episodes(run_id=record.spec.run_id, stream="monitor")
+            if len(seen):
+                frames.append(seen.drop(columns=["run_id", "entry", "suite", "method"]).assign(member=i))
+        began = "went on from the kept state of run {} ({} updates)"
+        return cls(
+            curves,
+            frames,
+            max(record.provenance.train_s for record in records),
+            list(dict.fromkeys(_spelt_commit(r.provenance.commit, r.provenance.dirty) for r in records)),
+            began=[began.format(record.spec.run_id, n_updates) for record in records],
+        )
 
     def forget_from(self, update: int) -> None:
         self.curves[:] = [c for c in self.curves if c["update"] < update]
@@ -421,7 +513,10 @@ class Progress:
 
 
 def _code() -> str:
-    commit, dirty = provenance.commit()
+    return _spelt_commit(*provenance.commit())
+
+
+def _spelt_commit(commit: str, dirty: bool) -> str:
     return f"{commit[:7]}{' with changes' if dirty else ''}"
 
 
@@ -450,15 +545,18 @@ def _select(state: Any, places: list[int]) -> Any:
 def _record(
     pack: Pack, store: Store, settings: Settings, backend: str, device: str, broken: list[bool],
     frames: "list[pd.DataFrame]", curves: list[dict[str, Any]], start: float, train_s: float,
-    fitted: dict[str, Any], most: float, earlier: list[str],
+    fitted: dict[str, Any], most: float, earlier: list[str], began: list[str],
+    keep_run: Callable[[int, Path], None] | None,
 ) -> list[Outcome]:  # fmt: skip
-    """`earlier` are other commits that trained a part of it, before a checkpoint."""
+    """`earlier` are other commits that trained a part of it, before a checkpoint; `began` says of each
+    member where it did, if not at 0; `keep_run(place, path of the record)` keeps what was trained."""
     import pandas as pd
 
     wall_s = time.perf_counter() - start
     scores: dict[str, dict[int, float]] = {cell.entry: {} for cell in pack.cells}
     failed: dict[str, dict[int, str]] = {cell.entry: {} for cell in pack.cells}
     remarks: dict[str, dict[int, str]] = {cell.entry: {} for cell in pack.cells}
+    errors: dict[str, dict[int, float]] = {cell.entry: {} for cell in pack.cells}
     for i, (cell, run) in enumerate(pack.members):
         made = _provenance(
             cell, settings, device, backend, len(pack.members), wall_s, train_s, fitted
@@ -475,13 +573,20 @@ def _record(
             m: [c[m][i] for c in curves] for m in names
         }
         said = [exploded({m: curve[m][-1] for m in names}, most)]
+        said += began[i : i + 1]
         said.append(f"trained in part by commit {', '.join(earlier)}" if earlier else None)
         if remark := "; ".join(filter(None, said)) or None:
             remarks[cell.entry][run.seed] = remark
-        store.append(run, pd.concat(rows, ignore_index=True), made, curve, remark=remark)
-        scores[cell.entry][run.seed] = float(rows[-1]["score"].mean())
+        if keep_run is not None:
+            keep_run(i, store.path(run, cell.entry))
+        episodes = pd.concat(rows, ignore_index=True) if rows else no_episodes()
+        store.append(run, episodes, made, curve, remark=remark)
+        if cell.protocol["episodes"]:
+            scores[cell.entry][run.seed] = float(rows[-1]["score"].mean())
+        for name in VALIDATION_ERRORS & curve.keys():
+            errors[cell.entry][run.seed] = curve[name][-1]
     return [
-        Outcome(cell, scores[cell.entry], failed[cell.entry], remarks[cell.entry], wall_s, backend)
+        Outcome(cell, *(x[cell.entry] for x in (scores, failed, remarks)), wall_s, backend, errors[cell.entry])
         for cell in pack.cells
     ]
 

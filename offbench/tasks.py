@@ -44,15 +44,15 @@ class Task:
     id: str  # "offbench/hopper/medium-replay-v0": what a record, a preset and a row are keyed by
     root: Path  # embedded: the folder that holds the manifest and the data; else the data's own
     sha256: str  # of the data file; NOT_HERE while it has not been downloaded
-    env: str  # gymnasium id
+    env: str  # gymnasium id; "" where there is no environment: no policy is evaluated
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    max_episode_steps: int
+    max_episode_steps: int  # 0 where neither an environment nor the owner says: the longest episode
     score: Literal["return", "success"]
     ref_min: float
     ref_max: float
     terminal_inside: bool = False
     adapter: str | None = None  # how the environment shows what the data have: offbench.environments
-    refused: str | None = None  # why there is no environment to judge it in
+    refused: str | None = None  # why it cannot be evaluated in its environment
     task_ids: tuple[int, ...] = ()  # goal-conditioned: the tasks that episodes are dealt to, in turn
     loader: Loader = "offbench"
     source: Source = "embedded"
@@ -99,7 +99,8 @@ class Task:
             doctor.warn_once(self.report())
         sizes = data.obs.shape[1], data.action.shape[1]
         discrete = one_hot(data.action, data.valid)
-        return data, Spec(*sizes, gamma, self.max_episode_steps, discrete)
+        limit = self.max_episode_steps or int(data.episode.bincount().max()) - 1
+        return data, Spec(*sizes, gamma, limit, discrete)
 
     def report(self, data: "ReplayData | None" = None) -> "doctor.Report":
         """What the dataset doctor says of the set: as stored when these bytes were examined before,
@@ -139,8 +140,8 @@ class Task:
         return found
 
     def check_trainable(self) -> None:
-        """Raises UserError for a task without an environment to judge in, and for a goal-conditioned
-        one: nothing here trains a policy that is given a goal. The latter can be evaluated
+        """Raises UserError for a task whose environment is refused, and for a goal-conditioned one:
+        nothing here trains a policy that is given a goal. The latter can be evaluated
         (`offbench.evaluation.evaluate`)."""
         if self.refused is not None:
             raise UserError(f"{self.id}: {self.refused}")
@@ -173,10 +174,28 @@ class Task:
                 catalog.fetch(catalog.card(name))
         return load_task(self.id, loader=self.loader)
 
+    def units(self, discrete: bool) -> "tuple[tuple[float, ...] | None, tuple[float, ...] | None, int | None]":
+        """Of a task without an environment: the bounds (A,) that recorded actions were scaled from, and
+        the number of the first choice. None where they are in [-1, 1], or continuous."""
+        from offbench.sources import minari
+
+        if (self.root / "data" / "metadata.json").is_file():
+            space = minari.metadata(self.root, name=self.id).action
+            if space.kind == "Discrete":
+                return None, None, space.start
+            assert space.low is not None and space.high is not None
+            low, high = (tuple(x.ravel().tolist()) for x in (space.low, space.high))
+            return low, high, None
+        if discrete:
+            return None, None, 0
+        return (None, None, None) if self.reading is None else (self.reading.low, self.reading.high, None)
+
     def make_env(self) -> "gymnasium.Env":
         """One evaluation environment with actions in [-1, 1]. UserError if its package is missing."""
         if self.refused is not None:
             raise UserError(f"{self.id}: {self.refused}")
+        if not self.env:
+            raise UserError(f"{self.id}: there is no environment; name one: task.env=HalfCheetah-v5")
         return make_env(self.env, self.env_kwargs, self.id, adapter=self.adapter)
 
 
@@ -488,6 +507,7 @@ def own_task(
     id: str | None = None,
     max_episode_steps: int | None = None,
     actions: Actions = "env",
+    n_actions: int | None = None,
     score: Literal["return", "success"] = "return",
     ref_min: float = _NO_REFERENCE[0],
     ref_max: float = _NO_REFERENCE[1],
@@ -496,14 +516,17 @@ def own_task(
 
     Args:
         data: a file or folder.
-        env: the gymnasium id to evaluate in; a Minari folder names its own.
+        env: the gymnasium id to evaluate in; a Minari folder names its own; "none" for no environment.
+            Without one, policies are trained and compared by validation metrics on held-out episodes.
         max_episode_steps: where the recorder cut episodes, for a file that does not mark it; else
             the time limit of the environment.
-        actions: "env": recorded as the environment takes them; "unit": already scaled to [-1, 1].
+        actions: "env": recorded as the environment takes them (without one: scaled from the range of
+            what was recorded where that goes beyond [-1, 1]); "unit": already scaled to [-1, 1].
+        n_actions: the number of choices of discrete actions, where no environment says it.
         ref_min, ref_max: returns that score 0 and 100; without them a score is the return itself.
 
     Raises:
-        UserError: nothing lies at `data`, or the environment is missing or unknown.
+        UserError: nothing lies at `data`, or the environment is unknown.
     """
     from offbench.sources import arrays, cache, minari
 
@@ -515,29 +538,32 @@ def own_task(
     layout = arrays.layout(path, name=name)
     if layout == "minari":
         meta = minari.metadata(path, name=name)
-        if env is None:
-            found = meta.environment(name)
+        found = None if env else meta.eval_env or meta.env
+        if found is not None:
             env, kwargs = found.id, {**found.kwargs, **kwargs}
             max_episode_steps = max_episode_steps or found.max_episode_steps
         if (ref_min, ref_max) == _NO_REFERENCE and meta.ref_min is not None and meta.ref_max is not None:
             ref_min, ref_max = meta.ref_min, meta.ref_max
-    if env is None:
-        raise UserError(f"{name}: the environment to evaluate in is missing: task.env=HalfCheetah-v5")
+    env = "" if env in (None, "none") else env
     if not ref_max > ref_min:
         raise UserError(f"{name}: ref_max={ref_max} must lie above ref_min={ref_min}")
     if max_episode_steps is not None and max_episode_steps < 1:
         raise UserError(f"{name}: max_episode_steps={max_episode_steps} must be at least 1")
+    if actions not in get_args(Actions):
+        raise unknown("actions", actions, get_args(Actions))
     reading = None
-    if layout != "minari" or max_episode_steps is None:
+    if env and (layout != "minari" or max_episode_steps is None):
         reading = _reading(env, kwargs, name, max_episode_steps, given, actions)
         max_episode_steps = reading.max_episode_steps
+    elif layout == "steps":
+        reading = arrays.reading(path, name, actions=actions, n_actions=n_actions, limit=max_episode_steps)
     return Task(
         id=name,
         root=path.resolve(),
         sha256=cache.digest(path),
         env=env,
         env_kwargs=kwargs,
-        max_episode_steps=max_episode_steps or 1000,
+        max_episode_steps=max_episode_steps or (1000 if env else 0),
         score=score,
         ref_min=ref_min,
         ref_max=ref_max,
@@ -555,8 +581,6 @@ def _reading(
 
     from offbench.sources.arrays import Reading
 
-    if actions not in get_args(Actions):
-        raise unknown("actions", actions, get_args(Actions))
     made = make_env(env, kwargs, name)
     try:
         if limit is None and made.spec is not None:

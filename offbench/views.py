@@ -277,6 +277,14 @@ class Window(NamedTuple):
         n_actions = data.action.shape[1]
         return FittedWindow(self.k, self.gamma, target, scale, n_actions, to_go, timestep)
 
+    def to_act(self, n_actions: int) -> "FittedWindow":
+        """For a policy that acts, without data: `target_return` and `return_scale` are given."""
+        assert self.target_return is not None and self.return_scale is not None
+        none = torch.zeros(0)
+        return FittedWindow(
+            self.k, self.gamma, self.target_return, self.return_scale, n_actions, none, none.long()
+        )
+
 
 class FittedWindow(NamedTuple):
     """The `Window` of one dataset. Every element's reward and discount are those of its k steps."""
@@ -288,6 +296,10 @@ class FittedWindow(NamedTuple):
     n_actions: int
     to_go: Tensor  # (S,) undiscounted return from each row on
     timestep: Tensor  # (S,) int64 steps since the episode began
+
+    def refit(self, data: ReplayData) -> "FittedWindow":
+        """The windows of other data, with the target and the scale of these."""
+        return Window(self.k, self.gamma, self.target_return, self.return_scale).fit(data)
 
     def spec(self, spec: Spec) -> Spec:
         return spec._replace(context=self.k)

@@ -254,7 +254,7 @@ def test_own_data_are_a_task_by_path(tmp_path, cache):
     assert cell.task.load()[0].n_transitions == 11 and cell.runs()[0].dataset_sha256 == cell.task.sha256
     for words, given in {
         "does not exist": ["task.data=/nowhere.hdf5", "task.env=Hopper-v5"],
-        "environment to evaluate in is missing": [f"task.data={tmp_path}/mine.hdf5"],
+        "no environment to play evaluation": [f"task.data={tmp_path}/mine.hdf5", "eval.episodes=3"],
         "task.data=PATH is missing": ["task.env=Hopper-v5"],
         "did you mean 'task.env'": [f"task.data={tmp_path}/mine.hdf5", "task.enf=Hopper-v5"],
         "not installed": [f"task.data={tmp_path}/mine.hdf5", "task.env=Nowhere-v5"],

@@ -20,7 +20,7 @@ LAYER_3 = {"program", "engine", "training"}
 METHODS = {name for name in FILES if name.startswith("methods/")}
 SOURCES = {name for name in FILES if name.startswith("sources/")}
 RECIPES = {name for name in FILES if name.startswith("recipes/")}
-EVIDENCE = {"records", "stats", "uncertainty", "board", "errors"}
+EVIDENCE = {"records", "stats", "uncertainty", "board", "validation_table", "errors"}
 ANYWHERE = {"errors"}  # imports nothing and may be imported by all
 
 # what each module may import of offbench, at any depth of its code
@@ -43,6 +43,7 @@ MAY_IMPORT = (
     | {"d4rl_envs": set(), "files": set(), "compose": {"data", "files"}, "doctor": {"data", "files", "sources/hdf5", "sources/npz"}}
     | {name: EVIDENCE for name in EVIDENCE | {"diagnostics"}}
     | {"weighting": LAYER_0 | {"types"}}
+    | {"validation": LAYER_0 | LAYER_1 | LAYER_3 | {"compose"}}
     | {"checkpoint": LAYER_0 | LAYER_1 | {"engine"}}
     | {"testing": LAYER_0 | LAYER_1 | LAYER_3}
     | {"plain": LAYER_0 | LAYER_1 | LAYER_3 | METHODS}
@@ -50,7 +51,7 @@ MAY_IMPORT = (
     | {"speed": LAYER_0 | LAYER_1 | LAYER_3 | METHODS | {"plain", "cost"}}
 )
 # the edge, which may import everything
-EDGE = {"__init__", "gpu_check", "cli", "data_cli", "config", "run", "forecast", "sinks", "provenance"}
+EDGE = {"__init__", "gpu_check", "cli", "data_cli", "config", "run", "kept", "forecast", "sinks", "provenance"}
 
 HEAVY = {"torch", "gymnasium"}
 ENVIRONMENTS = {

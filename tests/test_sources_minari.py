@@ -88,7 +88,7 @@ def recorded(tmp_path, **extra):
 def test_the_evaluation_environment_comes_before_the_recording_one(tmp_path):
     env = gymnasium.spec("HalfCheetah-v5")
     _, meta = recorded(tmp_path, env=env, eval_env=gymnasium.spec("Hopper-v5"))
-    assert meta.env.id == "HalfCheetah-v5" and meta.environment("m").id == "Hopper-v5"
+    assert meta.env.id == "HalfCheetah-v5" and meta.eval_env.id == "Hopper-v5"
     assert meta.env.max_episode_steps == 1000
 
 
@@ -108,8 +108,10 @@ def test_a_named_evaluation_environment_that_is_not_here_is_an_error_and_not_the
 
 def test_no_environment_is_told_and_can_be_given(tmp_path):
     path, _ = recorded(tmp_path)
+    task = tasks.own_task(path)
+    assert task.env == ""
     with pytest.raises(UserError, match=r"task\.env="):
-        tasks.own_task(path)
+        task.make_env()
     assert tasks.own_task(path, env="HalfCheetah-v5").max_episode_steps == 1000
 
 

@@ -4,7 +4,7 @@
     them), a Minari folder (it holds `data`). `save` writes the first.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +42,8 @@ class Reading:
     max_episode_steps: int | None = None
     # whether the owner gave it, or the environment is asked
     limit_given: bool = False
-    # (A,) bounds that recorded actions are scaled from; None: they are in [-1, 1]
+    # (A,) bounds that recorded actions are scaled from, of the environment or, without one, of what was
+    # recorded; None: they are in [-1, 1]
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
     # choices of a discrete environment, and the number of the first
@@ -53,6 +54,27 @@ class Reading:
     def scales(self) -> bool:
         """Whether the environment takes other actions than those in [-1, 1]."""
         return self.low is not None and set(self.low + (self.high or ())) != {-1.0, 1.0}
+
+
+def reading(
+    path: Path, name: str, *, actions: str, n_actions: int | None, limit: int | None
+) -> Reading:
+    """How a file of steps is read without an environment: continuous actions that go beyond [-1, 1] are
+    scaled from the range that was recorded, number by number. `actions="unit"` leaves them as they are."""
+    found = Reading(max_episode_steps=limit, limit_given=limit is not None, n_actions=n_actions)
+    with columns.opened(path, name) as file:
+        called = columns.names(file, name)
+        # `steps` says what is missing
+        recorded = file.array(called["actions"]) if "actions" in called else np.zeros(0)
+    if recorded.dtype.kind != "f" or actions == "unit" or n_actions is not None or not recorded.size:
+        return found
+    rows = recorded.reshape(len(recorded), -1).astype(np.float64)
+    low, high = rows.min(0), rows.max(0)
+    if np.isfinite(rows).all() and max(-low.min(), high.max()) > 1 + ACTION_TOLERANCE:
+        # a number that never varies has no range
+        high = np.where(high > low, high, low + 1)
+        return replace(found, low=tuple(low.tolist()), high=tuple(high.tolist()))
+    return found
 
 
 def layout(path: Path, *, name: str) -> Layout:

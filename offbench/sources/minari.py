@@ -61,14 +61,6 @@ class Metadata:
         walls = [[[cell == 1 for cell in row] for row in rows] for rows in maps if rows]
         return len(walls) == 2 and walls[0] != walls[1]
 
-    def environment(self, name: str) -> EnvRef:
-        """The one to evaluate in: the evaluation environment where one is named, else the one the
-        data were collected in. UserError where neither is."""
-        found = self.eval_env or self.env
-        if found is None:
-            raise UserError(f"{name}: its metadata name no environment; give one: task.env=...")
-        return found
-
 
 def load(folder: Path, *, name: str, terminal_inside: bool = False, sha256: str = "") -> ReplayData:
     """The dataset in a Minari folder (the one that holds `data/`), actions scaled to [-1, 1].
