@@ -122,17 +122,18 @@ def stack_bytes(pack: "Pack") -> int:
 def kept_bytes(packs: "Sequence[Pack]") -> dict[str, int]:
     """Bytes of what would be kept of all runs, for every choice of `keep`."""
     from offbench import kept
-    from offbench.run import build, program_of
+    from offbench.run import build_method, build_view, program_of
 
-    known: dict[object, dict[str, int]] = {}
+    specs, known = {}, {}
     total = {"none": 0, "policy": 0, "state": 0}
     for pack in packs:
         cell = pack.cells[0]
+        if cell.task.id not in specs:
+            specs[cell.task.id] = cell.task.load(defects="ignore")[1]
         key = (cell.task.id, *program_of(cell))
         if key not in known:
-            data, spec = cell.task.load(gamma=cell.pipeline["gamma"], defects="ignore")
-            method, pipeline = build(cell, data, spec)
-            known[key] = kept.sizes(method, pipeline.spec(spec))
+            seen = build_view(cell).spec(specs[cell.task.id])
+            known[key] = kept.sizes(build_method(cell), seen)
         for name, size in known[key].items():
             total[name] += size * len(pack.members)
     return total

@@ -163,11 +163,11 @@ def build(
     from offbench.pipeline import make_pipeline
 
     method = build_method(cell)
-    view, sampler = dict(cell.pipeline["view"]), dict(cell.pipeline["sampler"])
-    view_class, sampler_target = locate(view.pop("target")), sampler.pop("target")
+    sampler = dict(cell.pipeline["sampler"])
+    sampler_target = sampler.pop("target")
     pipeline = make_pipeline(
         data,
-        view=view_class(**view, gamma=cell.pipeline["gamma"]),
+        view=build_view(cell),
         weights=[partial(locate(sampler_target), **sampler)] if sampler_target else [],
         transforms=cell.pipeline["transforms"],
         batch_size=cell.pipeline["batch_size"],
@@ -185,7 +185,14 @@ def build(
     return method, pipeline
 
 
+def build_view(cell: Cell) -> Any:
+    """The cell's view, before it has seen data."""
+    view = dict(cell.pipeline["view"])
+    return locate(view.pop("target"))(**view, gamma=cell.pipeline["gamma"])
+
+
 def build_method(cell: Cell) -> Any:
+    """The cell's method, in its learned weights where it has any."""
     method = locate(cell.target)(**cell.hparams)
     if weight := dict(cell.pipeline.get("weight", {})):
         method = locate(weight.pop("target"))(method=method, **weight)
