@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if args else 2
     command, rest = args[0], args[1:]
     warnings.formatwarning = _in_one_line
+    if not sys.flags.safe_path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for method._target_=mymodule.X, of a file that lies here
     try:
         if command not in COMMANDS:
             raise unknown("command", command, COMMANDS)
