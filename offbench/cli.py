@@ -8,9 +8,10 @@ import os
 import re
 import shlex
 import sys
+import textwrap
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from offbench.errors import UserError, unknown
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
+    from rich.progress import Progress
 
     from offbench.board import Board
     from offbench.config import Cell, Plan
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from offbench.validation_table import ValidationTable
 
 HELP = """\
-offbench COMMAND [key=value ...]
+offbench COMMAND [key=value ...]      (offbench COMMAND --help, offbench --version)
 
   bench     run what is missing of a suite and print its leaderboard  (suite=quick methods=[bc,iql+aw] seeds=[0,1])
   run       the same for one method                  (method=iql task=... seeds=[0,1,2] method.expectile=0.9)
@@ -46,19 +48,81 @@ Settings: conf/run.yaml. Method, sampler, view, weight: conf/method, conf/sample
 A method of your own: method._target_=package.Class, or an installed package with an `offbench.conf` entry point.
 """
 
+_USAGE = {  # command -> what it does, the settings it takes, examples
+    "bench": ("run what is missing of a suite and print its leaderboard", "key=value ...", (
+        "bench suite=quick", "bench methods=[bc,iql+aw] seeds=[0,1]",
+        "bench methods=[mymodule.MyMethod,bc] task=d4rl/hopper-medium-v2")),
+    "run": ("run what is missing of one method and print the leaderboard", "method=NAME key=value ...", (
+        "run method=iql task=offbench/hopper/medium-replay-v0 method.expectile=0.9",
+        "run method=bc task.data=my.hdf5 task.env=HalfCheetah-v5 seeds=[0,1]")),
+    "plan": ("print every run, every value with its source, and the time needed; run nothing",
+             "key=value ...", ("plan", "plan method=td3_bc method.alpha=1.0 n_updates=20000")),
+    "board": ("print the leaderboard of what has been run", "key=value ...", ("board suite=quick",)),
+    "diagnose": ("draw chunk lengths, success by length, and values against returns", "key=value ...",
+                 ("diagnose suite=quick",)),
+    "list": ("name what there is", "methods|tasks|suites|samplers|views|weights", ("list methods",)),
+    "check": ("run the contract that every method must keep", "method=NAME key=value ...", (
+        "check method=iql", "check method._target_=mymodule.MyMethod")),
+    "speed": ("measure training here beside a plain PyTorch loop", "key=value ...", (
+        "speed", "speed methods=[iql] seeds=[1,8] hidden=[[64,64]]")),
+}  # fmt: skip
+
+
+def _help_of(command: str) -> str:
+    """Usage, examples, and the settings with their defaults, in 80 columns."""
+    what, settings, examples = _USAGE[command]
+    lines = [f"offbench {command} {settings}", "", f"  {what}", ""]
+    lines += [f"  offbench {example}" for example in examples]
+    if command in ("bench", "run", "plan", "board", "diagnose", "check"):
+        lines += ["", "settings and their defaults (conf/run.yaml):", "", *_settings_in_words()]
+        lines += [
+            "",
+            "  method.KEY, sampler.KEY, view.KEY, weight.KEY: see conf/method and the like,",
+            "  or `offbench plan method=NAME`, which prints every value with its source",
+            "  names: offbench list methods|tasks|suites|samplers|views|weights",
+            "  several values: method.expectile=[0.7,0.9]; a list as [a,b], null for none",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _settings_in_words() -> list[str]:
+    """conf/run.yaml as lines of `key=default  what it is`."""
+    from offbench.config import conf_dir
+
+    lines, above = [], ""
+    for line in (conf_dir() / "run.yaml").read_text(encoding="utf-8").splitlines():
+        match = re.fullmatch(r"(?:  - )?( *)([a-z_]+): *([^#]*?) *(?:# *(.*))?", line)
+        if match is None or match[2] == "defaults":
+            continue
+        inner, key, default, words = match.groups()
+        if not default:  # the settings below it
+            above = f"{key}."
+            continue
+        head = f"  {above if inner else ''}{key}={default}"
+        tail = textwrap.wrap(words or "", 80 - 33) or [""]
+        lines += [f"{head:31}  {tail[0]}".rstrip(), *(f"{'':33}{more}" for more in tail[1:])]
+    return lines
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0 if args else 2
+    if args == ["--version"]:
+        from offbench.provenance import versions
+
+        print(f"offbench {versions().get('offbench', 'of unknown version')}")
+        return 0
     command, rest = args[0], args[1:]
     warnings.formatwarning = _in_one_line
+    if not sys.flags.safe_path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for method._target_=mymodule.X, of a file that lies here
     try:
         if command not in COMMANDS:
             raise unknown("command", command, COMMANDS)
         if rest and rest[0] in ("-h", "--help") and command != "data":
-            print(HELP, end="")
+            print(_help_of(command), end="")
             return 0
         if command != "data" and (flags := [a for a in rest if a.startswith("-")]):
             raise UserError(
@@ -115,6 +179,8 @@ def _execute(args: Sequence[str], *, bench: bool) -> int:
     wanted = plan(args, bench=bench)
     _say_which(wanted, console)
     _say_protocol(wanted, console)
+    _say_settings(wanted, console, args)
+    _say_differences(wanted, console)
     resolve_device(wanted.settings.device)
     with console.status("looking for the data") as status:
         wanted = replace(wanted, cells=fetched(wanted.cells, report=status.update))
@@ -140,25 +206,13 @@ def _show_progress(
     todo: "Sequence[Cell]", store: "Store", plan: "Plan", console: "Console"
 ) -> list[str]:
     """Runs the cells under a progress display; returns one line per failure."""
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.markup import escape
 
     from offbench.run import pack, run_packs
 
     packs = pack(todo, max_stack=_stack_limit(todo, plan))
     failures: list[str] = []
-    columns = [
-        TextColumn("{task.description}", justify="left"), BarColumn(24), TaskProgressColumn(),
-        TimeElapsedColumn(), TimeRemainingColumn(elapsed_when_finished=True),
-    ]  # fmt: skip
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, disable=hidden, transient=True) as bars:
+    with _bars(console) as bars:
         overall = bars.add_task("all", total=sum(len(p.members) for p in packs))
         rows: dict[int, Any] = {}
         done: dict[int, float] = {}
@@ -166,7 +220,7 @@ def _show_progress(
             part = packs[event.index]
             if event.index not in rows:
                 rows[event.index] = bars.add_task("", total=1.0)
-            text = f"{part.title}  [dim]{event.phase}"
+            text = f"[dim]{event.phase}[/] {escape(part.title)}"
             bars.update(rows[event.index], completed=event.fraction, description=text)
             done[event.index] = event.fraction * len(part.members)
             bars.update(overall, completed=sum(done.values()))
@@ -176,6 +230,30 @@ def _show_progress(
                     console.print(line, soft_wrap=True)
                 failures += _failures(part, event)
     return failures
+
+
+def _bars(console: "Console") -> "Progress":
+    """Rows that fit: of a long title the end is cut, never the share done or the times."""
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.table import Column
+
+    title = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    fixed = lambda width: Column(no_wrap=True, min_width=width)
+    return Progress(
+        TextColumn("{task.description}", table_column=title),
+        BarColumn(24 if console.width > 100 else 10, table_column=fixed(10)),
+        TaskProgressColumn(table_column=fixed(4)),
+        TimeElapsedColumn(table_column=fixed(7)),
+        TimeRemainingColumn(elapsed_when_finished=True, table_column=fixed(7)),
+        console=console, disable=not console.is_terminal, transient=True, expand=True,
+    )  # fmt: skip
 
 
 def _stack_limit(todo: "Sequence[Cell]", plan: "Plan") -> int | None:
@@ -245,6 +323,7 @@ def _plan(args: Sequence[str]) -> int:
     wanted = plan(args, bench=not any(a.startswith(("method=", "method._target_=")) for a in args))
     _say_which(wanted, console)
     _say_protocol(wanted, console)
+    _say_differences(wanted, console)
     store = Store(Path(wanted.settings.results))
     todo = missing((c for c in wanted.cells if _is_here(c.task)), store)
     _print_values(wanted, console)
@@ -304,6 +383,91 @@ def _say_protocol(plan: "Plan", console: "Console") -> None:
     for budget, entries in said.items():
         names = f" for {', '.join(entries)}" if len(said) > 1 else ""
         console.print(f"  {budget}{names}", soft_wrap=True, markup=False)
+
+
+def _say_settings(plan: "Plan", console: "Console", args: Sequence[str]) -> None:
+    """Nets, learning rates, updates and batch of a few entries, each with where it comes from."""
+    entries: dict[str, list[dict[str, tuple[str, str]]]] = {}
+    for cell in plan.cells:
+        entries.setdefault(cell.entry, []).append(dict(_main_settings(cell)))
+    if len(entries) > 4:
+        where = f"offbench plan {shlex.join(args)}".strip()
+        console.print(f"  every setting with its source: {where}", markup=False, soft_wrap=True)
+        return
+    for entry, cells in entries.items():
+        parts: list[list[str]] = []  # neighbours of one source together
+        for name in cells[0]:
+            found = {cell[name] for cell in cells}
+            text, source = found.pop() if len(found) == 1 else (name, "differs by task")
+            if parts and parts[-1][-1] == source:
+                parts[-1].insert(-1, text)
+            else:
+                parts.append([text, source])
+        words = ", ".join(f"{', '.join(texts)} [{source}]" for *texts, source in parts)
+        _print_wrapped(f"{entry}: {words}", console)
+
+
+def _print_wrapped(text: str, console: "Console") -> None:
+    """Indented, and broken between words to at most 80 columns."""
+    width = min(80, console.width)
+    lines = textwrap.wrap(
+        text, width, initial_indent="  ", subsequent_indent="    ",
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
+
+
+def _main_settings(cell: "Cell") -> "Iterator[tuple[str, tuple[str, str]]]":
+    """(setting, (in words, source)) of the network, the learning rates, the updates and the batch."""
+    size = lambda k: k in ("hidden", "width", "layers", "heads") or k.endswith("_hidden")
+    for wanted in (size, lambda k: k == "lr" or k.endswith("_lr")):
+        for key in filter(wanted, cell.hparams):
+            text = f"{key} {_number(cell.hparams[key])}"
+            yield key, (text, _briefly_from(cell, f"method.{key}"))
+    yield "n_updates", (f"{_updates_of(cell)} updates", _briefly_from(cell, "n_updates"))
+    batch = f"batch {cell.pipeline['batch_size']}"
+    yield "batch_size", (batch, _briefly_from(cell, "batch_size"))
+
+
+def _number(value: Any) -> str:
+    """3e-4 rather than 0.0003."""
+    if not (isinstance(value, float) and 0 < value < 0.01):
+        return str(value)
+    digits, exponent = f"{value:e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
+
+
+def _briefly_from(cell: "Cell", key: str) -> str:
+    """The source of a setting in a word or two; `offbench plan` has it in full."""
+    source = cell.sources.get(key, "")
+    if source == "default" or source.startswith("conf/method/"):
+        return "method default"
+    brief = source.partition(" (")[0].rpartition(": ")[2]
+    return "published budget" if brief == "budget" else brief
+
+
+def _say_differences(plan: "Plan", console: "Console") -> None:
+    """How what is composed around a class without a yaml differs from what its rivals have."""
+    around = {c.entry: {k: _in_brief(c, k) for k in ("transforms", "view")} for c in plan.cells}
+    for entry in dict.fromkeys(c.entry for c in plan.cells if c.method == c.target):
+        own = around[entry]
+        others: dict[str, list[str]] = {}
+        for rival, theirs in around.items():
+            if words := ", ".join(f"{k} {v}" for k, v in theirs.items() if v != own[k]):
+                others.setdefault(words, []).append(rival)
+        if others or len(around) == 1:
+            mine = ", ".join(f"{k} {v}" for k, v in own.items())
+            rest = "".join(f"; {', '.join(names)}: {words}" for words, names in others.items())
+            _print_wrapped(f"{entry} has no yaml: {mine}{rest}", console)
+
+
+def _in_brief(cell: "Cell", key: str) -> str:
+    """"[obs_norm]", "NStep(n=3)"."""
+    if key == "transforms":
+        return f"[{', '.join(cell.pipeline['transforms'])}]"
+    view = dict(cell.pipeline["view"])
+    name = view.pop("target").rsplit(".", 1)[-1]
+    return f"{name}({', '.join(f'{k}={v}' for k, v in view.items())})"
 
 
 def _updates_of(cell: "Cell") -> str:
@@ -615,7 +779,18 @@ def _board_folder(plan: "Plan") -> Path:
 
 
 def _board_name(plan: "Plan") -> str:
-    return plan.name if plan.tasks == plan.suite["tasks"] else f"{plan.name}-part"
+    """The suite's name for the suite as it is: other methods, seeds or settings do not replace its board."""
+    from offbench.config import plan as read
+
+    what = lambda c: (
+        c.entry, c.task.id, c.target, c.hparams, c.pipeline, c.n_updates, c.seeds, c.protocol
+    )  # fmt: skip
+    whole = plan.tasks == plan.suite["tasks"] and plan.settings.loader == "offbench"
+    if whole and list(map(what, plan.cells)) == [
+        what(c) for c in read([f"suite={plan.name}"], bench=True).cells
+    ]:
+        return plan.name
+    return f"{plan.name}-part"
 
 
 # --- list, data, check, speed ---------------------------------------------------------------
@@ -646,8 +821,18 @@ def _options(group: str) -> list[tuple[str, str]]:
     for name in options(group):
         option = read_option(group, name)
         target = option.get("method", option).get("_target_")
-        rows.append((name, option.get("summary") or (_first_line(target) if target else "")))
+        about = option.get("summary") or (_heading(group, name) if group != "method" else "")
+        rows.append((name, about or (_first_line(target) if target else "")))
     return rows
+
+
+def _heading(group: str, name: str) -> str:
+    """The comment at the head of an option's yaml; several are one class with other settings."""
+    from offbench.config import conf_dir
+
+    path = conf_dir() / group / f"{name}.yaml"  # a plugin's is elsewhere
+    first = path.read_text(encoding="utf-8").split("\n")[0] if path.exists() else ""
+    return first.removeprefix("# ") if first.startswith("# ") and "@package" not in first else ""
 
 
 _NEEDS = {  # of the data, beside transitions; what a view provides is not listed
@@ -729,12 +914,13 @@ def _first_line(target: str) -> str:
 
 
 def _tasks() -> list[tuple[str, str]]:
-    from offbench.tasks import manifests
+    from offbench.tasks import load_task, manifests
 
     rows = [
         (
             name,
-            f"{m['env']['id']}, {m['rows']:,} transitions, {m['episodes']:,} episodes, score: {m['score']['kind']}",
+            f"{m['env']['id']}, {m['rows']:,} transitions, {m['episodes']:,} episodes, score: {m['score']['kind']}"
+            + ("" if _is_here(load_task(name)) else f"; not here: offbench data make {name}"),
         )
         for name, (_, m) in sorted(manifests().items())
     ]

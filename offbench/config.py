@@ -20,7 +20,7 @@ import inspect
 import itertools
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -200,6 +200,11 @@ def read_option(group: str, name: str) -> dict[str, Any]:
     if name not in options(group):
         raise unknown(group, name, options(group))
     config = _compose(f"{group}={name}")
+    if group == "method" and "_target_" not in config["method"]:
+        raise UserError(
+            f"conf/method/{name}.yaml: the first line must be '# @package _global_', no other comment"
+            " above it, and below it method: {_target_: package.Class}"
+        )
     return config if group == "method" else config[group]
 
 
@@ -266,7 +271,11 @@ def plan(overrides: Sequence[str], *, bench: bool) -> Plan:
     With `bench`, the methods are the suite's unless `methods=[...]` or `method=` says otherwise;
     without, `method=` must be given. Raises UserError for anything misspelt, mistyped or impossible.
     """
-    plans = [_plan_point(point, bench=bench) for point in _parse(overrides)]
+    points = _parse(overrides)
+    swept = {k for p in points for k, v in p.items() if v != points[0][k] and k != "preset"}
+    if "task" in swept:  # one label on all of them, whatever is usual on each
+        swept |= points[0].keys()
+    plans = [_plan_point(point, swept, bench=bench) for point in points]
     cells = tuple(cell for p in plans for cell in p.cells)
     if len(names := {p.name for p in plans}) > 1:
         raise UserError(
@@ -281,7 +290,8 @@ def plan(overrides: Sequence[str], *, bench: bool) -> Plan:
     return replace(plans[0], cells=cells)
 
 
-def _plan_point(given: dict[str, Any], *, bench: bool) -> Plan:
+def _plan_point(given: dict[str, Any], swept: Set[str], *, bench: bool) -> Plan:
+    """`swept` are the settings that the command line gives several values, which a label always names."""
     choices = {g: given.pop(g) for g in GROUPS if g in given}
     for group, name in choices.items():
         if name is not None and not isinstance(name, str):
@@ -313,7 +323,7 @@ def _plan_point(given: dict[str, Any], *, bench: bool) -> Plan:
         raise UserError(
             f"method= is missing: {', '.join(options('method'))}, or method._target_=package.Class"
         )
-    made = [pair for entry in entries for pair in _entry_cells(entry, choices, given, suite)]
+    made = [pair for entry in entries for pair in _entry_cells(entry, choices, given, suite, swept)]
     settings = made[-1][1]
     if (wanted := made[-1][1].preset) in VARIANTS:
         own_row = f"preset={wanted} "
@@ -408,11 +418,15 @@ class Method(NamedTuple):
 
 
 def _entry_cells(
-    entry: str | None, choices: Mapping, given: Mapping, suite: Mapping
+    entry: str | None, choices: Mapping, given: Mapping, suite: Mapping, swept: Set[str]
 ) -> Iterator[tuple[Cell, Settings]]:
-    """The cells of `iql+aw`, one per task."""
+    """The cells of `iql+aw`, one per task, and of `mymodule.Class+nstep3`."""
+    named = (entry or "").partition("+")[0]
+    if "." in named:  # a class from elsewhere, without a yaml
+        given = {**given, "method._target_": named}
     for point in _expand(given, _method(entry, choices, given).values.hints):
-        yield from _task_cells(_method(entry, choices, point), suite, point)
+        lists = {k for k in point if point[k] is not given[k]}
+        yield from _task_cells(_method(entry, choices, point), suite, point, swept | lists)
 
 
 def _method(entry: str | None, choices: Mapping, given: Mapping) -> Method:
@@ -473,7 +487,9 @@ def _expand(given: Mapping[str, Any], hints: Mapping[str, Any]) -> Iterator[dict
         yield {**given, **dict(zip(lists, values, strict=True))}
 
 
-def _task_cells(method: Method, suite: Mapping, given: Mapping) -> Iterator[tuple[Cell, Settings]]:
+def _task_cells(
+    method: Method, suite: Mapping, given: Mapping, swept: Set[str]
+) -> Iterator[tuple[Cell, Settings]]:
     task_names = [given["task"]] if given.get("task") else suite["tasks"]
     if not given.get("task") and (only := (suite.get("only") or {}).get(method.name)):
         task_names = [t for t in task_names if any(fnmatch(t, pattern) for pattern in only)]
@@ -486,6 +502,8 @@ def _task_cells(method: Method, suite: Mapping, given: Mapping) -> Iterator[tupl
     given = {
         k: v for k, v in given.items() if k not in skipped and not (v is None and k in filled)
     }
+    made: list[tuple[Cell, Settings]] = []
+    changed = set(swept)  # by the command line, on one task at least
     for task_name in task_names:
         loader = coerce(given.get("loader", "offbench"), Loader, "loader")
         if isinstance(task_name, Task):
@@ -501,6 +519,7 @@ def _task_cells(method: Method, suite: Mapping, given: Mapping) -> Iterator[tupl
         if home != suite["id"]:
             published = _published(method, read_option("suite", home), task, {**insisted, **given})[0]
         own.update(insisted, f"suite {suite['id']}", lenient=True)
+        without = own.copy()
         own.update(given, "command line")
         around = ("method", *AROUND)
         flat = {k: own.resolved(k) for k in own.values if k.split(".")[0] not in around}
@@ -508,8 +527,12 @@ def _task_cells(method: Method, suite: Mapping, given: Mapping) -> Iterator[tupl
         if not task.env:
             settings = _without_environment(own, settings, task, given)
         _check_settings(settings)
+        changed |= {k for k in given if _changes(own, without, k)}
         tuning = _tuning(own, published, settings, preset)
-        yield _cell(own, method, task, suite, settings, given, tuning), settings
+        made.append((_cell(own, method, task, suite, settings, given, tuning), settings))
+    in_label = {k: v for k, v in given.items() if k in changed}
+    for cell, settings in made:
+        yield replace(cell, entry=settings.label or _label(method, cell.target, in_label)), settings
 
 
 def _without_environment(
@@ -606,7 +629,7 @@ def _cell(
     if settings.eval.validation:
         protocol["validation"] = settings.eval.validation
     return Cell(
-        entry=settings.label or _label(method, target, given),
+        entry="",  # which depends on the other tasks
         suite=suite["id"],
         suite_version=suite["version"],
         task=task,
@@ -642,6 +665,7 @@ def _split_entry(
     if entry is None:
         return None, picked
     name, *modifiers = entry.split("+")
+    name = None if "." in name else name
     samplers, views, weights = options("sampler"), options("view"), options("weight")
     said: dict[str, str] = {}  # group -> the word of the entry that picked it
     for word in modifiers:
@@ -669,7 +693,7 @@ def _replaced(own: "Layers") -> set[str]:
     return {g for g in AROUND if own.sources[f"{g}._target_"].startswith(f"conf/{g}/")}
 
 
-def _label(method: Method, target: str, given: Mapping) -> str:
+def _label(method: Method, target: str, changed: Mapping) -> str:
     """What the board calls a row: the method, what was composed around it, and what was changed."""
     words = [method.name or target.rsplit(".", 1)[-1]]
     # an entry that is another published method is still called what it was asked for as
@@ -681,13 +705,12 @@ def _label(method: Method, target: str, given: Mapping) -> str:
         usual = option in ("uniform", "nstep", "none") and own
         if (option and not usual) or number:
             words.append(f"{option}{number}")
-    changed = [
+    named = [
         f"{k.removeprefix('method.')}={_short(v)}"
-        for k, v in given.items()
+        for k, v in changed.items()
         if k.split(".")[0] in (*_TUNABLE, "loader", "precision", "preset")
-        and (k, v) != ("preset", "usual")
     ]
-    return "+".join(words) + (f"({','.join(changed)})" if changed else "")
+    return "+".join(words) + (f"({','.join(named)})" if named else "")
 
 
 def _short(value: Any) -> str:
@@ -735,8 +758,15 @@ def _differing(own: "Layers", published: "Layers") -> list[str]:
     keys = [k for k in own.values if k.split(".")[0] in ("method", *AROUND, "batch_size", "gamma")]
     last = ["n_updates"] if published.values["n_updates"] is not None else []
     found = [k for k in (*keys, *last) if _differs(own, published, k)]
-    same = _typed_transforms(own.nested("transforms")) == _typed_transforms(published.nested("transforms"))  # fmt: skip
-    return found if same else [*found, "transforms"]
+    return [*found, "transforms"] if _changes(own, published, "transforms") else found
+
+
+def _changes(own: "Layers", other: "Layers", key: str) -> bool:
+    """Whether a setting is not what it is in other layers; of transforms, all together and in order."""
+    if key.split(".")[0] != "transforms":
+        return _differs(own, other, key)
+    ours, theirs = (_typed_transforms(layers.nested("transforms")) for layers in (own, other))
+    return list(ours.items()) != list(theirs.items())
 
 
 def _differs(own: "Layers", published: "Layers", key: str) -> bool:
@@ -1160,7 +1190,9 @@ def locate(target: str) -> Any:
     if module is None or not hasattr(module, name):
         names = [n for n in dir(module) if not n.startswith("_")] if module else []
         raise unknown(f"object in _target_={target}:", name, names)
-    return getattr(module, name)
+    if not callable(found := getattr(module, name)):
+        raise UserError(f"_target_={target} is a {type(found).__name__}, not a class or function")
+    return found
 
 
 def parameters(target: str) -> dict[str, tuple[Any, Any]]:

@@ -11,7 +11,6 @@ and read in place.
 A file has its final name only when it is whole and checked.
 """
 
-import contextlib
 import hashlib
 import http.client
 import io
@@ -30,6 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal
 from urllib.parse import urlsplit
+
+from filelock import FileLock
 
 from offbench.errors import UserError
 
@@ -136,7 +137,7 @@ def fetch(
         raise UserError(f"{url}: only http and https addresses are downloaded")
     path = cache_dir() / _relative(name)
     _writable(path.parent)
-    with _locked(path.with_name(path.name + ".lock")):
+    with FileLock(path.with_name(path.name + ".lock")):  # the system drops it with the process
         if path.is_file():
             _verify(path, size, sha256)
             return path
@@ -340,22 +341,6 @@ def _verify(path: Path, size: int | None, sha256: str | None) -> None:
             )
     if not untouched:
         _record(path, str(seen.get("url", "put there by hand")), digest)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; the lock goes with the process that holds it."""
-    try:
-        import fcntl
-    except ImportError:  # pragma: no cover (Windows: the last to finish wins, with a whole file)
-        yield
-        return
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _writable(folder: Path) -> None:

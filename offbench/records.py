@@ -19,7 +19,7 @@ import os
 import re
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -32,6 +32,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock
 
 from offbench.errors import UserError, nearest, unknown
 
@@ -333,7 +334,7 @@ class Store:
         try:
             runs = self.root / "runs"
             runs.mkdir(parents=True, exist_ok=True)
-            with _lock(self.root):
+            with FileLock(self.root / ".lock"):
                 _write_temporary(runs / "probe", b"").unlink()
         except OSError as error:
             raise UserError(f"cannot write records to {self.root}: {error.strerror}") from None
@@ -498,7 +499,7 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             for path, content in files:
                 temporary.append((_write_temporary(path, content), path))
-            with _lock(self.root):
+            with FileLock(self.root / ".lock"):
                 superseded = self._superseded(run)
                 for written, path in temporary:  # the mark is last
                     os.replace(written, path)
@@ -741,20 +742,14 @@ def _write_temporary(path: Path, content: bytes) -> Path:
 
 
 def _sync_folder(folder: Path) -> None:
+    """Has the names in a folder reach the disk; Windows opens no folder and has no such call."""
+    if os.name == "nt":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-@contextmanager
-def _lock(root: Path) -> Iterator[None]:
-    import fcntl  # here, so that records can be read where it does not exist
-
-    with open(root / ".lock", "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _seal(body: Mapping[str, Any]) -> str:

@@ -26,6 +26,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import psutil
+
 from offbench import provenance
 from offbench.config import Cell, Settings, locate
 from offbench.errors import UserError
@@ -203,7 +205,7 @@ def check_batch(spec: "Spec", cell: Cell) -> None:
     """Raises UserError for a minibatch that alone, of one seed, is larger than the machine's memory."""
     import torch
 
-    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    has = psutil.virtual_memory().total
     if torch.cuda.is_available():
         has = max(has, torch.cuda.get_device_properties(0).total_memory)
     rows, numbers = cell.pipeline["batch_size"], 2 * spec.obs_dim + spec.action_dim + 2
@@ -669,7 +671,14 @@ def n_jobs(settings: Settings, packs: int) -> int:
         return min(int(settings.jobs), max(packs, 1))
     if resolve_device(settings.device).startswith("cuda"):
         return 1
-    return max(1, min(len(os.sched_getaffinity(0)), packs))
+    return max(1, min(_cores(), packs))
+
+
+def _cores() -> int:
+    """Cores this process may use; all of the machine's where the system knows no affinity."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def run_packs(packs: Sequence[Pack], store: Store, settings: Settings) -> Iterator[Event]:

@@ -14,7 +14,6 @@ import importlib
 import json
 import pkgutil
 import re
-import resource
 import shlex
 import subprocess
 import sys
@@ -273,9 +272,21 @@ def measure(
             cell = _Cell(name, tuple(sizes), data, batch_size)
             result.rows.extend(_rows(cell, mine[name], seconds, peer, until, facts, progress))
             _take_ceilings(result, device, precisions)
-            facts["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            facts["peak_rss_mb"] = _peak_memory() / 2**20
             report(result)
     return result
+
+
+def _peak_memory() -> int:
+    """The most bytes of memory this process has held at once."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class _Progress:

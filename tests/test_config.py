@@ -230,6 +230,32 @@ def test_null_switches_a_transform_off_on_the_command_line_and_in_a_preset():
     assert made.pipeline["transforms"] == {"reward_affine": {"scale": 10.0, "shift": -5.0}}
 
 
+@pytest.mark.parametrize(
+    ("settings", "label"),
+    [
+        (["transforms=[obs_norm]"], "bc"),
+        (["transforms={obs_norm: {}}"], "bc"),
+        (["transforms.obs_norm={}"], "bc"),
+        (["method.lr=1e-3", "batch_size=256", "gamma=0.99", "precision=float32"], "bc"),
+        (["transforms=[]"], "bc(transforms=[])"),
+        (["method.lr=3e-4"], "bc(lr=0.0003)"),  # its yaml's; the suite has another
+        (["transforms=[obs_norm]", "method.lr=0.5"], "bc(lr=0.5)"),
+    ],
+)
+def test_a_setting_that_changes_nothing_is_not_in_the_label(settings, label):
+    made = cell("method=bc", *settings)
+    assert made.entry == label
+    assert (made.runs()[0].run_id == run_id()) == (label == "bc")
+
+
+def test_a_setting_that_changes_one_task_of_several_is_in_the_label_of_all():
+    changed = plan(["methods=[iql]", "method.expectile=0.9"], bench=True)  # the pointmaze has it
+    assert {c.entry for c in changed.cells} == {"iql(expectile=0.9)"}
+    both = f"{HOPPER},offbench/pointmaze-medium-navigate-v0"
+    swept = plan([both, "method=iql", "method.expectile=0.9"], bench=False)
+    assert {c.entry for c in swept.cells} == {"iql(expectile=0.9)"} and len(swept.cells) == 2
+
+
 def test_a_target_return_is_left_to_the_data_preset_or_swept():
     assert cell("method=dt").pipeline["view"]["target_return"] is None
     preset = plan(["task=d4rl/hopper-medium-v2", "method=dt"], bench=False).cells[0]

@@ -19,13 +19,3 @@ def test_the_python_example_runs_and_gives_rows_and_an_interval(capsys):
     assert len(rows) == len(names["seeds"]) * 3 and rows["score"].notna().all()
     assert names["interval"].low < names["interval"].point < names["interval"].high
     assert "Interval(point=" in capsys.readouterr().out
-
-
-def test_the_method_shown_is_the_one_that_is_tested():
-    (shown,) = [b for b in BLOCKS if "class RobustBC" in b]
-    written = (ROOT / "tests/plugin/robust_bc/method.py").read_text()
-    assert shown.strip() == written.strip()
-    for name in ("robust_bc/conf/method/robust_bc.yaml", "pyproject.toml"):
-        text = (ROOT / "tests/plugin" / name).read_text()
-        shown_files = re.findall(r"```(?:yaml|toml)\n(.*?)```", README, re.DOTALL)
-        assert any(block.split("\n", 1)[1].strip() in text for block in shown_files), name

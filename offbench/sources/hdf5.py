@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 
 from offbench.errors import UserError
 
@@ -39,7 +40,7 @@ def check_plain_file(path: Path, name: str) -> int:
 
 def check_room(nbytes: int, what: str, name: str) -> None:
     """UserError where `nbytes` is more than half of the memory of this machine can hold."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = psutil.virtual_memory().total
     if nbytes > memory // 2:
         raise UserError(
             f"{name}: {what} needs {nbytes / 1e9:.4g} GB, this machine has {memory / 1e9:.4g} GB of memory"
