@@ -16,6 +16,8 @@ _HOME = {
     "evaluate": "evaluation",
     "make_policy": "evaluation",
     "env_seeds": "evaluation",
+    "from_module": "nets",
+    "Imperative": "imperative",
     "Store": "records",
     "leaderboard": "board",
     "UserError": "errors",

@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if args else 2
     command, rest = args[0], args[1:]
     warnings.formatwarning = _in_one_line
+    if (here := os.getcwd()) not in sys.path:  # method._target_=mymodule.MyMethod, of a file in this folder
+        sys.path.append(here)
     try:
         if command not in COMMANDS:
             raise unknown("command", command, COMMANDS)
@@ -722,11 +724,16 @@ def _data(args: Sequence[str]) -> int:
 
 
 def _check(args: Sequence[str]) -> int:
-    from offbench.config import locate, plan
-    from offbench.testing import check_method
+    from offbench.config import is_torch_class, locate, plan
+    from offbench.imperative import Imperative
+    from offbench.testing import SPEC, check_method, fake_batch
 
     for cell in {c.entry: c for c in plan(args, bench=False).cells}.values():
         print(cell.entry)
+        if is_torch_class(locate(cell.target)):
+            Imperative(locate(cell.target), **cell.hparams).check(SPEC, fake_batch(SPEC))
+            print("ok      a PyTorch class, trained as it is written: train_step and act fit together")
+            continue
         try:
             check_method(locate(cell.target)(**cell.hparams))
         except AssertionError as error:

@@ -434,6 +434,7 @@ def _method(entry: str | None, choices: Mapping, given: Mapping) -> Method:
             values.replace(group, made, f"conf/{group}/{option}.yaml")
     if "method._target_" in given:
         values.replace("method", {"_target_": given["method._target_"]}, "command line")
+    _check_method(locate(values.values["method._target_"]))
     for group in ("method", *AROUND):
         values.fill_defaults(group)
         _, extra = picked.get(group, (None, {}))
@@ -490,6 +491,8 @@ def _task_cells(method: Method, suite: Mapping, given: Mapping) -> Iterator[tupl
             task = load_task(_task_id(task_name), loader=loader)
         task.check_trainable()
         insisted = _overrides(suite, method.name, task.id)
+        if is_torch_class(locate(method.values.values["method._target_"])):  # as it was written
+            insisted = {k: v for k, v in insisted.items() if not k.startswith("method.")}
         own, preset = _published(method, suite, task, {**insisted, **given})
         # a suite that is named for a task of another says nothing that was published for it
         home = suite["id"] if canonical(task.id) in _tasks_of(suite["id"]) else home_of(task)
@@ -556,7 +559,8 @@ def _cell(
     target = own.values["method._target_"]
     hparams = own.typed("method")
     _check_ranges("method", target, hparams)
-    locate(target)(**hparams)  # which refuses counts that cannot be, before anything is downloaded
+    if not is_torch_class(locate(target)):
+        locate(target)(**hparams)  # which refuses counts that cannot be, before anything is downloaded
     if weighted := own.values["weight._target_"]:
         _check_ranges("weight", weighted, own.typed("weight"))
     pipeline = {
@@ -1132,16 +1136,39 @@ def locate(target: str) -> Any:
     return getattr(module, name)
 
 
+def is_torch_class(obj: Any) -> bool:
+    """Whether a target is a class that is trained as it was written: offbench/imperative.py."""
+    return inspect.isclass(obj) and hasattr(obj, "train_step")
+
+
+def _check_method(obj: Any) -> None:
+    """Raises UserError for a class that is neither a functional method nor a PyTorch class."""
+    functional, written = ("init", "update", "act"), ("train_step", "act")
+    wanted = functional if hasattr(obj, "update") and not hasattr(obj, "train_step") else written
+    lacks = [name for name in wanted if not hasattr(obj, name)]
+    if inspect.isclass(obj) and lacks:
+        raise UserError(
+            f"{obj.__name__} has no {' and no '.join(lacks)}: a PyTorch class needs train_step(batch) and "
+            "act(obs), a functional method init, update and act"
+        )
+
+
 def parameters(target: str) -> dict[str, tuple[Any, Any]]:
     """Settable parameters of a target: name -> (type, default). `data`, `gamma` and a wrapped
-    `method` are the engine's."""
+    `method` are the engine's, and so are a PyTorch class's sizes and device."""
     obj = locate(target)
-    hints = get_type_hints(obj)
-    found = inspect.signature(obj).parameters
+    given, described = {"data", "gamma", "method"}, obj
+    if is_torch_class(obj):
+        given, described = given | {"obs_dim", "action_dim", "device"}, obj.__init__
+    try:
+        hints = get_type_hints(described)
+    except NameError:  # a hint that is imported for type checkers alone
+        hints = {}
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {
-        n: (hints.get(n, Any), p.default)
-        for n, p in found.items()
-        if n not in ("data", "gamma", "method")
+        n: (hints.get(n, float if type(p.default) is float else Any), p.default)
+        for n, p in inspect.signature(obj).parameters.items()
+        if n not in given and p.kind in named
     }
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from offbench import provenance
-from offbench.config import Cell, Settings, locate
+from offbench.config import Cell, Settings, is_torch_class, locate
 from offbench.errors import UserError
 from offbench.files import write_beside
 from offbench.records import EPISODE_COLUMNS, Provenance, RunSpec, Store
@@ -149,9 +149,14 @@ def build(
     cell: Cell, data: "ReplayData", spec: "Spec", *, lazy: bool = False
 ) -> "tuple[Any, Pipeline]":
     """(method, pipeline) of a cell on its task's data. Raises UserError where they do not fit."""
+    from offbench.imperative import Imperative
     from offbench.pipeline import make_pipeline
 
-    method = locate(cell.target)(**cell.hparams)
+    cls = locate(cell.target)
+    written = is_torch_class(cls)
+    method = Imperative(cls, **cell.hparams) if written else cls(**cell.hparams)
+    if written and cell.pipeline.get("weight"):
+        raise UserError(f"{cell.method} is a PyTorch class, and learned weights need a functional method; use weight=none")
     if weight := dict(cell.pipeline.get("weight", {})):
         method = locate(weight.pop("target"))(method=method, **weight)
     view, sampler = dict(cell.pipeline["view"]), dict(cell.pipeline["sampler"])
@@ -229,8 +234,9 @@ def preflight(
     Raises UserError for the first mistake, with `strict` also for a severe defect of a data set, of
     which it warns otherwise. Writes nothing but reports on data, into the cache.
     """
-    from offbench import doctor
+    from offbench import doctor, rng
     from offbench.evaluation import EnvPool
+    from offbench.imperative import Imperative
     from offbench.training import check_budget
 
     for task in {cell.task.id: cell.task for cell in cells}.values():
@@ -241,8 +247,10 @@ def preflight(
         pool.check(spec)
         pool.close()
         for cell in (c for c in cells if c.task.id == task.id):
-            method, _ = build(cell, data, spec, lazy=True)
+            method, pipeline = build(cell, data, spec, lazy=True)
             check_budget(method, cell.n_updates)
+            if isinstance(method, Imperative):
+                method.check(pipeline.spec(spec), pipeline.sample(rng.key(0)))
 
 
 def resolve_device(device: str) -> str:
@@ -279,6 +287,7 @@ def run_pack(
     """
     from offbench.engine import n_minibatches
     from offbench.evaluation import EnvPool, evaluate, make_policy
+    from offbench.imperative import Imperative
     from offbench.sinks import open_sink
     from offbench.training import diverged
 
@@ -325,6 +334,9 @@ def run_pack(
                 here = partial(look, _to_cpu(point.state), seeds=seeds, update=point.update)
                 episodes = protocol["monitor_episodes"]
                 looks.append(beside.submit(here, episodes=episodes, stream="monitor"))
+                # its seeds borrow the process's generators, which evaluation draws from, too
+                if isinstance(method, Imperative):
+                    looks[-1].result()
             mark = time.perf_counter()
         frames = [*before.frames, *(f.result() for f in looks)]
         report("evaluating", 0.9)
@@ -359,6 +371,7 @@ def _training(
     """
     from offbench import checkpoint
     from offbench.engine import initial_carry
+    from offbench.imperative import NAME, Imperative
     from offbench.training import train
 
     if settings.data == "device":
@@ -366,7 +379,10 @@ def _training(
     seeds, values = [run.seed for _, run in pack.members], pack.values
     path, resume = _checkpoint_path(pack, settings), None
     if path.exists():
-        like = initial_carry(method, pipeline.spec(spec), seeds, device, values=values)
+        if isinstance(method, Imperative):
+            like = method.like(seeds)
+        else:
+            like = initial_carry(method, pipeline.spec(spec), seeds, device, values=values)
         resume = checkpoint.load(path, like)
     saved = time.perf_counter()
     for point in train(
@@ -374,7 +390,8 @@ def _training(
         stop_at=stops, backend=settings.engine, precision=settings.precision, device=device, resume=resume,
     ):  # fmt: skip
         yield point
-        if time.perf_counter() - saved > 60 * settings.checkpoint_minutes:
+        resumable = not isinstance(method, Imperative) or point.backend == NAME
+        if resumable and time.perf_counter() - saved > 60 * settings.checkpoint_minutes:
             keep()
             checkpoint.save(point.carry, path)
             saved = time.perf_counter()
@@ -470,9 +487,9 @@ def _record(
             store.fail(run, failed[cell.entry][run.seed], made, status="diverged")
             continue
         rows = [f[f["member"] == i].drop(columns="member") for f in frames]
-        names = [name for name in curves[0] if name != "update"]
+        names = [name for name in dict.fromkeys(n for c in curves for n in c) if name != "update"]
         curve = {"update": [c["update"] for c in curves]} | {
-            m: [c[m][i] for c in curves] for m in names
+            m: [c[m][i] if m in c else float("nan") for c in curves] for m in names
         }
         said = [exploded({m: curve[m][-1] for m in names}, most)]
         said.append(f"trained in part by commit {', '.join(earlier)}" if earlier else None)
