@@ -16,6 +16,7 @@ _HOME = {
     "evaluate": "evaluation",
     "make_policy": "evaluation",
     "env_seeds": "evaluation",
+    "evaluate_policy": "outside",
     "from_module": "nets",
     "Imperative": "imperative",
     "Store": "records",

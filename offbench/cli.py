@@ -509,9 +509,9 @@ def _runs_of(plan: "Plan", store: "Store") -> "tuple[pd.DataFrame, int]":
     the number of runs of these tasks that were recorded in another environment or under other rules.
 
     The budget is the planned number of updates; where the planned runs have the published one, an
-    entry whose method is published with another has its own.
+    entry whose method is published with another has its own. A policy that was trained outside has none.
     """
-    from offbench.records import columns
+    from offbench.records import OUTSIDE, columns
 
     runs = store.runs(suite=plan.name)
     planned = {r.run_id for cell in plan.cells for r in cell.runs()}
@@ -521,6 +521,9 @@ def _runs_of(plan: "Plan", store: "Store") -> "tuple[pd.DataFrame, int]":
 
     def comparable(row: Any) -> bool:
         cell = example[row["task"]]
+        if row["method"] == OUTSIDE:  # it has no budget and no data that are known
+            episodes = row["protocol.episodes"] == cell.protocol["episodes"]
+            return row["entry"] not in entries and episodes and row["seed"] in cell.seeds
         return (
             row["entry"] not in entries
             and row["dataset_sha256"] == cell.task.sha256

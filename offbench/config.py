@@ -123,16 +123,9 @@ class Cell:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """The environment, and for own data, whose id says nothing of it, how a return is scored."""
-        judge = {"id": self.task.env, "kwargs": dict(self.task.env_kwargs), **self.task.rules}
-        if self.task.source == "path":
-            judge |= {k: getattr(self.task, k) for k in _SCORING}
-            if self.task.reading is not None:
-                judge["actions"] = "unit" if self.task.reading.low is None else "env"
-        return judge
+        return self.task.judge
 
 
-_SCORING = ("score", "ref_min", "ref_max", "max_episode_steps")
 _TUNABLE = ("method", *AROUND, "transforms", "batch_size", "gamma")  # what tuning is about
 _DEFINING = (*_TUNABLE, "n_updates", "eval", "seeds", "loader", "precision")
 
@@ -359,6 +352,22 @@ def _first_part(task_id: str) -> str:
 @cache
 def _tasks_of(suite: str) -> frozenset[str]:
     return frozenset(canonical(name) for name in read_option("suite", suite)["tasks"])
+
+
+def protocol_of(
+    task: Task, suite: str | None, episodes: int | None
+) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """The suite that a task's rows are recorded under, and how a policy that is not trained is evaluated."""
+    home = read_option("suite", suite or home_of(task))
+    layers = Layers(_compose(), "default")
+    for one in (read_option("suite", home_of(task)), home):
+        layers.update(_protocol(one), f"suite {one['id']}")
+    layers.update(_overrides(home, None, task.id), f"suite {home['id']}", lenient=True)
+    layers.update({"eval.episodes": episodes} if episodes is not None else {}, "argument")
+    asked = {k: layers.values[f"eval.{k}"] for k in ("episodes", "envs")}
+    if (asked["episodes"] or 0) < 1:
+        raise UserError(f"episodes={asked['episodes']} must be at least 1")
+    return home, {**asked, "monitor_at": [], "monitor_episodes": 0}
 
 
 def _protocol(suite: Mapping[str, Any]) -> dict[str, Any]:

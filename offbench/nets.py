@@ -6,6 +6,7 @@ functions of a module of torch.nn.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -133,45 +134,53 @@ def from_module(make: Callable[[], nn.Module]) -> Net:
             torch.default_generator.manual_seed(seed)
             return make()
 
-    module, other = built(0), built(1)
-    name = type(module).__name__
-    _refuse_parts(module, name)
-    buffers, again = dict(module.named_buffers()), dict(other.named_buffers())
-    for key, buffer in buffers.items():
-        if not torch.equal(buffer, again[key]):
-            raise UserError(
-                f"{name}: buffer {key!r} is drawn at random; make it a parameter with requires_grad=False"
-            )
+    # vmap and tracing are of one thread, so that a method may call this inside `update`, too
+    with ThreadPoolExecutor(1) as outside:
+        module = outside.submit(lambda: _constant(built(0), built(1))).result()
+    name, buffers = type(module).__name__, dict(module.named_buffers())
     frozen = {key for key, p in module.named_parameters() if not p.requires_grad}
 
     def init(key: Tensor) -> dict[str, Tensor]:
         return {k: p.detach().clone() for k, p in built(int(key)).named_parameters()}
 
     def apply(params: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        device = next(iter(params.values())).device
-        held = {k: b.to(device, copy=True) for k, b in buffers.items()}
-        given = {k: p.detach() if k in frozen else p for k, p in params.items()} | held
-        versions = {k: b._version for k, b in held.items()}
-        try:
+        first = next(iter(params.values())).detach()
+
+        def call(held: dict[str, Tensor]) -> Any:
+            given = {k: p.detach() if k in frozen else p for k, p in params.items()} | held
+            versions = {k: b._version for k, b in held.items()}
             made = functional_call(module, given, args, kwargs)
+            compiling = torch.compiler.is_dynamo_compiling()  # which knows no versions of tensors
+            for k, b in held.items() if not compiling else ():
+                if given[k] is not b or b._version != versions[k]:
+                    raise UserError(f"{name}.forward changes buffer {k!r}; buffers must be constant")
+            return made
+
+        try:
+            return call({k: b.to(first.device, copy=True) for k, b in buffers.items()})
         except RuntimeError as error:
             if "randomness" in str(error):
-                raise UserError(f"{name}.forward draws random numbers, of which a seed has none") from None
-            if "vmap: inplace" in str(error):
-                raise UserError(f"{name}.forward changes a buffer in place; buffers must be constant") from None
+                raise UserError(f"{name}.forward draws random numbers; it must not") from None
+            # a buffer for each seed could be changed in place, and the change is then seen
+            seat = torch.zeros_like(first.reshape(-1)[0])
+            call({k: seat.to(b.dtype).expand(b.shape).clone().copy_(b) for k, b in buffers.items()})
             raise
-        for k, b in held.items():
-            if given[k] is not b or b._version != versions[k]:
-                raise UserError(f"{name}.forward changes buffer {k!r}; buffers must be constant")
-        return made
 
     return Net(init, apply)
 
 
-def _refuse_parts(module: nn.Module, name: str) -> None:
+def _constant(module: nn.Module, again: nn.Module) -> nn.Module:
+    """The module, or a UserError for a part of it that remembers or draws."""
+    name, other = type(module).__name__, dict(again.named_buffers())
+    for key, buffer in module.named_buffers():
+        if not torch.equal(buffer, other[key]):
+            raise UserError(
+                f"{name}: buffer {key!r} is drawn at random; make it a parameter with requires_grad=False"
+            )
     for where, part in module.named_modules():
         kind = f"{name}: {where or 'it'} ({type(part).__name__})"
         if part.training and getattr(part, "track_running_stats", False):
             raise UserError(f"{kind} keeps running statistics; use LayerNorm, or .eval() it")
         if part.training and isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0:
             raise UserError(f"{kind} draws random numbers; leave it out, or .eval() it")
+    return module

@@ -70,7 +70,8 @@ _NULLABLE = ("success", "plans", "chunk_lengths", "start_value", "discounted_ret
 _LATER = _NULLABLE[1:]  # in the order in which records came to have them
 
 STREAMS = ("test", "monitor", "tune")
-TUNINGS = ("default", "published", "suite", "task preset", "user")
+OUTSIDE = "outside"  # the method, and the tuning, of a policy that was trained elsewhere
+TUNINGS = ("default", "published", "suite", "task preset", "user", OUTSIDE)
 
 Status = Literal["ok", "failed", "diverged"]
 

@@ -50,7 +50,7 @@ MAY_IMPORT = (
     | {"speed": LAYER_0 | LAYER_1 | LAYER_3 | METHODS | {"plain", "cost"}}
 )
 # the edge, which may import everything
-EDGE = {"__init__", "gpu_check", "cli", "data_cli", "config", "run", "forecast", "sinks", "provenance"}
+EDGE = {"__init__", "gpu_check", "cli", "data_cli", "config", "outside", "run", "forecast", "sinks", "provenance"}
 
 HEAVY = {"torch", "gymnasium"}
 ENVIRONMENTS = {

@@ -1,22 +1,34 @@
 """PyTorch code that is brought along: a network, a class as it was written, a policy from elsewhere."""
 
+import importlib.util
 import random
+import sys
+import types
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from modules import member
 from own_td3_bc import OwnTD3BC
 from torch import nn
+from torch.func import grad_and_value
 
-from offbench import checkpoint, rng
+from offbench import checkpoint, evaluate_policy, nets, rng, testing
 from offbench.cli import main
-from offbench.engine import make_step
+from offbench.engine import make_step, stack
 from offbench.errors import UserError
+from offbench.evaluation import env_seeds, evaluate, make_policy
 from offbench.imperative import Imperative
+from offbench.methods.bc import BC
 from offbench.methods.td3_bc import TD3BC
+from offbench.optim import Adam
 from offbench.pipeline import make_pipeline
 from offbench.records import Store
+from offbench.tasks import load_task
 from offbench.testing import SPEC, fake_batch
 from offbench.training import diverged, train
 from offbench.types import minibatch
@@ -296,16 +308,22 @@ def test_plan_and_check_take_a_class(folder, capsys):
 # --- one of our own against the functional one, and CORL's ----------------------------------
 
 
+def put(layers, *modules) -> None:
+    """Our weights into modules."""
+    for module in modules:
+        linears = [m for m in module.modules() if isinstance(m, nn.Linear)]
+        for linear, layer in zip(linears, layers, strict=True):
+            linear.weight.data, linear.bias.data = layer["w"].T.clone(), layer["b"].flatten().clone()
+
+
 def test_td3_bc_in_plain_pytorch_agrees_with_the_functional_one():
     ours = TD3BC(hidden=(16, 16), policy_noise=0.0)
     state = ours.init(rng.key(0), SPEC)
     plain = OwnTD3BC(SPEC.obs_dim, SPEC.action_dim, width=16, policy_noise=0.0)
-    pairs = [(state.actor, plain.actor), (state.actor, plain.actor_target)]
-    for i, names in enumerate(("q1", "q2")):
-        pairs += [(member(state.critic, i), getattr(t, names)) for t in (plain.critic, plain.critic_target)]
-    for layers, module in pairs:
-        for p, layer in zip([m for m in module if isinstance(m, nn.Linear)], layers, strict=True):
-            p.weight.data, p.bias.data = layer["w"].T.clone(), layer["b"].flatten().clone()
+    put(state.actor, plain.actor, plain.actor_target)
+    for i, name in enumerate(("q1", "q2")):
+        put(member(state.critic, i), getattr(plain.critic, name), getattr(plain.critic_target, name))
+    before = plain.act(fake_batch(SPEC).obs)
     for t in range(20):
         batch = fake_batch(SPEC, minibatches=2, seed=t)
         state, metrics = ours.update(state, batch, rng.key(t))
@@ -314,5 +332,312 @@ def test_td3_bc_in_plain_pytorch_agrees_with_the_functional_one():
     assert found["actor_loss"] == pytest.approx(float(metrics["actor_loss"]), abs=1e-4)
     obs = fake_batch(SPEC).obs
     assert torch.allclose(plain.act(obs), ours.act(state, obs, rng.key(0)), atol=1e-4)
-    moved = plain.act(obs) - OwnTD3BC(SPEC.obs_dim, SPEC.action_dim, width=16).act(obs)
-    assert moved.abs().max() > 1e-2
+    assert (plain.act(obs) - before).abs().max() > 1e-3
+
+
+CORL = next(
+    (p for p in (Path("/tmp/src/tinkoff-ai+CORL"), Path(__file__).parents[2] / "CORL")
+     if (p / "algorithms/offline/td3_bc.py").is_file()), None,
+)  # fmt: skip
+
+
+@pytest.fixture
+def corl(monkeypatch):
+    """CORL's own file, as it stands where it is; what it imports to log and to step d4rl is absent."""
+    if CORL is None:
+        pytest.skip("CORL's code is not here")
+    for name in ("d4rl", "gym", "pyrallis", "wandb"):
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(wrap=lambda: lambda f: f, Env=object))
+    spec = importlib.util.spec_from_file_location("corl_td3_bc", CORL / "algorithms/offline/td3_bc.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "corl_td3_bc", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def corl_class(corl):
+    """The door to it: twelve lines around a class that is not ours."""
+
+    class Corl:
+        def __init__(self, obs_dim, action_dim, device="cpu", lr=3e-4):
+            self.device = device
+            actor = corl.Actor(obs_dim, action_dim, 1.0)
+            critics = [corl.Critic(obs_dim, action_dim) for _ in range(2)]
+            opts = [torch.optim.Adam(net.parameters(), lr) for net in (actor, *critics)]
+            self.actor = actor
+            self.td3_bc = corl.TD3_BC(
+                1.0, actor, opts[0], critics[0], opts[1], critics[1], opts[2], device=device
+            )
+
+        def train_step(self, b):
+            done = (b.discount == 0).float()
+            return self.td3_bc.train([b.obs, b.action, b.reward[:, None], b.next_obs, done[:, None]])
+
+        def act(self, obs):
+            return self.actor(obs)
+
+    return Corl
+
+
+def test_corls_td3_bc_trains_as_it_is_and_as_our_functional_one(corl, data):
+    cls = corl_class(corl)
+    alone, two = trained(cls, data, [5], n=10), trained(cls, data, [3, 5], n=10)
+    assert same(weights(alone, 0), weights(two, 1)) and not diverged(two.state).any()
+
+    ours = TD3BC(policy_noise=0.0)
+    state = ours.init(rng.key(0), SPEC)
+    theirs = cls(SPEC.obs_dim, SPEC.action_dim)
+    algorithm = theirs.td3_bc
+    algorithm.policy_noise = 0.0
+    critics = [(algorithm.critic_1, algorithm.critic_1_target), (algorithm.critic_2, algorithm.critic_2_target)]
+    put(state.actor, theirs.actor, algorithm.actor_target)
+    for i, nets_ in enumerate(critics):
+        put(member(state.critic, i), *nets_)
+    before = theirs.act(fake_batch(SPEC).obs)
+    for t in range(10):
+        batch = fake_batch(SPEC, minibatches=2, seed=t)
+        state, metrics = ours.update(state, batch, rng.key(t))
+        for i in (0, 1):
+            found = theirs.train_step(minibatch(batch, i))
+    assert found["actor_loss"] == pytest.approx(float(metrics["actor_loss"]), abs=1e-4)
+    obs = fake_batch(SPEC).obs
+    assert torch.allclose(theirs.act(obs), ours.act(state, obs, rng.key(0)), atol=1e-4)
+    assert (theirs.act(obs) - before).abs().max() > 1e-3
+
+
+# --- a network ------------------------------------------------------------------------------
+
+
+class Body(nn.Module):
+    def __init__(self, n_in, n_out, middle=None):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(n_in, 8), middle or nn.Tanh(), nn.Linear(8, n_out))
+        self.register_buffer("scale", torch.full((n_out,), 0.5))
+        self.frozen = nn.Parameter(torch.ones(n_out), requires_grad=False)
+
+    def forward(self, x):
+        return self.scale * self.frozen * self.layers(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleBC:
+    """A functional method whose network is a module."""
+
+    lr: float = 1e-2
+    make: ClassVar = staticmethod(Body)
+
+    def net(self, n_in, n_out):
+        return nets.from_module(lambda: self.make(n_in, n_out))
+
+    def init(self, key, spec):
+        params = self.net(spec.obs_dim, spec.action_dim).init(key)
+        return params, Adam(self.lr).init(params)
+
+    def update(self, state, batch, key):
+        apply = self.net(batch.obs.shape[1], batch.action.shape[1]).apply
+        loss = lambda params: (apply(params, batch.obs) - batch.action).square().mean()
+        grads, value = grad_and_value(loss)(state[0])
+        return Adam(self.lr).step(grads, state[1], state[0]), {"loss": value}
+
+    def act(self, state, obs, key):
+        return self.net(obs.shape[1], state[0]["frozen"].shape[0]).apply(state[0], obs).tanh()
+
+
+def test_a_module_keeps_the_contract_of_a_method_and_is_stacked_over_seeds(data, monkeypatch):
+    # which compiles Python, where a module cannot be made; the engine compiles the traced program
+    monkeypatch.setattr(testing, "CHECKS", [c for c in testing.CHECKS if c is not testing.check_compiles])
+    testing.check_method(ModuleBC(), report=None)
+    pipeline = make_pipeline(data, batch_size=8)
+    run = lambda seeds: [*train(ModuleBC(), pipeline, SPEC, seeds=seeds, n_updates=30)][-1].state
+    one, three = run([5]), run([4, 5, 6])
+    for name in one[0]:
+        assert torch.allclose(one[0][name][0], three[0][name][1], atol=1e-5), name
+    assert (three[0]["frozen"] == 1).all() and "scale" not in three[0]
+    assert not torch.equal(three[0]["layers.0.weight"][0], three[0]["layers.0.weight"][1])
+
+
+def test_a_modules_parameters_are_a_function_of_the_key_and_the_generator_is_put_back():
+    net, before = nets.from_module(lambda: Body(3, 2)), torch.get_rng_state()
+    a, b, c = (net.init(rng.key(s)) for s in (1, 1, 2))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(a["layers.0.weight"], c["layers.0.weight"])
+    assert torch.equal(before, torch.get_rng_state())
+    module = Body(3, 2)
+    module.load_state_dict({**a, "scale": module.scale})
+    x = torch.randn(5, 3)
+    assert torch.equal(net.apply(a, x), module(x))
+
+
+class Draws(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
+class Counts(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        if self.how == "in place":
+            self.seen += 1
+        elif self.how == "of the data":
+            self.seen += x.mean()
+        else:
+            self.seen = self.seen + 1
+        return x
+
+
+class RandomBuffer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("features", torch.randn(3))
+
+
+@pytest.mark.parametrize(
+    ("middle", "message"),
+    [
+        (lambda: nn.BatchNorm1d(8), r"Body: layers.1 \(BatchNorm1d\) keeps running statistics"),
+        (lambda: nn.Dropout(0.1), r"Body: layers.1 \(Dropout\) draws random numbers"),
+        (lambda: nn.AlphaDropout(0.1), r"Body: layers.1 \(AlphaDropout\) draws random numbers"),
+        (RandomBuffer, "Body: buffer 'layers.1.features' is drawn at random"),
+        (Draws, "Body.forward draws random numbers"),
+        (lambda: Counts("in place"), "Body.forward changes buffer 'layers.1.seen'"),
+        (lambda: Counts("anew"), "Body.forward changes buffer 'layers.1.seen'"),
+        (lambda: Counts("of the data"), "Body.forward changes buffer 'layers.1.seen'"),
+    ],
+)
+def test_what_remembers_or_draws_in_a_module_is_refused_by_name(middle, message, data):
+    class Method(ModuleBC):
+        make = staticmethod(lambda n_in, n_out: Body(n_in, n_out, middle()))
+
+    with pytest.raises(UserError, match=message):
+        list(train(Method(), make_pipeline(data, batch_size=8), SPEC, seeds=[0, 1], n_updates=1))
+
+
+def test_parts_in_eval_mode_are_constant_and_taken():
+    net = nets.from_module(lambda: Body(3, 2, nn.BatchNorm1d(8)).eval())
+    assert net.apply(net.init(rng.key(0)), torch.randn(5, 3)).shape == (5, 2)
+    nets.from_module(lambda: Body(3, 2, nn.Dropout(0.5)).eval())
+
+
+# --- a policy from elsewhere ----------------------------------------------------------------
+
+
+def still(size):
+    return lambda obs: np.zeros((len(obs), size))
+
+
+def elsewhere(act, tmp_path, **options):
+    options = {"entry": "mine", "version": "1", "episodes": 2} | options
+    return evaluate_policy(act, HOPPER, results=str(tmp_path), **options)
+
+
+def test_a_policy_from_elsewhere_plays_the_same_episodes_and_is_on_the_board(tmp_path, capsys):
+    rows = elsewhere({0: still(3), 1: lambda obs: torch.full((len(obs), 3), 0.1)}, tmp_path)
+    assert rows["env_seed"].tolist() == env_seeds(HOPPER, "test", 2) * 2
+    assert main(["run", "method=bc", "method.hidden=[16]", *RUN, "seeds=[0,1]", f"results={tmp_path}"]) == 0
+    board = capsys.readouterr().out
+    assert "mine" in board and "trained outside offbench" in board.replace("\n", " ")
+    record = Store(tmp_path).read(Store(tmp_path).runs(entry="mine")["run_id"][0])
+    assert record.provenance.tuning == {"how": "outside", "tried": None, "source": "trained outside offbench"}
+    other = Store(tmp_path).read(Store(tmp_path).runs(method="bc")["run_id"][0])
+    assert record.spec.protocol == other.spec.protocol and record.spec.env == other.spec.env
+
+
+def test_its_scores_are_those_of_the_same_weights_evaluated_as_a_method(tmp_path):
+    task = load_task(HOPPER)
+    data, spec = task.load(defects="ignore")
+    method, pipeline = BC(hidden=(8,)), make_pipeline(data)
+    state = method.init(rng.key(0), spec)
+    want = evaluate(
+        make_policy(method, pipeline), stack([state]), task, seeds=[0], episodes=3, n_envs=2
+    )
+    act = lambda obs: method.act(state, torch.from_numpy(obs), rng.key(0)).numpy()
+    got = elsewhere(act, tmp_path, episodes=3)
+    assert got["return"].tolist() == pytest.approx(want["return"].tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "message"),
+    [
+        ({}, {}, r"mine version 1 is recorded on .* seed 0 \(run \w{16}\)"),
+        ({}, {"version": "2"}, "mine is on record on .* as another policy"),
+        ({}, {"episodes": 3}, "under another protocol"),
+    ],
+)
+def test_two_policies_are_never_one_run(first, then, message, tmp_path):
+    elsewhere(still(3), tmp_path, **first)
+    with pytest.raises(UserError, match=message):
+        elsewhere(still(3), tmp_path, **then)
+    assert len(Store(tmp_path).runs()) == 1
+    elsewhere(still(3), tmp_path, entry="other", **then)
+    assert len(Store(tmp_path).runs()) == 2
+
+
+same_policy = still(3)
+
+
+@pytest.mark.parametrize(
+    ("act", "options", "message"),
+    [
+        (still(3), {"seeds": [0, 1]}, r"one policy is one training seed; pass \{seed: act\}"),
+        ({0: same_policy, 1: same_policy}, {}, r"seeds \[0, 1\] have 1 policies"),
+        ({0: still(3)}, {"seeds": [1]}, "there is no policy for seed 1"),
+        (still(2), {}, r"mine: act returned \(\d, 2\) for obs \(\d, 11\): return \(\d, 3\)"),
+        (lambda obs: np.full((len(obs), 3), np.nan), {}, "actions that are not finite"),
+        (still(3), {"actions": "raw"}, "actions='raw' must be 'env' or 'unit'"),
+        (still(3), {"episodes": 0}, "episodes=0 must be at least 1"),
+        (still(3), {"suite": "quik"}, "did you mean 'quick'"),
+        ("policy.pt", {}, "act: str is not callable"),
+    ],
+)
+def test_a_policy_that_cannot_be_taken_is_one_line_and_nothing_is_recorded(act, options, message, tmp_path):
+    with pytest.raises(UserError, match=message) as found:
+        elsewhere(act, tmp_path, **options)
+    assert "\n" not in str(found.value) and not Store(tmp_path).runs().size
+
+
+class Wide(gymnasium.Env):
+    """Actions in [0, 4]; the reward is the action; five steps."""
+
+    observation_space = gymnasium.spaces.Box(-9, 9, (1,))
+    action_space = gymnasium.spaces.Box(0, 4, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.zeros(1, np.float32), float(action[0]), False, self.t == 5, {}
+
+
+@pytest.mark.parametrize(("actions", "action", "want"), [("env", 3.0, 15.0), ("unit", 0.5, 15.0), ("env", 9.0, 20.0)])
+def test_actions_are_in_the_environments_units_or_in_those_of_the_data(actions, action, want, tmp_path):
+    if "Wide-v0" not in gymnasium.registry:
+        gymnasium.register("Wide-v0", Wide)
+    task = replace(load_task(HOPPER), id="wide", env="Wide-v0", env_kwargs={}, adapter=None)
+    rows = evaluate_policy(
+        lambda obs: np.full((len(obs), 1), action), task, entry="mine", version="1", episodes=1,
+        suite="other", results=str(tmp_path), actions=actions,
+    )  # fmt: skip
+    assert rows["return"].tolist() == pytest.approx([want])
+
+
+def test_a_policy_with_a_memory_is_told_where_episodes_begin(tmp_path):
+    class Remembers:
+        begun = 0
+
+        def reset(self, first):
+            assert first.any() and first.dtype == bool
+            self.begun += first.sum()
+
+        def __call__(self, obs):
+            assert obs.dtype == np.float32 and self.begun
+            return np.zeros((len(obs), 3))
+
+    act = Remembers()
+    elsewhere(act, tmp_path, episodes=7)
+    assert act.begun == 7
