@@ -2,6 +2,8 @@
 
 import importlib.util
 import random
+import re
+import shlex
 import sys
 import types
 from dataclasses import dataclass, replace
@@ -641,3 +643,27 @@ def test_a_policy_with_a_memory_is_told_where_episodes_begin(tmp_path):
     act = Remembers()
     elsewhere(act, tmp_path, episodes=7)
     assert act.begun == 7
+
+
+# --- the page -------------------------------------------------------------------------------
+
+
+def test_the_page_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[1] / "docs/own-code.md").read_text()
+    blocks = re.findall(r"```(python|bash)\n(.*?)```", page, re.DOTALL)
+    assert [kind for kind, _ in blocks] == ["python", "bash", "python", "python", "python"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("myalgo.py").write_text(blocks[0][1])
+    names: dict = {"__name__": "page"}
+    for kind, text in blocks:
+        if kind == "bash":
+            command, *args = shlex.split(text)
+            assert command == "offbench" and main([*args, "jobs=1"]) == 0
+        else:
+            exec(compile(text, "own-code.md", "exec"), names)
+    runs = Store("results").runs()
+    assert runs["entry"].tolist().count("MyAlgo(width=32)") == 2
+    assert runs["entry"].tolist().count("constant") == 3
+    assert names["point"].metrics["loss"].shape == (3,) and len(names["rows"]) == 6
+    sys.modules.pop("myalgo")
