@@ -1,8 +1,15 @@
-"""The carry of a training run as one safetensors file, written beside and renamed."""
+"""The carry of a training run as one safetensors file, written beside and renamed.
+
+Objects of `offbench.imperative` are in it as bytes of pickle, which runs code when it is read: a checkpoint
+is of this machine's own runs, no file to take from others.
+"""
 
 import os
+import pickle
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -15,7 +22,7 @@ def save(carry: Carry, path: Path) -> None:
     from safetensors.torch import save_file
 
     leaves, _ = tree_flatten(carry)
-    tensors = {f"{i:04d}": x.detach().cpu().contiguous().clone() for i, x in enumerate(leaves)}
+    tensors = {f"{i:04d}": _tensor(x) for i, x in enumerate(leaves)}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -45,8 +52,22 @@ def load(path: Path, like: Carry) -> Carry:
     loaded = [found.get(f"{i:04d}") for i in range(len(leaves))]
     if len(found) != len(leaves) or not all(map(_alike, loaded, leaves)):
         raise UserError(f"checkpoint {path} is of another run; delete it to start again")
-    return tree_unflatten([x.to(y.device) for x, y in zip(loaded, leaves, strict=True)], tree)
+    return tree_unflatten([_leaf(x, y) for x, y in zip(loaded, leaves, strict=True)], tree)
 
 
-def _alike(a: torch.Tensor | None, b: torch.Tensor) -> bool:
+def _tensor(leaf: Any) -> torch.Tensor:
+    if isinstance(leaf, np.ndarray):
+        return torch.frombuffer(bytearray(pickle.dumps(leaf)), dtype=torch.uint8)
+    return leaf.detach().cpu().contiguous().clone()
+
+
+def _leaf(saved: torch.Tensor, like: Any) -> Any:
+    if isinstance(like, np.ndarray):
+        return pickle.loads(saved.numpy().tobytes())
+    return saved.to(like.device)
+
+
+def _alike(a: torch.Tensor | None, b: Any) -> bool:
+    if a is not None and isinstance(b, np.ndarray):
+        return a.dtype == torch.uint8
     return a is not None and a.shape == b.shape and a.dtype == b.dtype

@@ -690,9 +690,9 @@ def _runs_of(plan: "Plan", store: "Store") -> "tuple[pd.DataFrame, int]":
     the number of runs of these tasks that were recorded in another environment or under other rules.
 
     The budget is the planned number of updates; where the planned runs have the published one, an
-    entry whose method is published with another has its own.
+    entry whose method is published with another has its own. A policy that was trained outside has none.
     """
-    from offbench.records import columns
+    from offbench.records import OUTSIDE, columns
 
     runs = store.runs(suite=plan.name)
     planned = {r.run_id for cell in plan.cells for r in cell.runs()}
@@ -702,6 +702,9 @@ def _runs_of(plan: "Plan", store: "Store") -> "tuple[pd.DataFrame, int]":
 
     def comparable(row: Any) -> bool:
         cell = example[row["task"]]
+        if row["method"] == OUTSIDE:  # it has no budget and no data that are known
+            episodes = row["protocol.episodes"] == cell.protocol["episodes"]
+            return row["entry"] not in entries and episodes and row["seed"] in cell.seeds
         return (
             row["entry"] not in entries
             and row["dataset_sha256"] == cell.task.sha256
@@ -938,11 +941,16 @@ def _data(args: Sequence[str]) -> int:
 
 
 def _check(args: Sequence[str]) -> int:
-    from offbench.config import locate, plan
-    from offbench.testing import check_method
+    from offbench.config import is_torch_class, locate, plan
+    from offbench.imperative import Imperative
+    from offbench.testing import SPEC, check_method, fake_batch
 
     for cell in {c.entry: c for c in plan(args, bench=False).cells}.values():
         print(cell.entry)
+        if is_torch_class(locate(cell.target)):
+            Imperative(locate(cell.target), **cell.hparams).check(SPEC, fake_batch(SPEC))
+            print("ok      a PyTorch class, trained as it is written: train_step and act fit together")
+            continue
         try:
             check_method(locate(cell.target)(**cell.hparams))
         except AssertionError as error:

@@ -127,16 +127,9 @@ class Cell:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """The environment, and for own data, whose id says nothing of it, how a return is scored."""
-        judge = {"id": self.task.env or None, "kwargs": dict(self.task.env_kwargs), **self.task.rules}
-        if self.task.source == "path":
-            judge |= {k: getattr(self.task, k) for k in _SCORING}
-            if self.task.reading is not None:
-                judge["actions"] = "unit" if self.task.reading.low is None else "env"
-        return judge
+        return self.task.judge
 
 
-_SCORING = ("score", "ref_min", "ref_max", "max_episode_steps")
 _TUNABLE = ("method", *AROUND, "transforms", "batch_size", "gamma")  # what tuning is about
 _DEFINING = (*_TUNABLE, "n_updates", "eval", "seeds", "loader", "precision")
 
@@ -375,6 +368,22 @@ def _tasks_of(suite: str) -> frozenset[str]:
     return frozenset(canonical(name) for name in read_option("suite", suite)["tasks"])
 
 
+def protocol_of(
+    task: Task, suite: str | None, episodes: int | None
+) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """The suite that a task's rows are recorded under, and how a policy that is not trained is evaluated."""
+    home = read_option("suite", suite or home_of(task))
+    layers = Layers(_compose(), "default")
+    for one in (read_option("suite", home_of(task)), home):
+        layers.update(_protocol(one), f"suite {one['id']}")
+    layers.update(_overrides(home, None, task.id), f"suite {home['id']}", lenient=True)
+    layers.update({"eval.episodes": episodes} if episodes is not None else {}, "argument")
+    asked = {k: layers.values[f"eval.{k}"] for k in ("episodes", "envs")}
+    if (asked["episodes"] or 0) < 1:
+        raise UserError(f"episodes={asked['episodes']} must be at least 1")
+    return home, {**asked, "monitor_at": [], "monitor_episodes": 0}
+
+
 def _protocol(suite: Mapping[str, Any]) -> dict[str, Any]:
     """What a suite says of seeds, budget and evaluation; a method's published budget wins over it."""
     own = {k: suite[k] for k in ("seeds", "n_updates") if suite.get(k) is not None}
@@ -452,6 +461,7 @@ def _method(entry: str | None, choices: Mapping, given: Mapping) -> Method:
             values.replace(group, made, f"conf/{group}/{option}.yaml")
     if "method._target_" in given:
         values.replace("method", {"_target_": given["method._target_"]}, "command line")
+    _check_method(locate(values.values["method._target_"]))
     for group in ("method", *AROUND):
         values.fill_defaults(group)
         _, extra = picked.get(group, (None, {}))
@@ -512,6 +522,8 @@ def _task_cells(
             task = load_task(_task_id(task_name), loader=loader)
         task.check_trainable()
         insisted = _overrides(suite, method.name, task.id)
+        if is_torch_class(locate(method.values.values["method._target_"])):  # as it was written
+            insisted = {k: v for k, v in insisted.items() if not k.startswith("method.")}
         own, preset = _published(method, suite, task, {**insisted, **given})
         # a suite that is named for a task of another says nothing that was published for it
         home = suite["id"] if canonical(task.id) in _tasks_of(suite["id"]) else home_of(task)
@@ -601,7 +613,8 @@ def _cell(
     target = own.values["method._target_"]
     hparams = own.typed("method")
     _check_ranges("method", target, hparams)
-    locate(target)(**hparams)  # which refuses counts that cannot be, before anything is downloaded
+    if not is_torch_class(locate(target)):
+        locate(target)(**hparams)  # which refuses counts that cannot be, before anything is downloaded
     if weighted := own.values["weight._target_"]:
         _check_ranges("weight", weighted, own.typed("weight"))
     pipeline = {
@@ -1195,16 +1208,39 @@ def locate(target: str) -> Any:
     return found
 
 
+def is_torch_class(obj: Any) -> bool:
+    """Whether a target is a class that is trained as it was written: offbench/imperative.py."""
+    return inspect.isclass(obj) and hasattr(obj, "train_step")
+
+
+def _check_method(obj: Any) -> None:
+    """Raises UserError for a class that is neither a functional method nor a PyTorch class."""
+    functional, written = ("init", "update", "act"), ("train_step", "act")
+    wanted = functional if hasattr(obj, "update") and not hasattr(obj, "train_step") else written
+    lacks = [name for name in wanted if not hasattr(obj, name)]
+    if inspect.isclass(obj) and lacks:
+        raise UserError(
+            f"{obj.__name__} has no {' and no '.join(lacks)}: a PyTorch class needs train_step(batch) and "
+            "act(obs), a functional method init, update and act"
+        )
+
+
 def parameters(target: str) -> dict[str, tuple[Any, Any]]:
     """Settable parameters of a target: name -> (type, default). `data`, `gamma` and a wrapped
-    `method` are the engine's."""
+    `method` are the engine's, and so are a PyTorch class's sizes and device."""
     obj = locate(target)
-    hints = get_type_hints(obj)
-    found = inspect.signature(obj).parameters
+    given, described = {"data", "gamma", "method"}, obj
+    if is_torch_class(obj):
+        given, described = given | {"obs_dim", "action_dim", "device"}, obj.__init__
+    try:
+        hints = get_type_hints(described)
+    except NameError:  # a hint that is imported for type checkers alone
+        hints = {}
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {
-        n: (hints.get(n, Any), p.default)
-        for n, p in found.items()
-        if n not in ("data", "gamma", "method")
+        n: (hints.get(n, float if type(p.default) is float else Any), p.default)
+        for n, p in inspect.signature(obj).parameters.items()
+        if n not in given and p.kind in named
     }
 
 

@@ -98,6 +98,8 @@ def make_policy(method: Method, pipeline: Pipeline, *, values: bool = True) -> P
 
     With `values`, of a method that has a `value`, that of each episode's first decision is remembered.
     """
+    if hasattr(method, "policy"):  # a PyTorch class as it was written: offbench.imperative
+        return pipeline.policy(method.policy())
     valued = values and hasattr(method, "value")
 
     def one(state: Any, obs: Any, key: Tensor) -> Any:

@@ -68,13 +68,16 @@ def _update_rate(cell: Cell) -> float:
     import torch
 
     from offbench.engine import Engine, initial_carry, make_step, n_minibatches
+    from offbench.imperative import Imperative, ImperativeEngine
     from offbench.run import build
 
     data, spec = cell.task.load(gamma=cell.pipeline["gamma"], defects="ignore")
     method, pipeline = build(cell, data, spec)
-    engine = Engine(
-        make_step(method, pipeline), initial_carry(method, pipeline.spec(spec), cell.seeds)
-    )
+    if isinstance(method, Imperative):
+        engine = ImperativeEngine(method, pipeline, pipeline.spec(spec), cell.seeds, device="cpu")
+    else:
+        carry = initial_carry(method, pipeline.spec(spec), cell.seeds)
+        engine = Engine(make_step(method, pipeline), carry)
     engine.run(1)
     threads, best = torch.get_num_threads(), float("inf")
     torch.set_num_threads(1)  # as in a worker
@@ -109,12 +112,15 @@ def _step_rate(cell: Cell) -> float:
 def stack_bytes(pack: "Pack") -> int:
     """Device memory of a stack while it trains, beside the data: states and the live tensors of an update."""
     from offbench.engine import initial_carry, make_step, peak_bytes
+    from offbench.imperative import Imperative
     from offbench.run import build
 
     cell = pack.cells[0]
     data, spec = cell.task.load(gamma=cell.pipeline["gamma"], defects="ignore")
     method, pipeline = build(cell, data, spec)
     seeds = [run.seed for _, run in pack.members]
+    if isinstance(method, Imperative):
+        return method.bytes(pipeline.spec(spec)) * len(seeds)
     carry = initial_carry(method, pipeline.spec(spec), seeds, values=pack.values)
     return peak_bytes(make_step(method, pipeline), carry)
 

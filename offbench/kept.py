@@ -26,10 +26,11 @@ from torch.utils._pytree import (
 )
 
 from offbench import rng, transforms
-from offbench.config import coerce, locate, parameters
+from offbench.config import coerce, is_torch_class, locate, parameters
 from offbench.engine import Carry, Swept, bind, n_minibatches, stack
 from offbench.errors import UserError, nearest
 from offbench.files import write_beside
+from offbench.imperative import Imperative, Objects
 from offbench.pipeline import Pipeline
 from offbench.records import Record, RunSpec, Store
 from offbench.types import Context, Method, Policy, Spec, TimeStep
@@ -51,23 +52,21 @@ class Units(NamedTuple):
 
 
 def save(
-    path: Path, carry: Carry, *, keep: str, run: RunSpec, target: str, method: Method,
+    path: Path, carry: Carry, place: int, *, keep: str, run: RunSpec, target: str, method: Method,
     pipeline: Pipeline, spec: Spec, units: Units, fitted: Mapping[str, Any],
 ) -> None:  # fmt: skip
-    """Writes the policy or the state of one run: `carry` without a seed axis, on the CPU.
+    """Writes the policy or the state of one run, which is at a place of a stack: `carry`, on the CPU.
 
-    `spec` is the environment's, before the view; `fitted` are the view's settings that were left to the
+    Of a PyTorch class as it was written (`offbench.imperative`) it is the policy either way: the state
+    dicts of its modules. `spec` is the environment's, before the view; `fitted` are the view's settings that were left to the
     data. Whatever interrupts it, `path` holds a whole file or none.
     """
     from safetensors.torch import save as to_bytes
 
-    state = carry.state.state if isinstance(carry.state, Swept) else carry.state
-    tensors = _named("state", state)
-    if keep == "policy":
-        read = _read_by_act(method, state, pipeline.spec(spec))
-        tensors = {name: x for name, x in tensors.items() if name in read}
+    if isinstance(method, Imperative):
+        keep, tensors = "policy", _of_modules(carry.state.members[place].algorithm)
     else:
-        tensors |= {"key": carry.key, "step": carry.step}
+        tensors = _of_carry(carry.seed(place), keep, method, pipeline.spec(spec))
     about = {
         "format": _FORMAT,
         "kind": keep,
@@ -87,8 +86,36 @@ def save(
     write_beside(path, to_bytes(tensors, metadata={"offbench": json.dumps(about)}))
 
 
+def _of_carry(carry: Carry, keep: str, method: Method, spec: Spec) -> dict[str, Tensor]:
+    state = carry.state.state if isinstance(carry.state, Swept) else carry.state
+    tensors = _named("state", state)
+    if keep == "state":
+        return tensors | {"key": carry.key, "step": carry.step}
+    read = _read_by_act(method, state, spec)
+    return {name: x for name, x in tensors.items() if name in read}
+
+
+def _modules(algorithm: Any) -> dict[str, torch.nn.Module]:
+    """The modules of a PyTorch class as it was written, or itself, by the names they have there."""
+    if isinstance(algorithm, torch.nn.Module):
+        return {"self": algorithm}
+    return {k: x for k, x in vars(algorithm).items() if isinstance(x, torch.nn.Module)}
+
+
+def _of_modules(algorithm: Any) -> dict[str, Tensor]:
+    return {
+        f"modules.{name}.{k}": x
+        for name, module in _modules(algorithm).items()
+        for k, x in module.state_dict().items()
+    }
+
+
 def sizes(method: Method, spec: Spec) -> dict[str, int]:
     """Bytes of one run's file by what is kept, beside its headers; `spec` is what the method sees."""
+    if isinstance(method, Imperative):
+        held = _of_modules(method.member(rng.key(0), spec, "cpu").algorithm)
+        size = sum(x.nbytes for x in held.values())
+        return {"none": 0, "policy": size, "state": size}
     state = method.init(rng.key(0), spec)
     named = _named("state", state)
     read = _read_by_act(method, state, spec)
@@ -279,7 +306,7 @@ class TrainedPolicy:
         self, run: RunSpec, policy: Policy, state: Any, spec: Spec, units: Units, method: Method
     ):
         self.run, self.spec, self.method, self.units = run, spec, method, units
-        self._policy, self._state = policy, tree_map(lambda x: x[None], state)
+        self._policy, self._state = policy, state
         self._key = rng.fold(rng.key(run.seed), _ACTING)
         self._episode = -1
         self.reset()
@@ -354,8 +381,12 @@ def load_policy(run: str | Path, *, results: str | Path = "results") -> TrainedP
     pipeline = Pipeline(None, None, view, fitted)  # type: ignore[arg-type]  # acting reads no data
     from offbench.evaluation import make_policy
 
-    like = method.init(rng.key(0), view.spec(spec))
-    state = _filled(like, tensors, path, partly=told["kind"] == "policy")
+    seen = view.spec(spec)
+    if isinstance(method, Imperative):
+        state = _objects(method, seen, tensors, path)
+    else:
+        state = _filled(method.init(rng.key(0), seen), tensors, path, partly=told["kind"] == "policy")
+        state = tree_map(lambda x: x[None], state)
     policy = make_policy(method, pipeline, values=False)
     units = Units(**{k: tuple(v) if isinstance(v, list) else v for k, v in told["units"].items()})
     return TrainedPolicy(spec_of_run, policy, state, spec, units, method)
@@ -378,8 +409,25 @@ def _find(run: str, results: Path) -> Path:
     return _find(str(matches[0]), results)
 
 
+def _objects(method: Imperative, spec: Spec, tensors: Mapping[str, Tensor], path: Path) -> Objects:
+    """An object of the class with the state dicts of its modules. UserError where they do not fit."""
+    member = method.member(rng.key(0), spec, "cpu")
+    for name, module in _modules(member.algorithm).items():
+        own = f"modules.{name}."
+        found = {k.removeprefix(own): x for k, x in tensors.items() if k.startswith(own)}
+        try:
+            module.load_state_dict(found)
+        except RuntimeError as error:
+            words = " ".join(str(error).split())
+            raise UserError(f"{path} does not fit {method.name} as it is now: {words}") from None
+    members = np.empty(1, object)
+    members[0] = member
+    return Objects(torch.zeros(1), members)
+
+
 def _method(target: str, run: RunSpec) -> Method:
-    made = _of(target, run.hparams)
+    cls = locate(target)
+    made = Imperative(cls, **run.hparams) if is_torch_class(cls) else _of(target, run.hparams)
     if weight := dict(run.pipeline.get("weight", {})):
         made = _of(weight.pop("target"), weight, method=made)
     return made

@@ -1,16 +1,21 @@
 """Networks as pure functions of parameters: a list of layers, each a dict of a weight and a bias.
 
 `mlp_init` makes the parameters from a key, `mlp` applies them. An ensemble is the same network
-with a leading axis on every parameter; `mlp` broadcasts over it.
+with a leading axis on every parameter; `mlp` broadcasts over it. `from_module` makes the same two
+functions of a module of torch.nn.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from offbench import rng
+from offbench.errors import UserError
 
 Layer = dict[str, Tensor]
 Params = list[Layer]
@@ -106,3 +111,76 @@ def mlp(
 def _normalised(layer: Layer, x: Tensor, eps: float) -> Tensor:
     x = F.layer_norm(x, x.shape[-1:], eps=eps)
     return x * layer["scale"] + layer["shift"] if "scale" in layer else x
+
+
+class Net(NamedTuple):
+    """A PyTorch module as two pure functions of one seed, for the states of a method."""
+
+    init: Callable[[Tensor], dict[str, Tensor]]  # key -> the parameters by their names in the module
+    apply: Callable[..., Any]  # (parameters, *inputs) -> what the module's forward returns
+
+
+def from_module(make: Callable[[], nn.Module]) -> Net:
+    """`from_module(lambda: MyModule(...))`: the module that `make` returns, for a functional method.
+
+    `init` makes a new module with torch's generator seeded by the key, on the CPU, and puts the generator
+    back. Buffers are constants, the same for every seed. Parameters that do not require a gradient get none.
+    Raises UserError, naming it, for a part that remembers or draws: running statistics and other buffers
+    that `forward` changes, dropout in training mode, buffers that differ from one construction to the next.
+    """
+
+    def built(seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return make()
+
+    # vmap and tracing are of one thread, so that a method may call this inside `update`, too
+    with ThreadPoolExecutor(1) as outside:
+        module = outside.submit(lambda: _constant(built(0), built(1))).result()
+    name, buffers = type(module).__name__, dict(module.named_buffers())
+    frozen = {key for key, p in module.named_parameters() if not p.requires_grad}
+
+    def init(key: Tensor) -> dict[str, Tensor]:
+        return {k: p.detach().clone() for k, p in built(int(key)).named_parameters()}
+
+    def apply(params: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        first = next(iter(params.values())).detach()
+
+        def call(held: dict[str, Tensor]) -> Any:
+            given = {k: p.detach() if k in frozen else p for k, p in params.items()} | held
+            versions = {k: b._version for k, b in held.items()}
+            made = functional_call(module, given, args, kwargs)
+            compiling = torch.compiler.is_dynamo_compiling()  # which knows no versions of tensors
+            for k, b in held.items() if not compiling else ():
+                if given[k] is not b or b._version != versions[k]:
+                    raise UserError(f"{name}.forward changes buffer {k!r}; buffers must be constant")
+            return made
+
+        try:
+            return call({k: b.to(first.device, copy=True) for k, b in buffers.items()})
+        except RuntimeError as error:
+            if "randomness" in str(error):
+                raise UserError(f"{name}.forward draws random numbers; it must not") from None
+            # a buffer for each seed could be changed in place, and the change is then seen
+            seat = torch.zeros_like(first.reshape(-1)[0])
+            call({k: seat.to(b.dtype).expand(b.shape).clone().copy_(b) for k, b in buffers.items()})
+            raise
+
+    return Net(init, apply)
+
+
+def _constant(module: nn.Module, again: nn.Module) -> nn.Module:
+    """The module, or a UserError for a part of it that remembers or draws."""
+    name, other = type(module).__name__, dict(again.named_buffers())
+    for key, buffer in module.named_buffers():
+        if not torch.equal(buffer, other[key]):
+            raise UserError(
+                f"{name}: buffer {key!r} is drawn at random; make it a parameter with requires_grad=False"
+            )
+    for where, part in module.named_modules():
+        kind = f"{name}: {where or 'it'} ({type(part).__name__})"
+        if part.training and getattr(part, "track_running_stats", False):
+            raise UserError(f"{kind} keeps running statistics; use LayerNorm, or .eval() it")
+        if part.training and isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0:
+            raise UserError(f"{kind} draws random numbers; leave it out, or .eval() it")
+    return module

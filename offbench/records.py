@@ -74,7 +74,8 @@ VALIDATION_ERRORS = frozenset({"validation/action_error", "validation/action_dis
 """The curves of what a policy does otherwise than held-out episodes have it (`offbench.validation`)."""
 
 STREAMS = ("test", "monitor", "tune")
-TUNINGS = ("default", "published", "suite", "task preset", "user")
+OUTSIDE = "outside"  # the method, and the tuning, of a policy that was trained elsewhere
+TUNINGS = ("default", "published", "suite", "task preset", "user", OUTSIDE)
 
 Status = Literal["ok", "failed", "diverged"]
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psutil
 
 from offbench import provenance
-from offbench.config import Cell, Settings, locate
+from offbench.config import Cell, Settings, is_torch_class, locate
 from offbench.errors import UserError
 from offbench.files import write_beside
 from offbench.records import (
@@ -194,9 +194,19 @@ def build_view(cell: Cell) -> Any:
 
 
 def build_method(cell: Cell) -> Any:
-    """The cell's method, in its learned weights where it has any."""
-    method = locate(cell.target)(**cell.hparams)
-    if weight := dict(cell.pipeline.get("weight", {})):
+    """The cell's method, in its learned weights where it has any. UserError for weights that do not fit."""
+    from offbench.imperative import Imperative
+
+    cls, weight = locate(cell.target), dict(cell.pipeline.get("weight", {}))
+    if not is_torch_class(cls):
+        method = cls(**cell.hparams)
+    elif weight:
+        raise UserError(
+            f"{cell.method} is a PyTorch class, and learned weights need a functional method; use weight=none"
+        )
+    else:
+        method = Imperative(cls, **cell.hparams)
+    if weight:
         method = locate(weight.pop("target"))(method=method, **weight)
     return method
 
@@ -254,8 +264,9 @@ def preflight(
     Raises UserError for the first mistake, with `strict` also for a severe defect of a data set, of
     which it warns otherwise. Writes nothing but reports on data, into the cache.
     """
-    from offbench import doctor
+    from offbench import doctor, rng
     from offbench.evaluation import EnvPool
+    from offbench.imperative import Imperative
     from offbench.training import check_budget
 
     for task in {cell.task.id: cell.task for cell in cells}.values():
@@ -268,8 +279,10 @@ def preflight(
             pool.close()
         for cell in (c for c in cells if c.task.id == task.id):
             _training_episodes(cell, data)
-            method, _ = build(cell, data, spec, lazy=True)
+            method, pipeline = build(cell, data, spec, lazy=True)
             check_budget(method, cell.n_updates)
+            if isinstance(method, Imperative):
+                method.check(pipeline.spec(spec), pipeline.sample(rng.key(0)))
 
 
 def resolve_device(device: str) -> str:
@@ -307,6 +320,7 @@ def run_pack(
     from offbench import kept
     from offbench.engine import n_minibatches
     from offbench.evaluation import EnvPool, evaluate, make_policy
+    from offbench.imperative import Imperative
     from offbench.sinks import open_sink
     from offbench.training import diverged
     from offbench.validation import Validation
@@ -362,6 +376,9 @@ def run_pack(
                 here = partial(look, _to_cpu(point.state), seeds=seeds, update=point.update)
                 episodes = protocol["monitor_episodes"]
                 looks.append(beside.submit(here, episodes=episodes, stream="monitor"))
+                # its seeds borrow the process's generators, which evaluation draws from, too
+                if isinstance(method, Imperative):
+                    looks[-1].result()
             mark = time.perf_counter()
         frames = [*before.frames, *(f.result() for f in looks)]
         report("evaluating", 0.9)
@@ -382,7 +399,7 @@ def run_pack(
         own, run = members[i]
         method = build_method(own)
         kept.save(
-            path.with_suffix(".safetensors"), final.seed(i), keep=settings.keep, run=run,
+            path.with_suffix(".safetensors"), final, i, keep=settings.keep, run=run,
             target=own.target, method=method, pipeline=pipeline, spec=spec, units=units, fitted=fitted,
         )  # fmt: skip
 
@@ -415,14 +432,20 @@ def _begin(
     shorter runs of the same settings, else nothing."""
     from offbench import checkpoint, kept
     from offbench.engine import initial_carry
+    from offbench.imperative import Imperative
 
     path = _checkpoint_path(pack, settings)
     seeds = [run.seed for _, run in pack.members]
-    like = lambda: initial_carry(method, pipeline.spec(spec), seeds, device, values=pack.values)
+    written = isinstance(method, Imperative)
+    like = lambda: (
+        method.like(seeds)
+        if written
+        else initial_carry(method, pipeline.spec(spec), seeds, device, values=pack.values)
+    )
     if path.exists():
         return checkpoint.load(path, like()), Progress.load(path)
     members = [(cell.entry, run) for cell, run in pack.members]
-    if not any(store.kept(run) for _, run in members):
+    if written or not any(store.kept(run) for _, run in members):
         return None, Progress()
     found, why = kept.earlier(store, members, like(), method)
     if found is None:
@@ -439,6 +462,7 @@ def _training(
     `keep` saves what was seen so far beside the checkpoint.
     """
     from offbench import checkpoint
+    from offbench.imperative import NAME, Imperative
     from offbench.training import train
 
     if settings.data == "device":
@@ -451,7 +475,8 @@ def _training(
         stop_at=stops, backend=settings.engine, precision=settings.precision, device=device, resume=resume,
     ):  # fmt: skip
         yield point
-        if time.perf_counter() - saved > 60 * settings.checkpoint_minutes:
+        resumable = not isinstance(method, Imperative) or point.backend == NAME
+        if resumable and time.perf_counter() - saved > 60 * settings.checkpoint_minutes:
             keep()
             checkpoint.save(point.carry, path)
             saved = time.perf_counter()
@@ -577,9 +602,9 @@ def _record(
             store.fail(run, failed[cell.entry][run.seed], made, status="diverged")
             continue
         rows = [f[f["member"] == i].drop(columns="member") for f in frames]
-        names = [name for name in curves[0] if name != "update"]
+        names = [name for name in dict.fromkeys(n for c in curves for n in c) if name != "update"]
         curve = {"update": [c["update"] for c in curves]} | {
-            m: [c[m][i] for c in curves] for m in names
+            m: [c[m][i] if m in c else float("nan") for c in curves] for m in names
         }
         said = [exploded({m: curve[m][-1] for m in names}, most)]
         said += began[i : i + 1]

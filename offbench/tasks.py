@@ -139,6 +139,17 @@ class Task:
             found["success"] = "at any step"
         return found
 
+    @property
+    def judge(self) -> dict[str, Any]:
+        """The environment, and for own data, whose id says nothing of it, how a return is scored: part of a
+        run's identity."""
+        found = {"id": self.env or None, "kwargs": dict(self.env_kwargs), **self.rules}
+        if self.source == "path":
+            found |= {k: getattr(self, k) for k in _SCORING}
+            if self.reading is not None:
+                found["actions"] = "unit" if self.reading.low is None else "env"
+        return found
+
     def check_trainable(self) -> None:
         """Raises UserError for a task whose environment is refused, and for a goal-conditioned one:
         nothing here trains a policy that is given a goal. The latter can be evaluated
@@ -199,6 +210,7 @@ class Task:
         return make_env(self.env, self.env_kwargs, self.id, adapter=self.adapter)
 
 
+_SCORING = ("score", "ref_min", "ref_max", "max_episode_steps")
 _OF_THIS_COPY = ("collected_again", "evaluation_maze")
 
 

@@ -15,6 +15,7 @@ from offbench.engine import (
     n_minibatches,
 )
 from offbench.errors import UserError
+from offbench.imperative import Imperative, ImperativeEngine
 from offbench.pipeline import Pipeline
 from offbench.types import Method, Metrics, Spec
 
@@ -33,7 +34,7 @@ class Point(NamedTuple):
 
 
 def train(
-    method: Method,
+    method: Method | Imperative,
     pipeline: Pipeline,
     spec: Spec,
     *,
@@ -59,12 +60,20 @@ def train(
     k = check_budget(method, n_updates)
     stops = sorted({max(k, s - s % k) for s in stop_at if 0 < s < n_updates} | {n_updates})
     device = device or pipeline.data.obs.device
-    carry = resume or initial_carry(method, pipeline.spec(spec), seeds, device, values=values)
-    engine, name = make_engine(
-        make_step(method, pipeline, device=device), carry,
-        backend=backend, n_steps=n_updates // k, precision=precision,
-    )  # fmt: skip
-    done = int(carry.step) * k
+    if isinstance(method, Imperative):
+        if (backend, precision) != ("auto", "float32"):
+            raise UserError(f"engine={backend} precision={precision}: {method.name} is run as it is written; use auto and float32")
+        engine = ImperativeEngine(
+            method, pipeline, pipeline.spec(spec), seeds, device=str(device), values=values, resume=resume
+        )  # fmt: skip
+        name = engine.name
+    else:
+        carry = resume or initial_carry(method, pipeline.spec(spec), seeds, device, values=values)
+        engine, name = make_engine(
+            make_step(method, pipeline, device=device), carry,
+            backend=backend, n_steps=n_updates // k, precision=precision,
+        )  # fmt: skip
+    done = (int(resume.step) if resume else 0) * k
     if done == n_updates:  # trained before; what remains is to be judged
         yield Point(done, engine.carry, {}, name)
     for stop in (s for s in stops if s > done):
@@ -86,5 +95,6 @@ def check_budget(method: Method, n_updates: int) -> int:
 
 def diverged(state: Any) -> torch.Tensor:
     """(N,) bool: seeds with a value that is not finite anywhere in their state."""
-    leaves = [x for x in torch.utils._pytree.tree_leaves(state) if x.is_floating_point()]
+    tensors = [x for x in torch.utils._pytree.tree_leaves(state) if isinstance(x, torch.Tensor)]
+    leaves = [x for x in tensors if x.is_floating_point()]
     return torch.stack([~x.reshape(len(x), -1).isfinite().all(1) for x in leaves]).any(0)

@@ -24,8 +24,9 @@ from offbench.compose import take
 from offbench.data import ReplayData
 from offbench.engine import bind, n_minibatches, to_device
 from offbench.errors import UserError
+from offbench.imperative import Imperative, Objects
 from offbench.pipeline import Pipeline
-from offbench.types import Batch, Context, Method, Metrics, Plan, minibatch
+from offbench.types import Batch, Context, Method, Metrics, Plan, TimeStep, minibatch
 
 ROWS = 2048  # of a minibatch that metrics are computed on
 
@@ -65,6 +66,8 @@ class Validation:
 
     def __call__(self, state: Any) -> Metrics:
         """Name -> (N,), of N stacked states."""
+        if isinstance(self.method, Imperative):
+            return self._of_objects(state)
         leaf = next(iter(tree_leaves(state)))
         key = rng.split(rng.key(0), 2).to(leaf.device)
         over_seeds = {"in_dims": (0, None, None)}
@@ -76,6 +79,18 @@ class Validation:
             found[f"{name}/{word}"] = error(state, one, key[0])
         losses = vmap(self._losses, **over_seeds)(state, self.batches["validation"], key[1])
         return found | {f"validation/{k}": v for k, v in losses.items() if k not in _ERRORS}
+
+    def _of_objects(self, state: Objects) -> Metrics:
+        """Of a PyTorch class as it was written: its train_step learns, so its losses are not asked for."""
+        act = self.method.policy().act
+        found, n = {}, len(state.members)
+        for name, batch in self.batches.items():
+            obs, key = batch.obs.expand(n, *batch.obs.shape), rng.key(0)
+            step = TimeStep(obs, obs[..., 0], obs[..., 0] == 0)
+            made, _ = act(state, step, (), key.expand(n, len(batch.obs)))
+            error = torch.square(made - batch.action.cpu()).mean((1, 2))
+            found[f"{name}/action_error"] = error
+        return found
 
     def _losses(self, state: Any, batch: Batch, key: Tensor) -> Metrics:
         bound, inner = bind(self.method, state)

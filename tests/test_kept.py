@@ -173,3 +173,43 @@ def test_sizes_tell_policy_from_state():
     sizes = kept.sizes(TD3BC(hidden=(8,)), Spec(4, 2, 0.99, 100))
     actor = 4 * (4 * 8 + 8 + 8 * 2 + 2)
     assert sizes["policy"] == actor and sizes["state"] > 4 * actor and sizes["none"] == 0
+
+
+OWN = """
+import torch
+from torch import nn
+
+class Cloner:
+    def __init__(self, obs_dim, action_dim, lr: float = 1e-2):
+        self.actor = nn.Sequential(nn.Linear(obs_dim, 8), nn.ReLU(), nn.Linear(8, action_dim), nn.Tanh())
+        self.optimiser = torch.optim.Adam(self.actor.parameters(), lr)
+
+    def train_step(self, batch):
+        loss = (self.actor(batch.obs) - batch.action).square().mean()
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        return {"loss": loss.item()}
+
+    def act(self, obs):
+        return self.actor(obs)
+"""
+
+
+def test_a_pytorch_class_of_ones_own_is_kept_by_its_state_dicts(tmp_path, monkeypatch):
+    (tmp_path / "own_cloner.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    args = ["method._target_=own_cloner.Cloner", f"task={HOPPER}", "n_updates=30", "seeds=[0,1]"]
+    assert main(["run", *TINY[1:3], "jobs=1", f"results={tmp_path / 'r'}", "eval.validation=0.2", *args]) == 0
+    path = files(tmp_path / "r")[1]
+    policy = kept.load_policy(path)
+    episodes = Store(tmp_path / "r").episodes(run_id=policy.run.run_id)
+    env = load_task(HOPPER).make_env()
+    obs, _ = env.reset(seed=int(episodes["env_seed"].iloc[0]))
+    total, over = 0.0, False
+    while not over:
+        obs, reward, terminated, truncated, _ = env.step(policy.act(obs))
+        total, over = total + reward, terminated or truncated
+    assert total == pytest.approx(episodes["return"].iloc[0], rel=1e-6)
+    curves = Store(tmp_path / "r").read(policy.run.run_id).metrics
+    assert curves["validation/action_error"].iloc[-1] < curves["validation/action_error"].iloc[0]

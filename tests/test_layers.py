@@ -16,7 +16,7 @@ TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 
 LAYER_0 = {"rng", "nets", "optim", "distributions", "flow", "transformer"}
 LAYER_1 = {"types", "data", "sampling", "views", "extras", "transforms", "pipeline"}
-LAYER_3 = {"program", "engine", "training"}
+LAYER_3 = {"program", "engine", "imperative", "training"}
 METHODS = {name for name in FILES if name.startswith("methods/")}
 SOURCES = {name for name in FILES if name.startswith("sources/")}
 RECIPES = {name for name in FILES if name.startswith("recipes/")}
@@ -51,7 +51,7 @@ MAY_IMPORT = (
     | {"speed": LAYER_0 | LAYER_1 | LAYER_3 | METHODS | {"plain", "cost"}}
 )
 # the edge, which may import everything
-EDGE = {"__init__", "gpu_check", "cli", "data_cli", "config", "run", "kept", "forecast", "sinks", "provenance"}
+EDGE = {"__init__", "gpu_check", "cli", "data_cli", "config", "kept", "outside", "run", "forecast", "sinks", "provenance"}
 
 HEAVY = {"torch", "gymnasium"}
 ENVIRONMENTS = {
@@ -71,6 +71,9 @@ MAY_SET_GLOBALS = {
     "recipes/behaviour": {"os.environ"},  # the threads of its worker processes
     "recipes/store": {"os.environ"},  # the folder that minari writes to; it is put back
     "environments": _BORROWED,  # the same
+    # a user's class draws from the process's generators: a seed's own stand there while it runs, and are put back
+    "imperative": {*_BORROWED, "random", "torch.default_generator"},
+    "nets": {"torch.default_generator"},  # so does a module's constructor, inside fork_rng
     "tasks": {"os.environ"},  # MUJOCO_GL, when an environment is made and nobody has set it
     "sources/d4rl_package": {"os.environ"},  # what d4rl asks for, to be imported without its simulators
 }
@@ -186,6 +189,9 @@ def test_no_method_is_named_outside_its_file(name):
             assert ident not in classes, f"{name}:{node.lineno} names a method"
 
 
+_SEEDS = ("torch.manual_seed", "torch.cuda.manual_seed_all", "torch.seed", "torch.default_generator")
+
+
 def global_state(tree: ast.AST) -> set[str]:
     """Uses of the process's generators and environment variables."""
     found = set()
@@ -197,7 +203,7 @@ def global_state(tree: ast.AST) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             dotted = ast.unparse(node)
-            if dotted in ("torch.manual_seed", "torch.cuda.manual_seed_all", "torch.seed"):
+            if dotted in _SEEDS:
                 found.add(dotted)
             modern = ("default_rng", "Generator", "SeedSequence", "PCG64")
             if ast.unparse(node.value) in ("np.random", "numpy.random") and node.attr not in modern:
