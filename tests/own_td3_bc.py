@@ -1,6 +1,7 @@
 """TD3+BC as one writes it in PyTorch: modules, optimisers and a counter. The tests train it as it stands."""
 
 import copy
+import time
 
 import torch
 import torch.nn.functional as F
@@ -65,3 +66,11 @@ class OwnTD3BC:
 
     def act(self, obs):
         return self.actor(obs).tanh()
+
+
+class Thinks(OwnTD3BC):
+    """Takes its time to act, in which nothing else may draw."""
+
+    def act(self, obs):
+        time.sleep(0.002)
+        return super().act(obs)

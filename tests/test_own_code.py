@@ -33,7 +33,7 @@ from offbench.records import Store
 from offbench.tasks import load_task
 from offbench.testing import SPEC, fake_batch
 from offbench.training import diverged, train
-from offbench.types import minibatch
+from offbench.types import TimeStep, minibatch
 
 HOPPER = "offbench/hopper/medium-replay-v0"
 RUN = [f"task={HOPPER}", "n_updates=40", "eval.episodes=2", "jobs=1", "device=cpu"]
@@ -128,6 +128,15 @@ def test_a_run_through_a_checkpoint_ends_where_it_would_have_ended(cls, data, tm
     assert whole.metrics.keys() == resumed.metrics.keys()
     with pytest.raises(UserError, match="of another run"):
         checkpoint.load(tmp_path / "c.safetensors", method.like([0]))
+
+
+def test_it_acts_on_a_copy_in_eval_mode(data):
+    point = trained(Noisy, data, [0], n=4)
+    policy, obs = make_policy(Imperative(Noisy), make_pipeline(data)), data.obs[:6].view(1, 6, -1)
+    step = TimeStep(obs, torch.zeros(1, 6), torch.ones(1, 6, dtype=torch.bool))
+    a, b = (policy.act(point.state, step, (), torch.full((1, 6), k))[0] for k in (1, 2))
+    assert torch.equal(a, b) and a.shape == (1, 6, SPEC.action_dim)
+    assert point.state.members[0].algorithm.net.training
 
 
 class Unpicklable(Noisy):
@@ -251,6 +260,14 @@ def test_seeds_do_not_depend_on_the_stack_the_monitor_or_an_interruption(tmp_pat
         Store(tmp_path / x).episodes(stream="test", seed=1)["return"].tolist() for x in "abc"
     ]
     assert returns[0] == returns[1] == returns[2] and len(returns[0]) == 2
+
+
+def test_what_acts_while_a_run_is_watched_does_not_disturb_its_training(tmp_path):
+    watched = ["eval.monitor_at=[0.1,0.3,0.5]"]
+    for name, args in (("a", watched), ("b", [])):
+        run(tmp_path / name, "method.width=16", "seeds=[1]", *args, target="own_td3_bc.Thinks")
+    returns = [Store(tmp_path / x).episodes(stream="test")["return"].tolist() for x in "ab"]
+    assert returns[0] == returns[1]
 
 
 MODULE = '''
