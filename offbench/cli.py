@@ -462,12 +462,11 @@ def _say_differences(plan: "Plan", console: "Console") -> None:
 
 
 def _in_brief(cell: "Cell", key: str) -> str:
-    """"[obs_norm]", "NStep(n=3)"."""
+    """"[obs_norm]", "nstep(n=3)"."""
     if key == "transforms":
         return f"[{', '.join(cell.pipeline['transforms'])}]"
     view = dict(cell.pipeline["view"])
-    name = view.pop("target").rsplit(".", 1)[-1]
-    return f"{name}({', '.join(f'{k}={v}' for k, v in view.items())})"
+    return f"{view.pop('name')}({', '.join(f'{k}={v}' for k, v in view.items())})"
 
 
 def _updates_of(cell: "Cell") -> str:
@@ -575,10 +574,7 @@ def _briefly(tasks: Sequence[str]) -> list[str]:
 def _effective(cell: "Cell") -> dict[str, str]:
     out = {f"method.{k}": v for k, v in cell.hparams.items()}
     for group in (g for g in ("view", "sampler", "weight") if g in cell.pipeline):
-        out |= {
-            f"{group}.{'_target_' if k == 'target' else k}": v
-            for k, v in cell.pipeline[group].items()
-        }
+        out |= {group if k == "name" else f"{group}.{k}": v for k, v in cell.pipeline[group].items()}
     out |= {"transforms": cell.pipeline["transforms"], "batch_size": cell.pipeline["batch_size"]}
     out |= {
         "gamma": cell.pipeline["gamma"],
@@ -593,7 +589,7 @@ def _source(cell: "Cell", key: str) -> str:
     if key == "transforms":
         found = [s for k, s in cell.sources.items() if k.startswith("transforms")]
         return ", ".join(dict.fromkeys(found))
-    return cell.sources.get(key, "")
+    return cell.sources.get(key, cell.sources.get(f"{key}._target_", ""))
 
 
 def _print_cells(

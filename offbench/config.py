@@ -619,7 +619,7 @@ def _cell(
         _check_ranges("weight", weighted, own.typed("weight"))
     pipeline = {
         "view": _identity_of_view(own),
-        "sampler": {"target": own.values["sampler._target_"], **own.typed("sampler")},
+        "sampler": {"name": name_of("sampler", own.values["sampler._target_"]), **own.typed("sampler")},
         "transforms": _typed_transforms(settings.transforms),
         "batch_size": settings.batch_size,
         "gamma": settings.gamma,
@@ -631,7 +631,7 @@ def _cell(
     if settings.precision != "float32":
         pipeline["precision"] = settings.precision
     if weighted:
-        pipeline["weight"] = {"target": weighted, **own.typed("weight")}
+        pipeline["weight"] = {"name": name_of("weight", weighted), **own.typed("weight")}
     monitor_at = settings.eval.monitor_at or ()
     protocol = {
         "episodes": settings.eval.episodes,
@@ -667,7 +667,7 @@ def _identity_of_view(own: "Layers") -> dict[str, Any]:
     ):  # the settings that chunks have had from the beginning, and n-step returns have not
         usual = {"pad": True, "rewards_after_terminal": False}
         view = {k: v for k, v in view.items() if k == "n" or (view["n"] > 1 and v != usual[k])}
-    return {"target": own.values["view._target_"], **view}
+    return {"name": name_of("view", own.values["view._target_"]), **view}
 
 
 def _split_entry(
@@ -1208,6 +1208,35 @@ def locate(target: str) -> Any:
     return found
 
 
+BUILT_IN: Mapping[str, Mapping[str, str | None]] = types.MappingProxyType(
+    {
+        "view": {
+            "nstep": "offbench.views.NStep",
+            "chunk": "offbench.views.Chunk",
+            "window": "offbench.views.Window",
+        },
+        "sampler": {
+            "uniform": None,
+            "aw": "offbench.sampling.advantage_weights",
+            "rw": "offbench.sampling.return_weights",
+            "top": "offbench.sampling.top_fraction",
+        },
+        "weight": {"dw": "offbench.weighting.DensityWeights"},
+    }
+)
+"""Where what a run's specification names is found. A class from elsewhere is named by its dotted path."""
+
+
+def name_of(group: str, target: str | None) -> str:
+    return next((name for name, known in BUILT_IN[group].items() if known == target), str(target))
+
+
+def option_of(group: str, name: str) -> Any:
+    """The class or function of a name in a run's specification; None where there is nothing to build."""
+    target = BUILT_IN[group].get(name, name)
+    return None if target is None else locate(target)
+
+
 def is_torch_class(obj: Any) -> bool:
     """Whether a target is a class that is trained as it was written: offbench/imperative.py."""
     return inspect.isclass(obj) and hasattr(obj, "train_step")
@@ -1225,10 +1254,10 @@ def _check_method(obj: Any) -> None:
         )
 
 
-def parameters(target: str) -> dict[str, tuple[Any, Any]]:
-    """Settable parameters of a target: name -> (type, default). `data`, `gamma` and a wrapped
+def parameters(target: Any) -> dict[str, tuple[Any, Any]]:
+    """Settable parameters of a class or function, or of what is at a dotted path: name -> (type, default). `data`, `gamma` and a wrapped
     `method` are the engine's, and so are a PyTorch class's sizes and device."""
-    obj = locate(target)
+    obj = locate(target) if isinstance(target, str) else target
     given, described = {"data", "gamma", "method"}, obj
     if is_torch_class(obj):
         given, described = given | {"obs_dim", "action_dim", "device"}, obj.__init__

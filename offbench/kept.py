@@ -26,7 +26,7 @@ from torch.utils._pytree import (
 )
 
 from offbench import rng, transforms
-from offbench.config import coerce, is_torch_class, locate, parameters
+from offbench.config import coerce, is_torch_class, locate, option_of, parameters
 from offbench.engine import Carry, Swept, bind, n_minibatches, stack
 from offbench.errors import UserError, nearest
 from offbench.files import write_beside
@@ -427,21 +427,21 @@ def _objects(method: Imperative, spec: Spec, tensors: Mapping[str, Tensor], path
 
 def _method(target: str, run: RunSpec) -> Method:
     cls = locate(target)
-    made = Imperative(cls, **run.hparams) if is_torch_class(cls) else _of(target, run.hparams)
+    made = Imperative(cls, **run.hparams) if is_torch_class(cls) else _of(cls, run.hparams)
     if weight := dict(run.pipeline.get("weight", {})):
-        made = _of(weight.pop("target"), weight, method=made)
+        made = _of(option_of("weight", weight.pop("name")), weight, method=made)
     return made
 
 
-def _of(target: str, values: Mapping[str, Any], **more: Any) -> Any:
+def _of(cls: Any, values: Mapping[str, Any], **more: Any) -> Any:
     """An object of settings as JSON has them."""
-    hints = parameters(target)
-    return locate(target)(**{k: coerce(v, hints[k][0], k) for k, v in values.items()}, **more)
+    hints = parameters(cls)
+    return cls(**{k: coerce(v, hints[k][0], k) for k, v in values.items()}, **more)
 
 
 def _view(pipeline: Mapping[str, Any], fitted: Mapping[str, Any], spec: Spec) -> Any:
     settings = dict(pipeline["view"]) | {k.removeprefix("view."): v for k, v in fitted.items()}
-    view = _of(settings.pop("target"), settings, gamma=pipeline["gamma"])
+    view = _of(option_of("view", settings.pop("name")), settings, gamma=pipeline["gamma"])
     return view.to_act(spec.action_dim) if isinstance(view, Window) else view
 
 

@@ -143,16 +143,20 @@ class RunSpec:
     def __post_init__(self) -> None:
         for item in fields(self):
             object.__setattr__(self, item.name, _checked(item, getattr(self, item.name)))
+        object.__setattr__(self, "pipeline", _named(self.pipeline))
 
     @cached_property
     def run_id(self) -> str:
         """First 16 hex digits of the sha256 of the canonical JSON."""
-        return _digest(self.as_dict())
+        return _digest(self._identity())
 
     @cached_property
     def config_id(self) -> str:
         """The same without the seed: equal for runs which are repetitions of one another."""
-        return _digest({name: value for name, value in self.as_dict().items() if name != "seed"})
+        return _digest({name: value for name, value in self._identity().items() if name != "seed"})
+
+    def _identity(self) -> dict[str, Any]:
+        return self.as_dict() | {"pipeline": _as_first_recorded(self.pipeline)}
 
     def as_dict(self) -> dict[str, Any]:
         return {item.name: getattr(self, item.name) for item in fields(self)}
@@ -289,6 +293,44 @@ def _by_value(value: Any) -> Any:
     if isinstance(value, list):
         return [_by_value(item) for item in value]
     return value
+
+
+_FIRST_RECORDED: Mapping[str, Mapping[str, str | None]] = MappingProxyType(
+    {
+        "view": {name.lower(): f"offbench.views.{name}" for name in ("NStep", "Chunk", "Window")},
+        "sampler": {
+            "uniform": None,
+            "aw": "offbench.sampling.advantage_weights",
+            "rw": "offbench.sampling.return_weights",
+            "top": "offbench.sampling.top_fraction",
+        },
+        "weight": {"dw": "offbench.weighting.DensityWeights"},
+    }
+)
+"""What the first records had in the place of a name. Run ids are hashes of it, and stay what they were."""
+
+
+def _named(pipeline: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a pipeline by their names: {"name": "nstep"}; of old records, which have targets, too."""
+    made = dict(pipeline)
+    for group, known in _FIRST_RECORDED.items():
+        option = made.get(group)
+        if isinstance(option, Mapping) and "target" in option:
+            rest = {k: v for k, v in option.items() if k != "target"}
+            target = option["target"]
+            name = next((n for n, first in known.items() if first == target), target)
+            made[group] = {"name": name, **rest}
+    return made
+
+
+def _as_first_recorded(pipeline: Mapping[str, Any]) -> dict[str, Any]:
+    made = dict(pipeline)
+    for group, known in _FIRST_RECORDED.items():
+        option = made.get(group)
+        if isinstance(option, Mapping) and "name" in option:
+            rest = {k: v for k, v in option.items() if k != "name"}
+            made[group] = {"target": known.get(option["name"], option["name"]), **rest}
+    return made
 
 
 def _digest(value: dict[str, Any]) -> str:
@@ -781,6 +823,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} has record format {body['format']}, this offbench reads {_FORMAT}")
     if body["run_id"] != path.stem:
         raise UserError(f"damaged record: {path} is the record of run {body['run_id']}")
+    body["spec"]["pipeline"] = _named(body["spec"]["pipeline"])
     return body
 
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psutil
 
 from offbench import provenance
-from offbench.config import Cell, Settings, is_torch_class, locate
+from offbench.config import Cell, Settings, is_torch_class, locate, option_of
 from offbench.errors import UserError
 from offbench.files import write_beside
 from offbench.records import (
@@ -166,11 +166,11 @@ def build(
 
     method = build_method(cell)
     sampler = dict(cell.pipeline["sampler"])
-    sampler_target = sampler.pop("target")
+    weighted = option_of("sampler", sampler.pop("name"))
     pipeline = make_pipeline(
         data,
         view=build_view(cell),
-        weights=[partial(locate(sampler_target), **sampler)] if sampler_target else [],
+        weights=[partial(weighted, **sampler)] if weighted else [],
         transforms=cell.pipeline["transforms"],
         batch_size=cell.pipeline["batch_size"],
         lazy=lazy,
@@ -190,7 +190,7 @@ def build(
 def build_view(cell: Cell) -> Any:
     """The cell's view, before it has seen data."""
     view = dict(cell.pipeline["view"])
-    return locate(view.pop("target"))(**view, gamma=cell.pipeline["gamma"])
+    return option_of("view", view.pop("name"))(**view, gamma=cell.pipeline["gamma"])
 
 
 def build_method(cell: Cell) -> Any:
@@ -207,7 +207,7 @@ def build_method(cell: Cell) -> Any:
     else:
         method = Imperative(cls, **cell.hparams)
     if weight:
-        method = locate(weight.pop("target"))(method=method, **weight)
+        method = option_of("weight", weight.pop("name"))(method=method, **weight)
     return method
 
 

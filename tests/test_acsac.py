@@ -422,7 +422,7 @@ def test_a_policy_of_more_steps_than_its_chunks_is_refused_before_training(entry
 def test_methods_of_flows_learn_from_n_steps_as_entries(entry):
     cell = plan([f"methods=[{entry}]", "task=offbench/cube-single-play-v0"], bench=True).cells[0]
     added = {} if entry.startswith("ifql") else {"rewards_after_terminal": True}  # FQL-n, BFN-n
-    assert cell.pipeline["view"] == {"target": "offbench.views.NStep", "n": 5} | added
+    assert cell.pipeline["view"] == {"name": "nstep", "n": 5} | added
     _, pipeline = build(cell, fake_data(), Spec(5, 2, 0.99, 100))
     assert pipeline.spec(Spec(5, 2, 0.99, 100)).chunk == 1
     assert pipeline.sample(rng.key(0)).extras["valid"].shape == (256, 1)
@@ -430,10 +430,10 @@ def test_methods_of_flows_learn_from_n_steps_as_entries(entry):
 
 def test_a_methods_own_view_keeps_its_settings_when_the_length_is_changed():
     view = lambda entry: plan([f"methods=[{entry}]", "task=offbench/cube-single-play-v0"], bench=True).cells[0].pipeline["view"]  # fmt: skip
-    own = {"target": "offbench.views.Chunk", "h": 5, "pad": True, "rewards_after_terminal": True}
+    own = {"name": "chunk", "h": 5, "pad": True, "rewards_after_terminal": True}
     assert view("acsac") == view("acsac+chunk") == own
     assert view("qc+chunk10") == own | {"h": 10}
     assert view("iql+chunk") == own | {"pad": False, "rewards_after_terminal": False}
-    steps = {"target": "offbench.views.NStep", "n": 5}
+    steps = {"name": "nstep", "n": 5}
     assert view("bfn+nstep5") == steps | {"rewards_after_terminal": True}
     assert view("iql+nstep5") == steps and view("bfn") == steps | {"n": 1}

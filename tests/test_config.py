@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 
 import pytest
 
-from offbench.config import Cell, coerce, locate, options, parameters, plan, read_option
+from offbench.config import Cell, coerce, locate, option_of, options, parameters, plan, read_option
 from offbench.errors import UserError
 
 HOPPER = "task=offbench/hopper/medium-replay-v0"
@@ -42,10 +42,10 @@ def test_a_method_yaml_shows_every_setting_with_the_default_of_its_class(name):
 def test_every_sampler_and_view_composes(group):
     for name in options(group):
         made = cell("method=bc", f"{group}={name}")
-        target = made.pipeline[group]["target"]
-        if target:
-            settings = {k: v for k, v in made.pipeline[group].items() if k != "target"}
-            assert settings.keys() <= inspect.signature(locate(target)).parameters.keys()
+        built = option_of(group, made.pipeline[group]["name"])
+        if built:
+            settings = {k: v for k, v in made.pipeline[group].items() if k != "name"}
+            assert settings.keys() <= inspect.signature(built).parameters.keys()
 
 
 WITH_TASKS = [name for name in options("suite") if read_option("suite", name)["tasks"]]
@@ -101,10 +101,10 @@ def test_a_setting_may_be_that_of_another_once_all_layers_are_said():
 def test_an_entry_composes_a_method_with_a_sampler_and_a_view():
     p = plan([HOPPER, "methods=[iql+aw+nstep3,bc+top10]"], bench=True)
     first, second = p.cells
-    assert first.pipeline["view"] == {"target": "offbench.views.NStep", "n": 3}
-    assert first.pipeline["sampler"]["target"] == "offbench.sampling.advantage_weights"
+    assert first.pipeline["view"] == {"name": "nstep", "n": 3}
+    assert first.pipeline["sampler"]["name"] == "aw"
     assert second.pipeline["sampler"] == {
-        "target": "offbench.sampling.top_fraction", "fraction": 0.1, "by": "trajectories",
+        "name": "top", "fraction": 0.1, "by": "trajectories",
     }  # fmt: skip
     spelt = cell("method=iql", "sampler=aw", "view=nstep", "view.n=3")
     assert (

@@ -109,11 +109,11 @@ def test_a_run_begins_with_them(tmp_path, capsys):
 def test_what_is_composed_around_a_class_without_a_yaml_is_set_against_its_rivals(own_class):
     words = said(cli._say_differences, HOPPER, f"methods=[{own_class},td3_bc,bc,iql+nstep3]")
     assert " ".join(words.split()) == (
-        "Mine has no yaml: transforms [], view NStep(n=1); td3_bc, bc: transforms [obs_norm]; "
-        "iql+nstep3: transforms [obs_norm], view NStep(n=3)"
+        "Mine has no yaml: transforms [], view nstep(n=1); td3_bc, bc: transforms [obs_norm]; "
+        "iql+nstep3: transforms [obs_norm], view nstep(n=3)"
     )
     alone = said(cli._say_differences, HOPPER, f"method={own_class}", bench=False)
-    assert alone.strip() == "Mine has no yaml: transforms [], view NStep(n=1)"
+    assert alone.strip() == "Mine has no yaml: transforms [], view nstep(n=1)"
     same = ("transforms=[obs_norm]", f"methods=[{own_class},td3_bc]")
     assert said(cli._say_differences, HOPPER, *same) == ""
     assert said(cli._say_differences, HOPPER, "methods=[td3_bc,dt]") == ""

@@ -362,7 +362,7 @@ def dt(v, dataset):
         "max_grad_norm": number(v, "clip_grad"),
     }
     view = {
-        "target": "offbench.views.Window",
+        "name": "window",
         "k": number(v, "seq_len"),
         "target_return": yaml.safe_load(v["target_returns"])[0],
         "return_scale": number(v, "reward_scale"),

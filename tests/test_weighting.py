@@ -224,7 +224,7 @@ def test_an_entry_with_a_weight_and_the_ids_of_those_without():
     hopper = "task=offbench/hopper/medium-replay-v0"
     plain, both = plan([hopper, "methods=[iql+aw,iql+aw+dw]"], bench=True).cells
     assert "weight" not in plain.pipeline and both.entry == "iql+aw+dw"
-    assert both.pipeline["weight"]["target"] == "offbench.weighting.DensityWeights"
+    assert both.pipeline["weight"]["name"] == "dw"
     assert both.pipeline["sampler"] == plain.pipeline["sampler"]
     (spelt,) = plan([hopper, "method=iql", "sampler=aw", "weight=dw"], bench=False).cells
     assert spelt.entry == both.entry and spelt.runs()[0].run_id == both.runs()[0].run_id
