@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 gpu-check: $(READY)
-	@$(VENV)/bin/python -m offbench.gpu_check $(or $(OUT),results/gpu_check)
+	@$(VENV)/bin/python -m offbench.speed.gpu_check $(or $(OUT),results/gpu_check)
 
 clean:
 	rm -rf $(VENV)

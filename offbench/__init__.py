@@ -9,19 +9,19 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "Task": "tasks",
-    "load_task": "tasks",
-    "make_pipeline": "pipeline",
-    "train": "training",
-    "evaluate": "evaluation",
-    "make_policy": "evaluation",
-    "load_policy": "kept",
-    "env_seeds": "evaluation",
-    "evaluate_policy": "outside",
-    "from_module": "nets",
-    "Imperative": "imperative",
-    "Store": "records",
-    "leaderboard": "board",
+    "Task": "tasks.task",
+    "load_task": "tasks.task",
+    "make_pipeline": "data.pipeline",
+    "train": "training.loop",
+    "evaluate": "rollout",
+    "make_policy": "rollout",
+    "load_policy": "bench.kept",
+    "env_seeds": "rollout",
+    "evaluate_policy": "bench.outside",
+    "from_module": "nn.nets",
+    "Imperative": "training.imperative",
+    "Store": "results.records",
+    "leaderboard": "results.leaderboard",
     "UserError": "errors",
 }
 __all__ = sorted(_HOME)

@@ -44,7 +44,7 @@ class Batch(NamedTuple):
     reward: Tensor  # (B,)  discounted sum over the steps this element spans
     discount: Tensor  # (B,)  gamma ** steps spanned, 0 after a terminal: the whole bootstrap factor
     next_obs: Tensor  # (B, O)  observation at the end of the span
-    extras: Any = ()  # dict of tensors that a view or a method's `needs` adds: offbench/extras.py
+    extras: Any = ()  # dict of tensors that a view or a method's `needs` adds: offbench/data/batch_extras.py
 
 
 def minibatch(batch: Batch, i: int) -> Batch:
@@ -57,7 +57,7 @@ class Method(Protocol[State]):
 
     `minibatches` is how many minibatches one `update` consumes (leading axis of the batch when
     more than 1): a delayed actor is `minibatches = 2`, not a counter. `needs` names what it reads
-    from `batch.extras` (offbench/extras.py), `actions` the kind of actions it learns. `act` returns
+    from `batch.extras` (offbench/data/batch_extras.py), `actions` the kind of actions it learns. `act` returns
     actions, or a `Plan` where the method decides how many steps of a chunk are executed. A method may
     have `check(spec)`, which raises UserError for settings that do not fit the problem.
 

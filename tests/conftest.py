@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import offbench.methods
-from offbench.testing import fake_data, sized
+from offbench.testing.contract import fake_data, sized
 
 torch.set_num_threads(1)
 

@@ -9,15 +9,16 @@ from torch.func import jacrev
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from offbench import flow, rng
-from offbench.config import plan
-from offbench.data import Episode, from_episodes
+from offbench import rng
+from offbench.bench.config import plan
+from offbench.bench.run import build
+from offbench.data.replay import Episode, from_episodes
 from offbench.errors import UserError
 from offbench.methods.acsac import ACSAC
 from offbench.methods.fql import FQL
 from offbench.methods.qc import QC
-from offbench.run import build
-from offbench.testing import fake_data
+from offbench.nn import flow
+from offbench.testing.contract import fake_data
 from offbench.types import Batch, Spec
 
 CUBE_TRIPLE = Spec(obs_dim=46, action_dim=25, gamma=0.99, max_episode_steps=1000, chunk=5)

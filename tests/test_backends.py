@@ -4,8 +4,18 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from offbench import engine as engines
-from offbench.engine import (
+from offbench.data.pipeline import make_pipeline
+from offbench.data.views import Chunk, NStep
+from offbench.errors import UserError
+from offbench.methods.acsac import ACSAC
+from offbench.methods.bc import BC
+from offbench.methods.dt import DT
+from offbench.methods.iql import IQL
+from offbench.methods.rebrac import ReBRAC
+from offbench.methods.td3_bc import TD3BC
+from offbench.testing.contract import SPEC, view_for
+from offbench.training import engine as engines
+from offbench.training.engine import (
     BLOCK,
     GATE_TOLERANCE,
     Engine,
@@ -18,18 +28,8 @@ from offbench.engine import (
     peak_bytes,
     unstack,
 )
-from offbench.errors import UserError
-from offbench.methods.acsac import ACSAC
-from offbench.methods.bc import BC
-from offbench.methods.dt import DT
-from offbench.methods.iql import IQL
-from offbench.methods.rebrac import ReBRAC
-from offbench.methods.td3_bc import TD3BC
-from offbench.pipeline import make_pipeline
-from offbench.program import Program
-from offbench.testing import SPEC, view_for
-from offbench.training import train
-from offbench.views import Chunk, NStep
+from offbench.training.loop import train
+from offbench.training.tracing import Program
 
 HIDDEN = (8, 8)
 

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from offbench import board as boards
-from offbench.board import Board, leaderboard, to_csv, to_markdown, to_terminal, write
 from offbench.errors import UserError
-from offbench.records import Provenance, RunSpec, Store
+from offbench.results import leaderboard as boards
+from offbench.results.leaderboard import Board, leaderboard, to_csv, to_markdown, to_terminal, write
+from offbench.results.records import Provenance, RunSpec, Store
 
 A, B = "toy/a-v0", "toy/b-v0"
 Frames = tuple[pd.DataFrame, pd.DataFrame]

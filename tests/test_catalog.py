@@ -13,11 +13,12 @@ import pytest
 import yaml
 from test_sources_layouts import make, write_d4rl, write_minari, write_ogbench
 
-from offbench import catalog, compose, tasks
-from offbench.data import fingerprint, from_episodes
-from offbench.doctor import DataWarning
-from offbench.environments import ANTMAZE, MAZE2D, antmaze_map, maze2d_map
+from offbench.data.replay import compose, fingerprint, from_episodes
 from offbench.errors import UserError
+from offbench.tasks import catalog
+from offbench.tasks import task as tasks
+from offbench.tasks.doctor import DataWarning
+from offbench.tasks.environments import ANTMAZE, MAZE2D, antmaze_map, maze2d_map
 
 SUITES = sorted((Path(__file__).parent.parent / "conf" / "suite").glob("*.yaml"))
 
@@ -43,7 +44,7 @@ def test_every_id_has_one_card_of_its_own_name():
 
 
 def test_every_row_of_the_table_that_names_a_file_is_an_id():
-    path = Path(catalog.__file__).parent / "sources" / "d4rl.csv"
+    path = Path(catalog.__file__).parent / "d4rl.csv"
     with path.open() as file:
         rows = [row for row in csv.DictReader(file) if row["dataset_url"]]
     assert {f"d4rl/{row['dataset_id']}" for row in rows} == {i for i in catalog.ids() if i.startswith("d4rl/")}
@@ -213,7 +214,7 @@ def test_a_defect_found_in_the_arrays_is_kept_and_told(cache, monkeypatch):
     with pytest.warns(DataWarning, match="every reward is zero"):
         task.load()
     with monkeypatch.context() as patch:
-        patch.setattr("offbench.doctor.check", None)  # it is not examined again
+        patch.setattr("offbench.tasks.doctor.check", None)  # it is not examined again
         with pytest.raises(UserError, match="every reward is zero; strict=true"):
             task.load(defects="refuse")
     write_d4rl(make([40, 30, 20]), path)  # other data, other report
@@ -223,7 +224,7 @@ def test_a_defect_found_in_the_arrays_is_kept_and_told(cache, monkeypatch):
 def test_without_the_file_and_the_network_one_line_says_what_to_put_where(cache, monkeypatch):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    monkeypatch.setattr("offbench.files.time.sleep", lambda s: None)
+    monkeypatch.setattr("offbench.tasks.files.time.sleep", lambda s: None)
     task = tasks.load_task("hopper-medium-v2")
     assert task.sha256 == tasks.NOT_HERE
     with pytest.raises(UserError, match=r"http://rail.*hopper_medium-v2\.hdf5.* into ") as error:
@@ -244,7 +245,7 @@ def test_the_parts_of_a_large_set_are_put_there_by_hand(cache):
 
 
 def test_own_data_are_a_task_by_path(tmp_path, cache):
-    from offbench.config import plan
+    from offbench.bench.config import plan
 
     # two actions, as the swimmer has
     write_d4rl(make([5, 6]), tmp_path / "mine.hdf5")
@@ -294,7 +295,7 @@ def test_own_play_data_are_labelled_by_the_single_task_of_their_environment(tmp_
 
 
 def test_nothing_trains_on_a_goal_conditioned_set(cache):
-    from offbench.config import plan
+    from offbench.bench.config import plan
 
     with pytest.raises(UserError, match=r"goal-conditioned.*ogbench/cube-single-play-singletask-v0") as error:
         plan(["method=bc", "task=cube-single-play-v0"], bench=False)
@@ -325,7 +326,7 @@ def test_a_goal_conditioned_policy_is_scored_by_success_over_the_five_tasks():
     pytest.importorskip("ogbench")
     import torch
 
-    from offbench.evaluation import evaluate
+    from offbench.rollout import evaluate
     from offbench.types import Policy
 
     def act(state, step, carry, key):
@@ -438,7 +439,7 @@ def test_another_maze_for_evaluation_is_said_where_data_are_loaded(cache, walls,
     """Minari issue 304: start and goal may lie elsewhere, walls may not."""
     import gymnasium
 
-    from offbench.tasks import make_env
+    from offbench.tasks.task import make_env
 
     make_env("PointMaze_UMaze-v3", {}, "x").close()  # registers its kind
     plain = [[1 if cell == 1 else 0 for cell in row] for row in ROUND]
@@ -460,7 +461,7 @@ def test_another_maze_for_evaluation_is_said_where_data_are_loaded(cache, walls,
 def test_a_minari_pen_ends_on_a_drop_where_its_recording_did(cache, version, adapter):
     import gymnasium
 
-    from offbench.tasks import make_env
+    from offbench.tasks.task import make_env
 
     make_env("AdroitHandPen-v1", {}, "x").close()
     made = write_minari(
@@ -487,7 +488,7 @@ def test_arrow_sets_are_told_before_their_data_are_asked_for(monkeypatch, cache)
         path.write_text(json.dumps(content))
         return path
 
-    monkeypatch.setattr("offbench.files.fetch", fetch)
+    monkeypatch.setattr("offbench.tasks.files.fetch", fetch)
     with pytest.raises(UserError, match="Arrow files; get them with: minari download D4RL/door/human-v2"):
         catalog.fetch(catalog.card("D4RL/door/human-v2"))
 

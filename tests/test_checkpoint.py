@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from offbench import checkpoint
-from offbench.engine import Engine, initial_carry, make_step
+from offbench.bench.run import Progress
+from offbench.data.pipeline import make_pipeline
 from offbench.errors import UserError
 from offbench.methods.bc import BC
 from offbench.methods.td3_bc import TD3BC
-from offbench.pipeline import make_pipeline
-from offbench.run import Progress
-from offbench.testing import SPEC
-from offbench.training import train
+from offbench.testing.contract import SPEC
+from offbench.training import checkpoint
+from offbench.training.engine import Engine, initial_carry, make_step
+from offbench.training.loop import train
 
 HIDDEN = (8, 8)
 
@@ -75,7 +75,7 @@ def test_saving_replaces_whole_files_only(trained, tmp_path, monkeypatch):
 def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
     def command(folder) -> list[str]:
         return [
-            sys.executable, "-m", "offbench.cli", "run", "method=td3_bc", "seeds=[0,1]", "jobs=1",
+            sys.executable, "-m", "offbench.cli.main", "run", "method=td3_bc", "seeds=[0,1]", "jobs=1",
             "task=offbench/hopper/medium-replay-v0", "n_updates=3000", "eval.episodes=1",
             "method.hidden=[8]", "checkpoint_minutes=0", "eval.monitor_at=[0.01,0.9]",
             "eval.monitor_episodes=1", f"results={folder}",

@@ -15,12 +15,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from offbench.cli import _parity, _updates, main
-from offbench.config import options
-from offbench.data import episode_returns
-from offbench.doctor import DataWarning
+from offbench.bench.config import options
+from offbench.cli.main import _parity, _updates, main
+from offbench.data.replay import episode_returns
 from offbench.errors import UserError
-from offbench.tasks import check_file, load_task
+from offbench.tasks.doctor import DataWarning
+from offbench.tasks.task import check_file, load_task
 
 ROOT = Path(__file__).resolve().parents[1]
 HOPPER = "offbench/hopper/medium-replay-v0"
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.env
 
 def offbench(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "offbench.cli", *args],
+        [sys.executable, "-m", "offbench.cli.main", *args],
         cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, capture_output=True, text=True,
     )  # fmt: skip
 
@@ -39,7 +39,7 @@ def test_make_bench_turns_data_into_a_board_and_a_second_run_trains_nothing(tmp_
     args = "methods=[bc,iql+aw] seeds=[0,1] " + " ".join(TINY) + f" results={tmp_path}"
     command = ["make", "-s", "bench", f"ARGS={args}"]
     if not (ROOT / ".venv" / ".ready").exists():  # tests of an environment made some other way
-        command = [sys.executable, "-m", "offbench.cli", "bench", *args.split()]
+        command = [sys.executable, "-m", "offbench.cli.main", "bench", *args.split()]
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "4 runs, 0 recorded, 4 to do" in first.stdout
@@ -137,7 +137,7 @@ def nothing_here(tmp_path, monkeypatch) -> Path:
     def refuse(url, *_, **__):
         raise AssertionError(f"{url} was asked for")
 
-    monkeypatch.setattr("offbench.files.fetch", refuse)
+    monkeypatch.setattr("offbench.tasks.files.fetch", refuse)
     return tmp_path / "data"
 
 
@@ -415,14 +415,14 @@ def test_a_pack_that_raises_is_told_and_exit_code_1(tmp_path, capsys, monkeypatc
     def raises(*args, **kwargs):
         raise UserError("not like this")
 
-    monkeypatch.setattr("offbench.run.run_pack", raises)
+    monkeypatch.setattr("offbench.bench.run.run_pack", raises)
     assert main(["run", "method=bc", "seeds=[0,1]", *TINY, f"results={tmp_path}", "jobs=1"]) == 1
     assert "not like this" in capsys.readouterr().err
 
 
 def test_values_that_exploded_are_told_beside_a_score_that_counts(tmp_path, capsys):
     """Of one run of a stack and not of its neighbour; the exit code is that of success."""
-    from offbench.records import Store
+    from offbench.results.records import Store
 
     args = ["run", "method=td3_bc", "seeds=[0]", *TINY, f"results={tmp_path}", "jobs=1"]
     assert main([*args, "gamma=0", "method.lr=[1e-4,1000.0]"]) == 0

@@ -6,11 +6,18 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from offbench.config import locate, options, read_option
-from offbench.pipeline import make_pipeline
-from offbench.testing import SPEC, environment_spec, fake_data, n_minibatches, spec_for, view_for
-from offbench.training import diverged, train
-from offbench.views import Chunk, NStep
+from offbench.bench.config import locate, options, read_option
+from offbench.data.pipeline import make_pipeline
+from offbench.data.views import Chunk, NStep
+from offbench.testing.contract import (
+    SPEC,
+    environment_spec,
+    fake_data,
+    n_minibatches,
+    spec_for,
+    view_for,
+)
+from offbench.training.loop import diverged, train
 
 VIEWS = {"nstep1": NStep(1, 0.99), "nstep3": NStep(3, 0.99), "chunk": Chunk(3, 0.99)}
 

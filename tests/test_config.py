@@ -7,7 +7,16 @@ from fnmatch import fnmatch
 
 import pytest
 
-from offbench.config import Cell, coerce, locate, option_of, options, parameters, plan, read_option
+from offbench.bench.config import (
+    Cell,
+    coerce,
+    locate,
+    option_of,
+    options,
+    parameters,
+    plan,
+    read_option,
+)
 from offbench.errors import UserError
 
 HOPPER = "task=offbench/hopper/medium-replay-v0"
@@ -301,7 +310,7 @@ def test_the_order_of_two_reward_transforms_is_part_of_the_name():
 
 
 def test_how_own_data_are_scored_is_part_of_the_name():
-    from offbench.tasks import load_task
+    from offbench.tasks.task import load_task
 
     path = load_task("offbench/hopper/medium-replay-v0").folder
     own = lambda *more: plan(["method=bc", f"task.data={path}", *more], bench=False).cells[0]

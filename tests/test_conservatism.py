@@ -9,11 +9,11 @@ from test_learning import SPEC, halfway, move, record, returns_of
 from torch.func import vmap
 
 from offbench import rng
+from offbench.data.pipeline import make_pipeline
+from offbench.data.views import NStep
 from offbench.methods.cql import CQL
 from offbench.methods.sac_n import SACN
-from offbench.pipeline import make_pipeline
-from offbench.training import train
-from offbench.views import NStep
+from offbench.training.loop import train
 
 SEEDS = [0, 1, 2]
 SMALL = {"hidden": (32,), "actor_lr": 4e-3, "critic_lr": 4e-3, "polyak_rate": 0.05}

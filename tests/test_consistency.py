@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from offbench.consistency import one_step
-from offbench.tasks import load_task
+from offbench.tasks.consistency import one_step
+from offbench.tasks.task import load_task
 
 SHARED = Path(__file__).parents[2] / "shared"
 pytestmark = pytest.mark.env

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch.func import grad
 
-from offbench import nets, rng
+from offbench import rng
 from offbench.methods.iql import IQL
-from offbench.optim import Adam, AdamState, polyak
-from offbench.testing import (
+from offbench.nn import nets
+from offbench.nn.optim import Adam, AdamState, polyak
+from offbench.testing.contract import (
     CHECKS,
     check_compiles,
     check_hparams_are_plain,

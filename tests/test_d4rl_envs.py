@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from recorded.d4rl_steps import steer
 
-from offbench.environments import MAZE2D
-from offbench.tasks import load_task
+from offbench.tasks.environments import MAZE2D
+from offbench.tasks.task import load_task
 
 RECORDED = Path(__file__).parent / "recorded" / "d4rl_steps.npz"
 SHARED = Path(__file__).parents[2] / "shared"
@@ -323,7 +323,7 @@ def test_rules_are_part_of_a_runs_identity_and_of_no_embedded_set():
 
 
 def test_a_run_under_other_rules_is_another_run():
-    from offbench.config import plan
+    from offbench.bench.config import plan
 
     cell = plan(["method=bc", "task=d4rl/hopper-medium-v2"], bench=False).cells[0]
     plain = dataclasses.replace(cell, task=dataclasses.replace(cell.task, adapter=None))
@@ -349,7 +349,7 @@ def table():
         f"{mujoco.__version__}, Gymnasium {gymnasium.__version__}), in D4RL's own code with MuJoCo 2.1.0 "
         "(`tests/recorded/d4rl_steps.py`), and D4RL's published minimum, which scores 0. The last column is "
         "the share of recorded steps of D4RL's own that end, here, within a thousandth of the same state "
-        "(in brackets without `offbench.d4rl_envs`).\n"
+        "(in brackets without `offbench.tasks.d4rl_envs`).\n"
     )
     yield "Made by `python tests/test_d4rl_envs.py > results/environments.md`.\n"
     yield "| id | environment | episodes | here | D4RL, MuJoCo 2.1.0 | published minimum | steps that agree | remark |"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from offbench.data import Episode, episode_returns, first_rows, from_episodes
+from offbench.data.replay import Episode, episode_returns, first_rows, from_episodes
 from offbench.errors import UserError
 
 

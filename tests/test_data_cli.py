@@ -11,12 +11,12 @@ import h5py
 import numpy as np
 import pytest
 
-from offbench import catalog, data_cli, doctor
-from offbench.data import Episode, fingerprint
-from offbench.data_cli import histogram, main
-from offbench.doctor import Facts
+from offbench.cli import data as data_cli
+from offbench.cli.data import histogram, main
+from offbench.data.replay import Episode, fingerprint
 from offbench.errors import UserError
-from offbench.tasks import load_task
+from offbench.tasks.doctor import Facts
+from offbench.tasks.task import catalog, doctor, load_task
 
 HOPPER = "offbench/hopper/medium-replay-v0"
 CHEETAH = "offbench/halfcheetah/expert5-v0"
@@ -119,7 +119,7 @@ def test_a_card_is_shown_with_a_histogram_and_a_picture(capsys, tmp_path):
 def test_the_card_of_a_set_that_cannot_be_had_is_shown_none_the_less(capsys, monkeypatch):
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.setattr("offbench.files.time.sleep", lambda s: None)
+    monkeypatch.setattr("offbench.tasks.files.time.sleep", lambda s: None)
     with pytest.raises(UserError, match="put the file hopper_medium_expert"):
         main(["show", "hopper-medium-expert-v0"])
     out = " ".join(capsys.readouterr().out.split())
@@ -371,7 +371,7 @@ def test_a_set_without_states_says_why_its_steps_cannot_be_repeated(capsys, tmp_
 @pytest.mark.parametrize("name", ["cube-single-play-v0", "scene-play-v0", "antmaze-medium-navigate-v0"])
 def test_steps_of_an_ogbench_file_are_repeated_from_its_states(name, cache, capsys):
     """A file as OGBench's own, with the states that its scripts keep."""
-    from offbench import tasks
+    from offbench.tasks import task as tasks
 
     env = tasks.make_env(catalog.card(name).env, {}, name)
     inner, rng = env.unwrapped, np.random.default_rng(0)
@@ -410,7 +410,7 @@ def test_a_composition_is_made_and_its_list_kept(capsys, cache):
     content = json.loads(path.read_text())
     assert content["id"] == f"mix@0.05@1:{CHEETAH}:{REPLAY}" in out and str(path) in out
     assert content["sha256"] in out and content["base"] == CHEETAH
-    from offbench import compose
+    from offbench.data import compose
 
     made = compose.build(name, lambda n: load_task(n).load()[0])
     assert fingerprint(made.data) == content["sha256"]

@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 from test_records import episodes, provenance, spec
 
-from offbench import cli
-from offbench.diagnostics import COLUMNS, mean_lengths, measure, start_values, write
+from offbench.bench.loggers import Wandb
+from offbench.cli import main as cli
 from offbench.errors import UserError
-from offbench.records import Store
-from offbench.sinks import Wandb
+from offbench.results.diagnostics import COLUMNS, mean_lengths, measure, start_values, write
+from offbench.results.records import Store
 
 GAMMA = 0.9
 CURVES = {"update": [50, 100], "planned_length": [1.4, 1.8], "planned_1": [0.6, 0.2],

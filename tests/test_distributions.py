@@ -5,7 +5,11 @@ from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
 from offbench import rng
-from offbench.distributions import gaussian_log_prob, tanh_gaussian_log_prob, tanh_gaussian_sample
+from offbench.nn.distributions import (
+    gaussian_log_prob,
+    tanh_gaussian_log_prob,
+    tanh_gaussian_sample,
+)
 
 MEAN, LOG_STD, NOISE = (rng.normal(rng.key(i), (50, 3), torch.float64) for i in range(3))
 NARROW = LOG_STD.clamp(max=0) - 1  # samples away from the bounds, which clip a recorded action

@@ -4,13 +4,13 @@ import math
 
 import pytest
 
+from offbench.bench.run import exploded, most_earned
+from offbench.data.pipeline import make_pipeline
+from offbench.data.views import Chunk, NStep
 from offbench.methods.sac_n import SACN
-from offbench.pipeline import make_pipeline
-from offbench.run import exploded, most_earned
-from offbench.tasks import load_task
-from offbench.testing import fake_data
-from offbench.training import train
-from offbench.views import Chunk, NStep
+from offbench.tasks.task import load_task
+from offbench.testing.contract import fake_data
+from offbench.training.loop import train
 
 
 @pytest.mark.parametrize("view", [NStep(1, 0.9), NStep(5, 0.9), Chunk(3, 0.9)], ids=str)

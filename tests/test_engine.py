@@ -7,8 +7,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from offbench import optim, rng
-from offbench.engine import (
+from offbench import rng
+from offbench.data.pipeline import make_pipeline
+from offbench.data.sampling import return_weights
+from offbench.data.views import Chunk
+from offbench.errors import UserError
+from offbench.methods.bc import BC
+from offbench.methods.iql import IQL
+from offbench.methods.td3_bc import TD3BC
+from offbench.nn import optim
+from offbench.testing.contract import SPEC, view_for
+from offbench.training.engine import (
     BLOCK,
     Carry,
     Draw,
@@ -19,15 +28,7 @@ from offbench.engine import (
     stack,
     unstack,
 )
-from offbench.errors import UserError
-from offbench.methods.bc import BC
-from offbench.methods.iql import IQL
-from offbench.methods.td3_bc import TD3BC
-from offbench.pipeline import make_pipeline
-from offbench.sampling import return_weights
-from offbench.testing import SPEC, view_for
-from offbench.training import diverged, train
-from offbench.views import Chunk
+from offbench.training.loop import diverged, train
 
 HIDDEN = (8, 8)
 

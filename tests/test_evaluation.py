@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from offbench import rng
-from offbench.data import Episode, from_episodes
-from offbench.engine import Swept
-from offbench.evaluation import EnvPool, env_seeds, evaluate, make_policy
+from offbench.data.pipeline import make_pipeline
+from offbench.data.replay import Episode, from_episodes
+from offbench.data.transforms import ObsNorm, RewardAffine
+from offbench.data.views import Chunk, NStep
 from offbench.methods.bc import BC
-from offbench.pipeline import make_pipeline
-from offbench.tasks import load_task
-from offbench.transforms import ObsNorm, RewardAffine
+from offbench.rollout import EnvPool, env_seeds, evaluate, make_policy
+from offbench.tasks.task import load_task
+from offbench.training.engine import Swept
+from offbench.training.reweighting import DensityWeights
+from offbench.training.reweighting import State as WeightState
 from offbench.types import Plan, Policy, Spec, TimeStep
-from offbench.views import Chunk, NStep
-from offbench.weighting import DensityWeights
-from offbench.weighting import State as WeightState
 
 HOPPER = "offbench/hopper/medium-replay-v0"
 MAZE = "offbench/pointmaze-medium-navigate-v0"
@@ -82,7 +82,7 @@ def test_the_return_is_the_sum_of_raw_rewards_of_the_seeded_episode():
     row, env = frame.iloc[1], task.make_env()
     stream_key = rng.fold(
         rng.key(5),
-        __import__("offbench.evaluation", fromlist=["_number"])._number(f"{task.id}/test"),
+        __import__("offbench.rollout", fromlist=["_number"])._number(f"{task.id}/test"),
     )
     env.reset(seed=int(row["env_seed"]))
     total, steps, ended = 0.0, 0, False
@@ -184,7 +184,7 @@ def test_an_ant_of_minari_that_passed_its_goal_has_succeeded():
 
 
 def make_ant(kwargs):
-    from offbench.tasks import make_env
+    from offbench.tasks.task import make_env
 
     return make_env("AntMaze_UMaze-v4", kwargs, "antmaze")
 
@@ -195,7 +195,7 @@ def test_a_stacked_policy_acts_as_each_of_its_seeds():
     pipeline = make_pipeline(data, transforms=["obs_norm"])
     method = BC(hidden=(8,))
     states = [method.init(rng.key(s), spec) for s in range(3)]
-    from offbench.engine import stack
+    from offbench.training.engine import stack
 
     policy = make_policy(method, pipeline)
     obs = data.obs[:15].view(3, 5, -1)

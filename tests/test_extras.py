@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from offbench import rng
+from offbench.data.batch_extras import discounted_to_go, support
+from offbench.data.pipeline import make_pipeline
+from offbench.data.views import Chunk, NStep
 from offbench.errors import UserError
-from offbench.extras import discounted_to_go, support
-from offbench.pipeline import make_pipeline
-from offbench.testing import SPEC, fake_batch, fake_data
-from offbench.views import Chunk, NStep
+from offbench.testing.contract import SPEC, fake_batch, fake_data
 
 VIEWS = [NStep(1, 0.9), NStep(3, 0.9), Chunk(2, 0.9), Chunk(4, 0.9)]
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offbench import files
 from offbench.errors import UserError
+from offbench.io import atomic_write
+from offbench.tasks import files
 
 BODY = np.random.default_rng(0).bytes(300_000)
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -556,8 +557,8 @@ def test_limits_on_size_and_number_hold(sets, tmp_path):
 
 def test_a_small_file_is_never_seen_half_written(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
-    files.write_beside(path, b"old")
+    atomic_write(path, b"old")
     monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError):
-        files.write_beside(path, b"new")
+        atomic_write(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

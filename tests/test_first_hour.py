@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from offbench import cli, tasks
-from offbench.cli import COMMANDS, main
-from offbench.config import plan
+from offbench.bench.config import plan
+from offbench.cli import main as cli
+from offbench.cli.main import COMMANDS, main
+from offbench.tasks import task as tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 HOPPER = "task=offbench/hopper/medium-replay-v0"

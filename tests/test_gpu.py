@@ -4,8 +4,16 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from offbench import optim, rng
-from offbench.engine import (
+from offbench import rng
+from offbench.data.pipeline import make_pipeline
+from offbench.data.sampling import return_weights
+from offbench.data.views import Chunk, NStep
+from offbench.methods.iql import IQL
+from offbench.methods.td3_bc import TD3BC
+from offbench.nn import optim
+from offbench.speed.reference_loops import PLAIN, captured_loop, unstacked_loop
+from offbench.testing.contract import SPEC, fake_batch, view_for
+from offbench.training.engine import (
     BLOCK,
     GATE_TOLERANCE,
     Carry,
@@ -15,13 +23,6 @@ from offbench.engine import (
     make_engine,
     make_step,
 )
-from offbench.methods.iql import IQL
-from offbench.methods.td3_bc import TD3BC
-from offbench.pipeline import make_pipeline
-from offbench.plain import PLAIN, captured_loop, unstacked_loop
-from offbench.sampling import return_weights
-from offbench.testing import SPEC, fake_batch, view_for
-from offbench.views import Chunk, NStep
 
 pytestmark = [
     pytest.mark.gpu,

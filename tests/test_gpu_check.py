@@ -6,8 +6,9 @@ import time
 import pytest
 import torch
 
-from offbench import cost, gpu_check, speed
-from offbench.gpu_check import DRY, GPU, PARTS, Part, check, main
+from offbench.speed import benchmark as speed
+from offbench.speed import cost, gpu_check
+from offbench.speed.gpu_check import DRY, GPU, PARTS, Part, check, main
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from offbench import kept
+from offbench.bench import kept
 from offbench.cli import main
 from offbench.errors import UserError
-from offbench.records import Store
-from offbench.tasks import load_task
+from offbench.results.records import Store
+from offbench.tasks.task import load_task
 
 HOPPER = "offbench/hopper/medium-replay-v0"
 TINY = ["method.hidden=[16,16]", "batch_size=32", "eval.episodes=1", "jobs=1", "engine=eager"]

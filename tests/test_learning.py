@@ -15,17 +15,17 @@ from test_methods import disagreement
 from torch.func import vmap
 
 from offbench import rng
-from offbench.data import Episode, ReplayData, episode_returns, from_episodes
+from offbench.data.pipeline import Pipeline, make_pipeline
+from offbench.data.replay import Episode, ReplayData, episode_returns, from_episodes
+from offbench.data.views import NStep
 from offbench.methods.awac import AWAC
 from offbench.methods.bc import BC
 from offbench.methods.iql import IQL
 from offbench.methods.rebrac import ReBRAC
 from offbench.methods.td3_bc import TD3BC
 from offbench.methods.xql import XQL
-from offbench.pipeline import Pipeline, make_pipeline
-from offbench.training import train
+from offbench.training.loop import train
 from offbench.types import Policy, Spec, TimeStep
-from offbench.views import NStep
 
 HORIZON, EPISODES, SEEDS = 20, 150, [0, 1, 2]
 SPEC = Spec(obs_dim=2, action_dim=2, gamma=0.9, max_episode_steps=HORIZON)

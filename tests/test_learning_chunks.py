@@ -15,7 +15,9 @@ from mutants import mutated
 from test_learning import HORIZON, SPEC, move, returns_of, skilled
 
 from offbench import rng
-from offbench.data import Episode, from_episodes
+from offbench.data.pipeline import make_pipeline
+from offbench.data.replay import Episode, from_episodes
+from offbench.data.views import Chunk, NStep
 from offbench.methods.acsac import ACSAC
 from offbench.methods.cgq import CGQ
 from offbench.methods.dqc import DQC
@@ -23,9 +25,7 @@ from offbench.methods.fql import FQL
 from offbench.methods.ifql import IFQL
 from offbench.methods.qc import QC
 from offbench.methods.qgf import QGF
-from offbench.pipeline import make_pipeline
-from offbench.training import train
-from offbench.views import Chunk, NStep
+from offbench.training.loop import train
 
 GAMMA, EPISODES, UPDATES, SEEDS = 0.7, 120, 220, [0, 1]
 SMALL = {"hidden": (32, 32), "lr": 4e-3, "polyak_rate": 0.2, "flow_steps": 3}

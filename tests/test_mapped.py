@@ -14,10 +14,10 @@ TRAIN = """
 import json, sys, threading, time
 from pathlib import Path
 import numpy as np, torch
-from offbench.data import ReplayData
+from offbench.data.replay import ReplayData
 from offbench.methods.bc import BC
-from offbench.pipeline import make_pipeline
-from offbench.training import train
+from offbench.data.pipeline import make_pipeline
+from offbench.training.loop import train
 from offbench.types import Spec
 
 torch.set_num_threads(1)

@@ -1,6 +1,6 @@
 """The measured methods against an ordinary PyTorch implementation of the papers, in float64.
 
-The references are the plain loops of `offbench.speed`: torch.nn modules, one loss and one
+The references are the plain loops of `offbench.speed.benchmark`: torch.nn modules, one loss and one
 torch.optim.Adam per network, `backward()`, written from the papers and not from the methods.
 """
 
@@ -12,7 +12,9 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from offbench import rng
-from offbench.engine import Engine, advance, initial_carry, make_step
+from offbench.data.pipeline import make_pipeline
+from offbench.data.sampling import advantage_weights
+from offbench.data.views import Chunk, NStep
 from offbench.errors import UserError
 from offbench.methods.bc import BC
 from offbench.methods.cql import CQL
@@ -21,12 +23,10 @@ from offbench.methods.iql import IQL
 from offbench.methods.sac_n import SACN
 from offbench.methods.td3_bc import TD3BC
 from offbench.methods.xql import XQL
-from offbench.pipeline import make_pipeline
-from offbench.sampling import advantage_weights
-from offbench.speed import CONTENDERS
-from offbench.testing import SPEC, view_for
+from offbench.speed.benchmark import CONTENDERS
+from offbench.testing.contract import SPEC, view_for
+from offbench.training.engine import Engine, advance, initial_carry, make_step
 from offbench.types import minibatch
-from offbench.views import Chunk, NStep
 
 HIDDEN = (16, 16)
 VIEWS = [NStep(1, 0.99), NStep(3, 0.99), Chunk(4, 0.99)]

@@ -6,8 +6,9 @@ from torch import nn
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from offbench import nets, rng
-from offbench.optim import Adam, AdamW, clip_by_global_norm, polyak
+from offbench import rng
+from offbench.nn import nets
+from offbench.nn.optim import Adam, AdamW, clip_by_global_norm, polyak
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 

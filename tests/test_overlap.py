@@ -5,9 +5,9 @@ from concurrent.futures import Future
 import pandas as pd
 import pytest
 
-from offbench import run
-from offbench.config import plan
-from offbench.records import Store
+from offbench.bench import run
+from offbench.bench.config import plan
+from offbench.results.records import Store
 
 pytestmark = pytest.mark.env
 

@@ -19,20 +19,23 @@ from own_td3_bc import OwnTD3BC
 from torch import nn
 from torch.func import grad_and_value
 
-from offbench import checkpoint, evaluate_policy, nets, rng, testing
+from offbench import evaluate_policy, rng
 from offbench.cli import main
-from offbench.engine import make_step, stack
+from offbench.data.pipeline import make_pipeline
 from offbench.errors import UserError
-from offbench.evaluation import env_seeds, evaluate, make_policy
-from offbench.imperative import Imperative
 from offbench.methods.bc import BC
 from offbench.methods.td3_bc import TD3BC
-from offbench.optim import Adam
-from offbench.pipeline import make_pipeline
-from offbench.records import Store
-from offbench.tasks import load_task
-from offbench.testing import SPEC, fake_batch
-from offbench.training import diverged, train
+from offbench.nn import nets
+from offbench.nn.optim import Adam
+from offbench.results.records import Store
+from offbench.rollout import env_seeds, evaluate, make_policy
+from offbench.tasks.task import load_task
+from offbench.testing import contract as testing
+from offbench.testing.contract import SPEC, fake_batch
+from offbench.training import checkpoint
+from offbench.training.engine import make_step, stack
+from offbench.training.imperative import Imperative
+from offbench.training.loop import diverged, train
 from offbench.types import TimeStep, minibatch
 
 HOPPER = "offbench/hopper/medium-replay-v0"
@@ -232,7 +235,7 @@ def test_seeds_do_not_depend_on_the_stack_the_monitor_or_an_interruption(tmp_pat
     small = ["method.width=16", "checkpoint_minutes=0"]
     run(tmp_path / "a", *small, "seeds=[0,1]", "eval.monitor_at=[0.2,0.5]")
     run(tmp_path / "b", *small, "seeds=[1]")
-    from offbench import evaluation
+    from offbench import rollout as evaluation
 
     real, calls = evaluation.evaluate, []
 
@@ -245,8 +248,8 @@ def test_seeds_do_not_depend_on_the_stack_the_monitor_or_an_interruption(tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "evaluate", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            from offbench.config import plan
-            from offbench.run import pack, run_pack
+            from offbench.bench.config import plan
+            from offbench.bench.run import pack, run_pack
 
             made = plan(
                 ["method._target_=own_td3_bc.OwnTD3BC", *RUN, *small, "seeds=[0,1]",

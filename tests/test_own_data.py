@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offbench.data import episode_returns
-from offbench.data_cli import main
+from offbench.cli.data import main
+from offbench.data.replay import episode_returns
 from offbench.errors import UserError
-from offbench.sources import arrays, d4rl
-from offbench.tasks import own_task
+from offbench.tasks.formats import arrays, d4rl
+from offbench.tasks.task import own_task
 
 Columns = dict[str, np.ndarray]
 
@@ -171,7 +171,7 @@ def test_an_action_outside_the_environments_bounds_is_refused_with_them(tmp_path
 
 
 def test_the_units_of_actions_are_part_of_a_runs_identity(tmp_path):
-    from offbench.config import plan
+    from offbench.bench.config import plan
 
     path = write(tmp_path / "a.hdf5", steps(200))
     own = [f"task.data={path}", "task.env=InvertedPendulum-v5", "method=bc", "seeds=[0]"]

@@ -176,8 +176,8 @@ def without(name, globals=None, *more, **named):
     return import_(name, globals, *more, **named)
 
 builtins.__import__ = without
-import offbench.run, offbench.files, offbench.records, offbench.sources.hdf5, offbench.speed
-assert offbench.run.os is windows and not hasattr(offbench.run.os, "sysconf")
+import offbench.bench.run, offbench.tasks.files, offbench.results.records, offbench.tasks.formats.hdf5, offbench.speed.benchmark
+assert offbench.bench.run.os is windows and not hasattr(offbench.bench.run.os, "sysconf")
 from offbench.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -200,7 +200,7 @@ def test_a_run_ends_where_the_names_of_unix_are_absent(tmp_path):
 
 
 def test_records_are_read_where_no_lock_can_be_taken(tmp_path, monkeypatch):
-    from offbench import records
+    from offbench.results import records
 
     def refuse(*_, **__):
         raise OSError("no lock here")
@@ -213,8 +213,8 @@ def test_records_are_read_where_no_lock_can_be_taken(tmp_path, monkeypatch):
 
 
 def test_a_device_of_apple_is_refused_in_one_line():
+    from offbench.bench.run import resolve_device
     from offbench.errors import UserError
-    from offbench.run import resolve_device
 
     with pytest.raises(UserError, match="device=mps: runs are made on cpu and cuda only"):
         resolve_device("mps")

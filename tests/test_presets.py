@@ -13,9 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offbench import catalog, transforms
-from offbench.compose import MIXED
-from offbench.config import (
+from offbench.bench.config import (
     _yaml_presets,
     conf_dir,
     locate,
@@ -24,11 +22,12 @@ from offbench.config import (
     preset_table,
     read_option,
 )
-from offbench.data import Episode, from_episodes, from_flat
+from offbench.data.compose import MIXED
+from offbench.data.replay import Episode, from_episodes, from_flat, transforms
+from offbench.data.transforms import TRANSFORMS, reward_range
 from offbench.errors import UserError
-from offbench.sources import d4rl
-from offbench.tasks import load_task
-from offbench.transforms import TRANSFORMS, reward_range
+from offbench.tasks.formats import d4rl
+from offbench.tasks.task import catalog, load_task
 
 CORL = Path(__file__).resolve().parents[2] / "shared/reference/corl_hparams.csv"
 TABLES = [name for name in options("method") if preset_table(name)]
@@ -526,7 +525,7 @@ def test_cells_of_a_table_are_numbers_and_not_text():
 def test_the_plan_shows_a_row_for_its_tasks_with_its_source():
     from rich.console import Console
 
-    from offbench import cli
+    from offbench.cli import main as cli
 
     console = Console(width=500, record=True, file=io.StringIO())
     cli._print_values(plan(["suite=d4rl-antmaze", "methods=[rebrac,bc]"], bench=True), console)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from offbench import optim
-from offbench.engine import Engine, initial_carry, make_step
-from offbench.pipeline import make_pipeline
-from offbench.program import Program
-from offbench.testing import SPEC
+from offbench.data.pipeline import make_pipeline
+from offbench.nn import optim
+from offbench.testing.contract import SPEC
+from offbench.training.engine import Engine, initial_carry, make_step
+from offbench.training.tracing import Program
 
 A = torch.linspace(-2, 3, 16, dtype=torch.float64).view(4, 4)
 B = torch.linspace(5, -4, 16, dtype=torch.float64).view(4, 4).square()

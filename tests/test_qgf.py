@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from offbench import flow, rng
+from offbench import rng
 from offbench.methods import qgf
 from offbench.methods.qgf import QGF
+from offbench.nn import flow
 from offbench.types import Spec
 
 SPEC = Spec(obs_dim=3, action_dim=4, gamma=0.9, max_episode_steps=50, chunk=2)

@@ -14,7 +14,9 @@ from mutants import mutated
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from offbench import flow, rng
+from offbench import rng
+from offbench.data.pipeline import make_pipeline
+from offbench.data.views import Chunk, NStep
 from offbench.methods.acsac import ACSAC
 from offbench.methods.cgq import CGQ
 from offbench.methods.dqc import DQC
@@ -22,10 +24,9 @@ from offbench.methods.fql import FQL
 from offbench.methods.ifql import IFQL
 from offbench.methods.qc import QC
 from offbench.methods.qgf import QGF
-from offbench.pipeline import make_pipeline
-from offbench.testing import SPEC
+from offbench.nn import flow
+from offbench.testing.contract import SPEC
 from offbench.types import Plan
-from offbench.views import Chunk, NStep
 
 GAMMA, BATCH = 0.97, 8
 SMALL = {"hidden": (12, 12), "flow_steps": 3}

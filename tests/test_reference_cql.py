@@ -19,11 +19,11 @@ from torch.distributions.transforms import TanhTransform
 from torch.utils._pytree import tree_leaves, tree_map
 
 from offbench import rng
+from offbench.data.pipeline import make_pipeline
+from offbench.data.views import Chunk, NStep
 from offbench.errors import UserError
 from offbench.methods.cql import CQL, _policy
-from offbench.pipeline import make_pipeline
-from offbench.testing import CHECKS, SPEC
-from offbench.views import Chunk, NStep
+from offbench.testing.contract import CHECKS, SPEC
 
 SMALL = {"hidden": (16, 16), "n_actions": 3}
 LOUD = CQL(

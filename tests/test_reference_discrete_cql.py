@@ -10,14 +10,15 @@ from mutants import mutated
 from test_reference_cql import double, gap, load, net
 from torch.utils._pytree import tree_leaves
 
-from offbench import nets, rng
-from offbench.data import Episode, from_episodes
+from offbench import rng
+from offbench.data.pipeline import make_pipeline
+from offbench.data.replay import Episode, from_episodes
+from offbench.data.views import NStep
 from offbench.methods.discrete_cql import DiscreteCQL
-from offbench.pipeline import make_pipeline
-from offbench.testing import SPEC, check_method, fake_data
-from offbench.training import train
+from offbench.nn import nets
+from offbench.testing.contract import SPEC, check_method, fake_data
+from offbench.training.loop import train
 from offbench.types import Spec
-from offbench.views import NStep
 
 SMALL = {"hidden": (16, 16)}
 LOUD = DiscreteCQL(**SMALL, conservative_weight=0.6, polyak_rate=0.1, lr=1e-2)

@@ -15,15 +15,15 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from offbench import rng
-from offbench.data import Episode, from_episodes
+from offbench.data.pipeline import make_pipeline
+from offbench.data.replay import Episode, from_episodes
+from offbench.data.views import NStep, Window
 from offbench.errors import UserError
 from offbench.methods.bc import BC
 from offbench.methods.dt import DT
-from offbench.pipeline import make_pipeline
-from offbench.testing import SPEC, fake_data
-from offbench.training import train
+from offbench.testing.contract import SPEC, fake_data
+from offbench.training.loop import train
 from offbench.types import Policy, Spec, TimeStep
-from offbench.views import NStep, Window
 
 K = 4
 LOUD = DT(

@@ -15,9 +15,9 @@ from torch import nn
 from torch.distributions import Normal
 
 from offbench import rng
+from offbench.data.pipeline import make_pipeline
 from offbench.methods.iql import IQL
-from offbench.pipeline import make_pipeline
-from offbench.testing import SPEC, check_float64_works, check_resume, check_seed_axis
+from offbench.testing.contract import SPEC, check_float64_works, check_resume, check_seed_axis
 
 N = 30
 LOUD = {

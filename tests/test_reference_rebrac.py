@@ -14,11 +14,11 @@ from mutants import mutated
 from torch.utils._pytree import tree_leaves, tree_map
 
 from offbench import rng
+from offbench.data.pipeline import make_pipeline
+from offbench.data.views import Chunk, NStep
 from offbench.methods.rebrac import ReBRAC
-from offbench.pipeline import make_pipeline
-from offbench.testing import SPEC
+from offbench.testing.contract import SPEC
 from offbench.types import minibatch
-from offbench.views import Chunk, NStep
 
 SMALL = {"hidden": (16, 16)}
 LOUD = ReBRAC(

@@ -16,11 +16,11 @@ from torch.distributions.transforms import TanhTransform
 from torch.utils._pytree import tree_leaves
 
 from offbench import rng
+from offbench.data.pipeline import make_pipeline
+from offbench.data.views import Chunk, NStep
 from offbench.errors import UserError
 from offbench.methods.sac_n import SACN
-from offbench.pipeline import make_pipeline
-from offbench.testing import SPEC, check_method
-from offbench.views import Chunk, NStep
+from offbench.testing.contract import SPEC, check_method
 
 SMALL = {"hidden": (16, 16)}
 LOUD = SACN(

@@ -11,12 +11,12 @@ from torch import nn
 from torch.distributions import Normal
 
 from offbench import rng
+from offbench.data.pipeline import make_pipeline
+from offbench.data.views import Chunk, NStep
 from offbench.methods.awac import AWAC
 from offbench.methods.bc import BC
 from offbench.methods.xql import XQL
-from offbench.pipeline import make_pipeline
-from offbench.testing import SPEC
-from offbench.views import Chunk, NStep
+from offbench.testing.contract import SPEC
 
 VIEWS = [NStep(1, 0.99), NStep(3, 0.99), Chunk(4, 0.99)]
 SMALL = {"hidden": (16, 16)}

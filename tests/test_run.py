@@ -2,10 +2,10 @@
 
 import pytest
 
-from offbench import run
-from offbench.config import plan
+from offbench.bench import run
+from offbench.bench.config import plan
 from offbench.errors import UserError
-from offbench.records import Store
+from offbench.results.records import Store
 
 TASKS = ("offbench/hopper/medium-replay-v0", "offbench/halfcheetah/medium-replay-v0")
 

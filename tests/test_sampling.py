@@ -10,10 +10,9 @@ from scipy import stats
 from torch.func import vmap
 
 from offbench import rng
-from offbench.data import Episode, episode_returns, from_episodes
-from offbench.errors import UserError
-from offbench.pipeline import make_pipeline
-from offbench.sampling import (
+from offbench.data.pipeline import make_pipeline
+from offbench.data.replay import Episode, episode_returns, from_episodes
+from offbench.data.sampling import (
     Categorical,
     Uniform,
     advantage_weights,
@@ -21,7 +20,8 @@ from offbench.sampling import (
     return_weights,
     top_fraction,
 )
-from offbench.views import Chunk, NStep
+from offbench.data.views import Chunk, NStep
+from offbench.errors import UserError
 
 ERROR_RATE = 1e-4
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from offbench import catalog
-from offbench.compose import MIXED
-from offbench.config import _tasks_of, home_of, options, plan, read_option
+from offbench.bench.config import _tasks_of, home_of, options, plan, read_option
+from offbench.data.compose import MIXED
 from offbench.errors import UserError
-from offbench.records import TUNINGS, Provenance, Store
+from offbench.results.records import TUNINGS, Provenance, Store
+from offbench.tasks import catalog
 
 CUBE = "ogbench/cube-double-play-singletask-task1-v0"
 PUBLISHED = [name for name in options("suite") if read_option("suite", name).get("protocol")]
@@ -123,7 +123,7 @@ def test_the_toy_suite_for_another_task_is_used_where_it_is_named_and_is_said():
 
 
 def test_own_data_have_a_stated_budget_and_the_methods_own_settings(tmp_path):
-    from offbench.tasks import load_task
+    from offbench.tasks.task import load_task
 
     path = load_task("offbench/hopper/medium-replay-v0").folder
     made = cell("method=rebrac", f"task.data={path}")
@@ -403,7 +403,7 @@ def record(store: Store, made) -> None:
 
 
 def test_a_board_has_other_entries_at_the_published_budget_of_their_methods(tmp_path):
-    from offbench.cli import _runs_of
+    from offbench.cli.main import _runs_of
 
     task, store = "task=d4rl/hopper-medium-v2", Store(tmp_path)
     sac, dt = cells(task, "methods=[sac_n,dt]")

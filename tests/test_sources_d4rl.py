@@ -13,11 +13,12 @@ import pytest
 import torch
 from test_sources_layouts import make, same, write_d4rl
 
-from offbench import catalog, tasks
-from offbench.config import plan
-from offbench.data import episode_returns, from_episodes
+from offbench.bench.config import plan
+from offbench.data.replay import episode_returns, from_episodes
 from offbench.errors import UserError
-from offbench.sources import d4rl
+from offbench.tasks import catalog
+from offbench.tasks import task as tasks
+from offbench.tasks.formats import d4rl
 
 SHARED = Path(os.environ.get("OFFBENCH_SHARED", Path(__file__).parents[2] / "shared"))
 DOOR = SHARED / "data" / "d4rl" / "door-human-v0.hdf5"
@@ -180,7 +181,7 @@ def test_the_package_s_loader_can_be_chosen(tmp_path):
         f"sys.path.insert(0, {str(Path(catalog.__file__).parent.parent)!r})\n"
         "del sys.modules['mujoco_py']\n"
         "from pathlib import Path\n"
-        "from offbench.tasks import own_task, read_by\n"
+        "from offbench.tasks.task import own_task, read_by\n"
         f"ours = own_task({str(tmp_path / 'a.hdf5')!r}, env='Hopper-v5', max_episode_steps=1000)\n"
         "task = read_by(ours, 'd4rl')\n"
         "data, _ = task.load(); first, _ = ours.load()\n"
@@ -218,7 +219,7 @@ def test_the_kitchen_goal_is_that_of_the_real_package():
         "exec(compile(ast.Module(keep, []), 'x', 'exec'), space)\n"
         "print(json.dumps({k: (int(space['OBS_ELEMENT_INDICES'][k][0]), space['OBS_ELEMENT_GOALS'][k].tolist()) for k in space['OBS_ELEMENT_GOALS']}))\n"
     )
-    from offbench.environments import _KITCHEN
+    from offbench.tasks.environments import _KITCHEN
 
     theirs = json.loads(found)
     for task, (first, values) in _KITCHEN.items():
@@ -239,7 +240,7 @@ def test_the_mazes_are_those_of_the_real_package():
         "print(json.dumps({**{k: [''.join(cell[c] for c in r) for r in ant[k + '_TEST']] for k in ('U_MAZE', 'BIG_MAZE', 'HARDEST_MAZE')},\n"
         "  **{'point ' + k: point[k].replace('O', '.').split(chr(92)) for k in ('OPEN', 'U_MAZE', 'MEDIUM_MAZE', 'LARGE_MAZE', 'U_MAZE_EVAL', 'MEDIUM_MAZE_EVAL', 'LARGE_MAZE_EVAL')}}))\n"
     ))  # fmt: skip
-    from offbench.environments import ANTMAZE, MAZE2D
+    from offbench.tasks.environments import ANTMAZE, MAZE2D
 
     ours = {
         "U_MAZE": ANTMAZE["umaze"], "BIG_MAZE": ANTMAZE["medium"], "HARDEST_MAZE": ANTMAZE["large"],

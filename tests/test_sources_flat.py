@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offbench.data import Episode, from_episodes, from_flat
+from offbench.data.replay import Episode, from_episodes, from_flat
 from offbench.errors import UserError
 
 
@@ -135,7 +135,7 @@ def test_a_million_rows_take_less_than_two_and_a_half_times_their_memory():
 
     code = """
 import numpy as np, resource, torch
-from offbench.data import from_flat
+from offbench.data.replay import from_flat
 torch.set_num_threads(1)
 n = 1_000_000
 obs, action = np.zeros((n, 17), np.float32), np.zeros((n, 6), np.float32)

@@ -18,7 +18,7 @@ import pytest
 from test_sources_layouts import make, write_d4rl, write_minari, write_ogbench
 
 from offbench.errors import UserError
-from offbench.sources import arrays, d4rl, minari, ogbench
+from offbench.tasks.formats import arrays, d4rl, minari, ogbench
 
 KINDS = {}
 
@@ -712,7 +712,7 @@ def test_a_declared_terabyte_is_refused_before_any_of_it_is_allocated(tmp_path):
     absurd_size(tmp_path)
     absurd_shape(tmp_path)
     code = (
-        "import resource; import torch; from pathlib import Path; from offbench.sources import arrays\n"
+        "import resource; import torch; from pathlib import Path; from offbench.tasks.formats import arrays\n"
         "resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30))\n"
         f"for name in ('a.hdf5', 'a.npz'):\n"
         f"    try: arrays.load(Path({str(tmp_path)!r}) / name, name='mine')\n"

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offbench.data import Episode, from_episodes
-from offbench.sources import arrays, d4rl, minari, ogbench
+from offbench.data.replay import Episode, from_episodes
+from offbench.tasks.formats import arrays, d4rl, minari, ogbench
 
 OBS, ACT = 3, 2
 

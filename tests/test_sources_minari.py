@@ -10,10 +10,11 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 from test_sources_layouts import make, same, write_minari
 
-from offbench import tasks
-from offbench.data import Episode, episode_returns
+from offbench.data.replay import Episode, episode_returns
 from offbench.errors import UserError
-from offbench.sources import cache, minari, spaces
+from offbench.tasks import cache
+from offbench.tasks import task as tasks
+from offbench.tasks.formats import minari, spaces
 
 
 @pytest.fixture(autouse=True)

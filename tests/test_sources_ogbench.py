@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from offbench import catalog
-from offbench.data import from_flat
+from offbench.data.replay import from_flat
 from offbench.errors import UserError
-from offbench.sources import ogbench
+from offbench.tasks import catalog
+from offbench.tasks.formats import ogbench
 
 pytestmark = [
     pytest.mark.env,
@@ -46,7 +46,7 @@ def test_rewards_and_ends_are_those_of_ogbench(set_id, tmp_path):
     import ogbench as package
     from ogbench.relabel_utils import relabel_dataset
 
-    from offbench.tasks import make_env
+    from offbench.tasks.task import make_env
 
     card, rng, n = catalog.card(set_id), np.random.default_rng(0), 40
     state = conditions_met(card.env, rng, n)

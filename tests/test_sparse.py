@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from offbench import rng
-from offbench.data import Episode, from_episodes
+from offbench.data.pipeline import make_pipeline
+from offbench.data.replay import Episode, from_episodes
+from offbench.data.views import NStep
 from offbench.methods.iql import IQL
-from offbench.pipeline import make_pipeline
-from offbench.training import train
+from offbench.training.loop import train
 from offbench.types import Spec
-from offbench.views import NStep
 
 HORIZON, SEEDS = 40, [0, 1, 2]
 SPEC = Spec(obs_dim=1, action_dim=1, gamma=0.98, max_episode_steps=HORIZON)

@@ -15,14 +15,26 @@ from test_methods import plain_update, start
 from torch.func import vmap
 from torch.utils.flop_counter import FlopCounterMode
 
-from offbench import cost, plain, rng, speed
-from offbench.cost import best_seconds, copy_ceiling, matmul_ceiling, products_ceiling
-from offbench.engine import BLOCK, Draw, Step, initial_carry, make_step
+from offbench import rng
+from offbench.data.pipeline import make_pipeline
 from offbench.errors import UserError
-from offbench.pipeline import make_pipeline
-from offbench.plain import PLAIN, unstacked_loop
-from offbench.speed import CONTENDERS, SPEC, Entry, Peer, Result, main, measure, product
-from offbench.testing import fake_batch
+from offbench.speed import benchmark as speed
+from offbench.speed import reference_loops as plain
+from offbench.speed.benchmark import (
+    CONTENDERS,
+    SPEC,
+    Entry,
+    Peer,
+    Result,
+    cost,
+    main,
+    measure,
+    product,
+)
+from offbench.speed.cost import best_seconds, copy_ceiling, matmul_ceiling, products_ceiling
+from offbench.speed.reference_loops import PLAIN, unstacked_loop
+from offbench.testing.contract import fake_batch
+from offbench.training.engine import BLOCK, Draw, Step, initial_carry, make_step
 
 TINY = {"hidden": ((8,),), "batch_size": 8, "seconds": 0.02}
 CPU = torch.device("cpu")

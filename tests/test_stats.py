@@ -10,8 +10,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offbench import stats
 from offbench.errors import UserError
+from offbench.results import stats
 
 NORMAL_AT_975 = scipy.stats.norm.pdf(scipy.stats.norm.ppf(0.975))
 

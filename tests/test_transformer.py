@@ -6,7 +6,8 @@ from torch import nn
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from offbench import rng, transformer
+from offbench import rng
+from offbench.nn import transformer
 
 WIDTH, LAYERS, HEADS, HIDDEN = 12, 3, 2, 20
 B, T = 4, 7

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from offbench import rng, transforms
-from offbench.data import Episode, blocks, episode_returns, from_episodes
+from offbench import rng
+from offbench.data.pipeline import make_pipeline
+from offbench.data.replay import Episode, blocks, episode_returns, from_episodes, transforms
+from offbench.data.sampling import return_weights
+from offbench.data.transforms import ObsNorm, RewardAffine, fit_transform
+from offbench.data.views import Chunk, NStep
 from offbench.errors import UserError
-from offbench.pipeline import make_pipeline
-from offbench.sampling import return_weights
-from offbench.testing import SPEC
-from offbench.transforms import ObsNorm, RewardAffine, fit_transform
+from offbench.testing.contract import SPEC
 from offbench.types import Policy, TimeStep
-from offbench.views import Chunk, NStep
 
 KEY = torch.zeros(1, 1, dtype=torch.int64)
 FIRST = torch.ones(1, 1, dtype=torch.bool)

@@ -11,8 +11,9 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offbench import board, stats, uncertainty
-from offbench.uncertainty import Cell, Pool
+from offbench.results import leaderboard as board
+from offbench.results import stats, uncertainty
+from offbench.results.uncertainty import Cell, Pool
 
 COVERAGE = Path(__file__).parents[1] / "results" / "coverage"
 

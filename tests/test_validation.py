@@ -8,18 +8,18 @@ import torch
 
 from offbench import rng
 from offbench.cli import main
-from offbench.data import fingerprint
-from offbench.engine import initial_carry, unstack
+from offbench.data.pipeline import make_pipeline
+from offbench.data.replay import fingerprint
+from offbench.data.views import Chunk, Window
 from offbench.errors import UserError
 from offbench.methods.bc import BC
 from offbench.methods.dt import DT
 from offbench.methods.td3_bc import TD3BC
-from offbench.pipeline import make_pipeline
-from offbench.records import Store
-from offbench.tasks import own_task
-from offbench.testing import fake_data
-from offbench.validation import Validation, split
-from offbench.views import Chunk, Window
+from offbench.results.records import Store
+from offbench.tasks.task import own_task
+from offbench.testing.contract import fake_data
+from offbench.training.engine import initial_carry, unstack
+from offbench.training.held_out import Validation, split
 
 TINY = ["method.hidden=[8]", "batch_size=16", "n_updates=40", "jobs=1", "engine=eager", "seeds=[0,1]"]
 
@@ -121,7 +121,7 @@ def test_chunks_and_windows_are_validated_too(view, method):
 
 
 def test_the_windows_a_policy_is_asked_about_do_not_show_the_action_it_is_asked_for():
-    from offbench.validation import _before_acting
+    from offbench.training.held_out import _before_acting
 
     train, _ = split(fake_data(), 0.3, name="fake")
     pipeline = make_pipeline(train, view=Window(k=4), needs=("context",))

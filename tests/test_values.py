@@ -24,7 +24,7 @@ from offbench.methods.rebrac import ReBRAC
 from offbench.methods.sac_n import SACN
 from offbench.methods.td3_bc import TD3BC
 from offbench.methods.xql import XQL
-from offbench.testing import SPEC
+from offbench.testing.contract import SPEC
 
 SIZES = {"hidden": (7, 7)}
 relu = lambda x: x.clamp(min=0)

@@ -6,12 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offbench import views
-from offbench.data import Episode, ReplayData, from_episodes
+from offbench.data.pipeline import make_pipeline
+from offbench.data.replay import Episode, ReplayData, from_episodes, views
+from offbench.data.views import Chunk, NStep, Window
 from offbench.errors import UserError
-from offbench.pipeline import make_pipeline
 from offbench.types import Plan, Policy, Spec, TimeStep
-from offbench.views import Chunk, NStep, Window
 
 GAMMA = 0.5  # powers of it are exact, so sums of small integers are too
 fast = settings(max_examples=60, deadline=None, derandomize=True)

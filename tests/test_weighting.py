@@ -10,14 +10,14 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from offbench import rng
-from offbench.config import plan
-from offbench.data import Episode, from_episodes
-from offbench.engine import Engine, initial_carry, make_step
+from offbench.bench.config import plan
+from offbench.data.pipeline import make_pipeline
+from offbench.data.replay import Episode, from_episodes
+from offbench.data.sampling import advantage_weights
+from offbench.data.views import NStep
 from offbench.methods.bc import BC
 from offbench.methods.td3_bc import TD3BC
-from offbench.pipeline import make_pipeline
-from offbench.sampling import advantage_weights
-from offbench.testing import (
+from offbench.testing.contract import (
     SPEC,
     check_compiles,
     check_float64_works,
@@ -27,10 +27,10 @@ from offbench.testing import (
     check_update_is_pure,
     fake_data,
 )
-from offbench.training import train
+from offbench.training.engine import Engine, initial_carry, make_step
+from offbench.training.loop import train
+from offbench.training.reweighting import DensityWeights, resample
 from offbench.types import Spec
-from offbench.views import NStep
-from offbench.weighting import DensityWeights, resample
 
 HIDDEN = (8, 8)
 INNER = BC(hidden=HIDDEN)

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from offbench import nets, rng
-from offbench.distributions import gaussian_log_prob
-from offbench.optim import Adam, AdamState, polyak
+from offbench import rng
+from offbench.nn import nets
+from offbench.nn.distributions import gaussian_log_prob
+from offbench.nn.optim import Adam, AdamState, polyak
 from offbench.types import Batch, Metrics, Spec
 
 

@@ -36,10 +36,11 @@ from torch import Tensor
 from torch.func import grad_and_value
 from torch.utils._pytree import tree_map
 
-from offbench import nets, rng
-from offbench.distributions import tanh_gaussian_sample
+from offbench import rng
 from offbench.errors import UserError
-from offbench.optim import Adam, AdamState, polyak
+from offbench.nn import nets
+from offbench.nn.distributions import tanh_gaussian_sample
+from offbench.nn.optim import Adam, AdamState, polyak
 from offbench.types import Batch, Metrics, Spec
 
 

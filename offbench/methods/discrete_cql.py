@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.func import grad_and_value
 from torch.utils._pytree import tree_map
 
-from offbench import nets, rng
-from offbench.optim import Adam, AdamState, polyak
+from offbench import rng
+from offbench.nn import nets
+from offbench.nn.optim import Adam, AdamState, polyak
 from offbench.types import Batch, Metrics, Spec
 
 

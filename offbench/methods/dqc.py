@@ -27,9 +27,10 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from offbench import flow, nets, rng
+from offbench import rng
 from offbench.errors import UserError
-from offbench.optim import Adam, AdamState, polyak
+from offbench.nn import flow, nets
+from offbench.nn.optim import Adam, AdamState, polyak
 from offbench.types import Batch, Metrics, Plan, Spec
 
 

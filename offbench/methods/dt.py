@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad_and_value
 
-from offbench import rng, transformer
+from offbench import rng
 from offbench.errors import UserError
-from offbench.optim import AdamState, AdamW, clip_by_global_norm
+from offbench.nn import transformer
+from offbench.nn.optim import AdamState, AdamW, clip_by_global_norm
 from offbench.types import Batch, Context, Metrics, Spec
 
 

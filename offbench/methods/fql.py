@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from offbench import flow, nets, rng
-from offbench.optim import Adam, AdamState, polyak
+from offbench import rng
+from offbench.nn import flow, nets
+from offbench.nn.optim import Adam, AdamState, polyak
 from offbench.types import Batch, Metrics, Spec
 
 

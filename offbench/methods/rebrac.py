@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from offbench import nets, rng
-from offbench.optim import Adam, AdamState, polyak
+from offbench import rng
+from offbench.nn import nets
+from offbench.nn.optim import Adam, AdamState, polyak
 from offbench.types import Batch, Metrics, Spec, minibatch
 
 

@@ -1,4 +1,4 @@
-"""How often the intervals and marks of `offbench.uncertainty` are right on published scores.
+"""How often the intervals and marks of `offbench.results.uncertainty` are right on published scores.
 
     python results/coverage/coverage.py          # writes coverage.csv next to this file, 2 minutes
 
@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from offbench import stats, uncertainty
-from offbench.uncertainty import Cell, Pool
+from offbench.results import stats, uncertainty
+from offbench.results.uncertainty import Cell, Pool
 
 HERE = Path(__file__).resolve().parent
 Population = dict[tuple[str, str], np.ndarray]

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from offbench.stats import mean_interval, unpaired_difference, welch_interval
+from offbench.results.stats import mean_interval, unpaired_difference, welch_interval
 
 HERE = Path(__file__).parent
 CELL = ["name", "task", "updates", "batch"]

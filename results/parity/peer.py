@@ -46,8 +46,8 @@ def export(task_id: str, folder: Path, episodes: int, own: list[str]) -> Path:
     """
     from dataclasses import asdict
 
-    from offbench.evaluation import env_seeds
-    from offbench.tasks import load_task, own_task
+    from offbench.rollout import env_seeds
+    from offbench.tasks.task import load_task, own_task
 
     settings = dict(s.split("=", 1) for s in own)
     task = own_task(id=task_id, **settings) if own else load_task(task_id)

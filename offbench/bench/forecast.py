@@ -1,0 +1,145 @@
+"""How long cells will take, from records of the same work where there are any, else from a short probe."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from offbench.bench.config import Cell
+from offbench.results.records import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from offbench.bench.run import Pack
+
+PROBE_UPDATES, PROBE_ROUNDS = 60, 3
+PROBE_STEPS = 300
+SETUP_S = 3.0  # loading, tracing, making environments
+
+
+class Cost(NamedTuple):
+    seconds: float  # of the cell, on one process
+    basis: str  # "records" or "probe"
+
+
+def forecast(
+    cells: Sequence[Cell], store: Store, *, report: Callable[[str], None] = lambda text: None
+) -> list[Cost]:
+    """One cost per cell. Environment steps are counted as if every episode ran to its limit."""
+    records = store.runs(status="ok") if cells else None
+    rates: dict[object, float] = {}
+    costs = []
+    for cell in cells:
+        known = _recorded(cell, records)
+        if known is not None:
+            costs.append(Cost(known, "records"))
+            continue
+        # Nets and batch decide the speed, the task's sizes hardly: one probe serves every task.
+        key = (cell.target, str(cell.hparams), str(cell.pipeline), len(cell.seeds))
+        if key not in rates:
+            report(f"measuring {cell.entry}")
+            rates[key] = _update_rate(cell)
+        if cell.task.id not in rates:
+            report(f"measuring {cell.task.env}")
+            rates[cell.task.id] = _step_rate(cell) if cell.task.env else float("inf")
+        p = cell.protocol
+        episodes = p["episodes"] + len(p["monitor_at"]) * p["monitor_episodes"]
+        steps = episodes * len(cell.seeds) * cell.task.max_episode_steps
+        costs.append(
+            Cost(SETUP_S + cell.n_updates / rates[key] + steps / rates[cell.task.id], "probe")
+        )
+    return costs
+
+
+def _recorded(cell: Cell, records: "pd.DataFrame | None") -> float | None:
+    """Seconds of this cell by the records of the same entry and task, scaled to its updates and seeds."""
+    if records is None or records.empty:
+        return None
+    same = records[(records["entry"] == cell.entry) & (records["task"] == cell.task.id)]
+    if same.empty:
+        return None
+    row = same.iloc[-1]
+    scale = cell.n_updates / row["n_updates"] * len(cell.seeds) / row["pack"]
+    return float(row["wall_s"] * scale)
+
+
+def _update_rate(cell: Cell) -> float:
+    """Updates per second of the whole stack, the best of a few short rounds."""
+    import torch
+
+    from offbench.bench.run import build
+    from offbench.training.engine import Engine, initial_carry, make_step, n_minibatches
+    from offbench.training.imperative import Imperative, ImperativeEngine
+
+    data, spec = cell.task.load(gamma=cell.pipeline["gamma"], defects="ignore")
+    method, pipeline = build(cell, data, spec)
+    if isinstance(method, Imperative):
+        engine = ImperativeEngine(method, pipeline, pipeline.spec(spec), cell.seeds, device="cpu")
+    else:
+        carry = initial_carry(method, pipeline.spec(spec), cell.seeds)
+        engine = Engine(make_step(method, pipeline), carry)
+    engine.run(1)
+    threads, best = torch.get_num_threads(), float("inf")
+    torch.set_num_threads(1)  # as in a worker
+    steps = 1  # at first: an update of large nets takes seconds, and one says enough
+    for _ in range(PROBE_ROUNDS):
+        start = time.perf_counter()
+        engine.run(steps)
+        took = time.perf_counter() - start
+        best = min(best, took / steps)
+        if took > 1:
+            break
+        steps = max(1, PROBE_UPDATES // n_minibatches(method))
+    torch.set_num_threads(threads)
+    return n_minibatches(method) / best
+
+
+def _step_rate(cell: Cell) -> float:
+    """Environment steps per second, with random actions."""
+    env = cell.task.make_env()
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    start = time.perf_counter()
+    for _ in range(PROBE_STEPS):
+        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        if terminated or truncated:
+            env.reset(seed=0)
+    rate = PROBE_STEPS / (time.perf_counter() - start)
+    env.close()
+    return rate
+
+
+def stack_bytes(pack: "Pack") -> int:
+    """Device memory of a stack while it trains, beside the data: states and the live tensors of an update."""
+    from offbench.bench.run import build
+    from offbench.training.engine import initial_carry, make_step, peak_bytes
+    from offbench.training.imperative import Imperative
+
+    cell = pack.cells[0]
+    data, spec = cell.task.load(gamma=cell.pipeline["gamma"], defects="ignore")
+    method, pipeline = build(cell, data, spec)
+    seeds = [run.seed for _, run in pack.members]
+    if isinstance(method, Imperative):
+        return method.bytes(pipeline.spec(spec)) * len(seeds)
+    carry = initial_carry(method, pipeline.spec(spec), seeds, values=pack.values)
+    return peak_bytes(make_step(method, pipeline), carry)
+
+
+def kept_bytes(packs: "Sequence[Pack]") -> dict[str, int]:
+    """Bytes of what would be kept of all runs, for every choice of `keep`."""
+    from offbench.bench import kept
+    from offbench.bench.run import build_method, build_view, program_of
+
+    specs, known = {}, {}
+    total = {"none": 0, "policy": 0, "state": 0}
+    for pack in packs:
+        cell = pack.cells[0]
+        if cell.task.id not in specs:
+            specs[cell.task.id] = cell.task.load(defects="ignore")[1]
+        key = (cell.task.id, *program_of(cell))
+        if key not in known:
+            seen = build_view(cell).spec(specs[cell.task.id])
+            known[key] = kept.sizes(build_method(cell), seen)
+        for name, size in known[key].items():
+            total[name] += size * len(pack.members)
+    return total

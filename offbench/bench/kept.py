@@ -1,0 +1,452 @@
+"""Trained policies and states, kept beside their records: to act with, and to train on from.
+
+    results/runs/<suite>/<task>/<entry>/<run_id>.safetensors
+
+With `keep=policy` it holds the tensors that the method's `act` reads, with `keep=state` all of them, the
+run's key and its number of steps: a longer run of the same settings goes on from there. Either holds what
+acting needs beside the method: the run's specification, the fitted transforms, and the units of actions.
+Nothing is unpickled, and neither the data nor an environment is needed to load one.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._pytree import (
+    keystr,
+    tree_flatten,
+    tree_flatten_with_path,
+    tree_map,
+    tree_unflatten,
+)
+
+from offbench import rng
+from offbench.bench.config import coerce, is_torch_class, locate, option_of, parameters
+from offbench.data import transforms
+from offbench.data.pipeline import Pipeline
+from offbench.data.views import Window
+from offbench.errors import UserError, nearest
+from offbench.io import atomic_write
+from offbench.results.records import Record, RunSpec, Store
+from offbench.training.engine import Carry, Swept, bind, n_minibatches, stack
+from offbench.training.imperative import Imperative, Objects
+from offbench.types import Context, Method, Policy, Spec, TimeStep
+
+_FORMAT = 1
+_TRANSFORMS = {cls.__name__: cls for cls in (transforms.ObsNorm, transforms.RewardAffine)}
+
+
+class Units(NamedTuple):
+    """What an environment takes for the actions in [-1, 1] that policies make."""
+
+    low: tuple[float, ...] | None = None  # (A,) bounds; None: actions are in [-1, 1] there, too
+    high: tuple[float, ...] | None = None
+    first: int | None = None  # number of the first choice; None: actions are continuous
+
+
+# --- writing --------------------------------------------------------------------------------
+
+
+def save(
+    path: Path, carry: Carry, place: int, *, keep: str, run: RunSpec, target: str, method: Method,
+    pipeline: Pipeline, spec: Spec, units: Units, fitted: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Writes the policy or the state of one run, which is at a place of a stack: `carry`, on the CPU.
+
+    Of a PyTorch class as it was written (`offbench.training.imperative`) it is the policy either way: the state
+    dicts of its modules. `spec` is the environment's, before the view; `fitted` are the view's settings that were left to the
+    data. Whatever interrupts it, `path` holds a whole file or none.
+    """
+    from safetensors.torch import save as to_bytes
+
+    if isinstance(method, Imperative):
+        keep, tensors = "policy", _of_modules(carry.state.members[place].algorithm)
+    else:
+        tensors = _of_carry(carry.seed(place), keep, method, pipeline.spec(spec))
+    about = {
+        "format": _FORMAT,
+        "kind": keep,
+        "run": run.as_dict(),
+        "target": target,
+        "spec": spec._asdict(),
+        "units": units._asdict(),
+        "fitted": dict(fitted),
+        "transforms": [],
+    }
+    for i, transform in enumerate(pipeline.transforms):
+        fields = transform._asdict()
+        tensors |= {f"transforms[{i}].{k}": x for k, x in fields.items() if isinstance(x, Tensor)}
+        numbers = {k: x for k, x in fields.items() if not isinstance(x, Tensor)}
+        about["transforms"].append({"kind": type(transform).__name__, **numbers})
+    tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
+    atomic_write(path, to_bytes(tensors, metadata={"offbench": json.dumps(about)}))
+
+
+def _of_carry(carry: Carry, keep: str, method: Method, spec: Spec) -> dict[str, Tensor]:
+    state = carry.state.state if isinstance(carry.state, Swept) else carry.state
+    tensors = _named("state", state)
+    if keep == "state":
+        return tensors | {"key": carry.key, "step": carry.step}
+    read = _read_by_act(method, state, spec)
+    return {name: x for name, x in tensors.items() if name in read}
+
+
+def _modules(algorithm: Any) -> dict[str, torch.nn.Module]:
+    """The modules of a PyTorch class as it was written, or itself, by the names they have there."""
+    if isinstance(algorithm, torch.nn.Module):
+        return {"self": algorithm}
+    return {k: x for k, x in vars(algorithm).items() if isinstance(x, torch.nn.Module)}
+
+
+def _of_modules(algorithm: Any) -> dict[str, Tensor]:
+    return {
+        f"modules.{name}.{k}": x
+        for name, module in _modules(algorithm).items()
+        for k, x in module.state_dict().items()
+    }
+
+
+def sizes(method: Method, spec: Spec) -> dict[str, int]:
+    """Bytes of one run's file by what is kept, beside its headers; `spec` is what the method sees."""
+    if isinstance(method, Imperative):
+        held = _of_modules(method.member(rng.key(0), spec, "cpu").algorithm)
+        size = sum(x.nbytes for x in held.values())
+        return {"none": 0, "policy": size, "state": size}
+    state = method.init(rng.key(0), spec)
+    named = _named("state", state)
+    read = _read_by_act(method, state, spec)
+    whole = sum(x.nbytes for x in named.values())
+    return {"none": 0, "policy": sum(named[k].nbytes for k in read), "state": whole}
+
+
+def _named(prefix: str, tree: Any) -> dict[str, Tensor]:
+    """The leaves of a tree by where they are: "state.actor[0]['w']"."""
+    return {prefix + keystr(path): x for path, x in tree_flatten_with_path(tree)[0]}
+
+
+def _read_by_act(method: Method, state: Any, spec: Spec) -> set[str]:
+    """The names of the leaves that acting depends on, by tracing it; all of them where it cannot be traced."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    leaves, tree = tree_flatten(state)
+    obs, key = _example(spec), rng.key(0)
+
+    def act(leaves: list[Tensor]) -> list[Tensor]:
+        bound, inner = bind(method, tree_unflatten(leaves, tree))
+        return tree_flatten(bound.act(inner, obs, key))[0]
+
+    names = list(_named("state", state))
+    try:
+        graph = make_fx(act)(leaves).graph
+    except Exception:
+        return set(names)
+    graph.eliminate_dead_code()
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    return {name for name, node in zip(names, inputs, strict=True) if node.users}
+
+
+def _example(spec: Spec) -> Any:
+    """An observation of zeros as a method sees it: (1, O), or a window that is full."""
+    if not spec.context:
+        return torch.zeros(1, spec.obs_dim)
+    wide = [torch.zeros(1, spec.context, n) for n in (spec.obs_dim, spec.action_dim, 1)]
+    none = wide[2][..., 0]
+    return Context(wide[0], wide[1], none, none.long(), torch.ones_like(none, dtype=torch.bool))
+
+
+# --- reading --------------------------------------------------------------------------------
+
+
+def about(path: Path) -> dict[str, Any]:
+    """What a kept file says of itself; its tensors are not read. UserError where it is none of ours."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            found = json.loads((file.metadata() or {}).get("offbench", "null"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a kept policy ({error})") from None
+    if not isinstance(found, dict) or found.get("format") != _FORMAT:
+        raise UserError(f"{path} is not a policy that offbench kept")
+    return found
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); train the run again") from None
+
+
+def _filled(like: Any, tensors: Mapping[str, Tensor], path: Path, *, partly: bool) -> Any:
+    """The tree with the tensors of a file in their places. UserError where they do not fit."""
+    leaves, tree = tree_flatten(like)
+    names = list(_named("state", like))
+    found = [tensors.get(name) for name in names]
+    for name, old, new in zip(names, leaves, found, strict=True):
+        if new is None and not partly:
+            raise UserError(f"{path} does not fit this version of its method: it lacks {name}")
+        if new is not None and (new.shape, new.dtype) != (old.shape, old.dtype):
+            raise UserError(
+                f"{path} does not fit this version of its method: {name} is {tuple(new.shape)}, not"
+                f" {tuple(old.shape)}"
+            )
+    return tree_unflatten([old if x is None else x for x, old in zip(found, leaves)], tree)
+
+
+# --- going on -------------------------------------------------------------------------------
+
+
+class Earlier(NamedTuple):
+    """Where a shorter run of the same settings ended, for every member of a stack."""
+
+    carry: Carry  # stacked
+    n_updates: int
+    records: list[Record]
+
+
+def earlier(
+    store: Store, members: Sequence[tuple[str, RunSpec]], like: Carry, method: Method
+) -> "tuple[Earlier | None, str | None]":
+    """The longest kept state that all (entry, run) of a stack can go on from, in the structure of `like`;
+    and, where there is none, why a kept state of a shorter run does not serve."""
+    found: list[dict[int, Path]] = []
+    why: str | None = None
+    for _, run in members:
+        shorter, reason = _shorter(store, run)
+        found.append(shorter)
+        why = why or reason
+    common = set.intersection(*(set(x) for x in found)) if found else set()
+    if not common:
+        return None, why
+    n = max(common)
+    carries = []
+    try:
+        for i, shorter in enumerate(found):
+            tensors, own = _tensors(shorter[n]), like.seed(i)
+            swept = isinstance(own.state, Swept)
+            state = _filled(own.state.state if swept else own.state, tensors, shorter[n], partly=False)
+            state = own.state._replace(state=state) if swept else state
+            carries.append(Carry(state, tensors["key"], tensors["step"]))
+        if any(int(c.step) * n_minibatches(method) != n for c in carries):
+            raise UserError(f"{found[0][n]} does not end at {n} updates")
+    except UserError as error:
+        return None, str(error)
+    stacked = Carry(
+        stack([c.state for c in carries]), torch.stack([c.key for c in carries]), carries[0].step
+    )
+    stacked = tree_map(lambda x, y: x.to(y.device), stacked, like)
+    return Earlier(stacked, n, [store.read(x[n].stem) for x in found]), None
+
+
+def _shorter(store: Store, run: RunSpec) -> tuple[dict[int, Path], str | None]:
+    """Number of updates -> the kept state of a run that is this one but for its length; and why another
+    that was kept is none of them."""
+    found: dict[int, Path] = {}
+    why = None
+    for path in store.kept(run):
+        try:
+            told = about(path)
+            other = RunSpec(**told["run"])
+        except UserError:
+            continue
+        if other.n_updates >= run.n_updates or other.method != run.method:
+            continue
+        # training is the same whatever is evaluated, but for the episodes that are held out
+        held_out = other.protocol.get("validation") == run.protocol.get("validation")
+        same = {"n_updates": run.n_updates, "protocol": run.protocol if held_out else other.protocol}
+        tied = _tied(other, run)
+        hparams = {**other.hparams, **{k: run.hparams[k] for k in tied}}
+        if RunSpec(**{**told["run"], **same, "hparams": hparams}) != run:
+            continue
+        if tied:
+            words = ", ".join(f"method.{k}" for k in tied)
+            why = (
+                f"a run of {other.n_updates} updates was kept, but {words} follows the length of the run:"
+                " training began at 0"
+            )
+        elif told["kind"] == "state":
+            found[other.n_updates] = path
+        else:
+            why = (
+                f"of the run of {other.n_updates} updates the policy alone was kept, so training began at 0;"
+                " a run with keep=state can be gone on from"
+            )
+    return found, why
+
+
+def _tied(other: RunSpec, run: RunSpec) -> list[str]:
+    """The settings that follow the lengths of two runs, as a decay does."""
+    lengths = (other.n_updates, run.n_updates)
+    return [k for k, v in run.hparams.items() if (other.hparams.get(k), v) == lengths]
+
+
+# --- acting ---------------------------------------------------------------------------------
+
+
+class TrainedPolicy:
+    """A trained policy of one seed, as it acts in the raw environment.
+
+    >>> policy = load_policy("results/runs/.../0123456789abcdef.safetensors")  # doctest: +SKIP
+    >>> policy.reset(); action = policy.act(obs)  # doctest: +SKIP
+
+    `run` is the specification of the run it was trained in. Observations are flat, as
+    `offbench.load_task(run.task).make_env()` shows them; actions are in the units the environment takes
+    itself: numbers within its bounds, or the number of a choice.
+    """
+
+    def __init__(
+        self, run: RunSpec, policy: Policy, state: Any, spec: Spec, units: Units, method: Method
+    ):
+        self.run, self.spec, self.method, self.units = run, spec, method, units
+        self._policy, self._state = policy, state
+        self._key = rng.fold(rng.key(run.seed), _ACTING)
+        self._episode = -1
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins new episodes; policies that plan or remember forget the last ones."""
+        self._episode, self._t, self._carry = self._episode + 1, 0, None
+
+    def act(
+        self, obs: NDArray[Any], reward: NDArray[Any] | float = 0.0
+    ) -> NDArray[Any]:
+        """The action at an observation (O,) -> (A,), or at those of E environments (E, O) -> (E, A).
+
+        `reward` is that of the step before, (E,) or a number; policies that aim at a return ask for it.
+        Discrete actions are numbers of choices, () or (E,). Raises UserError for another size.
+        """
+        rows = np.asarray(obs, np.float32)
+        single = rows.ndim == 1
+        rows = rows[None] if single else rows
+        if rows.ndim != 2 or rows.shape[1] != self.spec.obs_dim:
+            raise UserError(
+                f"{self.run.task}: an observation of shape {np.shape(obs)}, its policies see"
+                f" ({self.spec.obs_dim},) or (environments, {self.spec.obs_dim})"
+            )
+        n = len(rows)
+        if self._carry is None:
+            self._carry, self._n = self._policy.init(1, n), n
+        if n != self._n:
+            raise UserError(f"{n} observations after {self._n}; reset() begins new episodes")
+        received = torch.as_tensor(np.broadcast_to(np.float32(reward), n).copy())[None]
+        step = TimeStep(torch.from_numpy(rows.copy())[None], received, torch.full((1, n), self._t == 0))
+        key = rng.fold(rng.fold(self._key, torch.arange(n) + n * self._episode), self._t)[None]
+        with torch.no_grad():
+            action, self._carry = self._policy.act(self._state, step, self._carry, key)
+        self._t += 1
+        made = self._in_units(action[0].numpy())
+        return made[0] if single else made
+
+    __call__ = act
+
+    def _in_units(self, action: NDArray[np.float32]) -> NDArray[Any]:
+        low, high, first = self.units
+        if first is not None:
+            return action.argmax(-1) + first
+        if low is None or high is None:
+            return action
+        low_, high_ = (np.asarray(x, np.float32) for x in (low, high))
+        return np.clip(low_ + (action + 1) / 2 * (high_ - low_), low_, high_)
+
+
+_ACTING = 0x0FF  # a stream of its own, so that acting draws nothing that training or evaluation draws
+
+
+def load_policy(run: str | Path, *, results: str | Path = "results") -> TrainedPolicy:
+    """The trained policy of a run, ready to act; neither its data nor its environment is needed.
+
+    Args:
+        run: a run id, the beginning of one, or the path of a record or of a kept file.
+        results: the folder of the records, where `run` is an id.
+
+    Raises:
+        UserError: there is no such run, its policy was not kept, or the file does not fit.
+    """
+    path = _find(str(run), Path(results))
+    told, tensors = about(path), _tensors(path)
+    spec, spec_of_run = Spec(**told["spec"]), RunSpec(**told["run"])
+    method = _method(told["target"], spec_of_run)
+    view = _view(spec_of_run.pipeline, told["fitted"], spec)
+    fitted = tuple(
+        _transform(t, f"transforms[{i}].", tensors) for i, t in enumerate(told["transforms"])
+    )
+    pipeline = Pipeline(None, None, view, fitted)  # type: ignore[arg-type]  # acting reads no data
+    from offbench.rollout import make_policy
+
+    seen = view.spec(spec)
+    if isinstance(method, Imperative):
+        state = _objects(method, seen, tensors, path)
+    else:
+        state = _filled(method.init(rng.key(0), seen), tensors, path, partly=told["kind"] == "policy")
+        state = tree_map(lambda x: x[None], state)
+    policy = make_policy(method, pipeline, values=False)
+    units = Units(**{k: tuple(v) if isinstance(v, list) else v for k, v in told["units"].items()})
+    return TrainedPolicy(spec_of_run, policy, state, spec, units, method)
+
+
+def _find(run: str, results: Path) -> Path:
+    path = Path(run)
+    if path.suffix in (".json", ".parquet", ".safetensors"):
+        kept = path.with_suffix(".safetensors")
+        if not kept.exists():
+            raise UserError(f"{kept} does not exist; a run keeps its policy unless keep=none")
+        return kept
+    store = Store(results)
+    matches = [p for p in store.records() if p.stem.startswith(run)]
+    if not matches:
+        known = [p.stem for p in store.records()]
+        raise UserError(f"no run {run!r} in {results}: {nearest(run, known)}")
+    if len(matches) > 1:
+        raise UserError(f"{run!r} begins {len(matches)} run ids: {', '.join(p.stem for p in matches[:4])}")
+    return _find(str(matches[0]), results)
+
+
+def _objects(method: Imperative, spec: Spec, tensors: Mapping[str, Tensor], path: Path) -> Objects:
+    """An object of the class with the state dicts of its modules. UserError where they do not fit."""
+    member = method.member(rng.key(0), spec, "cpu")
+    for name, module in _modules(member.algorithm).items():
+        own = f"modules.{name}."
+        found = {k.removeprefix(own): x for k, x in tensors.items() if k.startswith(own)}
+        try:
+            module.load_state_dict(found)
+        except RuntimeError as error:
+            words = " ".join(str(error).split())
+            raise UserError(f"{path} does not fit {method.name} as it is now: {words}") from None
+    members = np.empty(1, object)
+    members[0] = member
+    return Objects(torch.zeros(1), members)
+
+
+def _method(target: str, run: RunSpec) -> Method:
+    cls = locate(target)
+    made = Imperative(cls, **run.hparams) if is_torch_class(cls) else _of(cls, run.hparams)
+    if weight := dict(run.pipeline.get("weight", {})):
+        made = _of(option_of("weight", weight.pop("name")), weight, method=made)
+    return made
+
+
+def _of(cls: Any, values: Mapping[str, Any], **more: Any) -> Any:
+    """An object of settings as JSON has them."""
+    hints = parameters(cls)
+    return cls(**{k: coerce(v, hints[k][0], k) for k, v in values.items()}, **more)
+
+
+def _view(pipeline: Mapping[str, Any], fitted: Mapping[str, Any], spec: Spec) -> Any:
+    settings = dict(pipeline["view"]) | {k.removeprefix("view."): v for k, v in fitted.items()}
+    view = _of(option_of("view", settings.pop("name")), settings, gamma=pipeline["gamma"])
+    return view.to_act(spec.action_dim) if isinstance(view, Window) else view
+
+
+def _transform(told: Mapping[str, Any], prefix: str, tensors: Mapping[str, Tensor]) -> Any:
+    numbers = {k: v for k, v in told.items() if k != "kind"}
+    own = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
+    return _TRANSFORMS[told["kind"]](**numbers, **own)

@@ -1,0 +1,78 @@
+"""Screens on which training can be watched. The record is `results/`; a sink may be lost."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from offbench.bench.run import Pack
+
+
+class Sink(Protocol):
+    def metrics(
+        self, update: int, values: Mapping[str, Any]
+    ) -> None: ...  # lists with one value per member of the stack
+    def episodes(self, frame: "pd.DataFrame") -> None: ...
+
+
+class Nothing:
+    def metrics(self, update: int, values: Mapping[str, Any]) -> None: ...
+    def episodes(self, frame: "pd.DataFrame") -> None: ...
+
+
+class Wandb:
+    """One wandb run per run, grouped by cell; offline unless an account is logged in or WANDB_MODE says so."""
+
+    def __init__(self, pack: "Pack", folder: str):
+        import wandb
+
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        self._runs = [
+            wandb.init(
+                project=os.environ.get("WANDB_PROJECT", f"offbench-{cell.suite}"),
+                group=f"{cell.entry}-{cell.task.id}",
+                name=f"{cell.entry}-{cell.task.id}-{spec.seed}",
+                config=spec.as_dict() | {"run_id": spec.run_id, "entry": cell.entry},
+                mode=mode,
+                dir=folder,
+                reinit="create_new",
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+            for cell, spec in pack.members
+        ]
+
+    def metrics(self, update: int, values: Mapping[str, Any]) -> None:
+        for i, run in enumerate(self._runs):
+            run.log(
+                {f"train/{k}": v[i] for k, v in values.items() if k != "update"}
+                | {"update": update}
+            )
+
+    def episodes(self, frame: "pd.DataFrame") -> None:
+        for member, rows in frame.groupby("member"):
+            run = self._runs[member]
+            kind, update = rows["stream"].iloc[0], int(rows["update"].iloc[0])
+            means = {name: float(rows[name].mean()) for name in ("score", "return")}
+            means["executed_length"] = float(rows["length"].sum() / rows["plans"].sum())
+            if rows["start_value"].notna().all():
+                means["start_value"] = float(rows["start_value"].mean())
+            run.log({f"{kind}/{name}": value for name, value in means.items()}, step=update)
+
+    def close(self) -> None:
+        for run in self._runs:
+            run.finish()
+
+
+@contextmanager
+def open_sink(name: str, pack: "Pack", folder: str) -> Iterator[Sink]:
+    if name == "none":
+        yield Nothing()
+        return
+    sink = Wandb(pack, folder)
+    try:
+        yield sink
+    finally:
+        sink.close()

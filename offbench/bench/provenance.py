@@ -1,0 +1,64 @@
+"""Facts about the code, the packages and the machine that made a result."""
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = (
+    "offbench", "torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "dm-control", "minari", "ogbench",
+)  # fmt: skip
+
+
+@cache
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def commit() -> tuple[str, bool]:
+    """(commit, dirty) of the checkout offbench runs from; ("unknown", False) outside one.
+
+    Changes under results/ do not make it dirty: running a benchmark is not editing the code.
+    """
+    here = Path(__file__).resolve().parent.parent
+    git = ["git", "-C", str(here)]
+    try:
+        top = _read([*git, "rev-parse", "--show-toplevel"])
+        if Path(top) != here.parent:  # installed into somebody else's repository
+            return "unknown", False
+        head = _read([*git, "rev-parse", "HEAD"])
+        changes = _read(["git", "-C", top, "status", "--porcelain", "--", ".", ":!results"])
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", False
+    return head, bool(changes)
+
+
+def _read(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def device_name(device: str) -> str:
+    """What computed: the GPU's name, or the processor's architecture."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({platform.machine()})"
+
+
+def host() -> dict[str, int | str]:
+    return {"cpus": os.cpu_count() or 1, "system": platform.system()}

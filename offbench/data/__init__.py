@@ -1,0 +1,1 @@
+"""From a recorded dataset to batches: flat storage, sampling, views, transforms, compositions."""

@@ -1,0 +1,200 @@
+"""What a method may ask of the data beside a transition: it says `needs = ("next_action",)`.
+
+An extra is fitted to the transformed data once, may narrow the rows a batch element can start
+from, and adds its tensors to `batch.extras` under the names it lists. It composes with any view.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from offbench.data.replay import ReplayData, discounted_to_go
+from offbench.data.views import Chunk, FittedWindow, View
+from offbench.errors import UserError, unknown
+from offbench.types import Batch
+
+_BLOCK = 1 << 20  # rows looked at together
+
+
+class Extra(Protocol):
+    def support(self, data: ReplayData, view: View) -> Tensor: ...  # (S,) bool
+    def tensors(self, data: ReplayData, view: View, row: Tensor) -> Mapping[str, Tensor]: ...
+
+
+class NextAction(NamedTuple):
+    """`next_action` (B, A): the dataset's action at `next_obs` (the next chunk under a chunked view).
+
+    Rows whose span ends, without a terminal, where no action was recorded are left out. After a
+    terminal it is zeros, and a discount of 0 keeps it from mattering.
+    """
+
+    def support(self, data: ReplayData, view: View) -> Tensor:
+        starts = view.support(data)
+        kept = starts.clone()
+        for row in starts.nonzero().squeeze(1).split(_BLOCK):
+            end = view.end(data, row)
+            kept[row] = starts[end] | data.terminal[end - 1]
+        return kept
+
+    def tensors(self, data: ReplayData, view: View, row: Tensor) -> Mapping[str, Tensor]:
+        end = view.end(data, row)
+        gone = data.terminal[end - 1][:, None]
+        return {"next_action": torch.where(gone, 0.0, view.action(data, end))}
+
+
+class ReturnToGo(NamedTuple):
+    """`return_to_go` (B,): discounted sum of the rewards from this step to the episode's end.
+
+    Where a time limit or the end of the recording cut the episode it is the sum of what was seen.
+    """
+
+    column: Tensor  # (S,)
+
+    @classmethod
+    def fit(cls, data: ReplayData, view: View) -> "ReturnToGo":
+        return cls(discounted_to_go(data, view.gamma))
+
+    def support(self, data: ReplayData, view: View) -> Tensor:
+        return data.valid
+
+    def tensors(self, data: ReplayData, view: View, row: Tensor) -> Mapping[str, Tensor]:
+        return {"return_to_go": self.column[row]}
+
+
+class SparseReturnToGo(NamedTuple):
+    """`sparse_return_to_go` (B,): `return_to_go`, but failure has no end.
+
+    An episode of nothing but the data's least reward r never succeeded, and each of its steps is
+    worth r / (1 - gamma), wherever the recording stopped (Nakamoto et al., 2023, their code).
+    """
+
+    column: Tensor  # (S,)
+
+    @classmethod
+    def fit(cls, data: ReplayData, view: View) -> "SparseReturnToGo":
+        if view.gamma >= 1:
+            raise UserError(f"gamma={view.gamma}: failure for ever is worth r / (1 - gamma)")
+        worst = data.reward[data.valid].min()
+        above = (data.valid & (data.reward > worst)).long()
+        succeeded = above.new_zeros(data.n_episodes).index_add_(0, data.episode, above) > 0
+        forever = worst.double() / (1 - view.gamma)
+        column = torch.where(
+            succeeded[data.episode], discounted_to_go(data, view.gamma), forever.to(data.reward)
+        )
+        return cls(column)
+
+    def support(self, data: ReplayData, view: View) -> Tensor:
+        return data.valid
+
+    def tensors(self, data: ReplayData, view: View, row: Tensor) -> Mapping[str, Tensor]:
+        return {"sparse_return_to_go": self.column[row]}
+
+
+class Valid(NamedTuple):
+    """`valid` (B, h): 1 for the steps of a chunk that belong to the episode it starts in, else 0.
+
+    Only a view that pads has zeros; a view of single steps has h = 1 and none.
+    """
+
+    def support(self, data: ReplayData, view: View) -> Tensor:
+        return data.valid
+
+    def tensors(self, data: ReplayData, view: View, row: Tensor) -> Mapping[str, Tensor]:
+        step = torch.arange(getattr(view, "h", 1), device=row.device)
+        inside = row[:, None] + step < data.last[row][:, None]  # (B, h)
+        return {"valid": inside.to(data.reward.dtype)}
+
+
+class Prefixes(NamedTuple):
+    """The first 1, 2, ..., h steps of a chunk as spans of their own.
+
+    `prefix_reward` (B, h) discounted sums of reward; `prefix_discount` (B, h) bootstrap factors,
+    gamma ** steps and 0 from a terminal on; `prefix_obs` (B, h, O) observations after them; and
+    `valid` (B, h). The last of each is the batch's own reward, discount and next_obs.
+    """
+
+    chunk: Chunk
+
+    @classmethod
+    def fit(cls, data: ReplayData, view: View) -> "Prefixes":
+        if isinstance(view, Chunk):
+            return cls(view)
+        if getattr(view, "n", None) == 1:
+            return cls(Chunk(1, view.gamma))
+        raise UserError(
+            f"values of every length of a chunk need view=chunk, not {view}: write view=chunk view.h=5"
+        )
+
+    def support(self, data: ReplayData, view: View) -> Tensor:
+        return data.valid
+
+    def tensors(self, data: ReplayData, view: View, row: Tensor) -> Mapping[str, Tensor]:
+        reward, discount, end = self.chunk.prefixes(data, row)
+        made = {"prefix_reward": reward, "prefix_discount": discount, "prefix_obs": data.obs[end]}
+        return made | Valid().tensors(data, view, row)
+
+
+class InContext(NamedTuple):
+    """`context`: the observation is a `Context`, which a windowed view makes and nothing else."""
+
+    def support(self, data: ReplayData, view: View) -> Tensor:
+        return data.valid
+
+    def tensors(self, data: ReplayData, view: View, row: Tensor) -> Mapping[str, Tensor]:
+        return {}
+
+
+def _next_action(data: ReplayData, view: View) -> Extra:
+    return NextAction()
+
+
+def _valid(data: ReplayData, view: View) -> Extra:
+    return Valid()
+
+
+def _context(data: ReplayData, view: View) -> Extra:
+    if not isinstance(view, FittedWindow):
+        raise UserError("this method learns from windows of steps: use view=window")
+    return InContext()
+
+
+EXTRAS = {
+    "next_action": _next_action,
+    "return_to_go": ReturnToGo.fit,
+    "sparse_return_to_go": SparseReturnToGo.fit,
+    "valid": _valid,
+    "prefixes": Prefixes.fit,
+    "context": _context,
+}
+
+
+def fit_extras(data: ReplayData, view: View, names: Sequence[str]) -> tuple[Extra, ...]:
+    """The named extras fitted on `data`. Raises UserError for an unknown name."""
+    for name in names:
+        if name not in EXTRAS:
+            raise unknown("extra", name, EXTRAS)
+    return tuple(EXTRAS[name](data, view) for name in names)
+
+
+def support(data: ReplayData, view: View, extras: Sequence[Extra]) -> Tensor:
+    """(S,) bool: rows from which the view and every extra can start. UserError where none is left."""
+    rows = view.support(data)
+    for extra in extras:
+        rows = rows & extra.support(data, view)
+    if not rows.any():
+        raise UserError(
+            "no row of the dataset can start a batch element (is the view longer than every episode?)"
+        )
+    return rows
+
+
+def add(batch: Batch, data: ReplayData, view: View, extras: Sequence[Extra], row: Tensor) -> Batch:
+    """The batch with the tensors of every extra."""
+    if not extras:
+        return batch
+    tensors = dict(batch.extras or {})
+    for extra in extras:
+        tensors |= extra.tensors(data, view, row)
+    return batch._replace(extras=tensors)

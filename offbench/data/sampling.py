@@ -1,0 +1,129 @@
+"""A sampler is a distribution over start rows; distributions compose by product.
+
+Reweighting (Hong et al., 2023) changes which rows are drawn and nothing else, so it works with any
+method and any view: `make_sampler(view.support(data), advantage_weights(data, temperature=0.1))`.
+"""
+
+from functools import reduce
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offbench import rng
+from offbench.data.replay import ReplayData, episode_returns, first_rows
+from offbench.errors import UserError
+
+
+class Sampler(Protocol):
+    def __call__(self, key: Tensor, n: int) -> Tensor: ...  # (n,) int64 rows
+
+
+class Uniform(NamedTuple):
+    """Every row of a mask with the same probability.
+
+    Kept as its runs of neighbouring rows, mostly one for an episode: the k-th row is found in them
+    exactly, without a table of all rows.
+    """
+
+    first: Tensor  # (R,) int64 first row of each run
+    before: Tensor  # (R,) int64 rows in the runs before it
+    total: int
+
+    def __call__(self, key: Tensor, n: int) -> Tensor:
+        k = rng.randint(key, (n,), self.total)
+        run = torch.searchsorted(self.before, k, right=True) - 1
+        return self.first[run] + (k - self.before[run])
+
+
+class Categorical(NamedTuple):
+    """Inverse-CDF draws: O(log S), no host sync, no 2**24 limit (torch.multinomial has it)."""
+
+    cdf: Tensor  # (S,) float64, not normalised
+
+    def __call__(self, key: Tensor, n: int) -> Tensor:
+        u = rng.uniform(key, (n,), torch.float64) * self.cdf[-1]
+        return torch.searchsorted(self.cdf, u, right=True).clamp(max=len(self.cdf) - 1)
+
+
+def make_sampler(*weights: Tensor) -> Sampler:
+    """A sampler of rows in proportion to the product of non-negative row weights, each (S,)."""
+    if all(w.dtype == torch.bool for w in weights):
+        mask = reduce(torch.logical_and, weights)
+        if not mask.any():
+            raise UserError(
+                "no row of the dataset can start a batch element (is the view longer than every episode?)"
+            )
+        return _uniform(mask)
+    w = reduce(torch.mul, weights, torch.ones((), dtype=torch.float64, device=weights[0].device))
+    if not (w.sum() > 0 and torch.isfinite(w).all() and (w >= 0).all()):
+        raise UserError("the product of the sampling weights must be finite, >= 0 and not all zero")
+    return Categorical(w.cumsum(0))
+
+
+def _uniform(mask: Tensor) -> Uniform:
+    outside = torch.zeros(1, dtype=torch.bool, device=mask.device)
+    change = torch.cat([outside, mask, outside]).diff()  # of booleans: where neighbours differ
+    first, stop = change.nonzero().view(-1, 2).unbind(1)
+    length = stop - first
+    return Uniform(first.contiguous(), length.cumsum(0) - length, int(length.sum()))
+
+
+def _softmax_weights(x: Tensor, data: ReplayData, temperature: float) -> Tensor:
+    """exp of the min-max scaled trajectory score over the temperature, per row: (S,)."""
+    if temperature <= 0:
+        raise UserError(f"sampler temperature must be > 0, got {temperature}")
+    if len(x) < 2:
+        raise UserError("trajectory weighting needs at least two trajectories, the dataset has one")
+    spread = x.max() - x.min()
+    scaled = (x - x.min()) / spread if spread > 0 else torch.ones_like(x)
+    return torch.exp((scaled - 1) / temperature)[data.episode]
+
+
+def return_weights(data: ReplayData, *, temperature: float = 0.1) -> Tensor:
+    """RW of Hong et al. (2023): trajectories weighted by their undiscounted raw return, (S,)."""
+    return _softmax_weights(episode_returns(data), data, temperature)
+
+
+def advantage_weights(data: ReplayData, *, temperature: float = 0.1) -> Tensor:
+    """AW of Hong et al. (2023): return minus a least-squares fit on the first observation, (S,).
+
+    Of the rewards as recorded; their code of IQL weighs antmaze by rewards less 1, by which a shorter
+    way to the goal counts more.
+    """
+    returns = episode_returns(data).cpu().numpy()
+    first = data.obs[first_rows(data)].double().cpu().numpy()
+    design = np.column_stack(
+        [first - first.mean(0), np.ones(len(first))]
+    )  # centred: better conditioned
+    baseline = design @ np.linalg.lstsq(design, returns, rcond=None)[0]
+    return _softmax_weights(
+        torch.from_numpy(returns - baseline).to(data.obs.device), data, temperature
+    )
+
+
+def top_fraction(
+    data: ReplayData,
+    *,
+    fraction: float = 0.1,
+    by: Literal["trajectories", "timesteps"] = "trajectories",
+) -> Tensor:
+    """Rows of the best episodes by return, (S,) bool; "10 % BC" is BC with this sampler.
+
+    `by="trajectories"` keeps ceil(fraction x episodes); `by="timesteps"` keeps the best episodes
+    until they hold `fraction` of all steps (Decision Transformer's variant). At least one is kept.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"sampler fraction must be in (0, 1], got {fraction}")
+    order = torch.argsort(episode_returns(data), descending=True, stable=True)
+    if by == "trajectories":
+        n = int(np.ceil(fraction * data.n_episodes - 1e-9))
+    elif by == "timesteps":
+        length = torch.bincount(data.episode, minlength=data.n_episodes) - 1
+        n = int((length[order].cumsum(0) < fraction * data.n_transitions).sum()) + 1
+    else:
+        raise UserError(f"top_fraction counts by 'trajectories' or 'timesteps', not {by!r}")
+    keep = torch.zeros(data.n_episodes, dtype=torch.bool, device=data.obs.device)
+    keep[order[:n]] = True
+    return keep[data.episode]

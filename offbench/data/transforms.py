@@ -1,0 +1,192 @@
+"""Pointwise changes of the problem: of its data before training, of the policy acting in it.
+
+A transform changes the data once, when a pipeline is made, not every batch: that costs the training
+loop nothing. Of data too large for that (`lazy`) it changes observations as they are read instead;
+the numbers are the same. Either way a reward shift stays right under n-step and chunked views
+(shifting their sum would not). Trajectory weights are computed from the data as recorded, before any
+transform.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from offbench.data.replay import ReplayData, blocks, episode_returns, first_rows
+from offbench.errors import UserError, unknown
+from offbench.types import Policy, TimeStep
+
+_CORL_STEPS = 1000  # whatever the environment's limit
+
+
+class Transform(Protocol):
+    """`policy` undoes nothing: it shows the policy what `data` would have made of what is observed, and
+    one that changes rewards does so in `Policy.reward` too."""
+
+    def data(self, data: ReplayData, *, lazy: bool = False) -> ReplayData: ...
+    def policy(self, policy: Policy) -> Policy: ...
+
+
+class ObsNorm(NamedTuple):
+    """Observations to zero mean and unit variance over the dataset's transitions."""
+
+    mean: Tensor  # (O,)
+    std: Tensor  # (O,)
+
+    @classmethod
+    def fit(cls, data: ReplayData, *, eps: float = 1e-3) -> "ObsNorm":
+        """Block by block, so that a mapped set stays on the disk (Chan, Golub and LeVeque, 1983)."""
+        valid, n = data.valid, 0
+        mean = spread = torch.zeros((), dtype=torch.float64, device=valid.device)
+        for part in blocks(len(valid)):
+            obs = data.obs[part][valid[part]].double()
+            if not len(obs):
+                continue
+            own, n = obs.mean(0), n + len(obs)
+            step = own - mean
+            spread = (
+                spread
+                + (obs - own).square().sum(0)
+                + step.square() * (len(obs) * (n - len(obs)) / n)
+            )
+            mean = mean + step * (len(obs) / n)
+        std = (spread / n).sqrt()
+        return cls(mean.to(data.obs.dtype), (std + eps).to(data.obs.dtype))
+
+    def _apply(self, obs: Tensor) -> Tensor:
+        return (obs - self.mean) / self.std
+
+    def data(self, data: ReplayData, *, lazy: bool = False) -> ReplayData:
+        obs = Normalised(data.obs, self) if lazy else self._apply(data.obs)
+        return data._replace(obs=obs)
+
+    def policy(self, policy: Policy) -> Policy:
+        return policy._replace(
+            act=lambda state, step, carry, key: policy.act(
+                state, step._replace(obs=self._apply(step.obs)), carry, key
+            )
+        )
+
+
+class Normalised:
+    """(S, O) observations that are normalised as rows are read: what `ObsNorm` would make of them all."""
+
+    def __init__(self, obs: Tensor, norm: ObsNorm):
+        self._obs, self._norm = obs, norm
+        self.shape, self.dtype, self.device = obs.shape, obs.dtype, obs.device
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        return self._norm._apply(self._obs[rows])
+
+
+class RewardAffine(NamedTuple):
+    """reward <- scale * reward + shift, per step. Evaluation always reports the raw reward."""
+
+    scale: float = 1.0
+    shift: float = 0.0
+
+    def data(self, data: ReplayData, *, lazy: bool = False) -> ReplayData:
+        """`lazy` or not: one number a row is little beside an observation."""
+        del lazy
+        valid, reward = data.valid, torch.empty_like(data.reward)
+        for part in blocks(len(valid)):
+            new = self.scale * data.reward[part] + self.shift
+            reward[part] = torch.where(valid[part], new, 0.0)
+        return data._replace(reward=reward)
+
+    def policy(self, policy: Policy) -> Policy:
+        """A policy that conditions on rewards sees them as its data had them; the first is 0."""
+        new = lambda reward: self.scale * reward + self.shift
+
+        def act(state: Any, step: TimeStep, carry: Any, key: Tensor) -> tuple[Any, Any]:
+            reward = torch.where(step.first, 0.0, new(step.reward))
+            return policy.act(state, step._replace(reward=reward), carry, key)
+
+        return policy._replace(act=act, reward=lambda reward: policy.reward(new(reward)))
+
+
+def obs_norm(data: ReplayData, *, eps: float = 1e-3) -> Transform:
+    return ObsNorm.fit(data, eps=eps)
+
+
+def reward_affine(data: ReplayData, *, scale: float = 1.0, shift: float = 0.0) -> Transform:
+    return RewardAffine(scale, shift)
+
+
+def reward_range(
+    data: ReplayData, *, scale: float = 1000.0, corl_compat_split: bool = False
+) -> Transform:
+    """IQL's locomotion scaling (Kostrikov et al., 2021): reward * scale / (max - min return).
+
+    `corl_compat_split` takes the returns of what CORL's code (eeeeef2) takes for trajectories. It
+    reproduces published numbers and is of no other use. Raises UserError where all returns are equal.
+    """
+    returns = _corl_returns(data) if corl_compat_split else episode_returns(data)
+    if not (spread := float(returns.max() - returns.min())) > 0:
+        raise UserError(
+            f"reward_range: every trajectory has the return {float(returns[0]):g}, so there is no range"
+            " to scale by; switch it off with transforms.reward_range=null"
+        )
+    return RewardAffine(scale / spread)
+
+
+def reward_standard(data: ReplayData) -> Transform:
+    """Rewards to zero mean and unit variance over the dataset's transitions (EDAC on adroit).
+
+    In a task that ends, a shift changes what an early end is worth. Raises UserError where all
+    rewards are equal.
+    """
+    reward = data.reward[data.valid].double()
+    mean, std = reward.mean(), reward.std(unbiased=False)
+    if not std > 0:
+        raise UserError(
+            f"reward_standard: every reward is {float(reward[0]):g}, so there is no deviation to"
+            " divide by; switch it off with transforms.reward_standard=null"
+        )
+    return RewardAffine(float(1 / std), float(-mean / std))
+
+
+def _corl_returns(data: ReplayData) -> Tensor:
+    """Returns of CORL's pieces: rows up to a terminal, or 1000 of them, in the order of the file.
+
+    Its data lack the step at which a time limit ended an episode, and the last row of the file
+    (d4rl's `qlearning_dataset`), so a piece of 1000 rows runs on into the next episode, and an
+    unfinished piece at the end is left out. A recording that was cut short of the limit, as in the
+    replay sets, has no mark in the file, and its last row is in CORL's data. What reached 1000 steps
+    without a terminal is taken for timed out.
+    """
+    row = data.valid.nonzero().squeeze(1)
+    length = data.last[row] - first_rows(data)[data.episode[row]]
+    timed_out = (row + 1 == data.last[row]) & ~data.terminal[row] & (length >= _CORL_STEPS)
+    row = row[~timed_out & (row < row[-1])]
+    returns, total, length = [], 0.0, 0
+    for reward, terminal in zip(
+        data.reward[row].tolist(), data.terminal[row].tolist(), strict=True
+    ):
+        total, length = total + reward, length + 1
+        if terminal or length == _CORL_STEPS:
+            returns.append(total)
+            total, length = 0.0, 0
+    if not returns:
+        raise UserError(
+            f"reward_range: corl_compat_split needs a terminal or {_CORL_STEPS} steps, and finds neither"
+        )
+    return torch.tensor(returns, dtype=torch.float64)
+
+
+TRANSFORMS = {
+    "obs_norm": obs_norm,
+    "reward_affine": reward_affine,
+    "reward_range": reward_range,
+    "reward_standard": reward_standard,
+}
+
+
+def fit_transform(data: ReplayData, name: str, **options: float) -> Transform:
+    """The named transform fitted on `data`. Raises UserError for an unknown name."""
+    if name not in TRANSFORMS:
+        raise unknown("transform", name, TRANSFORMS)
+    return TRANSFORMS[name](data, **options)

@@ -1,0 +1,111 @@
+"""Flow-matching behaviour policies, and the critics that judge what they propose.
+
+A velocity network v(s, x, u) carries noise x at time u = 0 to an action at u = 1 (Lipman et al.,
+2023). It is trained by regression alone and sampled by Euler steps (Park, Li and Levine, 2025,
+FQL); actions are flat, so a chunk of h actions is one action. Sizes and activations are those of
+the code of FQL and Q-chunking.
+"""
+
+import torch
+from torch import Tensor
+
+from offbench import rng
+from offbench.errors import UserError
+from offbench.nn import nets
+
+
+def velocity_init(
+    key: Tensor,
+    obs_dim: int,
+    action_dim: int,
+    hidden: tuple[int, ...],
+    *,
+    layer_norm: bool = False,
+) -> nets.Params:
+    """A velocity network on (observation, action, time)."""
+    sizes = (obs_dim + action_dim + 1, *hidden, action_dim)
+    return nets.mlp_init(key, sizes, weight="xavier", layer_norm=layer_norm)
+
+
+def velocity(params: nets.Params, obs: Tensor, x: Tensor, time: Tensor) -> Tensor:
+    """(B, O), (B, A), (B, 1) -> (B, A)."""
+    return _network(params, obs, x, time)
+
+
+def one_step(params: nets.Params, obs: Tensor, noise: Tensor) -> Tensor:
+    """What a policy distilled from a flow makes of noise, not clipped: (B, O), (B, A) -> (B, A)."""
+    return _network(params, obs, noise)
+
+
+def _network(params: nets.Params, *inputs: Tensor) -> Tensor:
+    """Inputs (B, .) side by side; layers are normalised where the network was made so."""
+    norm = "after" if "scale" in params[0] else False
+    x = torch.cat(inputs, -1)
+    return nets.mlp(params, x, activation="gelu_tanh", layer_norm=norm, eps=1e-6)
+
+
+def sample(params: nets.Params, obs: Tensor, noise: Tensor, n_steps: int) -> Tensor:
+    """Actions in [-1, 1] after `n_steps` Euler steps from standard normal noise: (B, A) -> (B, A)."""
+    x = noise
+    for i in range(n_steps):
+        time = torch.full_like(x[..., :1], i / n_steps)
+        x = x + velocity(params, obs, x, time) / n_steps
+    return x.clamp(-1, 1)
+
+
+def propose(
+    params: nets.Params, obs: Tensor, key: Tensor, n: int, n_steps: int
+) -> tuple[Tensor, Tensor]:
+    """`n` samples for each observation, as rows: observations (B * n, O) and actions (B * n, A)."""
+    repeated = obs[:, None].expand(-1, n, -1).flatten(0, 1)
+    noise = rng.normal(key, (len(repeated), params[-1]["b"].shape[-1]), obs.dtype)
+    return repeated, sample(params, repeated, noise, n_steps)
+
+
+def bc_loss(params: nets.Params, obs: Tensor, action: Tensor, valid: Tensor, key: Tensor) -> Tensor:
+    """Mean squared error of the velocity at a uniform time between noise and the recorded action.
+
+    `valid` (B, h) has zeros for the steps of a padded chunk that do not count; the mean is over all.
+    """
+    k_noise, k_time = rng.split(key)
+    noise = rng.normal_like(k_noise, action)
+    time = rng.uniform(k_time, (len(action), 1), action.dtype)
+    moving = (1 - time) * noise + time * action
+    error = velocity(params, obs, moving, time) - (action - noise)
+    return (torch.square(error).unflatten(-1, (valid.shape[-1], -1)) * valid[..., None]).mean()
+
+
+def critic_init(
+    key: Tensor, obs_dim: int, action_dim: int, hidden: tuple[int, ...], n: int = 2
+) -> nets.Params:
+    """`n` critics on (observation, action), with layer normalisation."""
+    sizes = (obs_dim + action_dim, *hidden, 1)
+    return nets.mlp_init(key, sizes, ensemble=n, weight="xavier", layer_norm=True)
+
+
+def q_values(critic: nets.Params, obs: Tensor, action: Tensor) -> Tensor:
+    """(B, O), (B, A) -> (n, B)."""
+    x = torch.cat([obs, action], -1)
+    return nets.mlp(critic, x, activation="gelu_tanh", layer_norm="after", eps=1e-6).squeeze(-1)
+
+
+def first_argmax(x: Tensor) -> Tensor:
+    """(..., n) -> (...) int64: place of the largest entry, of the first one where several tie.
+
+    torch.argmax promises none in particular, and on a GPU it is not always the first.
+    """
+    n = x.shape[-1]
+    place = torch.arange(n, device=x.device)
+    return torch.where(x == x.amax(-1, keepdim=True), place, n).amin(-1).clamp(max=n - 1)
+
+
+def chosen(x: Tensor, place: Tensor) -> Tensor:
+    """(B, n, A) -> (B, A): the row of each group that `place` (B,) names."""
+    return x.gather(1, place[:, None, None].expand(-1, 1, x.shape[-1])).squeeze(1)
+
+
+def check_counts(**counts: int) -> None:
+    """Raises UserError for a hyper-parameter that counts something and is below 1."""
+    for name, n in counts.items():
+        if n < 1:
+            raise UserError(f"method.{name} must be at least 1, got {n}")

@@ -1,0 +1,119 @@
+"""A causal transformer as pure functions: `init` makes the parameters, `apply` runs the blocks on tokens.
+
+The blocks are GPT-2's (Radford et al., 2019): each adds to its input the attention, then the
+feed-forward, of what a layer norm made of it. Embeddings, positions and heads are the caller's. An
+ensemble is the same network with a leading axis on every parameter, as in nets.py.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from offbench import rng
+from offbench.nn import nets
+
+Params = dict[str, Any]
+
+
+def init(
+    key: Tensor,
+    *,
+    width: int,
+    layers: int,
+    hidden: int,
+    ensemble: int | None = None,
+    weight: Literal["normal", "xavier"] = "normal",
+    bias: bool = True,
+    final_norm: bool = True,
+) -> Params:
+    """Parameters of `layers` blocks on tokens of `width`, with feed-forward layers of `hidden` units.
+
+    `weight="normal"`: standard deviation 0.02 (GPT-2). "xavier": uniform in +-sqrt(6 / (n_in + n_out)),
+    query, key and value apart. Biases start at 0, norms as the identity.
+    """
+    lead = () if ensemble is None else (ensemble,)
+    ones = torch.ones((*lead, 1, width), device=key.device)
+
+    def linear(k: Tensor, n_in: int, n_out: int, copies: int = 1) -> nets.Layer:
+        shape = (*lead, n_in, copies * n_out)
+        if weight == "normal":
+            w = 0.02 * rng.normal(k, shape)
+        else:
+            w = (6 / (n_in + n_out)) ** 0.5 * (2 * rng.uniform(k, shape) - 1)
+        b = torch.zeros((*lead, 1, copies * n_out), device=key.device)
+        return {"w": w, "b": b} if bias else {"w": w}
+
+    def norm() -> nets.Layer:
+        return {"scale": ones.clone(), "shift": torch.zeros_like(ones)}
+
+    blocks = []
+    for k in rng.split(key, layers):
+        k_qkv, k_out, k_up, k_down = rng.split(k, 4)
+        blocks.append(
+            {
+                "norm1": norm(),
+                "qkv": linear(k_qkv, width, width, copies=3),
+                "out": linear(k_out, width, width),
+                "norm2": norm(),
+                "up": linear(k_up, width, hidden),
+                "down": linear(k_down, hidden, width),
+            }
+        )
+    return {"blocks": blocks, "norm": norm()} if final_norm else {"blocks": blocks}
+
+
+def apply(
+    params: Params,
+    tokens: Tensor,
+    *,
+    heads: int = 1,
+    activation: nets.Activation = "gelu",
+    eps: float = 1e-5,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    key: Tensor | None = None,
+) -> Tensor:
+    """(B, T, W) -> (B, T, W), or (E, B, T, W) when tokens or parameters have a leading ensemble axis.
+
+    `mask` (T, T) or (B, T, T) bool says which tokens (last axis) each token sees, itself at least;
+    by default those up to itself. With a `key`, attention weights and what a block adds are dropped
+    out at rate `dropout`; without one, nothing is.
+    """
+    n_batch, n_tokens, _ = tokens.shape[-3:]
+    if mask is None:
+        mask = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=tokens.device).tril()
+    hidden = mask.logical_not().unsqueeze(-3)  # (1, T, T) or (B, 1, T, T)
+    x = tokens.flatten(-3, -2)  # rows, which an ensemble's (E, W, .) weights multiply in one call
+    for i, block in enumerate(params["blocks"]):
+        k = [None] * 3 if key is None else rng.split(rng.fold(key, i), 3)
+        qkv = _linear(block["qkv"], _norm(block["norm1"], x, eps))  # (B * T, 3 W)
+        qkv = qkv.unflatten(-2, (n_batch, n_tokens)).unflatten(-1, (3, heads, -1))
+        query, seen, value = qkv.transpose(-2, -4).unbind(-3)  # (B, T, 3, H, D) -> 3 (B, H, T, D)
+        scores = query @ seen.mT / query.shape[-1] ** 0.5  # (B, H, T, T)
+        attention = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        read = drop(attention, dropout, k[0]) @ value  # (B, H, T, D)
+        read = read.transpose(-2, -3).flatten(-2).flatten(-3, -2)  # (B * T, W)
+        x = x + drop(_linear(block["out"], read), dropout, k[1])
+        h = nets.ACTIVATIONS[activation](_linear(block["up"], _norm(block["norm2"], x, eps)))
+        x = x + drop(_linear(block["down"], h), dropout, k[2])
+    if "norm" in params:
+        x = _norm(params["norm"], x, eps)
+    return x.unflatten(-2, (n_batch, n_tokens))
+
+
+def drop(x: Tensor, rate: float | Tensor, key: Tensor | None) -> Tensor:
+    """Zeroes elements with probability `rate` and scales the others up; nothing without a key."""
+    if key is None or (not isinstance(rate, Tensor) and rate == 0):
+        return x
+    kept = (rng.uniform(key, tuple(x.shape), x.dtype) >= rate).to(x.dtype)
+    return x * kept / (1 - rate)
+
+
+def _linear(layer: nets.Layer, x: Tensor) -> Tensor:
+    return x @ layer["w"] + layer["b"] if "b" in layer else x @ layer["w"]
+
+
+def _norm(layer: nets.Layer, x: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=eps) * layer["scale"] + layer["shift"]

@@ -1,0 +1,1 @@
+"""Results: records of runs, statistics and leaderboards. Nothing here imports torch or the rest of offbench."""

@@ -1,0 +1,343 @@
+"""Confidence intervals of a board's cells and aggregates, and which entries differ from the best.
+
+The mean of a cell varies with the training seeds and with the start states of the test episodes.
+
+* Seeds. Three seeds say little about their variance, and nothing about the one in ten that fails.
+  The variance of the seeds' means is therefore moderated by that of the board (as in Smyth 2004,
+  "Linear models and empirical Bayes methods"): half the mean variance of all cells enters as one
+  more observation, and Student's t has as many degrees of freedom as there are seeds (one fewer on
+  boards of fewer than six cells, which say little besides what is compared).
+* Episodes. All seeds face the same start states, so the spread between seeds leaves them out.
+  Their share is estimated from the seeds x episodes table of a cell (two-way random effects).
+* Success rates. The interval is Wilson's (1927), at the number of independent episodes that would
+  vary as much; it stays within [0, 100] and has a width where no episode succeeds.
+
+Differences are tested for all pairs of a column, with episodes paired where both entries met the
+same ones, and corrected by Holm (1979). Seeds of two entries have nothing in common and are never
+paired. `results/coverage` has how often these intervals held the truth on published scores.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats as _scipy_stats
+
+from offbench.results.stats import Interval, Statistic, holm
+
+Generators = Callable[[str, np.ndarray], np.random.Generator]
+# of the board's variance, in observations; chosen for coverage on published scores (results/coverage)
+_PRIOR_WEIGHT = 0.5
+_MANY_CELLS = 6
+# of a board without mixed success rates; the mean over published antmaze scores is 0.12
+_DEFAULT_CORRELATION = 0.1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Test scores of one entry on one task, seeds x episodes."""
+
+    # (n_seeds,) mean score of each seed
+    means: np.ndarray
+    # episodes of each seed
+    n_episodes: int
+    # (n_seeds, n_episodes) where all seeds met the same start states, else None
+    table: np.ndarray | None = None
+    # which start states, in the order of the table's columns
+    start_states: tuple[int, ...] = ()
+    # every score is 0 or 100: a success rate
+    success: bool = False
+    # of entry and task: cells with equal scores are drawn from independently
+    name: str = ""
+
+    @property
+    def n_seeds(self) -> int:
+        return len(self.means)
+
+    @cached_property
+    def mean(self) -> float:
+        return float(self.means.mean())
+
+    @cached_property
+    def seed_variance(self) -> float:
+        """Variance of a seed's mean score; nan with one seed."""
+        return float(self.means.var(ddof=1)) if self.n_seeds > 1 else np.nan
+
+    @cached_property
+    def residual(self) -> float:
+        """Mean square of seeds x episodes, what neither seed nor start state explains."""
+        assert self.table is not None
+        x = self.table
+        rest = x - x.mean(1, keepdims=True) - x.mean(0) + x.mean()
+        return float((rest**2).sum() / ((x.shape[0] - 1) * (x.shape[1] - 1)))
+
+    @property
+    def crossed(self) -> bool:
+        """Whether the share of the start states can be told from that of the seeds."""
+        return self.table is not None and min(self.table.shape) > 1
+
+    @cached_property
+    def episode_variance(self) -> float:
+        """Variance of the mean that comes from which start states were drawn."""
+        if not self.crossed:
+            return 0.0
+        by_episode = float(self.table.mean(0).var(ddof=1))
+        beyond_noise = by_episode - self.residual / self.n_seeds
+        # not what rounding leaves of start states that change nothing
+        negligible = 1e-9 * (by_episode + self.seed_variance)
+        return beyond_noise / self.n_episodes if beyond_noise > negligible else 0.0
+
+    @property
+    def chance(self) -> float:
+        """p (1 - p) of a success rate in squared points, never 0: one success and failure added."""
+        n = self.n_seeds * self.n_episodes
+        share = (self.mean / 100 * n + 1) / (n + 2)
+        return 1e4 * share * (1 - share)
+
+
+class Pool(NamedTuple):
+    """What all cells of a board say about the spread between seeds."""
+
+    # mean variance of seed means, over cells that are no success rates
+    variance: float
+    # mean correlation of the episodes of a seed, over success rates
+    correlation: float
+    # cells of several seeds that this is the mean of
+    n_cells: int = 100
+
+    @classmethod
+    def of(cls, cells: Sequence[Cell]) -> "Pool":
+        several = [c for c in cells if c.n_seeds > 1]
+        variances = [c.seed_variance for c in several if not c.success]
+        mixed = [c for c in several if c.success and 0 < c.mean < 100 and c.n_episodes > 1]
+        found = [_correlation(c) for c in mixed]
+        return cls(
+            float(np.mean(variances)) if variances else 0.0,
+            float(np.mean(found)) if found else _DEFAULT_CORRELATION,
+            len(several),
+        )
+
+    def freedom(self, cell: Cell) -> float:
+        """Degrees of freedom of a moderated variance: the board counts as one more observation
+        where it has other cells enough than those that are compared."""
+        return float(cell.n_seeds - (self.n_cells < _MANY_CELLS))
+
+    def prior(self, cell: Cell) -> float:
+        """The variance of a seed's mean that the board suggests for a cell."""
+        if not cell.success:
+            return self.variance
+        m = cell.n_episodes
+        return cell.chance * (1 + (m - 1) * self.correlation) / m
+
+
+def _correlation(cell: Cell) -> float:
+    """Correlation of success between episodes of one seed, within [0, 1]."""
+    share, m = cell.mean / 100, cell.n_episodes
+    inflation = m * cell.seed_variance / (1e4 * share * (1 - share))
+    return float(np.clip((inflation - 1) / (m - 1), 0.0, 1.0))
+
+
+def seed_share(cell: Cell, pool: Pool) -> float:
+    """Variance of a cell's mean that comes from the seeds, moderated; nan with one seed."""
+    n, prior = cell.n_seeds, pool.prior(cell)
+    own = cell.seed_variance
+    if cell.success and cell.mean in (0.0, 100.0) and n > 1:
+        # all episodes ended alike, which says nothing about how seeds differ
+        own = prior
+    few = pool.n_cells < _MANY_CELLS
+    moderated = (_PRIOR_WEIGHT * prior + (n - 1) * own) / (n - few * (1 - _PRIOR_WEIGHT))
+    if cell.success:
+        # no less than that of independent episodes
+        moderated = max(moderated, cell.chance / cell.n_episodes)
+    return moderated / n
+
+
+def cell_interval(cell: Cell, pool: Pool, level: float = 0.95) -> Interval:
+    """Interval of the mean score over seeds and start states; nan bounds with one seed."""
+    if cell.n_seeds < 2:
+        return Interval(cell.mean, np.nan, np.nan)
+    seeds, episodes = seed_share(cell, pool), cell.episode_variance
+    variance = seeds + episodes
+    each = np.array([pool.freedom(cell), max(1, cell.n_episodes - 1)])
+    freedom = _freedom(np.array([seeds, episodes]), each)
+    t = float(_scipy_stats.t.ppf((1 + level) / 2, freedom))
+    if not cell.success:
+        half = t * np.sqrt(variance)
+        return Interval(cell.mean, cell.mean - float(half), cell.mean + float(half))
+    independent = cell.chance / variance
+    share = cell.mean / 100
+    middle = (share + t**2 / (2 * independent)) / (1 + t**2 / independent)
+    spread = np.sqrt(share * (1 - share) / independent + t**2 / (4 * independent**2))
+    half = t / (1 + t**2 / independent) * spread
+    low, high = np.clip([middle - half, middle + half], 0, 1) * 100
+    return Interval(cell.mean, float(min(low, cell.mean)), float(max(high, cell.mean)))
+
+
+def differences(cells: Sequence[Cell], pool: Pool) -> np.ndarray:
+    """(k, k) p-values of equal means, Holm-adjusted over all pairs; nan for cells of one seed.
+
+    Welch's test with the moderated variances of the seeds, and with the start states: those that both
+    met count by how differently the two entries fare from them, others for each by itself.
+    """
+    several = np.array([c.n_seeds > 1 for c in cells], bool)
+    i, j = _pairs(several)
+    if not len(i):
+        return _adjusted(len(cells), several, i, j, np.empty(0))
+    means = np.array([c.mean for c in cells])
+    seeds = np.array([seed_share(c, pool) for c in cells])
+    episodes = np.array([c.episode_variance for c in cells])
+    n = np.array([pool.freedom(c) if c.n_seeds > 1 else np.nan for c in cells])
+    m = np.maximum([c.n_episodes - 1.0 for c in cells], 1.0)
+    shared = _shared_episode_variance(cells)[i, j]
+    met = np.isfinite(shared)
+    variances = np.stack(
+        [seeds[i], seeds[j], np.where(met, shared, episodes[i]), np.where(met, 0.0, episodes[j])]
+    )
+    freedom = _freedom(variances, np.stack([n[i], n[j], m[i], m[j]]))
+    p = _two_sided(means[i] - means[j], variances.sum(0), freedom)
+    return _adjusted(len(cells), several, i, j, p)
+
+
+def _shared_episode_variance(cells: Sequence[Cell]) -> np.ndarray:
+    """(k, k) variance of a difference of means that comes from the start states that two entries met
+    both; nan where they met others."""
+    found = np.full((len(cells), len(cells)), np.nan)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, cell in enumerate(cells):
+        if cell.crossed:
+            groups.setdefault(cell.start_states, []).append(index)
+    for members in groups.values():
+        covariance = np.atleast_2d(np.cov([cells[k].table.mean(0) for k in members]))
+        own = np.diag(covariance)
+        noise = np.array([cells[k].residual / cells[k].n_seeds for k in members])
+        gap = own[:, None] + own - 2 * covariance - noise[:, None] - noise
+        found[np.ix_(members, members)] = np.maximum(gap, 0.0) / cells[members[0]].n_episodes
+    return found
+
+
+def _pairs(usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of usable items, by their two indices."""
+    use = np.flatnonzero(usable)
+    rows, columns = np.triu_indices(len(use), 1)
+    return use[rows], use[columns]
+
+
+def _adjusted(
+    k: int, usable: np.ndarray, i: np.ndarray, j: np.ndarray, p: np.ndarray
+) -> np.ndarray:
+    """(k, k) Holm-adjusted p-values of pairs; 1 of an item with itself, nan where it is not usable."""
+    found = np.full((k, k), np.nan)
+    found[usable, usable] = 1.0
+    if len(p):
+        found[i, j] = found[j, i] = holm(p)
+    return found
+
+
+def _freedom(variances: np.ndarray, each: np.ndarray) -> np.ndarray:
+    """Satterthwaite's degrees of freedom of sums of variances (parts, ...), each with its own."""
+    below = (variances**2 / each).sum(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(below > 0, variances.sum(0) ** 2 / below, each[0])
+
+
+def _two_sided(difference: np.ndarray, variance: np.ndarray, freedom: np.ndarray) -> np.ndarray:
+    """p-values of differences; without any variance, whether they are 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * _scipy_stats.t.sf(np.abs(difference) / np.sqrt(variance), freedom)
+    return np.where(variance > 0, p, difference == 0).astype(np.float64)
+
+
+def not_worse_than_best(points: np.ndarray, adjusted: np.ndarray, level: float) -> np.ndarray:
+    """(k,) bool: the highest point and all that do not differ from it.
+
+    An entry above one of these is one of them, so the marks follow the order of the points.
+    Entries with nan (one seed) are never marked and mark nobody.
+    """
+    points = np.asarray(points, dtype=np.float64)
+    usable = np.isfinite(points) & np.isfinite(np.diag(adjusted))
+    marked = np.zeros(len(points), bool)
+    if not usable.any():
+        return marked
+    top = int(np.argmax(np.where(usable, points, -np.inf)))
+    marked = usable & ((adjusted[top] >= 1 - level) | (points == points[top]))
+    return usable & (points >= points[marked].min())
+
+
+class Aggregate(NamedTuple):
+    """A statistic over all tasks of an entry, with the draws that say how it varies."""
+
+    # nan bounds where a task has one seed
+    interval: Interval
+    # (reps,) about the point; empty where a task has one seed
+    draws: np.ndarray
+    # of Student's t
+    freedom: float
+
+
+def aggregate(
+    cells: Sequence[Cell],
+    pools: Sequence[Pool],
+    statistic: Statistic,
+    *,
+    generator: Generators,
+    reps: int = 2000,
+    level: float = 0.95,
+) -> Aggregate:
+    """`statistic` over an entry's cells, one a task, with its smoothed bootstrap interval.
+
+    Seeds are drawn with replacement within each task and moved by normal noise whose variance is the
+    board's, over their number. Start states are drawn too, the same ones for every entry that
+    met the same, so the draws of two entries are paired by episode. The draws are centred at the
+    statistic, which noise would otherwise shift, and their quantiles are stretched from the normal
+    to Student's t with Satterthwaite's degrees of freedom. `generator` makes a generator from a
+    name and the numbers that it is to depend on.
+    """
+    point = float(statistic([c.means for c in cells]))
+    if any(c.n_seeds < 2 for c in cells):
+        return Aggregate(Interval(point, np.nan, np.nan), np.empty(0), np.nan)
+    drawn = [_draw(c, p, generator, reps) for c, p in zip(cells, pools, strict=True)]
+    draws = np.asarray(statistic(drawn))
+    draws += point - np.median(draws)
+    shares = np.array([seed_share(c, p) for c, p in zip(cells, pools)])
+    freedom = float(_freedom(shares, np.array([p.freedom(c) for c, p in zip(cells, pools)])))
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    wider = _scipy_stats.t.ppf(tails[1], freedom) / _scipy_stats.norm.ppf(tails[1])
+    low, high = point + wider * (np.quantile(draws, tails) - point)
+    if all(c.success for c in cells):
+        low, high = max(0.0, low), min(100.0, high)
+    return Aggregate(Interval(point, float(low), float(high)), draws, freedom)
+
+
+def _draw(cell: Cell, pool: Pool, generator: Generators, reps: int) -> np.ndarray:
+    """(reps, n_seeds) drawn seed means of a cell."""
+    own = generator(cell.name, cell.means)
+    picked = own.integers(cell.n_seeds, size=(reps, cell.n_seeds))
+    noise = np.sqrt(pool.prior(cell) / cell.n_seeds)
+    drawn = cell.means[picked] + noise * own.standard_normal(picked.shape)
+    if cell.episode_variance == 0:
+        return drawn
+    states = generator("", np.array(cell.start_states))
+    again = states.integers(cell.n_episodes, size=(reps, cell.n_episodes))
+    by_episode = cell.table.mean(0) - cell.mean
+    # without what seeds x episodes add to it: the spread between seeds has that already
+    share = np.sqrt(cell.episode_variance * cell.n_episodes / by_episode.var(ddof=1))
+    return drawn + share * by_episode[again].mean(1, keepdims=True)
+
+
+def aggregate_differences(aggregates: Sequence[Aggregate]) -> np.ndarray:
+    """(k, k) p-values of equal aggregates, Holm-adjusted over all pairs; nan where a task has one seed."""
+    drawn = np.array([len(a.draws) > 0 for a in aggregates], bool)
+    i, j = _pairs(drawn)
+    if not len(i):
+        return _adjusted(len(aggregates), drawn, i, j, np.empty(0))
+    points = np.array([a.interval.point for a in aggregates])
+    each = np.array([a.freedom for a in aggregates])
+    covariance = np.full((len(aggregates), len(aggregates)), np.nan)
+    use = np.flatnonzero(drawn)
+    covariance[np.ix_(use, use)] = np.cov([aggregates[k].draws for k in use], ddof=0)
+    own = np.diag(covariance)
+    freedom = _freedom(np.stack([own[i], own[j]]), np.stack([each[i], each[j]]))
+    p = _two_sided(points[i] - points[j], own[i] + own[j] - 2 * covariance[i, j], freedom)
+    return _adjusted(len(aggregates), drawn, i, j, p)

@@ -1,0 +1,174 @@
+"""Converted sets kept as memory-mapped arrays: the second load of a large set reads nothing.
+
+    cache_dir()/arrays/<path and options>/<content and loader>/{obs,action,...}.npy
+
+The inner name is a hash of size and date of every source file, of its sha256 where that is known,
+and of the loader's version; a changed file is a new entry, and the old one is deleted. An entry
+appears whole (a folder is renamed) and is a cache in the strict sense: where it cannot be written
+nothing is kept, where it is damaged it is made again.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+
+from offbench.data.replay import ReplayData
+from offbench.io import atomic_write
+from offbench.tasks.files import cache_dir, sha256_of
+
+VERSION = 1  # of the loaders: raise it when any of them gives other arrays for the same file
+MIN_ROWS = 200_000  # smaller sets load fast enough
+
+
+def cached(
+    sources: Sequence[Path],
+    options: Sequence[object],
+    build: Callable[[], ReplayData],
+    *,
+    sha256: str = "",
+    min_rows: int = MIN_ROWS,
+) -> ReplayData:
+    """`build()`, or what it gave for the same files and options before.
+
+    The tensors of a kept set are mapped copy-on-write: writing to them changes no file.
+    """
+    try:
+        entry = _entry(sources, options, sha256)
+    except OSError:
+        return build()  # it will say what is missing
+    if (found := _read(entry)) is not None:
+        return found
+    data = build()
+    if len(data.last) >= min_rows:
+        with contextlib.suppress(OSError):
+            _write(entry, data)
+    return data
+
+
+def streamed(
+    sources: Sequence[Path], options: Sequence[object], parts: Iterable[ReplayData]
+) -> ReplayData | None:
+    """The parts of a set one after another, kept as they come, so that one is in memory at a time.
+
+    None where nothing can be kept; `parts` may then have been consumed in part.
+    """
+    entry = _entry(sources, options, "")
+    if (found := _read(entry)) is not None:
+        return found
+    try:
+        with _written(entry) as beside:
+            rows = _append(beside, parts)
+            (beside / "rows.json").write_text(json.dumps(rows))
+    except OSError:
+        return None
+    return _read(entry)
+
+
+def _entry(sources: Sequence[Path], options: Sequence[object], sha256: str) -> Path:
+    where = cache_dir() / "arrays" / _hash([sorted(str(p.resolve()) for p in sources), options])
+    facts = sorted((str(p.name), p.stat().st_size, p.stat().st_mtime_ns) for p in sources)
+    return where / _hash([VERSION, sha256, facts])
+
+
+def _append(folder: Path, parts: Iterable[ReplayData]) -> int:
+    """Writes the columns of all parts; returns the rows written.
+
+    A header of numpy's leaves room for its first axis to grow, so it is written again at the end.
+    """
+    shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+    with contextlib.ExitStack() as stack:
+        files = {
+            field: stack.enter_context((folder / f"{field}.npy").open("wb"))
+            for field in ReplayData._fields
+        }
+        rows = 0
+        for part in parts:
+            for field, x in part._asdict().items():
+                column = x.numpy()
+                if field not in shapes:
+                    shapes[field] = column.shape[1:], column.dtype
+                    _header(files[field], 0, *shapes[field])
+                column.tofile(files[field])
+            rows += len(part.last)
+        for field, file in files.items():
+            file.seek(0)
+            _header(file, rows, *shapes[field])
+    return rows
+
+
+def _header(file: BinaryIO, rows: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    descr = np.lib.format.dtype_to_descr(dtype)
+    about = {"descr": descr, "fortran_order": False, "shape": (rows, *shape)}
+    np.lib.format.write_array_header_1_0(file, about)
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:24]
+
+
+def _read(entry: Path) -> ReplayData | None:
+    try:
+        rows = json.loads((entry / "rows.json").read_text())
+        columns = [
+            np.load(entry / f"{field}.npy", mmap_mode="c", allow_pickle=False)
+            for field in ReplayData._fields
+        ]
+    except (OSError, ValueError, EOFError):
+        shutil.rmtree(entry, ignore_errors=True)
+        return None
+    kinds = [np.float32] * 3 + [np.bool_] + [np.int64] * 2
+    if any(len(x) != rows or x.dtype != kind for x, kind in zip(columns, kinds)):
+        shutil.rmtree(entry, ignore_errors=True)
+        return None
+    return ReplayData(*map(torch.from_numpy, columns))
+
+
+def _write(entry: Path, data: ReplayData) -> None:
+    with _written(entry) as beside:
+        for field, x in data._asdict().items():
+            np.save(beside / f"{field}.npy", x.numpy(), allow_pickle=False)
+        (beside / "rows.json").write_text(json.dumps(len(data.last)))
+
+
+@contextlib.contextmanager
+def _written(entry: Path) -> Iterator[Path]:
+    """A folder to write into; when all went well it becomes the entry, in place of older ones."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".writing-"))
+    try:
+        yield beside
+        for old in entry.parent.iterdir():
+            if not old.name.startswith("."):
+                shutil.rmtree(old, ignore_errors=True)
+        os.rename(beside, entry)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, or of the names and contents of a folder's files.
+
+    What was hashed once is looked up by size and date, in the cache folder.
+    """
+    inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    facts = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in inside]
+    note = cache_dir() / "seen" / f"{_hash(facts)}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads(note.read_text())["sha256"])
+    if path.is_dir():
+        named = [(p.relative_to(path).as_posix(), sha256_of(p)) for p in inside]
+        found = hashlib.sha256(json.dumps(named).encode()).hexdigest()
+    else:
+        found = sha256_of(path)
+    with contextlib.suppress(OSError):
+        atomic_write(note, json.dumps({"path": str(path), "sha256": found}).encode())
+    return found

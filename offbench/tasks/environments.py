@@ -1,0 +1,220 @@
+"""What a task's environment shows and takes, as its data have it.
+
+An adapter makes the observations of a Gymnasium environment those of a dataset:
+
+    flat           a Dict observation flattened as the data are (`offbench.tasks.formats.spaces`), a
+                   Discrete action taken as the largest of n numbers
+    d4rl-gym       as they are
+    d4rl-ant       27 numbers and 84 zeros: contact forces, which MuJoCo 2.0 reported as 0
+    d4rl-antmaze   position relative to the start, then the ant's own 27 numbers
+    d4rl-maze2d    position as (row, column) of the original maze, then its velocity
+    d4rl-hand      as they are
+    d4rl-kitchen   positions of arm and objects (30), then the goal (30)
+    image          a picture alone, as rows of numbers
+    goal           the observation, then the goal of the episode (OGBench's `info["goal"]`), both flat
+
+What `d4rl-` environments do otherwise besides is in `offbench.tasks.d4rl_envs`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from offbench.errors import unknown
+from offbench.tasks.d4rl_envs import OFF_CENTRE, RULES
+
+if TYPE_CHECKING:
+    import gymnasium
+
+Maze = tuple[str, ...]
+"""Rows of a maze: `#` a wall, `.` free, `R` a start, `G` a goal; without R, every free cell is one."""
+
+ANTMAZE: Mapping[str, Maze] = {
+    "umaze": ("#####", "#R..#", "###.#", "#G..#", "#####"),
+    "medium": (
+        "########", "#R.##..#", "#..#...#", "##...###", "#..#...#", "#.#..#.#", "#...#.G#", "########",
+    ),
+    "large": (
+        "############", "#R...#.....#", "#.##.#.#.#.#", "#......#...#", "#.####.###.#",
+        "#..#.#.....#", "##.#.#.#.###", "#..#...#.G.#", "############",
+    ),
+    "eval-umaze": ("#####", "#..R#", "#.###", "#..G#", "#####"),
+    "eval-medium": (
+        "########", "#R....G#", "#.#.##.#", "#....#.#", "###..###", "#......#", "#..##..#", "########",
+    ),
+    "eval-large": (
+        "############", "#R.#...#.G.#", "##.###.#.#.#", "#..#.#.....#", "#.##.#..##.#",
+        "#......#...#", "#.##.#.#.###", "#....#.....#", "############",
+    ),
+}  # fmt: skip
+MAZE2D: Mapping[str, Maze] = {
+    "open": ("#######", "#.....#", "#..G..#", "#.....#", "#######"),
+    "umaze": ("#####", "#G..#", "###.#", "#...#", "#####"),
+    "medium": (
+        "########", "#..##..#", "#..#...#", "##...###", "#..#...#", "#.#..#.#", "#...#.G#", "########",
+    ),
+    "large": (
+        "############", "#....#.....#", "#.##.#.#.#.#", "#......#...#", "#.####.###.#",
+        "#..#.#.....#", "##.#.#.#.###", "#..#...#.G.#", "############",
+    ),
+    "eval-umaze": ("#####", "#..G#", "#.###", "#...#", "#####"),
+    "eval-medium": (
+        "########", "#.....G#", "#.#.##.#", "#....#.#", "###..###", "#......#", "#..##..#", "########",
+    ),
+    "eval-large": (
+        "############", "#..#...#.G.#", "##.###.#.#.#", "#..#.#.....#", "#.##.#..##.#",
+        "#......#...#", "#.##.#.#.###", "#....#.....#", "############",
+    ),
+}  # fmt: skip
+_KITCHEN: Mapping[str, tuple[int, tuple[float, ...]]] = {  # first coordinate of the 30, goal there
+    "bottom burner": (11, (-0.88, -0.01)),
+    "light switch": (17, (-0.69, -0.05)),
+    "slide cabinet": (19, (0.37,)),
+    "microwave": (22, (-0.75,)),
+    "kettle": (23, (-0.23, 0.75, 1.62, 0.99, 0.0, 0.0, -0.06)),
+}
+_CELLS = {"#": 1, ".": 0, "R": "r", "G": "g"}
+
+
+@contextmanager
+def numpy_seed(seed: int) -> Iterator[None]:
+    """numpy's global generator, which OGBench's mazes draw from, seeded for a block and put back."""
+    kept = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(kept)
+
+
+def antmaze_map(size: str) -> list[list[int | str]]:
+    """The map for Gymnasium-Robotics in whose frame D4RL's positions are a shift: there rows run
+    down the page and y up, in D4RL both run alike."""
+    return [[_CELLS[c] for c in row] for row in reversed(ANTMAZE[size])]
+
+
+def maze2d_map(size: str) -> list[list[int | str]]:
+    """The same for a point: D4RL's first coordinate is the row, so the maze is turned as well.
+
+    Every cell but the walls is a start, as it is there.
+    """
+    rows = [[("r" if c == "." else _CELLS[c]) for c in row] for row in MAZE2D[size]]
+    return [list(column) for column in reversed(list(zip(*rows)))]
+
+
+def adapt(env: "gymnasium.Env", adapter: str | None) -> "gymnasium.Env":
+    """The environment as the data of a task have it. None: as it is, if it is a Box of numbers."""
+    from gymnasium.spaces import Box, Discrete
+
+    if adapter is not None and adapter not in (known := (*_ADAPTERS, *RULES, "goal")):
+        raise unknown("adapter", adapter, known)
+    if adapter in RULES:
+        env = RULES[adapter].apply(env)
+    if adapter == "goal":
+        env = _beside_goal(env)
+    elif adapter in _ADAPTERS:
+        env = _observe(env, _ADAPTERS[adapter](env))
+    elif not (isinstance(env.observation_space, Box) and len(env.observation_space.shape) == 1):
+        env = _observe(env, _flat(env))
+    if isinstance(env.action_space, Discrete):
+        env = _choose(env)
+    return env
+
+
+def _beside_goal(env: "gymnasium.Env") -> "gymnasium.Env":
+    """(2 O,): what `reset` gives as the goal stays for the episode; `task_id` is a reset option."""
+    import gymnasium
+    from gymnasium.spaces import Box
+
+    class BesideGoal(gymnasium.Wrapper):
+        def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+            obs, info = self.env.reset(**kwargs)
+            self.goal = np.ravel(info["goal"])
+            return np.concatenate([np.ravel(obs), self.goal]), info
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            obs, *rest = self.env.step(action)
+            return np.concatenate([np.ravel(obs), self.goal]), *rest
+
+    made = BesideGoal(env)
+    size = 2 * int(np.prod(env.observation_space.shape))
+    made.observation_space = Box(-np.inf, np.inf, (size,), np.float64)
+    return made
+
+
+def _observe(env: "gymnasium.Env", function: Callable[[Any], np.ndarray]) -> "gymnasium.Env":
+    from gymnasium.spaces import Box
+    from gymnasium.wrappers import TransformObservation
+
+    with numpy_seed(0):
+        sample, _ = env.reset(seed=0)
+    size = len(function(sample))
+    box = Box(-np.inf, np.inf, (size,), np.float64)
+    return TransformObservation(env, function, box)
+
+
+def _choose(env: "gymnasium.Env") -> "gymnasium.Env":
+    from gymnasium.spaces import Box
+    from gymnasium.wrappers import TransformAction
+
+    n, start = int(env.action_space.n), int(env.action_space.start)
+    box = Box(-1.0, 1.0, (n,), np.float32)
+    return TransformAction(env, lambda a: start + int(np.argmax(a)), box)
+
+
+def _flat(env: "gymnasium.Env") -> Callable[[Any], np.ndarray]:
+    from offbench.tasks.formats import spaces
+
+    space = spaces.of_gymnasium(env.observation_space, "the observation space")
+
+    def flatten(obs: Any) -> np.ndarray:
+        return spaces.flatten(space, _one_step(obs), "an observation")[0]
+
+    return flatten
+
+
+def _one_step(obs: Any) -> Any:
+    if isinstance(obs, Mapping):
+        return {k: _one_step(v) for k, v in obs.items()}
+    return np.asarray(obs)[None]
+
+
+def _ant(env: "gymnasium.Env") -> Callable[[Any], np.ndarray]:
+    zeros = np.zeros(84)
+    return lambda obs: np.concatenate([obs, zeros])
+
+
+def _antmaze(env: "gymnasium.Env") -> Callable[[Any], np.ndarray]:
+    start = np.array(env.unwrapped.maze.unique_reset_locations[0])
+    return lambda obs: np.concatenate([obs["achieved_goal"] - start, obs["observation"]])
+
+
+def _maze2d(env: "gymnasium.Env") -> Callable[[Any], np.ndarray]:
+    """The middle of cell (row, column) is observed as (row, column) - 0.2 there."""
+    maze = env.unwrapped.maze
+    shift = np.array([maze.x_map_center, maze.y_map_center]) - 0.5 - OFF_CENTRE
+    return lambda obs: np.concatenate([obs["observation"][:2] + shift, obs["observation"][2:]])
+
+
+def _kitchen(env: "gymnasium.Env") -> Callable[[Any], np.ndarray]:
+    goal = np.zeros(30)
+    for task in env.unwrapped.goal:
+        first, values = _KITCHEN[task]
+        goal[first : first + len(values)] = values
+    return lambda obs: np.concatenate([obs["observation"][:9], obs["observation"][18:39], goal])
+
+
+def _image(env: "gymnasium.Env") -> Callable[[Any], np.ndarray]:
+    return lambda obs: np.asarray(obs["image"], np.float64).reshape(-1)
+
+
+_ADAPTERS: Mapping[str, Callable[["gymnasium.Env"], Callable[[Any], np.ndarray]]] = {
+    "flat": _flat,
+    "d4rl-ant": _ant,
+    "d4rl-antmaze": _antmaze,
+    "d4rl-maze2d": _maze2d,
+    "d4rl-kitchen": _kitchen,
+    "image": _image,
+}

@@ -1,0 +1,1 @@
+"""One reader per file layout: rows of numbers in, episodes out."""

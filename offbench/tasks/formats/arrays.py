@@ -1,0 +1,201 @@
+"""Your own data: arrays in memory, or a file or folder in one of the known layouts.
+
+    HDF5 or npz with one row a step (`offbench.tasks.formats.d4rl`), npz in OGBench's layout (or a folder of
+    them), a Minari folder (it holds `data`). `save` writes the first.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from offbench.data.replay import ACTION_TOLERANCE, ReplayData, from_flat
+from offbench.errors import UserError
+from offbench.tasks.formats import columns, d4rl, minari, ogbench
+
+Layout = Literal["steps", "ogbench", "minari"]
+
+
+def from_arrays(
+    observations: np.ndarray,
+    actions: np.ndarray,
+    rewards: np.ndarray,
+    terminations: np.ndarray,
+    truncations: np.ndarray,
+    next_observations: np.ndarray | None = None,
+    *,
+    name: str = "arrays",
+) -> ReplayData:
+    """Arrays with one row a step, as Gymnasium gives them; see `offbench.data.replay.from_flat`."""
+    end = np.asarray(terminations, bool) | np.asarray(truncations, bool)
+    return from_flat(
+        observations, actions, rewards, terminations, end, next_obs=next_observations, name=name
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the file of one's own data is read: what its environment and its owner say of it."""
+
+    # of the environment, or given
+    max_episode_steps: int | None = None
+    # whether the owner gave it, or the environment is asked
+    limit_given: bool = False
+    # (A,) bounds that recorded actions are scaled from, of the environment or, without one, of what was
+    # recorded; None: they are in [-1, 1]
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+    # choices of a discrete environment, and the number of the first
+    n_actions: int | None = None
+    first_action: int = 0
+
+    @property
+    def scales(self) -> bool:
+        """Whether the environment takes other actions than those in [-1, 1]."""
+        return self.low is not None and set(self.low + (self.high or ())) != {-1.0, 1.0}
+
+
+def reading(
+    path: Path, name: str, *, actions: str, n_actions: int | None, limit: int | None
+) -> Reading:
+    """How a file of steps is read without an environment: continuous actions that go beyond [-1, 1] are
+    scaled from the range that was recorded, number by number. `actions="unit"` leaves them as they are."""
+    found = Reading(max_episode_steps=limit, limit_given=limit is not None, n_actions=n_actions)
+    with columns.opened(path, name) as file:
+        called = columns.names(file, name)
+        # `steps` says what is missing
+        recorded = file.array(called["actions"]) if "actions" in called else np.zeros(0)
+    if recorded.dtype.kind != "f" or actions == "unit" or n_actions is not None or not recorded.size:
+        return found
+    rows = recorded.reshape(len(recorded), -1).astype(np.float64)
+    low, high = rows.min(0), rows.max(0)
+    if np.isfinite(rows).all() and max(-low.min(), high.max()) > 1 + ACTION_TOLERANCE:
+        # a number that never varies has no range
+        high = np.where(high > low, high, low + 1)
+        return replace(found, low=tuple(low.tolist()), high=tuple(high.tolist()))
+    return found
+
+
+def layout(path: Path, *, name: str) -> Layout:
+    """What kind of data lies at a path, judged by its ending and what is in it."""
+    if path.is_dir():
+        if (path / "data").is_dir():
+            return "minari"
+        if any(path.glob("*.npz")):
+            return "ogbench"
+        raise UserError(
+            f"{name}: the folder {path} holds neither `data` (a Minari set) nor .npz files"
+        )
+    if path.suffix in (".hdf5", ".h5"):
+        return "steps"
+    if path.suffix == ".npz":
+        with columns.opened(path, name) as file:
+            return "ogbench" if _is_ogbench(set(file.keys())) else "steps"
+    raise UserError(
+        f"{name}: {path} is none of .hdf5 or .npz (one row a step), .npz as OGBench has it, or a Minari"
+        " folder"
+    )
+
+
+def _is_ogbench(keys: set[str]) -> bool:
+    """`terminals` mark a trajectory's end there, and rewards come with masks or not at all."""
+    marked = any(n in keys for m in ("timeouts", "ends", "dones", "episodes") for n in columns.NAMES[m])
+    rewarded = not keys.isdisjoint(columns.NAMES["rewards"])
+    return "terminals" in keys and not marked and ("masks" in keys or not rewarded)
+
+
+def load(
+    path: Path, *, name: str, reading: Reading = Reading(), env: str | None = None
+) -> ReplayData:
+    """The set at a path, in whatever layout it is. UserError where it is in none.
+
+    A file in OGBench's layout without rewards has those of the single task that `env` names.
+    """
+    kind = layout(path, name=name)
+    if kind == "minari":
+        return minari.load(path, name=name)
+    if kind == "ogbench":
+        if reading.scales:
+            raise UserError(
+                f"{name}: a file in OGBench's layout has actions in [-1, 1], {env} takes others; store one row"
+                " a step with timeouts, or say task.actions=unit"
+            )
+        single = env is not None and "-singletask-" in env and not ogbench.has_rewards(path, name=name)
+        return ogbench.load(path, name=name, task=env if single else None)
+    raw, at = steps(path, name=name, reading=reading)
+    return d4rl.build(raw, at, name=name)
+
+
+def steps(path: Path, *, name: str, reading: Reading) -> tuple[d4rl.Raw, d4rl.Boundaries]:
+    """The rows of a file with their actions scaled to [-1, 1], and where its episodes end.
+
+    Raises UserError for an action outside the environment's bounds, and for a file with terminals
+    alone that was cut at a limit which nobody gave.
+    """
+    raw = d4rl.read(
+        path, name=name, n_actions=reading.n_actions, first_action=reading.first_action
+    )
+    raw = raw._replace(action=_scaled(raw.action, reading, name))
+    if d4rl.leads_on_at_every_timeout(raw):
+        raise UserError(
+            f"{name}: at every one of its {int(raw.timeout.sum())} time-outs the next observation is the row that"
+            " follows: either nothing was reset there, or the recorder kept the first observation of the next"
+            " episode; leave out timeouts in the first case, next_observations in the second"
+        )
+    at = d4rl.boundaries(raw, reading.max_episode_steps, name=name)
+    unmarked = raw.timeout is None and raw.end is None and raw.done is None and raw.next_obs is None
+    if unmarked and not reading.limit_given:
+        _refuse_to_guess(raw, reading.max_episode_steps, name)
+    return raw, at
+
+
+def _scaled(action: np.ndarray, reading: Reading, name: str) -> np.ndarray:
+    """(N, A) from the environment's bounds to [-1, 1]."""
+    if reading.low is None or reading.high is None:
+        return action
+    low, high = (np.array(x, np.float64) for x in (reading.low, reading.high))
+    if action.shape[1] != len(low):
+        raise UserError(
+            f"{name}: the dataset's actions have {action.shape[1]} features, the environment takes {len(low)}"
+        )
+    room = ACTION_TOLERANCE * (high - low)
+    outside = (action < low - room) | (action > high + room)
+    if outside.any():
+        row, column = np.argwhere(outside)[0]
+        raise UserError(
+            f"{name}: action {action[row, column]:.4g} at row {row} lies outside the environment's"
+            f" bounds [{low[column]:g}, {high[column]:g}]; task.actions=unit says that actions were"
+            " recorded in [-1, 1]"
+        )
+    return np.asarray(2 * (action - low) / (high - low) - 1, np.float32)
+
+
+def _refuse_to_guess(raw: d4rl.Raw, limit: int | None, name: str) -> None:
+    """A stretch that is longer than the limit was cut somewhere, and nothing says where."""
+    longest = int(np.diff(np.flatnonzero(raw.terminal), prepend=-1, append=len(raw.terminal) - 1).max())
+    if limit is None or longest <= limit:
+        return
+    raise UserError(
+        f"{name}: {longest} rows without a terminal, and nothing says where episodes were cut; add"
+        f" timeouts, or give the recorder's limit: task.max_episode_steps={limit} is the environment's"
+    )
+
+
+def save(data: ReplayData, path: Path) -> None:
+    """Write a set as the npz that `load` reads: `observations, actions, rewards, terminals` and
+    `ends` (the last row of an episode) with one row a step, `next_observations` with one row an
+    episode."""
+    valid = data.valid.numpy()
+    last = np.flatnonzero(~valid)
+    end = np.zeros(len(valid), bool)
+    end[last - 1] = True
+    np.savez_compressed(
+        path,
+        observations=data.obs.numpy()[valid],
+        actions=data.action.numpy()[valid],
+        rewards=data.reward.numpy()[valid],
+        terminals=data.terminal.numpy()[valid],
+        ends=end[valid],
+        next_observations=data.obs.numpy()[last],
+    )

@@ -1,0 +1,89 @@
+"""D4RL files as the real `d4rl` package reads them: `loader=d4rl`, for those who want what the
+published code trained on, with its faults.
+
+`OfflineEnv.get_dataset` and `qlearning_dataset` are the package's own. They drop the last row of
+every episode that ends by time-out and the last row of the file even where the file has
+`next_observations`, take every time-out for an end, follow a recording across a cut without a mark,
+and give a terminal row the first observation of the next episode as its next one (which no target
+uses). Our own loader (`offbench.tasks.formats.d4rl`) differs in all of these.
+
+The package imports `mujoco_py`, which stops where the old simulator is not installed; it is masked,
+as no environment is made.
+"""
+
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import io
+import os
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from offbench.data.replay import ReplayData, from_flat
+from offbench.errors import UserError
+from offbench.tasks import cache
+from offbench.tasks.formats import d4rl
+
+
+def version(name: str) -> str:
+    """Of the installed package. UserError naming `name`, the data set, where there is none."""
+    try:
+        return importlib.metadata.version("d4rl")
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(
+            f"{name}: loader=d4rl needs the d4rl package; install it with: pip install 'offbench[d4rl]'"
+        ) from None
+
+
+def load(path: Path, *, name: str, max_episode_steps: int | None = None) -> ReplayData:
+    """The transitions of `d4rl.qlearning_dataset`. UserError for a damaged file, as from our loader."""
+    return cache.cached(
+        [path], ["d4rl package", version(name), max_episode_steps],
+        lambda: _load(path, name, max_episode_steps),
+    )  # fmt: skip
+
+
+def _load(path: Path, name: str, max_episode_steps: int | None) -> ReplayData:
+    actions = d4rl.read(path, name=name).action.shape[1:]  # nothing that ours refuses gets to h5py
+    package = _package(name)
+    env = SimpleNamespace(
+        observation_space=SimpleNamespace(shape=None),
+        action_space=SimpleNamespace(shape=actions),
+        _max_episode_steps=max_episode_steps or 1000,
+    )
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+        raw = package.offline_env.OfflineEnv.get_dataset(env, str(path))
+        made = package.qlearning_dataset(env, dataset=raw)
+    if not len(made["rewards"]):
+        raise UserError(f"{name}: d4rl.qlearning_dataset leaves no transition of {path}")
+    end = made["terminals"].copy()
+    end[:-1] |= (made["next_observations"][:-1] != made["observations"][1:]).any(1)
+    end[-1] = True
+    return from_flat(
+        made["observations"], made["actions"], made["rewards"], made["terminals"], end,
+        next_obs=made["next_observations"], name=name,
+    )  # fmt: skip
+
+
+def _package(name: str) -> Any:
+    version(name)
+    os.environ.setdefault("D4RL_SUPPRESS_IMPORT_ERROR", "1")
+    masked = "mujoco_py" not in sys.modules
+    if masked:
+        sys.modules["mujoco_py"] = None  # type: ignore[assignment]  # an ImportError, which d4rl expects
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            package = importlib.import_module("d4rl")
+            importlib.import_module("d4rl.offline_env")
+    except Exception as error:  # it and the old gym fail in many ways
+        words = " ".join(str(error).split())[:200]
+        raise UserError(f"{name}: the d4rl package cannot be imported ({words})") from None
+    finally:
+        if masked:
+            sys.modules.pop("mujoco_py", None)
+    return package

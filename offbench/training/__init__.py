@@ -1,0 +1,1 @@
+"""Training: every seed of a cell at once, from traced programs."""

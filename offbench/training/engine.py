@@ -1,0 +1,469 @@
+"""Trains all seeds of a cell at once. With program.py the only file that knows vmap, tracing, compilers
+and CUDA graphs.
+
+A step is one seed's and has two halves: `draw` turns the step's key into row numbers, `update` turns
+those rows into a new state. `vmap` adds the seed axis, and each half is traced once into a
+straight-line program of tensor operations: forward, backward and optimiser, without an autograd tape
+or the method's Python. The key of step t is a function of (run key, t), so the draws of many steps
+are made together. The backends run that one program:
+
+    vmap        the step itself, untraced: slow, for debugging and as the judge of the others
+    eager       the traced program, operation by operation; optimisers write in place
+    compile     the program through torch.compile: fused kernels, for up to a minute of compiling
+    cudagraph   compiled and captured in a CUDA graph, many updates per replay
+    auto        the fastest that passes the equivalence gate (`make_engine`)
+
+One seed is N = 1; there is no other code path. Results of one backend are the same bit for bit from
+run to run; between backends and stack sizes they agree to rounding per update.
+"""
+
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from offbench import rng
+from offbench.data.pipeline import Pipeline
+from offbench.errors import UserError, unknown
+from offbench.training.tracing import Program
+from offbench.types import Batch, Method, Metrics, Spec
+
+Backend = Literal["auto", "vmap", "eager", "compile", "cudagraph"]
+Precision = Literal["float32", "tf32", "bf16"]
+COMPILE_FROM = 100_000  # steps on a CPU from which compiling repays itself, see `candidates`
+GATE_TOLERANCE = 0.02
+BLOCK = 32  # steps whose rows are drawn together, and updates per replay of a CUDA graph
+GATE_STEPS = BLOCK + 5  # a whole block is replayed, and steps beside it
+
+
+class Carry(NamedTuple):
+    """The whole truth about training: what a resume needs and all it needs."""
+
+    state: Any  # stacked
+    key: Tensor  # (N,) int64, the same for the whole run
+    step: Tensor  # () int64, steps made
+
+    def seed(self, i: int) -> "Carry":
+        """The carry of the i-th seed alone, without the seed axis."""
+        return Carry(unstack(self.state, i), self.key[i], self.step)
+
+
+class Draw(NamedTuple):
+    rows: Any  # (minibatches x batch_size,) int64, or the Batch itself where data stay on the host
+    key: Tensor  # () int64, for the method
+
+
+class Step(NamedTuple):
+    """One step of one seed. Everything the two functions touch is an argument or immutable.
+
+    `gather` is there when the data stay in host memory: stacked rows (N, ...) -> stacked Batch.
+    """
+
+    draw: Callable[[Tensor], Draw]
+    update: Callable[[Any, Draw], tuple[Any, Metrics]]
+    gather: Callable[[Tensor], Batch] | None = None
+
+
+class Swept(NamedTuple):
+    """The state of a method whose hyper-parameters differ along the stack: `values` are (N,) each."""
+
+    values: dict[str, Tensor]
+    state: Any
+
+
+def bind(method: Method, state: Any) -> tuple[Method, Any]:
+    """The method with the hyper-parameters that its state carries, and the method's own state."""
+    if not isinstance(state, Swept):
+        return method, state
+    dtype = next(x.dtype for x in tree_leaves(state.state) if x.is_floating_point())
+    values = {k: v.to(dtype) for k, v in state.values.items()}
+    wrapper = hasattr(method, "with_values")  # the values are those of the method inside
+    return method.with_values(values) if wrapper else replace(method, **values), state.state
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """A list of N pytrees of one shape -> one pytree with a leading axis of N."""
+    return tree_map(lambda *x: torch.stack(x), *trees)
+
+
+def unstack(tree: Any, i: int) -> Any:
+    """The i-th of the stacked pytrees."""
+    return tree_map(lambda x: x[i], tree)
+
+
+def n_minibatches(method: Method) -> int:
+    return getattr(method, "minibatches", 1)
+
+
+def make_step(
+    method: Method, pipeline: Pipeline, *, device: torch.device | str | None = None
+) -> Step:
+    """The step of a method on a pipeline. Data on another device than `device` stay where they are,
+    and their batches are brought over."""
+    minibatches = n_minibatches(method)
+    home = pipeline.data.obs.device
+    device = torch.device(device or home)
+    sampler = pipeline.sampler  # rows are drawn where they are used
+
+    def draw(key: Tensor) -> Draw:
+        k_batch, k_update = rng.split(key)
+        return Draw(sampler(k_batch, minibatches * pipeline.batch_size), k_update)
+
+    def update(state: Any, draw: Draw) -> tuple[Any, Metrics]:
+        here = isinstance(draw.rows, Tensor)
+        batch = pipeline.batch(draw.rows, minibatches) if here else draw.rows
+        bound, inner = bind(method, state)
+        new, metrics = bound.update(inner, batch, draw.key)
+        return (state._replace(state=new) if bound is not method else new), metrics
+
+    def gather(rows: Tensor) -> Batch:
+        batch = pipeline.batch(rows.flatten())
+        lead = (len(rows), minibatches, pipeline.batch_size) if minibatches > 1 else rows.shape
+        return tree_map(lambda x: x.unflatten(0, lead), batch)
+
+    return Step(draw, update, gather if device.type != home.type else None)
+
+
+def advance(step: Step, carry: Carry) -> tuple[Carry, Metrics]:
+    """One step of one seed, as every backend must make it. `carry` has no seed axis."""
+    draw = step.draw(rng.fold(carry.key, carry.step))
+    state, metrics = step.update(carry.state, draw)
+    return Carry(state, carry.key, carry.step + 1), metrics
+
+
+def initial_carry(
+    method: Method,
+    spec: Spec,
+    seeds: Sequence[int],
+    device: torch.device | str = "cpu",
+    *,
+    values: Sequence[Mapping[str, float]] | None = None,
+) -> Carry:
+    """States and keys before the first update; each seed's are a function of that seed alone.
+
+    They are made on the CPU and moved, so they do not depend on the device either. `values` gives
+    each place of the stack hyper-parameters of its own (the same names everywhere); a seed may then
+    occur once for each.
+    """
+    if not seeds or (values is None and len(set(seeds)) != len(seeds)):
+        raise UserError(f"seeds must be a non-empty list without duplicates, got {list(seeds)}")
+    pairs = [rng.split(rng.key(s)) for s in seeds]
+    state = stack([method.init(k[0], spec) for k in pairs])
+    if values is not None:
+        names = values[0].keys()
+        columns = {n: torch.tensor([v[n] for v in values], dtype=torch.float64) for n in names}
+        state = Swept(columns, state)
+    carry = Carry(state, torch.stack([k[1] for k in pairs]), torch.tensor(0))
+    return to_device(carry, device)
+
+
+def to_device(tree: Any, device: torch.device | str) -> Any:
+    """The pytree with its tensors on `device`."""
+    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, tree)
+
+
+def candidates(
+    backend: Backend, device: str, n_steps: int = 0, *, host_data: bool = False
+) -> list[Backend]:
+    """The backends to try, fastest first. Raises UserError for one that cannot run there.
+
+    On a CPU compiling takes about 0.1 s of processor time for every operation of the program
+    (TD3+BC: 480 of them, 48 s) and saves at least 1 us of each at every step, more in large stacks.
+    So the number of steps decides, and not the program. A later process finds the compiled code in
+    torch's cache (`TORCHINDUCTOR_CACHE_DIR`).
+    """
+    if backend not in get_args(Backend):
+        raise unknown("engine", backend, get_args(Backend))
+    cuda = device.startswith("cuda")
+    if backend == "cudagraph" and not cuda:
+        raise UserError(f"engine=cudagraph needs a CUDA device, this runs on {device}")
+    if backend == "cudagraph" and host_data:
+        raise UserError("engine=cudagraph needs the data in device memory; use engine=compile")
+    if backend != "auto":
+        return [backend]
+    if cuda:
+        return ["compile", "eager"] if host_data else ["cudagraph", "compile", "eager"]
+    return ["compile", "eager"] if n_steps >= COMPILE_FROM else ["eager"]
+
+
+def make_engine(
+    step: "Step", carry: "Carry", *, backend: Backend = "auto", n_steps: int = 0,
+    precision: Precision = "float32",
+) -> "tuple[Engine, str]":  # fmt: skip
+    """An engine at `carry`, and which backend it is with the reason where a faster one was refused.
+
+    The gate of `auto`: GATE_STEPS steps from `carry` must end where the eager float32 program ends,
+    within GATE_TOLERANCE of the way that was travelled. A backend that differs or fails is passed over.
+    """
+    host = step.gather is not None
+    names = candidates(backend, carry.key.device.type, n_steps, host_data=host)
+    if len(names) == 1:
+        return Engine(step, carry, backend=names[0], precision=precision), names[0]
+    judge, refused = Engine(step, carry, backend="eager"), []
+    judge.run(GATE_STEPS)
+    for name in names[:-1]:
+        try:
+            engine = Engine(step, carry, backend=name, precision=precision)
+            engine.run(GATE_STEPS)
+            off = deviation(engine.carry.state, judge.carry.state, carry.state)
+        except Exception as error:  # a compiler may fail in any way; the eager program remains
+            refused.append(f"{name} failed: {type(error).__name__}")
+            continue
+        if precision == "float32" and not off <= GATE_TOLERANCE:
+            refused.append(f"{name} deviates by {off:.2g}")
+            continue
+        engine.load(carry)
+        return engine, " ".join([name, *(f"({r})" for r in refused)])
+    engine = Engine(step, carry, backend=names[-1], precision=precision)
+    return engine, " ".join([names[-1], *(f"({r})" for r in refused)])
+
+
+def deviation(state: Any, judge: Any, start: Any) -> float:
+    """How far apart two end states are, relative to the way from the start: the worst part of the state.
+
+    Parts are the leaves that moved; Adam's first steps have the size of the learning rate whatever
+    the gradient, so single elements may differ by rounding alone and whole leaves are compared.
+    """
+    worst = 0.0
+    for a, b, c in zip(tree_leaves(state), tree_leaves(judge), tree_leaves(start), strict=True):
+        if b.is_floating_point():
+            way = (b - c).double().norm().item()
+            apart = (a - b).double().norm().item()
+            worst = max(worst, apart / way if way > 0 else float(apart > 0))
+    return worst
+
+
+class Engine:
+    """Holds the carry and advances it, with one backend."""
+
+    def __init__(
+        self,
+        step: Step,
+        carry: Carry,
+        *,
+        backend: Backend = "eager",
+        precision: Precision = "float32",
+    ):
+        host = step.gather is not None
+        self.backend = candidates(backend, carry.key.device.type, host_data=host)[-1]
+        self.precision = precision
+        self.load(carry)
+        key = self._key.cpu() if host else self._key
+        draw = _drawer(step, key, traced=self.backend != "vmap")
+        device = self._key.device
+        self._draws = _HostBlock(draw, key, step.gather, device) if host else _Block(draw, key)
+        example = (self._state, self._draws.at(self._made))
+        with matmul_precision(precision):
+            self._update = _updater(step, example, self.backend, precision)
+            self._replay = None
+            if self.backend == "cudagraph":
+                self._replay = _Captured(draw, self._update, self._state, self._key)
+
+    def load(self, carry: Carry) -> None:
+        """Goes to `carry`, which is copied."""
+        self._state: Any = tree_map(torch.clone, carry.state)
+        self._key, self._made = carry.key.clone(), int(carry.step)
+
+    def run(self, n: int) -> Metrics:
+        """Makes n steps of every seed; the metrics, each (N,), are those of the last one."""
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        metrics: Metrics = {}
+        end = self._made + n
+        with torch.no_grad(), matmul_precision(self.precision):
+            while self._replay and end - self._made >= BLOCK:
+                self._state, metrics = self._replay(self._state, self._made)
+                self._made += BLOCK
+            while self._made < end:
+                self._state, metrics = self._update((self._state, self._draws.at(self._made)))
+                self._made += 1
+        return metrics
+
+    @property
+    def carry(self) -> Carry:
+        """A copy of the carry; running on does not change it."""
+        step = torch.tensor(self._made, device=self._key.device)
+        return Carry(tree_map(torch.clone, self._state), self._key.clone(), step)
+
+
+# --- the two halves, stacked ----------------------------------------------------------------
+
+
+def _drawer(step: Step, key: Tensor, *, traced: bool) -> Callable[[Any], Draw]:
+    """(keys (N,), first step ()) -> the draws of BLOCK steps of every seed, (BLOCK, N, ...)."""
+    many = vmap(vmap(step.draw))
+
+    def draw(arguments: tuple[Tensor, Tensor]) -> Draw:
+        key, first = arguments
+        numbers = first + torch.arange(BLOCK, device=key.device)
+        return many(rng.fold(key[None], numbers[:, None]))
+
+    return Program(draw, (key, torch.tensor(0, device=key.device))) if traced else draw
+
+
+class _Block:
+    """The draws of the next BLOCK steps, made when the first of them is asked for."""
+
+    def __init__(self, draw: Callable[[Any], Draw], key: Tensor):
+        self._draw, self._key = draw, key
+        self._first, self._draws = -1, None
+
+    def at(self, step: int) -> Draw:
+        if self._draws is None or not 0 <= step - self._first < BLOCK:
+            self._first = step
+            with torch.no_grad():
+                first = torch.full((), step, dtype=torch.int64, device=self._key.device)  # no sync
+                draws = self._draw((self._key, first))
+            self._draws = list(zip(*(x.unbind(0) for x in draws), strict=True))
+        return Draw(*self._draws[step - self._first])
+
+
+class _HostBlock:
+    """Batches of data that stay in host memory, gathered ahead of the device by a thread.
+
+    The rows are drawn by the same keys as on the device, so the batches are the same bit for bit.
+    """
+
+    AHEAD = 3
+
+    def __init__(
+        self,
+        draw: Callable[[Any], Draw],
+        key: Tensor,
+        gather: Callable[[Tensor], Batch],
+        device: torch.device,
+    ):
+        self._block, self._gather, self._device = _Block(draw, key), gather, device
+        self._thread = ThreadPoolExecutor(1, "gather")
+        self._waiting: dict[int, Future[Draw]] = {}
+
+    def at(self, step: int) -> Draw:
+        if step not in self._waiting:  # the first step, or a resume elsewhere
+            self._waiting.clear()
+        for ahead in range(step, step + self.AHEAD + 1):
+            if ahead not in self._waiting:
+                self._waiting[ahead] = self._thread.submit(self._make, ahead)
+        draw = self._waiting.pop(step).result()
+        return tree_map(lambda x: x.to(self._device, non_blocking=True), draw)
+
+    def _make(self, step: int) -> Draw:
+        draw = self._block.at(step)
+        batch = self._gather(draw.rows)
+        if self._device.type == "cuda":
+            batch = tree_map(Tensor.pin_memory, batch)
+        return Draw(batch, draw.key)
+
+
+Update = Callable[[tuple[Any, Draw]], tuple[Any, Metrics]]
+
+
+def _updater(
+    step: Step, example: tuple[Any, Draw], backend: Backend, precision: Precision
+) -> Update:
+    many = vmap(step.update)
+
+    def update(arguments: tuple[Any, Draw]) -> tuple[Any, Metrics]:
+        return many(*arguments)
+
+    if backend == "vmap":
+        if precision == "bf16":
+            raise UserError("precision=bf16 needs a traced engine: eager, compile or cudagraph")
+        return update
+    bf16 = precision == "bf16"
+    if backend == "eager":
+        return Program(update, example, reuse=len(tree_leaves(example[0])), bf16=bf16)
+    return Program(update, example, compiled=True, bf16=bf16)
+
+
+@contextmanager
+def matmul_precision(precision: Precision) -> Iterator[None]:
+    """float32 products strictly, or rounded to TF32 on GPUs that have it; bf16 is the program's."""
+    if precision not in get_args(Precision):
+        raise unknown("precision", precision, get_args(Precision))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def peak_bytes(step: Step, carry: Carry) -> int:
+    """Memory of one stack at its fullest: the carry, and the tensors alive at once in an update.
+
+    Counted on the traced program, where a tensor lives from the operation that makes it to its last
+    use; views are counted as if they were copies, so this is an upper bound.
+    """
+    draws = _Block(_drawer(step, carry.key, traced=False), carry.key).at(0)
+    leaves, tree = tree_flatten((carry.state, draws))
+    many = vmap(step.update)
+    graph = make_fx(lambda *x: tree_leaves(many(*tree_unflatten(list(x), tree))))(*leaves).graph
+    nodes = list(graph.nodes)
+    size = {
+        n: sum(x.nbytes for x in tree_leaves(n.meta.get("val")) if isinstance(x, Tensor))
+        for n in nodes
+    }
+    last = {x: i for i, n in enumerate(nodes) for x in n.all_input_nodes}
+    alive = peak = sum(x.nbytes for x in leaves)
+    for i, node in enumerate(nodes):
+        if node.op == "call_function":
+            alive += size[node] if node.target is not operator.getitem else 0
+            peak = max(peak, alive)
+        alive -= sum(size[x] for x in node.all_input_nodes if last[x] == i and x.op == "call_function"
+                     and x.target is not operator.getitem)  # fmt: skip
+    return peak
+
+
+# --- capture --------------------------------------------------------------------------------
+
+
+class _Captured:
+    """BLOCK steps, their draws included, as one CUDA graph over fixed buffers.
+
+    The warm-up that capture requires would train; it runs on a copy of the state, so a captured run
+    equals the eager run from the first step.
+    """
+
+    def __init__(self, draw: Callable[[Any], Draw], update: Update, state: Any, key: Tensor):
+        self._state = tree_map(torch.clone, state)
+        self._first = torch.zeros((), dtype=torch.int64, device=key.device)
+
+        def advance() -> Metrics:
+            draws, new = draw((key, self._first)), self._state
+            for rows, update_key in zip(draws.rows.unbind(0), draws.key.unbind(0), strict=True):
+                new, metrics = update((new, Draw(rows, update_key)))
+            _copy(self._state, new)
+            return metrics
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream), torch.no_grad():
+            for _ in range(3):
+                advance()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph), torch.no_grad():
+            self._metrics = advance()
+
+    def __call__(self, state: Any, first: int) -> tuple[Any, Metrics]:
+        if state is not self._state:
+            _copy(self._state, state)
+        self._first.fill_(first)
+        self._graph.replay()
+        return self._state, tree_map(torch.clone, self._metrics)  # the next replay writes over them
+
+
+def _copy(into: Any, new: Any) -> None:
+    """Leaf by leaf; a new leaf may be a view of an old one, so all are read before any is written."""
+    pairs = zip(tree_leaves(into), tree_leaves(new), strict=True)
+    changed = [(old, fresh.clone()) for old, fresh in pairs if old is not fresh]
+    for old, fresh in changed:
+        old.copy_(fresh)

@@ -1,0 +1,126 @@
+"""Validation metrics on held-out episodes, for data without an environment to evaluate in.
+
+A share of the episodes is held out of training. At every point of the curves the held-out rows give
+
+    validation/NAME                 each metric of the method's own update (its losses), nothing learned
+    validation/action_error         mean squared difference of the policy's action and the recorded one,
+                                    in units of [-1, 1]; training/action_error is the same where it trained
+    validation/action_disagreement  instead, for discrete actions: the share of other choices
+
+None of them says what a policy would earn. An off-policy estimate of the return would be one more
+function of a state and the held-out episodes, and has its place here.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_leaves
+
+from offbench import rng
+from offbench.data.compose import take
+from offbench.data.pipeline import Pipeline
+from offbench.data.replay import ReplayData
+from offbench.errors import UserError
+from offbench.training.engine import bind, n_minibatches, to_device
+from offbench.training.imperative import Imperative, Objects
+from offbench.types import Batch, Context, Method, Metrics, Plan, TimeStep, minibatch
+
+ROWS = 2048  # of a minibatch that metrics are computed on
+
+
+def split(data: ReplayData, share: float, *, name: str) -> tuple[ReplayData, ReplayData]:
+    """(training, held-out) episodes: the same ones for every method and seed, at least one of each.
+
+    Raises UserError where there is only one episode.
+    """
+    if data.n_episodes < 2:
+        raise UserError(f"{name}: one episode cannot be split into training and held-out episodes")
+    order = np.random.default_rng(0).permutation(data.n_episodes)
+    n = min(max(1, round(share * data.n_episodes)), data.n_episodes - 1)
+    return take(data, np.sort(order[n:])), take(data, np.sort(order[:n]))
+
+
+class Validation:
+    """Metrics of stacked states on a fixed sample of held-out rows, and of training rows beside it.
+
+    `pipeline` is that of training: held-out rows are seen through the view and transforms as they
+    were fitted there, each row equally likely whatever the sampler of training is.
+    """
+
+    def __init__(
+        self, method: Method, pipeline: Pipeline, held_out: ReplayData, *,
+        discrete: bool, device: str = "cpu",
+    ):  # fmt: skip
+        self.method, self.discrete = method, discrete
+        needs = getattr(method, "needs", ())
+        parts = {"training": pipeline.uniform(needs), "validation": pipeline.on(held_out, needs)}
+        self.batches = {
+            name: to_device(
+                part._replace(batch_size=ROWS).sample(rng.key(0), n_minibatches(method)), device
+            )
+            for name, part in parts.items()
+        }
+
+    def __call__(self, state: Any) -> Metrics:
+        """Name -> (N,), of N stacked states."""
+        if isinstance(self.method, Imperative):
+            return self._of_objects(state)
+        leaf = next(iter(tree_leaves(state)))
+        key = rng.split(rng.key(0), 2).to(leaf.device)
+        over_seeds = {"in_dims": (0, None, None)}
+        error = vmap(self._error, **over_seeds)
+        found = {}
+        for name, batch in self.batches.items():
+            one = batch if n_minibatches(self.method) == 1 else minibatch(batch, 0)
+            word = "action_disagreement" if self.discrete else "action_error"
+            found[f"{name}/{word}"] = error(state, one, key[0])
+        losses = vmap(self._losses, **over_seeds)(state, self.batches["validation"], key[1])
+        return found | {f"validation/{k}": v for k, v in losses.items() if k not in _ERRORS}
+
+    def _of_objects(self, state: Objects) -> Metrics:
+        """Of a PyTorch class as it was written: its train_step learns, so its losses are not asked for."""
+        act = self.method.policy().act
+        found, n = {}, len(state.members)
+        for name, batch in self.batches.items():
+            obs, key = batch.obs.expand(n, *batch.obs.shape), rng.key(0)
+            step = TimeStep(obs, obs[..., 0], obs[..., 0] == 0)
+            made, _ = act(state, step, (), key.expand(n, len(batch.obs)))
+            error = torch.square(made - batch.action.cpu()).mean((1, 2))
+            found[f"{name}/action_error"] = error
+        return found
+
+    def _losses(self, state: Any, batch: Batch, key: Tensor) -> Metrics:
+        bound, inner = bind(self.method, state)
+        return bound.update(inner, batch, key)[1]
+
+    def _error(self, state: Any, batch: Batch, key: Tensor) -> Tensor:
+        bound, inner = bind(self.method, state)
+        obs, recorded = batch.obs, batch.action
+        if isinstance(obs, Context):
+            obs, recorded = _before_acting(obs)
+        made = bound.act(inner, obs, key)
+        made = made.action if isinstance(made, Plan) else made
+        if self.discrete:
+            return (made.argmax(-1) != recorded.argmax(-1)).to(made.dtype).mean()
+        error = torch.square(made.clamp(-1, 1) - recorded)  # (B, h A)
+        extras = batch.extras or {}
+        if "valid" not in extras:
+            return error.mean()
+        # (B, h): the actions of a chunk that lie beyond the episode are not recorded ones
+        valid = extras["valid"]
+        per_step = error.unflatten(-1, (valid.shape[-1], -1)).mean(-1)
+        return (per_step * valid).sum() / valid.sum()
+
+
+_ERRORS = ("action_error", "action_disagreement")
+
+
+def _before_acting(context: Context) -> tuple[Context, Tensor]:
+    """The windows as a policy sees them, their last action yet to come, and that action (B, A)."""
+    place = torch.arange(context.valid.shape[-1], device=context.valid.device)
+    last = (place == context.valid.sum(-1, keepdim=True) - 1)[..., None]  # (B, K, 1)
+    recorded = torch.where(last, context.action, 0.0).sum(-2)
+    return context._replace(action=torch.where(last, 0.0, context.action)), recorded

@@ -1,0 +1,289 @@
+"""Trains a PyTorch class as its author wrote it: modules and optimisers of its own, one object per seed.
+
+The class needs `__init__(obs_dim, action_dim, ...)`, `train_step(batch) -> {name: number}` and
+`act(obs) -> actions`; `device` and `gamma` are passed where it takes them, every other parameter is a
+hyper-parameter. `batch` is an `offbench.types.Batch` on the device, `obs` an (E, O) tensor there, actions are
+(E, A) in [-1, 1], tensor or array. Rows of the data, evaluation, records and boards are those of every method;
+seeds are trained one after another, without stacking or tracing, so it is slower.
+
+The global generators of torch, numpy and random belong to one seed at a time and are put back, so a seed's
+result does not depend on its neighbours. Only what a class or module shares between its objects could.
+"""
+
+import copy
+import inspect
+import pickle
+import random
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+from offbench import rng
+from offbench.data.pipeline import Pipeline
+from offbench.errors import UserError
+from offbench.training.engine import BLOCK, Carry, make_step, to_device
+from offbench.types import Batch, Metrics, Policy, Spec, TimeStep
+
+NAME = "imperative, one seed at a time"
+GIVEN = ("obs_dim", "action_dim", "device", "gamma")  # parameters that are not hyper-parameters
+
+
+@dataclass
+class Member:
+    """One seed: its object, where its generators stand, and what it last reported."""
+
+    algorithm: Any
+    device: str
+    action_dim: int
+    generators: list[Any]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Objects(NamedTuple):
+    """The state of a stack of seeds, as a checkpoint and an evaluation take it."""
+
+    finite: Tensor  # (N,) 0, nan where a parameter of the seed is not finite
+    members: np.ndarray  # (N,) of Member, copies
+
+
+class Imperative:
+    """A PyTorch class with its hyper-parameters, in the place of a functional method.
+
+    `needs` (offbench/data/batch_extras.py) and `actions` of the class are read as those of a method are. Raises
+    UserError for a class that lacks `train_step` or `act`, or does not take these hyper-parameters.
+    """
+
+    minibatches = 1
+
+    def __init__(self, cls: type, /, **hparams: Any):
+        self.cls, self.hparams, self.name = cls, hparams, cls.__name__
+        self.needs = tuple(getattr(cls, "needs", ()))
+        self.actions = getattr(cls, "actions", "continuous")
+        for name in ("train_step(batch)", "act(obs)"):
+            if not callable(getattr(cls, name.partition("(")[0], None)):
+                raise UserError(f"{self.name} has no {name}: a PyTorch class needs train_step(batch) and act(obs)")
+        self._takes = inspect.signature(cls).parameters
+        if absent := [name for name in GIVEN[:2] if not self._accepts(name)]:
+            raise UserError(f"{self.name}.__init__ takes no {' and no '.join(absent)}, which it is told by name")
+
+    def _accepts(self, name: str) -> bool:
+        return name in self._takes or any(p.kind is p.VAR_KEYWORD for p in self._takes.values())
+
+    def check(self, spec: Spec, batch: Batch | None = None) -> None:
+        """Raises UserError where an object cannot be made for the problem, learn from `batch`, or act."""
+        member = self.member(rng.key(0), spec, "cpu")
+        if batch is not None:
+            with _lent(member):
+                self.numbers(self.train_step(member, batch))
+        self._act(member, torch.zeros(2, spec.obs_dim), rng.key(1))
+
+    def member(
+        self, key: Tensor, spec: Spec, device: str, values: Mapping[str, float] | None = None
+    ) -> Member:
+        """A new object for a seed. `values` go before the hyper-parameters that the stack has in common."""
+        if device != "cpu" and not self._accepts("device"):
+            raise UserError(f"{self.name}.__init__ takes no device; use device=cpu")
+        given = dict(zip(GIVEN, (spec.obs_dim, spec.action_dim, device, spec.gamma), strict=True))
+        given = {k: v for k, v in given.items() if self._accepts(k)}
+        member = Member(None, device, spec.action_dim, [])
+        with _lent(member, seed=int(key)), self._calling("__init__"):
+            member.algorithm = self.cls(**given, **{**self.hparams, **(values or {})})
+        return member
+
+    def train_step(self, member: Member, batch: Batch) -> dict[str, Any]:
+        with self._calling("train_step"):
+            found = member.algorithm.train_step(batch)
+        if not isinstance(found, Mapping):
+            raise UserError(
+                f"{self.name}.train_step returned {type(found).__name__}: return a dict of numbers"
+            )
+        return dict(found)
+
+    def numbers(self, found: Mapping[str, Any]) -> dict[str, float]:
+        """Metrics as plain numbers; one that is not finite is kept as it is."""
+        made = {}
+        for name, value in found.items():
+            try:
+                made[str(name)] = float(value.detach() if isinstance(value, Tensor) else value)
+            except (TypeError, ValueError, RuntimeError):
+                words = f"{type(value).__name__} {tuple(getattr(value, 'shape', ()))}"
+                raise UserError(f"{self.name}.train_step: {name!r} is a {words}: return a number") from None
+        return made
+
+    def policy(self) -> Policy:
+        """Acts with copies whose modules are in eval mode; what `act` draws is the evaluation key's."""
+        playing: dict[int, tuple[Member, Member]] = {}
+
+        def player(i: int, member: Member) -> Member:
+            if i not in playing or playing[i][0] is not member:
+                twin, found = _copied(member)
+                for module in (x for x in found if isinstance(x, nn.Module)):
+                    module.eval()
+                playing[i] = member, twin
+            return playing[i][1]
+
+        def act(state: Objects, step: TimeStep, carry: Any, key: Tensor) -> tuple[Tensor, Any]:
+            made = [
+                self._act(player(i, m), step.obs[i], key[i]) for i, m in enumerate(state.members)
+            ]
+            return torch.stack(made).clamp(-1, 1), carry
+
+        return Policy(lambda n_seeds, n_envs: (), act)
+
+    def _act(self, member: Member, obs: Tensor, key: Tensor) -> Tensor:
+        """(E, O) -> (E, A) on the CPU."""
+        with _lent(member, seed=int(key.sum())), torch.no_grad(), self._calling("act"):
+            made = member.algorithm.act(obs.to(member.device))
+            made = torch.as_tensor(made, dtype=torch.float32).cpu()
+        if made.shape != (want := (len(obs), member.action_dim)):
+            raise UserError(
+                f"{self.name}.act returned {tuple(made.shape)} for obs {tuple(obs.shape)}: return {want}"
+            )
+        if not made.isfinite().all():
+            raise UserError(f"{self.name}.act returned actions that are not finite")
+        return made
+
+    @contextmanager
+    def _calling(self, what: str) -> Iterator[None]:
+        """An error of the user's code, as one line that says where."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            words = " ".join(str(error).split())
+            raise UserError(
+                f"{self.name}.{what} raised {type(error).__name__}: {words} ({at.filename}:{at.lineno})"
+            ) from error
+
+    def bytes(self, spec: Spec) -> int:
+        """What one seed takes: its parameters, and for each a gradient and two moments, as Adam has."""
+        _, found = _copied(self.member(rng.key(0), spec, "cpu"))
+        return 4 * sum(x.nbytes for x in found if isinstance(x, nn.Parameter)) or 1
+
+    def like(self, seeds: Sequence[int]) -> Carry:
+        """The structure of a carry, without objects: what `offbench.training.checkpoint.load` asks for."""
+        empty = Objects(torch.zeros(len(seeds)), np.empty(len(seeds), object))
+        return Carry(empty, torch.stack([rng.split(rng.key(s))[1] for s in seeds]), torch.tensor(0))
+
+
+class ImperativeEngine:
+    """The engine of `offbench.training.loop.train` for such a class: seed after seed, step by step.
+
+    `name` says what ran, and why it cannot be resumed where its objects cannot be pickled.
+    """
+
+    def __init__(
+        self, method: Imperative, pipeline: Pipeline, spec: Spec, seeds: Sequence[int], *,
+        device: str, values: Sequence[Mapping[str, float]] | None = None, resume: Carry | None = None,
+    ):  # fmt: skip
+        if not seeds or (values is None and len(set(seeds)) != len(seeds)):
+            raise UserError(f"seeds must be a non-empty list without duplicates, got {list(seeds)}")
+        self._method, self._pipeline, self._device = method, pipeline, device
+        self._draw = vmap(make_step(method, pipeline).draw)
+        carry = resume or method.like(seeds)
+        self._key, self._made = carry.key, int(carry.step)
+        if resume:
+            self._members = [_copied(m)[0] for m in resume.state.members]
+        else:
+            keys = [rng.split(rng.key(s))[0] for s in seeds]
+            self._members = [
+                method.member(k, spec, device, v)
+                for k, v in zip(keys, values or [None] * len(keys), strict=True)
+            ]
+        self.name = NAME
+        try:
+            pickle.dumps(self._members)
+        except Exception as error:  # whatever an attribute makes of being pickled
+            self.name += f" (no checkpoints: {type(error).__name__}: {error})"
+
+    def run(self, n: int) -> Metrics:
+        """n steps of every seed; the metrics, each (N,), are those that were last reported, or nan."""
+        for key, member in zip(self._key, self._members, strict=True):
+            with _lent(member):
+                found: dict[str, Any] = {}
+                for batch in self._batches(key, n):
+                    found |= self._method.train_step(member, batch)
+                member.metrics |= self._method.numbers(found)
+        self._made += n
+        names = dict.fromkeys(name for member in self._members for name in member.metrics)
+        return {
+            k: torch.tensor([m.metrics.get(k, float("nan")) for m in self._members]) for k in names
+        }
+
+    def _batches(self, key: Tensor, n: int) -> Iterator[Batch]:
+        """Of the rows that a functional method of one minibatch a step gets with this seed."""
+        key, end = key.to(self._pipeline.data.obs.device), self._made + n
+        for first in range(self._made, end, BLOCK):
+            numbers = torch.arange(first, min(first + BLOCK, end), device=key.device)
+            for rows in self._draw(rng.fold(key, numbers)).rows:
+                yield to_device(self._pipeline.batch(rows), self._device)
+
+    @property
+    def carry(self) -> Carry:
+        """A copy; running on does not change it."""
+        copies = [_copied(member) for member in self._members]
+        finite = torch.tensor([0.0 if _finite(found) else float("nan") for _, found in copies])
+        members = np.empty(len(copies), object)
+        members[:] = [member for member, _ in copies]
+        return Carry(Objects(finite, members), self._key.clone(), torch.tensor(self._made))
+
+
+def _copied(member: Member) -> tuple[Member, list[Any]]:
+    """A deep copy, and every object that was copied for it."""
+    memo: dict[int, Any] = {}
+    try:
+        return copy.deepcopy(member, memo), list(memo.values())
+    except Exception as error:
+        name = type(member.algorithm).__name__
+        raise UserError(f"{name} cannot be copied to be evaluated: {error}") from error
+
+
+def _finite(found: Sequence[Any]) -> bool:
+    """Whether all parameters are; a mask or a bound that is held as a tensor may be infinite."""
+    learned = (x for x in found if isinstance(x, nn.Parameter) or (isinstance(x, Tensor) and x.requires_grad))
+    return all(bool(x.isfinite().all()) for x in learned)
+
+
+# --- generators -----------------------------------------------------------------------------
+
+
+@contextmanager
+def _lent(member: Member, *, seed: int | None = None) -> Iterator[None]:
+    """The process's generators are the member's, from `seed` or where they stood; then put back."""
+    torch_s = [torch.default_generator]
+    if (device := torch.device(member.device)).type == "cuda":
+        torch.cuda.init()
+        torch_s.append(torch.cuda.default_generators[device.index or 0])
+    before = _states(torch_s)
+    if seed is None:
+        _restore(torch_s, member.generators)
+    else:
+        for generator in torch_s:
+            generator.manual_seed(seed % 2**63)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+    try:
+        yield
+    finally:
+        member.generators = _states(torch_s)
+        _restore(torch_s, before)
+
+
+def _states(torch_s: Sequence[torch.Generator]) -> list[Any]:
+    return [random.getstate(), np.random.get_state(), *(g.get_state() for g in torch_s)]
+
+
+def _restore(torch_s: Sequence[torch.Generator], states: Sequence[Any]) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    for generator, state in zip(torch_s, states[2:], strict=True):
+        generator.set_state(state)

@@ -1,0 +1,100 @@
+"""The training loop, as a generator: evaluation, checkpoints and sinks are loops over it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from offbench.data.pipeline import Pipeline
+from offbench.errors import UserError
+from offbench.training.engine import (
+    Backend,
+    Carry,
+    Precision,
+    initial_carry,
+    make_engine,
+    make_step,
+    n_minibatches,
+)
+from offbench.training.imperative import Imperative, ImperativeEngine
+from offbench.types import Method, Metrics, Spec
+
+
+class Point(NamedTuple):
+    """Where training stands: the state in `carry` and `metrics` have a leading seed axis."""
+
+    update: int
+    carry: Carry  # a copy
+    metrics: Metrics
+    backend: str  # which engine ran, with the reason where a faster one was refused
+
+    @property
+    def state(self) -> Any:
+        return self.carry.state
+
+
+def train(
+    method: Method | Imperative,
+    pipeline: Pipeline,
+    spec: Spec,
+    *,
+    seeds: Sequence[int],
+    n_updates: int,
+    stop_at: Sequence[int] = (),
+    backend: Backend = "auto",
+    precision: Precision = "float32",
+    device: torch.device | str | None = None,
+    values: Sequence[Mapping[str, float]] | None = None,
+    resume: Carry | None = None,
+) -> Iterator[Point]:
+    """Trains every seed at once; yields at each update in `stop_at` and always at `n_updates`.
+
+    An update is one minibatch: a method that takes two per step (TD3+BC) makes `n_updates / 2`
+    steps, so equal `n_updates` mean equal data for every method, as the papers count.
+    `device` is where training happens, by default where the data are; data elsewhere stay there.
+    `values` stacks hyper-parameters along with seeds (`engine.initial_carry`). `resume` goes on from
+    a carry; stops up to it are not visited again, but a carry of `n_updates` is yielded once more,
+    without metrics.
+    Raises UserError for bad seeds or a number of updates the method cannot make.
+    """
+    k = check_budget(method, n_updates)
+    stops = sorted({max(k, s - s % k) for s in stop_at if 0 < s < n_updates} | {n_updates})
+    device = device or pipeline.data.obs.device
+    if isinstance(method, Imperative):
+        if (backend, precision) != ("auto", "float32"):
+            raise UserError(f"engine={backend} precision={precision}: {method.name} is run as it is written; use auto and float32")
+        engine = ImperativeEngine(
+            method, pipeline, pipeline.spec(spec), seeds, device=str(device), values=values, resume=resume
+        )  # fmt: skip
+        name = engine.name
+    else:
+        carry = resume or initial_carry(method, pipeline.spec(spec), seeds, device, values=values)
+        engine, name = make_engine(
+            make_step(method, pipeline, device=device), carry,
+            backend=backend, n_steps=n_updates // k, precision=precision,
+        )  # fmt: skip
+    done = (int(resume.step) if resume else 0) * k
+    if done == n_updates:  # trained before; what remains is to be judged
+        yield Point(done, engine.carry, {}, name)
+    for stop in (s for s in stops if s > done):
+        metrics = engine.run((stop - done) // k)
+        done = stop
+        yield Point(done, engine.carry, metrics, name)
+
+
+def check_budget(method: Method, n_updates: int) -> int:
+    """The minibatches of one step. Raises UserError for a number of updates the method cannot make."""
+    k = n_minibatches(method)
+    if n_updates < 1 or n_updates % k:
+        raise UserError(
+            f"n_updates={n_updates} must be a positive multiple of {k}: "
+            f"{type(method).__name__} takes {k} minibatch{'es' if k > 1 else ''} a step"
+        )
+    return k
+
+
+def diverged(state: Any) -> torch.Tensor:
+    """(N,) bool: seeds with a value that is not finite anywhere in their state."""
+    tensors = [x for x in torch.utils._pytree.tree_leaves(state) if isinstance(x, torch.Tensor)]
+    leaves = [x for x in tensors if x.is_floating_point()]
+    return torch.stack([~x.reshape(len(x), -1).isfinite().all(1) for x in leaves]).any(0)

@@ -1,0 +1,155 @@
+"""Weights of batch elements that are learned while the method learns, around any method.
+
+A weight wraps the method: its networks are part of the state, and every minibatch is drawn again
+from itself in proportion to the weights before the method sees it. A mean over the drawn minibatch
+has the weighted sum over the minibatch as its expectation, so each loss is weighted without the
+method knowing of it. Composes with any sampler and view.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+from torch.utils._pytree import tree_map
+
+from offbench import rng
+from offbench.nn import nets
+from offbench.nn.optim import Adam, AdamState
+from offbench.types import Batch, Context, Metrics, Spec, minibatch
+
+_LARGEST = 20.0  # of a logit before exp, in the flow term
+
+
+class State(NamedTuple):
+    inner: Any  # of the method
+    pair: nets.Params  # g(s, a)
+    single: nets.Params  # f(s)
+    low: Tensor  # () smallest reward seen
+    high: Tensor  # () largest
+    opt: AdamState
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensityWeights:
+    """DW (Hong et al., 2023b): density-ratio weights. https://arxiv.org/abs/2310.04413
+
+    The logit g(s, a) + f(s) raises the weight of rewarding steps, as far as the flow into a state
+    stays the flow out of it (`flow_weight`) and the weights stay near uniform (`kl_weight`).
+
+    Differs from the authors' code (Improbable-AI/dw-offline-rl): theirs multiplies each loss of
+    each method by the weights, here minibatches are drawn again by them (systematic resampling), so
+    TD3+BC's actor is weighted by w(s, a) throughout (theirs weights its Q term by w(s)) and what a
+    method computes over the minibatch, as mean |Q|, is weighted too. Rewards are scaled by the
+    range seen so far, not the dataset's; logits are cut at 20 in the flow term. As there, the flow
+    term ignores terminals. Metrics: `weight_share` is the effective share of a minibatch,
+    1 / (B sum w^2); `weight_gain` the weighted less the plain mean of the scaled reward.
+    """
+
+    method: Any  # what is wrapped
+    flow_weight: float = 1.0  # lambda_F
+    kl_weight: float = 0.2  # lambda_K
+    clip: float = 0.2  # C: logits of g and of f are clipped to +-(1 + C)
+    temperature: float = 1.0
+    flow_discount: float = 1.0
+    lr: float = 1e-4
+    hidden: tuple[int, ...] = (256, 256)
+
+    @property
+    def minibatches(self) -> int:
+        return getattr(self.method, "minibatches", 1)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return getattr(self.method, "needs", ())
+
+    @property
+    def actions(self) -> str:
+        return getattr(self.method, "actions", "continuous")
+
+    @property
+    def check(self) -> Any:
+        """The method's own; an AttributeError where it has none, so that the wrapper has none either."""
+        return self.method.check
+
+    @property
+    def value(self) -> Any:
+        """As `check`."""
+        inner = self.method.value
+        return lambda state, obs, made: inner(state.inner, obs, made)
+
+    def with_values(self, values: dict[str, Tensor]) -> "DensityWeights":
+        """With these hyper-parameters of the method."""
+        return replace(self, method=replace(self.method, **values))
+
+    def init(self, key: Tensor, spec: Spec) -> State:
+        k_inner, k_pair, k_single = rng.split(key, 3)
+        n_obs, n_act = spec.obs_dim, spec.action_dim
+        pair = nets.mlp_init(k_pair, (n_obs + n_act, *self.hidden, 1))
+        single = nets.mlp_init(k_single, (n_obs, *self.hidden, 1))
+        far = torch.full((), 1e30, device=key.device)  # finite: a state that is not has diverged
+        opt = Adam(self.lr).init((pair, single))
+        return State(self.method.init(k_inner, spec), pair, single, far, -far, opt)
+
+    def update(self, state: State, batch: Batch, key: Tensor) -> tuple[State, Metrics]:
+        k_inner, *k_draw = rng.split(key, 1 + self.minibatches)
+        one = self.minibatches == 1
+        drawn = []
+        for i, k in enumerate(k_draw):
+            mini = batch if one else minibatch(batch, i)
+            state, weight, metrics = self._learn(state, mini)
+            row = resample(k, weight)
+            drawn.append(tree_map(lambda x, row=row: x[row], mini))
+        batch = drawn[0] if one else tree_map(lambda *x: torch.stack(x), *drawn)
+        inner, more = self.method.update(state.inner, batch, k_inner)
+        return state._replace(inner=inner), more | metrics
+
+    def act(self, state: State, obs: Any, key: Tensor) -> Any:
+        return self.method.act(state.inner, obs, key)
+
+    def _learn(self, state: State, batch: Batch) -> tuple[State, Tensor, Metrics]:
+        """One step of the weight's networks, and the weights before it: (B,), summing to 1."""
+        low = torch.minimum(state.low, batch.reward.amin())
+        high = torch.maximum(state.high, batch.reward.amax())
+        reward = (batch.reward - low) / (high - low).clamp(min=1e-8)
+        params = (state.pair, state.single)
+        loss = grad_and_value(self._loss, has_aux=True)
+        grads, (_, (weight, metrics)) = loss(params, batch, reward)
+        (pair, single), opt = Adam(self.lr).step(grads, state.opt, params)
+        state = state._replace(pair=pair, single=single, low=low, high=high, opt=opt)
+        return state, weight.detach(), metrics
+
+    def _loss(self, params: tuple, batch: Batch, reward: Tensor) -> tuple[Tensor, tuple]:
+        pair, single = params
+        # a window stands for its first step
+        obs = batch.obs.obs[..., 0, :] if isinstance(batch.obs, Context) else batch.obs
+        g = nets.mlp(pair, torch.cat([obs, batch.action], -1)).squeeze(-1)  # (B,)
+        f = nets.mlp(single, obs).squeeze(-1)
+        next_f = nets.mlp(single, batch.next_obs).squeeze(-1)
+
+        bound = 1 + self.clip
+        logit = (g.clamp(-bound, bound) + f.clamp(-bound, bound)) / self.temperature
+        weight, log_weight = logit.softmax(-1), logit.log_softmax(-1)
+        exp = lambda x: (x / self.temperature).clamp(-_LARGEST, _LARGEST).exp()
+        flow = torch.square(self.flow_discount * exp(g + f) - exp(next_f)).mean()
+        kl = (weight * log_weight).sum()
+        metrics = {
+            "weight_share": 1 / (weight.numel() * torch.square(weight).sum()),
+            "weight_gain": (weight * reward).sum() - reward.mean(),
+            "weight_flow_error": flow,
+        }
+        loss = -(weight * reward).sum() + self.flow_weight * flow + self.kl_weight * kl
+        return loss, (weight, metrics)
+
+
+def resample(key: Tensor, weight: Tensor) -> Tensor:
+    """(B,) row numbers drawn by `weight` (B,), which sums to 1: row i about B weight_i times.
+
+    Systematic resampling (Kitagawa, 1996): one uniform number, and each count is its expectation
+    rounded down or up.
+    """
+    n = len(weight)
+    at = (torch.arange(n, device=weight.device) + rng.uniform(key, (), weight.dtype)) / n
+    edges = weight.cumsum(-1)
+    return (edges[:-1] / edges[-1] <= at[:, None]).sum(-1)
