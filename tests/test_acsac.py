@@ -10,7 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from offbench import rng
-from offbench.bench.config import plan
+from offbench.bench.plan import plan
 from offbench.bench.run import build
 from offbench.data.replay import Episode, from_episodes
 from offbench.errors import UserError

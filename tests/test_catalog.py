@@ -245,7 +245,7 @@ def test_the_parts_of_a_large_set_are_put_there_by_hand(cache):
 
 
 def test_own_data_are_a_task_by_path(tmp_path, cache):
-    from offbench.bench.config import plan
+    from offbench.bench.plan import plan
 
     # two actions, as the swimmer has
     write_d4rl(make([5, 6]), tmp_path / "mine.hdf5")
@@ -295,7 +295,7 @@ def test_own_play_data_are_labelled_by_the_single_task_of_their_environment(tmp_
 
 
 def test_nothing_trains_on_a_goal_conditioned_set(cache):
-    from offbench.bench.config import plan
+    from offbench.bench.plan import plan
 
     with pytest.raises(UserError, match=r"goal-conditioned.*ogbench/cube-single-play-singletask-v0") as error:
         plan(["method=bc", "task=cube-single-play-v0"], bench=False)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from offbench.bench.config import plan
+from offbench.bench.plan import plan
 
 DOMAINS = ("cube-single", "cube-double", "cube-triple", "scene", "puzzle-3x3", "puzzle-4x4")
 # one value for all domains, or one for each; section 3 and table 3 of the papers named in conf/method

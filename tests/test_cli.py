@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from offbench.bench.config import options
+from offbench.bench.hydra import options
 from offbench.cli.main import _parity, _updates, main
 from offbench.data.replay import episode_returns
 from offbench.errors import UserError

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from offbench.bench.config import locate, options, read_option
+from offbench.bench.hydra import options, read_option
+from offbench.bench.targets import locate
 from offbench.data.pipeline import make_pipeline
 from offbench.data.views import Chunk, NStep
 from offbench.testing.contract import (

@@ -7,16 +7,11 @@ from fnmatch import fnmatch
 
 import pytest
 
-from offbench.bench.config import (
-    Cell,
-    coerce,
-    locate,
-    option_of,
-    options,
-    parameters,
-    plan,
-    read_option,
-)
+from offbench.bench.cells import Cell
+from offbench.bench.hydra import options, read_option
+from offbench.bench.plan import plan
+from offbench.bench.targets import locate, option_of, parameters
+from offbench.bench.values import coerce
 from offbench.errors import UserError
 
 HOPPER = "task=offbench/hopper/medium-replay-v0"

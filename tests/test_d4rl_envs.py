@@ -323,7 +323,7 @@ def test_rules_are_part_of_a_runs_identity_and_of_no_embedded_set():
 
 
 def test_a_run_under_other_rules_is_another_run():
-    from offbench.bench.config import plan
+    from offbench.bench.plan import plan
 
     cell = plan(["method=bc", "task=d4rl/hopper-medium-v2"], bench=False).cells[0]
     plain = dataclasses.replace(cell, task=dataclasses.replace(cell.task, adapter=None))

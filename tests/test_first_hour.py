@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from offbench.bench.config import plan
+from offbench.bench.plan import plan
 from offbench.cli import main as cli
 from offbench.cli.main import COMMANDS, main
 from offbench.tasks import task as tasks

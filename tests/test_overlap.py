@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from offbench.bench import run
-from offbench.bench.config import plan
+from offbench.bench.plan import plan
 from offbench.results.records import Store
 
 pytestmark = pytest.mark.env

@@ -248,7 +248,7 @@ def test_seeds_do_not_depend_on_the_stack_the_monitor_or_an_interruption(tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "evaluate", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            from offbench.bench.config import plan
+            from offbench.bench.plan import plan
             from offbench.bench.run import pack, run_pack
 
             made = plan(

@@ -171,7 +171,7 @@ def test_an_action_outside_the_environments_bounds_is_refused_with_them(tmp_path
 
 
 def test_the_units_of_actions_are_part_of_a_runs_identity(tmp_path):
-    from offbench.bench.config import plan
+    from offbench.bench.plan import plan
 
     path = write(tmp_path / "a.hdf5", steps(200))
     own = [f"task.data={path}", "task.env=InvertedPendulum-v5", "method=bc", "seeds=[0]"]

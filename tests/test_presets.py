@@ -13,15 +13,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offbench.bench.config import (
-    _yaml_presets,
-    conf_dir,
-    locate,
-    options,
-    plan,
-    preset_table,
-    read_option,
-)
+from offbench.bench.hydra import conf_dir, options, read_option
+from offbench.bench.plan import plan
+from offbench.bench.presets import preset_table, yaml_presets
+from offbench.bench.targets import locate
 from offbench.data.compose import MIXED
 from offbench.data.replay import Episode, from_episodes, from_flat, transforms
 from offbench.data.transforms import TRANSFORMS, reward_range
@@ -36,7 +31,7 @@ ROWS = [
     for name in options("method")
     for preset in (
         *preset_table(name),
-        *_yaml_presets(read_option("method", name).get("presets") or ()),
+        *yaml_presets(read_option("method", name).get("presets") or ()),
     )
 ]
 UNLISTED = tuple(  # known all the same

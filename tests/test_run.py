@@ -3,7 +3,7 @@
 import pytest
 
 from offbench.bench import run
-from offbench.bench.config import plan
+from offbench.bench.plan import plan
 from offbench.errors import UserError
 from offbench.results.records import Store
 

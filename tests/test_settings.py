@@ -6,7 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from offbench.bench.config import _tasks_of, home_of, options, plan, read_option
+from offbench.bench.hydra import options, read_option
+from offbench.bench.plan import plan
+from offbench.bench.suites import home_of, tasks_of
 from offbench.data.compose import MIXED
 from offbench.errors import UserError
 from offbench.results.records import TUNINGS, Provenance, Store
@@ -105,7 +107,7 @@ def test_a_run_of_one_task_is_the_run_that_its_suite_looks_for(name):
     )
     assert [r.run_id for r in same.runs()] == [r.run_id for r in alone.runs()]
     if alone.suite != name:  # a larger suite of the same protocol
-        assert _tasks_of(alone.suite) & _tasks_of(name)
+        assert tasks_of(alone.suite) & tasks_of(name)
 
 
 def test_the_toy_suite_for_another_task_is_used_where_it_is_named_and_is_said():

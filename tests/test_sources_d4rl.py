@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_sources_layouts import make, same, write_d4rl
 
-from offbench.bench.config import plan
+from offbench.bench.plan import plan
 from offbench.data.replay import episode_returns, from_episodes
 from offbench.errors import UserError
 from offbench.tasks import catalog

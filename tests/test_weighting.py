@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from offbench import rng
-from offbench.bench.config import plan
+from offbench.bench.plan import plan
 from offbench.data.pipeline import make_pipeline
 from offbench.data.replay import Episode, from_episodes
 from offbench.data.sampling import advantage_weights

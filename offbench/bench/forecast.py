@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from offbench.bench.config import Cell
+from offbench.bench.cells import Cell
 from offbench.results.records import Store
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from torch.utils._pytree import (
 )
 
 from offbench import rng
-from offbench.bench.config import coerce, is_torch_class, locate, option_of, parameters
+from offbench.bench.targets import is_torch_class, locate, option_of, parameters
+from offbench.bench.values import coerce
 from offbench.data import transforms
 from offbench.data.pipeline import Pipeline
 from offbench.data.views import Window

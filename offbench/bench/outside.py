@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from offbench.bench import provenance
-from offbench.bench.config import protocol_of
+from offbench.bench.suites import protocol_of
 from offbench.errors import UserError
 from offbench.results.records import OUTSIDE, Provenance, RunSpec, Store
 from offbench.rollout import EnvPool, evaluate

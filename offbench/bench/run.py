@@ -29,7 +29,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psutil
 
 from offbench.bench import provenance
-from offbench.bench.config import Cell, Settings, is_torch_class, locate, option_of
+from offbench.bench.cells import Cell
+from offbench.bench.settings import Settings
+from offbench.bench.targets import is_torch_class, locate, option_of
 from offbench.errors import UserError
 from offbench.io import atomic_write
 from offbench.results.records import (

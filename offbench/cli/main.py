@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from offbench.bench.config import Cell, Plan
+    from offbench.bench.cells import Cell
+    from offbench.bench.plan import Plan
     from offbench.bench.run import Event, Pack
     from offbench.results.leaderboard import Board
     from offbench.results.records import Store
@@ -87,7 +88,7 @@ def _help_of(command: str) -> str:
 
 def _settings_in_words() -> list[str]:
     """conf/run.yaml as lines of `key=default  what it is`."""
-    from offbench.bench.config import conf_dir
+    from offbench.bench.hydra import conf_dir
 
     lines, above = [], ""
     for line in (conf_dir() / "run.yaml").read_text(encoding="utf-8").splitlines():
@@ -171,7 +172,7 @@ def _run(args: Sequence[str]) -> int:
 
 
 def _execute(args: Sequence[str], *, bench: bool) -> int:
-    from offbench.bench.config import plan
+    from offbench.bench.plan import plan
     from offbench.bench.run import fetched, missing, preflight, resolve_device
     from offbench.results.records import Store
 
@@ -314,8 +315,8 @@ def _failures(part: "Pack", event: "Event") -> list[str]:
 
 
 def _plan(args: Sequence[str]) -> int:
-    from offbench.bench.config import plan
     from offbench.bench.forecast import forecast, kept_bytes, stack_bytes
+    from offbench.bench.plan import plan
     from offbench.bench.run import missing, n_jobs, pack
     from offbench.results.records import Store
 
@@ -632,7 +633,7 @@ def _duration(seconds: float) -> str:
 
 
 def _board(args: Sequence[str]) -> int:
-    from offbench.bench.config import plan
+    from offbench.bench.plan import plan
     from offbench.results.records import Store
 
     wanted = plan(args, bench=True)
@@ -741,7 +742,7 @@ def _alike(recorded: int, planned: int, name: str, row: Any, cell: "Cell") -> bo
 
 
 def _diagnose(args: Sequence[str]) -> int:
-    from offbench.bench.config import plan
+    from offbench.bench.plan import plan
     from offbench.results.diagnostics import write
     from offbench.results.records import Store
 
@@ -779,7 +780,7 @@ def _board_folder(plan: "Plan") -> Path:
 
 def _board_name(plan: "Plan") -> str:
     """The suite's name for the suite as it is: other methods, seeds or settings do not replace its board."""
-    from offbench.bench.config import plan as read
+    from offbench.bench.plan import plan as read
 
     what = lambda c: (
         c.entry, c.task.id, c.target, c.hparams, c.pipeline, c.n_updates, c.seeds, c.protocol
@@ -814,7 +815,7 @@ def _list(args: Sequence[str]) -> int:
 
 
 def _options(group: str) -> list[tuple[str, str]]:
-    from offbench.bench.config import options, read_option
+    from offbench.bench.hydra import options, read_option
 
     rows = []
     for name in options(group):
@@ -827,7 +828,7 @@ def _options(group: str) -> list[tuple[str, str]]:
 
 def _heading(group: str, name: str) -> str:
     """The comment at the head of an option's yaml; several are one class with other settings."""
-    from offbench.bench.config import conf_dir
+    from offbench.bench.hydra import conf_dir
 
     path = conf_dir() / group / f"{name}.yaml"  # a plugin's is elsewhere
     first = path.read_text(encoding="utf-8").split("\n")[0] if path.exists() else ""
@@ -844,7 +845,8 @@ _NEEDS = {  # of the data, beside transitions; what a view provides is not liste
 
 def _methods() -> list[tuple[str, str]]:
     """Every method with its paper, and below it what it learns from and how it compares with CORL."""
-    from offbench.bench.config import locate, options, read_option
+    from offbench.bench.hydra import options, read_option
+    from offbench.bench.targets import locate
 
     views = {read_option("view", name)["_target_"]: name for name in options("view")}
     results = Path(__file__).resolve().parents[2] / "results/parity"
@@ -903,7 +905,7 @@ def _updates(path: Path) -> dict[str, str]:
 
 def _first_line(target: str) -> str:
     """The first line of the docstring of what is named, or of the module it is in."""
-    from offbench.bench.config import locate
+    from offbench.bench.targets import locate
 
     obj = locate(target)
     own = (obj.__doc__ or "").strip()
@@ -937,7 +939,8 @@ def _data(args: Sequence[str]) -> int:
 
 
 def _check(args: Sequence[str]) -> int:
-    from offbench.bench.config import is_torch_class, locate, plan
+    from offbench.bench.plan import plan
+    from offbench.bench.targets import is_torch_class, locate
     from offbench.testing.contract import SPEC, check_method, fake_batch
     from offbench.training.imperative import Imperative
 

@@ -1,0 +1,62 @@
+"""A cell: one entry on one task, as plain data that travels to worker processes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from offbench.bench.hydra import AROUND
+from offbench.results.records import RunSpec
+from offbench.tasks.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One row of the board on one task: every seed of it, trained as one stack."""
+
+    entry: str
+    suite: str
+    suite_version: int
+    task: Task
+    method: str  # registry name, or the dotted path of an outside class
+    target: str  # dotted path of the class
+    hparams: Mapping[str, Any]
+    pipeline: Mapping[str, Any]  # view, sampler, transforms, batch_size, gamma
+    seeds: tuple[int, ...]
+    n_updates: int
+    protocol: Mapping[str, Any]
+    tuning: Mapping[str, Any]
+    overrides: Mapping[str, Any]  # what the command line set
+    sources: Mapping[str, str]  # dotted setting -> where its value came from
+
+    @property
+    def recorded_sources(self) -> dict[str, str]:
+        """The sources of what defines a run; those of device, engine and the like are left out."""
+        return {k: v for k, v in sorted(self.sources.items()) if k.split(".")[0] in _DEFINING}
+
+    def runs(self) -> list[RunSpec]:
+        return [
+            RunSpec(
+                suite=self.suite,
+                suite_version=self.suite_version,
+                task=self.task.id,
+                dataset=self.task.dataset,
+                dataset_sha256=self.task.sha256,
+                env=self.environment,
+                method=self.method,
+                hparams=self.hparams,
+                pipeline=self.pipeline,
+                n_updates=self.n_updates,
+                seed=seed,
+                protocol=self.protocol,
+            )
+            for seed in self.seeds
+        ]
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        return self.task.judge
+
+
+TUNABLE = ("method", *AROUND, "transforms", "batch_size", "gamma")  # what tuning is about
+
+_DEFINING = (*TUNABLE, "n_updates", "eval", "seeds", "loader", "precision")

@@ -1,0 +1,153 @@
+"""Hydra's part: the options of `conf/`, how an entry names them, and overrides of a command line as plain values.
+
+Plugins add options with an `offbench.conf` entry point. No module but this one imports Hydra.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from offbench.errors import UserError, unknown
+
+GROUPS = ("method", "sampler", "view", "weight", "suite")
+
+AROUND = ("sampler", "view", "weight")  # what composes around a method
+
+NAMES_OF_VIEWS = {"nstep": "n", "chunk": "h"}  # the number in `iql+nstep3`
+
+
+def conf_dir() -> Path:
+    """`conf/` inside the wheel, or beside the package in a checkout."""
+    here = Path(__file__).resolve().parent.parent
+    return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
+
+
+@contextmanager
+def _hydra() -> Iterator[Any]:
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class ExternalConf(SearchPathPlugin):
+        """Adds the conf of every installed package that declares an `offbench.conf` entry point."""
+
+        def manipulate_search_path(self, search_path: Any) -> None:
+            for entry in entry_points(group="offbench.conf"):
+                search_path.append(provider=entry.name, path=f"pkg://{entry.value}")
+
+    if not any(p.__name__ == "ExternalConf" for p in Plugins.instance().discover(SearchPathPlugin)):
+        Plugins.instance().register(ExternalConf)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        yield GlobalHydra.instance().config_loader()
+
+
+@cache
+def options(group: str) -> tuple[str, ...]:
+    """Names in a config group: `options("method")`."""
+    with _hydra() as loader:
+        return tuple(sorted(loader.get_group_options(group)))
+
+
+def read_option(group: str, name: str) -> dict[str, Any]:
+    """One option of a group as plain data; for a method, the whole config it makes."""
+    if name not in options(group):
+        raise unknown(group, name, options(group))
+    config = compose_conf(f"{group}={name}")
+    if group == "method" and "_target_" not in config["method"]:
+        raise UserError(
+            f"conf/method/{name}.yaml: the first line must be '# @package _global_', no other comment"
+            " above it, and below it method: {_target_: package.Class}"
+        )
+    return config if group == "method" else config[group]
+
+
+def compose_conf(*choices: str) -> dict[str, Any]:
+    return deepcopy(_composed(choices))
+
+
+@cache  # a bench of many entries composes the same few files again and again
+def _composed(choices: tuple[str, ...]) -> dict[str, Any]:
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    with _hydra():
+        return OmegaConf.to_container(compose("run", list(choices)))  # `Layers` resolves
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """Overrides as {key: value}, one dict per point of a sweep (`method.alpha=1,2.5`)."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ChoiceSweep
+    from hydra.errors import HydraException
+
+    axes = []
+    for text in overrides:
+        try:
+            parsed = OverridesParser.create().parse_override(text)
+        except HydraException:
+            raise UserError(
+                f"cannot read {text!r}: settings are written key=value, lists as [1,2], text as 'a b'"
+            ) from None
+        if parsed.is_add() or parsed.is_delete() or parsed.is_force_add():
+            raise UserError(
+                f"{text!r}: settings are replaced (key=value), not added or deleted; null switches one off"
+            )
+        key = parsed.key_or_group
+        if not parsed.is_sweep_override():
+            axes.append([(key, _plain(parsed.value()))])
+        elif isinstance(parsed.value(), ChoiceSweep):
+            axes.append([(key, _plain(value)) for value in parsed.value().list])
+        else:
+            raise UserError(f"{text!r}: only choices can be swept (a=1,2,3)")
+    return [dict(point) for point in itertools.product(*axes)]
+
+
+def _plain(value: Any) -> Any:
+    """Hydra's quoted strings as text, inside lists and dicts too."""
+    from hydra.core.override_parser.types import QuotedString
+
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, list):
+        return [_plain(x) for x in value]
+    if isinstance(value, dict):
+        return {_plain(k): _plain(v) for k, v in value.items()}
+    return value
+
+
+def split_entry(
+    entry: str | None, choices: Mapping
+) -> tuple[str | None, dict[str, tuple[str, dict]]]:
+    """`iql+aw+nstep3` -> ("iql", {"sampler": ("aw", {}), "view": ("nstep", {"n": 3})})."""
+    picked = {g: (choices[g], {}) for g in AROUND if choices.get(g)}
+    if entry is None:
+        return None, picked
+    name, *modifiers = entry.split("+")
+    name = None if "." in name else name
+    samplers, views, weights = options("sampler"), options("view"), options("weight")
+    said: dict[str, str] = {}  # group -> the word of the entry that picked it
+    for word in modifiers:
+        match = re.fullmatch(r"([a-z_]+?)(\d+)", word)
+        if word in samplers:
+            group, found = "sampler", (word, {})
+        elif word in weights:
+            group, found = "weight", (word, {})
+        elif word in views:
+            group, found = "view", (word, {})
+        elif match and match[1] in NAMES_OF_VIEWS:
+            group, found = "view", (match[1], {NAMES_OF_VIEWS[match[1]]: int(match[2])})
+        else:
+            raise unknown(
+                f"sampler, view or weight in {entry!r}:", word, [*samplers, *views, *weights]
+            )
+        if group in said:
+            raise UserError(f"{entry!r} names two {group}s, {said[group]} and {word}: one is used")
+        said[group], picked[group] = word, found
+    return name, picked

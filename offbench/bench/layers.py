@@ -1,0 +1,130 @@
+"""Dotted settings in layers, later ones winning, every value with where it came from."""
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from offbench.bench.hydra import AROUND, compose_conf
+from offbench.bench.settings import Settings
+from offbench.bench.targets import parameters
+from offbench.bench.values import coerce, flatten, nest, type_hints
+from offbench.errors import UserError, unknown
+
+
+class Layers:
+    """Dotted settings, their types and where each value came from."""
+
+    def __init__(self, values: Mapping[str, Any], source: str):
+        self.values = flatten(values)
+        run_yaml = flatten(compose_conf())
+        self.sources = {
+            k: "conf/run.yaml" if k in run_yaml and run_yaml[k] == v else source
+            for k, v in self.values.items()
+        }
+        self.hints: dict[str, Any] = type_hints(Settings)
+
+    def copy(self) -> "Layers":
+        other = object.__new__(Layers)
+        other.values, other.sources, other.hints = (
+            dict(self.values),
+            dict(self.sources),
+            dict(self.hints),
+        )
+        return other
+
+    def replace(self, group: str, values: Mapping[str, Any], source: str) -> None:
+        for key in [k for k in self.values if k == group or k.startswith(group + ".")]:
+            del self.values[key], self.sources[key]
+        for key, value in flatten({group: values}).items():
+            self.values[key], self.sources[key] = value, source
+
+    def fill_defaults(self, group: str) -> None:
+        """The target's own defaults, below what the yaml says; and its types."""
+        target = self.values.get(f"{group}._target_")
+        if target is None:
+            return
+        for name, (hint, default) in parameters(target).items():
+            key = f"{group}.{name}"
+            self.hints[key] = hint
+            if key not in self.values:
+                if default is inspect.Parameter.empty:
+                    raise UserError(
+                        f"{target} needs {name}, which neither its yaml nor its defaults give"
+                    )
+                self.values[key], self.sources[key] = default, "default"
+        for key in [k for k in self.values if k.startswith(group + ".") and k not in self.hints]:
+            if key != f"{group}._target_":
+                raise unknown(
+                    f"setting of {target}",
+                    key,
+                    [k for k in self.hints if k.startswith(group + ".")],
+                )
+
+    def update(self, changes: Mapping[str, Any], source: str, *, lenient: bool = False) -> None:
+        """Sets values that exist. `lenient` skips method settings that this method does not have."""
+        for key, value in changes.items():
+            if key == "transforms" or key.startswith("transforms."):
+                self._transforms(key, value, source)
+            elif key in self.hints:
+                self.values[key] = value if is_reference(value) else coerce(value, self.hints[key], key)
+                self.sources[key] = source
+            elif not (lenient and key.split(".")[0] in ("method", *AROUND)):
+                raise self._unknown(key)
+
+    def _unknown(self, key: str) -> UserError:
+        """Names that end alike count as near: `expectile` is `method.expectile`."""
+        known = [k for k in self.hints if not k.startswith("suite")]
+        last = {k.rsplit(".", 1)[-1]: k for k in known}
+        near = difflib.get_close_matches(key.rsplit(".", 1)[-1], last, n=1, cutoff=0.6)
+        hint = f"; did you mean '{last[near[0]]}'?" if near else ""
+        siblings = [k for k in known if k.split(".")[0] == key.split(".")[0]]
+        return UserError(
+            f"unknown setting '{key}'{hint} (settings: {', '.join(siblings or known)})"
+        )
+
+    def _transforms(self, key: str, value: Any, source: str) -> None:
+        if key == "transforms":
+            for old in [k for k in self.values if k.split(".")[0] == "transforms"]:
+                del self.values[old], self.sources[old]
+            if isinstance(value, list | tuple):
+                value = {name: {} for name in value}
+            if not isinstance(value, Mapping):
+                raise UserError(
+                    f"transforms={value!r} must be names ([obs_norm]) or names with options ({{obs_norm: {{}}}})"
+                )
+            changes = flatten({"transforms": value}) or {"transforms": {}}
+        else:
+            changes = {key: value}
+            self.values.pop("transforms", None)
+            if len(key.split(".")) == 3:
+                self.values.pop(key.rsplit(".", 1)[0], None)
+        for k, v in changes.items():
+            self.values[k], self.sources[k] = v, source
+
+    def nested(self, group: str) -> dict[str, Any]:
+        """The values below a name, as they were written."""
+        below = {k: v for k, v in self.values.items() if k.startswith(f"{group}.")}
+        return nest(below).get(group, {})
+
+    def typed(self, group: str) -> dict[str, Any]:
+        """The group's parameters, coerced to the target's types."""
+        names = [
+            k for k in self.values if k.startswith(group + ".") and not k.endswith("._target_")
+        ]
+        return {k.split(".", 1)[1]: coerce(self.resolved(k), self.hints[k], k) for k in names}
+
+    def resolved(self, key: str) -> Any:
+        """The value, or that of the setting it refers to, once every layer has been said."""
+        value = self.values[key]
+        if not is_reference(value):
+            return value
+        name = value[2:-1]
+        if name not in self.values or is_reference(self.values[name]):
+            raise unknown(f"setting in {key}={value}:", name, self.values)
+        return self.values[name]
+
+
+def is_reference(value: Any) -> bool:
+    """Whether a value is the name of another setting, as Hydra writes it: `${n_updates}`."""
+    return isinstance(value, str) and value.startswith("${") and value.endswith("}")

@@ -1,0 +1,326 @@
+"""From a command line to cells.
+
+The layers of a cell, later ones win:
+
+    the class's own defaults < conf/method/*.yaml < the suite's protocol < the method's published budget
+    < the method's preset for the task < the suite's `overrides` < the command line
+
+Where no suite is named, that of the task is used: the toy settings of `quick` reach no published task unless
+`suite=quick` is said.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from typing import Any, get_type_hints
+
+from offbench.bench.cells import Cell
+from offbench.bench.entry import Method, entry_label, expand_sweeps, read_entry, replaced_groups
+from offbench.bench.hydra import AROUND, GROUPS, options, parse_overrides, read_option
+from offbench.bench.layers import Layers
+from offbench.bench.presets import (
+    VARIANTS,
+    Preset,
+    chosen_preset,
+    composition_of,
+    methods_with_variant,
+)
+from offbench.bench.settings import (
+    HELD_OUT,
+    Settings,
+    check_ranges,
+    check_settings,
+    typed_transforms,
+)
+from offbench.bench.suites import (
+    checked_task_id,
+    first_part,
+    home_of,
+    protocol_settings,
+    suite_overrides,
+    tasks_of,
+)
+from offbench.bench.targets import is_torch_class, locate, name_of
+from offbench.bench.tuning import changes, describe_tuning
+from offbench.bench.values import build_settings, coerce, nest
+from offbench.errors import UserError, unknown
+from offbench.tasks.task import Loader, Task, canonical, load_task, own_task, read_by
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a command line asks for."""
+
+    cells: tuple[Cell, ...]
+    settings: Settings
+    suite: Mapping[str, Any]
+    named: bool = True  # whether the command line named the suite
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(cell.task.id for cell in self.cells))
+
+    @property
+    def name(self) -> str:
+        return self.suite["id"]
+
+
+def plan(overrides: Sequence[str], *, bench: bool) -> Plan:
+    """The cells that a command line describes.
+
+    With `bench`, the methods are the suite's unless `methods=[...]` or `method=` says otherwise;
+    without, `method=` must be given. Raises UserError for anything misspelt, mistyped or impossible.
+    """
+    points = parse_overrides(overrides)
+    swept = {k for p in points for k, v in p.items() if v != points[0][k] and k != "preset"}
+    if "task" in swept:  # one label on all of them, whatever is usual on each
+        swept |= points[0].keys()
+    plans = [_plan_point(point, swept, bench=bench) for point in points]
+    cells = tuple(cell for p in plans for cell in p.cells)
+    if len(names := {p.name for p in plans}) > 1:
+        raise UserError(
+            f"one board, one suite, and these are of {', '.join(sorted(names))}: name one with suite="
+        )
+    seen: dict[tuple[str, str], Cell] = {}
+    for cell in cells:
+        if seen.setdefault((cell.entry, cell.task.id), cell) is not cell:
+            raise UserError(
+                f"{cell.entry} on {cell.task.id} is asked for twice; give the rows different labels"
+            )
+    return replace(plans[0], cells=cells)
+
+
+def _plan_point(given: dict[str, Any], swept: Set[str], *, bench: bool) -> Plan:
+    """`swept` are the settings that the command line gives several values, which a label always names."""
+    choices = {g: given.pop(g) for g in GROUPS if g in given}
+    for group, name in choices.items():
+        if name is not None and not isinstance(name, str):
+            raise UserError(
+                f"{group}={name!r} must be a name; {group} settings are written {group}.key=value"
+            )
+    if bad := [k for k in given if k.split(".")[0] == "suite"]:
+        raise UserError(
+            f"{bad[0]}: a published suite is not edited; set task, seeds, n_updates or eval instead"
+        )
+
+    own = {k.split(".", 1)[1]: given.pop(k) for k in list(given) if k.startswith("task.")}
+    if own:
+        given["task"] = _own_task(own, given.get("task"))
+    named = choices.get("suite")
+    suite = read_option(
+        "suite", named or (home_of(given["task"]) if given.get("task") else "quick")
+    )
+    if not (given.get("task") or suite["tasks"]):
+        raise UserError(f"suite={suite['id']} has no tasks of its own: name one, or task.data=PATH")
+    target = given.get("method._target_")
+    if choices.get("method") or target:
+        entries: Sequence[str | None] = (choices.get("method"),)
+    elif bench:
+        entries = (
+            coerce(given.get("methods"), tuple[str, ...] | None, "methods") or suite["methods"]
+        )
+    else:
+        raise UserError(
+            f"method= is missing: {', '.join(options('method'))}, or method._target_=package.Class"
+        )
+    made = [pair for entry in entries for pair in _entry_cells(entry, choices, given, suite, swept)]
+    settings = made[-1][1]
+    if (wanted := made[-1][1].preset) in VARIANTS:
+        own_row = f"preset={wanted} "
+        if not any(v.startswith(own_row) for cell, _ in made for v in cell.sources.values()):
+            raise UserError(
+                f"preset={wanted}: no row of these methods and tasks has settings of its own; there are"
+                f" such for {', '.join(methods_with_variant(wanted))}"
+            )
+    cells = tuple(cell for cell, _ in made)
+    return Plan(cells=cells, settings=settings, suite=suite, named=named is not None)
+
+
+def _own_task(own: Mapping[str, Any], task_id: Any) -> Task:
+    """`task.data=PATH task.env=HalfCheetah-v5`: the user's data as a task."""
+    hints = {k: v for k, v in get_type_hints(own_task).items() if k not in ("return", "id")}
+    for key in own:
+        if key not in hints:
+            raise unknown("setting", f"task.{key}", [f"task.{k}" for k in hints])
+    if "data" not in own:
+        raise UserError(
+            "task.data=PATH is missing: a file in D4RL or OGBench layout or a Minari folder"
+        )
+    values = {k: coerce(v, hints[k], f"task.{k}") for k, v in own.items()}
+    return own_task(values.pop("data"), id=coerce(task_id, str | None, "task"), **values)
+
+
+def _entry_cells(
+    entry: str | None, choices: Mapping, given: Mapping, suite: Mapping, swept: Set[str]
+) -> Iterator[tuple[Cell, Settings]]:
+    """The cells of `iql+aw`, one per task, and of `mymodule.Class+nstep3`."""
+    named = (entry or "").partition("+")[0]
+    if "." in named:  # a class from elsewhere, without a yaml
+        given = {**given, "method._target_": named}
+    for point in expand_sweeps(given, read_entry(entry, choices, given).values.hints):
+        lists = {k for k in point if point[k] is not given[k]}
+        yield from _task_cells(read_entry(entry, choices, point), suite, point, swept | lists)
+
+
+def _task_cells(
+    method: Method, suite: Mapping, given: Mapping, swept: Set[str]
+) -> Iterator[tuple[Cell, Settings]]:
+    task_names = [given["task"]] if given.get("task") else suite["tasks"]
+    if not given.get("task") and (only := (suite.get("only") or {}).get(method.name)):
+        task_names = [t for t in task_names if any(fnmatch(t, pattern) for pattern in only)]
+    skipped = (
+        "methods",
+        "method._target_",
+        *(["task"] if isinstance(given.get("task"), Task) else []),
+    )
+    filled = ("seeds", "n_updates", "eval.episodes")
+    given = {
+        k: v for k, v in given.items() if k not in skipped and not (v is None and k in filled)
+    }
+    made: list[tuple[Cell, Settings]] = []
+    changed = set(swept)  # by the command line, on one task at least
+    for task_name in task_names:
+        loader = coerce(given.get("loader", "offbench"), Loader, "loader")
+        if isinstance(task_name, Task):
+            task = read_by(task_name, loader)
+        else:
+            task = load_task(checked_task_id(task_name), loader=loader)
+        task.check_trainable()
+        insisted = suite_overrides(suite, method.name, task.id)
+        if is_torch_class(locate(method.values.values["method._target_"])):  # as it was written
+            insisted = {k: v for k, v in insisted.items() if not k.startswith("method.")}
+        own, preset = _published(method, suite, task, {**insisted, **given})
+        # a suite that is named for a task of another says nothing that was published for it
+        home = suite["id"] if canonical(task.id) in tasks_of(suite["id"]) else home_of(task)
+        published = own.copy()
+        if home != suite["id"]:
+            published = _published(method, read_option("suite", home), task, {**insisted, **given})[0]
+        own.update(insisted, f"suite {suite['id']}", lenient=True)
+        without = own.copy()
+        own.update(given, "command line")
+        around = ("method", *AROUND)
+        flat = {k: own.resolved(k) for k in own.values if k.split(".")[0] not in around}
+        settings = build_settings(Settings, nest(flat))
+        if not task.env:
+            settings = _without_environment(own, settings, task, given)
+        check_settings(settings)
+        changed |= {k for k in given if changes(own, without, k)}
+        tuning = describe_tuning(own, published, settings, preset)
+        made.append((_cell(own, method, task, suite, settings, given, tuning), settings))
+    in_label = {k: v for k, v in given.items() if k in changed}
+    for cell, settings in made:
+        yield replace(cell, entry=settings.label or entry_label(method, cell.target, in_label)), settings
+
+
+def _without_environment(
+    own: "Layers", settings: Settings, task: Task, given: Mapping
+) -> Settings:
+    """Without test episodes, with some of the recorded episodes held out instead."""
+    if given.get("eval.episodes") or given.get("eval.monitor_at"):
+        raise UserError(
+            f"{task.id}: there is no environment to play evaluation episodes in; name one"
+            " (task.env=HalfCheetah-v5), or leave eval.episodes and eval.monitor_at out"
+        )
+    share = settings.eval.validation
+    if share is None:
+        share, own.sources["eval.validation"] = HELD_OUT, "no environment"
+    own.sources |= dict.fromkeys(("eval.episodes", "eval.monitor_at"), "no environment")
+    return replace(settings, eval=replace(settings.eval, episodes=0, monitor_at=(), validation=share))
+
+
+def _published(
+    method: Method, suite: Mapping, task: Task, later: Mapping
+) -> "tuple[Layers, Preset | None]":
+    """The settings as they are published for a method on a task, before anybody overrides them.
+
+    `later` is what will be: a preset is for a composition, which it may still change.
+    """
+    own, home = method.values.copy(), suite
+    if canonical(task.id) not in tasks_of(suite["id"]):
+        home = read_option("suite", home_of(task))
+    for one in (home, suite):
+        own.update(protocol_settings(one), f"suite {one['id']}")
+    listed = canonical(task.id) in tasks_of(home["id"])  # or a mixture, like its first part
+    part = task.id if listed else first_part(task.id)
+    if budget := chosen_preset(method.budgets, part, "usual", None):
+        carried = "" if part == task.id else "carried over from its first part: "
+        own.update(budget.settings, f"{carried}budget ({budget.source})")
+    asked = later.get("preset", own.values["preset"])
+    choice = coerce(asked, own.hints["preset"], "preset")
+    composed = None if choice == "alone" else composition_of({**own.values, **later})
+    preset = chosen_preset(method.presets, task.id, choice, composed, method.plain)
+    if preset:
+        # it knows the method as its yaml composes it, and gives way to what the entry says
+        fitting = {
+            k: v
+            for k, v in preset.settings.items()
+            if k.split(".")[0] not in replaced_groups(own)
+            and not own.sources.get(k, "").startswith("entry ")
+        }
+        by = f"preset={preset.by}" if preset.by else "preset"
+        own.update(fitting, f"{by} ({preset.source})")
+    return own, preset
+
+
+def _cell(
+    own: "Layers", method: Method, task: Task, suite: Mapping, settings: Settings,
+    given: Mapping, tuning: Mapping[str, Any],
+) -> Cell:  # fmt: skip
+    target = own.values["method._target_"]
+    hparams = own.typed("method")
+    check_ranges("method", target, hparams)
+    if not is_torch_class(locate(target)):
+        locate(target)(**hparams)  # which refuses counts that cannot be, before anything is downloaded
+    if weighted := own.values["weight._target_"]:
+        check_ranges("weight", weighted, own.typed("weight"))
+    pipeline = {
+        "view": _identity_of_view(own),
+        "sampler": {"name": name_of("sampler", own.values["sampler._target_"]), **own.typed("sampler")},
+        "transforms": typed_transforms(settings.transforms),
+        "batch_size": settings.batch_size,
+        "gamma": settings.gamma,
+    }
+    # not there where they have always been so: ids of runs stay what they were
+    rewards = [name for name in pipeline["transforms"] if name.startswith("reward_")]
+    if rewards != sorted(rewards):  # results depend on the order, the id of a mapping does not
+        pipeline["reward_order"] = rewards
+    if settings.precision != "float32":
+        pipeline["precision"] = settings.precision
+    if weighted:
+        pipeline["weight"] = {"name": name_of("weight", weighted), **own.typed("weight")}
+    monitor_at = settings.eval.monitor_at or ()
+    protocol = {
+        "episodes": settings.eval.episodes,
+        "envs": settings.eval.envs,
+        "monitor_at": list(monitor_at),
+        "monitor_episodes": settings.eval.monitor_episodes if monitor_at else 0,
+    }
+    if settings.eval.validation:
+        protocol["validation"] = settings.eval.validation
+    return Cell(
+        entry="",  # which depends on the other tasks
+        suite=suite["id"],
+        suite_version=suite["version"],
+        task=task,
+        method=method.name or target,
+        target=target,
+        hparams=hparams,
+        pipeline=pipeline,
+        seeds=settings.seeds or (),
+        n_updates=settings.n_updates or 0,
+        protocol=protocol,
+        tuning=tuning,
+        overrides={k: v for k, v in given.items() if k in own.values or k.startswith("transforms")},
+        sources=own.sources,
+    )
+
+
+def _identity_of_view(own: "Layers") -> dict[str, Any]:
+    """A view's settings; what changes nothing in single steps is left out, so that ids of runs stay."""
+    view = own.typed("view")
+    if (
+        "n" in view
+    ):  # the settings that chunks have had from the beginning, and n-step returns have not
+        usual = {"pad": True, "rewards_after_terminal": False}
+        view = {k: v for k, v in view.items() if k == "n" or (view["n"] > 1 and v != usual[k])}
+    return {"name": name_of("view", own.values["view._target_"]), **view}

@@ -1,0 +1,140 @@
+"""Published settings: rows of `conf/presets/METHOD.csv`, then `presets` and `budgets` of `conf/method/METHOD.yaml`.
+
+The first row that fits a task and a composition is used.
+"""
+
+import csv
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
+from functools import cache
+from typing import Any, NamedTuple
+
+import yaml
+
+from offbench.bench.hydra import conf_dir, options, read_option, split_entry
+from offbench.bench.values import flatten
+
+VARIANTS = ("paper", "corl")
+"""Whose settings a row holds that is not the usual one of its tasks."""
+
+
+class Preset(NamedTuple):
+    """Published settings of a method for some tasks; the first row that fits is used."""
+
+    task: str  # task ids or patterns as in fnmatch, with spaces between them
+    settings: Mapping[str, Any]  # dotted setting -> value
+    source: str
+    by: str | None = None  # one of VARIANTS: used only where `preset` asks for it
+    around: tuple[str, ...] = (
+        "",
+    )  # what may be composed around it, as an entry has it: "aw", "chunk5"
+
+    def fits(self, task_id: str) -> bool:
+        return any(fnmatch(task_id, pattern) for pattern in self.task.split())
+
+
+Composition = tuple[Any, ...]
+
+# the first entries of a composition: its view and the length of it
+_SPAN = 3
+
+
+def composition_of(values: Mapping[str, Any]) -> Composition:
+    """What decides whether settings were published for an entry: its view and its length, its
+    sampler, its learned weights."""
+    view = values["view._target_"], values.get("view.n"), values.get("view.h")
+    sampler = values["sampler._target_"], values.get("sampler.fraction"), values.get("sampler.by")
+    return *view, *sampler, values["weight._target_"]
+
+
+def _compositions(preset: Preset, plain: Mapping[str, Any]) -> Iterator[Composition]:
+    """Those that a row is for: around the method as its yaml has it, and as the row changes it."""
+    for words in preset.around:
+        values = dict(plain)
+        _, picked = split_entry(f"method+{words}" if words else "method", {})
+        for group, (option, extra) in picked.items():
+            made = flatten({group: read_option(group, option)})
+            if made[f"{group}._target_"] != values[f"{group}._target_"]:
+                values = {k: v for k, v in values.items() if k.split(".")[0] != group} | made
+            values |= {f"{group}.{k}": v for k, v in extra.items()}
+        yield composition_of(values)
+        yield composition_of({**values, **preset.settings})
+
+
+def chosen_preset(
+    presets: Sequence[Preset],
+    task_id: str,
+    choice: str,
+    composed: Composition | None,
+    plain: Mapping[str, Any] = types.MappingProxyType({}),
+) -> Preset | None:
+    """The first row for a task and a composition (None: any): of those that are asked for by name,
+    then of the usual ones.
+
+    A sampler or learned weights for which nothing was published leave a method what it is, so that
+    `iql+aw` and `iql` differ in what is drawn and in nothing else: the row is carried over, and its
+    source says so. Another span of a batch element (n-step returns, chunks) is another method.
+    """
+    matches = [p for p in presets if p.fits(task_id)]
+    wanted = tuple(dict.fromkeys((choice, None))) if choice != "none" else ()
+    for by in wanted:
+        for preset in matches:
+            if preset.by == by and (composed is None or composed in _compositions(preset, plain)):
+                return preset
+    for by in wanted:
+        for preset in matches:
+            spans = [c[:_SPAN] for c in _compositions(preset, plain)]
+            if preset.by == by and composed is not None and composed[:_SPAN] in spans:
+                return preset._replace(source=f"carried over from the method alone: {preset.source}")
+    return None
+
+
+def methods_with_variant(by: str) -> Iterator[str]:
+    """The methods that have such rows, each with its tasks."""
+    for name in options("method"):
+        rows = (
+            *preset_table(name),
+            *yaml_presets(read_option("method", name).get("presets") or ()),
+        )
+        if tasks := [p.task for p in rows if p.by == by]:
+            yield f"{name} ({' '.join(tasks)})"
+
+
+@cache
+def preset_table(name: str) -> tuple[Preset, ...]:
+    """conf/presets/NAME.csv, a row per task: `task`, `source`, and a column per dotted setting.
+
+    An empty cell sets nothing. `transforms` before `transforms.x.y` replaces those of the method. A row
+    with one of VARIANTS in the column `by` is used with preset=paper or preset=corl only. A row is for
+    the method alone, or for the entries in the column `around` ("alone aw rw": iql, iql+aw, iql+rw).
+    `${n_updates}` is the length of the run, whatever it turns out to be.
+    """
+    path = conf_dir() / "presets" / f"{name}.csv"
+    if not path.exists():
+        return ()
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    about = [[row.pop(k, None) for k in ("task", "source", "by", "around")] for row in rows]
+    return tuple(
+        Preset(task, _read(row), source, by or None, _around(around))
+        for row, (task, source, by, around) in zip(rows, about, strict=True)
+    )
+
+
+def _read(row: Mapping[str, str]) -> dict[str, Any]:
+    return {k: yaml.safe_load(v) for k, v in row.items() if v}
+
+
+def _around(words: str | None) -> tuple[str, ...]:
+    return tuple("" if word == "alone" else word for word in (words or "alone").split())
+
+
+def yaml_presets(blocks: Sequence[Mapping[str, Any]]) -> Iterator[Preset]:
+    """The `presets` or `budgets` of a method's yaml: blocks of rows, pattern -> settings, that have
+    `source`, `by` and `around` in common, as in `preset_table`."""
+    for block in blocks:
+        rows = dict(block)
+        source, by, around = (rows.pop(k, None) for k in ("source", "by", "around"))
+        for pattern, settings in rows.items():
+            yield Preset(pattern, flatten(settings), source or "no source", by, _around(around))

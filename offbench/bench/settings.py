@@ -1,0 +1,135 @@
+"""The settings of a run that are not its method's own (`conf/run.yaml`), and what values settings may have."""
+
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_type_hints
+
+from offbench.bench.values import coerce, short_text
+from offbench.errors import UserError, unknown
+from offbench.tasks.task import Loader
+
+Keep = Literal["policy", "state", "none"]
+
+HELD_OUT = 0.1  # share of the episodes, where there is no environment and nothing else is said
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings:
+    episodes: int | None = None
+    envs: int = 5
+    monitor_at: tuple[float, ...] | None = None
+    monitor_episodes: int = 3
+    validation: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The types of conf/run.yaml."""
+
+    task: str | None = None
+    methods: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    n_updates: int | None = None
+    batch_size: int = 256
+    gamma: float = 0.99
+    transforms: Mapping[str, Any] = field(default_factory=dict)
+    preset: Literal["usual", "paper", "corl", "alone", "none"] = "usual"
+    eval: EvalSettings = EvalSettings()
+    device: str = "auto"
+    engine: Literal["auto", "vmap", "eager", "compile", "cudagraph"] = "auto"
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    data: Literal["device", "host"] = "device"
+    keep: Keep = "policy"
+    max_stack: int | None = None
+    checkpoint_minutes: float = 5.0
+    jobs: int | Literal["auto"] = "auto"
+    sink: Literal["none", "wandb"] = "none"
+    results: str = "results"
+    tuning: Mapping[str, Any] | None = None
+    label: str | None = None
+    strict: bool = False
+    loader: Loader = "offbench"
+
+
+_RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = types.MappingProxyType(
+    {name: (lambda x: x > 0, "above 0") for name in ("lr", "actor_lr", "critic_lr", "max_weight",
+     "temperature", "softmax_temperature", "value_temperature", "huber_delta")}
+    | {name: (lambda x: min(x, default=1) >= 1, "widths of at least 1") for name in ("hidden", "critic_hidden")}
+    | {name: (lambda x: 0 <= x < 1, "in [0, 1)") for name in ("dropout", "actor_dropout")}
+    | {name: (lambda x: 0 < x < 1, "in (0, 1)") for name in ("expectile", "distill_expectile", "anchor_expectile",
+     "backup_quantile")}
+    | {"polyak_rate": (lambda x: 0 < x <= 1, "in (0, 1]")}
+)  # fmt: skip
+"""What values of our own methods' settings can be, beside counts: name -> test, words."""
+
+
+def check_ranges(group: str, target: str, values: Mapping[str, Any]) -> None:
+    """Raises UserError for a value that an update would not notice and no result survives: a negative
+    learning rate, an expectile above 1. A class from elsewhere knows its own."""
+    for name in _RANGES.keys() & values.keys() if target.startswith("offbench.") else ():
+        good, words = _RANGES[name]
+        if values[name] is not None and not good(values[name]):
+            raise UserError(f"{group}.{name}={short_text(values[name])} must be {words}")
+
+
+def typed_transforms(transforms: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Names with their options, coerced to the types of `offbench.data.transforms`; null ones dropped."""
+    from offbench.data.transforms import TRANSFORMS
+
+    made: dict[str, dict[str, Any]] = {}
+    for name, given in transforms.items():
+        if given is None:
+            continue
+        if not isinstance(given, Mapping):
+            raise UserError(f"transforms.{name}={given!r} must be its options, {{}} for none")
+        hints = get_type_hints(TRANSFORMS[name])
+        del hints["data"], hints["return"]
+        for key in given:
+            if key not in hints:
+                raise unknown(f"option of transforms.{name}", key, hints)
+        made[name] = {k: coerce(v, hints[k], f"transforms.{name}.{k}") for k, v in given.items()}
+    return made
+
+
+def check_settings(s: Settings) -> None:
+    from offbench.data.transforms import TRANSFORMS
+
+    def need(good: bool, message: str) -> None:
+        if not good:
+            raise UserError(message)
+
+    seeds = s.seeds or ()
+    need(len(seeds) > 0, "seeds must name at least one seed, for example seeds=[0,1,2]")
+    need(len(set(seeds)) == len(seeds), f"seeds={list(seeds)} has duplicates")
+    need(min(seeds) >= 0, f"seeds={list(seeds)}: a seed is a whole number >= 0")
+    need((s.n_updates or 0) >= 1, f"n_updates={s.n_updates} must be at least 1")
+    need(s.batch_size >= 1, f"batch_size={s.batch_size} must be at least 1")
+    need(0 <= s.gamma <= 1, f"gamma={s.gamma} must lie in [0, 1]")
+    need(
+        (s.eval.episodes or 0) >= 1 or (s.eval.episodes == 0 and bool(s.eval.validation)),
+        f"eval.episodes={s.eval.episodes} must be at least 1, or 0 with eval.validation=0.1",
+    )
+    need(
+        s.eval.validation is None or 0 < s.eval.validation < 1,
+        f"eval.validation={s.eval.validation} is not a share of the episodes in (0, 1)",
+    )
+    need(s.max_stack is None or s.max_stack >= 1, f"max_stack={s.max_stack} must be at least 1")
+    need(
+        s.checkpoint_minutes >= 0, f"checkpoint_minutes={s.checkpoint_minutes} must not be negative"
+    )
+    need(
+        s.precision != "bf16" or s.engine != "vmap",
+        "precision=bf16 needs a traced engine: engine=eager, compile or cudagraph",
+    )
+    need(s.eval.envs >= 1, f"eval.envs={s.eval.envs} must be at least 1")
+    need(
+        s.eval.monitor_episodes >= 1,
+        f"eval.monitor_episodes={s.eval.monitor_episodes} must be at least 1",
+    )
+    for x in s.eval.monitor_at or ():
+        need(0 < x < 1, f"eval.monitor_at: {x} is not a fraction of training in (0, 1)")
+    need(s.jobs == "auto" or int(s.jobs) >= 1, f"jobs={s.jobs} must be auto or at least 1")
+    for name in s.transforms:
+        if name not in TRANSFORMS:
+            raise unknown("transform", name, TRANSFORMS)

@@ -1,0 +1,91 @@
+"""Suites: their tasks, their protocol, and the suite of a task where none is named (`conf/protocols.yaml`)."""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from offbench.bench.hydra import compose_conf, conf_dir, options, read_option
+from offbench.bench.layers import Layers
+from offbench.bench.values import coerce, flatten
+from offbench.data import compose
+from offbench.errors import UserError
+from offbench.tasks.task import Task, canonical
+
+
+def home_of(task: "Task | str") -> str:
+    """The suite whose protocol a task has where none is named: see conf/protocols.yaml."""
+    if isinstance(task, Task) and task.source == "path":
+        return ELSEWHERE
+    task_id = canonical(checked_task_id(task.id if isinstance(task, Task) else task))
+    patterns = _protocols()
+    suites = [*patterns, *(s for s in options("suite") if s not in patterns)]  # of plugins, too
+    part = first_part(task_id)
+    for wanted in dict.fromkeys([task_id, part]):
+        for suite in suites:
+            if wanted in tasks_of(suite):
+                return suite
+    matches = (s for s, found in patterns.items() if any(fnmatch(part, p) for p in found or ()))
+    return next(matches, ELSEWHERE)
+
+
+ELSEWHERE = "other"
+
+
+@cache
+def _protocols() -> Mapping[str, Sequence[str]]:
+    """Suite -> patterns of the tasks that have its protocol where no suite is named."""
+    return yaml.safe_load((conf_dir() / "protocols.yaml").read_text())
+
+
+def first_part(task_id: str) -> str:
+    """The set whose protocol and budgets a mixture has; of any other task itself."""
+    made = compose.parse(task_id)
+    return made if isinstance(made, str) else canonical(made.leaves[0])
+
+
+@cache
+def tasks_of(suite: str) -> frozenset[str]:
+    return frozenset(canonical(name) for name in read_option("suite", suite)["tasks"])
+
+
+def protocol_of(
+    task: Task, suite: str | None, episodes: int | None
+) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """The suite that a task's rows are recorded under, and how a policy that is not trained is evaluated."""
+    home = read_option("suite", suite or home_of(task))
+    layers = Layers(compose_conf(), "default")
+    for one in (read_option("suite", home_of(task)), home):
+        layers.update(protocol_settings(one), f"suite {one['id']}")
+    layers.update(suite_overrides(home, None, task.id), f"suite {home['id']}", lenient=True)
+    layers.update({"eval.episodes": episodes} if episodes is not None else {}, "argument")
+    asked = {k: layers.values[f"eval.{k}"] for k in ("episodes", "envs")}
+    if (asked["episodes"] or 0) < 1:
+        raise UserError(f"episodes={asked['episodes']} must be at least 1")
+    return home, {**asked, "monitor_at": [], "monitor_episodes": 0}
+
+
+def protocol_settings(suite: Mapping[str, Any]) -> dict[str, Any]:
+    """What a suite says of seeds, budget and evaluation; a method's published budget wins over it."""
+    own = {k: suite[k] for k in ("seeds", "n_updates") if suite.get(k) is not None}
+    return own | {f"eval.{k}": v for k, v in (suite.get("eval") or {}).items()}
+
+
+def suite_overrides(suite: Mapping[str, Any], method: str | None, task_id: str) -> dict[str, Any]:
+    """What a suite insists on, whatever is published: for every method, then for one on some tasks."""
+    changes = flatten(suite.get("overrides") or {})
+    for pattern, more in ((suite.get("overrides_of") or {}).get(method) or {}).items():
+        changes |= flatten(more) if fnmatch(task_id, pattern) else {}
+    return changes
+
+
+def checked_task_id(name: Any) -> str:
+    task_id = coerce(name, str, "task")
+    if Path(task_id).suffix in (".hdf5", ".h5", ".npz"):
+        raise UserError(
+            f"task={task_id} is a file; own data are written task.data={task_id} task.env=HalfCheetah-v5"
+        )
+    return task_id

@@ -1,0 +1,91 @@
+"""Classes and functions behind names: `_target_` paths, built-in views, samplers and weights, and their parameters."""
+
+import importlib
+import inspect
+import types
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+from offbench.errors import UserError, unknown
+
+
+def locate(target: str) -> Any:
+    """The object at a dotted path. Raises UserError naming the part that is not there."""
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name) if module_name else None
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"_target_={target}: no module named {error.name!r} (is the package on the path?)"
+        ) from None
+    if module is None or not hasattr(module, name):
+        names = [n for n in dir(module) if not n.startswith("_")] if module else []
+        raise unknown(f"object in _target_={target}:", name, names)
+    if not callable(found := getattr(module, name)):
+        raise UserError(f"_target_={target} is a {type(found).__name__}, not a class or function")
+    return found
+
+
+BUILT_IN: Mapping[str, Mapping[str, str | None]] = types.MappingProxyType(
+    {
+        "view": {
+            "nstep": "offbench.data.views.NStep",
+            "chunk": "offbench.data.views.Chunk",
+            "window": "offbench.data.views.Window",
+        },
+        "sampler": {
+            "uniform": None,
+            "aw": "offbench.data.sampling.advantage_weights",
+            "rw": "offbench.data.sampling.return_weights",
+            "top": "offbench.data.sampling.top_fraction",
+        },
+        "weight": {"dw": "offbench.training.reweighting.DensityWeights"},
+    }
+)
+"""Where what a run's specification names is found. A class from elsewhere is named by its dotted path."""
+
+
+def name_of(group: str, target: str | None) -> str:
+    return next((name for name, known in BUILT_IN[group].items() if known == target), str(target))
+
+
+def option_of(group: str, name: str) -> Any:
+    """The class or function of a name in a run's specification; None where there is nothing to build."""
+    target = BUILT_IN[group].get(name, name)
+    return None if target is None else locate(target)
+
+
+def is_torch_class(obj: Any) -> bool:
+    """Whether a target is a class that is trained as it was written: offbench/training/imperative.py."""
+    return inspect.isclass(obj) and hasattr(obj, "train_step")
+
+
+def check_method(obj: Any) -> None:
+    """Raises UserError for a class that is neither a functional method nor a PyTorch class."""
+    functional, written = ("init", "update", "act"), ("train_step", "act")
+    wanted = functional if hasattr(obj, "update") and not hasattr(obj, "train_step") else written
+    lacks = [name for name in wanted if not hasattr(obj, name)]
+    if inspect.isclass(obj) and lacks:
+        raise UserError(
+            f"{obj.__name__} has no {' and no '.join(lacks)}: a PyTorch class needs train_step(batch) and "
+            "act(obs), a functional method init, update and act"
+        )
+
+
+def parameters(target: Any) -> dict[str, tuple[Any, Any]]:
+    """Settable parameters of a class or function, or of what is at a dotted path: name -> (type, default). `data`, `gamma` and a wrapped
+    `method` are the engine's, and so are a PyTorch class's sizes and device."""
+    obj = locate(target) if isinstance(target, str) else target
+    given, described = {"data", "gamma", "method"}, obj
+    if is_torch_class(obj):
+        given, described = given | {"obs_dim", "action_dim", "device"}, obj.__init__
+    try:
+        hints = get_type_hints(described)
+    except NameError:  # a hint that is imported for type checkers alone
+        hints = {}
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {
+        n: (hints.get(n, float if type(p.default) is float else Any), p.default)
+        for n, p in inspect.signature(obj).parameters.items()
+        if n not in given and p.kind in named
+    }

@@ -1,0 +1,94 @@
+"""How the hyper-parameters of a cell were chosen, for its records."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from offbench.bench.hydra import AROUND, read_option
+from offbench.bench.layers import Layers, is_reference
+from offbench.bench.presets import VARIANTS, Preset
+from offbench.bench.settings import Settings, typed_transforms
+from offbench.bench.values import coerce
+from offbench.errors import unknown
+
+
+def describe_tuning(
+    own: "Layers", published: "Layers", settings: Settings, preset: "Preset | None"
+) -> dict[str, Any]:
+    """How the hyper-parameters were chosen (see `offbench.results.records.Provenance`)."""
+    extra = dict(settings.tuning or {})
+    tried = extra.pop("configurations", 1)
+    source = extra.pop("source", None)
+    if extra:
+        raise unknown("key of tuning", next(iter(extra)), ("configurations", "source"))
+    overridden = _differing(own, published)
+    users = [k for k in overridden if k != "n_updates" and _said_by(own, k) == "command line"]
+    if own.sources["method._target_"] == "command line":
+        users = ["method._target_", *users]
+    if settings.tuning or (users and not preset):
+        how = "user"
+    elif preset:
+        how = "task preset" + _in_words(overridden)
+        by = dict.fromkeys(_said_by(own, k) for k in overridden)
+        source = "; ".join([preset.source, *by])
+    elif any(s.startswith("suite") for k, s in own.sources.items() if k.startswith("method.")):
+        how = "suite"
+    else:
+        how = "default"
+    if settings.preset in VARIANTS and (preset is None or preset.by != settings.preset):
+        source = f"no row for preset={settings.preset}; {source or ', '.join(users) or how}"
+    return {
+        "how": how,
+        "tried": tried,
+        "source": source or ", ".join(users) or how,
+        "preset": preset.source if preset else None,
+        "overridden": overridden,
+        "published_updates": _if_published(published, "n_updates"),
+        "published_episodes": _if_published(published, "eval.episodes"),
+    }
+
+
+def _differing(own: "Layers", published: "Layers") -> list[str]:
+    """The settings of a method and its data, and the number of updates, that are not what is published."""
+    keys = [k for k in own.values if k.split(".")[0] in ("method", *AROUND, "batch_size", "gamma")]
+    last = ["n_updates"] if published.values["n_updates"] is not None else []
+    found = [k for k in (*keys, *last) if _differs(own, published, k)]
+    return [*found, "transforms"] if changes(own, published, "transforms") else found
+
+
+def changes(own: "Layers", other: "Layers", key: str) -> bool:
+    """Whether a setting is not what it is in other layers; of transforms, all together and in order."""
+    if key.split(".")[0] != "transforms":
+        return _differs(own, other, key)
+    ours, theirs = (typed_transforms(layers.nested("transforms")) for layers in (own, other))
+    return list(ours.items()) != list(theirs.items())
+
+
+def _differs(own: "Layers", published: "Layers", key: str) -> bool:
+    """As they were said: what refers to the number of updates is not changed with it."""
+    if key not in published.values:
+        return True
+    typed = lambda v: v if is_reference(v) or key not in own.hints else coerce(v, own.hints[key], key)
+    return typed(own.values[key]) != typed(published.values[key])
+
+
+def _said_by(own: "Layers", key: str) -> str:
+    found = [s for k, s in own.sources.items() if k == key or k.startswith(f"{key}.")]
+    return next((s for s in found if s == "command line"), found[-1] if found else "command line")
+
+
+def _in_words(overridden: Sequence[str]) -> str:
+    """ ", 3 settings overridden (hidden, lr, n_updates)"; nothing where there are none."""
+    if not overridden:
+        return ""
+    names = [k.removeprefix("method.") for k in overridden]
+    more = f" and {len(names) - 4} more" if len(names) > 5 else ""
+    plural = "s" if len(names) > 1 else ""
+    return f", {len(names)} setting{plural} overridden ({', '.join(names[:4] if more else names)}{more})"
+
+
+def _if_published(published: "Layers", key: str) -> Any:
+    """A value of the budget, None where it is nobody's published one."""
+    source = published.sources[key]
+    kind, _, name = source.partition(" ")
+    whose = kind == "suite" and read_option("suite", name).get("protocol")
+    return published.values[key] if whose or source.startswith(("budget", "preset")) else None

@@ -1,0 +1,118 @@
+"""Values of settings: coerced to the types of parameters, nested and flat."""
+
+import types
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from offbench.errors import UserError, unknown
+
+
+def short_text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            out |= flatten(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, last = key.split(".")
+        here = out
+        for part in path:
+            here = here.setdefault(part, {})
+        here[last] = value
+    return out
+
+
+def type_hints(cls: type) -> dict[str, Any]:
+    """Dotted field -> type of a nested settings dataclass."""
+    out: dict[str, Any] = {}
+    for name, hint in get_type_hints(cls).items():
+        if is_dataclass(hint):
+            out |= {f"{name}.{k}": v for k, v in type_hints(hint).items()}
+        else:
+            out[name] = hint
+    return out
+
+
+def build_settings(cls: type, values: Mapping[str, Any]) -> Any:
+    hints = get_type_hints(cls)
+    made = {}
+    for f in fields(cls):
+        if f.name in values:
+            value, hint = values[f.name], hints[f.name]
+            made[f.name] = (
+                build_settings(hint, value) if is_dataclass(hint) else coerce(value, hint, f.name)
+            )
+    return cls(**made)
+
+
+def coerce(value: Any, hint: Any, name: str) -> Any:
+    """`value` as the annotated type, or a UserError naming `name`, the value and the type."""
+
+    def bad() -> UserError:
+        return UserError(f"{name}={value!r} must be {_words(hint)}")
+
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        for arg in (a for a in args if a is not type(None)):
+            try:
+                return coerce(value, arg, name)
+            except UserError:
+                continue
+        raise bad()
+    if origin is Literal:
+        if value not in args:
+            raise UserError(f"{name}: {unknown('value', value, args)}")
+        return value
+    if origin in (tuple, list):
+        if not isinstance(value, list | tuple):
+            raise bad()
+        return tuple(coerce(x, args[0], f"{name}[{i}]") for i, x in enumerate(value))
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise bad()
+        return dict(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and not isinstance(value, bool):
+        if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+            return int(value)
+    if hint in (bool, str) and isinstance(value, hint):
+        return value
+    if hint not in (int, float, bool, str):
+        return value
+    raise bad()
+
+
+def _words(hint: Any) -> str:
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        type(None): "null",
+    }
+    origin, args = get_origin(hint), get_args(hint)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return "settings, as in {key: value}"
+    if origin in (tuple, list):
+        return f"a list of {_words(args[0]).removeprefix('a ')}s"
+    if origin in (Union, types.UnionType):
+        return " or ".join(_words(a) for a in args)
+    if origin is Literal:
+        return " or ".join(map(repr, args))
+    return names.get(hint, str(hint))
