@@ -20,7 +20,7 @@ _HOME = {
     "evaluate_policy": "bench.outside",
     "from_module": "nn.nets",
     "Imperative": "training.imperative",
-    "Store": "results.records",
+    "Store": "results.store",
     "leaderboard": "results.leaderboard",
     "UserError": "errors",
 }

@@ -149,7 +149,7 @@ def evaluate(
 
     `n_envs` environments per seed step together, their observations one forward pass. Episodes of a
     goal-conditioned task are dealt to its `task_ids` in turn: number i plays task_ids[i % len]. Returns one
-    row per (member of the stack, episode) with the columns of `offbench.results.records` that evaluation knows.
+    row per (member of the stack, episode) with the columns of `offbench.results.schema` that evaluation knows.
 
     `success` is that of the last step; where it is the score, that of any step: D4RL and OGBench end an
     episode at the first success, Minari's antmaze goes on.

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from offbench import rng
 from offbench.bench.plan import plan
-from offbench.bench.run import build
+from offbench.bench.preflight import build
 from offbench.data.replay import Episode, from_episodes
 from offbench.errors import UserError
 from offbench.methods.acsac import ACSAC

@@ -11,9 +11,11 @@ import pytest
 from rich.console import Console
 
 from offbench.errors import UserError
-from offbench.results import leaderboard as boards
-from offbench.results.leaderboard import Board, leaderboard, to_csv, to_markdown, to_terminal, write
-from offbench.results.records import Provenance, RunSpec, Store
+from offbench.results import render
+from offbench.results.leaderboard import Board, leaderboard
+from offbench.results.render import to_csv, to_markdown, to_terminal, write
+from offbench.results.spec import Provenance, RunSpec
+from offbench.results.store import Store
 
 A, B = "toy/a-v0", "toy/b-v0"
 Frames = tuple[pd.DataFrame, pd.DataFrame]
@@ -578,13 +580,13 @@ def test_more_tasks_continue_in_further_tables() -> None:
 
 
 def test_a_strip_draws_the_interval_to_scale() -> None:
-    width = boards._STRIP_WIDTH
-    strip = boards._strip(0.0, 50.0, 100.0, 0.0, 100.0)
+    width = render._STRIP_WIDTH
+    strip = render._strip(0.0, 50.0, 100.0, 0.0, 100.0)
     assert len(strip) == width
     assert (strip[0], strip[-1]) == ("├", "┤")
     assert strip.index("●") in (width // 2 - 1, width // 2)
-    assert boards._strip(np.nan, 0.0, np.nan, 0.0, 100.0) == "●" + " " * (width - 1)
-    assert boards._strip(50.0, 50.0, 50.0, 0.0, 100.0).strip() == "●"
+    assert render._strip(np.nan, 0.0, np.nan, 0.0, 100.0) == "●" + " " * (width - 1)
+    assert render._strip(50.0, 50.0, 50.0, 0.0, 100.0).strip() == "●"
 
 
 def test_writing_twice_gives_the_same_bytes_and_no_debris(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import pytest
 import yaml
 from test_sources_layouts import make, write_d4rl, write_minari, write_ogbench
 
-from offbench.data.replay import compose, fingerprint, from_episodes
+from offbench.data import compose
+from offbench.data.replay import fingerprint, from_episodes
 from offbench.errors import UserError
 from offbench.tasks import catalog
 from offbench.tasks import task as tasks

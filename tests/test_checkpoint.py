@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from offbench.bench.run import Progress
+from offbench.bench.progress import Progress
 from offbench.data.pipeline import make_pipeline
 from offbench.errors import UserError
 from offbench.methods.bc import BC

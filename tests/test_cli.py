@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from offbench.bench.hydra import options
-from offbench.cli.main import _parity, _updates, main
+from offbench.cli.listing import _parity, _updates
+from offbench.cli.main import main
 from offbench.data.replay import episode_returns
 from offbench.errors import UserError
 from offbench.tasks.doctor import DataWarning
@@ -415,14 +416,14 @@ def test_a_pack_that_raises_is_told_and_exit_code_1(tmp_path, capsys, monkeypatc
     def raises(*args, **kwargs):
         raise UserError("not like this")
 
-    monkeypatch.setattr("offbench.bench.run.run_pack", raises)
+    monkeypatch.setattr("offbench.bench.executors.run_pack", raises)
     assert main(["run", "method=bc", "seeds=[0,1]", *TINY, f"results={tmp_path}", "jobs=1"]) == 1
     assert "not like this" in capsys.readouterr().err
 
 
 def test_values_that_exploded_are_told_beside_a_score_that_counts(tmp_path, capsys):
     """Of one run of a stack and not of its neighbour; the exit code is that of success."""
-    from offbench.results.records import Store
+    from offbench.results.store import Store
 
     args = ["run", "method=td3_bc", "seeds=[0]", *TINY, f"results={tmp_path}", "jobs=1"]
     assert main([*args, "gamma=0", "method.lr=[1e-4,1000.0]"]) == 0

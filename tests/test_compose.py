@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from offbench.data import compose
 from offbench.data.compose import Composition, build, parse
-from offbench.data.replay import Episode, compose, episode_returns, fingerprint, from_episodes
+from offbench.data.replay import Episode, episode_returns, fingerprint, from_episodes
 from offbench.errors import UserError
 
 

@@ -15,8 +15,9 @@ from offbench.cli import data as data_cli
 from offbench.cli.data import histogram, main
 from offbench.data.replay import Episode, fingerprint
 from offbench.errors import UserError
+from offbench.tasks import catalog, doctor
 from offbench.tasks.doctor import Facts
-from offbench.tasks.task import catalog, doctor, load_task
+from offbench.tasks.task import load_task
 
 HOPPER = "offbench/hopper/medium-replay-v0"
 CHEETAH = "offbench/halfcheetah/expert5-v0"

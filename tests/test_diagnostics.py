@@ -9,7 +9,7 @@ from offbench.bench.loggers import Wandb
 from offbench.cli import main as cli
 from offbench.errors import UserError
 from offbench.results.diagnostics import COLUMNS, mean_lengths, measure, start_values, write
-from offbench.results.records import Store
+from offbench.results.store import Store
 
 GAMMA = 0.9
 CURVES = {"update": [50, 100], "planned_length": [1.4, 1.8], "planned_1": [0.6, 0.2],

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from offbench.bench.run import exploded, most_earned
+from offbench.bench.recording import exploded, most_earned
 from offbench.data.pipeline import make_pipeline
 from offbench.data.views import Chunk, NStep
 from offbench.methods.sac_n import SACN

@@ -10,9 +10,10 @@ import pytest
 
 from offbench.data.replay import Episode, from_episodes
 from offbench.errors import UserError
+from offbench.tasks import doctor
 from offbench.tasks.doctor import Facts, Flat
 from offbench.tasks.formats import arrays, d4rl
-from offbench.tasks.task import doctor, load_task, manifests
+from offbench.tasks.task import load_task, manifests
 
 LIMIT = 100
 FACTS = Facts(id="test/set-v0", max_episode_steps=LIMIT, score="return", ref_min=0.0, ref_max=50.0)

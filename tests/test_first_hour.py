@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from offbench.bench.plan import plan
-from offbench.cli import main as cli
+from offbench.cli import bench, board, describe
 from offbench.cli.main import COMMANDS, main
 from offbench.tasks import task as tasks
 
@@ -36,7 +36,7 @@ def own_class(tmp_path, monkeypatch) -> str:
 def said(function, *args: str, bench: bool = True) -> str:
     """What is printed of a plan on a terminal of 80 columns."""
     console = Console(file=io.StringIO(), width=80, highlight=False)
-    more = (args,) if function is cli._say_settings else ()
+    more = (args,) if function is describe.say_settings else ()
     function(plan(args, bench=bench), console, *more)
     return console.file.getvalue()
 
@@ -75,7 +75,7 @@ def test_the_version(capsys):
 
 
 def test_a_few_entries_are_said_with_their_main_settings_and_sources():
-    words = said(cli._say_settings, "methods=[iql,sac_n]", "task=d4rl/hopper-medium-v2", "batch_size=64")
+    words = said(describe.say_settings, "methods=[iql,sac_n]", "task=d4rl/hopper-medium-v2", "batch_size=64")
     joined = re.sub(r"\n +", " ", words)
     assert (
         "iql(batch_size=64): hidden (256, 256), lr 3e-4 [method default], 1M updates [suite d4rl-gym-9], "
@@ -90,12 +90,12 @@ def test_settings_that_differ_by_task_say_so():
     first, *rest = wanted.cells
     mixed = replace(wanted, cells=(replace(first, hparams={**first.hparams, "lr": 0.5}), *rest))
     console = Console(file=io.StringIO(), width=80)
-    cli._say_settings(mixed, console, [])
+    describe.say_settings(mixed, console, [])
     assert "hidden (64, 64) [suite quick], lr [differs by task]," in console.file.getvalue()
 
 
 def test_of_many_entries_only_where_their_settings_are_shown():
-    assert said(cli._say_settings, "suite=quick") == (
+    assert said(describe.say_settings, "suite=quick") == (
         "  every setting with its source: offbench plan suite=quick\n"
     )
 
@@ -108,16 +108,16 @@ def test_a_run_begins_with_them(tmp_path, capsys):
 
 
 def test_what_is_composed_around_a_class_without_a_yaml_is_set_against_its_rivals(own_class):
-    words = said(cli._say_differences, HOPPER, f"methods=[{own_class},td3_bc,bc,iql+nstep3]")
+    words = said(describe.say_differences, HOPPER, f"methods=[{own_class},td3_bc,bc,iql+nstep3]")
     assert " ".join(words.split()) == (
         "Mine has no yaml: transforms [], view nstep(n=1); td3_bc, bc: transforms [obs_norm]; "
         "iql+nstep3: transforms [obs_norm], view nstep(n=3)"
     )
-    alone = said(cli._say_differences, HOPPER, f"method={own_class}", bench=False)
+    alone = said(describe.say_differences, HOPPER, f"method={own_class}", bench=False)
     assert alone.strip() == "Mine has no yaml: transforms [], view nstep(n=1)"
     same = ("transforms=[obs_norm]", f"methods=[{own_class},td3_bc]")
-    assert said(cli._say_differences, HOPPER, *same) == ""
-    assert said(cli._say_differences, HOPPER, "methods=[td3_bc,dt]") == ""
+    assert said(describe.say_differences, HOPPER, *same) == ""
+    assert said(describe.say_differences, HOPPER, "methods=[td3_bc,dt]") == ""
 
 
 # --- the name of a board
@@ -139,7 +139,7 @@ def test_what_is_composed_around_a_class_without_a_yaml_is_set_against_its_rival
     ],
 )
 def test_only_the_suite_as_it_is_writes_the_board_of_its_name(settings, name):
-    assert cli._board_name(plan(settings, bench=True)) == name
+    assert board._board_name(plan(settings, bench=True)) == name
 
 
 # --- lists
@@ -174,7 +174,7 @@ def test_each_option_has_a_summary_of_its_own(kind, capsys):
 @pytest.mark.parametrize("width", [80, 60, 120])
 def test_a_row_of_progress_keeps_its_times_and_the_beginning_of_its_title(width):
     console = Console(file=io.StringIO(), width=width, force_terminal=True)
-    bars = cli._bars(console)
+    bars = bench._bars(console)
     title = "[dim]training[/] iql+nstep10(expectile=0.9) on offbench/halfcheetah/medium-replay-v0 x3"
     row = bars.add_task(title, total=1.0)
     bars.update(row, completed=0.31)

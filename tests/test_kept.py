@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from offbench.bench import kept
-from offbench.cli import main
+from offbench.cli.main import main
 from offbench.errors import UserError
-from offbench.results.records import Store
+from offbench.results.store import Store
 from offbench.tasks.task import load_task
 
 HOPPER = "offbench/hopper/medium-replay-v0"

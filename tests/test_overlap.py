@@ -5,9 +5,9 @@ from concurrent.futures import Future
 import pandas as pd
 import pytest
 
-from offbench.bench import run
+from offbench.bench import runner, stacks
 from offbench.bench.plan import plan
-from offbench.results.records import Store
+from offbench.results.store import Store
 
 pytestmark = pytest.mark.env
 
@@ -50,12 +50,12 @@ def test_rows_do_not_depend_on_when_the_environments_stepped(tmp_path, monkeypat
         bench=False,
     )  # fmt: skip
     rows = {}
-    executors = {"thread": run.ThreadPoolExecutor, "in place": InPlace, "late": Late}
+    executors = {"thread": runner.ThreadPoolExecutor, "in place": InPlace, "late": Late}
     for name, executor in executors.items():
-        monkeypatch.setattr(run, "ThreadPoolExecutor", executor)
+        monkeypatch.setattr(runner, "ThreadPoolExecutor", executor)
         store = Store(tmp_path / name)
-        (pack,) = run.pack(made.cells)
-        run.run_pack(pack, store, made.settings)
+        (pack,) = stacks.pack(made.cells)
+        runner.run_pack(pack, store, made.settings)
         rows[name] = store.episodes().sort_values(["seed", "stream", "update", "episode"])
     columns = ["seed", "stream", "update", "episode", "env_seed", "return", "length"]
     first = rows["in place"][columns].reset_index(drop=True)

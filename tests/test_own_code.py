@@ -20,14 +20,14 @@ from torch import nn
 from torch.func import grad_and_value
 
 from offbench import evaluate_policy, rng
-from offbench.cli import main
+from offbench.cli.main import main
 from offbench.data.pipeline import make_pipeline
 from offbench.errors import UserError
 from offbench.methods.bc import BC
 from offbench.methods.td3_bc import TD3BC
 from offbench.nn import nets
 from offbench.nn.optim import Adam
-from offbench.results.records import Store
+from offbench.results.store import Store
 from offbench.rollout import env_seeds, evaluate, make_policy
 from offbench.tasks.task import load_task
 from offbench.testing import contract as testing
@@ -249,7 +249,8 @@ def test_seeds_do_not_depend_on_the_stack_the_monitor_or_an_interruption(tmp_pat
         patch.setattr(evaluation, "evaluate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             from offbench.bench.plan import plan
-            from offbench.bench.run import pack, run_pack
+            from offbench.bench.runner import run_pack
+            from offbench.bench.stacks import pack
 
             made = plan(
                 ["method._target_=own_td3_bc.OwnTD3BC", *RUN, *small, "seeds=[0,1]",

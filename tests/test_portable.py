@@ -176,9 +176,9 @@ def without(name, globals=None, *more, **named):
     return import_(name, globals, *more, **named)
 
 builtins.__import__ = without
-import offbench.bench.run, offbench.tasks.files, offbench.results.records, offbench.tasks.formats.hdf5, offbench.speed.benchmark
-assert offbench.bench.run.os is windows and not hasattr(offbench.bench.run.os, "sysconf")
-from offbench.cli import main
+import offbench.bench.executors, offbench.tasks.files, offbench.results.store, offbench.tasks.formats.hdf5, offbench.speed.benchmark
+assert offbench.bench.executors.os is windows and not hasattr(offbench.bench.executors.os, "sysconf")
+from offbench.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -200,7 +200,7 @@ def test_a_run_ends_where_the_names_of_unix_are_absent(tmp_path):
 
 
 def test_records_are_read_where_no_lock_can_be_taken(tmp_path, monkeypatch):
-    from offbench.results import records
+    from offbench.results import store as records
 
     def refuse(*_, **__):
         raise OSError("no lock here")
@@ -213,7 +213,7 @@ def test_records_are_read_where_no_lock_can_be_taken(tmp_path, monkeypatch):
 
 
 def test_a_device_of_apple_is_refused_in_one_line():
-    from offbench.bench.run import resolve_device
+    from offbench.bench.preflight import resolve_device
     from offbench.errors import UserError
 
     with pytest.raises(UserError, match="device=mps: runs are made on cpu and cuda only"):

@@ -17,12 +17,14 @@ from offbench.bench.hydra import conf_dir, options, read_option
 from offbench.bench.plan import plan
 from offbench.bench.presets import preset_table, yaml_presets
 from offbench.bench.targets import locate
+from offbench.data import transforms
 from offbench.data.compose import MIXED
-from offbench.data.replay import Episode, from_episodes, from_flat, transforms
+from offbench.data.replay import Episode, from_episodes, from_flat
 from offbench.data.transforms import TRANSFORMS, reward_range
 from offbench.errors import UserError
+from offbench.tasks import catalog
 from offbench.tasks.formats import d4rl
-from offbench.tasks.task import catalog, load_task
+from offbench.tasks.task import load_task
 
 CORL = Path(__file__).resolve().parents[2] / "shared/reference/corl_hparams.csv"
 TABLES = [name for name in options("method") if preset_table(name)]

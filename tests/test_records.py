@@ -22,8 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offbench.errors import UserError, nearest, unknown
-from offbench.results import records
-from offbench.results.records import EPISODE_COLUMNS, Provenance, RunSpec, Store
+from offbench.results import store as records
+from offbench.results.schema import EPISODE_COLUMNS
+from offbench.results.spec import Provenance, RunSpec
+from offbench.results.store import Store
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -430,7 +432,7 @@ def test_a_folder_that_cannot_be_written_is_named_at_once(tmp_path: Path, monkey
     def refuse(*_: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("offbench.results.records._write_temporary", refuse)
+    monkeypatch.setattr("offbench.results.store._write_temporary", refuse)
     with pytest.raises(UserError, match="results: Permission denied"):
         store.check_writable()
     with pytest.raises(UserError, match="Permission denied"):
@@ -608,7 +610,7 @@ def test_processes_append_at_once_and_one_wins_each_run(store: Store) -> None:
 
 def test_a_record_of_a_later_format_is_not_guessed_at(store: Store, monkeypatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("offbench.results.records._FORMAT", 2)
+        patch.setattr("offbench.results.store._FORMAT", 2)
         store.append(spec(), episodes(), provenance())
     with pytest.raises(UserError, match="format 2"):
         store.runs()

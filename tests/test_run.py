@@ -2,10 +2,10 @@
 
 import pytest
 
-from offbench.bench import run
+from offbench.bench import executors, preflight, stacks
 from offbench.bench.plan import plan
 from offbench.errors import UserError
-from offbench.results.records import Store
+from offbench.results.store import Store
 
 TASKS = ("offbench/hopper/medium-replay-v0", "offbench/halfcheetah/medium-replay-v0")
 
@@ -34,10 +34,10 @@ def failing(error):
 def test_a_pack_that_fails_is_recorded_and_the_others_go_on(
     error, reason, shown, made, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(run, "run_pack", failing(error))
+    monkeypatch.setattr(executors, "run_pack", failing(error))
     store = Store(tmp_path)
-    packs = [p for p in run.pack(made.cells) if p.cells[0].task.id in TASKS]
-    events = list(run.run_packs(packs, store, made.settings))
+    packs = [p for p in stacks.pack(made.cells) if p.cells[0].task.id in TASKS]
+    events = list(executors.run_packs(packs, store, made.settings))
     phases = {packs[e.index].cells[0].task.id: e for e in events}
     assert phases[TASKS[0]].phase == "failed" and shown in phases[TASKS[0]].error
     assert phases[TASKS[1]].phase == "done"
@@ -53,10 +53,10 @@ def test_a_defect_of_the_bookkeeping_is_raised_and_nobody_waits_for_ever(
     def broken(*_, **__):
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr(run, "run_pack", failing(RuntimeError("out of memory")))
+    monkeypatch.setattr(executors, "run_pack", failing(RuntimeError("out of memory")))
     monkeypatch.setattr(Store, "fail", broken)
     with pytest.raises(RuntimeError, match="disk full"):
-        list(run.run_packs(run.pack(made.cells), Store(tmp_path), made.settings))
+        list(executors.run_packs(stacks.pack(made.cells), Store(tmp_path), made.settings))
 
 
 def test_a_minibatch_larger_than_the_machine_is_refused_before_anything_is_allocated():
@@ -67,4 +67,4 @@ def test_a_minibatch_larger_than_the_machine_is_refused_before_anything_is_alloc
     with pytest.raises(
         UserError, match=r"^batch_size=1000000000000: one minibatch of offbench/hopper"
     ):
-        run.build(cell, data, spec)
+        preflight.build(cell, data, spec)

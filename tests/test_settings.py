@@ -11,7 +11,8 @@ from offbench.bench.plan import plan
 from offbench.bench.suites import home_of, tasks_of
 from offbench.data.compose import MIXED
 from offbench.errors import UserError
-from offbench.results.records import TUNINGS, Provenance, Store
+from offbench.results.spec import TUNINGS, Provenance
+from offbench.results.store import Store
 from offbench.tasks import catalog
 
 CUBE = "ogbench/cube-double-play-singletask-task1-v0"
@@ -405,7 +406,7 @@ def record(store: Store, made) -> None:
 
 
 def test_a_board_has_other_entries_at_the_published_budget_of_their_methods(tmp_path):
-    from offbench.cli.main import _runs_of
+    from offbench.cli.board import _runs_of
 
     task, store = "task=d4rl/hopper-medium-v2", Store(tmp_path)
     sac, dt = cells(task, "methods=[sac_n,dt]")

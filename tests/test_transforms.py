@@ -8,8 +8,9 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from offbench import rng
+from offbench.data import transforms
 from offbench.data.pipeline import make_pipeline
-from offbench.data.replay import Episode, blocks, episode_returns, from_episodes, transforms
+from offbench.data.replay import Episode, blocks, episode_returns, from_episodes
 from offbench.data.sampling import return_weights
 from offbench.data.transforms import ObsNorm, RewardAffine, fit_transform
 from offbench.data.views import Chunk, NStep

@@ -11,8 +11,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from offbench.results import captions, stats, uncertainty
 from offbench.results import leaderboard as board
-from offbench.results import stats, uncertainty
 from offbench.results.uncertainty import Cell, Pool
 
 COVERAGE = Path(__file__).parents[1] / "results" / "coverage"
@@ -361,5 +361,5 @@ def test_the_caption_says_what_was_measured() -> None:
     spans = [table[table["what"] == what]["ours"] for what in ("cell", "iqm")]
     cells, iqms = (f"{100 * x.min():.0f} to {100 * x.max():.0f} %" for x in spans)
     assert f"{cells} of cells and {iqms} of IQMs at 3 to 10 seeds" in " ".join(
-        board._COVERAGE.split()
+        captions._COVERAGE.split()
     )

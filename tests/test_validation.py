@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from offbench import rng
-from offbench.cli import main
+from offbench.cli.main import main
 from offbench.data.pipeline import make_pipeline
 from offbench.data.replay import fingerprint
 from offbench.data.views import Chunk, Window
@@ -15,7 +15,7 @@ from offbench.errors import UserError
 from offbench.methods.bc import BC
 from offbench.methods.dt import DT
 from offbench.methods.td3_bc import TD3BC
-from offbench.results.records import Store
+from offbench.results.store import Store
 from offbench.tasks.task import own_task
 from offbench.testing.contract import fake_data
 from offbench.training.engine import initial_carry, unstack

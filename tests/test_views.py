@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from offbench.data import views
 from offbench.data.pipeline import make_pipeline
-from offbench.data.replay import Episode, ReplayData, from_episodes, views
+from offbench.data.replay import Episode, ReplayData, from_episodes
 from offbench.data.views import Chunk, NStep, Window
 from offbench.errors import UserError
 from offbench.types import Plan, Policy, Spec, TimeStep

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from offbench.bench.hydra import AROUND
-from offbench.results.records import RunSpec
+from offbench.results.spec import RunSpec
 from offbench.tasks.task import Task
 
 

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from offbench.bench.cells import Cell
-from offbench.results.records import Store
+from offbench.results.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from offbench.bench.run import Pack
+    from offbench.bench.stacks import Pack
 
 PROBE_UPDATES, PROBE_ROUNDS = 60, 3
 PROBE_STEPS = 300
@@ -67,7 +67,7 @@ def _update_rate(cell: Cell) -> float:
     """Updates per second of the whole stack, the best of a few short rounds."""
     import torch
 
-    from offbench.bench.run import build
+    from offbench.bench.preflight import build
     from offbench.training.engine import Engine, initial_carry, make_step, n_minibatches
     from offbench.training.imperative import Imperative, ImperativeEngine
 
@@ -111,7 +111,7 @@ def _step_rate(cell: Cell) -> float:
 
 def stack_bytes(pack: "Pack") -> int:
     """Device memory of a stack while it trains, beside the data: states and the live tensors of an update."""
-    from offbench.bench.run import build
+    from offbench.bench.preflight import build
     from offbench.training.engine import initial_carry, make_step, peak_bytes
     from offbench.training.imperative import Imperative
 
@@ -128,7 +128,8 @@ def stack_bytes(pack: "Pack") -> int:
 def kept_bytes(packs: "Sequence[Pack]") -> dict[str, int]:
     """Bytes of what would be kept of all runs, for every choice of `keep`."""
     from offbench.bench import kept
-    from offbench.bench.run import build_method, build_view, program_of
+    from offbench.bench.preflight import build_method, build_view
+    from offbench.bench.stacks import program_of
 
     specs, known = {}, {}
     total = {"none": 0, "policy": 0, "state": 0}

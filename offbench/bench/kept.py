@@ -33,7 +33,8 @@ from offbench.data.pipeline import Pipeline
 from offbench.data.views import Window
 from offbench.errors import UserError, nearest
 from offbench.io import atomic_write
-from offbench.results.records import Record, RunSpec, Store
+from offbench.results.spec import RunSpec
+from offbench.results.store import Record, Store
 from offbench.training.engine import Carry, Swept, bind, n_minibatches, stack
 from offbench.training.imperative import Imperative, Objects
 from offbench.types import Context, Method, Policy, Spec, TimeStep

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import pandas as pd
 
-    from offbench.bench.run import Pack
+    from offbench.bench.stacks import Pack
 
 
 class Sink(Protocol):

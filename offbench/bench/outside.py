@@ -15,7 +15,8 @@ from torch import Tensor
 from offbench.bench import provenance
 from offbench.bench.suites import protocol_of
 from offbench.errors import UserError
-from offbench.results.records import OUTSIDE, Provenance, RunSpec, Store
+from offbench.results.spec import OUTSIDE, Provenance, RunSpec
+from offbench.results.store import Store
 from offbench.rollout import EnvPool, evaluate
 from offbench.tasks.task import Task, load_task
 from offbench.types import Policy, TimeStep

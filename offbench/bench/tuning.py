@@ -14,7 +14,7 @@ from offbench.errors import unknown
 def describe_tuning(
     own: "Layers", published: "Layers", settings: Settings, preset: "Preset | None"
 ) -> dict[str, Any]:
-    """How the hyper-parameters were chosen (see `offbench.results.records.Provenance`)."""
+    """How the hyper-parameters were chosen (see `offbench.results.spec.Provenance`)."""
     extra = dict(settings.tuning or {})
     tried = extra.pop("configurations", 1)
     source = extra.pop("source", None)

@@ -1,5 +1,1 @@
-"""The command line: the only package that prints."""
-
-from offbench.cli import main
-
-__all__ = ["main"]
+"""The command line: the only package that prints, but for the benchmark of speed."""

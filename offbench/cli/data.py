@@ -16,16 +16,8 @@ import numpy as np
 from offbench.data import compose
 from offbench.data.replay import ACTION_TOLERANCE
 from offbench.errors import UserError, unknown
-from offbench.tasks.task import (
-    NOT_HERE,
-    canonical,
-    catalog,
-    check_file,
-    doctor,
-    files,
-    load_task,
-    manifests,
-)
+from offbench.tasks import catalog, doctor, files
+from offbench.tasks.task import NOT_HERE, canonical, check_file, load_task, manifests
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,52 +10,38 @@ a function of its records. A new row changes no other row's numbers but for its 
 bold, in so far as it changes the mean variance between seeds (`offbench.results.uncertainty`).
 """
 
-import csv
 import hashlib
-import io
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from offbench.errors import UserError, nearest
-from offbench.io import atomic_write
 from offbench.results import stats, uncertainty
+from offbench.results.captions import (
+    how_trained,
+    long_caption,
+    notes_on,
+    notes_on_ranks,
+    short_caption,
+    spelt,
+)
 from offbench.results.stats import Interval
 from offbench.results.uncertainty import Cell, Generators, Pool
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
 
 SCALE = "0 = reference minimum, 100 = reference maximum or certain success"
 
 _NEEDED = ("run_id", "config_id", "entry", "task", "seed", "status", "n_updates")
-_ENV_PACKAGES = (
-    "gymnasium",
-    "gymnasium-robotics",
-    "mujoco",
-    "dm-control",
-    "ogbench",
-    "minari",
-    "d4rl",
-)
-_TASK_WIDTH = 9  # "100.0±12" and a star
-_STRIP_WIDTH = 14
-_COVERAGE = (
-    "Resampled from ten published seeds of 285 cells, nominal 95 % hold the truth in 94 to 97 %"
-    " of cells and 92 to 97 % of IQMs at 3 to 10 seeds (results/coverage)."
-)
-_SHORT = {"failed": "failed", "diverged": "div."}
 
 _Cells = Mapping[tuple[str, str], Cell]
+
 _RETURNS = "the return itself, no reference returns are known"
+
 _NONE = Interval(np.nan, np.nan, np.nan)
+
 _AGGREGATES = ("iqm", "low", "high", "mean", "mean_low", "mean_high", "mean_rank")
 
 
@@ -134,13 +120,10 @@ def leaderboard(
         if mixed
         else _aggregate(cells, whole, found, pools, entries, tasks, generator, level, reps),
         averaged=_averaged(episodes, whole, found, pools, tasks, level),
-        notes=(*_ranked_notes(mixed, tasks), *_notes(whole, cells, tasks)),
-        caption=_caption(cells, scale, level, reps),
-        summary=_summary(cells, scale, level),
+        notes=(*notes_on_ranks(mixed, tasks), *notes_on(whole, cells, tasks)),
+        caption=long_caption(cells, scale, level, reps),
+        summary=short_caption(cells, scale, level),
     )
-
-
-# --- choosing what counts -------------------------------------------------------------------
 
 
 def _distinct(tasks: Sequence[str]) -> tuple[str, ...]:
@@ -206,8 +189,8 @@ def _difference(a: pd.Series, b: pd.Series) -> str:
     top = ("suite_version", "dataset", "dataset_sha256", "method", "n_updates")
     nested = ("hparams.", "pipeline.", "protocol.", "env.")
     names = [name for name in a.index if name in top or str(name).startswith(nested)]
-    differing = [name for name in names if _spelt(a[name]) != _spelt(b[name])]
-    shown = [f"{name} ({_spelt(a[name])}, {_spelt(b[name])})" for name in differing[:3]]
+    differing = [name for name in names if spelt(a[name]) != spelt(b[name])]
+    shown = [f"{name} ({spelt(a[name])}, {spelt(b[name])})" for name in differing[:3]]
     more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
     return (", ".join(shown) or "their specification") + more
 
@@ -271,9 +254,6 @@ def _complete(cells: pd.DataFrame, tasks: tuple[str, ...]) -> tuple[str, ...]:
     """The entries that have every seed of every task."""
     whole = cells[cells["status"] == "ok"].groupby("entry").size()
     return tuple(str(entry) for entry in whole.index[whole == len(tasks)])
-
-
-# --- numbers --------------------------------------------------------------------------------
 
 
 def _cells(
@@ -397,7 +377,7 @@ def _lines(
                 "n_seeds_max": int(row["n_seeds"].max()),
                 "n_episodes": int(row["n_episodes"].sum()),
                 "best": False,
-                **_how(whole[whole["entry"] == entry]),
+                **how_trained(whole[whole["entry"] == entry]),
                 **numbers.get(str(entry), {}),
             }
         )
@@ -410,73 +390,6 @@ def _in_order(table: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(
         order, ascending=[True, False, True], na_position="last", ignore_index=True
     )
-
-
-def _ranked_notes(mixed: Sequence[str], tasks: tuple[str, ...]) -> Iterable[str]:
-    """Thousands of return and scores of up to 100 make a mean of nothing; one task has nothing to be mixed with."""
-    if mixed:
-        yield (
-            f"{_where(list(mixed), tasks)}: no reference returns are known, a score is the return"
-            f" itself ({mixed[0]}), so entries are ordered by the mean of their ranks within the tasks,"
-            " which has no interval"
-        )
-
-
-def _how(mine: pd.DataFrame) -> dict[str, Any]:
-    """How an entry's runs were made, in the words of its row."""
-    how = mine.get("tuning.how", pd.Series(dtype=object)).dropna().astype(str)
-    of, tasks = mine["task"].loc[how.index], mine["task"].nunique()
-    words = []
-    for text in sorted(set(how)):
-        on = of[how == text].nunique()
-        words.append(f"{text} ({on}/{tasks} tasks)" if text.startswith("task preset") else text)
-    preset = of[how.str.startswith("task preset")].nunique()
-    sources = mine.get("tuning.preset", pd.Series(dtype=object)).dropna().astype(str)
-    if sources.str.startswith("carried over").any():
-        words.append("carried over from the method alone")
-    tried = mine.get("tuning.tried", pd.Series(dtype=float)).dropna()
-    if len(tried) and tried.max() > 1:
-        words.append(f"{int(tried.max())} tried")
-    seconds = np.nan
-    if "wall_s" in mine and len(mine):
-        packs = mine.get("pack", 1)
-        seconds = float((mine["wall_s"] / packs).mean())
-    return {
-        "n_tuned": preset,
-        "tuning": ", ".join(words),
-        "commit": _commits(mine),
-        **_updates(mine),
-        "wall_s": seconds,
-    }
-
-
-def _updates(mine: pd.DataFrame) -> dict[str, str]:
-    """What an entry's runs had and what is published, as numbers and in words: `300k of 1M`."""
-    column = mine.get("tuning.published_updates", pd.Series(np.nan, mine.index))
-    known = pd.to_numeric(column, errors="coerce").fillna(0)
-    pairs = sorted({(int(n), int(of)) for n, of in zip(mine["n_updates"], known)})
-    words = [count(n) if of in (0, n) else f"{count(n)} of {count(of)}" for n, of in pairs]
-    return {
-        "n_updates": "/".join(dict.fromkeys(str(n) for n, _ in pairs)),
-        "published_updates": "/".join(dict.fromkeys(str(of) for _, of in pairs if of)),
-        "updates": "/".join(words),
-    }
-
-
-def count(n: int) -> str:
-    """A number of updates in few characters: 1M, 300k, 6,000."""
-    if n >= 1_000_000 and n % 100_000 == 0:
-        return f"{n / 1e6:g}M"
-    return f"{n // 1000}k" if n >= 10_000 and n % 1000 == 0 else f"{n:,}"
-
-
-def _commits(mine: pd.DataFrame) -> str:
-    if "commit" not in mine:
-        return ""
-    dirty = mine["dirty"].astype(bool) if "dirty" in mine else pd.Series(False, mine.index)
-    short = mine["commit"].astype(str).str[:7] + np.where(dirty, "+dirty", "")
-    names = sorted(short.unique())
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
 def _averaged(
@@ -539,462 +452,3 @@ def _last_three(run: pd.DataFrame) -> pd.DataFrame | None:
     if len(monitor) < 2:
         return None
     return pd.concat([monitor.sort_values("update").tail(2), test])
-
-
-# --- words ----------------------------------------------------------------------------------
-
-
-def _notes(whole: pd.DataFrame, cells: pd.DataFrame, tasks: tuple[str, ...]) -> tuple[str, ...]:
-    """What differs within a column of the table, and what is not there."""
-    found: dict[str, list[str]] = {}
-    for task in tasks:
-        column = whole[whole["task"] == task]
-        for text in _differences(column):
-            found.setdefault(text, []).append(task)
-    notes = [f"{_where(where, tasks)}: {text}" for text, where in found.items()]
-    for line in cells[(cells["n_failed"] > 0) | (cells["n_diverged"] > 0)].itertuples():
-        counts = [f"{n} {word}" for n, word in _failures(line) if n]
-        notes.append(
-            f"{line.task}: {line.entry} has {' and '.join(counts)} beside {line.n_seeds} finished"
-            " runs, so it has no aggregate"
-        )
-    short = cells[(cells["status"] == "partial") & (cells["n_failed"] + cells["n_diverged"] == 0)]
-    for (entry, have, asked), part in short.groupby(["entry", "n_seeds", "n_asked"]):
-        notes.append(
-            f"{_where(list(part['task']), tasks)}: {entry} has {have} of {asked} seeds asked for, so it has"
-            " no aggregate and no rank"
-        )
-    return (*notes, *_remarks(whole))
-
-
-def _remarks(whole: pd.DataFrame) -> Iterable[str]:
-    """What the records say of runs whose scores count."""
-    if "reason" not in whole:
-        return
-    for (task, entry), cell in whole.groupby(["task", "entry"]):
-        said = cell["reason"].dropna()
-        if len(said):
-            yield (
-                f"{task}: {len(said)} of {len(cell)} runs of {entry}, whose scores count, are "
-                f"recorded with a remark, the first: {said.iloc[0]}"
-            )
-
-
-def _failures(line: Any) -> tuple[tuple[int, str], tuple[int, str]]:
-    return (line.n_failed, "failed"), (line.n_diverged, "diverged")
-
-
-def _where(where: list[str], tasks: tuple[str, ...]) -> str:
-    if len(where) == len(tasks) > 1:
-        return "all tasks"
-    return f"{len(where)} of {len(tasks)} tasks" if len(where) > 3 else ", ".join(where)
-
-
-def _differences(column: pd.DataFrame) -> Iterable[str]:
-    fixed = ["dataset_sha256", "n_updates", "suite_version"]
-    fixed += [f"versions.{package}" for package in _ENV_PACKAGES]
-    nested = sorted(str(name) for name in column if str(name).startswith(("env.", "protocol.")))
-    for name in [*fixed, *nested]:
-        if name not in column:
-            continue
-        spelt = column[name].map(_spelt)
-        if spelt.nunique() > 1:
-            groups = column.groupby(spelt)["entry"].unique()
-            shown = "; ".join(f"{value}: {', '.join(sorted(who))}" for value, who in groups.items())
-            yield f"runs differ in {name.removeprefix('versions.')} ({shown})"
-
-
-def _spelt(value: Any) -> str:
-    if isinstance(value, str):
-        return value[:12] if re.fullmatch("[0-9a-f]{40,}", value) else value
-    if isinstance(value, float):
-        return "unset" if np.isnan(value) else f"{value:g}"
-    return "unset" if value is None else str(value)
-
-
-def _budget(cells: pd.DataFrame) -> str:
-    scored = cells[cells["n_seeds"] > 0]
-    seeds, episodes = _span(scored["n_seeds"]), _span(scored["n_episodes"] // scored["n_seeds"])
-    return f"{_counted(seeds, 'seed')} x {_counted(episodes, 'episode')}"
-
-
-def _counted(n: str, noun: str) -> str:
-    return f"{n} {noun}" + ("" if n == "1" else "s")
-
-
-def _summary(cells: pd.DataFrame, scale: str, level: float) -> str:
-    return (
-        f"{scale}; {_budget(cells)} after the last update; {100 * level:g} % intervals over seeds and"
-        " start states. Bold: does not differ from the column's best (all pairs, Holm). The .md says"
-        " the rest."
-    )
-
-
-def _caption(cells: pd.DataFrame, scale: str, level: float, reps: int) -> str:
-    scored = cells[cells["n_seeds"] > 0]
-    percent = f"{100 * level:g} %"
-    text = (
-        f"Score: {scale}. Test episodes after the last update only: {_budget(cells)}."
-        f" Cells: mean over seeds ± half-width of its {percent} Student-t interval, whose"
-        " variance is moderated by the mean variance of the board; of a success rate [low, high] by"
-        " Wilson's interval at the number of independent episodes. IQM: interquartile mean over runs"
-        f" and tasks, tasks weighing equally, with its {percent} smoothed bootstrap interval"
-        f" ({reps} resamples). Intervals are over seeds and over start states. {_COVERAGE} Bold: the best of a column and"
-        " whatever does not differ from it, by tests of all pairs of the column with episodes paired,"
-        f" Holm-corrected so that equal entries all stay bold in {percent} of columns; what lies above a bold"
-        " number is bold too."
-        " --: missing; an entry without all its seeds has no aggregate and no rank."
-    )
-    if (cells["status"] == "left out").any():
-        text += " Suite's choice: the suite asks the entry for some of the tasks alone."
-    if scored["low"].isna().any():
-        text += " One seed has no interval, is compared with nothing and is never bold."
-    return text
-
-
-def _span(numbers: pd.Series) -> str:
-    if numbers.empty:
-        return "0"
-    low, high = int(numbers.min()), int(numbers.max())
-    return str(low) if low == high else f"{low}-{high}"
-
-
-# --- renderings -----------------------------------------------------------------------------
-
-
-def to_markdown(board: Board) -> str:
-    """A GitHub table, its caption and its notes."""
-    names = _without_common_folder(board.tasks)
-    head = ["#", "entry", *names, "IQM", "mean", "seeds", "episodes", "tuned", "tuning", "updates"]
-    head += ["s/run", "commit"]
-    lines = [
-        _markdown_row(head),
-        _markdown_row(
-            ["---:", "---"] + ["---:"] * (len(names) + 5) + ["---", "---:", "---:", "---"]
-        ),
-    ]
-    for row in board.aggregate.itertuples():
-        cells = _row_cells(board, row.entry)
-        seeds = f"{row.n_seeds}-{row.n_seeds_max}"
-        texts = [
-            "--" if pd.isna(row.rank) else str(row.rank),
-            row.entry,
-            *(_bold(_cell_text(cell), cell.best) for cell in cells),
-            _bold(_aggregate_text(row), row.best),
-            "--" if np.isnan(row.mean) else f"{row.mean:.1f}",
-            str(row.n_seeds) if row.n_seeds == row.n_seeds_max else seeds,
-            str(row.n_episodes),
-            f"{row.n_tuned}/{row.n_tasks}",
-            row.tuning or "--",
-            row.updates or "--",
-            "--" if np.isnan(row.wall_s) else f"{row.wall_s:.0f}",
-            row.commit or "--",
-        ]
-        lines.append(_markdown_row(texts))
-    parts = [f"# {board.title}"] if board.title else []
-    parts += ["\n".join(lines), board.caption]
-    if len(board.averaged):
-        parts += [_averaged_markdown(board, names), _averaged_caption(board)]
-    if board.notes:
-        parts.append("Notes:\n\n" + "\n".join(f"* {note}" for note in board.notes))
-    return "\n\n".join(parts) + "\n"
-
-
-def _averaged_markdown(board: Board, names: list[str]) -> str:
-    lines = [
-        _markdown_row(["entry", *names, "mean of tasks", "the last alone"]),
-        _markdown_row(["---", *["---:"] * (len(names) + 2)]),
-    ]
-    found = board.averaged.set_index(["entry", "task"])
-    for entry in board.aggregate["entry"]:
-        if entry not in set(board.averaged["entry"]):
-            continue
-        texts, cells = [entry], {cell.task: cell for cell in _row_cells(board, entry)}
-        for task in board.tasks:
-            text = "--"
-            if (entry, task) in found.index:
-                cell = found.loc[entry, task]
-                shown = "" if np.isnan(cell["low"]) else _interval_text(cell, short=False)
-                text = f"{cell['mean']:.1f}{shown} ({cell['last']:.1f})"
-                text += "".join(f" ({n} {word})" for n, word in _failures(cells[task]) if n)
-            texts.append(text)
-        means = _averaged_means(board, entry)
-        texts += ["--", "--"] if means is None else [f"{x:.1f}" for x in means]
-        lines.append(_markdown_row(texts))
-    return "\n".join(lines)
-
-
-def _averaged_means(board: Board, entry: str) -> tuple[float, float] | None:
-    """Over tasks: of the last three evaluations and of the last alone; None for entries without all."""
-    mine = board.averaged[board.averaged["entry"] == entry]
-    mean = board.aggregate.set_index("entry")["mean"]
-    if len(mine) < len(board.tasks) or np.isnan(mean[entry]):  # what has no aggregate has none here
-        return None
-    return float(mine["mean"].mean()), float(mine["last"].mean())
-
-
-def _averaged_caption(board: Board) -> str:
-    designs = board.averaged.groupby(["at", "each"]).size().index
-    shown = "; ".join(
-        f"after {' %, '.join(f'{100 * x:g}' for x in at)} % of the updates, on"
-        f" {', '.join(map(str, each))} episodes per seed"
-        for at, each in designs
-    )
-    return (
-        f"Mean of the last three evaluations ({shown}) with its interval, as above but over seeds alone;"
-        " in brackets, and in the last column, the last evaluation alone. The first two are monitor"
-        " episodes, other ones than the test episodes of the last; the board ranks by the last alone."
-    )
-
-
-def to_csv(board: Board) -> str:
-    """Tidy: one line per number, with its interval and what it was computed from."""
-    sink = io.StringIO()
-    columns = ["kind", "entry", "task", "statistic", "value", "low", "high", "n_seeds"]
-    columns += ["n_episodes", "status", "best", "rank", "n_failed", "n_diverged", "n_tuned"]
-    columns += ["tuning", "n_updates", "published_updates", "wall_s", "commit"]
-    writer = csv.DictWriter(sink, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    for cell in board.cells.itertuples():
-        common = {name: getattr(cell, name) for name in columns if hasattr(cell, name)}
-        writer.writerow(
-            _csv_line({**common, "kind": "cell", "statistic": "mean", "value": cell.mean})
-        )
-    for row in board.aggregate.itertuples():
-        common = {name: getattr(row, name) for name in columns if hasattr(row, name)}
-        common |= {"kind": "aggregate", "status": _aggregate_status(row)}
-        if not np.isnan(row.mean_rank):
-            writer.writerow(_csv_line({**common, "statistic": "mean rank", "value": row.mean_rank}))
-            continue
-        writer.writerow(_csv_line({**common, "statistic": "iqm", "value": row.iqm}))
-        bounds = {"low": row.mean_low, "high": row.mean_high, "best": ""}
-        writer.writerow(
-            _csv_line({**common, "statistic": "mean", "value": row.mean, **bounds, "rank": ""})
-        )
-    for cell in board.averaged.itertuples():
-        common = {name: getattr(cell, name) for name in columns if hasattr(cell, name)}
-        common |= {"kind": "cell", "statistic": "mean of last 3 evaluations", "value": cell.mean}
-        writer.writerow(_csv_line(common))
-    return sink.getvalue()
-
-
-def to_terminal(board: Board, console: "Console") -> None:
-    """Prints the board; more tasks than fit one width continue in further tables."""
-    from rich.text import Text
-
-    first = True
-    for tasks in _blocks(board, console.width):
-        console.print(_terminal_table(board, tasks, with_aggregate=first))
-        first = False
-    console.print(Text(board.summary, style="dim"))
-    if len(board.averaged):
-        console.print(_averaged_table(board))
-        console.print(Text(_averaged_caption(board), style="dim"))
-    for note in board.notes:
-        console.print(Text(f"* {note}", style="yellow"))
-
-
-def write(board: Board, folder: Path, name: str) -> tuple[Path, Path]:
-    """Writes `<name>.md` and `<name>.csv`; the same records give the same bytes."""
-    return write_texts(Path(folder), name, to_markdown(board), to_csv(board))
-
-
-def write_texts(folder: Path, name: str, markdown: str, table: str) -> tuple[Path, Path]:
-    """Writes `<name>.md` and `<name>.csv`, each whole or not at all."""
-    paths = folder / f"{name}.md", folder / f"{name}.csv"
-    try:
-        for path, text in zip(paths, (markdown, table), strict=True):
-            atomic_write(path, text.encode())
-    except OSError as error:
-        raise UserError(f"cannot write the board to {folder}: {error.strerror}") from None
-    return paths
-
-
-def _row_cells(board: Board, entry: str) -> list[Any]:
-    mine = board.cells[board.cells["entry"] == entry].set_index("task", drop=False)
-    return list(mine.loc[list(board.tasks)].itertuples(index=False))
-
-
-def _aggregate_status(row: Any) -> str:
-    if row.complete == row.n_tasks:
-        return "ok"
-    if row.complete == row.n_asked:
-        return f"suite's choice ({row.complete}/{row.n_tasks} tasks)"
-    return f"incomplete ({row.complete}/{row.n_asked} tasks)"
-
-
-def _aggregate_text(row: Any) -> str:
-    if not np.isnan(row.mean_rank):
-        return f"mean rank {row.mean_rank:.1f}"
-    if np.isnan(row.iqm):
-        return "--" if row.complete == row.n_tasks else _aggregate_status(row)
-    return f"{row.iqm:.1f}" + ("" if np.isnan(row.low) else f" [{row.low:.1f}, {row.high:.1f}]")
-
-
-def _cell_text(cell: Any, *, short: bool = False) -> str:
-    """`60.5 ± 33.1`; of a success rate, whose interval is not symmetric, `33.3 [8.1, 73.0]`."""
-    if cell.missing:
-        return "--" if cell.status in ("missing", "left out") else cell.status
-    text = f"{cell.mean:.1f}"
-    if not np.isnan(cell.low):
-        text += _interval_text(cell, short)
-    notes = [f"{count} {_SHORT[word] if short else word}" for count, word in _failures(cell) if count]
-    if cell.n_seeds < cell.n_asked and not notes:
-        notes.append(f"{cell.n_seeds} of {cell.n_asked}" + ("" if short else " seeds"))
-    return text + "".join(f"\n{note}" if short else f" ({note})" for note in notes)
-
-
-def _interval_text(cell: Any, short: bool) -> str:
-    if cell.success:
-        return f"\n[{cell.low:.0f}, {cell.high:.0f}]" if short else f" [{cell.low:.1f}, {cell.high:.1f}]"
-    half = (cell.high - cell.low) / 2
-    if short:
-        return f"±{half:.0f}" if half >= 9.95 else f"±{half:.1f}"
-    return f" ± {half:.1f}"
-
-
-def _bold(text: str, best: bool) -> str:
-    return f"**{text}**" if best else text
-
-
-def _markdown_row(texts: Sequence[str]) -> str:
-    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
-
-
-def _csv_line(line: dict[str, Any]) -> dict[str, Any]:
-    return {name: _csv_value(value) for name, value in line.items()}
-
-
-def _csv_value(value: Any) -> Any:
-    if value is pd.NA or (isinstance(value, float) and np.isnan(value)):
-        return ""
-    if isinstance(value, bool | np.bool_):
-        return "true" if value else "false"
-    return f"{value:.6g}" if isinstance(value, float) else value
-
-
-def _without_common_folder(tasks: tuple[str, ...]) -> list[str]:
-    """d4rl/a, d4rl/b/c -> a, b/c; ids of several worlds stay as they are."""
-    parts = [task.split("/") for task in tasks]
-    common = 0
-    while all(len(p) > common + 1 and p[common] == parts[0][common] for p in parts):
-        common += 1
-    return ["/".join(p[common:]) for p in parts]
-
-
-def _without_common_version(tasks: tuple[str, ...]) -> list[str]:
-    """a-v2, b-v2 -> a, b, for a heading which has no room."""
-    names = _without_common_folder(tasks)
-    versions = {re.search(r"-v\d+$", name) and name.rpartition("-")[2] for name in names}
-    if len(versions) == 1 and None not in versions:
-        return [name.rpartition("-")[0] for name in names]
-    return names
-
-
-def _heading(task: str) -> str:
-    """A task id in lines of at most _TASK_WIDTH, broken where words end."""
-    words = [word for word in re.split(r"[-/_ ]+", task) if word]
-    lines: list[str] = []
-    for word in words:
-        word = word.replace("halfcheetah", "cheetah").replace("humanoid", "hum.")
-        word = word if len(word) <= _TASK_WIDTH else word[: _TASK_WIDTH - 1] + "…"
-        if lines and len(lines[-1]) + 1 + len(word) <= _TASK_WIDTH:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return "\n".join(lines)
-
-
-def _blocks(board: Board, width: int) -> list[list[int]]:
-    """Column numbers of the tasks, split so that every table fits the width."""
-    name = max([len("entry"), *(len(entry) for entry in board.aggregate["entry"])])
-    room = width - (2 + 1 + name)  # rank, gap, entry; every further column brings its gap
-    first = max(1, (room - (1 + 5 + 1 + _STRIP_WIDTH)) // (_TASK_WIDTH + 1))
-    later = max(1, room // (_TASK_WIDTH + 1))
-    columns = list(range(len(board.tasks)))
-    blocks, columns = [columns[:first]], columns[first:]
-    while columns:
-        blocks.append(columns[:later])
-        columns = columns[later:]
-    return blocks
-
-
-def _terminal_table(board: Board, columns: list[int], *, with_aggregate: bool) -> "Table":
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    low, high = _axis(board.aggregate)
-    names = [_heading(name) for name in _without_common_version(board.tasks)]
-    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-    table.title = board.title if with_aggregate and board.title else None
-    table.add_column("#", justify="right", no_wrap=True, min_width=2)
-    table.add_column("entry", no_wrap=True, vertical="top")
-    for column in columns:
-        table.add_column(names[column], justify="right", width=_TASK_WIDTH)
-    if with_aggregate:
-        table.add_column("IQM", justify="right", no_wrap=True, min_width=5)
-        table.add_column(_axis_heading(low, high), no_wrap=True, min_width=_STRIP_WIDTH)
-    for row in board.aggregate.itertuples():
-        cells = _row_cells(board, row.entry)
-        line = [Text("--" if pd.isna(row.rank) else str(row.rank)), Text(row.entry)]
-        for column in columns:
-            cell = cells[column]
-            line.append(Text(_cell_text(cell, short=True), style="bold" if cell.best else ""))
-        if with_aggregate:
-            whole = not np.isnan(row.iqm)
-            line.append(Text(f"{row.iqm:.1f}" if whole else "--", style="bold" if row.best else ""))
-            line.append(
-                Text(_strip(row.low, row.iqm, row.high, low, high), style="cyan")
-                if whole
-                else Text(_aggregate_text(row).replace(" (", "\n("), style="dim")
-            )
-        table.add_row(*line)
-    return table
-
-
-def _averaged_table(board: Board) -> "Table":
-    """Means over tasks; single tasks are in the markdown and the csv."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-    table.add_column("entry")
-    for name in ("last three", "last alone"):
-        table.add_column(f"  {name}", justify="right")
-    for entry in board.aggregate["entry"]:
-        means = _averaged_means(board, entry)
-        if means is not None:
-            table.add_row(entry, *(f"{x:.1f}" for x in means))
-        elif entry in set(board.averaged["entry"]):
-            table.add_row(entry, "--", "--")
-    return table
-
-
-def _axis(aggregate: pd.DataFrame) -> tuple[float, float]:
-    """Whole tens around everything that is drawn."""
-    ends = aggregate[["low", "iqm", "high"]].to_numpy(dtype=np.float64)
-    if np.isnan(ends).all():
-        return 0.0, 100.0
-    low, high = 10 * np.floor(np.nanmin(ends) / 10), 10 * np.ceil(np.nanmax(ends) / 10)
-    return float(low), float(high if high > low else low + 10)
-
-
-def _axis_heading(low: float, high: float) -> str:
-    left, right = f"{low:.0f}", f"{high:.0f}"
-    return left + right.rjust(_STRIP_WIDTH - len(left))
-
-
-def _strip(low: float, point: float, high: float, start: float, end: float) -> str:
-    """An interval on an axis of text: "   ├──●─┤    "."""
-
-    def place(value: float) -> int:
-        return round((value - start) / (end - start) * (_STRIP_WIDTH - 1))
-
-    strip = [" "] * _STRIP_WIDTH
-    if not np.isnan(low):
-        first, last = place(low), place(high)
-        strip[first : last + 1] = "─" * (last + 1 - first)
-        strip[first], strip[last] = "├", "┤"
-    strip[place(point)] = "●"
-    return "".join(strip)

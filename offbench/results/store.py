@@ -20,332 +20,35 @@ import re
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
-from datetime import datetime, timedelta
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from offbench.errors import UserError, nearest, unknown
-
-EPISODE_COLUMNS: Mapping[str, str] = MappingProxyType(
-    {
-        "run_id": "object",
-        "entry": "object",
-        "suite": "object",
-        "task": "object",
-        "method": "object",
-        "seed": "int64",
-        "update": "int64",
-        "stream": "object",
-        "episode": "int64",
-        "env_seed": "int64",
-        "return": "float64",
-        "score": "float64",
-        "length": "int64",
-        "success": "boolean",
-        "terminated": "bool",
-        "truncated": "bool",
-        "plans": "Int64",
-        "chunk_lengths": "object",
-        "start_value": "Float64",
-        "discounted_return": "Float64",
-    }
+from offbench.errors import UserError, unknown
+from offbench.results.schema import (
+    ARROW_SCHEMA,
+    EPISODE_COLUMNS,
+    LATER_COLUMNS,
+    NULLABLE,
+    episode_table,
 )
-"""Column -> pandas dtype, in order. `score` is on the 0-100 scale (success x 100 where that is the
-score). `plans` counts the times the policy was asked for actions: `length` / `plans` is the mean length
-of the chunks it executed. `chunk_lengths` is the histogram of those lengths, how many were 1, 2, ... h
-steps long, where the policy executes chunks. `start_value` is what the method's critics said of its first
-decision, `discounted_return` what came of it on the rewards and with the discount of its data
-(`offbench.rollout.evaluate`); methods without critics have neither. `success` and all from `plans` on
-may be missing; older records lack columns at the end."""
-_NULLABLE = ("success", "plans", "chunk_lengths", "start_value", "discounted_return")
-_LATER = _NULLABLE[1:]  # in the order in which records came to have them
-
-VALIDATION_ERRORS = frozenset({"validation/action_error", "validation/action_disagreement"})
-"""The curves of what a policy does otherwise than held-out episodes have it (`offbench.training.held_out`)."""
-
-STREAMS = ("test", "monitor", "tune")
-OUTSIDE = "outside"  # the method, and the tuning, of a policy that was trained elsewhere
-TUNINGS = ("default", "published", "suite", "task preset", "user", OUTSIDE)
+from offbench.results.spec import Provenance, RunSpec, with_names
 
 Status = Literal["ok", "failed", "diverged"]
 
-_ARROW = {
-    "object": pa.string(),
-    "int64": pa.int64(),
-    "Int64": pa.int64(),
-    "float64": pa.float64(),
-    "Float64": pa.float64(),
-    "boolean": pa.bool_(),
-    "bool": pa.bool_(),
-}
-_COUNTS = pa.list_(pa.int64())
-_SCHEMA = pa.schema(
-    [
-        pa.field(name, _COUNTS if name == "chunk_lengths" else _ARROW[kind], name in _NULLABLE)
-        for name, kind in EPISODE_COLUMNS.items()
-    ]
-)
 _CONSTANT = ("run_id", "entry", "suite", "task", "method", "seed")  # the same on every row of a run
+
 _FORMAT = 1
+
 _TAIL = ',\n "checksum": "%s"\n}\n'
+
 _TAIL_LENGTH = len(_TAIL % ("0" * 64))
-_IDENTIFYING = ("hostname", "host", "node", "nodename", "user", "username", "home", "cwd")
-
-
-def no_episodes() -> pd.DataFrame:
-    """The episodes of a run without an environment."""
-    return pd.DataFrame({k: pd.Series(dtype=kind) for k, kind in EPISODE_COLUMNS.items()})
-
-
-# --- what defines a run ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RunSpec:
-    """Everything that decides the outcome of one run, as plain JSON values.
-
-    Values are compared as JSON: tuples are lists, key order is nothing, and a number is its value,
-    so `lr=1` and `lr=1.0` are one run (which of the two a command line produced says nothing
-    about the run), while `True` is not `1`. Not a number, infinities and anything that is not
-    JSON are refused.
-
-    >>> a = RunSpec(suite="s", suite_version=1, task="t", dataset="d", dataset_sha256="0" * 64,
-    ...             env={"id": "E-v0"}, method="iql", hparams={"lr": 1, "hidden": (256, 256)},
-    ...             pipeline={}, n_updates=10, seed=0, protocol={"episodes": 5})
-    >>> b = RunSpec.from_json(a.to_json())
-    >>> a == b, len(a.run_id)
-    (True, 16)
-    """
-
-    suite: str
-    suite_version: int
-    task: str
-    dataset: str
-    dataset_sha256: str
-    env: Mapping[str, Any]  # id and kwargs; for own data how a return is scored, too
-    method: str  # registry name or dotted path
-    hparams: Mapping[str, Any]  # every hyper-parameter, defaults too
-    pipeline: Mapping[str, Any]  # view, sampler, transforms, batch size, gamma, lower precision
-    n_updates: int
-    seed: int
-    protocol: Mapping[str, Any]  # episodes, streams, monitor_at
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            object.__setattr__(self, item.name, _checked(item, getattr(self, item.name)))
-        object.__setattr__(self, "pipeline", _named(self.pipeline))
-
-    @cached_property
-    def run_id(self) -> str:
-        """First 16 hex digits of the sha256 of the canonical JSON."""
-        return _digest(self._identity())
-
-    @cached_property
-    def config_id(self) -> str:
-        """The same without the seed: equal for runs which are repetitions of one another."""
-        return _digest({name: value for name, value in self._identity().items() if name != "seed"})
-
-    def _identity(self) -> dict[str, Any]:
-        return self.as_dict() | {"pipeline": _as_first_recorded(self.pipeline)}
-
-    def as_dict(self) -> dict[str, Any]:
-        return {item.name: getattr(self, item.name) for item in fields(self)}
-
-    def to_json(self) -> str:
-        return json.dumps(self.as_dict(), allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> "RunSpec":
-        """Raises UserError on anything but what `to_json` wrote."""
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"not the JSON of a run: {error}") from None
-        return _from_dict(cls, value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RunSpec) and self.run_id == other.run_id
-
-    def __hash__(self) -> int:
-        return hash(self.run_id)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """How a result came to be: what may differ between two honest executions of one `RunSpec`.
-
-    `tuning` says how the hyper-parameters were chosen: `how`, one of TUNINGS, or "task preset, 2 settings
-    overridden (lr, n_updates)"; `tried`, the number of configurations; `source`, in words; `preset`, the
-    source of the preset below what was overridden, or None; `overridden`, the names of the settings that
-    differ from what is published; `published_updates` and `published_episodes`, the budget that is
-    published for this method and task, or None. Older records have the first three.
-    """
-
-    entry: str  # the label of the board's row, e.g. "iql+aw"
-    commit: str
-    dirty: bool
-    versions: Mapping[str, Any]
-    device: str
-    backend: str
-    precision: str
-    pack: int  # runs stacked in the process which made this one
-    wall_s: float  # of the whole pack
-    train_s: float
-    tuning: Mapping[str, Any]
-    created: str  # ISO 8601, UTC
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    host: Mapping[str, Any] = field(default_factory=dict)  # e.g. {"cpus": 16}; never a name
-    fitted: Mapping[str, Any] = field(default_factory=dict)  # settings that were left to the data
-    sources: Mapping[str, Any] = field(default_factory=dict)  # setting -> where its value came from
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            object.__setattr__(self, item.name, _checked(item, getattr(self, item.name)))
-        if self.pack < 1:
-            raise UserError(f"provenance: pack is {self.pack}, it counts the run itself")
-        how = self.tuning.get("how")
-        if how not in TUNINGS and not str(how).startswith("task preset, "):
-            raise unknown("tuning.how", how, TUNINGS)
-        if named := [name for name in self.host if name.lower() in _IDENTIFYING]:
-            raise UserError(f"provenance: host.{named[0]} would publish who or where you are")
-        if not _is_utc(self.created):
-            raise UserError(f"provenance: created is {self.created!r}, not an ISO time in UTC")
-
-    def as_dict(self) -> dict[str, Any]:
-        return {item.name: getattr(self, item.name) for item in fields(self)}
-
-
-def _from_dict(cls: type, value: object) -> Any:
-    if not isinstance(value, dict):
-        raise UserError(f"a {cls.__name__} is a JSON object, not {type(value).__name__}")
-    names = [item.name for item in fields(cls)]
-    for name in value:
-        if name not in names:
-            raise unknown(f"field of {cls.__name__}", name, names)
-    if absent := [name for name in names if name not in value]:
-        raise UserError(f"{cls.__name__} lacks {', '.join(absent)}")
-    return cls(**value)
-
-
-def _checked(item: Any, value: Any) -> Any:
-    """The value of one field, copied into plain JSON types, or a UserError naming the field."""
-    name, kind = item.name, item.type
-    if kind is str:
-        if not isinstance(value, str) or not value:
-            raise UserError(f"{name}: {value!r} is not a non-empty string")
-        return str(value)
-    if kind is bool:
-        if not isinstance(value, bool):
-            raise UserError(f"{name}: {value!r} is not true or false")
-        return value
-    if kind is int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise UserError(f"{name}: {value!r} is not a whole number >= 0")
-        return int(value)
-    if kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UserError(f"{name}: {value!r} is not a number")
-        return float(_plain(value, name))
-    if not isinstance(value, Mapping):
-        raise UserError(f"{name}: {value!r} is not a mapping")
-    return _plain(value, name)
-
-
-def _plain(value: Any, where: str) -> Any:
-    """A deep copy of `value` in dicts, lists and scalars; refuses what JSON cannot hold."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise UserError(f"{where}: {value} is not a finite number")
-        return float(value)
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise UserError(f"{where}: key {key!r} is not a string")
-        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
-        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    raise UserError(f"{where}: {kind} is not a JSON value; pass plain numbers, text, lists")
-
-
-def _by_value(value: Any) -> Any:
-    """Integral floats as ints, so that equal numbers are spelt equally."""
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else value
-    if isinstance(value, dict):
-        return {key: _by_value(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_by_value(item) for item in value]
-    return value
-
-
-_FIRST_RECORDED: Mapping[str, Mapping[str, str | None]] = MappingProxyType(
-    {
-        "view": {name.lower(): f"offbench.views.{name}" for name in ("NStep", "Chunk", "Window")},
-        "sampler": {
-            "uniform": None,
-            "aw": "offbench.sampling.advantage_weights",
-            "rw": "offbench.sampling.return_weights",
-            "top": "offbench.sampling.top_fraction",
-        },
-        "weight": {"dw": "offbench.weighting.DensityWeights"},
-    }
-)
-"""What the first records had in the place of a name. Run ids are hashes of it, and stay what they were."""
-
-
-def _named(pipeline: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a pipeline by their names: {"name": "nstep"}; of old records, which have targets, too."""
-    made = dict(pipeline)
-    for group, known in _FIRST_RECORDED.items():
-        option = made.get(group)
-        if isinstance(option, Mapping) and "target" in option:
-            rest = {k: v for k, v in option.items() if k != "target"}
-            target = option["target"]
-            name = next((n for n, first in known.items() if first == target), target)
-            made[group] = {"name": name, **rest}
-    return made
-
-
-def _as_first_recorded(pipeline: Mapping[str, Any]) -> dict[str, Any]:
-    made = dict(pipeline)
-    for group, known in _FIRST_RECORDED.items():
-        option = made.get(group)
-        if isinstance(option, Mapping) and "name" in option:
-            rest = {k: v for k, v in option.items() if k != "name"}
-            made[group] = {"target": known.get(option["name"], option["name"]), **rest}
-    return made
-
-
-def _digest(value: dict[str, Any]) -> str:
-    text = json.dumps(_by_value(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _is_utc(text: str) -> bool:
-    try:
-        return datetime.fromisoformat(text).utcoffset() == timedelta(0)
-    except ValueError:
-        return False
-
-
-# --- the store ------------------------------------------------------------------------------
 
 
 class Record(NamedTuple):
@@ -411,7 +114,7 @@ class Store:
         UserError for rows that do not belong to this run, for `test` rows before the last update, and
         when the run has a whole record already.
         """
-        table = _episode_table(run, episodes, provenance.entry)
+        table = episode_table(run, episodes, provenance.entry)
         sink = pa.BufferOutputStream()
         # Snappy: a small file is read twice as fast as with zstd, and boards read thousands.
         pq.write_table(table, sink, compression="snappy", write_statistics=False)
@@ -472,14 +175,14 @@ class Store:
             for path, body in self._matching(where)
             if body["status"] == "ok"
         ]
-        table = pa.concat_tables(tables) if tables else _SCHEMA.empty_table()
+        table = pa.concat_tables(tables) if tables else ARROW_SCHEMA.empty_table()
         dtypes = {
             pa.bool_(): pd.BooleanDtype(),
             pa.int64(): pd.Int64Dtype(),
             pa.float64(): pd.Float64Dtype(),
         }
-        frame = table.drop_columns(list(_NULLABLE)).to_pandas()
-        for name in _NULLABLE:  # in the order of the columns
+        frame = table.drop_columns(list(NULLABLE)).to_pandas()
+        for name in NULLABLE:  # in the order of the columns
             column = table[name].to_pandas(types_mapper=dtypes.get)
             frame.insert(table.schema.get_field_index(name), name, column)
         for name, value in by_row.items():
@@ -654,85 +357,6 @@ def _is_in(value: Any, values: tuple[Any, ...]) -> bool:
     return value in values or (isinstance(value, tuple) and value == values)
 
 
-# --- checks on what goes in -----------------------------------------------------------------
-
-
-def _episode_table(run: RunSpec, episodes: pd.DataFrame, entry: str) -> pa.Table:
-    """`episodes` as the rows of `run`, typed and in order, or a UserError saying what is wrong."""
-    frame = episodes.copy()
-    constant = {
-        "run_id": run.run_id,
-        "entry": entry,
-        "suite": run.suite,
-        "task": run.task,
-        "method": run.method,
-        "seed": run.seed,
-    }
-    for name in frame.columns:
-        if name not in EPISODE_COLUMNS:
-            raise UserError(f"episodes: unknown column {name!r}: {nearest(name, EPISODE_COLUMNS)}")
-    for name, value in constant.items():
-        if name not in frame:
-            frame[name] = value
-        elif not (same := frame[name] == value).all():
-            other = frame[name][~same].iloc[0]
-            raise UserError(f"episodes: {name} is {other!r} in a run whose {name} is {value!r}")
-    for name in _LATER:
-        if name not in frame:
-            frame[name] = pd.array([None] * len(frame), EPISODE_COLUMNS[name])
-    if absent := [name for name in EPISODE_COLUMNS if name not in frame]:
-        raise UserError(f"episodes: no column {', '.join(absent)}")
-    frame = frame[list(EPISODE_COLUMNS)]
-    for name, kind in EPISODE_COLUMNS.items():
-        if kind in ("bool", "boolean") and not _is_boolean(frame[name]):
-            raise UserError(f"episodes: column {name!r} is not true or false")
-        if name not in _NULLABLE and frame[name].isna().any():
-            raise UserError(f"episodes: {name} is not finite or is missing in some rows")
-    try:
-        table = pa.Table.from_pandas(frame, schema=_SCHEMA, preserve_index=False)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise UserError(f"episodes: wrong type: {'; '.join(map(str, error.args))}") from None
-    _check_rows(run, table.to_pandas())
-    order = [("stream", "ascending"), ("update", "ascending"), ("episode", "ascending")]
-    return table.replace_schema_metadata(None).sort_by(order)
-
-
-def _is_boolean(column: pd.Series) -> bool:
-    if pd.api.types.is_bool_dtype(column.dtype):
-        return True
-    return column.dropna().map(lambda value: isinstance(value, bool | np.bool_)).all()
-
-
-def _check_rows(run: RunSpec, frame: pd.DataFrame) -> None:
-    for name in ("return", "score"):
-        if not np.isfinite(frame[name]).all():
-            raise UserError(f"episodes: {name} is not finite in some rows; use Store.fail")
-    for stream in frame["stream"].unique():
-        if stream not in STREAMS:
-            raise unknown("stream", stream, STREAMS)
-    if (frame["length"] < 1).any():
-        raise UserError("episodes: an episode has no steps")
-    if not frame["update"].between(0, run.n_updates).all():
-        raise UserError(f"episodes: update {frame['update'].max()} of a run of {run.n_updates}")
-    key = ["stream", "update", "episode"]
-    if (twice := frame.duplicated(key)).any():
-        stream, update, episode = frame.loc[twice.idxmax(), key]
-        raise UserError(f"episodes: {stream} episode {episode} at update {update} occurs twice")
-    test = frame[frame["stream"] == "test"]
-    early = test["update"] != run.n_updates
-    if early.any():
-        raise UserError(
-            f"episodes: test episodes at update {test['update'][early].iloc[0]}; the test stream is"
-            f" read once, at the last update ({run.n_updates}); use the monitor stream before"
-        )
-    wanted = run.protocol.get("episodes")
-    least = 0 if run.protocol.get("validation") else 1
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < least:
-        raise UserError(f"protocol.episodes: {wanted!r} is not a number of test episodes")
-    if len(test) != wanted:
-        raise UserError(f"episodes: {len(test)} test episodes, the protocol has {wanted}")
-
-
 def _curves(metrics: Mapping[str, Sequence[float]] | None) -> dict[str, list[float | None]] | None:
     """Curves for the json; a value that is not finite is kept as null."""
     if metrics is None:
@@ -745,9 +369,6 @@ def _curves(metrics: Mapping[str, Sequence[float]] | None) -> dict[str, list[flo
         lengths = ", ".join(f"{name} {len(curve)}" for name, curve in curves.items())
         raise UserError(f"metrics: curves of different lengths: {lengths}")
     return curves
-
-
-# --- files ----------------------------------------------------------------------------------
 
 
 def _safe(name: str) -> str:
@@ -823,7 +444,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} has record format {body['format']}, this offbench reads {_FORMAT}")
     if body["run_id"] != path.stem:
         raise UserError(f"damaged record: {path} is the record of run {body['run_id']}")
-    body["spec"]["pipeline"] = _named(body["spec"]["pipeline"])
+    body["spec"]["pipeline"] = with_names(body["spec"]["pipeline"])
     return body
 
 
@@ -835,10 +456,10 @@ def _read_episodes(path: Path, about: Mapping[str, Any]) -> pa.Table:
     if hashlib.sha256(payload).hexdigest() != about["sha256"]:
         raise UserError(f"damaged record: {path} is truncated or was edited")
     table = pq.ParquetFile(pa.BufferReader(payload)).read(use_threads=False)
-    for name in _LATER:  # a record of before it had them
+    for name in LATER_COLUMNS:  # a record of before it had them
         if name not in table.column_names:
-            field = _SCHEMA.field(name)
+            field = ARROW_SCHEMA.field(name)
             table = table.append_column(field, pa.nulls(len(table), field.type))
-    if table.num_rows != about["rows"] or not table.schema.equals(_SCHEMA):
+    if table.num_rows != about["rows"] or not table.schema.equals(ARROW_SCHEMA):
         raise UserError(f"damaged record: {path} does not hold the rows its json describes")
     return table

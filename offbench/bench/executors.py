@@ -1,0 +1,155 @@
+"""Runs many packs, in this process or on several."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offbench.bench.preflight import resolve_device
+from offbench.bench.recording import Outcome, provenance_of
+from offbench.bench.runner import run_pack
+from offbench.bench.settings import Settings
+from offbench.bench.stacks import Pack
+from offbench.errors import UserError
+from offbench.results.store import Store
+
+if TYPE_CHECKING:
+    from offbench.rollout import EnvPool
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to one pack: a phase and its fraction, its outcomes, or an error."""
+
+    index: int
+    phase: str
+    fraction: float = 0.0
+    outcomes: tuple[Outcome, ...] = ()
+    error: str | None = None  # one line for a user's mistake, a traceback for a defect
+
+
+def n_jobs(settings: Settings, packs: int) -> int:
+    if settings.jobs != "auto":
+        return min(int(settings.jobs), max(packs, 1))
+    if resolve_device(settings.device).startswith("cuda"):
+        return 1
+    return max(1, min(_cores(), packs))
+
+
+def _cores() -> int:
+    """Cores this process may use; all of the machine's where the system knows no affinity."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run_packs(packs: Sequence[Pack], store: Store, settings: Settings) -> Iterator[Event]:
+    """Runs the packs on `settings.jobs` processes; yields what happens as it happens.
+
+    An error in one pack is recorded as failed runs with their reason and reported as an event; the
+    others go on. Environments and the interpreter are kept between the packs of a process.
+    """
+    jobs = n_jobs(settings, len(packs))
+    if jobs == 1:
+        yield from _run_here(packs, store, settings)
+    else:
+        yield from _run_processes(packs, store, settings, jobs)
+
+
+def _run_here(packs: Sequence[Pack], store: Store, settings: Settings) -> Iterator[Event]:
+    """In this process, in a thread beside the caller, so that progress can be shown."""
+    import queue
+
+    events: queue.Queue[Event | None] = queue.Queue()
+    pools: dict[str, EnvPool] = {}
+
+    broken: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for index, pack in enumerate(packs):
+                events.put(_guarded(index, pack, store, settings, pools, events.put))
+        except BaseException as error:  # the caller waits, and is the one to be told
+            broken.append(error)
+        events.put(None)
+
+    threading.Thread(target=work, daemon=True).start()
+    while (event := events.get()) is not None:
+        yield event
+    if broken:
+        raise broken[0]
+
+
+def _guarded(
+    index: int,
+    pack: Pack,
+    store: Store,
+    settings: Settings,
+    pools: "dict[str, EnvPool]",
+    send: Callable[[Event], None],
+) -> Event:
+    """One pack; what goes wrong becomes a record and an event."""
+    start = time.perf_counter()
+    report = lambda phase, f: send(Event(index, phase, f))
+    try:
+        outcomes = run_pack(pack, store, settings, pools=pools, report=report)
+        return Event(index, "done", 1.0, outcomes=tuple(outcomes))
+    except UserError as error:
+        reason, text = str(error), str(error)
+    except Exception as error:
+        reason, text = f"{type(error).__name__}: {error}".split("\n")[0], traceback.format_exc()
+    size, wall_s = len(pack.members), time.perf_counter() - start
+    for cell, run in pack.members:
+        if not store.has(run.run_id):
+            made = provenance_of(cell, settings, "cpu", settings.engine, size, wall_s, 0.0, {})
+            store.fail(run, reason, made)
+    return Event(index, "failed", 1.0, error=text)
+
+
+_worker: dict[
+    str, Any
+] = {}  # a worker process's environments and event queue; set once, in the worker
+
+
+def _start_worker(queue: Any, threads: int) -> None:
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    torch.set_num_threads(threads)
+    _worker.update(queue=queue, pools={})
+
+
+def _work(index: int, pack: Pack, root: Path, settings: Settings) -> Event:
+    return _guarded(index, pack, Store(root), settings, _worker["pools"], _worker["queue"].put)
+
+
+def _run_processes(
+    packs: Sequence[Pack], store: Store, settings: Settings, jobs: int
+) -> Iterator[Event]:
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        queue = manager.Queue()
+        pool = ProcessPoolExecutor(
+            jobs, mp_context=context, initializer=_start_worker, initargs=(queue, 1)
+        )
+        try:
+            futures: set[Future[Event]] = {
+                pool.submit(_work, i, pack, store.root, settings) for i, pack in enumerate(packs)
+            }
+            while futures:
+                done, futures = wait(futures, timeout=0.2, return_when=FIRST_COMPLETED)
+                while not queue.empty():
+                    yield queue.get()
+                for future in done:
+                    yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in (pool._processes or {}).values():
+                process.terminate()

@@ -1,0 +1,171 @@
+"""From a cell to its method and pipeline, and everything that can be known to be wrong before training."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from offbench.bench.cells import Cell
+from offbench.bench.targets import is_torch_class, locate, option_of
+from offbench.errors import UserError
+
+if TYPE_CHECKING:
+    from offbench.data.pipeline import Pipeline
+    from offbench.data.replay import ReplayData
+    from offbench.types import Spec
+
+
+def build(
+    cell: Cell, data: "ReplayData", spec: "Spec", *, lazy: bool = False
+) -> "tuple[Any, Pipeline]":
+    """(method, pipeline) of a cell on its task's data. Raises UserError where they do not fit."""
+    from offbench.data.pipeline import make_pipeline
+
+    method = build_method(cell)
+    sampler = dict(cell.pipeline["sampler"])
+    weighted = option_of("sampler", sampler.pop("name"))
+    pipeline = make_pipeline(
+        data,
+        view=build_view(cell),
+        weights=[partial(weighted, **sampler)] if weighted else [],
+        transforms=cell.pipeline["transforms"],
+        batch_size=cell.pipeline["batch_size"],
+        lazy=lazy,
+        needs=getattr(method, "needs", ()),
+    )
+    check_actions(method, pipeline.spec(spec), cell)
+    if check := getattr(method, "check", None):
+        check(pipeline.spec(spec))
+    if pipeline.spec(spec).context and "context" not in getattr(method, "needs", ()):
+        raise UserError(f"{cell.method} does not learn from windows of steps; use view=nstep")
+    if pipeline.spec(spec).chunk > 1:
+        check_ends(data, spec, cell)
+    check_batch(pipeline.spec(spec), cell)
+    return method, pipeline
+
+
+def build_view(cell: Cell) -> Any:
+    """The cell's view, before it has seen data."""
+    view = dict(cell.pipeline["view"])
+    return option_of("view", view.pop("name"))(**view, gamma=cell.pipeline["gamma"])
+
+
+def build_method(cell: Cell) -> Any:
+    """The cell's method, in its learned weights where it has any. UserError for weights that do not fit."""
+    from offbench.training.imperative import Imperative
+
+    cls, weight = locate(cell.target), dict(cell.pipeline.get("weight", {}))
+    if not is_torch_class(cls):
+        method = cls(**cell.hparams)
+    elif weight:
+        raise UserError(
+            f"{cell.method} is a PyTorch class, and learned weights need a functional method; use weight=none"
+        )
+    else:
+        method = Imperative(cls, **cell.hparams)
+    if weight:
+        method = option_of("weight", weight.pop("name"))(method=method, **weight)
+    return method
+
+
+def check_batch(spec: "Spec", cell: Cell) -> None:
+    """Raises UserError for a minibatch that alone, of one seed, is larger than the machine's memory."""
+    import torch
+
+    has = psutil.virtual_memory().total
+    if torch.cuda.is_available():
+        has = max(has, torch.cuda.get_device_properties(0).total_memory)
+    rows, numbers = cell.pipeline["batch_size"], 2 * spec.obs_dim + spec.action_dim + 2
+    if (needs := 4 * rows * numbers) > has:
+        raise UserError(
+            f"batch_size={rows}: one minibatch of {cell.task.id} takes {needs / 2**30:.0f} GiB, and this"
+            f" machine has {has / 2**30:.0f}"
+        )
+
+
+def check_ends(data: "ReplayData", spec: "Spec", cell: Cell) -> None:
+    """Raises UserError for a recording whose episodes cannot be told apart: chunks would cross their ends."""
+    if data.n_episodes == 1 and data.n_transitions > 10 * spec.max_episode_steps:
+        raise UserError(
+            f"{cell.task.id}: one episode of {data.n_transitions} steps where the environment allows "
+            f"{spec.max_episode_steps}: no ends of episodes are recorded, and chunks would run across them"
+        )
+
+
+def check_actions(method: Any, spec: "Spec", cell: Cell) -> None:
+    """Raises UserError where a method's kind of actions is not the data's."""
+    wants = getattr(method, "actions", "continuous")
+    has = "discrete" if spec.discrete else "continuous"
+    if wants == "discrete" and has != "discrete":
+        raise UserError(
+            f"{cell.method} learns discrete actions; those of {cell.task.id} are continuous"
+        )
+    if spec.discrete and spec.chunk > 1:
+        raise UserError(
+            f"{cell.task.id}: chunks of discrete actions are not supported; use view=nstep"
+        )
+    if wants != has:
+        raise UserError(
+            f"{cell.method} learns continuous actions; those of {cell.task.id} are discrete"
+        )
+
+
+def preflight(
+    cells: Sequence[Cell],
+    *,
+    strict: bool = False,
+    report: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Everything that can be known to be wrong before training: data, environment, composition.
+
+    Raises UserError for the first mistake, with `strict` also for a severe defect of a data set, of
+    which it warns otherwise. Writes nothing but reports on data, into the cache.
+    """
+    from offbench import rng
+    from offbench.rollout import EnvPool
+    from offbench.tasks import doctor
+    from offbench.training.imperative import Imperative
+    from offbench.training.loop import check_budget
+
+    for task in {cell.task.id: cell.task for cell in cells}.values():
+        report(f"checking {task.id}")
+        data, spec = task.load(defects="ignore")
+        (doctor.refuse if strict else doctor.warn_once)(task.report(data))
+        if task.env:
+            pool = EnvPool(task)
+            pool.check(spec)
+            pool.close()
+        for cell in (c for c in cells if c.task.id == task.id):
+            training_episodes(cell, data)
+            method, pipeline = build(cell, data, spec, lazy=True)
+            check_budget(method, cell.n_updates)
+            if isinstance(method, Imperative):
+                method.check(pipeline.spec(spec), pipeline.sample(rng.key(0)))
+
+
+def resolve_device(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device={device}: no CUDA device is available; use device=cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device={device!r} is not a device; use auto, cpu or cuda") from None
+    if found.type not in ("cpu", "cuda"):
+        raise UserError(f"device={device}: runs are made on cpu and cuda only")
+    return str(found)
+
+
+def training_episodes(
+    cell: Cell, data: "ReplayData"
+) -> "tuple[ReplayData, ReplayData | None]":
+    """The episodes that are trained on, and those held out where the protocol says so."""
+    from offbench.training.held_out import split
+
+    if not (share := cell.protocol.get("validation")):
+        return data, None
+    return split(data, share, name=cell.task.id)

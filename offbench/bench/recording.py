@@ -1,0 +1,135 @@
+"""The records of a finished pack, with what a reader of a score must know."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from offbench.bench import provenance
+from offbench.bench.cells import Cell
+from offbench.bench.settings import Settings
+from offbench.bench.stacks import Pack
+from offbench.results.schema import VALIDATION_ERRORS, no_episodes
+from offbench.results.spec import Provenance
+from offbench.results.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from offbench.data.pipeline import Pipeline
+
+TOO_FAR = 10  # times what any policy could earn: no error of estimation, the values have diverged
+
+
+class Outcome(NamedTuple):
+    """What came of one cell."""
+
+    cell: Cell
+    scores: dict[int, float]  # seed -> mean test score
+    failed: dict[int, str]  # seed -> reason
+    remarks: dict[int, str]  # seed -> what to know of a score that counts
+    wall_s: float
+    backend: str  # which engine ran, with the reason where a faster one was refused
+    errors: dict[int, float] = {}  # seed -> action error on held-out episodes, where any were held out
+    note: str | None = None  # what is to be said once, and not of a score
+
+
+def record(
+    pack: Pack, store: Store, settings: Settings, backend: str, device: str, broken: list[bool],
+    frames: "list[pd.DataFrame]", curves: list[dict[str, Any]], start: float, train_s: float,
+    fitted: dict[str, Any], most: float, earlier: list[str], began: list[str],
+    keep_run: Callable[[int, Path], None] | None,
+) -> list[Outcome]:  # fmt: skip
+    """`earlier` are other commits that trained a part of it, before a checkpoint; `began` says of each
+    member where it did, if not at 0; `keep_run(place, path of the record)` keeps what was trained."""
+    import pandas as pd
+
+    wall_s = time.perf_counter() - start
+    scores: dict[str, dict[int, float]] = {cell.entry: {} for cell in pack.cells}
+    failed: dict[str, dict[int, str]] = {cell.entry: {} for cell in pack.cells}
+    remarks: dict[str, dict[int, str]] = {cell.entry: {} for cell in pack.cells}
+    errors: dict[str, dict[int, float]] = {cell.entry: {} for cell in pack.cells}
+    for i, (cell, run) in enumerate(pack.members):
+        made = provenance_of(
+            cell, settings, device, backend, len(pack.members), wall_s, train_s, fitted
+        )
+        if broken[i]:
+            failed[cell.entry][run.seed] = (
+                f"a parameter is not finite after {cell.n_updates} updates"
+            )
+            store.fail(run, failed[cell.entry][run.seed], made, status="diverged")
+            continue
+        rows = [f[f["member"] == i].drop(columns="member") for f in frames]
+        names = [name for name in dict.fromkeys(n for c in curves for n in c) if name != "update"]
+        curve = {"update": [c["update"] for c in curves]} | {
+            m: [c[m][i] if m in c else float("nan") for c in curves] for m in names
+        }
+        said = [exploded({m: curve[m][-1] for m in names}, most)]
+        said += began[i : i + 1]
+        said.append(f"trained in part by commit {', '.join(earlier)}" if earlier else None)
+        if remark := "; ".join(filter(None, said)) or None:
+            remarks[cell.entry][run.seed] = remark
+        if keep_run is not None:
+            keep_run(i, store.path(run, cell.entry))
+        episodes = pd.concat(rows, ignore_index=True) if rows else no_episodes()
+        store.append(run, episodes, made, curve, remark=remark)
+        if cell.protocol["episodes"]:
+            scores[cell.entry][run.seed] = float(rows[-1]["score"].mean())
+        for name in VALIDATION_ERRORS & curve.keys():
+            errors[cell.entry][run.seed] = curve[name][-1]
+    return [
+        Outcome(cell, *(x[cell.entry] for x in (scores, failed, remarks)), wall_s, backend, errors[cell.entry])
+        for cell in pack.cells
+    ]
+
+
+def most_earned(pipeline: "Pipeline") -> float:
+    """No policy's discounted return can be larger than this, by the rewards as a method sees them."""
+    gamma = pipeline.view.gamma
+    return float(pipeline.data.reward.abs().max()) / (1 - gamma) if gamma < 1 else float("inf")
+
+
+def exploded(metrics: Mapping[str, float], most: float) -> str | None:
+    """Says so where the mean of a method's values (`q`, else `v`) lies far beyond what can be earned.
+
+    The policy is finite and its score is its score: to leave it out would be to choose the runs that
+    count by their outcome. Where all rewards are 0 there is no scale to judge by.
+    """
+    name = next((n for n in ("q", "v") if n in metrics), None)
+    if name is None or most == 0 or abs(metrics[name]) <= TOO_FAR * most:
+        return None
+    return (
+        f"values diverged: mean {name} {metrics[name]:.1e}, while the rewards allow {most:.1e} "
+        "(the largest / (1 - gamma))"
+    )
+
+
+def provenance_of(
+    cell: Cell,
+    settings: Settings,
+    device: str,
+    backend: str,
+    size: int,
+    wall_s: float,
+    train_s: float,
+    fitted: dict[str, Any],
+) -> Provenance:
+    commit, dirty = provenance.commit()
+    return Provenance(
+        entry=cell.entry,
+        commit=commit,
+        dirty=dirty,
+        versions=provenance.versions(),
+        device=provenance.device_name(device),
+        backend=backend,
+        precision=settings.precision,
+        pack=size,
+        wall_s=round(wall_s, 3),
+        train_s=round(train_s, 3),
+        tuning=cell.tuning,
+        created=provenance.now(),
+        overrides={k: v for k, v in cell.overrides.items() if v is not None},
+        host=provenance.host(),
+        fitted=fitted,
+        sources=cell.recorded_sources,
+    )

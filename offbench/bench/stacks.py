@@ -1,0 +1,101 @@
+"""Stacks: the runs that one engine trains together.
+
+A pack is every seed of a cell, and of the cells that differ from it in numbers only. It is executed whole in one
+process and its records are written when it ends.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from offbench.bench.cells import Cell
+from offbench.results.spec import RunSpec
+from offbench.results.store import Store
+from offbench.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Cells trained as one stack: alike but for the values of numeric hyper-parameters."""
+
+    cells: tuple[Cell, ...]
+
+    @property
+    def members(self) -> list[tuple[Cell, RunSpec]]:
+        """The stack, place by place."""
+        return [(cell, run) for cell in self.cells for run in cell.runs()]
+
+    @property
+    def values(self) -> list[dict[str, float]] | None:
+        """The hyper-parameters that differ, one dict per place; None where none do."""
+        first = self.cells[0].hparams
+        names = [k for k in first if any(c.hparams[k] != first[k] for c in self.cells)]
+        return [{k: cell.hparams[k] for k in names} for cell, _ in self.members] if names else None
+
+    @property
+    def title(self) -> str:
+        names = self.cells[0].entry if len(self.cells) == 1 else f"{len(self.cells)} entries"
+        return f"{names} on {self.cells[0].task.id} x{len(self.members)}"
+
+    @property
+    def name(self) -> str:
+        """A file name: what is trained, and nothing about where or how fast."""
+        ids = "".join(run.run_id for _, run in self.members)
+        return hashlib.sha256(ids.encode()).hexdigest()[:16]
+
+
+def missing(cells: Iterable[Cell], store: Store) -> list[Cell]:
+    """The cells with the seeds that have no record yet; cells with none left are dropped."""
+    cells = list(cells)
+    absent = {run.run_id for run in store.missing([run for cell in cells for run in cell.runs()])}
+    left = [
+        replace(cell, seeds=tuple(r.seed for r in cell.runs() if r.run_id in absent))
+        for cell in cells
+    ]
+    return [cell for cell in left if cell.seeds]
+
+
+def pack(cells: Iterable[Cell], *, max_stack: int | None = None) -> list[Pack]:
+    """Cells that may share a stack, together; no more than `max_stack` runs in one.
+
+    Task by task, so that a process can keep its environments from one pack to the next.
+    """
+    groups: dict[Any, list[Cell]] = {}
+    for cell in sorted(cells, key=lambda c: c.task.id):
+        key = (cell.task.id, *program_of(cell), cell.n_updates, str(cell.protocol))
+        groups.setdefault(key, []).append(cell)
+    return [Pack(part) for group in groups.values() for part in _split(group, max_stack)]
+
+
+def program_of(cell: Cell) -> tuple[str, str, str]:
+    """What decides the operations and sizes of an update: cells that agree in it train as one program."""
+    static = {k: v for k, v in cell.hparams.items() if not isinstance(v, float)}
+    return cell.target, str(static), str(cell.pipeline)
+
+
+def _split(cells: Sequence[Cell], limit: int | None) -> Iterator[tuple[Cell, ...]]:
+    here: list[Cell] = []
+    for cell in cells:
+        for seeds in _chunks(cell.seeds, limit or len(cell.seeds)):
+            if here and limit and sum(len(c.seeds) for c in here) + len(seeds) > limit:
+                yield tuple(here)
+                here = []
+            here.append(replace(cell, seeds=seeds))
+    yield tuple(here)
+
+
+def _chunks(seeds: tuple[int, ...], n: int) -> list[tuple[int, ...]]:
+    return [seeds[i : i + n] for i in range(0, len(seeds), n)]
+
+
+def fetched(
+    cells: Iterable[Cell], *, report: Callable[[str], None] = lambda text: None
+) -> tuple[Cell, ...]:
+    """The cells with their data here: downloaded, and their sha256 part of the run's identity."""
+    ready: dict[str, Task] = {}
+    for cell in (cells := tuple(cells)):
+        if cell.task.id not in ready:
+            report(f"fetching {cell.task.id}")
+            ready[cell.task.id] = cell.task.ready()
+    return tuple(replace(cell, task=ready[cell.task.id]) for cell in cells)

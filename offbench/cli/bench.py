@@ -1,0 +1,176 @@
+"""`offbench run` and `offbench bench`: what is missing is run under a progress display."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offbench.cli.board import board_of, print_board
+from offbench.cli.console import make_console
+from offbench.cli.describe import say_differences, say_protocol, say_settings, say_which
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from offbench.bench.cells import Cell
+    from offbench.bench.executors import Event
+    from offbench.bench.plan import Plan
+    from offbench.bench.stacks import Pack
+    from offbench.results.store import Store
+
+
+def run_bench(args: Sequence[str]) -> int:
+    return _execute(args, bench=True)
+
+
+def run_one(args: Sequence[str]) -> int:
+    return _execute(args, bench=False)
+
+
+def _execute(args: Sequence[str], *, bench: bool) -> int:
+    from offbench.bench.plan import plan
+    from offbench.bench.preflight import preflight, resolve_device
+    from offbench.bench.stacks import fetched, missing
+    from offbench.results.store import Store
+
+    start, console = time.perf_counter(), make_console()
+    wanted = plan(args, bench=bench)
+    say_which(wanted, console)
+    say_protocol(wanted, console)
+    say_settings(wanted, console, args)
+    say_differences(wanted, console)
+    resolve_device(wanted.settings.device)
+    with console.status("looking for the data") as status:
+        wanted = replace(wanted, cells=fetched(wanted.cells, report=status.update))
+    store = Store(Path(wanted.settings.results))
+    todo = missing(wanted.cells, store)
+    total = sum(len(c.seeds) for c in wanted.cells)
+    left = sum(len(c.seeds) for c in todo)
+    console.print(f"{wanted.name}: {total} runs, {total - left} recorded, {left} to do")
+    if todo:
+        with console.status("checking") as status:
+            preflight(todo, strict=wanted.settings.strict, report=status.update)
+        store.check_writable()
+    failures = _show_progress(todo, store, wanted, console) if todo else []
+    for line in failures:
+        print(f"offbench: {line}", file=sys.stderr)
+    if (board := board_of(wanted, store)) is not None:
+        print_board(board, wanted, console, args)
+        console.print(f"{left} runs in {time.perf_counter() - start:.0f} s")
+    return 1 if failures else 0
+
+
+def _show_progress(
+    todo: "Sequence[Cell]", store: "Store", plan: "Plan", console: "Console"
+) -> list[str]:
+    """Runs the cells under a progress display; returns one line per failure."""
+    from rich.markup import escape
+
+    from offbench.bench.executors import run_packs
+    from offbench.bench.stacks import pack
+
+    packs = pack(todo, max_stack=stack_limit(todo, plan))
+    failures: list[str] = []
+    with _bars(console) as bars:
+        overall = bars.add_task("all", total=sum(len(p.members) for p in packs))
+        rows: dict[int, Any] = {}
+        done: dict[int, float] = {}
+        for event in run_packs(packs, store, plan.settings):
+            part = packs[event.index]
+            if event.index not in rows:
+                rows[event.index] = bars.add_task("", total=1.0)
+            text = f"[dim]{event.phase}[/] {escape(part.title)}"
+            bars.update(rows[event.index], completed=event.fraction, description=text)
+            done[event.index] = event.fraction * len(part.members)
+            bars.update(overall, completed=sum(done.values()))
+            if event.outcomes or event.error is not None:
+                bars.update(rows[event.index], visible=False)
+                for line in _finished(part, event):
+                    console.print(line, soft_wrap=True)
+                failures += _failures(part, event)
+    return failures
+
+
+def _bars(console: "Console") -> "Progress":
+    """Rows that fit: of a long title the end is cut, never the share done or the times."""
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.table import Column
+
+    title = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    fixed = lambda width: Column(no_wrap=True, min_width=width)
+    return Progress(
+        TextColumn("{task.description}", table_column=title),
+        BarColumn(24 if console.width > 100 else 10, table_column=fixed(10)),
+        TaskProgressColumn(table_column=fixed(4)),
+        TimeElapsedColumn(table_column=fixed(7)),
+        TimeRemainingColumn(elapsed_when_finished=True, table_column=fixed(7)),
+        console=console, disable=not console.is_terminal, transient=True, expand=True,
+    )  # fmt: skip
+
+
+def stack_limit(todo: "Sequence[Cell]", plan: "Plan") -> int | None:
+    """The most runs of one stack: what was asked for, or what a GPU's memory holds."""
+    from offbench.bench.forecast import stack_bytes
+    from offbench.bench.preflight import resolve_device
+    from offbench.bench.stacks import Pack, program_of
+
+    if plan.settings.max_stack is not None:
+        return plan.settings.max_stack
+    device = resolve_device(plan.settings.device)
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    limits = []
+    for cell in {(c.task.id, *program_of(c)): c for c in todo}.values():
+        data, _ = cell.task.load(defects="ignore")
+        size = sum(x.nbytes for x in data) if plan.settings.data == "device" else 0
+        free, _ = torch.cuda.mem_get_info(device)
+        per_run = stack_bytes(Pack((replace(cell, seeds=cell.seeds[:1]),)))
+        limits.append(max(1, int((0.8 * free - size) // per_run)))  # a fifth is left alone
+    return min(limits)
+
+
+def _title(cell: "Cell") -> str:
+    return f"{cell.entry} on {cell.task.id} x{len(cell.seeds)}"
+
+
+def _finished(part: "Pack", event: "Event") -> list[str]:
+    from rich.markup import escape
+
+    if event.error is not None:
+        return [f"[red]failed[/] {escape(part.title)}"]
+    lines = []
+    for o in event.outcomes:
+        scores = " ".join(f"{s:.1f}" for s in o.scores.values())
+        tail = f" [red]{len(o.failed)} diverged[/]" if o.failed else ""
+        engine = f" [yellow]{escape(o.backend)}[/]" if "(" in o.backend else ""  # one was refused
+        if not o.cell.protocol["episodes"]:
+            errors = " ".join(f"{x:.3g}" for x in o.errors.values())
+            scores = f"held-out action error {errors}" if errors else ""
+        lines.append(f"{escape(_title(o.cell))}: {scores}{tail} [dim]({o.wall_s:.0f} s)[/]{engine}")
+        lines += [
+            f"  [yellow]seed {seed}: {escape(remark)}[/]" for seed, remark in o.remarks.items()
+        ]
+        lines += [f"  [yellow]{escape(o.note)}[/]"] if o.note else []
+    return lines
+
+
+def _failures(part: "Pack", event: "Event") -> list[str]:
+    if event.error is not None:
+        return [f"{part.title} failed: {event.error.strip()}"]
+    return [
+        f"{o.cell.entry} on {o.cell.task.id} seed {seed}: {why}"
+        for o in event.outcomes
+        for seed, why in o.failed.items()
+    ]

@@ -1,0 +1,120 @@
+"""The first lines of a command: which protocol, which settings, and where they come from."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from offbench.cli.console import print_wrapped, short_number
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from offbench.bench.cells import Cell
+    from offbench.bench.plan import Plan
+
+
+def say_protocol(plan: "Plan", console: "Console") -> None:
+    """Which suite's protocol the runs have, whose it is, and where a budget departs from what is published."""
+    suite, first = plan.suite, plan.tasks[0]
+    whole = plan.named or plan.tasks == suite["tasks"]
+    why = "" if whole else f", that of {first}: no suite was named"
+    whose = suite.get("protocol") or "this project's choice, not a published protocol"
+    console.print(
+        f"suite {suite['id']} v{suite['version']}{why}; protocol: {whose}", soft_wrap=True
+    )
+    said: dict[str, dict[str, None]] = {}
+    for cell in plan.cells:
+        keys = ("n_updates", "eval.episodes") if cell.task.env else ("n_updates",)
+        whose = dict.fromkeys(cell.sources[k] for k in keys)
+        tested = f"{cell.protocol['episodes']} test episodes"
+        if share := cell.protocol.get("validation"):
+            held = f"{100 * share:g} % of the episodes held out for validation metrics"
+            tested = f"{tested}, {held}" if cell.task.env else f"no environment: {held}, no score"
+        budget = f"{updates_of(cell)} updates, {tested} ({'; '.join(whose)})"
+        said.setdefault(budget, {})[cell.entry] = None
+    for budget, entries in said.items():
+        names = f" for {', '.join(entries)}" if len(said) > 1 else ""
+        console.print(f"  {budget}{names}", soft_wrap=True, markup=False)
+
+
+def say_settings(plan: "Plan", console: "Console", args: Sequence[str]) -> None:
+    """Nets, learning rates, updates and batch of a few entries, each with where it comes from."""
+    entries: dict[str, list[dict[str, tuple[str, str]]]] = {}
+    for cell in plan.cells:
+        entries.setdefault(cell.entry, []).append(dict(_main_settings(cell)))
+    if len(entries) > 4:
+        where = f"offbench plan {shlex.join(args)}".strip()
+        console.print(f"  every setting with its source: {where}", markup=False, soft_wrap=True)
+        return
+    for entry, cells in entries.items():
+        parts: list[list[str]] = []  # neighbours of one source together
+        for name in cells[0]:
+            found = {cell[name] for cell in cells}
+            text, source = found.pop() if len(found) == 1 else (name, "differs by task")
+            if parts and parts[-1][-1] == source:
+                parts[-1].insert(-1, text)
+            else:
+                parts.append([text, source])
+        words = ", ".join(f"{', '.join(texts)} [{source}]" for *texts, source in parts)
+        print_wrapped(f"{entry}: {words}", console)
+
+
+def _main_settings(cell: "Cell") -> "Iterator[tuple[str, tuple[str, str]]]":
+    """(setting, (in words, source)) of the network, the learning rates, the updates and the batch."""
+    size = lambda k: k in ("hidden", "width", "layers", "heads") or k.endswith("_hidden")
+    for wanted in (size, lambda k: k == "lr" or k.endswith("_lr")):
+        for key in filter(wanted, cell.hparams):
+            text = f"{key} {short_number(cell.hparams[key])}"
+            yield key, (text, _briefly_from(cell, f"method.{key}"))
+    yield "n_updates", (f"{updates_of(cell)} updates", _briefly_from(cell, "n_updates"))
+    batch = f"batch {cell.pipeline['batch_size']}"
+    yield "batch_size", (batch, _briefly_from(cell, "batch_size"))
+
+
+def _briefly_from(cell: "Cell", key: str) -> str:
+    """The source of a setting in a word or two; `offbench plan` has it in full."""
+    source = cell.sources.get(key, "")
+    if source == "default" or source.startswith("conf/method/"):
+        return "method default"
+    brief = source.partition(" (")[0].rpartition(": ")[2]
+    return "published budget" if brief == "budget" else brief
+
+
+def say_differences(plan: "Plan", console: "Console") -> None:
+    """How what is composed around a class without a yaml differs from what its rivals have."""
+    around = {c.entry: {k: _in_brief(c, k) for k in ("transforms", "view")} for c in plan.cells}
+    for entry in dict.fromkeys(c.entry for c in plan.cells if c.method == c.target):
+        own = around[entry]
+        others: dict[str, list[str]] = {}
+        for rival, theirs in around.items():
+            if words := ", ".join(f"{k} {v}" for k, v in theirs.items() if v != own[k]):
+                others.setdefault(words, []).append(rival)
+        if others or len(around) == 1:
+            mine = ", ".join(f"{k} {v}" for k, v in own.items())
+            rest = "".join(f"; {', '.join(names)}: {words}" for words, names in others.items())
+            print_wrapped(f"{entry} has no yaml: {mine}{rest}", console)
+
+
+def _in_brief(cell: "Cell", key: str) -> str:
+    """"[obs_norm]", "nstep(n=3)"."""
+    if key == "transforms":
+        return f"[{', '.join(cell.pipeline['transforms'])}]"
+    view = dict(cell.pipeline["view"])
+    return f"{view.pop('name')}({', '.join(f'{k}={v}' for k, v in view.items())})"
+
+
+def updates_of(cell: "Cell") -> str:
+    """ "1M", or "300k of 1M" where another number is published."""
+    from offbench.results.captions import count
+
+    published = cell.tuning.get("published_updates")
+    own = count(cell.n_updates)
+    return own if published in (None, cell.n_updates) else f"{own} of {count(published)}"
+
+
+def say_which(plan: "Plan", console: "Console") -> None:
+    """What a short id was taken for, where there is another set that sounds like it."""
+    from offbench.tasks.catalog import said
+
+    if plan.settings.task and (words := said(plan.settings.task)):
+        console.print(words)

@@ -1,0 +1,144 @@
+"""`offbench list`: methods, tasks, suites, samplers, views and weights."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from offbench.cli.plan import is_here
+from offbench.errors import UserError, unknown
+
+
+def show_list(args: Sequence[str]) -> int:
+    kinds: dict[str, Callable[[], list[tuple[str, str]]]] = {
+        "methods": _methods,
+        "samplers": lambda: _options("sampler"),
+        "views": lambda: _options("view"),
+        "weights": lambda: _options("weight"),
+        "suites": lambda: _options("suite"),
+        "tasks": _tasks,
+    }
+    if len(args) != 1 or args[0] not in kinds:
+        raise unknown("thing to list", " ".join(args), kinds)
+    rows = kinds[args[0]]()
+    width = max(len(name) for name, _ in rows)
+    for name, about in rows:
+        print(f"{name:{width}}  {about}".rstrip())
+    return 0
+
+
+def _options(group: str) -> list[tuple[str, str]]:
+    from offbench.bench.hydra import options, read_option
+
+    rows = []
+    for name in options(group):
+        option = read_option(group, name)
+        target = option.get("method", option).get("_target_")
+        about = option.get("summary") or (_heading(group, name) if group != "method" else "")
+        rows.append((name, about or (_first_line(target) if target else "")))
+    return rows
+
+
+def _heading(group: str, name: str) -> str:
+    """The comment at the head of an option's yaml; several are one class with other settings."""
+    from offbench.bench.hydra import conf_dir
+
+    path = conf_dir() / group / f"{name}.yaml"  # a plugin's is elsewhere
+    first = path.read_text(encoding="utf-8").split("\n")[0] if path.exists() else ""
+    return first.removeprefix("# ") if first.startswith("# ") and "@package" not in first else ""
+
+
+_NEEDS = {  # of the data, beside transitions; what a view provides is not listed
+    "next_action": "the action after each transition",
+    "return_to_go": "whole episodes",
+    "sparse_return_to_go": "whole episodes",
+    "context": "whole episodes",
+}
+
+
+def _methods() -> list[tuple[str, str]]:
+    """Every method with its paper, and below it what it learns from and how it compares with CORL."""
+    from offbench.bench.hydra import options, read_option
+    from offbench.bench.targets import locate
+
+    views = {read_option("view", name)["_target_"]: name for name in options("view")}
+    results = Path(__file__).resolve().parents[2] / "results/parity"
+    scores, updates = _parity(results / "parity.csv"), _updates(results / "same_updates.csv")
+    rows = []
+    for name, about in _options("method"):
+        config = read_option("method", name)
+        cls = locate(config["method"]["_target_"])
+        view = views.get(config["view"]["_target_"], config["view"]["_target_"])
+        method = cls(**{k: v for k, v in config["method"].items() if k != "_target_"})
+        needs = [_NEEDS[need] for need in getattr(method, "needs", ()) if need in _NEEDS]
+        compared = [told[name] for told in (updates, scores) if name in told]
+        parts = [
+            f"{getattr(cls, 'actions', 'continuous')} actions",
+            f"view={view}",
+            *([f"needs {', '.join(needs)}"] if needs else []),
+            f"parity: {', '.join(compared)}" if compared else "not compared with other code",
+        ]
+        rows += [(name, about), ("", "; ".join(parts))]
+    return rows
+
+
+def _parity(path: Path) -> dict[str, str]:
+    """Method -> how many of its comparisons agreed, from a table of verdicts; {} without one."""
+    import csv
+
+    if not path.exists():
+        return {}
+    verdicts: dict[str, list[str]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            verdicts.setdefault(row["name"], []).append(row["verdict"])
+
+    def told(found: list[str]) -> str:
+        agreed = sum(v.startswith("agrees") for v in found)
+        wide = sum(v.endswith("wide") for v in found)
+        words = f"{agreed} of {len(found)} scores agree with CORL's"
+        return words + (f" ({wide} with wide intervals)" if wide else "")
+
+    return {name: told(found) for name, found in verdicts.items()}
+
+
+def _updates(path: Path) -> dict[str, str]:
+    """Method -> how far its updates went from those of somebody else's code; {} without a table."""
+    import csv
+
+    if not path.exists():
+        return {}
+    furthest: dict[str, tuple[float, str]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            found = float(row["largest_difference"]), row["reference"].rsplit(" ", 1)[0]
+            furthest[row["algorithm"]] = max(furthest.get(row["algorithm"], found), found)
+    return {name: f"updates within {far:.0e} of {code}'s" for name, (far, code) in furthest.items()}
+
+
+def _first_line(target: str) -> str:
+    """The first line of the docstring of what is named, or of the module it is in."""
+    from offbench.bench.targets import locate
+
+    obj = locate(target)
+    own = (obj.__doc__ or "").strip()
+    if not own or own.startswith(f"{obj.__name__}("):
+        own = (sys.modules[obj.__module__].__doc__ or "").strip()
+    return own.split("\n")[0]
+
+
+def _tasks() -> list[tuple[str, str]]:
+    from offbench.tasks.task import load_task, manifests
+
+    rows = [
+        (
+            name,
+            f"{m['env']['id']}, {m['rows']:,} transitions, {m['episodes']:,} episodes, score: {m['score']['kind']}"
+            + ("" if is_here(load_task(name)) else f"; not here: offbench data make {name}"),
+        )
+        for name, (_, m) in sorted(manifests().items())
+    ]
+    if not rows:
+        raise UserError(
+            "no datasets found here; set OFFBENCH_DATASETS to the folder of their manifests"
+        )
+    return rows

@@ -1,0 +1,364 @@
+"""A leaderboard as Markdown, csv and terminal tables. Nothing is computed here."""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from offbench.errors import UserError
+from offbench.io import atomic_write
+from offbench.results.captions import failures
+from offbench.results.leaderboard import Board
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_TASK_WIDTH = 9  # "100.0±12" and a star
+
+_STRIP_WIDTH = 14
+
+_SHORT = {"failed": "failed", "diverged": "div."}
+
+
+def to_markdown(board: Board) -> str:
+    """A GitHub table, its caption and its notes."""
+    names = _without_common_folder(board.tasks)
+    head = ["#", "entry", *names, "IQM", "mean", "seeds", "episodes", "tuned", "tuning", "updates"]
+    head += ["s/run", "commit"]
+    lines = [
+        _markdown_row(head),
+        _markdown_row(
+            ["---:", "---"] + ["---:"] * (len(names) + 5) + ["---", "---:", "---:", "---"]
+        ),
+    ]
+    for row in board.aggregate.itertuples():
+        cells = _row_cells(board, row.entry)
+        seeds = f"{row.n_seeds}-{row.n_seeds_max}"
+        texts = [
+            "--" if pd.isna(row.rank) else str(row.rank),
+            row.entry,
+            *(_bold(_cell_text(cell), cell.best) for cell in cells),
+            _bold(_aggregate_text(row), row.best),
+            "--" if np.isnan(row.mean) else f"{row.mean:.1f}",
+            str(row.n_seeds) if row.n_seeds == row.n_seeds_max else seeds,
+            str(row.n_episodes),
+            f"{row.n_tuned}/{row.n_tasks}",
+            row.tuning or "--",
+            row.updates or "--",
+            "--" if np.isnan(row.wall_s) else f"{row.wall_s:.0f}",
+            row.commit or "--",
+        ]
+        lines.append(_markdown_row(texts))
+    parts = [f"# {board.title}"] if board.title else []
+    parts += ["\n".join(lines), board.caption]
+    if len(board.averaged):
+        parts += [_averaged_markdown(board, names), _averaged_caption(board)]
+    if board.notes:
+        parts.append("Notes:\n\n" + "\n".join(f"* {note}" for note in board.notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def _averaged_markdown(board: Board, names: list[str]) -> str:
+    lines = [
+        _markdown_row(["entry", *names, "mean of tasks", "the last alone"]),
+        _markdown_row(["---", *["---:"] * (len(names) + 2)]),
+    ]
+    found = board.averaged.set_index(["entry", "task"])
+    for entry in board.aggregate["entry"]:
+        if entry not in set(board.averaged["entry"]):
+            continue
+        texts, cells = [entry], {cell.task: cell for cell in _row_cells(board, entry)}
+        for task in board.tasks:
+            text = "--"
+            if (entry, task) in found.index:
+                cell = found.loc[entry, task]
+                shown = "" if np.isnan(cell["low"]) else _interval_text(cell, short=False)
+                text = f"{cell['mean']:.1f}{shown} ({cell['last']:.1f})"
+                text += "".join(f" ({n} {word})" for n, word in failures(cells[task]) if n)
+            texts.append(text)
+        means = _averaged_means(board, entry)
+        texts += ["--", "--"] if means is None else [f"{x:.1f}" for x in means]
+        lines.append(_markdown_row(texts))
+    return "\n".join(lines)
+
+
+def _averaged_means(board: Board, entry: str) -> tuple[float, float] | None:
+    """Over tasks: of the last three evaluations and of the last alone; None for entries without all."""
+    mine = board.averaged[board.averaged["entry"] == entry]
+    mean = board.aggregate.set_index("entry")["mean"]
+    if len(mine) < len(board.tasks) or np.isnan(mean[entry]):  # what has no aggregate has none here
+        return None
+    return float(mine["mean"].mean()), float(mine["last"].mean())
+
+
+def _averaged_caption(board: Board) -> str:
+    designs = board.averaged.groupby(["at", "each"]).size().index
+    shown = "; ".join(
+        f"after {' %, '.join(f'{100 * x:g}' for x in at)} % of the updates, on"
+        f" {', '.join(map(str, each))} episodes per seed"
+        for at, each in designs
+    )
+    return (
+        f"Mean of the last three evaluations ({shown}) with its interval, as above but over seeds alone;"
+        " in brackets, and in the last column, the last evaluation alone. The first two are monitor"
+        " episodes, other ones than the test episodes of the last; the board ranks by the last alone."
+    )
+
+
+def to_csv(board: Board) -> str:
+    """Tidy: one line per number, with its interval and what it was computed from."""
+    sink = io.StringIO()
+    columns = ["kind", "entry", "task", "statistic", "value", "low", "high", "n_seeds"]
+    columns += ["n_episodes", "status", "best", "rank", "n_failed", "n_diverged", "n_tuned"]
+    columns += ["tuning", "n_updates", "published_updates", "wall_s", "commit"]
+    writer = csv.DictWriter(sink, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    for cell in board.cells.itertuples():
+        common = {name: getattr(cell, name) for name in columns if hasattr(cell, name)}
+        writer.writerow(
+            _csv_line({**common, "kind": "cell", "statistic": "mean", "value": cell.mean})
+        )
+    for row in board.aggregate.itertuples():
+        common = {name: getattr(row, name) for name in columns if hasattr(row, name)}
+        common |= {"kind": "aggregate", "status": _aggregate_status(row)}
+        if not np.isnan(row.mean_rank):
+            writer.writerow(_csv_line({**common, "statistic": "mean rank", "value": row.mean_rank}))
+            continue
+        writer.writerow(_csv_line({**common, "statistic": "iqm", "value": row.iqm}))
+        bounds = {"low": row.mean_low, "high": row.mean_high, "best": ""}
+        writer.writerow(
+            _csv_line({**common, "statistic": "mean", "value": row.mean, **bounds, "rank": ""})
+        )
+    for cell in board.averaged.itertuples():
+        common = {name: getattr(cell, name) for name in columns if hasattr(cell, name)}
+        common |= {"kind": "cell", "statistic": "mean of last 3 evaluations", "value": cell.mean}
+        writer.writerow(_csv_line(common))
+    return sink.getvalue()
+
+
+def to_terminal(board: Board, console: "Console") -> None:
+    """Prints the board; more tasks than fit one width continue in further tables."""
+    from rich.text import Text
+
+    first = True
+    for tasks in _blocks(board, console.width):
+        console.print(_terminal_table(board, tasks, with_aggregate=first))
+        first = False
+    console.print(Text(board.summary, style="dim"))
+    if len(board.averaged):
+        console.print(_averaged_table(board))
+        console.print(Text(_averaged_caption(board), style="dim"))
+    for note in board.notes:
+        console.print(Text(f"* {note}", style="yellow"))
+
+
+def write(board: Board, folder: Path, name: str) -> tuple[Path, Path]:
+    """Writes `<name>.md` and `<name>.csv`; the same records give the same bytes."""
+    return write_texts(Path(folder), name, to_markdown(board), to_csv(board))
+
+
+def write_texts(folder: Path, name: str, markdown: str, table: str) -> tuple[Path, Path]:
+    """Writes `<name>.md` and `<name>.csv`, each whole or not at all."""
+    paths = folder / f"{name}.md", folder / f"{name}.csv"
+    try:
+        for path, text in zip(paths, (markdown, table), strict=True):
+            atomic_write(path, text.encode())
+    except OSError as error:
+        raise UserError(f"cannot write the board to {folder}: {error.strerror}") from None
+    return paths
+
+
+def _row_cells(board: Board, entry: str) -> list[Any]:
+    mine = board.cells[board.cells["entry"] == entry].set_index("task", drop=False)
+    return list(mine.loc[list(board.tasks)].itertuples(index=False))
+
+
+def _aggregate_status(row: Any) -> str:
+    if row.complete == row.n_tasks:
+        return "ok"
+    if row.complete == row.n_asked:
+        return f"suite's choice ({row.complete}/{row.n_tasks} tasks)"
+    return f"incomplete ({row.complete}/{row.n_asked} tasks)"
+
+
+def _aggregate_text(row: Any) -> str:
+    if not np.isnan(row.mean_rank):
+        return f"mean rank {row.mean_rank:.1f}"
+    if np.isnan(row.iqm):
+        return "--" if row.complete == row.n_tasks else _aggregate_status(row)
+    return f"{row.iqm:.1f}" + ("" if np.isnan(row.low) else f" [{row.low:.1f}, {row.high:.1f}]")
+
+
+def _cell_text(cell: Any, *, short: bool = False) -> str:
+    """`60.5 ± 33.1`; of a success rate, whose interval is not symmetric, `33.3 [8.1, 73.0]`."""
+    if cell.missing:
+        return "--" if cell.status in ("missing", "left out") else cell.status
+    text = f"{cell.mean:.1f}"
+    if not np.isnan(cell.low):
+        text += _interval_text(cell, short)
+    notes = [f"{count} {_SHORT[word] if short else word}" for count, word in failures(cell) if count]
+    if cell.n_seeds < cell.n_asked and not notes:
+        notes.append(f"{cell.n_seeds} of {cell.n_asked}" + ("" if short else " seeds"))
+    return text + "".join(f"\n{note}" if short else f" ({note})" for note in notes)
+
+
+def _interval_text(cell: Any, short: bool) -> str:
+    if cell.success:
+        return f"\n[{cell.low:.0f}, {cell.high:.0f}]" if short else f" [{cell.low:.1f}, {cell.high:.1f}]"
+    half = (cell.high - cell.low) / 2
+    if short:
+        return f"±{half:.0f}" if half >= 9.95 else f"±{half:.1f}"
+    return f" ± {half:.1f}"
+
+
+def _bold(text: str, best: bool) -> str:
+    return f"**{text}**" if best else text
+
+
+def _markdown_row(texts: Sequence[str]) -> str:
+    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+
+
+def _csv_line(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: _csv_value(value) for name, value in line.items()}
+
+
+def _csv_value(value: Any) -> Any:
+    if value is pd.NA or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _without_common_folder(tasks: tuple[str, ...]) -> list[str]:
+    """d4rl/a, d4rl/b/c -> a, b/c; ids of several worlds stay as they are."""
+    parts = [task.split("/") for task in tasks]
+    common = 0
+    while all(len(p) > common + 1 and p[common] == parts[0][common] for p in parts):
+        common += 1
+    return ["/".join(p[common:]) for p in parts]
+
+
+def _without_common_version(tasks: tuple[str, ...]) -> list[str]:
+    """a-v2, b-v2 -> a, b, for a heading which has no room."""
+    names = _without_common_folder(tasks)
+    versions = {re.search(r"-v\d+$", name) and name.rpartition("-")[2] for name in names}
+    if len(versions) == 1 and None not in versions:
+        return [name.rpartition("-")[0] for name in names]
+    return names
+
+
+def _heading(task: str) -> str:
+    """A task id in lines of at most _TASK_WIDTH, broken where words end."""
+    words = [word for word in re.split(r"[-/_ ]+", task) if word]
+    lines: list[str] = []
+    for word in words:
+        word = word.replace("halfcheetah", "cheetah").replace("humanoid", "hum.")
+        word = word if len(word) <= _TASK_WIDTH else word[: _TASK_WIDTH - 1] + "…"
+        if lines and len(lines[-1]) + 1 + len(word) <= _TASK_WIDTH:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return "\n".join(lines)
+
+
+def _blocks(board: Board, width: int) -> list[list[int]]:
+    """Column numbers of the tasks, split so that every table fits the width."""
+    name = max([len("entry"), *(len(entry) for entry in board.aggregate["entry"])])
+    room = width - (2 + 1 + name)  # rank, gap, entry; every further column brings its gap
+    first = max(1, (room - (1 + 5 + 1 + _STRIP_WIDTH)) // (_TASK_WIDTH + 1))
+    later = max(1, room // (_TASK_WIDTH + 1))
+    columns = list(range(len(board.tasks)))
+    blocks, columns = [columns[:first]], columns[first:]
+    while columns:
+        blocks.append(columns[:later])
+        columns = columns[later:]
+    return blocks
+
+
+def _terminal_table(board: Board, columns: list[int], *, with_aggregate: bool) -> "Table":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    low, high = _axis(board.aggregate)
+    names = [_heading(name) for name in _without_common_version(board.tasks)]
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    table.title = board.title if with_aggregate and board.title else None
+    table.add_column("#", justify="right", no_wrap=True, min_width=2)
+    table.add_column("entry", no_wrap=True, vertical="top")
+    for column in columns:
+        table.add_column(names[column], justify="right", width=_TASK_WIDTH)
+    if with_aggregate:
+        table.add_column("IQM", justify="right", no_wrap=True, min_width=5)
+        table.add_column(_axis_heading(low, high), no_wrap=True, min_width=_STRIP_WIDTH)
+    for row in board.aggregate.itertuples():
+        cells = _row_cells(board, row.entry)
+        line = [Text("--" if pd.isna(row.rank) else str(row.rank)), Text(row.entry)]
+        for column in columns:
+            cell = cells[column]
+            line.append(Text(_cell_text(cell, short=True), style="bold" if cell.best else ""))
+        if with_aggregate:
+            whole = not np.isnan(row.iqm)
+            line.append(Text(f"{row.iqm:.1f}" if whole else "--", style="bold" if row.best else ""))
+            line.append(
+                Text(_strip(row.low, row.iqm, row.high, low, high), style="cyan")
+                if whole
+                else Text(_aggregate_text(row).replace(" (", "\n("), style="dim")
+            )
+        table.add_row(*line)
+    return table
+
+
+def _averaged_table(board: Board) -> "Table":
+    """Means over tasks; single tasks are in the markdown and the csv."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    table.add_column("entry")
+    for name in ("last three", "last alone"):
+        table.add_column(f"  {name}", justify="right")
+    for entry in board.aggregate["entry"]:
+        means = _averaged_means(board, entry)
+        if means is not None:
+            table.add_row(entry, *(f"{x:.1f}" for x in means))
+        elif entry in set(board.averaged["entry"]):
+            table.add_row(entry, "--", "--")
+    return table
+
+
+def _axis(aggregate: pd.DataFrame) -> tuple[float, float]:
+    """Whole tens around everything that is drawn."""
+    ends = aggregate[["low", "iqm", "high"]].to_numpy(dtype=np.float64)
+    if np.isnan(ends).all():
+        return 0.0, 100.0
+    low, high = 10 * np.floor(np.nanmin(ends) / 10), 10 * np.ceil(np.nanmax(ends) / 10)
+    return float(low), float(high if high > low else low + 10)
+
+
+def _axis_heading(low: float, high: float) -> str:
+    left, right = f"{low:.0f}", f"{high:.0f}"
+    return left + right.rjust(_STRIP_WIDTH - len(left))
+
+
+def _strip(low: float, point: float, high: float, start: float, end: float) -> str:
+    """An interval on an axis of text: "   ├──●─┤    "."""
+
+    def place(value: float) -> int:
+        return round((value - start) / (end - start) * (_STRIP_WIDTH - 1))
+
+    strip = [" "] * _STRIP_WIDTH
+    if not np.isnan(low):
+        first, last = place(low), place(high)
+        strip[first : last + 1] = "─" * (last + 1 - first)
+        strip[first], strip[last] = "├", "┤"
+    strip[place(point)] = "●"
+    return "".join(strip)

@@ -1,0 +1,258 @@
+"""What defines a run, and how a result came to be.
+
+A run is everything that decides its outcome, a `RunSpec`, and its name is a hash of that, so a result can neither go
+stale nor collide with another. `Provenance` is what may differ between two honest executions of it.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import datetime, timedelta
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+from offbench.errors import UserError, unknown
+
+OUTSIDE = "outside"  # the method, and the tuning, of a policy that was trained elsewhere
+
+TUNINGS = ("default", "published", "suite", "task preset", "user", OUTSIDE)
+
+_IDENTIFYING = ("hostname", "host", "node", "nodename", "user", "username", "home", "cwd")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunSpec:
+    """Everything that decides the outcome of one run, as plain JSON values.
+
+    Values are compared as JSON: tuples are lists, key order is nothing, and a number is its value,
+    so `lr=1` and `lr=1.0` are one run (which of the two a command line produced says nothing
+    about the run), while `True` is not `1`. Not a number, infinities and anything that is not
+    JSON are refused.
+
+    >>> a = RunSpec(suite="s", suite_version=1, task="t", dataset="d", dataset_sha256="0" * 64,
+    ...             env={"id": "E-v0"}, method="iql", hparams={"lr": 1, "hidden": (256, 256)},
+    ...             pipeline={}, n_updates=10, seed=0, protocol={"episodes": 5})
+    >>> b = RunSpec.from_json(a.to_json())
+    >>> a == b, len(a.run_id)
+    (True, 16)
+    """
+
+    suite: str
+    suite_version: int
+    task: str
+    dataset: str
+    dataset_sha256: str
+    env: Mapping[str, Any]  # id and kwargs; for own data how a return is scored, too
+    method: str  # registry name or dotted path
+    hparams: Mapping[str, Any]  # every hyper-parameter, defaults too
+    pipeline: Mapping[str, Any]  # view, sampler, transforms, batch size, gamma, lower precision
+    n_updates: int
+    seed: int
+    protocol: Mapping[str, Any]  # episodes, streams, monitor_at
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            object.__setattr__(self, item.name, _checked(item, getattr(self, item.name)))
+        object.__setattr__(self, "pipeline", with_names(self.pipeline))
+
+    @cached_property
+    def run_id(self) -> str:
+        """First 16 hex digits of the sha256 of the canonical JSON."""
+        return _digest(self._identity())
+
+    @cached_property
+    def config_id(self) -> str:
+        """The same without the seed: equal for runs which are repetitions of one another."""
+        return _digest({name: value for name, value in self._identity().items() if name != "seed"})
+
+    def _identity(self) -> dict[str, Any]:
+        return self.as_dict() | {"pipeline": _as_first_recorded(self.pipeline)}
+
+    def as_dict(self) -> dict[str, Any]:
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    def to_json(self) -> str:
+        return json.dumps(self.as_dict(), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "RunSpec":
+        """Raises UserError on anything but what `to_json` wrote."""
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"not the JSON of a run: {error}") from None
+        return _from_dict(cls, value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RunSpec) and self.run_id == other.run_id
+
+    def __hash__(self) -> int:
+        return hash(self.run_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """How a result came to be: what may differ between two honest executions of one `RunSpec`.
+
+    `tuning` says how the hyper-parameters were chosen: `how`, one of TUNINGS, or "task preset, 2 settings
+    overridden (lr, n_updates)"; `tried`, the number of configurations; `source`, in words; `preset`, the
+    source of the preset below what was overridden, or None; `overridden`, the names of the settings that
+    differ from what is published; `published_updates` and `published_episodes`, the budget that is
+    published for this method and task, or None. Older records have the first three.
+    """
+
+    entry: str  # the label of the board's row, e.g. "iql+aw"
+    commit: str
+    dirty: bool
+    versions: Mapping[str, Any]
+    device: str
+    backend: str
+    precision: str
+    pack: int  # runs stacked in the process which made this one
+    wall_s: float  # of the whole pack
+    train_s: float
+    tuning: Mapping[str, Any]
+    created: str  # ISO 8601, UTC
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    host: Mapping[str, Any] = field(default_factory=dict)  # e.g. {"cpus": 16}; never a name
+    fitted: Mapping[str, Any] = field(default_factory=dict)  # settings that were left to the data
+    sources: Mapping[str, Any] = field(default_factory=dict)  # setting -> where its value came from
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            object.__setattr__(self, item.name, _checked(item, getattr(self, item.name)))
+        if self.pack < 1:
+            raise UserError(f"provenance: pack is {self.pack}, it counts the run itself")
+        how = self.tuning.get("how")
+        if how not in TUNINGS and not str(how).startswith("task preset, "):
+            raise unknown("tuning.how", how, TUNINGS)
+        if named := [name for name in self.host if name.lower() in _IDENTIFYING]:
+            raise UserError(f"provenance: host.{named[0]} would publish who or where you are")
+        if not _is_utc(self.created):
+            raise UserError(f"provenance: created is {self.created!r}, not an ISO time in UTC")
+
+    def as_dict(self) -> dict[str, Any]:
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+def _from_dict(cls: type, value: object) -> Any:
+    if not isinstance(value, dict):
+        raise UserError(f"a {cls.__name__} is a JSON object, not {type(value).__name__}")
+    names = [item.name for item in fields(cls)]
+    for name in value:
+        if name not in names:
+            raise unknown(f"field of {cls.__name__}", name, names)
+    if absent := [name for name in names if name not in value]:
+        raise UserError(f"{cls.__name__} lacks {', '.join(absent)}")
+    return cls(**value)
+
+
+def _checked(item: Any, value: Any) -> Any:
+    """The value of one field, copied into plain JSON types, or a UserError naming the field."""
+    name, kind = item.name, item.type
+    if kind is str:
+        if not isinstance(value, str) or not value:
+            raise UserError(f"{name}: {value!r} is not a non-empty string")
+        return str(value)
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise UserError(f"{name}: {value!r} is not true or false")
+        return value
+    if kind is int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise UserError(f"{name}: {value!r} is not a whole number >= 0")
+        return int(value)
+    if kind is float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{name}: {value!r} is not a number")
+        return float(_plain(value, name))
+    if not isinstance(value, Mapping):
+        raise UserError(f"{name}: {value!r} is not a mapping")
+    return _plain(value, name)
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A deep copy of `value` in dicts, lists and scalars; refuses what JSON cannot hold."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise UserError(f"{where}: {value} is not a finite number")
+        return float(value)
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise UserError(f"{where}: key {key!r} is not a string")
+        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    raise UserError(f"{where}: {kind} is not a JSON value; pass plain numbers, text, lists")
+
+
+def _by_value(value: Any) -> Any:
+    """Integral floats as ints, so that equal numbers are spelt equally."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, dict):
+        return {key: _by_value(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_by_value(item) for item in value]
+    return value
+
+
+_FIRST_RECORDED: Mapping[str, Mapping[str, str | None]] = MappingProxyType(
+    {
+        "view": {name.lower(): f"offbench.views.{name}" for name in ("NStep", "Chunk", "Window")},
+        "sampler": {
+            "uniform": None,
+            "aw": "offbench.sampling.advantage_weights",
+            "rw": "offbench.sampling.return_weights",
+            "top": "offbench.sampling.top_fraction",
+        },
+        "weight": {"dw": "offbench.weighting.DensityWeights"},
+    }
+)
+"""What the first records had in the place of a name. Run ids are hashes of it, and stay what they were."""
+
+
+def with_names(pipeline: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a pipeline by their names: {"name": "nstep"}; of old records, which have targets, too."""
+    made = dict(pipeline)
+    for group, known in _FIRST_RECORDED.items():
+        option = made.get(group)
+        if isinstance(option, Mapping) and "target" in option:
+            rest = {k: v for k, v in option.items() if k != "target"}
+            target = option["target"]
+            name = next((n for n, first in known.items() if first == target), target)
+            made[group] = {"name": name, **rest}
+    return made
+
+
+def _as_first_recorded(pipeline: Mapping[str, Any]) -> dict[str, Any]:
+    made = dict(pipeline)
+    for group, known in _FIRST_RECORDED.items():
+        option = made.get(group)
+        if isinstance(option, Mapping) and "name" in option:
+            rest = {k: v for k, v in option.items() if k != "name"}
+            made[group] = {"target": known.get(option["name"], option["name"]), **rest}
+    return made
+
+
+def _digest(value: dict[str, Any]) -> str:
+    text = json.dumps(_by_value(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _is_utc(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).utcoffset() == timedelta(0)
+    except ValueError:
+        return False
