@@ -5,6 +5,7 @@ is a UserError.
 """
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from offbench import catalog, compose, doctor, files
 from offbench.data import ACTION_TOLERANCE
 from offbench.errors import UserError, unknown
-from offbench.tasks import NOT_HERE, canonical, check_file, load_task, manifests
+from offbench.tasks import NOT_HERE, canonical, check_file, load_task, manifests, read_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,13 +25,18 @@ if TYPE_CHECKING:
 
     from offbench.catalog import Card
     from offbench.data import ReplayData
+    from offbench.sources.arrays import Reading
     from offbench.sources.d4rl import Boundaries
+    from offbench.sources.foreign import Read
     from offbench.tasks import Task
 
 USAGE = """\
 data list [WORD]                                    sets known here, and how each comes here
 data show ID|PATH [--png FOLDER]                    what is in a set, with a histogram of its returns
 data check ID|PATH [--limit STEPS] [--env [ENV]]    look for defects, with --env also repeat recorded steps; exit code 1 for a severe one
+data import FILE --to DEST.npz [OPTIONS]             write a file of another library in offbench's own layout (.npz or .hdf5)
+       --format d3rlpy|robomimic|csv|parquet|npz|hdf5 --map observations=obs,actions=a+b --columns obs_0,action_0,...
+       --env ENV --actions env|unit --limit STEPS --overwrite
 data make ID... [--steps N --workers N --seed N -o FOLDER]   collect sets again
 data fetch ID...                                    download sets
 data pack ID|PATH... -o FILE.tar                    take sets to a machine without a network
@@ -78,7 +84,9 @@ def _options(
         name, equals, value = arg.partition("=")
         if name not in known:
             raise UserError(f"unknown option {name!r}: data {usage}")
-        if not equals and known[name] is _optional:
+        if known[name] is _switch:
+            value = value or "yes"
+        elif not equals and known[name] is _optional:
             value = left.pop(0) if plain and left and not left[0].startswith("-") else ""
         elif not equals:
             if not left:
@@ -86,6 +94,8 @@ def _options(
             value = left.pop(0)
         try:
             values[name.lstrip("-")] = known[name](value)
+        except UserError:
+            raise
         except ValueError:
             raise UserError(f"{name} {value}: not a whole number") from None
     return plain, values
@@ -95,6 +105,12 @@ def _optional(text: str) -> str:
     return text
 
 
+def _switch(text: str) -> bool:
+    if text != "yes":
+        raise UserError(f"{text!r}: --overwrite takes no value")
+    return True
+
+
 def _whole(text: str) -> int:
     scale = {"k": 1_000, "M": 1_000_000}.get(text[-1:], 1)
     return int(text[:-1] if scale > 1 else text) * scale
@@ -102,7 +118,7 @@ def _whole(text: str) -> int:
 
 def _usage(command: str) -> str:
     lines = (line.split("  ")[0] for line in USAGE.splitlines())
-    return next(line for line in lines if line.split()[1] == command).removeprefix("data ")
+    return next(line for line in lines if line.split()[1:2] == [command]).removeprefix("data ")
 
 
 def _console() -> "Console":
@@ -448,6 +464,65 @@ def _repeated(name: str, env: str | None, limit: int | None) -> tuple[str, str, 
     return _label(severity, severity), "environment", found.words
 
 
+# --- import ---------------------------------------------------------------------------------
+
+
+def _import(args: Sequence[str]) -> int:
+    from offbench.sources import arrays, foreign
+
+    words = ("--to", "--format", "--map", "--columns", "--env", "--actions")
+    name, options = _one(
+        args, "import", dict.fromkeys(words, str) | {"--limit": _whole, "--overwrite": _switch}
+    )
+    path, env, actions = Path(name).expanduser(), options.get("env"), options.get("actions", "env")
+    if "to" not in options:
+        raise UserError(f"{name}: where to is missing: --to {path.stem}-offbench.npz")
+    dest = Path(options["to"]).expanduser()
+    arrays.check_ending(dest)
+    if dest.exists() and "overwrite" not in options:
+        raise UserError(f"{dest} is there already; --overwrite replaces it")
+    if actions not in ("env", "unit"):
+        raise unknown("--actions", actions, ("env", "unit"))
+    if actions == "unit" and env is None:
+        raise UserError(f"{name}: --actions unit is written in the bounds of an environment; give it: --env ID")
+    limit = options.get("limit")
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: an episode has at least 1 step")
+    format = options.get("format") or foreign.guess(path, name=name)
+    given = foreign.parse_map(options["map"]) if "map" in options else {}
+    header = tuple(x.strip() for x in options["columns"].split(",")) if "columns" in options else None
+    read = foreign.read(path, format, name=name, given=given, header=header)
+    reading = arrays.Reading(max_episode_steps=limit, limit_given=limit is not None)
+    if env is not None:
+        reading = read_for(env, {}, name, limit, limit is not None)
+    data, at = arrays.convert(read, dest, name=name, reading=reading, unit=actions == "unit")
+    _print_import(read, at.words, reading, f"{name}: read as {format}", env)
+    more = f" --env {env}" if env else ""
+    print(f"written: {dest}, {data.n_transitions:,} transitions in {data.n_episodes:,} episodes; look at them: "
+          f"offbench data check {shlex.quote(str(dest))}{more}")  # fmt: skip
+    return 0
+
+
+def _print_import(read: "Read", words: str, reading: "Reading", title: str, env: str | None) -> None:
+    print(title)
+    size = lambda x: int(np.prod(x.shape[1:], dtype=int))
+    for column, called in read.called.items():
+        print(f"  {column:17}  {called} ({size(read.columns[column])})")
+    if read.unread:
+        print(f"  not read           {', '.join(read.unread)}")
+    print(f"  boundaries         {words}")
+    action = read.columns["actions"]
+    if reading.n_actions is not None:
+        units = f"choices of {env}, {reading.n_actions}"
+    elif reading.low is not None and reading.high is not None:
+        units = f"in the bounds of {env}, {min(reading.low):g} to {max(reading.high):g}"
+    elif action.dtype.kind in "iu" and size(action) == 1:
+        units = f"choices {action.min()} to {action.max()}"
+    else:
+        units = f"{action.min():.4g} to {action.max():.4g}, as recorded; --env ID compares with its bounds"
+    print(f"  units of actions   {units}")
+
+
 # --- make, fetch ----------------------------------------------------------------------------
 
 
@@ -609,6 +684,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = MappingProxyType(
         "list": _list,
         "show": _show,
         "check": _check,
+        "import": _import,
         "make": _make,
         "fetch": _fetch,
         "pack": _pack,

@@ -24,6 +24,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -66,7 +67,7 @@ def places(kind: Kind) -> list[Path]:
         "ogbench": Path.home() / ".ogbench" / "data",
     }
     if kind == "d4rl" and (named := os.environ.get("D4RL_DATASET_DIR")):
-        native["d4rl"] = Path(named) / "datasets"
+        native["d4rl"] = Path(named)
     return [cache_dir() / kind, native[kind].expanduser()]
 
 
@@ -368,17 +369,23 @@ def _writable(folder: Path) -> None:
         raise UserError(f"the folder {folder} cannot be written; set OFFBENCH_DATA to one that can")
 
 
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to write in the block, with the ending of `path`; it becomes `path` when the block ends
+    and is deleted where the block fails, so that no reader ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def write_beside(path: Path, content: bytes) -> None:
     """Write a small file so that no reader ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
+    with whole(path) as beside:
+        beside.write_bytes(content)
 
 
 # --- archives -------------------------------------------------------------------------------

@@ -529,7 +529,7 @@ def own_task(
         raise UserError(f"{name}: max_episode_steps={max_episode_steps} must be at least 1")
     reading = None
     if layout != "minari" or max_episode_steps is None:
-        reading = _reading(env, kwargs, name, max_episode_steps, given, actions)
+        reading = read_for(env, kwargs, name, max_episode_steps, given, actions)
         max_episode_steps = reading.max_episode_steps
     return Task(
         id=name,
@@ -547,8 +547,8 @@ def own_task(
     )
 
 
-def _reading(
-    env: str, kwargs: Mapping[str, Any], name: str, limit: int | None, given: bool, actions: str
+def read_for(
+    env: str, kwargs: Mapping[str, Any], name: str, limit: int | None, given: bool, actions: str = "env"
 ) -> "Reading":
     """What an environment says of how data recorded in it are read."""
     from gymnasium.spaces import Box, Discrete

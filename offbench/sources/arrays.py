@@ -4,15 +4,17 @@
     them), a Minari folder (it holds `data`). `save` writes the first.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from offbench import files
 from offbench.data import ACTION_TOLERANCE, ReplayData, from_flat
 from offbench.errors import UserError
-from offbench.sources import columns, d4rl, minari, ogbench
+from offbench.sources import columns, d4rl, foreign, minari, ogbench
 
 Layout = Literal["steps", "ogbench", "minari"]
 
@@ -57,6 +59,7 @@ class Reading:
 
 def layout(path: Path, *, name: str) -> Layout:
     """What kind of data lies at a path, judged by its ending and what is in it."""
+    foreign.refuse_pickle(path, name)
     if path.is_dir():
         if (path / "data").is_dir():
             return "minari"
@@ -70,6 +73,10 @@ def layout(path: Path, *, name: str) -> Layout:
     if path.suffix == ".npz":
         with columns.opened(path, name) as file:
             return "ogbench" if _is_ogbench(set(file.keys())) else "steps"
+    if path.suffix.lower() in (".csv", ".tsv", ".parquet"):
+        raise UserError(
+            f"{name}: {path} is a table; write it as offbench's layout once: {columns.import_command(path)}"
+        )
     raise UserError(
         f"{name}: {path} is none of .hdf5 or .npz (one row a step), .npz as OGBench has it, or a Minari"
         " folder"
@@ -106,14 +113,19 @@ def load(
 
 
 def steps(path: Path, *, name: str, reading: Reading) -> tuple[d4rl.Raw, d4rl.Boundaries]:
-    """The rows of a file with their actions scaled to [-1, 1], and where its episodes end.
+    """The rows of a file, and where its episodes end; see `divide`."""
+    raw = d4rl.read(
+        path, name=name, n_actions=reading.n_actions, first_action=reading.first_action
+    )
+    return divide(raw, name=name, reading=reading)
+
+
+def divide(raw: d4rl.Raw, *, name: str, reading: Reading) -> tuple[d4rl.Raw, d4rl.Boundaries]:
+    """Rows with their actions scaled to [-1, 1], and where their episodes end.
 
     Raises UserError for an action outside the environment's bounds, and for a file with terminals
     alone that was cut at a limit which nobody gave.
     """
-    raw = d4rl.read(
-        path, name=name, n_actions=reading.n_actions, first_action=reading.first_action
-    )
     raw = raw._replace(action=_scaled(raw.action, reading, name))
     if d4rl.leads_on_at_every_timeout(raw):
         raise UserError(
@@ -156,24 +168,95 @@ def _refuse_to_guess(raw: d4rl.Raw, limit: int | None, name: str) -> None:
         return
     raise UserError(
         f"{name}: {longest} rows without a terminal, and nothing says where episodes were cut; add"
-        f" timeouts, or give the recorder's limit: task.max_episode_steps={limit} is the environment's"
+        f" timeouts, or give the recorder's limit: task.max_episode_steps={limit} (in data commands --limit {limit})"
+        " is the environment's"
     )
 
 
-def save(data: ReplayData, path: Path) -> None:
-    """Write a set as the npz that `load` reads: `observations, actions, rewards, terminals` and
-    `ends` (the last row of an episode) with one row a step, `next_observations` with one row an
-    episode."""
+def save(data: ReplayData, path: str | Path) -> None:
+    """Write a set as an .npz or .hdf5 that `load` reads: `observations, actions, rewards, terminals`
+    and `ends` (the last row of an episode) with one row a step, `next_observations` with one row an
+    episode. Actions are in [-1, 1], choices one-hot, as in the set.
+
+    The file gets its name when it is whole. UserError for another ending, or a folder that cannot be
+    written.
+    """
+    write(data, data.action.numpy()[data.valid.numpy()], Path(path))
+
+
+def write(data: ReplayData, action: np.ndarray, path: Path) -> None:
+    """The same with other actions, one row for each transition: as they were recorded."""
     valid = data.valid.numpy()
     last = np.flatnonzero(~valid)
     end = np.zeros(len(valid), bool)
     end[last - 1] = True
-    np.savez_compressed(
-        path,
-        observations=data.obs.numpy()[valid],
-        actions=data.action.numpy()[valid],
-        rewards=data.reward.numpy()[valid],
-        terminals=data.terminal.numpy()[valid],
-        ends=end[valid],
-        next_observations=data.obs.numpy()[last],
+    content = {
+        "observations": data.obs.numpy()[valid],
+        "actions": action,
+        "rewards": data.reward.numpy()[valid],
+        "terminals": data.terminal.numpy()[valid],
+        "ends": end[valid],
+        "next_observations": data.obs.numpy()[last],
+    }
+    check_ending(path)
+    try:
+        with files.whole(path) as beside:
+            if path.suffix == ".npz":
+                np.savez_compressed(beside, **content)
+                return
+            import h5py
+
+            with h5py.File(beside, "w") as file:
+                for key, x in content.items():
+                    file.create_dataset(key, data=x, compression="gzip")
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror or error})") from None
+
+
+def convert(
+    read: foreign.Read, dest: Path, *, name: str, reading: Reading, unit: bool = False
+) -> tuple[ReplayData, d4rl.Boundaries]:
+    """Write the columns of a foreign file in offbench's layout, and give the set and where its episodes end.
+
+    Actions are written as they were recorded, in the environment's bounds (`unit`: they were recorded
+    in [-1, 1]), whole numbers as whole numbers, so that a run scales them exactly once.
+    Raises UserError for whatever a run would refuse; nothing is written then.
+    """
+    column = dict(read.columns)
+    recorded = column["actions"]
+    if reading.low is not None and reading.high is not None:
+        # the environment's actions are continuous
+        recorded = recorded.astype(np.float64) if recorded.dtype.kind in "iub" else recorded
+        if unit:
+            d4rl.build(*_divided(column, read, name, replace(reading, low=None, high=None)), name=name)
+            low, high = (np.array(x, np.float64) for x in (reading.low, reading.high))
+            recorded = low + (recorded.reshape(len(recorded), -1) + 1) * (high - low) / 2
+        column["actions"] = recorded
+    raw, at = _divided(column, read, name, reading)
+    largest = float(np.abs(raw.action).max(initial=0.0))
+    if reading.low is None and np.isfinite(largest) and largest > 1 + ACTION_TOLERANCE:
+        raw = raw._replace(action=raw.action / largest)
+    data = d4rl.build(raw, at, name=name)
+    choices = recorded.size == len(recorded) and (
+        recorded.dtype.kind in "iu" or reading.n_actions is not None
     )
+    recorded = recorded.reshape(-1).astype(np.int64) if choices else recorded.reshape(len(recorded), -1)
+    # the last row of an episode that was cut leads nowhere where no next observations are recorded
+    kept = ~at.end | at.terminal if raw.next_obs is None else np.ones(len(at.end), bool)
+    write(data, recorded[kept] if choices else recorded[kept].astype(np.float32), dest)
+    return data, at
+
+
+def _divided(
+    column: Mapping[str, np.ndarray], read: foreign.Read, name: str, reading: Reading
+) -> tuple[d4rl.Raw, d4rl.Boundaries]:
+    raw = d4rl.raw(
+        column, read.called, name=name, n_actions=reading.n_actions, first_action=reading.first_action
+    )
+    return divide(raw, name=name, reading=reading)
+
+
+def check_ending(path: Path) -> None:
+    """UserError for a file that would be written in no layout that can be read again."""
+    if path.suffix not in (".npz", ".hdf5", ".h5"):
+        raise UserError(f"{path}: offbench's own layout is written as .npz or .hdf5")

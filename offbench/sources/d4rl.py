@@ -96,6 +96,18 @@ def read(
 ) -> Raw:
     """The arrays of a file. UserError where they are not rows of steps."""
     column, called = columns.read(path, name)
+    return raw(column, called, name=name, n_actions=n_actions, first_action=first_action)
+
+
+def raw(
+    column: Mapping[str, np.ndarray],
+    called: Mapping[str, str],
+    *,
+    name: str,
+    n_actions: int | None = None,
+    first_action: int = 0,
+) -> Raw:
+    """The same of columns by their names (`offbench.sources.columns`), wherever they come from."""
     flags = {
         key: _flag(column[key], called[key], name)
         for key in ("terminals", "timeouts", "ends", "dones")
