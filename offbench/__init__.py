@@ -11,6 +11,9 @@ from typing import Any
 _HOME = {
     "Task": "tasks",
     "load_task": "tasks",
+    "own_task": "tasks",
+    "from_arrays": "sources.arrays",
+    "save_data": "sources.arrays",
     "make_pipeline": "pipeline",
     "train": "training",
     "evaluate": "evaluation",

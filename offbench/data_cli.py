@@ -4,6 +4,7 @@ Each command is a function of a list of arguments that returns the exit code; a 
 is a UserError.
 """
 
+import contextlib
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,15 @@ import numpy as np
 from offbench import catalog, compose, doctor, files
 from offbench.data import ACTION_TOLERANCE
 from offbench.errors import UserError, unknown
-from offbench.tasks import NOT_HERE, canonical, check_file, load_task, manifests, read_for
+from offbench.tasks import (
+    NOT_HERE,
+    canonical,
+    check_file,
+    load_task,
+    manifests,
+    of_this_copy,
+    read_for,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,7 +42,7 @@ if TYPE_CHECKING:
 USAGE = """\
 data list [WORD]                                    sets known here, and how each comes here
 data show ID|PATH [--png FOLDER]                    what is in a set, with a histogram of its returns
-data check ID|PATH [--limit STEPS] [--env [ENV]]    look for defects, with --env also repeat recorded steps; exit code 1 for a severe one
+data check ID|PATH [--limit STEPS] [--env [ENV]] [--actions env|unit]   look for defects, with --env also repeat recorded steps; exit code 1 for a severe one
 data import FILE --to DEST.npz [OPTIONS]             write a file of another library in offbench's own layout (.npz or .hdf5)
        --format d3rlpy|robomimic|csv|parquet|npz|hdf5 --map observations=obs,actions=a+b --columns obs_0,action_0,...
        --env ENV --actions env|unit --limit STEPS --overwrite
@@ -156,13 +165,15 @@ def _list(args: Sequence[str]) -> int:
     return 0
 
 
-def load(name: str, *, limit: int | None = None, env: str | None = None) -> Loaded:
-    """A set by id or path, a file as a run with that limit and environment reads it.
+def load(
+    name: str, *, limit: int | None = None, env: str | None = None, actions: str = "env"
+) -> Loaded:
+    """A set by id or path, a file as a run with that limit, environment and units of actions reads it.
 
     UserError for one that is unknown, absent or damaged.
     """
     if Path(name).exists() and name not in manifests():
-        return _from_path(Path(name), name, limit, env)
+        return _from_path(Path(name), name, limit, env, actions)
     name = canonical(name)
     if compose.is_composed(name):
         composed = compose.build(name, _replay)
@@ -172,7 +183,8 @@ def load(name: str, *, limit: int | None = None, env: str | None = None) -> Load
         return Loaded(composed.data, facts, composed.card)
     catalog.card(name)  # an unknown one is called a dataset
     task = load_task(name).ready()
-    return Loaded(task.load(defects="ignore")[0], doctor.Facts.of(task), _card(task))
+    data, _ = task.load(defects="ignore")
+    return Loaded(data, doctor.Facts.of(task), _card(task), tuple(of_this_copy(task)))
 
 
 def _replay(name: str) -> "ReplayData":
@@ -201,18 +213,24 @@ def _card(task: "Task") -> Mapping[str, Any]:
     }
 
 
-def _from_path(path: Path, name: str, limit: int | None, env: str | None) -> Loaded:
+def _from_path(path: Path, name: str, limit: int | None, env: str | None, actions: str) -> Loaded:
     from offbench.sources import arrays, d4rl, minari
     from offbench.tasks import own_task
 
     kind = arrays.layout(path, name=name)
-    task = None if env is None else own_task(path, env=env, id=name, max_episode_steps=limit)
+    task = None
+    if env is not None:
+        task = own_task(path, env=env, id=name, max_episode_steps=limit, actions=actions)  # type: ignore[arg-type]
     facts = doctor.Facts(id=name, max_episode_steps=limit) if task is None else doctor.Facts.of(task)
     if kind == "minari":
         meta = minari.metadata(path, name=name)
         ref = meta.eval_env or meta.env
         known = facts.max_episode_steps or (None if ref is None else ref.max_episode_steps)
-        return Loaded(minari.load(path, name=name), replace(facts, max_episode_steps=known))
+        found = ()
+        if task is not None or ref is not None:
+            with contextlib.suppress(UserError):  # evaluation says what its environment lacks
+                found = tuple(of_this_copy(task or own_task(path, id=name)))
+        return Loaded(minari.load(path, name=name), replace(facts, max_episode_steps=known), findings=found)
     if kind == "ogbench":
         data = arrays.load(path, name=name, env=env)
         teleports, goals = "teleport" in path.name, not bool(data.reward.any())
@@ -405,9 +423,11 @@ def draw(values: "NDArray[Any]", facts: doctor.Facts, folder: Path) -> Path:
 def _check(args: Sequence[str]) -> int:
     from rich.table import Table
 
-    name, options = _one(args, "check", {"--limit": _whole, "--env": _optional})
-    env = options.get("env") or None
-    found = load(name, limit=options.get("limit"), env=env)
+    name, options = _one(args, "check", {"--limit": _whole, "--env": _optional, "--actions": str})
+    env, actions = options.get("env") or None, options.get("actions", "env")
+    if actions not in ("env", "unit"):
+        raise unknown("--actions", actions, ("env", "unit"))
+    found = load(name, limit=options.get("limit"), env=env, actions=actions)
     console = _console()
     limit, facts = options.get("limit"), found.facts
     if (
@@ -433,7 +453,7 @@ def _check(args: Sequence[str]) -> int:
     for f in report.findings:
         table.add_row(_label(f.severity, f.severity), f.name.replace("_", " "), f.words)
     if "env" in options:
-        table.add_row(*_repeated(name, env, options.get("limit")))
+        table.add_row(*_repeated(name, env, options.get("limit"), actions))
     console.print(f"{report.id}: {report.rows:,} transitions in {report.episodes:,} episodes")
     console.print(table)
     try:
@@ -445,7 +465,7 @@ def _check(args: Sequence[str]) -> int:
     return 1 if report.severe else 0
 
 
-def _repeated(name: str, env: str | None, limit: int | None) -> tuple[str, str, str]:
+def _repeated(name: str, env: str | None, limit: int | None, actions: str) -> tuple[str, str, str]:
     """A row on how well an environment repeats the recorded steps."""
     from offbench.consistency import one_step
     from offbench.tasks import own_task
@@ -454,7 +474,7 @@ def _repeated(name: str, env: str | None, limit: int | None) -> tuple[str, str, 
         if Path(name).exists() and name not in manifests():
             if env is None and Path(name).is_file():
                 raise UserError("a file names no environment; give one: --env HalfCheetah-v5")
-            task = own_task(name, env=env, max_episode_steps=limit)
+            task = own_task(name, env=env, max_episode_steps=limit, actions=actions)  # type: ignore[arg-type]
         else:
             task = load_task(name).ready()
         found = one_step(task)

@@ -1,7 +1,7 @@
 """Your own data: arrays in memory, or a file or folder in one of the known layouts.
 
     HDF5 or npz with one row a step (`offbench.sources.d4rl`), npz in OGBench's layout (or a folder of
-    them), a Minari folder (it holds `data`). `save` writes the first.
+    them), a Minari folder (it holds `data`). `save_data` writes the first.
 """
 
 from collections.abc import Mapping
@@ -29,10 +29,17 @@ def from_arrays(
     *,
     name: str = "arrays",
 ) -> ReplayData:
-    """Arrays with one row a step, as Gymnasium gives them; see `offbench.data.from_flat`."""
+    """A set of arrays with one row a step, episodes one after another, as Gymnasium gives them.
+
+    observations (N, O) and next_observations (N, O), the observation after each step; actions (N, A) in
+    [-1, 1], or (N,) whole numbers that are choices; rewards, terminations and truncations (N,). Without
+    next_observations the last step of an episode that was truncated gives its observation and is no
+    transition. Raises UserError naming `name` where the arrays do not go together.
+    """
+    action = d4rl.actions(np.asarray(actions), None, "actions", name)
     end = np.asarray(terminations, bool) | np.asarray(truncations, bool)
     return from_flat(
-        observations, actions, rewards, terminations, end, next_obs=next_observations, name=name
+        observations, action, rewards, terminations, end, next_obs=next_observations, name=name
     )
 
 
@@ -44,6 +51,8 @@ class Reading:
     max_episode_steps: int | None = None
     # whether the owner gave it, or the environment is asked
     limit_given: bool = False
+    # the owner says that actions were recorded in [-1, 1]
+    unit: bool = False
     # (A,) bounds that recorded actions are scaled from; None: they are in [-1, 1]
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
@@ -173,7 +182,7 @@ def _refuse_to_guess(raw: d4rl.Raw, limit: int | None, name: str) -> None:
     )
 
 
-def save(data: ReplayData, path: str | Path) -> None:
+def save_data(data: ReplayData, path: str | Path) -> None:
     """Write a set as an .npz or .hdf5 that `load` reads: `observations, actions, rewards, terminals`
     and `ends` (the last row of an episode) with one row a step, `next_observations` with one row an
     episode. Actions are in [-1, 1], choices one-hot, as in the set.
