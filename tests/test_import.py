@@ -395,6 +395,16 @@ def test_a_pickle_is_never_loaded_and_its_refusal_shows_how_to_convert_it(name, 
     assert (data.action[:50].numpy() == np.asarray(first["actions" if one.endswith("s") else "action"], np.float32)).all()
 
 
+def test_episodes_of_one_step_cannot_be_repeated_and_are_told_in_one_line(tmp_path, capsys):
+    """Next observations that lead nowhere end an episode at every row."""
+    rng = np.random.default_rng(0)
+    x = {"obs": rng.normal(size=(50, 11)), "next_obs": rng.normal(size=(50, 11)), "reward": rng.random(50)}
+    np.savez(tmp_path / "a.npz", **x, action=rng.uniform(-1, 1, (50, 3)), done=np.zeros(50))
+    assert main(["check", str(tmp_path / "a.npz"), "--env", "Hopper-v5"]) in (0, 1)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "50 episodes of 1 steps" in said and "no recorded step has a next row" in said
+
+
 class Bomb:
     def __reduce__(self):
         return os.mkdir, (os.environ["BOMB"],)

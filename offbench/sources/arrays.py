@@ -84,7 +84,7 @@ def layout(path: Path, *, name: str) -> Layout:
             return "ogbench" if _is_ogbench(set(file.keys())) else "steps"
     if path.suffix.lower() in (".csv", ".tsv", ".parquet"):
         raise UserError(
-            f"{name}: {path} is a table; write it as offbench's layout once: {columns.import_command(path)}"
+            f"{columns.at(path, name)} is a table; write it in offbench's layout once: {columns.import_command(path)}"
         )
     raise UserError(
         f"{name}: {path} is none of .hdf5 or .npz (one row a step), .npz as OGBench has it, or a Minari"
@@ -136,11 +136,14 @@ def divide(raw: d4rl.Raw, *, name: str, reading: Reading) -> tuple[d4rl.Raw, d4r
     alone that was cut at a limit which nobody gave.
     """
     raw = raw._replace(action=_scaled(raw.action, reading, name))
-    if d4rl.leads_on_at_every_timeout(raw):
+    if marked := d4rl.leads_on_at_every_mark(raw):
+        column, count = marked
+        called = raw.called.get(column, column)
+        what = "time-outs" if column == "timeouts" else f"ends of episodes ({called})"
         raise UserError(
-            f"{name}: at every one of its {int(raw.timeout.sum())} time-outs the next observation is the row that"
+            f"{name}: at every one of its {count} {what} the next observation is the row that"
             " follows: either nothing was reset there, or the recorder kept the first observation of the next"
-            " episode; leave out timeouts in the first case, next_observations in the second"
+            f" episode; leave out {called} in the first case, next_observations in the second"
         )
     at = d4rl.boundaries(raw, reading.max_episode_steps, name=name)
     unmarked = raw.timeout is None and raw.end is None and raw.done is None and raw.next_obs is None

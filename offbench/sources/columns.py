@@ -8,6 +8,7 @@
     ends               ends, episode_terminals, episode_ends: the last row of an episode, for either reason
     dones              dones, done: an end that may be either
     episodes           episodes, episode, episode_id, trajectory_id: a number for each episode
+    starts             starts, index: the first row of each episode (NeoRL); not where it has a number a step
     next_observations  next_observations, next_observation, next_obs, next_states
 
 HDF5 and npz are read alike; d3rlpy's files (version 1) have `episode_terminals`. A file with two
@@ -41,6 +42,7 @@ NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "ends": ("ends", "episode_terminals", "episode_ends"),
         "dones": ("dones", "done"),
         "episodes": ("episodes", "episode", "episode_id", "trajectory_id"),
+        "starts": ("starts", "index"),
         "next_observations": ("next_observations", "next_observation", "next_obs", "next_states"),
     }
 )
@@ -149,10 +151,13 @@ def gather(
             f"{name}: there is no 'terminals' in {path.name} (found: {have}); it says at which steps the"
             " environment ended, zeros where it never did"
         )
-    called = {column: "+".join(parts) for column, parts in keys.items()}
     rows = {c: [next(iter(file.shape(key)), 0) for key in parts] for c, parts in keys.items()}
+    if "starts" in keys and "starts" not in given and rows["starts"] == rows["observations"]:
+        del keys["starts"], rows["starts"]
+    called = {column: "+".join(parts) for column, parts in keys.items()}
     per_episode = "ends" in keys and rows.get("next_observations") != rows["observations"]
-    compared = {c: n for c, n in rows.items() if not (per_episode and c == "next_observations")}
+    apart = {"starts"} | ({"next_observations"} if per_episode else set())
+    compared = {c: n for c, n in rows.items() if c not in apart}
     if len({n for column in compared.values() for n in column}) > 1:
         words = ", ".join(f"{n[0]} {called[column]}" for column, n in compared.items())
         raise UserError(f"{name}: arrays differ in length: {words}")
@@ -178,6 +183,11 @@ def _elsewhere(file: Columns, path: Path) -> str:
         if mark in keys:
             return f"; {layout}'s layout is written as offbench's once: {import_command(path)}"
     return ""
+
+
+def at(path: Path, name: str) -> str:
+    """What a message begins with: the name, and the path where it is another."""
+    return name if name == str(path) else f"{name}: {path}"
 
 
 def import_command(path: Path) -> str:

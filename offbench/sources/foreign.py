@@ -178,7 +178,7 @@ def refuse_pickle(path: Path, name: str) -> None:
         else f"import pathlib, pickle, numpy as np; x = pickle.loads(pathlib.Path({str(path)!r}).read_bytes())"
     )
     raise UserError(
-        f"{name}: {path} is a pickle, which can run any code when it is loaded, so it is never opened here;"
+        f"{columns.at(path, name)} is a pickle, which can run any code when it is loaded, so it is never opened here;"
         " if you trust where it comes from, write an npz of it once (a list of episodes, or one dict of arrays):\n"
         f"    {loaded}\n"
         "    if isinstance(x, list): n = [len(p['actions' if 'actions' in p else 'action']) for p in x];"
@@ -202,14 +202,16 @@ def _begins_as_pickle(path: Path) -> bool:
 
 # --- the readers: an open file, and what is known of its columns ------------------------------
 
+Arrays = Mapping[str, Callable[[], np.ndarray]]
 Reader = Callable[[Path, str, "tuple[str, ...] | None"], Any]
 
 
 class _Lazy:
-    """Arrays by name, each made when it is asked for."""
+    """Arrays by name, each made when it is asked for; `parts` are found and not listed."""
 
-    def __init__(self, content: Mapping[str, Callable[[], np.ndarray]], name: str):
+    def __init__(self, content: "Arrays", name: str, parts: "Arrays | None" = None):
         self.content, self.name, self.made = content, name, dict[str, np.ndarray]()
+        self.all = {**(parts or {}), **content}
 
     def keys(self) -> list[str]:
         return list(self.content)
@@ -218,10 +220,10 @@ class _Lazy:
         return self.array(key).shape
 
     def array(self, key: str) -> np.ndarray:
-        if key not in self.content:
-            raise UserError(f"{self.name}: there is no {key!r}: {nearest(key, self.content)}")
+        if key not in self.all:
+            raise UserError(f"{self.name}: there is no {key!r}: {nearest(key, self.all)}")
         if key not in self.made:
-            self.made[key] = self.content[key]()
+            self.made[key] = self.all[key]()
         return self.made[key]
 
 
@@ -261,7 +263,7 @@ def _csv(path: Path, name: str, header: tuple[str, ...] | None) -> Iterator[tupl
         words = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{name}: {path} cannot be read as csv ({words})") from None
     plain = {k: lambda k=k: _numbers_of(table[k], f"{name}: column {k!r}", k) for k in titles}
-    yield _Lazy(_vectors(plain), name), {}
+    yield _Lazy(_vectors(plain), name, plain), {}
 
 
 def _is_number(word: str) -> bool:
@@ -283,7 +285,7 @@ def _numbers_of(column: Any, what: str, key: str) -> np.ndarray:
     return column.to_numpy()
 
 
-def _vectors(plain: Mapping[str, Callable[[], np.ndarray]]) -> dict[str, Callable[[], np.ndarray]]:
+def _vectors(plain: Arrays) -> dict[str, Callable[[], np.ndarray]]:
     """`obs_0, obs_1` (from 0 on, none left out) as one column `obs`, the others as they are."""
     parts: dict[str, dict[int, str]] = {}
     for key in plain:
@@ -326,7 +328,7 @@ def _parquet(path: Path, name: str, _: object) -> Iterator[tuple[Columns, Keys]]
             return np.concatenate([_arrow_numbers(x, f"{name}: column {key!r}") for x in read])
 
         plain = {k: lambda k=k: column(k) for k in opened[0].schema_arrow.names}
-        file = _Lazy(_vectors(plain), name)
+        file = _Lazy(_vectors(plain), name, plain)
         lerobot = {"observation.state", "episode_index"} <= set(file.keys())
         yield file, {c: k for c, k in _LEROBOT.items() if lerobot and k[0] in file.keys()}
     except (OSError, pa.ArrowException, MemoryError, KeyError, ValueError) as error:
