@@ -11,6 +11,9 @@ from typing import Any
 _HOME = {
     "Task": "tasks.task",
     "load_task": "tasks.task",
+    "own_task": "tasks.task",
+    "from_arrays": "tasks.formats.arrays",
+    "save_data": "tasks.formats.arrays",
     "make_pipeline": "data.pipeline",
     "train": "training.loop",
     "evaluate": "rollout",

@@ -9,12 +9,12 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, which takes its place at the end; nothing is left of it after an error.
+    """A path beside `path`, with its ending, to write to; at the end it takes the place of `path`.
 
-    Raises OSError where the folder cannot be written to.
+    After an error nothing is left of it. Raises OSError where the folder cannot be written to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         yield beside
         with beside.open("r+b") as file:

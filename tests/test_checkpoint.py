@@ -75,7 +75,7 @@ def test_saving_replaces_whole_files_only(trained, tmp_path, monkeypatch):
 def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
     def command(folder) -> list[str]:
         return [
-            sys.executable, "-m", "offbench.cli.main", "run", "method=td3_bc", "seeds=[0,1]", "jobs=1",
+            sys.executable, "-m", "offbench.cli", "run", "method=td3_bc", "seeds=[0,1]", "jobs=1",
             "task=offbench/hopper/medium-replay-v0", "n_updates=3000", "eval.episodes=1",
             "method.hidden=[8]", "checkpoint_minutes=0", "eval.monitor_at=[0.01,0.9]",
             "eval.monitor_episodes=1", f"results={folder}",

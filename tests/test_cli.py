@@ -31,7 +31,7 @@ pytestmark = pytest.mark.env
 
 def offbench(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "offbench.cli.main", *args],
+        [sys.executable, "-m", "offbench.cli", *args],
         cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, capture_output=True, text=True,
     )  # fmt: skip
 
@@ -40,7 +40,7 @@ def test_make_bench_turns_data_into_a_board_and_a_second_run_trains_nothing(tmp_
     args = "methods=[bc,iql+aw] seeds=[0,1] " + " ".join(TINY) + f" results={tmp_path}"
     command = ["make", "-s", "bench", f"ARGS={args}"]
     if not (ROOT / ".venv" / ".ready").exists():  # tests of an environment made some other way
-        command = [sys.executable, "-m", "offbench.cli.main", "bench", *args.split()]
+        command = [sys.executable, "-m", "offbench.cli", "bench", *args.split()]
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "4 runs, 0 recorded, 4 to do" in first.stdout

@@ -153,6 +153,13 @@ def test_a_file_in_another_package_s_cache_is_found_after_ours(
         assert files.find(kind, "a.bin") == path
 
 
+def test_d4rls_own_folder_variable_names_the_folder_of_the_files(monkeypatch, tmp_path):
+    """As d4rl 1.1 takes it: nothing is added to it."""
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path))
+    (tmp_path / "hopper_medium-v2.hdf5").touch()
+    assert files.find("d4rl", "hopper_medium-v2.hdf5") == tmp_path / "hopper_medium-v2.hdf5"
+
+
 def test_minari_s_own_folder_variable_is_heeded(monkeypatch, tmp_path):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     (tmp_path / "mujoco" / "hopper").mkdir(parents=True)

@@ -1,5 +1,7 @@
 """Files that people bring: units of actions, ends of episodes, choices, names, and refusals in one line."""
 
+import shlex
+
 import h5py
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from offbench.cli.data import main
 from offbench.data.replay import episode_returns
 from offbench.errors import UserError
+from offbench.tasks.doctor import DataWarning
 from offbench.tasks.formats import arrays, d4rl
 from offbench.tasks.task import own_task
 
@@ -82,6 +85,32 @@ def test_episode_numbers_and_d3rlpys_marks_end_episodes(tmp_path):
         path = write(tmp_path / f"{i}.hdf5", steps(timeouts=None, **more))
         other = arrays.load(path, name="b")
         assert all((x == y).all() for x, y in zip(plain, other))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_first_rows_of_episodes_end_the_ones_before(name, tmp_path, capsys):
+    """NeoRL's `index`, beside columns (N, 1)."""
+    whole = steps()
+    plain = arrays.load(write(tmp_path / f"plain-{name}", whole), name="a")
+    done = whole["terminals"].astype(int)[:, None]
+    first = np.arange(0, 2000, 100)
+    columns = steps(terminals=None, timeouts=None, done=done, index=first)
+    columns["rewards"] = columns["rewards"][:, None]
+    path = write(tmp_path / name, columns)
+    data = arrays.load(path, name="a", reading=arrays.Reading(max_episode_steps=1000))
+    assert all((x == y).all() for x, y in zip(plain, data))
+    main(["check", str(path), "--limit", "1000"])
+    assert "ended by 'done' 10, 'index' 10" in " ".join(capsys.readouterr().out.split())
+    # a number a step is no list of first rows
+    path = write(tmp_path / f"each-{name}", steps(index=np.arange(2000)))
+    assert arrays.load(path, name="b").n_episodes == 20
+    for wrong in (first + 1, first[::-1], first * 2, first.astype(float)):
+        path = write(tmp_path / f"wrong-{name}", steps(index=wrong))
+        with pytest.raises(UserError, match="index must be the first row of each episode"):
+            arrays.load(path, name="b")
+    path = write(tmp_path / f"on-{name}", {**columns, "next_obs": np.roll(columns["observations"], -1, 0)})
+    with pytest.raises(UserError, match=r"at every one of its 20 ends of episodes \(index\) the next observation"):
+        arrays.load(path, name="b", reading=arrays.Reading(max_episode_steps=1000))
 
 
 def test_dones_are_terminals_unless_one_lies_at_the_limit(tmp_path):
@@ -235,6 +264,94 @@ def test_check_repeats_the_steps_of_a_file_in_the_environment_that_is_given(tmp_
     assert "100% agree" in said and "100% of the rewards agree" in said
     with pytest.raises(UserError, match="have 6 features, the environment takes 3"):
         main(["check", str(path), "--env", "Hopper-v5"])
+
+
+# --- what a run and a check say of a file ------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("OFFBENCH_DATA", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.mark.parametrize("length", [1000, 100])
+def test_time_limits_recorded_as_terminals_are_told_by_a_run_and_a_check(length, tmp_path, capsys, cache):
+    """InvertedPendulum is cut at 1000 steps; a recorder may have cut at 100."""
+    n = 4 * length
+    path = write(tmp_path / "a.npz", steps(n, terminals=np.arange(n) % length == length - 1, timeouts=None))
+    if length == 1000:
+        with pytest.warns(DataWarning, match="4 of 4 episodes that reach the limit of 1000 steps end with a term"):
+            own_task(path, env="InvertedPendulum-v5", id=f"own/{tmp_path.name}").load()
+        assert main(["check", str(path), "--env", "InvertedPendulum-v5"]) == 1
+        assert "where a time-out is meant" in " ".join(capsys.readouterr().out.split())
+    assert main(["check", str(path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"all 4 episodes end with a terminal at exactly {length} steps" in said
+    # episodes of several lengths, or that were cut, are not remarked on
+    cut = {"terminals": np.zeros(n, bool), "timeouts": np.arange(n) % length == length - 1}
+    for more in (cut, {"terminals": np.arange(n) % 130 == 40, "timeouts": None}):
+        path = write(tmp_path / "b.npz", steps(n, **more))
+        own_task(path, env="InvertedPendulum-v5", id=f"own/other-{tmp_path.name}").load()
+        main(["check", str(path)])
+        assert "end with a terminal" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", [{}, {"max_episode_steps": 100}, {"actions": "unit"}])
+def test_the_command_in_a_refusal_shows_the_defect(more, tmp_path, capsys, cache):
+    path = write(tmp_path / "my set.npz", steps(rewards=np.zeros(2000)))
+    task = own_task(path, env="InvertedPendulum-v5", **more)
+    with pytest.raises(UserError, match=r"every reward is zero; .*strict=true refuses it") as error:
+        task.load(defects="refuse")
+    command = str(error.value).split("(see: offbench data ")[1].removesuffix(")")
+    capsys.readouterr()
+    assert main(shlex.split(command)) == 1
+    assert "every reward is zero" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_minari_set_of_other_action_bounds_than_its_environments_is_a_defect(tmp_path, capsys, cache):
+    import gymnasium
+    from test_sources_layouts import make, write_minari
+
+    box, made = gymnasium.spaces.Box, {}
+    for bound in (1, 3):
+        made[bound] = write_minari(
+            make([5, 6]), tmp_path / str(bound), "hdf5", action_space=box(-bound, bound, (2,), np.float32)
+        )
+    gymnasium.register("Reacher2-v0", entry_point="gymnasium.envs.mujoco.reacher_v5:ReacherEnv", max_episode_steps=50)
+    try:
+        for bound in (1, 3):
+            task = own_task(made[bound], env="Reacher2-v0", id=f"own/bounds-{bound}")
+            found = [f for f in task.report().findings if f.name == "action_bounds"]
+            assert bool(found) == (bound == 3)
+            args = ["check", str(made[bound]), "--env", "Reacher2-v0"]
+            main(args)
+            said = " ".join(capsys.readouterr().out.split())
+            assert ("actions were recorded in [-3, 3]" in said) == (bound == 3)
+        assert found[0].severity == "severe" and main(args) == 1
+        with pytest.warns(DataWarning, match=r"recorded in \[-3, 3\] \(2 features\), Reacher2-v0 takes \[-1, 1\] \(2\)"):
+            task.load()
+    finally:
+        del gymnasium.registry["Reacher2-v0"]
+
+
+def test_a_set_of_arrays_is_saved_and_read_again(tmp_path):
+    import offbench
+
+    x = steps(400)
+    data = offbench.from_arrays(
+        x["observations"], x["actions"], x["rewards"], x["terminals"], x["timeouts"], name="mine"
+    )
+    for name in FORMATS:
+        offbench.save_data(data, tmp_path / name)
+        again = arrays.load(tmp_path / name, name="mine")
+        assert all((a == b).all() for a, b in zip(data, again))
+    with pytest.raises(UserError, match=r"written as .npz or .hdf5"):
+        offbench.save_data(data, tmp_path / "a.csv")
+    choices = offbench.from_arrays(
+        x["observations"], np.arange(400) % 3, x["rewards"], x["terminals"], x["timeouts"]
+    )
+    assert choices.action.shape[1] == 3
 
 
 # --- environments and refusals ----------------------------------------------------------------

@@ -57,7 +57,7 @@ def installed(tmp_path_factory) -> dict[str, str]:
 
 
 def offbench(env: dict[str, str], *args: str, **more) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "offbench.cli.main", *args]
+    command = [sys.executable, "-m", "offbench.cli", *args]
     return subprocess.run(command, env=env, capture_output=True, text=True, **more)
 
 

@@ -522,7 +522,7 @@ def test_cells_of_a_table_are_numbers_and_not_text():
 def test_the_plan_shows_a_row_for_its_tasks_with_its_source():
     from rich.console import Console
 
-    from offbench.cli import main as cli
+    from offbench.cli import plan as cli
 
     console = Console(width=500, record=True, file=io.StringIO())
     cli._print_values(plan(["suite=d4rl-antmaze", "methods=[rebrac,bc]"], bench=True), console)

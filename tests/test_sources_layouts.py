@@ -112,7 +112,7 @@ def test_every_layout_of_the_same_episodes_loads_to_the_same_set(lengths, seed):
         root = Path(folder)
         write_d4rl(episodes, root / "a.hdf5")
         write_ogbench(episodes, root / "b.npz")
-        arrays.save(whole, root / "c.npz")
+        arrays.save_data(whole, root / "c.npz")
         found = {
             "d4rl": d4rl.load(root / "a.hdf5", name="a"),
             "ogbench": ogbench.load(root / "b.npz", name="b"),

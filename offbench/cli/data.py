@@ -4,7 +4,9 @@ Each command is a function of a list of arguments that returns the exit code; a 
 is a UserError.
 """
 
+import contextlib
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +19,15 @@ from offbench.data import compose
 from offbench.data.replay import ACTION_TOLERANCE
 from offbench.errors import UserError, unknown
 from offbench.tasks import catalog, doctor, files
-from offbench.tasks.task import NOT_HERE, canonical, check_file, load_task, manifests
+from offbench.tasks.task import (
+    NOT_HERE,
+    canonical,
+    check_file,
+    load_task,
+    manifests,
+    of_this_copy,
+    read_for,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,13 +35,18 @@ if TYPE_CHECKING:
 
     from offbench.data.replay import ReplayData
     from offbench.tasks.catalog import Card
+    from offbench.tasks.formats.arrays import Reading
     from offbench.tasks.formats.d4rl import Boundaries
+    from offbench.tasks.formats.foreign import Read
     from offbench.tasks.task import Task
 
 USAGE = """\
 data list [WORD]                                    sets known here, and how each comes here
 data show ID|PATH [--png FOLDER]                    what is in a set, with a histogram of its returns
-data check ID|PATH [--limit STEPS] [--env [ENV]]    look for defects, with --env also repeat recorded steps; exit code 1 for a severe one
+data check ID|PATH [--limit STEPS] [--env [ENV]] [--actions env|unit]   look for defects, with --env also repeat recorded steps; exit code 1 for a severe one
+data import FILE --to DEST.npz [OPTIONS]             write a file of another library in offbench's own layout (.npz or .hdf5)
+       --format d3rlpy|robomimic|csv|parquet|npz|hdf5 --map observations=obs,actions=a+b --columns obs_0,action_0,...
+       --env ENV --actions env|unit --limit STEPS --overwrite
 data make ID... [--steps N --workers N --seed N -o FOLDER]   collect sets again
 data fetch ID...                                    download sets
 data pack ID|PATH... -o FILE.tar                    take sets to a machine without a network
@@ -79,7 +94,9 @@ def _options(
         name, equals, value = arg.partition("=")
         if name not in known:
             raise UserError(f"unknown option {name!r}: data {usage}")
-        if not equals and known[name] is _optional:
+        if known[name] is _switch:
+            value = value or "yes"
+        elif not equals and known[name] is _optional:
             value = left.pop(0) if plain and left and not left[0].startswith("-") else ""
         elif not equals:
             if not left:
@@ -87,6 +104,8 @@ def _options(
             value = left.pop(0)
         try:
             values[name.lstrip("-")] = known[name](value)
+        except UserError:
+            raise
         except ValueError:
             raise UserError(f"{name} {value}: not a whole number") from None
     return plain, values
@@ -96,6 +115,12 @@ def _optional(text: str) -> str:
     return text
 
 
+def _switch(text: str) -> bool:
+    if text != "yes":
+        raise UserError(f"{text!r}: --overwrite takes no value")
+    return True
+
+
 def _whole(text: str) -> int:
     scale = {"k": 1_000, "M": 1_000_000}.get(text[-1:], 1)
     return int(text[:-1] if scale > 1 else text) * scale
@@ -103,7 +128,7 @@ def _whole(text: str) -> int:
 
 def _usage(command: str) -> str:
     lines = (line.split("  ")[0] for line in USAGE.splitlines())
-    return next(line for line in lines if line.split()[1] == command).removeprefix("data ")
+    return next(line for line in lines if line.split()[1:2] == [command]).removeprefix("data ")
 
 
 def _console() -> "Console":
@@ -141,13 +166,15 @@ def _list(args: Sequence[str]) -> int:
     return 0
 
 
-def load(name: str, *, limit: int | None = None, env: str | None = None) -> Loaded:
-    """A set by id or path, a file as a run with that limit and environment reads it.
+def load(
+    name: str, *, limit: int | None = None, env: str | None = None, actions: str = "env"
+) -> Loaded:
+    """A set by id or path, a file as a run with that limit, environment and units of actions reads it.
 
     UserError for one that is unknown, absent or damaged.
     """
     if Path(name).exists() and name not in manifests():
-        return _from_path(Path(name), name, limit, env)
+        return _from_path(Path(name), name, limit, env, actions)
     name = canonical(name)
     if compose.is_composed(name):
         composed = compose.build(name, _replay)
@@ -157,7 +184,8 @@ def load(name: str, *, limit: int | None = None, env: str | None = None) -> Load
         return Loaded(composed.data, facts, composed.card)
     catalog.card(name)  # an unknown one is called a dataset
     task = load_task(name).ready()
-    return Loaded(task.load(defects="ignore")[0], doctor.Facts.of(task), _card(task))
+    data, _ = task.load(defects="ignore")
+    return Loaded(data, doctor.Facts.of(task), _card(task), tuple(of_this_copy(task)))
 
 
 def _replay(name: str) -> "ReplayData":
@@ -186,18 +214,24 @@ def _card(task: "Task") -> Mapping[str, Any]:
     }
 
 
-def _from_path(path: Path, name: str, limit: int | None, env: str | None) -> Loaded:
+def _from_path(path: Path, name: str, limit: int | None, env: str | None, actions: str) -> Loaded:
     from offbench.tasks.formats import arrays, d4rl, minari
     from offbench.tasks.task import own_task
 
     kind = arrays.layout(path, name=name)
-    task = None if env is None else own_task(path, env=env, id=name, max_episode_steps=limit)
+    task = None
+    if env is not None:
+        task = own_task(path, env=env, id=name, max_episode_steps=limit, actions=actions)  # type: ignore[arg-type]
     facts = doctor.Facts(id=name, max_episode_steps=limit) if task is None else doctor.Facts.of(task)
     if kind == "minari":
         meta = minari.metadata(path, name=name)
         ref = meta.eval_env or meta.env
         known = facts.max_episode_steps or (None if ref is None else ref.max_episode_steps)
-        return Loaded(minari.load(path, name=name), replace(facts, max_episode_steps=known))
+        found = ()
+        if task is not None or ref is not None:
+            with contextlib.suppress(UserError):  # evaluation says what its environment lacks
+                found = tuple(of_this_copy(task or own_task(path, id=name)))
+        return Loaded(minari.load(path, name=name), replace(facts, max_episode_steps=known), findings=found)
     if kind == "ogbench":
         data = arrays.load(path, name=name, env=env)
         teleports, goals = "teleport" in path.name, not bool(data.reward.any())
@@ -390,9 +424,11 @@ def draw(values: "NDArray[Any]", facts: doctor.Facts, folder: Path) -> Path:
 def _check(args: Sequence[str]) -> int:
     from rich.table import Table
 
-    name, options = _one(args, "check", {"--limit": _whole, "--env": _optional})
-    env = options.get("env") or None
-    found = load(name, limit=options.get("limit"), env=env)
+    name, options = _one(args, "check", {"--limit": _whole, "--env": _optional, "--actions": str})
+    env, actions = options.get("env") or None, options.get("actions", "env")
+    if actions not in ("env", "unit"):
+        raise unknown("--actions", actions, ("env", "unit"))
+    found = load(name, limit=options.get("limit"), env=env, actions=actions)
     console = _console()
     limit, facts = options.get("limit"), found.facts
     if (
@@ -418,7 +454,7 @@ def _check(args: Sequence[str]) -> int:
     for f in report.findings:
         table.add_row(_label(f.severity, f.severity), f.name.replace("_", " "), f.words)
     if "env" in options:
-        table.add_row(*_repeated(name, env, options.get("limit")))
+        table.add_row(*_repeated(name, env, options.get("limit"), actions))
     console.print(f"{report.id}: {report.rows:,} transitions in {report.episodes:,} episodes")
     console.print(table)
     try:
@@ -430,7 +466,7 @@ def _check(args: Sequence[str]) -> int:
     return 1 if report.severe else 0
 
 
-def _repeated(name: str, env: str | None, limit: int | None) -> tuple[str, str, str]:
+def _repeated(name: str, env: str | None, limit: int | None, actions: str) -> tuple[str, str, str]:
     """A row on how well an environment repeats the recorded steps."""
     from offbench.tasks.consistency import one_step
     from offbench.tasks.task import own_task
@@ -439,7 +475,7 @@ def _repeated(name: str, env: str | None, limit: int | None) -> tuple[str, str, 
         if Path(name).exists() and name not in manifests():
             if env is None and Path(name).is_file():
                 raise UserError("a file names no environment; give one: --env HalfCheetah-v5")
-            task = own_task(name, env=env, max_episode_steps=limit)
+            task = own_task(name, env=env, max_episode_steps=limit, actions=actions)  # type: ignore[arg-type]
         else:
             task = load_task(name).ready()
         found = one_step(task)
@@ -447,6 +483,65 @@ def _repeated(name: str, env: str | None, limit: int | None) -> tuple[str, str, 
         return _label("info", "info"), "environment", str(error)
     severity = "info" if found.agrees else "warning"
     return _label(severity, severity), "environment", found.words
+
+
+# --- import ---------------------------------------------------------------------------------
+
+
+def _import(args: Sequence[str]) -> int:
+    from offbench.tasks.formats import arrays, foreign
+
+    words = ("--to", "--format", "--map", "--columns", "--env", "--actions")
+    name, options = _one(
+        args, "import", dict.fromkeys(words, str) | {"--limit": _whole, "--overwrite": _switch}
+    )
+    path, env, actions = Path(name).expanduser(), options.get("env"), options.get("actions", "env")
+    if "to" not in options:
+        raise UserError(f"{name}: where to is missing: --to {path.stem}-offbench.npz")
+    dest = Path(options["to"]).expanduser()
+    arrays.check_ending(dest)
+    if dest.exists() and "overwrite" not in options:
+        raise UserError(f"{dest} is there already; --overwrite replaces it")
+    if actions not in ("env", "unit"):
+        raise unknown("--actions", actions, ("env", "unit"))
+    if actions == "unit" and env is None:
+        raise UserError(f"{name}: --actions unit is written in the bounds of an environment; give it: --env ID")
+    limit = options.get("limit")
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: an episode has at least 1 step")
+    format = options.get("format") or foreign.guess(path, name=name)
+    given = foreign.parse_map(options["map"]) if "map" in options else {}
+    header = tuple(x.strip() for x in options["columns"].split(",")) if "columns" in options else None
+    read = foreign.read(path, format, name=name, given=given, header=header)
+    reading = arrays.Reading(max_episode_steps=limit, limit_given=limit is not None)
+    if env is not None:
+        reading = read_for(env, {}, name, limit, limit is not None)
+    data, at = arrays.convert(read, dest, name=name, reading=reading, unit=actions == "unit")
+    _print_import(read, at.words, reading, f"{name}: read as {format}", env)
+    more = f" --env {env}" if env else ""
+    print(f"written: {dest}, {data.n_transitions:,} transitions in {data.n_episodes:,} episodes; look at them: "
+          f"offbench data check {shlex.quote(str(dest))}{more}")  # fmt: skip
+    return 0
+
+
+def _print_import(read: "Read", words: str, reading: "Reading", title: str, env: str | None) -> None:
+    print(title)
+    size = lambda x: int(np.prod(x.shape[1:], dtype=int))
+    for column, called in read.called.items():
+        print(f"  {column:17}  {called} ({size(read.columns[column])})")
+    if read.unread:
+        print(f"  not read           {', '.join(read.unread)}")
+    print(f"  boundaries         {words}")
+    action = read.columns["actions"]
+    if reading.n_actions is not None:
+        units = f"choices of {env}, {reading.n_actions}"
+    elif reading.low is not None and reading.high is not None:
+        units = f"in the bounds of {env}, {min(reading.low):g} to {max(reading.high):g}"
+    elif action.dtype.kind in "iu" and size(action) == 1:
+        units = f"choices {action.min()} to {action.max()}"
+    else:
+        units = f"{action.min():.4g} to {action.max():.4g}, as recorded; --env ID compares with its bounds"
+    print(f"  units of actions   {units}")
 
 
 # --- make, fetch ----------------------------------------------------------------------------
@@ -610,6 +705,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = MappingProxyType(
         "list": _list,
         "show": _show,
         "check": _check,
+        "import": _import,
         "make": _make,
         "fetch": _fetch,
         "pack": _pack,

@@ -183,6 +183,3 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "check": _check,
     "speed": _speed,
 }
-
-if __name__ == "__main__":
-    sys.exit(main())

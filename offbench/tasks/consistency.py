@@ -127,6 +127,8 @@ def _recorded(task: "Task", n: int, rng: np.random.Generator) -> Steps:
         rows = rows[
             (np.abs(obs[rows]) < _CLIPPED).all(1) & (np.abs(obs[rows + 1]) < _CLIPPED).all(1)
         ]
+    if not len(rows):
+        raise UserError(f"{task.id}: no step can be repeated: no recorded step has a next row in its episode")
     some = rng.choice(rows, min(len(rows), 20_000), replace=False)
     change = (obs[some + 1].astype(float) - obs[some]).std(0)
     at = some[:n]

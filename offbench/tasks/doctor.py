@@ -506,7 +506,7 @@ def _lengths(rows: _Rows, facts: Facts, *, raw: bool) -> list[Finding]:
             )
             found.append(Finding("unfinished", "info", words, {"steps": int(lengths[-1])}))
     if limit is None:
-        return found
+        return found + ([] if facts.terminal_inside else _all_alike(lengths, ends_terminal))
     longer = int((lengths > limit).sum())
     if longer:
         words = f"{longer} of {len(lengths)} episodes are longer than the environment's limit of {limit}"
@@ -521,6 +521,24 @@ def _lengths(rows: _Rows, facts: Facts, *, raw: bool) -> list[Finding]:
     if not facts.terminal_inside:
         found += _ends_and_limit(lengths, ends_terminal, limit, guessed=facts.limit_guessed)
     return found
+
+
+def _all_alike(lengths: NDArray[np.intp], ends_terminal: NDArray[np.bool_]) -> list[Finding]:
+    """Where no limit is known: terminals that all lie at one number of steps may be time-outs."""
+    if len(lengths) < 3 or not ends_terminal.all() or np.ptp(lengths):
+        return []
+    words = (
+        f"all {len(lengths)} episodes end with a terminal at exactly {lengths[0]} steps; if that is the time "
+        "limit, a time-out is meant"
+    )
+    numbers = {"count": len(lengths), "of": len(lengths)}
+    return [Finding("terminal_at_limit", "warning", words, numbers)]
+
+
+def terminals_at_limit(data: ReplayData, facts: Facts) -> list[Finding]:
+    """The finding on terminals where time-outs are meant, alone: it costs no look at the observations."""
+    found = _lengths(_of_replay(data), facts, raw=False)
+    return [f for f in found if f.name == "terminal_at_limit"]
 
 
 def _ends_and_limit(
@@ -736,12 +754,12 @@ def _warn(dataset_id: str, words: str) -> None:
     warnings.warn(f"{dataset_id}: {words}", DataWarning, stacklevel=4)
 
 
-def refuse(report: Report) -> None:
-    """The strict reading: UserError if the set has a severe defect."""
+def refuse(report: Report, look: str = "") -> None:
+    """The strict reading: UserError if the set has a severe defect. `look` is the command that shows it."""
     if report.severe:
         raise UserError(
             f"{report.id}: {_summary(report)}; strict=true refuses it "
-            f"(see: offbench data check {report.id})"
+            f"(see: {look or f'offbench data check {report.id}'})"
         )
 
 

@@ -68,7 +68,7 @@ def places(kind: Kind) -> list[Path]:
         "ogbench": Path.home() / ".ogbench" / "data",
     }
     if kind == "d4rl" and (named := os.environ.get("D4RL_DATASET_DIR")):
-        native["d4rl"] = Path(named) / "datasets"
+        native["d4rl"] = Path(named)
     return [cache_dir() / kind, native[kind].expanduser()]
 
 

@@ -11,7 +11,9 @@ import contextlib
 import functools
 import hashlib
 import io
+import json
 import os
+import shlex
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from offbench.tasks import doctor
     from offbench.tasks.catalog import Card
     from offbench.tasks.formats.arrays import Reading
+    from offbench.tasks.formats.spaces import Space
     from offbench.types import Spec
 
 Actions = Literal["env", "unit"]
@@ -94,9 +97,13 @@ class Task:
 
         data = _LOADERS[self.source](self)
         if defects == "refuse":
-            doctor.refuse(self.report(data))
+            doctor.refuse(self.report(data), self.check_command)
         elif defects == "warn":
-            doctor.warn_once(self.report())
+            report = self.report()
+            if self.source == "path" and "terminal_at_limit" not in report:
+                more = doctor.terminals_at_limit(data, doctor.Facts.of(self))
+                report = replace(report, findings=(*report.findings, *more))
+            doctor.warn_once(report)
         sizes = data.obs.shape[1], data.action.shape[1]
         discrete = one_hot(data.action, data.valid)
         limit = self.max_episode_steps or int(data.episode.bincount().max()) - 1
@@ -111,7 +118,7 @@ class Task:
         made = compose.parse(self.id)
         parts = () if isinstance(made, str) else made.leaves
         sets = [load_task(part) for part in parts] or [self]
-        known = tuple(f for t in sets for f in (*doctor.known_defects(t.id), *_of_this_copy(t)))
+        known = tuple(f for t in sets for f in (*doctor.known_defects(t.id), *of_this_copy(t)))
         seen = self.sha256
         if self.source == "path" and seen != NOT_HERE:  # its environment says how it is read
             seen = hashlib.sha256(f"{seen} {self.env} {self.reading}".encode()).hexdigest()
@@ -126,6 +133,18 @@ class Task:
             return doctor.Report(self.id, 0, 0, known)
         rest = tuple(f for f in found.findings if f.name not in ("known_defect", *_OF_THIS_COPY))
         return replace(found, findings=(*known, *rest))
+
+    @property
+    def check_command(self) -> str:
+        """What to type to see what the dataset doctor says of the set, read as this task reads it."""
+        if self.source != "path":
+            return f"offbench data check {self.id}"
+        more = f" --env {shlex.quote(self.env)}" if self.env else ""
+        if self.reading is not None and self.reading.limit_given:
+            more += f" --limit {self.max_episode_steps}"
+        if self.reading is not None and self.reading.unit:
+            more += " --actions unit"
+        return f"offbench data check {shlex.quote(str(self.root))}{more}"
 
     @property
     def rules(self) -> dict[str, str]:
@@ -213,12 +232,13 @@ class Task:
 
 
 _SCORING = ("score", "ref_min", "ref_max", "max_episode_steps")
-_OF_THIS_COPY = ("collected_again", "evaluation_maze")
+_OF_THIS_COPY = ("collected_again", "evaluation_maze", "action_bounds")
 
 
-def _of_this_copy(task: Task) -> "list[doctor.Finding]":
-    """What lies beside the data says: that `offbench data make` has collected a published set again,
-    or that a Minari set's metadata name another maze for evaluation."""
+def of_this_copy(task: Task) -> "list[doctor.Finding]":
+    """What the files around the data say: that `offbench data make` has collected a published set
+    again, or that a Minari set's metadata name another maze, or other bounds of actions, than those of
+    the environment it is evaluated in."""
     from offbench.tasks import doctor
     from offbench.tasks.formats import minari
 
@@ -230,13 +250,44 @@ def _of_this_copy(task: Task) -> "list[doctor.Finding]":
         )
         found.append(doctor.Finding("collected_again", "severe", words))
     if here and (task.root / "data" / "metadata.json").is_file():
-        if minari.metadata(task.root, name=task.id).other_maze:
+        meta = minari.metadata(task.root, name=task.id)
+        found += _other_bounds(task, meta.action)
+        if meta.other_maze:
             words = (
                 f"{task.env} is evaluated in another maze than the data were recorded in: its metadata "
                 "name one with other walls (Minari issue 304)"
             )
             found.append(doctor.Finding("evaluation_maze", "severe", words))
     return found
+
+
+def _other_bounds(task: Task, recorded: "Space") -> "list[doctor.Finding]":
+    """Actions are scaled from the bounds they were recorded in, and played in those of the environment.
+    Nothing where the environment cannot be made: evaluation says so."""
+    from offbench.tasks import doctor
+
+    if task.refused is not None or recorded.low is None or recorded.high is None:
+        return []
+    try:
+        box = _bounds(task.env, json.dumps(dict(task.env_kwargs), sort_keys=True, default=str), task.id)
+    except UserError:
+        return []
+    theirs = [np.ravel(b) for b in (recorded.low, recorded.high)]
+    if box is None or all(a.shape == np.shape(b) and np.allclose(a, b) for a, b in zip(theirs, box)):
+        return []
+    span = lambda low, high: f"[{np.min(low):g}, {np.max(high):g}]"
+    words = (
+        f"actions were recorded in {span(*theirs)} ({len(theirs[0])} features), {task.env} takes {span(*box)}"
+        f" ({len(box[0])}): a recorded action is played as another one"
+    )
+    return [doctor.Finding("action_bounds", "severe", words)]
+
+
+@functools.cache
+def _bounds(env: str, kwargs: str, name: str) -> "tuple[tuple[float, ...], tuple[float, ...]] | None":
+    """The action bounds of an environment, None where its actions are choices."""
+    found = read_for(env, json.loads(kwargs), name, 1, False)
+    return None if found.low is None or found.high is None else (found.low, found.high)
 
 
 def _load_embedded(task: Task) -> "ReplayData":
@@ -569,7 +620,7 @@ def own_task(
         raise unknown("actions", actions, get_args(Actions))
     reading = None
     if env and (layout != "minari" or max_episode_steps is None):
-        reading = _reading(env, kwargs, name, max_episode_steps, given, actions)
+        reading = read_for(env, kwargs, name, max_episode_steps, given, actions)
         max_episode_steps = reading.max_episode_steps
     elif layout == "steps":
         reading = arrays.reading(path, name, actions=actions, n_actions=n_actions, limit=max_episode_steps)
@@ -589,8 +640,8 @@ def own_task(
     )
 
 
-def _reading(
-    env: str, kwargs: Mapping[str, Any], name: str, limit: int | None, given: bool, actions: str
+def read_for(
+    env: str, kwargs: Mapping[str, Any], name: str, limit: int | None, given: bool, actions: str = "env"
 ) -> "Reading":
     """What an environment says of how data recorded in it are read."""
     from gymnasium.spaces import Box, Discrete
@@ -608,6 +659,8 @@ def _reading(
     if isinstance(space, Discrete):
         return replace(found, n_actions=int(space.n), first_action=int(space.start))
     bounded = isinstance(space, Box) and np.isfinite([space.low, space.high]).all()
-    if actions == "unit" or not bounded:
+    if actions == "unit":
+        return replace(found, unit=True)
+    if not bounded:
         return found
     return replace(found, low=tuple(space.low.ravel().tolist()), high=tuple(space.high.ravel().tolist()))

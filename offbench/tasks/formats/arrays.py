@@ -1,18 +1,20 @@
 """Your own data: arrays in memory, or a file or folder in one of the known layouts.
 
     HDF5 or npz with one row a step (`offbench.tasks.formats.d4rl`), npz in OGBench's layout (or a folder of
-    them), a Minari folder (it holds `data`). `save` writes the first.
+    them), a Minari folder (it holds `data`). `save_data` writes the first.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from offbench import io
 from offbench.data.replay import ACTION_TOLERANCE, ReplayData, from_flat
 from offbench.errors import UserError
-from offbench.tasks.formats import columns, d4rl, minari, ogbench
+from offbench.tasks.formats import columns, d4rl, foreign, minari, ogbench
 
 Layout = Literal["steps", "ogbench", "minari"]
 
@@ -27,10 +29,17 @@ def from_arrays(
     *,
     name: str = "arrays",
 ) -> ReplayData:
-    """Arrays with one row a step, as Gymnasium gives them; see `offbench.data.replay.from_flat`."""
+    """A set of arrays with one row a step, episodes one after another, as Gymnasium gives them.
+
+    observations (N, O) and next_observations (N, O), the observation after each step; actions (N, A) in
+    [-1, 1], or (N,) whole numbers that are choices; rewards, terminations and truncations (N,). Without
+    next_observations the last step of an episode that was truncated gives its observation and is no
+    transition. Raises UserError naming `name` where the arrays do not go together.
+    """
+    action = d4rl.actions(np.asarray(actions), None, "actions", name)
     end = np.asarray(terminations, bool) | np.asarray(truncations, bool)
     return from_flat(
-        observations, actions, rewards, terminations, end, next_obs=next_observations, name=name
+        observations, action, rewards, terminations, end, next_obs=next_observations, name=name
     )
 
 
@@ -42,6 +51,8 @@ class Reading:
     max_episode_steps: int | None = None
     # whether the owner gave it, or the environment is asked
     limit_given: bool = False
+    # the owner says that actions were recorded in [-1, 1]
+    unit: bool = False
     # (A,) bounds that recorded actions are scaled from, of the environment or, without one, of what was
     # recorded; None: they are in [-1, 1]
     low: tuple[float, ...] | None = None
@@ -61,12 +72,15 @@ def reading(
 ) -> Reading:
     """How a file of steps is read without an environment: continuous actions that go beyond [-1, 1] are
     scaled from the range that was recorded, number by number. `actions="unit"` leaves them as they are."""
-    found = Reading(max_episode_steps=limit, limit_given=limit is not None, n_actions=n_actions)
+    unit = actions == "unit"
+    found = Reading(
+        max_episode_steps=limit, limit_given=limit is not None, n_actions=n_actions, unit=unit
+    )
     with columns.opened(path, name) as file:
         called = columns.names(file, name)
         # `steps` says what is missing
         recorded = file.array(called["actions"]) if "actions" in called else np.zeros(0)
-    if recorded.dtype.kind != "f" or actions == "unit" or n_actions is not None or not recorded.size:
+    if recorded.dtype.kind != "f" or unit or n_actions is not None or not recorded.size:
         return found
     rows = recorded.reshape(len(recorded), -1).astype(np.float64)
     low, high = rows.min(0), rows.max(0)
@@ -79,6 +93,7 @@ def reading(
 
 def layout(path: Path, *, name: str) -> Layout:
     """What kind of data lies at a path, judged by its ending and what is in it."""
+    foreign.refuse_pickle(path, name)
     if path.is_dir():
         if (path / "data").is_dir():
             return "minari"
@@ -92,6 +107,10 @@ def layout(path: Path, *, name: str) -> Layout:
     if path.suffix == ".npz":
         with columns.opened(path, name) as file:
             return "ogbench" if _is_ogbench(set(file.keys())) else "steps"
+    if path.suffix.lower() in (".csv", ".tsv", ".parquet"):
+        raise UserError(
+            f"{columns.at(path, name)} is a table; write it in offbench's layout once: {columns.import_command(path)}"
+        )
     raise UserError(
         f"{name}: {path} is none of .hdf5 or .npz (one row a step), .npz as OGBench has it, or a Minari"
         " folder"
@@ -128,20 +147,28 @@ def load(
 
 
 def steps(path: Path, *, name: str, reading: Reading) -> tuple[d4rl.Raw, d4rl.Boundaries]:
-    """The rows of a file with their actions scaled to [-1, 1], and where its episodes end.
+    """The rows of a file, and where its episodes end; see `divide`."""
+    raw = d4rl.read(
+        path, name=name, n_actions=reading.n_actions, first_action=reading.first_action
+    )
+    return divide(raw, name=name, reading=reading)
+
+
+def divide(raw: d4rl.Raw, *, name: str, reading: Reading) -> tuple[d4rl.Raw, d4rl.Boundaries]:
+    """Rows with their actions scaled to [-1, 1], and where their episodes end.
 
     Raises UserError for an action outside the environment's bounds, and for a file with terminals
     alone that was cut at a limit which nobody gave.
     """
-    raw = d4rl.read(
-        path, name=name, n_actions=reading.n_actions, first_action=reading.first_action
-    )
     raw = raw._replace(action=_scaled(raw.action, reading, name))
-    if d4rl.leads_on_at_every_timeout(raw):
+    if marked := d4rl.leads_on_at_every_mark(raw):
+        column, count = marked
+        called = raw.called.get(column, column)
+        what = "time-outs" if column == "timeouts" else f"ends of episodes ({called})"
         raise UserError(
-            f"{name}: at every one of its {int(raw.timeout.sum())} time-outs the next observation is the row that"
+            f"{name}: at every one of its {count} {what} the next observation is the row that"
             " follows: either nothing was reset there, or the recorder kept the first observation of the next"
-            " episode; leave out timeouts in the first case, next_observations in the second"
+            f" episode; leave out {called} in the first case, next_observations in the second"
         )
     at = d4rl.boundaries(raw, reading.max_episode_steps, name=name)
     unmarked = raw.timeout is None and raw.end is None and raw.done is None and raw.next_obs is None
@@ -178,24 +205,95 @@ def _refuse_to_guess(raw: d4rl.Raw, limit: int | None, name: str) -> None:
         return
     raise UserError(
         f"{name}: {longest} rows without a terminal, and nothing says where episodes were cut; add"
-        f" timeouts, or give the recorder's limit: task.max_episode_steps={limit} is the environment's"
+        f" timeouts, or give the recorder's limit: task.max_episode_steps={limit} (in data commands --limit {limit})"
+        " is the environment's"
     )
 
 
-def save(data: ReplayData, path: Path) -> None:
-    """Write a set as the npz that `load` reads: `observations, actions, rewards, terminals` and
-    `ends` (the last row of an episode) with one row a step, `next_observations` with one row an
-    episode."""
+def save_data(data: ReplayData, path: str | Path) -> None:
+    """Write a set as an .npz or .hdf5 that `load` reads: `observations, actions, rewards, terminals`
+    and `ends` (the last row of an episode) with one row a step, `next_observations` with one row an
+    episode. Actions are in [-1, 1], choices one-hot, as in the set.
+
+    The file gets its name when it is whole. UserError for another ending, or a folder that cannot be
+    written.
+    """
+    write(data, data.action.numpy()[data.valid.numpy()], Path(path))
+
+
+def write(data: ReplayData, action: np.ndarray, path: Path) -> None:
+    """The same with other actions, one row for each transition: as they were recorded."""
     valid = data.valid.numpy()
     last = np.flatnonzero(~valid)
     end = np.zeros(len(valid), bool)
     end[last - 1] = True
-    np.savez_compressed(
-        path,
-        observations=data.obs.numpy()[valid],
-        actions=data.action.numpy()[valid],
-        rewards=data.reward.numpy()[valid],
-        terminals=data.terminal.numpy()[valid],
-        ends=end[valid],
-        next_observations=data.obs.numpy()[last],
+    content = {
+        "observations": data.obs.numpy()[valid],
+        "actions": action,
+        "rewards": data.reward.numpy()[valid],
+        "terminals": data.terminal.numpy()[valid],
+        "ends": end[valid],
+        "next_observations": data.obs.numpy()[last],
+    }
+    check_ending(path)
+    try:
+        with io.replacing(path) as beside:
+            if path.suffix == ".npz":
+                np.savez_compressed(beside, **content)
+                return
+            import h5py
+
+            with h5py.File(beside, "w") as file:
+                for key, x in content.items():
+                    file.create_dataset(key, data=x, compression="gzip")
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror or error})") from None
+
+
+def convert(
+    read: foreign.Read, dest: Path, *, name: str, reading: Reading, unit: bool = False
+) -> tuple[ReplayData, d4rl.Boundaries]:
+    """Write the columns of a foreign file in offbench's layout, and give the set and where its episodes end.
+
+    Actions are written as they were recorded, in the environment's bounds (`unit`: they were recorded
+    in [-1, 1]), whole numbers as whole numbers, so that a run scales them exactly once.
+    Raises UserError for whatever a run would refuse; nothing is written then.
+    """
+    column = dict(read.columns)
+    recorded = column["actions"]
+    if reading.low is not None and reading.high is not None:
+        # the environment's actions are continuous
+        recorded = recorded.astype(np.float64) if recorded.dtype.kind in "iub" else recorded
+        if unit:
+            d4rl.build(*_divided(column, read, name, replace(reading, low=None, high=None)), name=name)
+            low, high = (np.array(x, np.float64) for x in (reading.low, reading.high))
+            recorded = low + (recorded.reshape(len(recorded), -1) + 1) * (high - low) / 2
+        column["actions"] = recorded
+    raw, at = _divided(column, read, name, reading)
+    largest = float(np.abs(raw.action).max(initial=0.0))
+    if reading.low is None and np.isfinite(largest) and largest > 1 + ACTION_TOLERANCE:
+        raw = raw._replace(action=raw.action / largest)
+    data = d4rl.build(raw, at, name=name)
+    choices = recorded.size == len(recorded) and (
+        recorded.dtype.kind in "iu" or reading.n_actions is not None
     )
+    recorded = recorded.reshape(-1).astype(np.int64) if choices else recorded.reshape(len(recorded), -1)
+    # the last row of an episode that was cut leads nowhere where no next observations are recorded
+    kept = ~at.end | at.terminal if raw.next_obs is None else np.ones(len(at.end), bool)
+    write(data, recorded[kept] if choices else recorded[kept].astype(np.float32), dest)
+    return data, at
+
+
+def _divided(
+    column: Mapping[str, np.ndarray], read: foreign.Read, name: str, reading: Reading
+) -> tuple[d4rl.Raw, d4rl.Boundaries]:
+    raw = d4rl.raw(
+        column, read.called, name=name, n_actions=reading.n_actions, first_action=reading.first_action
+    )
+    return divide(raw, name=name, reading=reading)
+
+
+def check_ending(path: Path) -> None:
+    """UserError for a file that would be written in no layout that can be read again."""
+    if path.suffix not in (".npz", ".hdf5", ".h5"):
+        raise UserError(f"{path}: offbench's own layout is written as .npz or .hdf5")

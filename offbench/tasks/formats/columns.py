@@ -1,19 +1,22 @@
 """Arrays of a file with one row a step, under the names that people give them.
 
-    observations       observations, obs, states
+    observations       observations, observation, obs, states
     actions            actions, action
     rewards            rewards, reward
-    terminals          terminals, terminations, terminated: the environment ended
-    timeouts           timeouts, truncations, truncated: a time limit, or the recorder, cut the episode
+    terminals          terminals, terminal, terminations, terminated: the environment ended
+    timeouts           timeouts, timeout, truncations, truncated: a time limit, or the recorder, cut the episode
     ends               ends, episode_terminals, episode_ends: the last row of an episode, for either reason
     dones              dones, done: an end that may be either
     episodes           episodes, episode, episode_id, trajectory_id: a number for each episode
-    next_observations  next_observations, next_obs, next_states
+    starts             starts, index: the first row of each episode (NeoRL); not where it has a number a step
+    next_observations  next_observations, next_observation, next_obs, next_states
 
 HDF5 and npz are read alike; d3rlpy's files (version 1) have `episode_terminals`. A file with two
-names for one thing is refused.
+names for one thing is refused. Other names are given as a mapping from a column to the keys it is
+made of, side by side.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,17 +34,22 @@ if TYPE_CHECKING:
 
 NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "observations": ("observations", "obs", "states"),
+        "observations": ("observations", "observation", "obs", "states"),
         "actions": ("actions", "action"),
         "rewards": ("rewards", "reward"),
-        "terminals": ("terminals", "terminations", "terminated"),
-        "timeouts": ("timeouts", "truncations", "truncated"),
+        "terminals": ("terminals", "terminal", "terminations", "terminated"),
+        "timeouts": ("timeouts", "timeout", "truncations", "truncated"),
         "ends": ("ends", "episode_terminals", "episode_ends"),
         "dones": ("dones", "done"),
         "episodes": ("episodes", "episode", "episode_id", "trajectory_id"),
-        "next_observations": ("next_observations", "next_obs", "next_states"),
+        "starts": ("starts", "index"),
+        "next_observations": ("next_observations", "next_observation", "next_obs", "next_states"),
     }
 )
+Keys = Mapping[str, tuple[str, ...]]
+"""Column -> the keys of a file that it is made of, side by side."""
+
+
 class Columns(Protocol):
     """An open file of named arrays."""
 
@@ -60,10 +68,18 @@ class _Hdf5:
         return list(self.file)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return hdf5.shape(self.file, key, self.name)
+        return hdf5.shape(*self._at(key))
 
     def array(self, key: str) -> np.ndarray:
-        return hdf5.array(self.file, key, self.name)
+        return hdf5.array(*self._at(key))
+
+    def _at(self, key: str) -> "tuple[h5py.Group, str, str]":
+        """The group that `a/b/c` lies in, and `c`; no link is followed on the way."""
+        *above, last = key.split("/")
+        parent = self.file
+        for part in above:
+            parent = hdf5.group(parent, part, self.name)
+        return parent, last, self.name
 
 
 class _Npz:
@@ -74,7 +90,7 @@ class _Npz:
         return list(self.file.members)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return self.file.members[key].shape
+        return self.file.member(key).shape
 
     def array(self, key: str) -> np.ndarray:
         return self.file.read(key)
@@ -91,43 +107,89 @@ def opened(path: Path, name: str) -> Iterator[Columns]:
             yield _Hdf5(file, name)
 
 
-def names(file: Columns, name: str) -> dict[str, str]:
-    """What a file calls each column it has. UserError for two names of one column."""
+def names(file: Columns, name: str, given: Keys = MappingProxyType({})) -> dict[str, tuple[str, ...]]:
+    """The keys of each column that a file has; `given` ones come before the names above.
+
+    UserError for two names of one column.
+    """
     keys = set(file.keys())
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, ...]] = {}
     for column, spellings in NAMES.items():
         present = [s for s in spellings if s in keys]
-        if len(present) > 1:
+        if column in given:
+            found[column] = given[column]
+        elif len(present) > 1:
             raise UserError(f"{name}: {present[0]!r} and {present[1]!r} are both {column}; keep one")
-        if present:
-            found[column] = present[0]
+        elif present:
+            found[column] = (present[0],)
     return found
 
 
 def read(path: Path, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The columns of a file by the names above, all with one row a step, and what the file calls each.
+    """The columns of a file by the names above, and what the file calls each; see `gather`."""
+    with opened(path, name) as file:
+        return gather(file, path, name)
+
+
+def gather(
+    file: Columns, path: Path, name: str, given: Keys = MappingProxyType({})
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The columns of an open file, all with one row a step, and what the file calls each.
 
     Raises UserError where observations, actions, rewards or terminals (or dones) are missing, and
     for arrays that differ in length.
     """
-    with opened(path, name) as file:
-        called = names(file, name)
-        for column in ("observations", "actions", "rewards"):
-            if column not in called:
-                have = ", ".join(map(repr, file.keys()[:12])) or "nothing"
-                raise UserError(f"{name}: there is no {column!r} in {path.name} (found: {have})")
-        if "terminals" not in called and "dones" not in called:
-            have = ", ".join(map(repr, file.keys()[:12]))
+    keys = names(file, name, given)
+    have = ", ".join(map(repr, file.keys()[:12])) or "nothing"
+    for column in ("observations", "actions", "rewards"):
+        if column not in keys:
             raise UserError(
-                f"{name}: there is no 'terminals' in {path.name} (found: {have}); it says at which steps the"
-                " environment ended, zeros where it never did"
+                f"{name}: there is no {column!r} in {path.name} (found: {have}){_elsewhere(file, path)}"
             )
-        rows = {column: next(iter(file.shape(key)), 0) for column, key in called.items()}
-        per_episode = "ends" in called and rows.get("next_observations") != rows["observations"]
-        compared = {c: n for c, n in rows.items() if not (per_episode and c == "next_observations")}
-        if len(set(compared.values())) > 1:
-            words = ", ".join(f"{n} {called[column]}" for column, n in compared.items())
-            raise UserError(f"{name}: arrays differ in length: {words}")
-        if not rows["observations"]:
-            raise UserError(f"{name}: no episodes ({path} has no rows)")
-        return {column: file.array(key) for column, key in called.items()}, called
+    if "terminals" not in keys and "dones" not in keys:
+        raise UserError(
+            f"{name}: there is no 'terminals' in {path.name} (found: {have}); it says at which steps the"
+            " environment ended, zeros where it never did"
+        )
+    rows = {c: [next(iter(file.shape(key)), 0) for key in parts] for c, parts in keys.items()}
+    if "starts" in keys and "starts" not in given and rows["starts"] == rows["observations"]:
+        del keys["starts"], rows["starts"]
+    called = {column: "+".join(parts) for column, parts in keys.items()}
+    per_episode = "ends" in keys and rows.get("next_observations") != rows["observations"]
+    apart = {"starts"} | ({"next_observations"} if per_episode else set())
+    compared = {c: n for c, n in rows.items() if c not in apart}
+    if len({n for column in compared.values() for n in column}) > 1:
+        words = ", ".join(f"{n[0]} {called[column]}" for column, n in compared.items())
+        raise UserError(f"{name}: arrays differ in length: {words}")
+    if not rows["observations"][0]:
+        raise UserError(f"{name}: no episodes ({path} has no rows)")
+    return {column: _side_by_side(file, parts) for column, parts in keys.items()}, called
+
+
+def _side_by_side(file: Columns, keys: tuple[str, ...]) -> np.ndarray:
+    """(N, ...) of one key as it is, (N, features) of several."""
+    if len(keys) == 1:
+        return file.array(keys[0])
+    parts = [file.array(key) for key in keys]
+    return np.concatenate([x.reshape(len(x), -1) for x in parts], axis=1)
+
+
+def _elsewhere(file: Columns, path: Path) -> str:
+    """Where a file goes that has another layout, by the keys at its top."""
+    keys = set() if path.suffix == ".npz" else set(file.keys())
+    if "episode_0" in keys:
+        return "; a Minari set is given as the folder that holds `data`"
+    for layout, mark in (("d3rlpy", "num_episodes"), ("robomimic", "data")):
+        if mark in keys:
+            return f"; {layout}'s layout is written as offbench's once: {import_command(path)}"
+    return ""
+
+
+def at(path: Path, name: str) -> str:
+    """What a message begins with: the name, and the path where it is another."""
+    return name if name == str(path) else f"{name}: {path}"
+
+
+def import_command(path: Path) -> str:
+    """What to type to have a file of another layout written as offbench's."""
+    return f"offbench data import {shlex.quote(str(path))} --to {shlex.quote(path.stem + '-offbench.npz')}"

@@ -96,6 +96,18 @@ def read(
 ) -> Raw:
     """The arrays of a file. UserError where they are not rows of steps."""
     column, called = columns.read(path, name)
+    return raw(column, called, name=name, n_actions=n_actions, first_action=first_action)
+
+
+def raw(
+    column: Mapping[str, np.ndarray],
+    called: Mapping[str, str],
+    *,
+    name: str,
+    n_actions: int | None = None,
+    first_action: int = 0,
+) -> Raw:
+    """The same of columns by their names (`offbench.tasks.formats.columns`), wherever they come from."""
     flags = {
         key: _flag(column[key], called[key], name)
         for key in ("terminals", "timeouts", "ends", "dones")
@@ -107,6 +119,9 @@ def read(
         number = _vector(column["episodes"], called["episodes"], name)
         changes = np.append(number[1:] != number[:-1], True)
         end = changes if end is None else end | changes
+    if "starts" in column:
+        starts = _after_starts(column["starts"], len(none), called["starts"], name)
+        end = starts if end is None else end | starts
     after = column.get("next_observations")
     if after is not None and after.shape[1:] != column["observations"].shape[1:]:
         raise UserError(
@@ -124,6 +139,17 @@ def read(
         flags.get("dones"),
         called,
     )
+
+
+def _after_starts(x: np.ndarray, n: int, key: str, name: str) -> np.ndarray:
+    """(N,) bool: the rows before those at which episodes begin, and the last one."""
+    first = _vector(x, key, name)
+    right = len(first) and first.dtype.kind in "iu" and first[0] == 0 and first[-1] < n
+    if not right or (np.diff(first.astype(np.int64)) <= 0).any():
+        raise UserError(f"{name}: {key} must be the first row of each episode, 0 first, each below {n}")
+    end = np.zeros(n, bool)
+    end[np.append(first[1:], n).astype(np.int64) - 1] = True
+    return end
 
 
 def actions(
@@ -197,7 +223,7 @@ def boundaries(raw: Raw, max_episode_steps: int | None, *, name: str) -> Boundar
 
     def add(why: str, more: np.ndarray) -> None:
         nonlocal end
-        counts[why] = more & ~end
+        counts[why] = counts.get(why, False) | more & ~end
         end = end | more
 
     if raw.timeout is not None:
@@ -205,7 +231,7 @@ def boundaries(raw: Raw, max_episode_steps: int | None, *, name: str) -> Boundar
     if raw.done is not None:
         add(called("dones"), raw.done)
     if raw.end is not None:
-        add(called("episodes" if "episodes" in raw.called else "ends"), raw.end)
+        add(called(_mark(raw)), raw.end)
     if raw.timeout is None and raw.end is None and raw.done is None:
         add(f"the limit of {max_episode_steps} steps", _at_limit(terminal, max_episode_steps))
     if raw.next_obs is not None and len(raw.next_obs) == len(raw.obs):
@@ -245,12 +271,23 @@ def _terminals_of_dones(raw: Raw, limit: int | None, name: str) -> np.ndarray:
     return raw.done
 
 
-def leads_on_at_every_timeout(raw: Raw) -> bool:
-    """Whether `next_observations` say of all time-outs, and there are two at least, that they end nothing."""
-    if raw.timeout is None or raw.next_obs is None or len(raw.next_obs) != len(raw.obs):
-        return False
-    inside = raw.timeout[:-1] & ~raw.terminal[:-1]
-    return int(inside.sum()) > 1 and bool(_goes_on(raw)[:-1][inside].all())
+def _mark(raw: Raw) -> str:
+    """The column that marks the last rows of episodes."""
+    return next((c for c in ("episodes", "starts") if c in raw.called), "ends")
+
+
+def leads_on_at_every_mark(raw: Raw) -> tuple[str, int] | None:
+    """The column of time-outs, or of starts, of which `next_observations` say at every mark, and there
+    are two at least, that nothing ends there; and the number of marks."""
+    if raw.next_obs is None or len(raw.next_obs) != len(raw.obs):
+        return None
+    marks = {"timeouts": raw.timeout, "starts": raw.end if "starts" in raw.called else None}
+    for column, mark in marks.items():
+        row = np.empty(0, int) if mark is None else np.flatnonzero(mark[:-1] & ~raw.terminal[:-1])
+        if len(row) > 1 and _same(raw, row).all():
+            assert mark is not None
+            return column, int(mark.sum())
+    return None
 
 
 def _at_limit(terminal: np.ndarray, limit: int | None) -> np.ndarray:

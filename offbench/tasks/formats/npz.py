@@ -118,12 +118,16 @@ class Npz:
             )
         return member
 
-    def read(self, key: str) -> np.ndarray[Any, Any]:
-        """The numbers of one array. UserError where it is absent, no numbers, or damaged."""
+    def member(self, key: str) -> Member:
+        """What is declared of one array. UserError where it is absent."""
         if key not in self.members:
             have = ", ".join(map(repr, list(self.members)[:12])) or "nothing"
             raise UserError(f"{self.name}: there is no {key!r} in {self.path.name} (found: {have})")
-        member = self.members[key]
+        return self.members[key]
+
+    def read(self, key: str) -> np.ndarray[Any, Any]:
+        """The numbers of one array. UserError where it is absent, no numbers, or damaged."""
+        member = self.member(key)
         if member.dtype.kind not in "fiub":
             raise UserError(f"{self.name}: {key!r} holds {member.dtype}, not numbers")
         check_room(member.nbytes, f"{key!r} {member.shape}", self.name)

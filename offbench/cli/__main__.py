@@ -1,0 +1,7 @@
+"""`python -m offbench.cli`, the same as the command `offbench`."""
+
+import sys
+
+from offbench.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,60 @@
+"""Every command and every Python block of docs/*.md runs as it stands, one page after another in one folder."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def commands(text: str) -> list[list[str]]:
+    """The command lines of a block; a backslash goes on, a comment is left out."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+@pytest.mark.env
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_a_page_runs_as_it_stands(page, tmp_path, monkeypatch):
+    from offbench.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OFFBENCH_DATA", str(tmp_path / "cache"))
+    names: dict = {}
+    for language, text in BLOCK.findall(page.read_text()):
+        if language == "python":
+            exec(compile(text, page.name, "exec"), names)
+            continue
+        for program, *words in commands(text):
+            assert program == "offbench", f"{page.name}: {program} is not run here"
+            assert main(words) == 0, f"{page.name}: offbench {shlex.join(words)}"
+
+
+def test_there_are_pages_and_a_wrong_command_is_found(tmp_path, capsys):
+    from offbench.cli.main import main
+
+    assert any(language == "sh" for page in PAGES for language, _ in BLOCK.findall(page.read_text()))
+    assert commands("offbench a \\\n  b  # c\n\n# d\n") == [["offbench", "a", "b"]]
+    assert main(["data", "chekc", "x"]) == 2
+
+
+def test_the_columns_of_the_page_are_those_that_are_known():
+    from offbench.tasks.formats.columns import NAMES
+
+    text = (ROOT / "docs" / "data.md").read_text()
+    for column, spellings in NAMES.items():
+        row = ", ".join(f"`{s}`" for s in spellings)
+        assert f"| {column.replace('_', ' ')} | {row} |" in text, column
+
+
+def test_the_program_that_a_shell_runs_is_this_one():
+    run = subprocess.run(
+        [sys.executable, "-m", "offbench.cli", "data", "--help"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert run.returncode == 0
