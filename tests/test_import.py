@@ -405,6 +405,14 @@ def test_episodes_of_one_step_cannot_be_repeated_and_are_told_in_one_line(tmp_pa
     assert "50 episodes of 1 steps" in said and "no recorded step has a next row" in said
 
 
+def test_a_link_is_not_followed_to_guess_a_format(tmp_path):
+    write_robomimic(tmp_path / "a.h5", steps())
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["data"] = h5py.ExternalLink(str(tmp_path / "a.h5"), "data")
+    with pytest.raises(UserError, match="'data' is a link; links in data files are not followed"):
+        main(["import", str(tmp_path / "b.h5"), "--to", str(tmp_path / "o.npz")])
+
+
 class Bomb:
     def __reduce__(self):
         return os.mkdir, (os.environ["BOMB"],)

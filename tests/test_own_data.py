@@ -459,7 +459,7 @@ shapes = st.sampled_from([(), (0,), (6,), (6, 1), (6, 2), (2, 3), (2, 3, 2), (6,
 kinds = st.sampled_from(["<f4", "<f8", "<i8", "?", "<U3", "<c8", "<u1"])
 keys = st.sampled_from(
     ["observations", "obs", "actions", "action", "rewards", "terminals", "terminations", "timeouts",
-     "dones", "ends", "episode_id", "next_observations", "masks", "valids", "qpos", "other"]
+     "dones", "ends", "episode_id", "next_observations", "masks", "valids", "qpos", "index", "other"]
 )  # fmt: skip
 layouts = st.dictionaries(keys, st.tuples(shapes, kinds, st.integers(0, 3)), max_size=9)
 WHOLE = {

@@ -134,7 +134,7 @@ def _guess_hdf5(path: Path, name: str) -> Format:
             return "d3rlpy"
         import h5py
 
-        if hdf5.has(file, "data") and isinstance(file.get("data"), h5py.Group):
+        if hdf5.has(file, "data") and isinstance(hdf5.child(file, "data", name), h5py.Group):
             return "robomimic"
     return "hdf5"
 
