@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from offbench.bench.hydra import options
+from offbench.cli import main
 from offbench.cli.listing import _parity, _updates
-from offbench.cli.main import main
 from offbench.data.replay import episode_returns
 from offbench.errors import UserError
 from offbench.tasks.doctor import DataWarning

@@ -6,7 +6,7 @@ import pytest
 from test_records import episodes, provenance, spec
 
 from offbench.bench.loggers import Wandb
-from offbench.cli import main as cli
+from offbench.cli import main
 from offbench.errors import UserError
 from offbench.results.diagnostics import COLUMNS, mean_lengths, measure, start_values, write
 from offbench.results.store import Store
@@ -174,7 +174,7 @@ def test_nothing_to_show_is_said_in_one_line(store, tmp_path, capsys):
         write(data[data["entry"] == "bc"], runs, curves, tmp_path / "none")
     assert not (tmp_path / "none").exists()
     for root in (tmp_path / "absent", tmp_path):  # of another suite only
-        assert cli.main(["diagnose", f"results={root}"]) == 2
+        assert main(["diagnose", f"results={root}"]) == 2
         error = capsys.readouterr().err
         assert (
             error.count("\n") == 1 and "nothing recorded for quick" in error and str(root) in error

@@ -22,7 +22,7 @@ def commands(text: str) -> list[list[str]]:
 @pytest.mark.env
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_a_page_runs_as_it_stands(page, tmp_path, monkeypatch):
-    from offbench.cli.main import main
+    from offbench.cli import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OFFBENCH_DATA", str(tmp_path / "cache"))
@@ -37,7 +37,7 @@ def test_a_page_runs_as_it_stands(page, tmp_path, monkeypatch):
 
 
 def test_there_are_pages_and_a_wrong_command_is_found(tmp_path, capsys):
-    from offbench.cli.main import main
+    from offbench.cli import main
 
     assert any(language == "sh" for page in PAGES for language, _ in BLOCK.findall(page.read_text()))
     assert commands("offbench a \\\n  b  # c\n\n# d\n") == [["offbench", "a", "b"]]

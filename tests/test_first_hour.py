@@ -11,7 +11,7 @@ from rich.console import Console
 
 from offbench.bench.plan import plan
 from offbench.cli import bench, board, describe
-from offbench.cli.main import COMMANDS, main
+from offbench.cli.app import COMMANDS, main
 from offbench.tasks import task as tasks
 
 ROOT = Path(__file__).resolve().parents[1]

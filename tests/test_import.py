@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from offbench.cli.app import main as cli
 from offbench.cli.data import main
-from offbench.cli.main import main as cli
 from offbench.data.replay import from_flat
 from offbench.errors import UserError
 from offbench.tasks.formats import arrays, foreign

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from offbench.bench import kept
-from offbench.cli.main import main
+from offbench.cli import main
 from offbench.errors import UserError
 from offbench.results.store import Store
 from offbench.tasks.task import load_task

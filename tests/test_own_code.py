@@ -20,7 +20,7 @@ from torch import nn
 from torch.func import grad_and_value
 
 from offbench import evaluate_policy, rng
-from offbench.cli.main import main
+from offbench.cli import main
 from offbench.data.pipeline import make_pipeline
 from offbench.errors import UserError
 from offbench.methods.bc import BC

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from offbench.cli.main import main
+from offbench.cli import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 TINY = [
@@ -100,7 +100,7 @@ def alone(tmp_path) -> Path:
     return tmp_path
 
 
-SCRIPT = "import sys; sys.path.pop(0); from offbench.cli.main import main; sys.exit(main())"
+SCRIPT = "import sys; sys.path.pop(0); from offbench.cli.app import main; sys.exit(main())"
 """What the console script runs: the working directory is not on its path."""
 
 

@@ -178,7 +178,7 @@ def without(name, globals=None, *more, **named):
 builtins.__import__ = without
 import offbench.bench.executors, offbench.tasks.files, offbench.results.store, offbench.tasks.formats.hdf5, offbench.speed.benchmark
 assert offbench.bench.executors.os is windows and not hasattr(offbench.bench.executors.os, "sysconf")
-from offbench.cli.main import main
+from offbench.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 

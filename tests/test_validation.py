@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from offbench import rng
-from offbench.cli.main import main
+from offbench.cli import main
 from offbench.data.pipeline import make_pipeline
 from offbench.data.replay import fingerprint
 from offbench.data.views import Chunk, Window

@@ -2,6 +2,6 @@
 
 import sys
 
-from offbench.cli.main import main
+from offbench.cli import main
 
 sys.exit(main())

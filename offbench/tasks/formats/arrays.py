@@ -77,9 +77,9 @@ def reading(
         max_episode_steps=limit, limit_given=limit is not None, n_actions=n_actions, unit=unit
     )
     with columns.opened(path, name) as file:
-        called = columns.names(file, name)
         # `steps` says what is missing
-        recorded = file.array(called["actions"]) if "actions" in called else np.zeros(0)
+        key = columns.names(file, name).get("actions")
+        recorded = np.zeros(0) if key is None else file.array(key[0])
     if recorded.dtype.kind != "f" or unit or n_actions is not None or not recorded.size:
         return found
     rows = recorded.reshape(len(recorded), -1).astype(np.float64)
