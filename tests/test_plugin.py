@@ -67,6 +67,7 @@ def test_a_misspelt_setting_of_an_installed_method_is_refused(installed, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_class_on_the_path_needs_no_yaml(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(PLUGIN), "OMP_NUM_THREADS": "1"}
     target = "method._target_=robust_bc.method.RobustBC"
