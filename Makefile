@@ -1,21 +1,30 @@
 # make bench   set up, run what is missing of the embedded suite, print the leaderboard
-# make test    set up, run the tests
+# make test    set up, run the tests, with one method of each kind; minutes
+# make test-all    and then make test-slow, what it left out: the other methods, compilers, recipes
 # make bench ARGS="methods=[iql] method.expectile=0.9"    any setting of conf/
 PYTHON ?= python3
 ARGS ?=
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: bench test lint speed gpu-check clean
+.PHONY: bench test test-slow test-all lint speed gpu-check clean
 
 bench: $(READY)
 	@$(VENV)/bin/offbench bench $(ARGS)
 
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist loadfile
+
 test: $(READY)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: test test-slow
+
+test-slow: $(READY)
+	$(PYTEST) -m slow $(ARGS)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check offbench tests
+	$(VENV)/bin/lint-imports
 
 speed: $(READY)
 	@$(VENV)/bin/offbench speed $(ARGS)

@@ -59,7 +59,9 @@ class Method(Protocol[State]):
     more than 1): a delayed actor is `minibatches = 2`, not a counter. `needs` names what it reads
     from `batch.extras` (offbench/data/batch_extras.py), `actions` the kind of actions it learns. `act` returns
     actions, or a `Plan` where the method decides how many steps of a chunk are executed. A method may
-    have `check(spec)`, which raises UserError for settings that do not fit the problem.
+    have `check(spec)`, which raises UserError for settings that do not fit the problem. One whose state
+    has fields that one loss trains together, as an encoder and what reads it, names them in
+    `trained_together`, groups of fields: offbench.testing takes any other such pair for a missing detach.
 
     A method with a critic may also have `value(state, obs, made) -> (E,)`: what its critics, put
     together as it does itself, say of executing what `act` made at obs. It is a discounted return on

@@ -28,9 +28,17 @@ def shipped_methods() -> list:
     return found
 
 
+# One of each kind for `make test`: one step, two minibatches, chunks, a sequence model, discrete actions.
+KINDS = ("IQL", "TD3BC", "QC", "DT", "DiscreteCQL")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test of `shipped_method` runs for every method, those beyond KINDS in `make test-all` alone."""
     if "shipped_method" in metafunc.fixturenames:
-        methods = [sized(c, (16, 16)) for c in shipped_methods()]
+        methods = [
+            pytest.param(sized(c, (16, 16)), marks=[] if c.__name__ in KINDS else pytest.mark.slow)
+            for c in shipped_methods()
+        ]
         metafunc.parametrize("shipped_method", methods, ids=lambda m: type(m).__name__)
 
 

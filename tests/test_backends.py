@@ -263,6 +263,7 @@ def test_memory_mapped_data_train_as_data_in_memory(data, tmp_path):
 # --- memory
 
 
+@pytest.mark.slow
 def test_the_memory_estimate_bounds_what_an_update_keeps_alive(data):
     """Against the allocator's own count, on the untraced program."""
     small, large = (parts(TD3BC(hidden=(h, h)), data, seeds=(0,)) for h in (8, 64))

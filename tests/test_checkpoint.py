@@ -71,6 +71,7 @@ def test_saving_replaces_whole_files_only(trained, tmp_path, monkeypatch):
     assert equal(checkpoint.load(path, carry), carry) and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.env
 def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
     def command(folder) -> list[str]:

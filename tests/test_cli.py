@@ -62,6 +62,7 @@ def test_make_bench_turns_data_into_a_board_and_a_second_run_trains_nothing(tmp_
     )
 
 
+@pytest.mark.slow
 def test_a_stack_of_seeds_on_processes_equals_one_process(tmp_path):
     """Scheduling must not reach the numbers."""
     for name, jobs in (("a", 1), ("b", 2)):

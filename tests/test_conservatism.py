@@ -57,11 +57,13 @@ def runs():
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cql", "cal_ql", "sac_n", "edac"])
 def test_every_seed_beats_the_behaviour_clearly(name, runs):
     assert (runs[name][0] > halfway()).all()
 
 
+@pytest.mark.slow
 def test_values_of_cql_lie_below_the_true_returns_and_those_of_cal_ql_are_closer(runs):
     """Kumar et al. (2020), theorem 3.2; Nakamoto et al. (2023), figure 1."""
     _, cql, truth = runs["cql"]
@@ -70,6 +72,7 @@ def test_values_of_cql_lie_below_the_true_returns_and_those_of_cal_ql_are_closer
     assert ((truth_of_calibrated - calibrated) < (truth - cql)).all()
 
 
+@pytest.mark.slow
 def test_one_critic_estimates_higher_above_the_truth_than_many(runs):
     """An et al. (2021), section 3: the minimum over more critics is more pessimistic."""
     error = {name: runs[name][1] - runs[name][2] for name in ("one critic", "sac_n")}

@@ -7,9 +7,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from mutants import OF_THE_CONTRACT, mutated
 from torch.func import grad
+from torch.utils._pytree import tree_map
 
 from offbench import rng
+from offbench.methods.cql import CQL
+from offbench.methods.fql import FQL
 from offbench.methods.iql import IQL
 from offbench.nn import nets
 from offbench.nn.optim import Adam, AdamState, polyak
@@ -24,6 +28,7 @@ from offbench.testing.contract import (
     check_update_is_pure,
     fake_batch,
     fake_data,
+    small,
     spec_for,
 )
 from offbench.types import Spec
@@ -34,7 +39,30 @@ CALLS = [0]  # what the broken methods below remember outside their state
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_every_shipped_method_holds_the_contract(shipped_method, name):
-    BY_NAME[name](shipped_method, spec_for(shipped_method))
+    method = small(shipped_method)
+    BY_NAME[name](method, spec_for(method))
+
+
+@pytest.mark.parametrize("method", [FQL(normalize_q=True), CQL(lagrange=True)], ids=str)
+def test_what_is_fixed_is_fixed_with_the_switches_on(method):
+    method = small(method)
+    for name in ("check_a_loss_trains_one_part", "check_what_a_part_learns_from_is_fixed"):
+        BY_NAME[name](method, spec_for(method))
+
+
+QUICK = {"TD3BC: bootstrap subtracted", "IQL: V learns from the actor", "TD3BC: scale learns",
+         "DiscreteCQL: Q learns through its target", "IQL: acts on centred observations"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in OF_THE_CONTRACT]
+)
+def test_a_shipped_method_with_one_mistake_fails_the_check_for_it(name):
+    check, cls, settings, old, new = OF_THE_CONTRACT[name]
+    method = small(mutated(cls, old, new)(**settings))
+    with pytest.raises(AssertionError) as found:
+        BY_NAME[check](method, spec_for(method))
+    assert "\n" not in str(found.value) and len(str(found.value)) < 300
 
 
 class State(NamedTuple):
@@ -243,6 +271,43 @@ class CountsItsCalls(Linear):
         return super().update(state, batch._replace(reward=batch.reward * (CALLS[0] % 2)), key)
 
 
+@hyper
+class SubtractsTheBootstrap(Linear):
+    def factor(self, batch):
+        return -batch.discount
+
+
+@hyper
+class ActsOnCentredObservations(Linear):
+    def act(self, state, obs, key):
+        return nets.mlp(state.actor, obs - obs.mean(0)).tanh()
+
+
+@hyper
+class LearnsThroughItsTarget(Linear):
+    def loss(self, params, state, batch, key):
+        return super().loss(params, state._replace(target=params[1]), batch, key)
+
+
+@hyper
+class WeighsTheActorByALearningCritic(Linear):
+    def loss(self, params, state, batch, key):
+        actor, critic = params
+        error = torch.square(nets.mlp(actor, batch.obs).tanh() - batch.action).sum(-1)
+        weight = nets.mlp(critic, batch.obs).squeeze(-1).exp()
+        return super().loss(params, state, batch, key) + (weight * error).mean()
+
+
+@hyper
+class DividesByAScaleThatLearns(Linear):
+    def loss(self, params, state, batch, key):
+        actor, critic = params
+        critic = tree_map(torch.Tensor.detach, critic)
+        action = nets.mlp(actor, batch.obs).tanh().sum(-1)
+        gain = nets.mlp(critic, batch.obs).squeeze(-1) * action
+        return super().loss(params, state, batch, key) - gain.mean() / gain.abs().mean()
+
+
 BROKEN = {
     ConfiguredByAFunction: "check_hparams_are_plain",
     DrawsWeightsFromTheGlobalGenerator: "check_init_is_a_function_of_the_key",
@@ -252,8 +317,13 @@ BROKEN = {
     LooksForTheStack: "check_seed_axis",
     AddsAnUnmaskedTerm: "check_bootstrap_only_through_discount",
     ReadsDiscountAsAFlag: "check_discount_scales_the_bootstrap",
+    SubtractsTheBootstrap: "check_bootstrap_is_added",
+    LearnsThroughItsTarget: "check_targets_are_constants",
+    WeighsTheActorByALearningCritic: "check_a_loss_trains_one_part",
+    DividesByAScaleThatLearns: "check_what_a_part_learns_from_is_fixed",
     ReportsAVector: "check_metrics_are_scalars",
     ActsWithoutABound: "check_act",
+    ActsOnCentredObservations: "check_act",
     ActsByTheGlobalGenerator: "check_act_draws_only_from_its_key",
     ValuesTheBatchAsAWhole: "check_value",
     KnowsTheNumberOfActions: "check_works_for_chunks",
@@ -298,6 +368,13 @@ def test_a_broken_method_fails_exactly_the_check_for_its_mistake(broken):
 def test_a_method_broken_elsewhere_still_compiles(broken):
     CALLS[0] = 0
     check_compiles(broken())
+
+
+def test_parts_that_are_meant_to_learn_together_say_so():
+    class Meant(WeighsTheActorByALearningCritic):
+        trained_together = (("actor", "critic"),)
+
+    BY_NAME["check_a_loss_trains_one_part"](Meant())
 
 
 def test_every_check_has_a_method_that_fails_it():

@@ -101,7 +101,15 @@ def halfway() -> float:
     return (float(episode_returns(record()).mean()) + skilled()) / 2
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if "bc" not in name or name == "td3_bc"])
+# IQL and TD3+BC in `make test`, the others in `make test-all` alone
+LEARNING = [
+    name if name in ("iql", "td3_bc") else pytest.param(name, marks=pytest.mark.slow)
+    for name in METHODS
+    if "bc" not in name or name == "td3_bc"
+]
+
+
+@pytest.mark.parametrize("name", LEARNING)
 def test_every_seed_beats_the_behaviour_and_its_clone_clearly(name, clone):
     got = learned(METHODS[name])
     assert (got > halfway()).all() and (got > clone.max() + 5).all()

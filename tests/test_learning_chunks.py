@@ -74,7 +74,12 @@ def learned(method, view) -> torch.Tensor:
     return returns_of(method, point.state, pipeline, len(SEEDS))
 
 
-@pytest.mark.parametrize("name", METHODS)
+def one_quick(names) -> list:
+    """Q-chunking in `make test`, the others in `make test-all` alone."""
+    return [n if n == "qc" else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("name", one_quick(METHODS))
 def test_every_seed_puts_the_good_steps_together(name):
     assert (learned(*METHODS[name]) > enough()).all()
 
@@ -87,7 +92,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("name", one_quick(BROKEN))
 def test_a_broken_one_does_not(name):
     method, view = METHODS[name]
     broken = mutated(type(method), *BROKEN[name])(**dataclasses.asdict(method))

@@ -39,6 +39,7 @@ class Late(InPlace):
         return done
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_when_the_environments_stepped(tmp_path, monkeypatch):
     """The engine writes over its state in place; a policy that is looked at must not move with it."""
     made = plan(

@@ -468,6 +468,7 @@ WHOLE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=250)
 @given(layout=layouts, base=st.booleans(), suffix=st.sampled_from([".npz", ".hdf5"]))
 def test_check_finds_or_refuses_and_never_falls(layout, base, suffix, tmp_path_factory):

@@ -110,6 +110,7 @@ def script(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_class_in_the_working_directory_needs_no_yaml(alone):
     target = "method._target_=mymodule.RobustBC"
     ran = script(alone, "run", target, "method.hidden=[16]", *TINY)

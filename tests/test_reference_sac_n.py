@@ -198,6 +198,7 @@ def test_weights_start_as_the_authors_start_them():
     assert all(map(torch.equal, tree_leaves(state.critic), tree_leaves(state.target_critic)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["edac", "best of 4"])
 def test_diversified_critics_hold_the_contract(name):
     check_method(METHODS[name], report=None)

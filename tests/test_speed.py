@@ -190,6 +190,7 @@ def test_a_time_is_that_of_the_best_round():
 # --- the table
 
 
+@pytest.mark.slow
 def test_there_is_a_row_for_every_method_backend_and_number_of_seeds(result):
     rows = {(r["method"], r["backend"], r["seeds"]) for r in result.rows}
     kinds = [("plain", 1), ("unstacked", 1), ("eager", 1), ("eager", 3)]

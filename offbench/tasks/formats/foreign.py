@@ -280,6 +280,8 @@ def _numbers_of(column: Any, what: str, key: str) -> np.ndarray:
         raise UserError(f"{what} has {int(column.isna().sum())} missing values")
     if column.dtype.kind == "O" and key in columns.NAMES["episodes"]:
         return np.asarray(column.factorize()[0])
+    if not len(column):
+        raise UserError(f"{what} has no rows")
     if column.dtype.kind not in "fiub":
         raise UserError(f"{what} holds text, not numbers (first: {str(column.iloc[0])[:40]!r})")
     return column.to_numpy()
