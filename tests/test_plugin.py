@@ -1,4 +1,4 @@
-"""A method from outside, as the README shows it, word for word: a package found by its entry point, and
+"""A method from outside, as its page shows it, word for word: a package found by its entry point, and
 a file in the working directory."""
 
 import os
@@ -11,7 +11,7 @@ import pytest
 
 from offbench.cli import main
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs/write-a-method.md").read_text()
 TINY = [
     "task=offbench/hopper/medium-replay-v0",
     "seeds=[0,1]",
@@ -22,8 +22,8 @@ TINY = [
 
 
 def shown(language: str, words: str) -> str:
-    """The one block of the README that has these words."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    """The one block of the page that has these words."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
     (block,) = [b for b in blocks if words in b]
     return block
 

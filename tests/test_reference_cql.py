@@ -317,7 +317,9 @@ def test_only_the_calibrated_version_needs_the_return_to_go():
 
 @pytest.mark.parametrize("check", CHECKS[:-2], ids=lambda c: c.__name__)
 def test_the_calibrated_version_holds_the_contract(check):
-    check(LOUD)
+    # these two train the method first, which at the settings of LOUD learns little and is clipped everywhere
+    trains = check.__name__ in ("check_what_a_part_learns_from_is_fixed", "check_bootstrap_is_added")
+    check(CQL(**SMALL, critic_hidden=(12,), calibrated=True) if trains else LOUD)
 
 
 MUTANTS = {

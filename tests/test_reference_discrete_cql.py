@@ -113,7 +113,8 @@ def test_it_acts_with_one_hot_rows():
 
 
 def test_a_copied_target_holds_the_contract():
-    check_method(METHODS["copied"], report=None)
+    # at the default learning rate: some checks train the method first
+    check_method(DiscreteCQL(**SMALL, copy_every=3), report=None)
 
 
 MUTANTS = {

@@ -19,6 +19,7 @@ from offbench import rng
 from offbench.data.pipeline import make_pipeline
 from offbench.errors import UserError
 from offbench.speed import benchmark as speed
+from offbench.speed import cost
 from offbench.speed import reference_loops as plain
 from offbench.speed.benchmark import (
     CONTENDERS,
@@ -26,7 +27,6 @@ from offbench.speed.benchmark import (
     Entry,
     Peer,
     Result,
-    cost,
     main,
     measure,
     product,

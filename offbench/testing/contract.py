@@ -474,7 +474,8 @@ def check_bootstrap_is_added(method: Method, spec: Spec = SPEC) -> Note:
     """Who learned from large rewards bootstraps from larger values than who learned from small ones.
 
     The value is read off the update: how far the discount moves it, in units of what a reward of 1
-    moves it. A bootstrap that is subtracted shows the smaller value for the larger rewards.
+    moves it. A bootstrap that is subtracted shows the smaller value for the larger rewards. Rates of 1e-2 and
+    more may not learn in 40 updates which rewards are larger: judge ordinary settings.
     """
     start, batch, key = _double(_problem(method, spec))
     none = _discounted(batch, torch.zeros_like(batch.discount))
@@ -650,6 +651,7 @@ def check_what_a_part_learns_from_is_fixed(method: Method, spec: Spec = SPEC) ->
 
     A scale that is not detached cancels what it scales where all values have one sign, as in a batch of
     one element: Q / mean |Q| is then the sign. A temperature that is not detached cancels at its first value, 1.
+    Settings by which a clip is flat in every element alone look the same: judge ordinary ones.
     """
     start, batch, key = _double(_problem(method, spec))
     if len(_parts(start)) < 2:
