@@ -91,7 +91,7 @@ def test_a_policy_is_found_by_the_beginning_of_its_run_id_and_refuses_other_size
 
 
 def test_a_longer_run_goes_on_from_a_kept_state_and_ends_where_an_unbroken_one_does(tmp_path, capsys):
-    args = ["method=td3_bc", f"task={HOPPER}", "seeds=[0,1]", "keep=state"]
+    args = ["method=td3_bc", f"task={HOPPER}", "seeds=[0,1]"]
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     run(broken, *args, "n_updates=40")
     run(broken, *args, "n_updates=100")
@@ -121,7 +121,7 @@ def test_a_longer_run_begins_at_0_and_says_why_where_the_schedule_follows_the_le
 
 
 def test_a_longer_run_begins_at_0_and_says_why_where_the_policy_alone_was_kept(tmp_path, capsys):
-    args = ["method=bc", f"task={HOPPER}", "seeds=[0]"]
+    args = ["method=bc", f"task={HOPPER}", "seeds=[0]", "keep=policy"]
     run(tmp_path, *args, "n_updates=20")
     run(tmp_path, *args, "n_updates=40")
     said = " ".join(capsys.readouterr().out.split())

@@ -40,7 +40,7 @@ class Settings:
     engine: Literal["auto", "vmap", "eager", "compile", "cudagraph"] = "auto"
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     data: Literal["device", "host"] = "device"
-    keep: Keep = "policy"
+    keep: Keep = "state"
     max_stack: int | None = None
     checkpoint_minutes: float = 5.0
     jobs: int | Literal["auto"] = "auto"
