@@ -1,6 +1,7 @@
 """PyTorch code that is brought along: a network, a class as it was written, a policy from elsewhere."""
 
 import importlib.util
+import os
 import random
 import re
 import shlex
@@ -358,17 +359,15 @@ def test_td3_bc_in_plain_pytorch_agrees_with_the_functional_one():
     assert (plain.act(obs) - before).abs().max() > 1e-3
 
 
-CORL = next(
-    (p for p in (Path("/tmp/src/tinkoff-ai+CORL"), Path(__file__).parents[2] / "CORL")
-     if (p / "algorithms/offline/td3_bc.py").is_file()), None,
-)  # fmt: skip
+# a checkout of tinkoff-ai/CORL: $CORL, or beside this repository
+CORL = Path(os.environ.get("CORL") or Path(__file__).parents[2] / "CORL")
 
 
 @pytest.fixture
 def corl(monkeypatch):
     """CORL's own file, as it stands where it is; what it imports to log and to step d4rl is absent."""
-    if CORL is None:
-        pytest.skip("CORL's code is not here")
+    if not (CORL / "algorithms/offline/td3_bc.py").is_file():
+        pytest.skip("CORL's code is not here: CORL=FOLDER names a checkout of it")
     for name in ("d4rl", "gym", "pyrallis", "wandb"):
         monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(wrap=lambda: lambda f: f, Env=object))
     spec = importlib.util.spec_from_file_location("corl_td3_bc", CORL / "algorithms/offline/td3_bc.py")
