@@ -93,13 +93,14 @@ def run_pack(
         for point in _training(
             pack, method, pipeline, spec, stops, settings, device, keep, resume
         ):
-            if point.metrics:
+            values = {k: v.tolist() for k, v in point.metrics.items()}  # waits for the device
+            train_s += time.perf_counter() - mark
+            if values:
                 before.forget_from(point.update)  # what was kept ahead of the checkpoint
-                metrics = point.metrics | (validate(point.state) if validate else {})
-                values = {k: v.tolist() for k, v in metrics.items()}
+                if validate:
+                    values |= {k: v.tolist() for k, v in validate(point.state).items()}
                 curves.append({"update": point.update} | values)
                 sink.metrics(point.update, curves[-1])
-            train_s += time.perf_counter() - mark
             report("training", 0.9 * point.update / n)
             if point.update in monitor and point.metrics:
                 here = partial(look, _to_cpu(point.state), seeds=seeds, update=point.update)
@@ -111,17 +112,18 @@ def run_pack(
             mark = time.perf_counter()
         frames = [*before.frames, *(f.result() for f in looks)]
         report("evaluating", 0.9)
+        final = _to_cpu(point.carry)
         broken = diverged(point.state).tolist()
         finite = [i for i, bad in enumerate(broken) if not bad]
         if finite and protocol["episodes"]:
             test = look(
-                _select(_to_cpu(point.state), finite), seeds=[seeds[i] for i in finite],
+                _select(final.state, finite), seeds=[seeds[i] for i in finite],
                 episodes=protocol["episodes"], stream="test", update=n,
             )  # fmt: skip
             frames.append(test.assign(member=test["member"].map(dict(enumerate(finite)))))
         for frame in frames:
             sink.episodes(frame)
-    fitted, final = _fitted(cell, pipeline), _to_cpu(point.carry)
+    fitted = _fitted(cell, pipeline)
     units = kept.Units(*(pool.units() if cell.task.env else cell.task.units(spec.discrete)))
 
     def keep_run(i: int, path: Path) -> None:

@@ -73,8 +73,10 @@ def check_method(obj: Any) -> None:
 
 
 def parameters(target: Any) -> dict[str, tuple[Any, Any]]:
-    """Settable parameters of a class or function, or of what is at a dotted path: name -> (type, default). `data`, `gamma` and a wrapped
-    `method` are the engine's, and so are a PyTorch class's sizes and device."""
+    """Settable parameters of a class or function, or of what is at a dotted path: name -> (type, default).
+
+    `data`, `gamma` and a wrapped `method` are the engine's, and so are a PyTorch class's sizes and device.
+    """
     obj = locate(target) if isinstance(target, str) else target
     given, described = {"data", "gamma", "method"}, obj
     if is_torch_class(obj):

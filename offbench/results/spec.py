@@ -225,24 +225,27 @@ _FIRST_RECORDED: Mapping[str, Mapping[str, str | None]] = MappingProxyType(
 
 def with_names(pipeline: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a pipeline by their names: {"name": "nstep"}; of old records, which have targets, too."""
-    made = dict(pipeline)
-    for group, known in _FIRST_RECORDED.items():
-        option = made.get(group)
-        if isinstance(option, Mapping) and "target" in option:
-            rest = {k: v for k, v in option.items() if k != "target"}
-            target = option["target"]
-            name = next((n for n, first in known.items() if first == target), target)
-            made[group] = {"name": name, **rest}
-    return made
+    names = {
+        group: {first: name for name, first in known.items()}
+        for group, known in _FIRST_RECORDED.items()
+    }
+    return _respelt(pipeline, "target", "name", names)
 
 
 def _as_first_recorded(pipeline: Mapping[str, Any]) -> dict[str, Any]:
+    return _respelt(pipeline, "name", "target", _FIRST_RECORDED)
+
+
+def _respelt(
+    pipeline: Mapping[str, Any], old: str, new: str, words: Mapping[str, Mapping[Any, Any]]
+) -> dict[str, Any]:
+    """With what each option has under `old` put under `new`, in its words; a class from elsewhere as it is."""
     made = dict(pipeline)
-    for group, known in _FIRST_RECORDED.items():
+    for group, known in words.items():
         option = made.get(group)
-        if isinstance(option, Mapping) and "name" in option:
-            rest = {k: v for k, v in option.items() if k != "name"}
-            made[group] = {"target": known.get(option["name"], option["name"]), **rest}
+        if isinstance(option, Mapping) and old in option:
+            rest = {k: v for k, v in option.items() if k != old}
+            made[group] = {new: known.get(option[old], option[old]), **rest}
     return made
 
 
