@@ -24,6 +24,7 @@ test-slow: $(READY)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check offbench tests
+	$(VENV)/bin/ruff format --check offbench tests
 	$(VENV)/bin/lint-imports
 
 speed: $(READY)

@@ -8,7 +8,8 @@ with status 2, without a traceback. Anything else that is raised is a defect of 
 import difflib
 from collections.abc import Iterable
 
-_SHOWN = 12  # a suite may have hundreds of tasks; a line of choices must stay readable
+# a suite may have hundreds of tasks; a line of choices must stay readable
+_SHOWN = 12
 
 
 class UserError(ValueError):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 _GAMMA, _C1, _C2 = -7046029254386353131, -4658895280553007687, -7723592293110705685
-_CHILD = 0x5851F42D4C957F2D  # separates the keys made by `split` from the numbers drawn by `bits`
+# separates the keys made by `split` from the numbers drawn by `bits`
+_CHILD = 0x5851F42D4C957F2D
 
 
 def _mix(z: Tensor) -> Tensor:

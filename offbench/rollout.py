@@ -98,7 +98,8 @@ def make_policy(method: Method, pipeline: Pipeline, *, values: bool = True) -> P
 
     With `values`, of a method that has a `value`, that of each episode's first decision is remembered.
     """
-    if hasattr(method, "policy"):  # a PyTorch class as it was written: offbench.training.imperative
+    # a PyTorch class as it was written: offbench.training.imperative
+    if hasattr(method, "policy"):
         return pipeline.policy(method.policy())
     valued = values and hasattr(method, "value")
 
@@ -122,7 +123,8 @@ def make_policy(method: Method, pipeline: Pipeline, *, values: bool = True) -> P
         made = programs[key.shape]((state, obs, key))
         planned = isinstance(made, Plan)
         made = made._replace(action=made.action.clamp(-1, 1)) if planned else made.clamp(-1, 1)
-        if valued and step.first.any():  # untraced: a sixth of evaluation at 130 steps an episode
+        # untraced: a sixth of evaluation at 130 steps an episode
+        if valued and step.first.any():
             new = value(state, obs, made).cpu()
             carry = Expecting(torch.where(step.first.cpu(), new, carry.value))
         return made, carry
@@ -194,16 +196,17 @@ class _Episodes:
         self.envs = pool.take(self.n_seeds * n_envs)
         self.device, self.rows = device, []
         stream_key = _number(f"{self.task.id}/{stream}")
-        self.seed_key = torch.stack([rng.fold(rng.key(s), stream_key) for s in seeds])[
-            :, None
-        ]  # (N, 1)
+        # (N, 1)
+        self.seed_key = torch.stack([rng.fold(rng.key(s), stream_key) for s in seeds])[:, None]
         shape = (self.n_seeds, n_envs)
         self.obs = np.zeros((*shape, *self.envs[0].observation_space.shape), np.float32)
-        self.number = np.tile(np.arange(n_envs), (self.n_seeds, 1))  # the episode each slot plays
+        # the episode each slot plays
+        self.number = np.tile(np.arange(n_envs), (self.n_seeds, 1))
         self.t = np.zeros(shape, np.int64)
         self.total = np.zeros(shape, np.float64)
         self.reward = np.zeros(shape, np.float32)  # of the last step
-        self.reached = np.zeros(shape, bool)  # success at any step of the episode
+        # success at any step of the episode
+        self.reached = np.zeros(shape, bool)
         self.policy, self.discounted = policy, np.zeros(shape, np.float64)
         self.active = [(n, e) for n in range(self.n_seeds) for e in range(n_envs)]
         for slot in self.active:
@@ -214,9 +217,8 @@ class _Episodes:
 
         seed = self.reset_seed[self.number[slot]]
         kept = np.random.get_state()
-        np.random.seed(
-            seed
-        )  # OGBench's mazes draw their start from numpy's global generator, not from reset(seed)
+        # OGBench's mazes draw their start from numpy's global generator, not from reset(seed)
+        np.random.seed(seed)
         try:
             options = self.task.reset_options(int(self.number[slot]))
             obs, _ = self._env(slot).reset(seed=seed, options=options)
@@ -271,7 +273,8 @@ class _Episodes:
         if self.task.score == "success":
             success = self.reached[slot]
         success = None if success is None else bool(success)
-        lengths = getattr(carry, "lengths", None)  # of a policy that executes chunks
+        # of a policy that executes chunks
+        lengths = getattr(carry, "lengths", None)
         lengths = None if lengths is None else lengths[slot].tolist()
         inner = getattr(carry, "inner", carry)
         valued = self.policy.gamma is not None and isinstance(inner, Expecting)

@@ -18,11 +18,12 @@ class Spec(NamedTuple):
     action_dim: int
     gamma: float
     max_episode_steps: int
-    discrete: bool = False  # actions are one-hot rows of `action_dim` choices
-    chunk: int = (
-        1  # environment steps in one action: `action_dim` is `chunk` times the environment's
-    )
-    context: int = 0  # steps in the `Context` that takes the place of an observation; 0: none does
+    # actions are one-hot rows of `action_dim` choices
+    discrete: bool = False
+    # environment steps in one action: `action_dim` is `chunk` times the environment's
+    chunk: int = 1
+    # steps in the `Context` that takes the place of an observation; 0: none does
+    context: int = 0
 
 
 class Context(NamedTuple):
@@ -44,7 +45,8 @@ class Batch(NamedTuple):
     reward: Tensor  # (B,)  discounted sum over the steps this element spans
     discount: Tensor  # (B,)  gamma ** steps spanned, 0 after a terminal: the whole bootstrap factor
     next_obs: Tensor  # (B, O)  observation at the end of the span
-    extras: Any = ()  # dict of tensors that a view or a method's `needs` adds: offbench/data/batch_extras.py
+    # dict of tensors that a view or a method's `needs` adds: offbench/data/batch_extras.py
+    extras: Any = ()
 
 
 def minibatch(batch: Batch, i: int) -> Batch:

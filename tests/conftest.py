@@ -1,31 +1,12 @@
 """Shared by all tests: one thread, every shipped method as a parameter, small fake data."""
 
-import dataclasses
-import importlib
-import pkgutil
-
 import pytest
 import torch
+from support.shipped import shipped_methods
 
-import offbench.methods
 from offbench.testing.contract import fake_data, sized
 
 torch.set_num_threads(1)
-
-
-def shipped_methods() -> list:
-    """Every method class of the package: a new one is tested by existing."""
-    found = []
-    for module in pkgutil.iter_modules(offbench.methods.__path__):
-        namespace = vars(importlib.import_module(f"offbench.methods.{module.name}"))
-        found += [
-            c
-            for c in namespace.values()
-            if dataclasses.is_dataclass(c)
-            and hasattr(c, "update")
-            and c.__module__.endswith("." + module.name)
-        ]
-    return found
 
 
 # One of each kind for `make test`: one step, two minibatches, chunks, a sequence model, discrete actions.

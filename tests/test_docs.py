@@ -4,11 +4,10 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -39,7 +38,9 @@ def test_a_page_runs_as_it_stands(page, tmp_path, monkeypatch):
 def test_there_are_pages_and_a_wrong_command_is_found(tmp_path, capsys):
     from offbench.cli import main
 
-    assert any(language == "sh" for page in PAGES for language, _ in BLOCK.findall(page.read_text()))
+    assert any(
+        language == "sh" for page in PAGES for language, _ in BLOCK.findall(page.read_text())
+    )
     assert commands("offbench a \\\n  b  # c\n\n# d\n") == [["offbench", "a", "b"]]
     assert main(["data", "chekc", "x"]) == 2
 
@@ -55,6 +56,9 @@ def test_the_columns_of_the_page_are_those_that_are_known():
 
 def test_the_program_that_a_shell_runs_is_this_one():
     run = subprocess.run(
-        [sys.executable, "-m", "offbench.cli", "data", "--help"], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-m", "offbench.cli", "data", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
     )
     assert run.returncode == 0

@@ -4,26 +4,25 @@ import io
 import re
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from rich.console import Console
+from support.paths import ROOT
 
 from offbench.bench.plan import plan
 from offbench.cli import bench, board, describe
 from offbench.cli.app import COMMANDS, main
 from offbench.tasks import task as tasks
 
-ROOT = Path(__file__).resolve().parents[1]
 HOPPER = "task=offbench/hopper/medium-replay-v0"
-OWN = '''
+OWN = """
 from dataclasses import dataclass
 from offbench.methods.bc import BC
 
 @dataclass(frozen=True, kw_only=True)
 class Mine(BC):
     pass
-'''
+"""
 
 
 @pytest.fixture
@@ -75,7 +74,9 @@ def test_the_version(capsys):
 
 
 def test_a_few_entries_are_said_with_their_main_settings_and_sources():
-    words = said(describe.say_settings, "methods=[iql,sac_n]", "task=d4rl/hopper-medium-v2", "batch_size=64")
+    words = said(
+        describe.say_settings, "methods=[iql,sac_n]", "task=d4rl/hopper-medium-v2", "batch_size=64"
+    )
     joined = re.sub(r"\n +", " ", words)
     assert (
         "iql(batch_size=64): hidden (256, 256), lr 3e-4 [method default], 1M updates [suite d4rl-gym-9], "
@@ -104,7 +105,10 @@ def test_of_many_entries_only_where_their_settings_are_shown():
 def test_a_run_begins_with_them(tmp_path, capsys):
     args = [HOPPER, "n_updates=20", "eval.episodes=1", "method.hidden=[8]", f"results={tmp_path}"]
     assert main(["run", "method=bc", "seeds=[0]", "jobs=1", *args]) == 0
-    assert "  bc(hidden=[8]): hidden (8,) [command line], lr 1e-3 [suite quick]" in capsys.readouterr().out
+    assert (
+        "  bc(hidden=[8]): hidden (8,) [command line], lr 1e-3 [suite quick]"
+        in capsys.readouterr().out
+    )
 
 
 def test_what_is_composed_around_a_class_without_a_yaml_is_set_against_its_rivals(own_class):
@@ -175,7 +179,9 @@ def test_each_option_has_a_summary_of_its_own(kind, capsys):
 def test_a_row_of_progress_keeps_its_times_and_the_beginning_of_its_title(width):
     console = Console(file=io.StringIO(), width=width, force_terminal=True)
     bars = bench._bars(console)
-    title = "[dim]training[/] iql+nstep10(expectile=0.9) on offbench/halfcheetah/medium-replay-v0 x3"
+    title = (
+        "[dim]training[/] iql+nstep10(expectile=0.9) on offbench/halfcheetah/medium-replay-v0 x3"
+    )
     row = bars.add_task(title, total=1.0)
     bars.update(row, completed=0.31)
     shown = Console(file=io.StringIO(), width=width)

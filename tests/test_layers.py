@@ -7,8 +7,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
-PACKAGE = Path(__file__).parent.parent / "offbench"
+PACKAGE = ROOT / "offbench"
 FILES = {
     p.relative_to(PACKAGE).with_suffix("").as_posix(): p for p in sorted(PACKAGE.rglob("*.py"))
 }
@@ -38,7 +39,8 @@ MAY_SET_GLOBALS = {
     "training/imperative": {*_BORROWED, "random", "torch.default_generator"},
     "nn/nets": {"torch.default_generator"},  # so does a module's constructor, inside fork_rng
     "tasks/task": {"os.environ"},  # MUJOCO_GL, when an environment is made and nobody has set it
-    "tasks/formats/d4rl_package": {"os.environ"},  # what d4rl asks for, to be imported without its simulators
+    # what d4rl asks for, to be imported without its simulators
+    "tasks/formats/d4rl_package": {"os.environ"},
 }
 MAY_PRINT = {n for n in FILES if n.startswith("cli/")} | {"speed/benchmark", "speed/gpu_check"}
 
@@ -91,14 +93,24 @@ def at_import(tree: ast.Module) -> set[str]:
 def test_imports_point_downwards():
     """The contracts of pyproject.toml: what a package may import."""
     run = subprocess.run(
-        [Path(sys.executable).with_name("lint-imports")], capture_output=True, text=True, cwd=PACKAGE.parent
+        [Path(sys.executable).with_name("lint-imports")],
+        capture_output=True,
+        text=True,
+        cwd=PACKAGE.parent,
     )
     assert run.returncode == 0, run.stdout
 
 
 LIGHT = {n for n in FILES if n.startswith(("results/", "cli/"))} | {
-    "__init__", "errors", "io", "tasks/catalog", "tasks/environments", "tasks/files", "tasks/task", "bench/plan",
-}  # fmt: skip
+    "__init__",
+    "errors",
+    "io",
+    "tasks/catalog",
+    "tasks/environments",
+    "tasks/files",
+    "tasks/task",
+    "bench/plan",
+}
 
 
 @pytest.mark.parametrize("name", sorted(LIGHT))
@@ -112,7 +124,9 @@ def test_environment_packages_are_imported_inside_functions(name):
 
 
 def test_the_contract_needs_no_environment_and_no_evidence():
-    outside = {n.split(".")[0] for n, _ in imports(TREES["testing/contract"])} - set(sys.stdlib_module_names)
+    outside = {n.split(".")[0] for n, _ in imports(TREES["testing/contract"])} - set(
+        sys.stdlib_module_names
+    )
     assert outside == {"torch", "offbench"}
 
 
@@ -133,7 +147,12 @@ def test_no_method_is_named_outside_its_file(name):
             assert ident not in classes, f"{name}:{node.lineno} names a method"
 
 
-_SEEDS = ("torch.manual_seed", "torch.cuda.manual_seed_all", "torch.seed", "torch.default_generator")
+_SEEDS = (
+    "torch.manual_seed",
+    "torch.cuda.manual_seed_all",
+    "torch.seed",
+    "torch.default_generator",
+)
 
 
 def global_state(tree: ast.AST) -> set[str]:
@@ -156,8 +175,11 @@ def global_state(tree: ast.AST) -> set[str]:
         if any(ast.unparse(t).startswith("os.environ[") for t in targets):
             found.add("os.environ")
         if isinstance(node, ast.Call) and ast.unparse(node.func) in (
-            "os.environ.setdefault", "os.environ.update", "os.environ.pop", "os.putenv",
-        ):  # fmt: skip
+            "os.environ.setdefault",
+            "os.environ.update",
+            "os.environ.pop",
+            "os.putenv",
+        ):
             found.add("os.environ")
     return found
 

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
 from offbench.cli import main
 
-PAGE = (Path(__file__).parents[1] / "docs/write-a-method.md").read_text()
+PAGE = (ROOT / "docs/write-a-method.md").read_text()
 TINY = [
     "task=offbench/hopper/medium-replay-v0",
     "seeds=[0,1]",

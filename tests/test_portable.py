@@ -5,11 +5,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 MODULES = {
     "fcntl",
     "resource",
@@ -193,8 +192,10 @@ def test_a_run_ends_where_the_names_of_unix_are_absent(tmp_path):
     )
     ran = subprocess.run(
         [sys.executable, "-c", program, "run", *settings.split()],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert len(list(tmp_path.glob("runs/**/*.parquet"))) == 1
 

@@ -17,16 +17,20 @@ class Cell:
     suite: str
     suite_version: int
     task: Task
-    method: str  # registry name, or the dotted path of an outside class
+    # registry name, or the dotted path of an outside class
+    method: str
     target: str  # dotted path of the class
     hparams: Mapping[str, Any]
-    pipeline: Mapping[str, Any]  # view, sampler, transforms, batch_size, gamma
+    # view, sampler, transforms, batch_size, gamma
+    pipeline: Mapping[str, Any]
     seeds: tuple[int, ...]
     n_updates: int
     protocol: Mapping[str, Any]
     tuning: Mapping[str, Any]
-    overrides: Mapping[str, Any]  # what the command line set
-    sources: Mapping[str, str]  # dotted setting -> where its value came from
+    # what the command line set
+    overrides: Mapping[str, Any]
+    # dotted setting -> where its value came from
+    sources: Mapping[str, str]
 
     @property
     def recorded_sources(self) -> dict[str, str]:

@@ -17,9 +17,11 @@ class Method(NamedTuple):
     """A method with what is composed around it, before anything is known of the task."""
 
     name: str | None  # as it was asked for
-    picked: Mapping[str, tuple[str, dict]]  # group -> option and the number in its name
+    # group -> option and the number in its name
+    picked: Mapping[str, tuple[str, dict]]
     values: "Layers"
-    plain: Mapping[str, Any]  # the values without what is composed around it
+    # the values without what is composed around it
+    plain: Mapping[str, Any]
     presets: "Sequence[Preset]"
     budgets: "Sequence[Preset]"
 
@@ -28,7 +30,8 @@ def read_entry(entry: str | None, choices: Mapping, given: Mapping) -> Method:
     name, picked = split_entry(entry, choices)
     base = read_option("method", name) if name else {**compose_conf(), "method": {}}
     source = (base.get("known_as") or {}).get(_span_of(base, picked, given), name)
-    if source != name:  # FQL on chunks of 5 is QC-FQL, with its settings
+    # FQL on chunks of 5 is QC-FQL, with its settings
+    if source != name:
         base = read_option("method", source)
     presets = (
         *(preset_table(source) if source else ()),

@@ -32,7 +32,8 @@ class Event:
     phase: str
     fraction: float = 0.0
     outcomes: tuple[Outcome, ...] = ()
-    error: str | None = None  # one line for a user's mistake, a traceback for a defect
+    # one line for a user's mistake, a traceback for a defect
+    error: str | None = None
 
 
 def n_jobs(settings: Settings, packs: int) -> int:
@@ -76,7 +77,8 @@ def _run_here(packs: Sequence[Pack], store: Store, settings: Settings) -> Iterat
         try:
             for index, pack in enumerate(packs):
                 events.put(_guarded(index, pack, store, settings, pools, events.put))
-        except BaseException as error:  # the caller waits, and is the one to be told
+        # the caller waits, and is the one to be told
+        except BaseException as error:
             broken.append(error)
         events.put(None)
 
@@ -113,9 +115,8 @@ def _guarded(
     return Event(index, "failed", 1.0, error=text)
 
 
-_worker: dict[
-    str, Any
-] = {}  # a worker process's environments and event queue; set once, in the worker
+# a worker process's environments and event queue; set once, in the worker
+_worker: dict[str, Any] = {}
 
 
 def _start_worker(queue: Any, threads: int) -> None:

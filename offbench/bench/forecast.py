@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
 PROBE_UPDATES, PROBE_ROUNDS = 60, 3
 PROBE_STEPS = 300
-SETUP_S = 3.0  # loading, tracing, making environments
+# loading, tracing, making environments
+SETUP_S = 3.0
 
 
 class Cost(NamedTuple):
-    seconds: float  # of the cell, on one process
+    # of the cell, on one process
+    seconds: float
     basis: str  # "records" or "probe"
 
 
@@ -81,7 +83,8 @@ def _update_rate(cell: Cell) -> float:
     engine.run(1)
     threads, best = torch.get_num_threads(), float("inf")
     torch.set_num_threads(1)  # as in a worker
-    steps = 1  # at first: an update of large nets takes seconds, and one says enough
+    # at first: an update of large nets takes seconds, and one says enough
+    steps = 1
     for _ in range(PROBE_ROUNDS):
         start = time.perf_counter()
         engine.run(steps)

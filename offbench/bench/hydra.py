@@ -17,9 +17,11 @@ from offbench.errors import UserError, unknown
 
 GROUPS = ("method", "sampler", "view", "weight", "suite")
 
-AROUND = ("sampler", "view", "weight")  # what composes around a method
+# what composes around a method
+AROUND = ("sampler", "view", "weight")
 
-NAMES_OF_VIEWS = {"nstep": "n", "chunk": "h"}  # the number in `iql+nstep3`
+# the number in `iql+nstep3`
+NAMES_OF_VIEWS = {"nstep": "n", "chunk": "h"}
 
 
 def conf_dir() -> Path:
@@ -72,7 +74,8 @@ def compose_conf(*choices: str) -> dict[str, Any]:
     return deepcopy(_composed(choices))
 
 
-@cache  # a bench of many entries composes the same few files again and again
+# a bench of many entries composes the same few files again and again
+@cache
 def _composed(choices: tuple[str, ...]) -> dict[str, Any]:
     from hydra import compose
     from omegaconf import OmegaConf
@@ -132,7 +135,8 @@ def split_entry(
     name, *modifiers = entry.split("+")
     name = None if "." in name else name
     samplers, views, weights = options("sampler"), options("view"), options("weight")
-    said: dict[str, str] = {}  # group -> the word of the entry that picked it
+    # group -> the word of the entry that picked it
+    said: dict[str, str] = {}
     for word in modifiers:
         match = re.fullmatch(r"([a-z_]+?)(\d+)", word)
         if word in samplers:

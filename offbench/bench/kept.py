@@ -48,16 +48,27 @@ class Units(NamedTuple):
 
     low: tuple[float, ...] | None = None  # (A,) bounds; None: actions are in [-1, 1] there, too
     high: tuple[float, ...] | None = None
-    first: int | None = None  # number of the first choice; None: actions are continuous
+    # number of the first choice; None: actions are continuous
+    first: int | None = None
 
 
 # --- writing --------------------------------------------------------------------------------
 
 
 def save(
-    path: Path, carry: Carry, place: int, *, keep: str, run: RunSpec, target: str, method: Method,
-    pipeline: Pipeline, spec: Spec, units: Units, fitted: Mapping[str, Any],
-) -> None:  # fmt: skip
+    path: Path,
+    carry: Carry,
+    place: int,
+    *,
+    keep: str,
+    run: RunSpec,
+    target: str,
+    method: Method,
+    pipeline: Pipeline,
+    spec: Spec,
+    units: Units,
+    fitted: Mapping[str, Any],
+) -> None:
     """Writes the policy or the state of one run, which is at a place of a stack: `carry`, on the CPU.
 
     Of a PyTorch class as it was written (`offbench.training.imperative`) it is the policy either way: the state
@@ -235,7 +246,9 @@ def earlier(
         for i, shorter in enumerate(found):
             tensors, own = _tensors(shorter[n]), like.seed(i)
             swept = isinstance(own.state, Swept)
-            state = _filled(own.state.state if swept else own.state, tensors, shorter[n], partly=False)
+            state = _filled(
+                own.state.state if swept else own.state, tensors, shorter[n], partly=False
+            )
             state = own.state._replace(state=state) if swept else state
             carries.append(Carry(state, tensors["key"], tensors["step"]))
         if any(int(c.step) * n_minibatches(method) != n for c in carries):
@@ -264,7 +277,10 @@ def _shorter(store: Store, run: RunSpec) -> tuple[dict[int, Path], str | None]:
             continue
         # training is the same whatever is evaluated, but for the episodes that are held out
         held_out = other.protocol.get("validation") == run.protocol.get("validation")
-        same = {"n_updates": run.n_updates, "protocol": run.protocol if held_out else other.protocol}
+        same = {
+            "n_updates": run.n_updates,
+            "protocol": run.protocol if held_out else other.protocol,
+        }
         tied = _tied(other, run)
         hparams = {**other.hparams, **{k: run.hparams[k] for k in tied}}
         if RunSpec(**{**told["run"], **same, "hparams": hparams}) != run:
@@ -318,9 +334,7 @@ class TrainedPolicy:
         """Begins new episodes; policies that plan or remember forget the last ones."""
         self._episode, self._t, self._carry = self._episode + 1, 0, None
 
-    def act(
-        self, obs: NDArray[Any], reward: NDArray[Any] | float = 0.0
-    ) -> NDArray[Any]:
+    def act(self, obs: NDArray[Any], reward: NDArray[Any] | float = 0.0) -> NDArray[Any]:
         """The action at an observation (O,) -> (A,), or at those of E environments (E, O) -> (E, A).
 
         `reward` is that of the step before, (E,) or a number; policies that aim at a return ask for it.
@@ -340,7 +354,9 @@ class TrainedPolicy:
         if n != self._n:
             raise UserError(f"{n} observations after {self._n}; reset() begins new episodes")
         received = torch.as_tensor(np.broadcast_to(np.float32(reward), n).copy())[None]
-        step = TimeStep(torch.from_numpy(rows.copy())[None], received, torch.full((1, n), self._t == 0))
+        step = TimeStep(
+            torch.from_numpy(rows.copy())[None], received, torch.full((1, n), self._t == 0)
+        )
         key = rng.fold(rng.fold(self._key, torch.arange(n) + n * self._episode), self._t)[None]
         with torch.no_grad():
             action, self._carry = self._policy.act(self._state, step, self._carry, key)
@@ -360,7 +376,8 @@ class TrainedPolicy:
         return np.clip(low_ + (action + 1) / 2 * (high_ - low_), low_, high_)
 
 
-_ACTING = 0x0FF  # a stream of its own, so that acting draws nothing that training or evaluation draws
+# a stream of its own, so that acting draws nothing that training or evaluation draws
+_ACTING = 0x0FF
 
 
 def load_policy(run: str | Path, *, results: str | Path = "results") -> TrainedPolicy:
@@ -388,7 +405,9 @@ def load_policy(run: str | Path, *, results: str | Path = "results") -> TrainedP
     if isinstance(method, Imperative):
         state = _objects(method, seen, tensors, path)
     else:
-        state = _filled(method.init(rng.key(0), seen), tensors, path, partly=told["kind"] == "policy")
+        state = _filled(
+            method.init(rng.key(0), seen), tensors, path, partly=told["kind"] == "policy"
+        )
         state = tree_map(lambda x: x[None], state)
     policy = make_policy(method, pipeline, values=False)
     units = Units(**{k: tuple(v) if isinstance(v, list) else v for k, v in told["units"].items()})
@@ -408,7 +427,9 @@ def _find(run: str, results: Path) -> Path:
         known = [p.stem for p in store.records()]
         raise UserError(f"no run {run!r} in {results}: {nearest(run, known)}")
     if len(matches) > 1:
-        raise UserError(f"{run!r} begins {len(matches)} run ids: {', '.join(p.stem for p in matches[:4])}")
+        raise UserError(
+            f"{run!r} begins {len(matches)} run ids: {', '.join(p.stem for p in matches[:4])}"
+        )
     return _find(str(matches[0]), results)
 
 

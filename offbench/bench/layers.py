@@ -67,7 +67,9 @@ class Layers:
             if key == "transforms" or key.startswith("transforms."):
                 self._transforms(key, value, source)
             elif key in self.hints:
-                self.values[key] = value if is_reference(value) else coerce(value, self.hints[key], key)
+                self.values[key] = (
+                    value if is_reference(value) else coerce(value, self.hints[key], key)
+                )
                 self.sources[key] = source
             elif not (lenient and key.split(".")[0] in ("method", *AROUND)):
                 raise self._unknown(key)

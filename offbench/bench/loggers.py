@@ -12,9 +12,8 @@ if TYPE_CHECKING:
 
 
 class Sink(Protocol):
-    def metrics(
-        self, update: int, values: Mapping[str, Any]
-    ) -> None: ...  # lists with one value per member of the stack
+    # lists with one value per member of the stack
+    def metrics(self, update: int, values: Mapping[str, Any]) -> None: ...
     def episodes(self, frame: "pd.DataFrame") -> None: ...
 
 

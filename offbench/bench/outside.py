@@ -61,13 +61,21 @@ def evaluate_policy(
     home, protocol = protocol_of(task, suite, episodes)
     runs = [
         RunSpec(
-            suite=home["id"], suite_version=home["version"], task=task.id, dataset=task.dataset,
-            dataset_sha256=task.sha256, env=task.judge, method=OUTSIDE,
-            hparams={"entry": entry, "version": version, "actions": actions}, pipeline={},
-            n_updates=0, seed=seed, protocol=protocol,
+            suite=home["id"],
+            suite_version=home["version"],
+            task=task.id,
+            dataset=task.dataset,
+            dataset_sha256=task.sha256,
+            env=task.judge,
+            method=OUTSIDE,
+            hparams={"entry": entry, "version": version, "actions": actions},
+            pipeline={},
+            n_updates=0,
+            seed=seed,
+            protocol=protocol,
         )
         for seed in acts
-    ]  # fmt: skip
+    ]
     store = Store(results)
     _refuse_known(runs, store, entry)
     store.check_writable()
@@ -75,9 +83,13 @@ def evaluate_policy(
     try:
         rows = evaluate(
             _policy(list(acts.values()), pool.take(1)[0], entry, in_unit=actions == "unit"),
-            torch.zeros(len(acts), 1), task, seeds=list(acts), episodes=protocol["episodes"],
-            n_envs=protocol["envs"], pool=pool,
-        )  # fmt: skip
+            torch.zeros(len(acts), 1),
+            task,
+            seeds=list(acts),
+            episodes=protocol["episodes"],
+            n_envs=protocol["envs"],
+            pool=pool,
+        )
     finally:
         pool.close()
     made = _provenance(entry, len(acts), time.perf_counter() - start)
@@ -90,13 +102,17 @@ def _by_seed(act: Act | Mapping[int, Act], seeds: Sequence[int] | None) -> dict[
     """Seed -> its policy. One policy under several seeds would be one result counted often."""
     if not isinstance(act, Mapping):
         if seeds is not None and len(seeds) != 1:
-            raise UserError(f"seeds={list(seeds)}: one policy is one training seed; pass {{seed: act}}")
+            raise UserError(
+                f"seeds={list(seeds)}: one policy is one training seed; pass {{seed: act}}"
+            )
         act = {(seeds or [0])[0]: act}
     if absent := [s for s in seeds or () if s not in act]:
         raise UserError(f"seeds={list(seeds or ())}: there is no policy for seed {absent[0]}")
     acts = {seed: act[seed] for seed in (seeds or act)}
     if not acts or len({id(f) for f in acts.values()}) < len(acts):
-        raise UserError(f"seeds {list(acts)} have {len({id(f) for f in acts.values()})} policies: one for each is needed")
+        raise UserError(
+            f"seeds {list(acts)} have {len({id(f) for f in acts.values()})} policies: one for each is needed"
+        )
     if wrong := [f for f in acts.values() if not callable(f)]:
         raise UserError(f"act: {type(wrong[0]).__name__} is not callable")
     return acts
@@ -123,7 +139,8 @@ def _policy(acts: Sequence[Act], env: "gymnasium.Env", entry: str, *, in_unit: b
 
     space, size = env.action_space, env.action_space.shape[0]
     if isinstance(env, RescaleAction) and not in_unit:
-        space = env.env.action_space  # the environment's own, which is scaled to [-1, 1]
+        # the environment's own, which is scaled to [-1, 1]
+        space = env.env.action_space
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
 
     def act(state: Any, step: TimeStep, carry: Any, key: Tensor) -> tuple[Tensor, Any]:
@@ -152,8 +169,17 @@ def _acted(act: Act, obs: np.ndarray, first: np.ndarray, size: int, entry: str) 
 def _provenance(entry: str, pack: int, wall_s: float) -> Provenance:
     commit, dirty = provenance.commit()
     return Provenance(
-        entry=entry, commit=commit, dirty=dirty, versions=provenance.versions(), device=provenance.device_name("cpu"),
-        backend="outside, acts only", precision="float32", pack=pack, wall_s=round(wall_s, 3), train_s=0.0,
+        entry=entry,
+        commit=commit,
+        dirty=dirty,
+        versions=provenance.versions(),
+        device=provenance.device_name("cpu"),
+        backend="outside, acts only",
+        precision="float32",
+        pack=pack,
+        wall_s=round(wall_s, 3),
+        train_s=0.0,
         tuning={"how": OUTSIDE, "tried": None, "source": "trained outside offbench"},
-        created=provenance.now(), host=provenance.host(),
-    )  # fmt: skip
+        created=provenance.now(),
+        host=provenance.host(),
+    )

@@ -54,7 +54,8 @@ class Plan:
     cells: tuple[Cell, ...]
     settings: Settings
     suite: Mapping[str, Any]
-    named: bool = True  # whether the command line named the suite
+    # whether the command line named the suite
+    named: bool = True
 
     @property
     def tasks(self) -> list[str]:
@@ -73,7 +74,8 @@ def plan(overrides: Sequence[str], *, bench: bool) -> Plan:
     """
     points = parse_overrides(overrides)
     swept = {k for p in points for k, v in p.items() if v != points[0][k] and k != "preset"}
-    if "task" in swept:  # one label on all of them, whatever is usual on each
+    # one label on all of them, whatever is usual on each
+    if "task" in swept:
         swept |= points[0].keys()
     plans = [_plan_point(point, swept, bench=bench) for point in points]
     cells = tuple(cell for p in plans for cell in p.cells)
@@ -155,7 +157,8 @@ def _entry_cells(
 ) -> Iterator[tuple[Cell, Settings]]:
     """The cells of `iql+aw`, one per task, and of `mymodule.Class+nstep3`."""
     named = (entry or "").partition("+")[0]
-    if "." in named:  # a class from elsewhere, without a yaml
+    # a class from elsewhere, without a yaml
+    if "." in named:
         given = {**given, "method._target_": named}
     for point in expand_sweeps(given, read_entry(entry, choices, given).values.hints):
         lists = {k for k in point if point[k] is not given[k]}
@@ -174,11 +177,10 @@ def _task_cells(
         *(["task"] if isinstance(given.get("task"), Task) else []),
     )
     filled = ("seeds", "n_updates", "eval.episodes")
-    given = {
-        k: v for k, v in given.items() if k not in skipped and not (v is None and k in filled)
-    }
+    given = {k: v for k, v in given.items() if k not in skipped and not (v is None and k in filled)}
     made: list[tuple[Cell, Settings]] = []
-    changed = set(swept)  # by the command line, on one task at least
+    # by the command line, on one task at least
+    changed = set(swept)
     for task_name in task_names:
         loader = coerce(given.get("loader", "offbench"), Loader, "loader")
         if isinstance(task_name, Task):
@@ -194,7 +196,9 @@ def _task_cells(
         home = suite["id"] if canonical(task.id) in tasks_of(suite["id"]) else home_of(task)
         published = own.copy()
         if home != suite["id"]:
-            published = _published(method, read_option("suite", home), task, {**insisted, **given})[0]
+            published = _published(method, read_option("suite", home), task, {**insisted, **given})[
+                0
+            ]
         own.update(insisted, f"suite {suite['id']}", lenient=True)
         without = own.copy()
         own.update(given, "command line")
@@ -209,12 +213,13 @@ def _task_cells(
         made.append((_cell(own, method, task, suite, settings, given, tuning), settings))
     in_label = {k: v for k, v in given.items() if k in changed}
     for cell, settings in made:
-        yield replace(cell, entry=settings.label or entry_label(method, cell.target, in_label)), settings
+        yield (
+            replace(cell, entry=settings.label or entry_label(method, cell.target, in_label)),
+            settings,
+        )
 
 
-def _without_environment(
-    own: "Layers", settings: Settings, task: Task, given: Mapping
-) -> Settings:
+def _without_environment(own: "Layers", settings: Settings, task: Task, given: Mapping) -> Settings:
     """Without test episodes, with some of the recorded episodes held out instead."""
     if given.get("eval.episodes") or given.get("eval.monitor_at"):
         raise UserError(
@@ -225,7 +230,9 @@ def _without_environment(
     if share is None:
         share, own.sources["eval.validation"] = HELD_OUT, "no environment"
     own.sources |= dict.fromkeys(("eval.episodes", "eval.monitor_at"), "no environment")
-    return replace(settings, eval=replace(settings.eval, episodes=0, monitor_at=(), validation=share))
+    return replace(
+        settings, eval=replace(settings.eval, episodes=0, monitor_at=(), validation=share)
+    )
 
 
 def _published(
@@ -240,7 +247,8 @@ def _published(
         home = read_option("suite", home_of(task))
     for one in (home, suite):
         own.update(protocol_settings(one), f"suite {one['id']}")
-    listed = canonical(task.id) in tasks_of(home["id"])  # or a mixture, like its first part
+    # or a mixture, like its first part
+    listed = canonical(task.id) in tasks_of(home["id"])
     part = task.id if listed else first_part(task.id)
     if budget := chosen_preset(method.budgets, part, "usual", None):
         carried = "" if part == task.id else "carried over from its first part: "
@@ -263,26 +271,36 @@ def _published(
 
 
 def _cell(
-    own: "Layers", method: Method, task: Task, suite: Mapping, settings: Settings,
-    given: Mapping, tuning: Mapping[str, Any],
-) -> Cell:  # fmt: skip
+    own: "Layers",
+    method: Method,
+    task: Task,
+    suite: Mapping,
+    settings: Settings,
+    given: Mapping,
+    tuning: Mapping[str, Any],
+) -> Cell:
     target = own.values["method._target_"]
     hparams = own.typed("method")
     check_ranges("method", target, hparams)
     if not is_torch_class(locate(target)):
-        locate(target)(**hparams)  # which refuses counts that cannot be, before anything is downloaded
+        # which refuses counts that cannot be, before anything is downloaded
+        locate(target)(**hparams)
     if weighted := own.values["weight._target_"]:
         check_ranges("weight", weighted, own.typed("weight"))
     pipeline = {
         "view": _identity_of_view(own),
-        "sampler": {"name": name_of("sampler", own.values["sampler._target_"]), **own.typed("sampler")},
+        "sampler": {
+            "name": name_of("sampler", own.values["sampler._target_"]),
+            **own.typed("sampler"),
+        },
         "transforms": typed_transforms(settings.transforms),
         "batch_size": settings.batch_size,
         "gamma": settings.gamma,
     }
     # not there where they have always been so: ids of runs stay what they were
     rewards = [name for name in pipeline["transforms"] if name.startswith("reward_")]
-    if rewards != sorted(rewards):  # results depend on the order, the id of a mapping does not
+    # results depend on the order, the id of a mapping does not
+    if rewards != sorted(rewards):
         pipeline["reward_order"] = rewards
     if settings.precision != "float32":
         pipeline["precision"] = settings.precision
@@ -298,7 +316,8 @@ def _cell(
     if settings.eval.validation:
         protocol["validation"] = settings.eval.validation
     return Cell(
-        entry="",  # which depends on the other tasks
+        # which depends on the other tasks
+        entry="",
         suite=suite["id"],
         suite_version=suite["version"],
         task=task,
@@ -318,9 +337,8 @@ def _cell(
 def _identity_of_view(own: "Layers") -> dict[str, Any]:
     """A view's settings; what changes nothing in single steps is left out, so that ids of runs stay."""
     view = own.typed("view")
-    if (
-        "n" in view
-    ):  # the settings that chunks have had from the beginning, and n-step returns have not
+    # the settings that chunks have had from the beginning, and n-step returns have not
+    if "n" in view:
         usual = {"pad": True, "rewards_after_terminal": False}
         view = {k: v for k, v in view.items() if k == "n" or (view["n"] > 1 and v != usual[k])}
     return {"name": name_of("view", own.values["view._target_"]), **view}

@@ -160,9 +160,7 @@ def resolve_device(device: str) -> str:
     return str(found)
 
 
-def training_episodes(
-    cell: Cell, data: "ReplayData"
-) -> "tuple[ReplayData, ReplayData | None]":
+def training_episodes(cell: Cell, data: "ReplayData") -> "tuple[ReplayData, ReplayData | None]":
     """The episodes that are trained on, and those held out where the protocol says so."""
     from offbench.training.held_out import split
 

@@ -22,13 +22,14 @@ VARIANTS = ("paper", "corl")
 class Preset(NamedTuple):
     """Published settings of a method for some tasks; the first row that fits is used."""
 
-    task: str  # task ids or patterns as in fnmatch, with spaces between them
+    # task ids or patterns as in fnmatch, with spaces between them
+    task: str
     settings: Mapping[str, Any]  # dotted setting -> value
     source: str
-    by: str | None = None  # one of VARIANTS: used only where `preset` asks for it
-    around: tuple[str, ...] = (
-        "",
-    )  # what may be composed around it, as an entry has it: "aw", "chunk5"
+    # one of VARIANTS: used only where `preset` asks for it
+    by: str | None = None
+    # what may be composed around it, as an entry has it: "aw", "chunk5"
+    around: tuple[str, ...] = ("",)
 
     def fits(self, task_id: str) -> bool:
         return any(fnmatch(task_id, pattern) for pattern in self.task.split())
@@ -86,7 +87,9 @@ def chosen_preset(
         for preset in matches:
             spans = [c[:_SPAN] for c in _compositions(preset, plain)]
             if preset.by == by and composed is not None and composed[:_SPAN] in spans:
-                return preset._replace(source=f"carried over from the method alone: {preset.source}")
+                return preset._replace(
+                    source=f"carried over from the method alone: {preset.source}"
+                )
     return None
 
 

@@ -24,9 +24,12 @@ class Progress:
     curves: list[dict[str, Any]] = field(default_factory=list)
     frames: "list[pd.DataFrame]" = field(default_factory=list)
     train_s: float = 0.0
-    code: list[str] = field(default_factory=list)  # the commits that trained it, the first one first
-    began: list[str] = field(default_factory=list)  # of each member: where it did, if not at 0
-    note: str | None = None  # why it began at 0, if a shorter run was kept
+    # the commits that trained it, the first one first
+    code: list[str] = field(default_factory=list)
+    # of each member: where it did, if not at 0
+    began: list[str] = field(default_factory=list)
+    # why it began at 0, if a shorter run was kept
+    note: str | None = None
 
     @staticmethod
     def path(checkpoint: Path) -> Path:
@@ -66,13 +69,19 @@ class Progress:
         for i, record in enumerate(records):
             seen = store.episodes(run_id=record.spec.run_id, stream="monitor")
             if len(seen):
-                frames.append(seen.drop(columns=["run_id", "entry", "suite", "method"]).assign(member=i))
+                frames.append(
+                    seen.drop(columns=["run_id", "entry", "suite", "method"]).assign(member=i)
+                )
         began = "went on from the kept state of run {} ({} updates)"
         return cls(
             curves,
             frames,
             max(record.provenance.train_s for record in records),
-            list(dict.fromkeys(_spelt_commit(r.provenance.commit, r.provenance.dirty) for r in records)),
+            list(
+                dict.fromkeys(
+                    _spelt_commit(r.provenance.commit, r.provenance.dirty) for r in records
+                )
+            ),
             began=[began.format(record.spec.run_id, n_updates) for record in records],
         )
 

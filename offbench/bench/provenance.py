@@ -9,8 +9,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = (
-    "offbench", "torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "dm-control", "minari", "ogbench",
-)  # fmt: skip
+    "offbench",
+    "torch",
+    "numpy",
+    "gymnasium",
+    "gymnasium-robotics",
+    "mujoco",
+    "dm-control",
+    "minari",
+    "ogbench",
+)
 
 
 @cache
@@ -34,7 +42,8 @@ def commit() -> tuple[str, bool]:
     git = ["git", "-C", str(here)]
     try:
         top = _read([*git, "rev-parse", "--show-toplevel"])
-        if Path(top) != here.parent:  # installed into somebody else's repository
+        # installed into somebody else's repository
+        if Path(top) != here.parent:
             return "unknown", False
         head = _read([*git, "rev-parse", "HEAD"])
         changes = _read(["git", "-C", top, "status", "--porcelain", "--", ".", ":!results"])

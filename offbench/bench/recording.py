@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from offbench.data.pipeline import Pipeline
 
-TOO_FAR = 10  # times what any policy could earn: no error of estimation, the values have diverged
+# times what any policy could earn: no error of estimation, the values have diverged
+TOO_FAR = 10
 
 
 class Outcome(NamedTuple):
@@ -27,19 +28,34 @@ class Outcome(NamedTuple):
     cell: Cell
     scores: dict[int, float]  # seed -> mean test score
     failed: dict[int, str]  # seed -> reason
-    remarks: dict[int, str]  # seed -> what to know of a score that counts
+    # seed -> what to know of a score that counts
+    remarks: dict[int, str]
     wall_s: float
-    backend: str  # which engine ran, with the reason where a faster one was refused
-    errors: dict[int, float] = {}  # seed -> action error on held-out episodes, where any were held out
-    note: str | None = None  # what is to be said once, and not of a score
+    # which engine ran, with the reason where a faster one was refused
+    backend: str
+    # seed -> action error on held-out episodes, where any were held out
+    errors: dict[int, float] = {}
+    # what is to be said once, and not of a score
+    note: str | None = None
 
 
 def record(
-    pack: Pack, store: Store, settings: Settings, backend: str, device: str, broken: list[bool],
-    frames: "list[pd.DataFrame]", curves: list[dict[str, Any]], start: float, train_s: float,
-    fitted: dict[str, Any], most: float, earlier: list[str], began: list[str],
+    pack: Pack,
+    store: Store,
+    settings: Settings,
+    backend: str,
+    device: str,
+    broken: list[bool],
+    frames: "list[pd.DataFrame]",
+    curves: list[dict[str, Any]],
+    start: float,
+    train_s: float,
+    fitted: dict[str, Any],
+    most: float,
+    earlier: list[str],
+    began: list[str],
     keep_run: Callable[[int, Path], None] | None,
-) -> list[Outcome]:  # fmt: skip
+) -> list[Outcome]:
     """`earlier` are other commits that trained a part of it, before a checkpoint; `began` says of each
     member where it did, if not at 0; `keep_run(place, path of the record)` keeps what was trained."""
     import pandas as pd
@@ -78,7 +94,13 @@ def record(
         for name in VALIDATION_ERRORS & curve.keys():
             errors[cell.entry][run.seed] = curve[name][-1]
     return [
-        Outcome(cell, *(x[cell.entry] for x in (scores, failed, remarks)), wall_s, backend, errors[cell.entry])
+        Outcome(
+            cell,
+            *(x[cell.entry] for x in (scores, failed, remarks)),
+            wall_s,
+            backend,
+            errors[cell.entry],
+        )
         for cell in pack.cells
     ]
 

@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from offbench.training.loop import Point
     from offbench.types import Spec
 
-CURVE_POINTS = 20  # how often metrics are read and progress is reported
+# how often metrics are read and progress is reported
+CURVE_POINTS = 20
 
-Report = Callable[[str, float], None]  # phase, fraction of the pack done
+# phase, fraction of the pack done
+Report = Callable[[str, float], None]
 
 
 def run_pack(
@@ -64,7 +66,8 @@ def run_pack(
     data, held_out = training_episodes(cell, data)
     method, pipeline = build(cell, data, spec, lazy=settings.data == "host")
     for other in [name for name in pools if name != cell.task.id]:
-        pools.pop(other).close()  # environments can be large: 200 MB for one OGBench cube
+        # environments can be large: 200 MB for one OGBench cube
+        pools.pop(other).close()
     pool = pools.setdefault(cell.task.id, EnvPool(cell.task))
     if cell.task.env:
         pool.check(spec)
@@ -90,13 +93,12 @@ def run_pack(
         open_sink(settings.sink, pack, settings.results) as sink,
     ):
         mark = time.perf_counter()
-        for point in _training(
-            pack, method, pipeline, spec, stops, settings, device, keep, resume
-        ):
+        for point in _training(pack, method, pipeline, spec, stops, settings, device, keep, resume):
             values = {k: v.tolist() for k, v in point.metrics.items()}  # waits for the device
             train_s += time.perf_counter() - mark
             if values:
-                before.forget_from(point.update)  # what was kept ahead of the checkpoint
+                # what was kept ahead of the checkpoint
+                before.forget_from(point.update)
                 if validate:
                     values |= {k: v.tolist() for k, v in validate(point.state).items()}
                 curves.append({"update": point.update} | values)
@@ -117,9 +119,12 @@ def run_pack(
         finite = [i for i, bad in enumerate(broken) if not bad]
         if finite and protocol["episodes"]:
             test = look(
-                _select(final.state, finite), seeds=[seeds[i] for i in finite],
-                episodes=protocol["episodes"], stream="test", update=n,
-            )  # fmt: skip
+                _select(final.state, finite),
+                seeds=[seeds[i] for i in finite],
+                episodes=protocol["episodes"],
+                stream="test",
+                update=n,
+            )
             frames.append(test.assign(member=test["member"].map(dict(enumerate(finite)))))
         for frame in frames:
             sink.episodes(frame)
@@ -130,15 +135,36 @@ def run_pack(
         own, run = members[i]
         method = build_method(own)
         kept.save(
-            path.with_suffix(".safetensors"), final, i, keep=settings.keep, run=run,
-            target=own.target, method=method, pipeline=pipeline, spec=spec, units=units, fitted=fitted,
-        )  # fmt: skip
+            path.with_suffix(".safetensors"),
+            final,
+            i,
+            keep=settings.keep,
+            run=run,
+            target=own.target,
+            method=method,
+            pipeline=pipeline,
+            spec=spec,
+            units=units,
+            fitted=fitted,
+        )
 
     outcomes = record(
-        pack, store, settings, point.backend, device, broken, frames, curves, start, train_s,
-        fitted, most_earned(pipeline), [c for c in code if c != code_version()], before.began,
+        pack,
+        store,
+        settings,
+        point.backend,
+        device,
+        broken,
+        frames,
+        curves,
+        start,
+        train_s,
+        fitted,
+        most_earned(pipeline),
+        [c for c in code if c != code_version()],
+        before.began,
         keep_run if settings.keep != "none" else None,
-    )  # fmt: skip
+    )
     for path in (checkpoint_path(pack, settings), Progress.path(checkpoint_path(pack, settings))):
         path.unlink(missing_ok=True)
     report("done", 1.0)
@@ -146,8 +172,14 @@ def run_pack(
 
 
 def _begin(
-    pack: Pack, store: Store, settings: Settings, method: Any, pipeline: "Pipeline", spec: "Spec", device: str,
-) -> "tuple[Carry | None, Progress]":  # fmt: skip
+    pack: Pack,
+    store: Store,
+    settings: Settings,
+    method: Any,
+    pipeline: "Pipeline",
+    spec: "Spec",
+    device: str,
+) -> "tuple[Carry | None, Progress]":
     """Where training begins and what came before: a checkpoint of these runs, else the kept state of
     shorter runs of the same settings, else nothing."""
     from offbench.bench import kept
@@ -175,9 +207,16 @@ def _begin(
 
 
 def _training(
-    pack: Pack, method: Any, pipeline: "Pipeline", spec: "Spec", stops: Sequence[int],
-    settings: Settings, device: str, keep: Callable[[], None], resume: "Carry | None",
-) -> "Iterator[Point]":  # fmt: skip
+    pack: Pack,
+    method: Any,
+    pipeline: "Pipeline",
+    spec: "Spec",
+    stops: Sequence[int],
+    settings: Settings,
+    device: str,
+    keep: Callable[[], None],
+    resume: "Carry | None",
+) -> "Iterator[Point]":
     """The points of training, checkpointed on the way.
 
     `keep` saves what was seen so far beside the checkpoint.
@@ -192,9 +231,18 @@ def _training(
     path = checkpoint_path(pack, settings)
     saved = time.perf_counter()
     for point in train(
-        method, pipeline, spec, seeds=seeds, values=values, n_updates=pack.cells[0].n_updates,
-        stop_at=stops, backend=settings.engine, precision=settings.precision, device=device, resume=resume,
-    ):  # fmt: skip
+        method,
+        pipeline,
+        spec,
+        seeds=seeds,
+        values=values,
+        n_updates=pack.cells[0].n_updates,
+        stop_at=stops,
+        backend=settings.engine,
+        precision=settings.precision,
+        device=device,
+        resume=resume,
+    ):
         yield point
         resumable = not isinstance(method, Imperative) or point.backend == NAME
         if resumable and time.perf_counter() - saved > 60 * settings.checkpoint_minutes:

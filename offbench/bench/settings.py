@@ -11,7 +11,8 @@ from offbench.tasks.task import Loader
 
 Keep = Literal["policy", "state", "none"]
 
-HELD_OUT = 0.1  # share of the episodes, where there is no environment and nothing else is said
+# share of the episodes, where there is no environment and nothing else is said
+HELD_OUT = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +54,30 @@ class Settings:
 
 
 _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = types.MappingProxyType(
-    {name: (lambda x: x > 0, "above 0") for name in ("lr", "actor_lr", "critic_lr", "max_weight",
-     "temperature", "softmax_temperature", "value_temperature", "huber_delta")}
-    | {name: (lambda x: min(x, default=1) >= 1, "widths of at least 1") for name in ("hidden", "critic_hidden")}
+    {
+        name: (lambda x: x > 0, "above 0")
+        for name in (
+            "lr",
+            "actor_lr",
+            "critic_lr",
+            "max_weight",
+            "temperature",
+            "softmax_temperature",
+            "value_temperature",
+            "huber_delta",
+        )
+    }
+    | {
+        name: (lambda x: min(x, default=1) >= 1, "widths of at least 1")
+        for name in ("hidden", "critic_hidden")
+    }
     | {name: (lambda x: 0 <= x < 1, "in [0, 1)") for name in ("dropout", "actor_dropout")}
-    | {name: (lambda x: 0 < x < 1, "in (0, 1)") for name in ("expectile", "distill_expectile", "anchor_expectile",
-     "backup_quantile")}
+    | {
+        name: (lambda x: 0 < x < 1, "in (0, 1)")
+        for name in ("expectile", "distill_expectile", "anchor_expectile", "backup_quantile")
+    }
     | {"polyak_rate": (lambda x: 0 < x <= 1, "in (0, 1]")}
-)  # fmt: skip
+)
 """What values of our own methods' settings can be, beside counts: name -> test, words."""
 
 

@@ -83,7 +83,8 @@ def parameters(target: Any) -> dict[str, tuple[Any, Any]]:
         given, described = given | {"obs_dim", "action_dim", "device"}, obj.__init__
     try:
         hints = get_type_hints(described)
-    except NameError:  # a hint that is imported for type checkers alone
+    # a hint that is imported for type checkers alone
+    except NameError:
         hints = {}
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {

@@ -67,7 +67,9 @@ def _differs(own: "Layers", published: "Layers", key: str) -> bool:
     """As they were said: what refers to the number of updates is not changed with it."""
     if key not in published.values:
         return True
-    typed = lambda v: v if is_reference(v) or key not in own.hints else coerce(v, own.hints[key], key)
+    typed = lambda v: (
+        v if is_reference(v) or key not in own.hints else coerce(v, own.hints[key], key)
+    )
     return typed(own.values[key]) != typed(published.values[key])
 
 

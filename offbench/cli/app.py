@@ -36,24 +36,56 @@ Settings: conf/run.yaml. Method, sampler, view, weight: conf/method, conf/sample
 A method of your own: method._target_=package.Class, or an installed package with an `offbench.conf` entry point.
 """
 
-_USAGE = {  # command -> what it does, the settings it takes, examples
-    "bench": ("run what is missing of a suite and print its leaderboard", "key=value ...", (
-        "bench suite=quick", "bench methods=[bc,iql+aw] seeds=[0,1]",
-        "bench methods=[mymodule.MyMethod,bc] task=d4rl/hopper-medium-v2")),
-    "run": ("run what is missing of one method and print the leaderboard", "method=NAME key=value ...", (
-        "run method=iql task=offbench/hopper/medium-replay-v0 method.expectile=0.9",
-        "run method=bc task.data=my.hdf5 task.env=HalfCheetah-v5 seeds=[0,1]")),
-    "plan": ("print every run, every value with its source, and the time needed; run nothing",
-             "key=value ...", ("plan", "plan method=td3_bc method.alpha=1.0 n_updates=20000")),
-    "board": ("print the leaderboard of what has been run", "key=value ...", ("board suite=quick",)),
-    "diagnose": ("draw chunk lengths, success by length, and values against returns", "key=value ...",
-                 ("diagnose suite=quick",)),
-    "list": ("name what there is", "methods|tasks|suites|samplers|views|weights", ("list methods",)),
-    "check": ("run the contract that every method must keep", "method=NAME key=value ...", (
-        "check method=iql", "check method._target_=mymodule.MyMethod")),
-    "speed": ("measure training here beside a plain PyTorch loop", "key=value ...", (
-        "speed", "speed methods=[iql] seeds=[1,8] hidden=[[64,64]]")),
-}  # fmt: skip
+# command -> what it does, the settings it takes, examples
+_USAGE = {
+    "bench": (
+        "run what is missing of a suite and print its leaderboard",
+        "key=value ...",
+        (
+            "bench suite=quick",
+            "bench methods=[bc,iql+aw] seeds=[0,1]",
+            "bench methods=[mymodule.MyMethod,bc] task=d4rl/hopper-medium-v2",
+        ),
+    ),
+    "run": (
+        "run what is missing of one method and print the leaderboard",
+        "method=NAME key=value ...",
+        (
+            "run method=iql task=offbench/hopper/medium-replay-v0 method.expectile=0.9",
+            "run method=bc task.data=my.hdf5 task.env=HalfCheetah-v5 seeds=[0,1]",
+        ),
+    ),
+    "plan": (
+        "print every run, every value with its source, and the time needed; run nothing",
+        "key=value ...",
+        ("plan", "plan method=td3_bc method.alpha=1.0 n_updates=20000"),
+    ),
+    "board": (
+        "print the leaderboard of what has been run",
+        "key=value ...",
+        ("board suite=quick",),
+    ),
+    "diagnose": (
+        "draw chunk lengths, success by length, and values against returns",
+        "key=value ...",
+        ("diagnose suite=quick",),
+    ),
+    "list": (
+        "name what there is",
+        "methods|tasks|suites|samplers|views|weights",
+        ("list methods",),
+    ),
+    "check": (
+        "run the contract that every method must keep",
+        "method=NAME key=value ...",
+        ("check method=iql", "check method._target_=mymodule.MyMethod"),
+    ),
+    "speed": (
+        "measure training here beside a plain PyTorch loop",
+        "key=value ...",
+        ("speed", "speed methods=[iql] seeds=[1,8] hidden=[[64,64]]"),
+    ),
+}
 
 
 def _help_of(command: str) -> str:
@@ -105,7 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, rest = args[0], args[1:]
     warnings.formatwarning = _in_one_line
     if not sys.flags.safe_path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # for method._target_=mymodule.X, of a file that lies here
+        # for method._target_=mymodule.X, of a file that lies here
+        sys.path.append(os.getcwd())
     try:
         if command not in COMMANDS:
             raise unknown("command", command, COMMANDS)
@@ -125,7 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "offbench: interrupted; finished runs are kept, the next run continues", file=sys.stderr
         )
         return 130
-    except BrokenPipeError:  # `offbench list methods | head`
+    # `offbench list methods | head`
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -156,7 +190,9 @@ def _check(args: Sequence[str]) -> int:
         print(cell.entry)
         if is_torch_class(locate(cell.target)):
             Imperative(locate(cell.target), **cell.hparams).check(SPEC, fake_batch(SPEC))
-            print("ok      a PyTorch class, trained as it is written: train_step and act fit together")
+            print(
+                "ok      a PyTorch class, trained as it is written: train_step and act fit together"
+            )
             continue
         try:
             check_method(locate(cell.target)(**cell.hparams))

@@ -114,8 +114,11 @@ def _bars(console: "Console") -> "Progress":
         TaskProgressColumn(table_column=fixed(4)),
         TimeElapsedColumn(table_column=fixed(7)),
         TimeRemainingColumn(elapsed_when_finished=True, table_column=fixed(7)),
-        console=console, disable=not console.is_terminal, transient=True, expand=True,
-    )  # fmt: skip
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+        expand=True,
+    )
 
 
 def stack_limit(todo: "Sequence[Cell]", plan: "Plan") -> int | None:

@@ -88,7 +88,8 @@ def _runs_of(plan: "Plan", store: "Store") -> "tuple[pd.DataFrame, int]":
 
     def comparable(row: Any) -> bool:
         cell = example[row["task"]]
-        if row["method"] == OUTSIDE:  # it has no budget and no data that are known
+        # it has no budget and no data that are known
+        if row["method"] == OUTSIDE:
             episodes = row["protocol.episodes"] == cell.protocol["episodes"]
             return row["entry"] not in entries and episodes and row["seed"] in cell.seeds
         return (
@@ -172,8 +173,15 @@ def _board_name(plan: "Plan") -> str:
     from offbench.bench.plan import plan as read
 
     what = lambda c: (
-        c.entry, c.task.id, c.target, c.hparams, c.pipeline, c.n_updates, c.seeds, c.protocol
-    )  # fmt: skip
+        c.entry,
+        c.task.id,
+        c.target,
+        c.hparams,
+        c.pipeline,
+        c.n_updates,
+        c.seeds,
+        c.protocol,
+    )
     whole = plan.tasks == plan.suite["tasks"] and plan.settings.loader == "offbench"
     if whole and list(map(what, plan.cells)) == [
         what(c) for c in read([f"suite={plan.name}"], bench=True).cells

@@ -20,9 +20,13 @@ def print_wrapped(text: str, console: "Console") -> None:
     """Indented, and broken between words to at most 80 columns."""
     width = min(80, console.width)
     lines = textwrap.wrap(
-        text, width, initial_indent="  ", subsequent_indent="    ",
-        break_long_words=False, break_on_hyphens=False,
-    )  # fmt: skip
+        text,
+        width,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
     console.print("\n".join(lines), markup=False, soft_wrap=True)
 
 

@@ -182,7 +182,8 @@ def load(
         parts = compose.parse(name).leaves  # type: ignore[union-attr]  # no plain id
         facts = replace(facts, id=composed.id, repeats=True, parts=parts)
         return Loaded(composed.data, facts, composed.card)
-    catalog.card(name)  # an unknown one is called a dataset
+    # an unknown one is called a dataset
+    catalog.card(name)
     task = load_task(name).ready()
     data, _ = task.load(defects="ignore")
     return Loaded(data, doctor.Facts.of(task), _card(task), tuple(of_this_copy(task)))
@@ -222,23 +223,32 @@ def _from_path(path: Path, name: str, limit: int | None, env: str | None, action
     task = None
     if env is not None:
         task = own_task(path, env=env, id=name, max_episode_steps=limit, actions=actions)  # type: ignore[arg-type]
-    facts = doctor.Facts(id=name, max_episode_steps=limit) if task is None else doctor.Facts.of(task)
+    facts = (
+        doctor.Facts(id=name, max_episode_steps=limit) if task is None else doctor.Facts.of(task)
+    )
     if kind == "minari":
         meta = minari.metadata(path, name=name)
         ref = meta.eval_env or meta.env
         known = facts.max_episode_steps or (None if ref is None else ref.max_episode_steps)
         found = ()
         if task is not None or ref is not None:
-            with contextlib.suppress(UserError):  # evaluation says what its environment lacks
+            # evaluation says what its environment lacks
+            with contextlib.suppress(UserError):
                 found = tuple(of_this_copy(task or own_task(path, id=name)))
-        return Loaded(minari.load(path, name=name), replace(facts, max_episode_steps=known), findings=found)
+        return Loaded(
+            minari.load(path, name=name), replace(facts, max_episode_steps=known), findings=found
+        )
     if kind == "ogbench":
         data = arrays.load(path, name=name, env=env)
         teleports, goals = "teleport" in path.name, not bool(data.reward.any())
         return Loaded(data, replace(facts, terminal_inside=True, teleports=teleports, goals=goals))
     facts = replace(facts, max_episode_steps=facts.max_episode_steps or _limit(path))
-    reading = arrays.Reading(max_episode_steps=facts.max_episode_steps, limit_given=limit is not None)
-    raw, at = arrays.steps(path, name=name, reading=task.reading if task and task.reading else reading)
+    reading = arrays.Reading(
+        max_episode_steps=facts.max_episode_steps, limit_given=limit is not None
+    )
+    raw, at = arrays.steps(
+        path, name=name, reading=task.reading if task and task.reading else reading
+    )
     found = [doctor.Finding("boundaries", "info", at.words)]
     if facts.max_episode_steps is None and (apparent := _apparent_limit(at)):
         facts = replace(facts, max_episode_steps=apparent, limit_guessed=True)
@@ -505,13 +515,17 @@ def _import(args: Sequence[str]) -> int:
     if actions not in ("env", "unit"):
         raise unknown("--actions", actions, ("env", "unit"))
     if actions == "unit" and env is None:
-        raise UserError(f"{name}: --actions unit is written in the bounds of an environment; give it: --env ID")
+        raise UserError(
+            f"{name}: --actions unit is written in the bounds of an environment; give it: --env ID"
+        )
     limit = options.get("limit")
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: an episode has at least 1 step")
     format = options.get("format") or foreign.guess(path, name=name)
     given = foreign.parse_map(options["map"]) if "map" in options else {}
-    header = tuple(x.strip() for x in options["columns"].split(",")) if "columns" in options else None
+    header = (
+        tuple(x.strip() for x in options["columns"].split(",")) if "columns" in options else None
+    )
     read = foreign.read(path, format, name=name, given=given, header=header)
     reading = arrays.Reading(max_episode_steps=limit, limit_given=limit is not None)
     if env is not None:
@@ -519,12 +533,16 @@ def _import(args: Sequence[str]) -> int:
     data, at = arrays.convert(read, dest, name=name, reading=reading, unit=actions == "unit")
     _print_import(read, at.words, reading, f"{name}: read as {format}", env)
     more = f" --env {env}" if env else ""
-    print(f"written: {dest}, {data.n_transitions:,} transitions in {data.n_episodes:,} episodes; look at them: "
-          f"offbench data check {shlex.quote(str(dest))}{more}")  # fmt: skip
+    print(
+        f"written: {dest}, {data.n_transitions:,} transitions in {data.n_episodes:,} episodes; look at them: "
+        f"offbench data check {shlex.quote(str(dest))}{more}"
+    )
     return 0
 
 
-def _print_import(read: "Read", words: str, reading: "Reading", title: str, env: str | None) -> None:
+def _print_import(
+    read: "Read", words: str, reading: "Reading", title: str, env: str | None
+) -> None:
     print(title)
     size = lambda x: int(np.prod(x.shape[1:], dtype=int))
     for column, called in read.called.items():
@@ -596,8 +614,11 @@ def _fetch(args: Sequence[str]) -> int:
     cards = [card for name in ids for card in _cards(name)]
     console = _console()
     columns = (
-        TextColumn("{task.description}"), BarColumn(24), DownloadColumn(), TransferSpeedColumn(),
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(24),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
     with Progress(
         *columns, console=console, disable=not console.is_terminal, transient=True
     ) as bars:

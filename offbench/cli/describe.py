@@ -47,7 +47,8 @@ def say_settings(plan: "Plan", console: "Console", args: Sequence[str]) -> None:
         console.print(f"  every setting with its source: {where}", markup=False, soft_wrap=True)
         return
     for entry, cells in entries.items():
-        parts: list[list[str]] = []  # neighbours of one source together
+        # neighbours of one source together
+        parts: list[list[str]] = []
         for name in cells[0]:
             found = {cell[name] for cell in cells}
             text, source = found.pop() if len(found) == 1 else (name, "differs by task")
@@ -96,7 +97,7 @@ def say_differences(plan: "Plan", console: "Console") -> None:
 
 
 def _in_brief(cell: "Cell", key: str) -> str:
-    """"[obs_norm]", "nstep(n=3)"."""
+    """ "[obs_norm]", "nstep(n=3)"."""
     if key == "transforms":
         return f"[{', '.join(cell.pipeline['transforms'])}]"
     view = dict(cell.pipeline["view"])

@@ -47,7 +47,8 @@ def _heading(group: str, name: str) -> str:
     return first.removeprefix("# ") if first.startswith("# ") and "@package" not in first else ""
 
 
-_NEEDS = {  # of the data, beside transitions; what a view provides is not listed
+# of the data, beside transitions; what a view provides is not listed
+_NEEDS = {
     "next_action": "the action after each transition",
     "return_to_go": "whole episodes",
     "sparse_return_to_go": "whole episodes",

@@ -122,7 +122,8 @@ def _print_values(plan: "Plan", console: "Console") -> None:
         for key, value in _effective(cell).items():
             where = values.setdefault((key, value, _source(cell, key)), {})
             where.setdefault(cell.entry, []).append(cell.task.id)
-    notes: dict[str, int] = {}  # sources too long for a column, once each
+    # sources too long for a column, once each
+    notes: dict[str, int] = {}
     for (key, value, source), where in sorted(
         values.items(), key=lambda item: (item[0][0], next(iter(item[1])))
     ):
@@ -156,7 +157,9 @@ def _briefly(tasks: Sequence[str]) -> list[str]:
 def _effective(cell: "Cell") -> dict[str, str]:
     out = {f"method.{k}": v for k, v in cell.hparams.items()}
     for group in (g for g in ("view", "sampler", "weight") if g in cell.pipeline):
-        out |= {group if k == "name" else f"{group}.{k}": v for k, v in cell.pipeline[group].items()}
+        out |= {
+            group if k == "name" else f"{group}.{k}": v for k, v in cell.pipeline[group].items()
+        }
     out |= {"transforms": cell.pipeline["transforms"], "batch_size": cell.pipeline["batch_size"]}
     out |= {
         "gamma": cell.pipeline["gamma"],
@@ -189,7 +192,8 @@ def _print_cells(
         ids = [r.run_id[:6] for r in cell.runs()]
         shown = " ".join(ids if len(ids) < 4 else [*ids[:2], f"+{len(ids) - 2}"])
         absent = spelt_seeds(left[key].seeds) if key in left else "recorded"
-        if not is_here(cell.task):  # which is part of what a run is
+        # which is part of what a run is
+        if not is_here(cell.task):
             shown, absent = "--", "data not here"
         time_, basis = (duration(cost[key].seconds), cost[key].basis) if key in cost else ("", "")
         seeds = spelt_seeds(cell.seeds)

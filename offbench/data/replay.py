@@ -20,7 +20,8 @@ from torch import Tensor
 
 from offbench.errors import UserError
 
-ACTION_TOLERANCE = 1e-5  # float32 rounding of an action recorded at the bound
+# float32 rounding of an action recorded at the bound
+ACTION_TOLERANCE = 1e-5
 
 
 class Episode(NamedTuple):
@@ -89,7 +90,8 @@ def from_episodes(
         kinds = (np.float32, np.float32, np.float32, bool)
         for column, values, field, dtype in zip(columns, e, Episode._fields, kinds):
             column.append(_cast(values, field, f"{name}: episode {i}", dtype))
-            if field != "obs":  # the row of the last observation
+            # the row of the last observation
+            if field != "obs":
                 column.append(np.zeros((1, *column[-1].shape[1:]), dtype))
         sizes.append(len(e.action) + 1)
     if not sizes:
@@ -140,7 +142,8 @@ def from_flat(
     start = np.concatenate([[0], stop[:-1] + 1])
     after = None if next_obs is None else _after(np.asarray(next_obs), obs, stop, name)
     extra = terminal[stop] if after is None else np.ones(len(stop), bool)
-    kept = extra | (stop > start)  # not: one row, nothing known after it
+    # not: one row, nothing known after it
+    kept = extra | (stop > start)
     if not kept.any():
         raise UserError(f"{name}: no transition: every episode is a single row without a successor")
     sizes = (stop - start + 1 + extra)[kept]
@@ -178,7 +181,8 @@ def _spread(
     with np.errstate(over="ignore", invalid="ignore"):
         if len(holes) > len(place) // 20:
             out[place] = x
-        else:  # a block of rows at a time is faster
+        # a block of rows at a time is faster
+        else:
             for i, (a, b) in enumerate(zip(bounds[:-1] + 1, bounds[1:])):
                 out[a:b] = x[a - i : b - i]
         out[holes] = fill
@@ -197,9 +201,13 @@ def _after(next_obs: np.ndarray, obs: np.ndarray, stop: np.ndarray, name: str) -
 
 
 def _check_columns(
-    obs: np.ndarray, action: np.ndarray, reward: np.ndarray, terminal: np.ndarray, end: np.ndarray,
+    obs: np.ndarray,
+    action: np.ndarray,
+    reward: np.ndarray,
+    terminal: np.ndarray,
+    end: np.ndarray,
     name: str,
-) -> None:  # fmt: skip
+) -> None:
     if obs.ndim != 2 or action.ndim != 2:
         raise UserError(
             f"{name}: observations {obs.shape} and actions {action.shape} must be 2-D (steps, features)"
@@ -228,7 +236,8 @@ def _cast(x: np.ndarray, field: str, at: str, dtype: type, *, copy: bool = False
     _numeric(x, field, at)
     if dtype is bool and x.dtype != bool and not np.isin(x, (0, 1)).all():
         raise UserError(f"{at}: {field} must be 0 or 1, found {x[~np.isin(x, (0, 1))][0]}")
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found by `_finish`
+    # what overflows is found by `_finish`
+    with np.errstate(over="ignore", invalid="ignore"):
         return x.astype(dtype, copy=copy)
 
 
@@ -257,9 +266,14 @@ def _check_shapes(e: Episode, i: int, name: str, like: dict[str, int]) -> None:
 
 
 def _finish(
-    obs: np.ndarray, action: np.ndarray, reward: np.ndarray, terminal: np.ndarray,
-    sizes: np.ndarray, name: str, terminal_inside: bool,
-) -> ReplayData:  # fmt: skip
+    obs: np.ndarray,
+    action: np.ndarray,
+    reward: np.ndarray,
+    terminal: np.ndarray,
+    sizes: np.ndarray,
+    name: str,
+    terminal_inside: bool,
+) -> ReplayData:
     """The checks of values, on rows as they will be trained on, in their final types.
 
     `action` is clipped in place; nothing else is written to.
@@ -273,7 +287,8 @@ def _finish(
     for field, x in (("obs", obs), ("action", action), ("reward", reward)):
         if x.ndim == 2 and x.shape[1] == 0:
             raise UserError(f"{name}: {field} has no features")
-        if not (np.isfinite(x.min()) and np.isfinite(x.max())):  # no array as large as the data
+        # no array as large as the data
+        if not (np.isfinite(x.min()) and np.isfinite(x.max())):
             bad = ~np.isfinite(x) if x.ndim == 1 else ~np.isfinite(x).all(1)
             where, step = at(int(np.argmax(bad)))
             raise UserError(f"{where}: {field} is not finite (NaN or Inf) at step {step}")
@@ -322,7 +337,8 @@ def discounted_to_go(data: ReplayData, gamma: float) -> Tensor:
     last = data.last.cpu().numpy()
     steps_left = last - np.arange(len(last))
     total = np.zeros(len(last))
-    order = np.argsort(steps_left, kind="stable")  # all rows k steps from an end, k = 1, 2, ...
+    # all rows k steps from an end, k = 1, 2, ...
+    order = np.argsort(steps_left, kind="stable")
     bounds = np.searchsorted(steps_left[order], np.arange(1, steps_left.max() + 2))
     for start, stop in pairwise(bounds.tolist()):
         row = order[start:stop]

@@ -64,7 +64,8 @@ def make_sampler(*weights: Tensor) -> Sampler:
 
 def _uniform(mask: Tensor) -> Uniform:
     outside = torch.zeros(1, dtype=torch.bool, device=mask.device)
-    change = torch.cat([outside, mask, outside]).diff()  # of booleans: where neighbours differ
+    # of booleans: where neighbours differ
+    change = torch.cat([outside, mask, outside]).diff()
     first, stop = change.nonzero().view(-1, 2).unbind(1)
     length = stop - first
     return Uniform(first.contiguous(), length.cumsum(0) - length, int(length.sum()))
@@ -94,9 +95,8 @@ def advantage_weights(data: ReplayData, *, temperature: float = 0.1) -> Tensor:
     """
     returns = episode_returns(data).cpu().numpy()
     first = data.obs[first_rows(data)].double().cpu().numpy()
-    design = np.column_stack(
-        [first - first.mean(0), np.ones(len(first))]
-    )  # centred: better conditioned
+    # centred: better conditioned
+    design = np.column_stack([first - first.mean(0), np.ones(len(first))])
     baseline = design @ np.linalg.lstsq(design, returns, rcond=None)[0]
     return _softmax_weights(
         torch.from_numpy(returns - baseline).to(data.obs.device), data, temperature

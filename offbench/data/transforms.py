@@ -16,7 +16,8 @@ from offbench.data.replay import ReplayData, blocks, episode_returns, first_rows
 from offbench.errors import UserError, unknown
 from offbench.types import Policy, TimeStep
 
-_CORL_STEPS = 1000  # whatever the environment's limit
+# whatever the environment's limit
+_CORL_STEPS = 1000
 
 
 class Transform(Protocol):

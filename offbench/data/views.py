@@ -59,7 +59,8 @@ def _returns(
 def _batch(
     data: ReplayData, row: Tensor, n: int, gamma: float, after_terminal: bool = False
 ) -> Batch:
-    if n == 1:  # the common case, without the (B, n) bookkeeping; equal to it by test
+    # the common case, without the (B, n) bookkeeping; equal to it by test
+    if n == 1:
         discount = gamma * (~data.terminal[row]).to(data.reward.dtype)
         return Batch(data.obs[row], data.action[row], data.reward[row], discount, data.obs[row + 1])
     reward, ended, lengths, powers = _returns(data, row, n, gamma, after_terminal)
@@ -203,9 +204,8 @@ class Chunk(NamedTuple):
                 new, after = policy.act(state, step, inner, key)
                 if not isinstance(new, Plan):
                     new = Plan(new, torch.full_like(asks, self.h, dtype=torch.long))
-                new = Plan(
-                    new.action.unflatten(-1, (self.h, -1)), new.length
-                )  # (N, E, h, A), (N, E)
+                # (N, E, h, A), (N, E)
+                new = Plan(new.action.unflatten(-1, (self.h, -1)), new.length)
                 plan = new if plan is None else _where(asks, new, plan)
                 inner = _where(asks, after, inner)
                 left = torch.where(asks, plan.length.to(left.device), left)
@@ -370,7 +370,8 @@ class FittedWindow(NamedTuple):
 
 def _padded(context: Context) -> Context:
     """With zeros wherever no step is valid."""
-    zero = lambda x: x.new_zeros(())  # a number would turn bool into int64
+    # a number would turn bool into int64
+    zero = lambda x: x.new_zeros(())
     return tree_map(lambda x: torch.where(_as_wide(context.valid, x), x, zero(x)), context)
 
 

@@ -32,12 +32,14 @@ from offbench.nn import flow, nets, transformer
 from offbench.nn.optim import Adam, AdamState, polyak
 from offbench.types import Batch, Metrics, Plan, Spec
 
-Critic = dict[str, Any]  # every tensor with a leading axis 2: the twins
+# every tensor with a leading axis 2: the twins
+Critic = dict[str, Any]
 
 
 class State(NamedTuple):
     critic: Critic
-    target_critic: Critic  # empty where the online critics are the target
+    # empty where the online critics are the target
+    target_critic: Critic
     flow: nets.Params
     opt: AdamState
 
@@ -49,19 +51,24 @@ class ACSAC:
     width: int = 128
     layers: int = 2
     heads: int = 8
-    head: Literal["per_position", "shared"] = "per_position"  # what reads a value off a token
+    # what reads a value off a token
+    head: Literal["per_position", "shared"] = "per_position"
     positions: Literal["learned", "sinusoid"] = "learned"
     polyak_target: bool = False
-    polyak_rate: float = 0.005  # of the target critics, where there are any
+    # of the target critics, where there are any
+    polyak_rate: float = 0.005
     lr: float = 3e-4
     hidden: tuple[int, ...] = (512, 512, 512, 512)  # of the flow
     needs: ClassVar[tuple[str, ...]] = ("prefixes",)
 
     def __post_init__(self) -> None:
         flow.check_counts(
-            n_proposals=self.n_proposals, flow_steps=self.flow_steps, width=self.width,
-            layers=self.layers, heads=self.heads,
-        )  # fmt: skip
+            n_proposals=self.n_proposals,
+            flow_steps=self.flow_steps,
+            width=self.width,
+            layers=self.layers,
+            heads=self.heads,
+        )
         if self.width % (2 * self.heads):
             raise UserError(
                 f"method.width={self.width} must be a multiple of 2 x method.heads={self.heads}"
@@ -136,7 +143,8 @@ class ACSAC:
             "q": q.mean(),
             "target_q": target_q.mean(),
             "q_disagreement": (q[0] - q[1]).abs().mean(),
-            "prefix_spread": (q.amax(-1) - q.amin(-1)).mean(),  # 0: the length is a matter of noise
+            # 0: the length is a matter of noise
+            "prefix_spread": (q.amax(-1) - q.amin(-1)).mean(),
         }
         return critic_loss + bc_loss, metrics
 
@@ -169,16 +177,16 @@ class ACSAC:
         n, size = action.shape[1], critic["action"]["w"].shape[-2]
         chunk = action.unflatten(-1, (-1, size))  # (B, N, H, A)
         h = chunk.shape[2]
-        position = critic.get(
-            "position", sinusoid(h + 1, self.width, obs)[None]
-        )  # (2 or 1, H + 1, W)
+        # (2 or 1, H + 1, W)
+        position = critic.get("position", sinusoid(h + 1, self.width, obs)[None])
         state = _linear(critic["state"], obs)[:, :, None] + position[:, None, :1]  # (2, B, 1, W)
         step = _linear(critic["action"], chunk.flatten(0, 2)).unflatten(1, chunk.shape[:3])
         step = step + position[:, None, None, 1:]  # (2, B, N, H, W)
         tokens = torch.cat([state, step.flatten(2, 3)], 2)  # (2, B, 1 + N * H, W)
 
         place = torch.arange(1 + n * h, device=obs.device)
-        owner = (place - 1).div(h, rounding_mode="floor")  # chunk of each token, -1 for the state
+        # chunk of each token, -1 for the state
+        owner = (place - 1).div(h, rounding_mode="floor")
         sees = (owner[:, None] == owner) | (place == 0)
         sees = sees & (place[:, None] >= place)
         out = transformer.apply(

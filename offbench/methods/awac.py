@@ -31,8 +31,10 @@ from offbench.types import Batch, Metrics, Spec
 
 
 class State(NamedTuple):
-    actor: dict[str, nets.Params | Tensor]  # "mean": network, "log_std": (A,)
-    critic: nets.Params  # leading axis 2: the twins
+    # "mean": network, "log_std": (A,)
+    actor: dict[str, nets.Params | Tensor]
+    # leading axis 2: the twins
+    critic: nets.Params
     target_critic: nets.Params
     opt_actor: AdamState
     opt_critic: AdamState
@@ -40,7 +42,8 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class AWAC:
-    temperature: float = 0.3333  # lambda: weights are exp(advantage / temperature)
+    # lambda: weights are exp(advantage / temperature)
+    temperature: float = 0.3333
     max_weight: float = 100.0
     polyak_rate: float = 0.005
     lr: float = 3e-4
@@ -62,9 +65,8 @@ class AWAC:
         grads, (_, critic_metrics) = grad(state.critic, state, batch, k_next)
         critic, opt_critic = adam.step(grads, state.opt_critic, state.critic)
 
-        grad = grad_and_value(
-            self._actor_loss, has_aux=True
-        )  # with the critics of after their step
+        # with the critics of after their step
+        grad = grad_and_value(self._actor_loss, has_aux=True)
         grads, (_, actor_metrics) = grad(state.actor, critic, batch, k_now)
         actor, opt_actor = adam.step(grads, state.opt_actor, state.actor)
         target_critic = polyak(state.target_critic, critic, self.polyak_rate)

@@ -26,7 +26,8 @@ from offbench.types import Batch, Metrics, Spec
 
 
 class State(NamedTuple):
-    actor: nets.Params | dict  # with `gaussian` {"mean": network, "log_std": (A,)}
+    # with `gaussian` {"mean": network, "log_std": (A,)}
+    actor: nets.Params | dict
     opt: AdamState
 
 
@@ -34,8 +35,10 @@ class State(NamedTuple):
 class BC:
     lr: float = 3e-4
     hidden: tuple[int, ...] = (256, 256)
-    gaussian: bool = False  # log-likelihood instead of squared error
-    sample_actions: bool = False  # act by a sample of the Gaussian instead of its mean
+    # log-likelihood instead of squared error
+    gaussian: bool = False
+    # act by a sample of the Gaussian instead of its mean
+    sample_actions: bool = False
 
     def init(self, key: Tensor, spec: Spec) -> State:
         actor = nets.mlp_init(key, (spec.obs_dim, *self.hidden, spec.action_dim))
@@ -44,7 +47,8 @@ class BC:
         return State(actor, Adam(self.lr).init(actor))
 
     def update(self, state: State, batch: Batch, key: Tensor) -> tuple[State, Metrics]:
-        del key  # nothing is drawn while training
+        # nothing is drawn while training
+        del key
         grads, loss = grad_and_value(self._loss)(state.actor, batch)
         actor, opt = Adam(self.lr).step(grads, state.opt, state.actor)
         return State(actor, opt), {"actor_loss": loss}

@@ -30,7 +30,8 @@ from offbench.types import Batch, Metrics, Plan, Spec
 
 
 class Nets(NamedTuple):
-    critic: nets.Params  # leading axis 2: the twins
+    # leading axis 2: the twins
+    critic: nets.Params
     flow: nets.Params  # the clone
     actor: nets.Params  # the one-step policy
 
@@ -76,7 +77,8 @@ class CGQ:
         params = (state.chunk, state.step)
         weights = (self.chunk_distill_weight, self.distill_weight)
         both = (batch, self._first(batch))
-        fixed = []  # what the losses of chunks and of steps take as given
+        # what the losses of chunks and of steps take as given
+        fixed = []
         for net, target, part, weight, k in zip(
             params, state.target_critics, both, weights, rng.split(key, 2), strict=True
         ):
@@ -115,9 +117,13 @@ class CGQ:
         x = batch.extras
         size = batch.action.shape[-1] // x["valid"].shape[-1]
         return Batch(
-            batch.obs, batch.action[:, :size], x["prefix_reward"][:, 0], x["prefix_discount"][:, 0],
-            x["prefix_obs"][:, 0], {"valid": x["valid"][:, :1]},
-        )  # fmt: skip
+            batch.obs,
+            batch.action[:, :size],
+            x["prefix_reward"][:, 0],
+            x["prefix_discount"][:, 0],
+            x["prefix_obs"][:, 0],
+            {"valid": x["valid"][:, :1]},
+        )
 
     def _loss(self, params: tuple[Nets, Nets], fixed: list) -> tuple[Tensor, Metrics]:
         """All six losses touch disjoint parameters, so their sum is one backward pass."""

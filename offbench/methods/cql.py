@@ -45,15 +45,16 @@ from offbench.types import Batch, Metrics, Spec
 
 
 class State(NamedTuple):
-    actor: dict[
-        str, Any
-    ]  # the network of mean and log-std, and two numbers that rescale the latter
+    # the network of mean and log-std, and two numbers that rescale the latter
+    actor: dict[str, Any]
     log_temperature: Tensor  # ()
-    critic: nets.Params  # leading axis 2: the twins
+    # leading axis 2: the twins
+    critic: nets.Params
     log_multiplier: Tensor  # ()  alpha' of the Lagrange version
     target_critic: nets.Params
     opt_actor: AdamState  # of actor and temperature
-    opt_critic: AdamState  # of critics and multiplier
+    # of critics and multiplier
+    opt_critic: AdamState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,15 +62,22 @@ class CQL:
     conservative_weight: float = 10.0  # alpha
     n_actions: int = 10  # K samples of each kind
     softmax_temperature: float = 1.0
-    importance_sampling: bool = True  # False: plain log-sum-exp of samples and data, as CQL(rho)'s
-    clip_diff_min: float | None = None  # the least that (log-sum-exp - Q of the data) may count
-    lagrange: bool = False  # learn a multiplier that holds the gap at `target_gap`
+    # False: plain log-sum-exp of samples and data, as CQL(rho)'s
+    importance_sampling: bool = True
+    # the least that (log-sum-exp - Q of the data) may count
+    clip_diff_min: float | None = None
+    # learn a multiplier that holds the gap at `target_gap`
+    lagrange: bool = False
     target_gap: float = 5.0  # tau
     calibrated: bool = False  # Cal-QL
-    sparse_rewards: bool = False  # Cal-QL: the return of an episode that failed is that of for ever
-    max_target_backup: bool = False  # bootstrap from the best of K actions
-    entropy_backup: bool = False  # subtract the entropy cost in the target, as SAC does
-    target_entropy: float | None = None  # None: minus the number of action dimensions
+    # Cal-QL: the return of an episode that failed is that of for ever
+    sparse_rewards: bool = False
+    # bootstrap from the best of K actions
+    max_target_backup: bool = False
+    # subtract the entropy cost in the target, as SAC does
+    entropy_backup: bool = False
+    # None: minus the number of action dimensions
+    target_entropy: float | None = None
     polyak_rate: float = 0.005
     actor_lr: float = 3e-5  # also the temperature's
     critic_lr: float = 3e-4  # also the multiplier's

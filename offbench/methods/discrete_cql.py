@@ -40,7 +40,8 @@ class State(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class DiscreteCQL:
     conservative_weight: float = 1.0  # alpha
-    copy_every: int | None = None  # updates between copies of the target; None: `polyak_rate`
+    # updates between copies of the target; None: `polyak_rate`
+    copy_every: int | None = None
     polyak_rate: float = 0.005
     lr: float = 3e-4
     hidden: tuple[int, ...] = (256, 256)
@@ -53,7 +54,8 @@ class DiscreteCQL:
         return State(critic, critic, n_updates, Adam(self.lr).init(critic))
 
     def update(self, state: State, batch: Batch, key: Tensor) -> tuple[State, Metrics]:
-        del key  # nothing is drawn while training
+        # nothing is drawn while training
+        del key
         loss = grad_and_value(self._loss, has_aux=True)
         grads, (_, metrics) = loss(state.critic, state.target_critic, batch)
         critic, opt = Adam(self.lr).step(grads, state.opt, state.critic)

@@ -35,8 +35,10 @@ from offbench.types import Batch, Metrics, Plan, Spec
 
 
 class State(NamedTuple):
-    chunk_critic: nets.Params  # of h steps; leading axis 2: the twins
-    critic: nets.Params  # of policy_chunk steps, as the flow
+    # of h steps; leading axis 2: the twins
+    chunk_critic: nets.Params
+    # of policy_chunk steps, as the flow
+    critic: nets.Params
     target_critic: nets.Params
     value: nets.Params  # leading axis 1
     flow: nets.Params
@@ -45,9 +47,12 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DQC:
-    policy_chunk: int = 1  # h_a: steps that are proposed, judged and executed
-    distill_expectile: float = 0.5  # above 1/2: optimistic about how a chunk goes on
-    backup_quantile: float = 0.9  # of the critic over the data's actions
+    # h_a: steps that are proposed, judged and executed
+    policy_chunk: int = 1
+    # above 1/2: optimistic about how a chunk goes on
+    distill_expectile: float = 0.5
+    # of the critic over the data's actions
+    backup_quantile: float = 0.9
     n_proposals: int = 32
     q_aggregate: Literal["mean", "min"] = "mean"
     flow_steps: int = 10

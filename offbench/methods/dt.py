@@ -29,7 +29,8 @@ from offbench.types import Batch, Context, Metrics, Spec
 
 
 class State(NamedTuple):
-    params: dict  # embeddings of the three kinds of token and of time, the blocks, the action head
+    # embeddings of the three kinds of token and of time, the blocks, the action head
+    params: dict
     opt: AdamState
 
 
@@ -41,12 +42,12 @@ class DT:
     activation: Literal["relu", "gelu"] = "relu"
     dropout: float = 0.1
     lr: float = 1e-4
-    warmup: int = 10_000  # updates until the learning rate is reached
+    # updates until the learning rate is reached
+    warmup: int = 10_000
     weight_decay: float = 1e-4
     max_grad_norm: float = 0.25
-    loss_over: Literal["steps", "window"] = (
-        "steps"  # "window" counts padding as steps without error
-    )
+    # "window" counts padding as steps without error
+    loss_over: Literal["steps", "window"] = "steps"
     needs: ClassVar[tuple[str, ...]] = ("context",)
 
     def __post_init__(self) -> None:
@@ -85,7 +86,8 @@ class DT:
         return State(params, opt), {"loss": loss, "action_error": error, "grad_norm": norm}
 
     def act(self, state: State, obs: Context, key: Tensor) -> Tensor:
-        del key  # evaluation is greedy and drops nothing out
+        # evaluation is greedy and drops nothing out
+        del key
         action = self._actions(state.params, obs)  # (E, K, A)
         last = obs.valid.sum(-1)[:, None, None] - 1
         return action.gather(1, last.expand(-1, 1, action.shape[-1])).squeeze(1)
@@ -115,7 +117,12 @@ class DT:
         tokens = tokens * params["norm"]["scale"] + params["norm"]["shift"]
         tokens = transformer.drop(tokens, self.dropout, k_embed)
         out = transformer.apply(
-            params["body"], tokens, heads=self.heads, activation=self.activation,
-            dropout=self.dropout, key=k_body,
-        )  # fmt: skip
-        return embed("head", out[..., 1::3, :]).tanh()  # read off the observations' tokens
+            params["body"],
+            tokens,
+            heads=self.heads,
+            activation=self.activation,
+            dropout=self.dropout,
+            key=k_body,
+        )
+        # read off the observations' tokens
+        return embed("head", out[..., 1::3, :]).tanh()

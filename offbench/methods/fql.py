@@ -29,7 +29,8 @@ from offbench.types import Batch, Metrics, Spec
 
 
 class State(NamedTuple):
-    critic: nets.Params  # leading axis 2: the twins
+    # leading axis 2: the twins
+    critic: nets.Params
     target_critic: nets.Params
     flow: nets.Params  # the clone
     actor: nets.Params  # the one-step policy
@@ -40,7 +41,8 @@ class State(NamedTuple):
 class FQL:
     distill_weight: float = 10.0  # alpha
     q_aggregate: Literal["mean", "min"] = "mean"  # of the target critics
-    normalize_q: bool = False  # divide the actor's Q term by the mean of |Q|
+    # divide the actor's Q term by the mean of |Q|
+    normalize_q: bool = False
     flow_steps: int = 10
     polyak_rate: float = 0.005
     lr: float = 3e-4
@@ -88,9 +90,15 @@ class FQL:
         return q.mean(0) if self.q_aggregate == "mean" else q.amin(0)  # (2, B) -> (B,)
 
     def _loss(
-        self, params: tuple, fixed_critic: nets.Params, batch: Batch, target_q: Tensor,
-        noise: Tensor, taught: Tensor, key: Tensor,
-    ) -> tuple[Tensor, Metrics]:  # fmt: skip
+        self,
+        params: tuple,
+        fixed_critic: nets.Params,
+        batch: Batch,
+        target_q: Tensor,
+        noise: Tensor,
+        taught: Tensor,
+        key: Tensor,
+    ) -> tuple[Tensor, Metrics]:
         """The three losses touch disjoint parameters, so their sum is one backward pass."""
         critic, velocity, actor = params
         valid = batch.extras["valid"]  # (B, h)
@@ -110,7 +118,8 @@ class FQL:
             "bc_loss": bc_loss,
             "distill_loss": distill_loss,
             "q": q.mean(),
-            "actor_q": actor_q.mean(),  # far above q: the actor exploits the critic
+            # far above q: the actor exploits the critic
+            "actor_q": actor_q.mean(),
             "target_q": target_q.mean(),
         }
         return critic_loss + bc_loss + actor_loss, metrics

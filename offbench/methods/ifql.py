@@ -26,7 +26,8 @@ from offbench.types import Batch, Metrics, Spec
 
 
 class State(NamedTuple):
-    critic: nets.Params  # leading axis 2: the twins
+    # leading axis 2: the twins
+    critic: nets.Params
     target_critic: nets.Params
     value: nets.Params  # leading axis 1
     flow: nets.Params

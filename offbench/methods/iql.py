@@ -33,10 +33,10 @@ from offbench.types import Batch, Metrics, Spec
 
 
 class State(NamedTuple):
-    actor: dict[
-        str, nets.Params | Tensor
-    ]  # the mean's network and a log standard deviation per action
-    critic: nets.Params  # leading axis 2: the twins
+    # the mean's network and a log standard deviation per action
+    actor: dict[str, nets.Params | Tensor]
+    # leading axis 2: the twins
+    critic: nets.Params
     target_critic: nets.Params
     value: nets.Params
     opt: AdamState
@@ -44,18 +44,22 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class IQL:
-    expectile: float = 0.7  # tau of the expectile regression
-    inverse_temperature: float = 3.0  # beta of the advantage weights
+    # tau of the expectile regression
+    expectile: float = 0.7
+    # beta of the advantage weights
+    inverse_temperature: float = 3.0
     max_weight: float = 100.0
     polyak_rate: float = 0.005
     lr: float = 3e-4
     hidden: tuple[int, ...] = (256, 256)
-    deterministic: bool = False  # actor by weighted squared error; otherwise by Gaussian likelihood
-    value_first: bool = False  # the actor and Q learn with V of after its step
-    actor_decay_steps: int = (
-        0  # cosine decay of the actor's rate to 0 over so many updates; 0: none
-    )
-    actor_dropout: float = 0.0  # probability of dropping a hidden unit of the actor while training
+    # actor by weighted squared error; otherwise by Gaussian likelihood
+    deterministic: bool = False
+    # the actor and Q learn with V of after its step
+    value_first: bool = False
+    # cosine decay of the actor's rate to 0 over so many updates; 0: none
+    actor_decay_steps: int = 0
+    # probability of dropping a hidden unit of the actor while training
+    actor_dropout: float = 0.0
     weight_init: Literal["torch", "orthogonal"] = "torch"
 
     def __post_init__(self) -> None:
@@ -85,7 +89,8 @@ class IQL:
             grads = (*others, grads[2])
             metrics = later | {name: metrics[name] for name in ("value_loss", "v")}
         (actor, critic, value), opt = Adam(self.lr).step(grads, state.opt, params)
-        if self.actor_decay_steps:  # Adam's step is proportional to its rate
+        # Adam's step is proportional to its rate
+        if self.actor_decay_steps:
             done = (state.opt.count / self.actor_decay_steps).clamp(max=1)
             actor = polyak(state.actor, actor, 0.5 * (1 + torch.cos(torch.pi * done)))
         target_critic = polyak(state.target_critic, critic, self.polyak_rate)
@@ -109,7 +114,8 @@ class IQL:
         v = nets.mlp(value, batch.obs).squeeze(-1)  # (B,)
         target_q = nets.mlp(target_critic, obs_action).squeeze(-1).amin(0)  # (2, B) -> (B,)
         advantage = target_q - v
-        side = (self.expectile - (advantage < 0).to(v.dtype)).abs()  # tau above zero, 1 - tau below
+        # tau above zero, 1 - tau below
+        side = (self.expectile - (advantage < 0).to(v.dtype)).abs()
         value_loss = (side * torch.square(advantage)).mean()
 
         next_v = nets.mlp(value, batch.next_obs).squeeze(-1).detach()
@@ -122,7 +128,8 @@ class IQL:
             actor["mean"], batch.obs, dropout=self.actor_dropout, key=key if drops else None
         ).tanh()
         if self.deterministic:
-            log_prob = -torch.square(mean - batch.action).sum(-1)  # up to a scale and a constant
+            # up to a scale and a constant
+            log_prob = -torch.square(mean - batch.action).sum(-1)
         else:
             log_prob = gaussian_log_prob(mean, actor["log_std"].clamp(-20.0, 2.0), batch.action)
         actor_loss = -(weight * log_prob).mean()

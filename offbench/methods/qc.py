@@ -31,7 +31,8 @@ from offbench.types import Batch, Metrics, Spec
 
 
 class State(NamedTuple):
-    critic: nets.Params  # leading axis 2: the twins
+    # leading axis 2: the twins
+    critic: nets.Params
     target_critic: nets.Params
     flow: nets.Params
     opt: AdamState
@@ -40,9 +41,8 @@ class State(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class QC:
     n_proposals: int = 32  # N
-    q_aggregate: Literal["mean", "min"] = (
-        "mean"  # of the critics, where they choose and where they value
-    )
+    # of the critics, where they choose and where they value
+    q_aggregate: Literal["mean", "min"] = "mean"
     flow_steps: int = 10
     polyak_rate: float = 0.005
     lr: float = 3e-4

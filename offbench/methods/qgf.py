@@ -38,7 +38,8 @@ Flow = dict[str, nets.Params]
 
 
 class State(NamedTuple):
-    critic: nets.Params  # leading axis 2: the twins
+    # leading axis 2: the twins
+    critic: nets.Params
     target_critic: nets.Params
     value: nets.Params  # leading axis 1
     flow: Flow
@@ -47,9 +48,11 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class QGF:
-    guidance_weight: float = 0.02  # 1 / temperature of the policy exp(Q / temperature) * behaviour
+    # 1 / temperature of the policy exp(Q / temperature) * behaviour
+    guidance_weight: float = 0.02
     expectile: float = 0.9
-    n_proposals: int = 1  # guided samples, of which the one of largest value acts
+    # guided samples, of which the one of largest value acts
+    n_proposals: int = 1
     flow_steps: int = 10  # F
     polyak_rate: float = 0.005
     lr: float = 3e-4
@@ -90,7 +93,8 @@ class QGF:
             time = torch.full_like(x[:, :1], i / self.flow_steps)
             v = _velocity(state.flow, repeated, x, time)
             clean = (x + (1 - time) * v).clamp(-1, 1)
-            slope = grad(total)(clean)  # of the input: the clip has no part in it
+            # of the input: the clip has no part in it
+            slope = grad(total)(clean)
             x = x + (v + self.guidance_weight * slope) / self.flow_steps
         action, group = x.clamp(-1, 1), (len(obs), n)
         best = flow.first_argmax(worth(action).unflatten(0, group))
@@ -129,7 +133,8 @@ class QGF:
             "critic_loss": critic_loss,
             "bc_loss": bc_loss,
             "v": v.mean(),
-            "q": q.mean(),  # guidance_weight is in units of one over this scale
+            # guidance_weight is in units of one over this scale
+            "q": q.mean(),
             "advantage_spread": advantage.std(),
         }
         return value_loss + critic_loss + bc_loss, metrics

@@ -29,7 +29,8 @@ from offbench.types import Batch, Metrics, Spec, minibatch
 
 class State(NamedTuple):
     actor: nets.Params
-    critic: nets.Params  # leading axis 2: the twins
+    # leading axis 2: the twins
+    critic: nets.Params
     target_actor: nets.Params
     target_critic: nets.Params
     opt_actor: AdamState
@@ -38,9 +39,12 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ReBRAC:
-    actor_bc_weight: float = 0.01  # beta_1, on the distance of the policy's action from the data's
-    critic_bc_weight: float = 0.01  # beta_2, on the same distance at the next step, in the target
-    policy_noise: float = 0.2  # sigma of the target policy's smoothing noise
+    # beta_1, on the distance of the policy's action from the data's
+    actor_bc_weight: float = 0.01
+    # beta_2, on the same distance at the next step, in the target
+    critic_bc_weight: float = 0.01
+    # sigma of the target policy's smoothing noise
+    policy_noise: float = 0.2
     noise_clip: float = 0.5
     polyak_rate: float = 0.005
     actor_lr: float = 1e-3
@@ -54,9 +58,13 @@ class ReBRAC:
         n_obs, n_act = spec.obs_dim, spec.action_dim
         actor = nets.mlp_init(k_actor, (n_obs, *self.hidden, n_act), bias=0.1, last=1e-3)
         critic = nets.mlp_init(
-            k_critic, (n_obs + n_act, *self.hidden, 1),
-            ensemble=2, bias=0.1, last=3e-3, layer_norm=True,
-        )  # fmt: skip
+            k_critic,
+            (n_obs + n_act, *self.hidden, 1),
+            ensemble=2,
+            bias=0.1,
+            last=3e-3,
+            layer_norm=True,
+        )
         opt_actor, opt_critic = Adam(self.actor_lr).init(actor), Adam(self.critic_lr).init(critic)
         return State(actor, critic, actor, critic, opt_actor, opt_critic)
 

@@ -41,7 +41,8 @@ from offbench.types import Batch, Metrics, Spec
 
 
 class State(NamedTuple):
-    actor: nets.Params  # mean and log-std before the tanh
+    # mean and log-std before the tanh
+    actor: nets.Params
     log_temperature: Tensor  # ()
     critic: nets.Params  # leading axis N
     target_critic: nets.Params
@@ -52,8 +53,10 @@ class State(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class SACN:
     n_critics: int = 10  # N
-    diversity_weight: float | None = None  # eta of EDAC; None leaves the term out
-    max_target_backup: bool = False  # bootstrap from each critic's best of K actions
+    # eta of EDAC; None leaves the term out
+    diversity_weight: float | None = None
+    # bootstrap from each critic's best of K actions
+    max_target_backup: bool = False
     n_actions: int = 10  # K
     polyak_rate: float = 0.005
     actor_lr: float = 3e-4  # also the temperature's
@@ -162,7 +165,8 @@ def _diversity(critic: nets.Params, obs: Tensor, action: Tensor) -> tuple[Tensor
     n = len(critic[0]["w"])
 
     def total(tiled: Tensor) -> tuple[Tensor, Tensor]:
-        rows = torch.cat([obs.expand(n, *obs.shape), tiled], -1)  # every critic its own actions
+        # every critic its own actions
+        rows = torch.cat([obs.expand(n, *obs.shape), tiled], -1)
         q = nets.mlp(critic, rows).squeeze(-1)
         return q.sum(), q
 

@@ -26,7 +26,8 @@ from offbench.types import Batch, Metrics, Spec, minibatch
 
 class State(NamedTuple):
     actor: nets.Params
-    critic: nets.Params  # leading axis 2: the twins
+    # leading axis 2: the twins
+    critic: nets.Params
     target_actor: nets.Params
     target_critic: nets.Params
     opt_actor: AdamState
@@ -35,8 +36,10 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TD3BC:
-    alpha: float = 2.5  # weight of Q against the cloning term
-    policy_noise: float = 0.2  # sigma of the target policy's smoothing noise
+    # weight of Q against the cloning term
+    alpha: float = 2.5
+    # sigma of the target policy's smoothing noise
+    policy_noise: float = 0.2
     noise_clip: float = 0.5
     polyak_rate: float = 0.005
     lr: float = 3e-4

@@ -33,27 +33,32 @@ from offbench.types import Batch, Metrics, Spec
 
 
 class State(NamedTuple):
-    actor: dict[str, nets.Params | Tensor]  # "mean": network, "log_std": (A,)
-    critic: nets.Params  # leading axis 2: the twins
+    # "mean": network, "log_std": (A,)
+    actor: dict[str, nets.Params | Tensor]
+    # leading axis 2: the twins
+    critic: nets.Params
     target_critic: nets.Params
     value: nets.Params
-    opt: AdamState  # of the actor and the critic
+    # of the actor and the critic
+    opt: AdamState
     opt_value: AdamState
 
 
 @dataclass(frozen=True, kw_only=True)
 class XQL:
-    value_temperature: float = 2.0  # of the soft maximum that V is, in units of reward
+    # of the soft maximum that V is, in units of reward
+    value_temperature: float = 2.0
     max_exponent: float = 7.0  # (Q - V) / value_temperature is clipped above
-    inverse_temperature: float = 3.0  # beta of the advantage weights
+    # beta of the advantage weights
+    inverse_temperature: float = 3.0
     max_weight: float = 100.0
-    huber_delta: float = 20.0  # beyond it the critic's loss is linear
+    # beyond it the critic's loss is linear
+    huber_delta: float = 20.0
     polyak_rate: float = 0.005
     lr: float = 3e-4
     hidden: tuple[int, ...] = (256, 256)
-    actor_decay_steps: int = (
-        0  # cosine decay of the actor's rate to 0 over so many updates; 0: none
-    )
+    # cosine decay of the actor's rate to 0 over so many updates; 0: none
+    actor_decay_steps: int = 0
 
     def __post_init__(self) -> None:
         if self.actor_decay_steps < 0:
@@ -70,7 +75,8 @@ class XQL:
         return State(actor, critic, critic, value, adam.init((actor, critic)), adam.init(value))
 
     def update(self, state: State, batch: Batch, key: Tensor) -> tuple[State, Metrics]:
-        del key  # XQL draws nothing while training
+        # XQL draws nothing while training
+        del key
         adam = Adam(self.lr)
         obs_action = torch.cat([batch.obs, batch.action], -1)
         target_q = nets.mlp(state.target_critic, obs_action).squeeze(-1).amin(0)  # (2, B) -> (B,)
@@ -86,7 +92,8 @@ class XQL:
             params, advantage, next_v, batch
         )
         (actor, critic), opt = adam.step(grads, state.opt, params)
-        if self.actor_decay_steps:  # Adam's step is proportional to its rate
+        # Adam's step is proportional to its rate
+        if self.actor_decay_steps:
             done = (state.opt.count / self.actor_decay_steps).clamp(max=1)
             actor = polyak(state.actor, actor, 0.5 * (1 + torch.cos(torch.pi * done)))
         target_critic = polyak(state.target_critic, critic, self.polyak_rate)

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
-_EDGE = 1 - 1e-6  # a recorded action at the bound has no finite pre-image
+# a recorded action at the bound has no finite pre-image
+_EDGE = 1 - 1e-6
 
 
 def gaussian_log_prob(mean: Tensor, log_std: Tensor, x: Tensor) -> Tensor:

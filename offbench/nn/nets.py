@@ -116,7 +116,8 @@ def _normalised(layer: Layer, x: Tensor, eps: float) -> Tensor:
 class Net(NamedTuple):
     """A PyTorch module as two pure functions of one seed, for the states of a method."""
 
-    init: Callable[[Tensor], dict[str, Tensor]]  # key -> the parameters by their names in the module
+    # key -> the parameters by their names in the module
+    init: Callable[[Tensor], dict[str, Tensor]]
     apply: Callable[..., Any]  # (parameters, *inputs) -> what the module's forward returns
 
 
@@ -150,10 +151,13 @@ def from_module(make: Callable[[], nn.Module]) -> Net:
             given = {k: p.detach() if k in frozen else p for k, p in params.items()} | held
             versions = {k: b._version for k, b in held.items()}
             made = functional_call(module, given, args, kwargs)
-            compiling = torch.compiler.is_dynamo_compiling()  # which knows no versions of tensors
+            # which knows no versions of tensors
+            compiling = torch.compiler.is_dynamo_compiling()
             for k, b in held.items() if not compiling else ():
                 if given[k] is not b or b._version != versions[k]:
-                    raise UserError(f"{name}.forward changes buffer {k!r}; buffers must be constant")
+                    raise UserError(
+                        f"{name}.forward changes buffer {k!r}; buffers must be constant"
+                    )
             return made
 
         try:

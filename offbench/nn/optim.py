@@ -24,11 +24,23 @@ def adam_(
     eps: float,
 ) -> list[Tensor]:
     """One step in place; `count` is the number of this step, counted from 1."""
-    step = count.reshape(-1)[0]  # stacked seeds are always at the same step
+    # stacked seeds are always at the same step
+    step = count.reshape(-1)[0]
     torch._fused_adam_(
-        params, [g.contiguous() for g in grads], mu, nu, [], [step] * len(params),
-        lr=lr, beta1=b1, beta2=b2, weight_decay=0.0, eps=eps, amsgrad=False, maximize=False,
-    )  # fmt: skip
+        params,
+        [g.contiguous() for g in grads],
+        mu,
+        nu,
+        [],
+        [step] * len(params),
+        lr=lr,
+        beta1=b1,
+        beta2=b2,
+        weight_decay=0.0,
+        eps=eps,
+        amsgrad=False,
+        maximize=False,
+    )
     return [*params, *mu, *nu]
 
 
@@ -49,7 +61,8 @@ def _adam(
     return adam_(copies[0], grads, copies[1], copies[2], count, lr, b1, b2, eps)
 
 
-_DENSE = torch.contiguous_format  # the fused kernel walks memory, so layouts must agree
+# the fused kernel walks memory, so layouts must agree
+_DENSE = torch.contiguous_format
 
 
 @_adam.register_fake
@@ -138,9 +151,16 @@ class Adam(NamedTuple):
         count, n = state.count + 1, len(leaves)
         step = adam_formula if isinstance(self.lr, Tensor) else torch.ops.offbench.adam
         new = step(
-            leaves, tree_leaves(grads), tree_leaves(state.mu), tree_leaves(state.nu),
-            count, self.lr, self.b1, self.b2, self.eps,
-        )  # fmt: skip
+            leaves,
+            tree_leaves(grads),
+            tree_leaves(state.mu),
+            tree_leaves(state.nu),
+            count,
+            self.lr,
+            self.b1,
+            self.b2,
+            self.eps,
+        )
         params, mu, nu = (tree_unflatten(new[i * n : (i + 1) * n], tree) for i in range(3))
         return params, AdamState(count, mu, nu)
 

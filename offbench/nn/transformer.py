@@ -85,7 +85,8 @@ def apply(
     if mask is None:
         mask = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=tokens.device).tril()
     hidden = mask.logical_not().unsqueeze(-3)  # (1, T, T) or (B, 1, T, T)
-    x = tokens.flatten(-3, -2)  # rows, which an ensemble's (E, W, .) weights multiply in one call
+    # rows, which an ensemble's (E, W, .) weights multiply in one call
+    x = tokens.flatten(-3, -2)
     for i, block in enumerate(params["blocks"]):
         k = [None] * 3 if key is None else rng.split(rng.fold(key, i), 3)
         qkv = _linear(block["qkv"], _norm(block["norm1"], x, eps))  # (B * T, 3 W)

@@ -251,6 +251,7 @@ def make(dataset_id: str, root: Path | None = None, *, progress: Progress | None
     store = importlib.import_module("offbench.recipes.store")
     module, name = recipe.function.split(":")
     function = getattr(importlib.import_module(module), name)
-    root = DATASETS if root is None else Path(root).absolute()  # Minari takes no relative one
+    # Minari takes no relative one
+    root = DATASETS if root is None else Path(root).absolute()
     collected = function(root=root, progress=progress, **recipe.options)
     return store.write(dataset_id, collected, recipe, root)

@@ -36,8 +36,10 @@ if TYPE_CHECKING:
 __all__ = ["make", "trajectory"]
 
 COLUMNS = ("observations", "actions", "terminals", "qpos", "qvel", "button_states")
-_VALIDATION = 10  # one validation trajectory for so many
-_DECIDE = ("numpy", "gymnasium", "mujoco", "ogbench")  # versions that decide the arrays
+# one validation trajectory for so many
+_VALIDATION = 10
+# versions that decide the arrays
+_DECIDE = ("numpy", "gymnasium", "mujoco", "ogbench")
 
 
 def make(
@@ -84,7 +86,8 @@ def make(
     paths = shards.collect(pieces, plan, jobs, trajectory, workers=workers, progress=progress)
     train, val = folder / f"{name}.npz", folder / f"{name}-val.npz"
     label = folder / f"{name}.regenerated.yaml"
-    label.unlink(missing_ok=True)  # never the label of another file
+    # never the label of another file
+    label.unlink(missing_ok=True)
     for path, part in ((train, paths[:n_train]), (val, paths[n_train:])):
         present = [c for c in COLUMNS if c in _names(part[0])]
         shards.write_npz(path, {c: functools.partial(shards.column, part, c) for c in present})

@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = ["make", "walk"]
 
-_RUN = 10_000  # steps between two resets of the environment
+# steps between two resets of the environment
+_RUN = 10_000
 _GAIN, _DAMPING = 10.0, 1.0
 _NOISE = 0.5
 _NEAR = 0.1  # of a waypoint, in metres
@@ -112,7 +113,8 @@ def walk(env_id: str, steps: int, seed: int) -> Mapping[str, NDArray[Any]]:
         rewards.append(reward)
         reached.append(info["success"])
         seen.append(obs)
-        if info["success"]:  # the environment has drawn the next goal, this observation has the old
+        # the environment has drawn the next goal, this observation has the old
+        if info["success"]:
             obs = {**obs, "desired_goal": inner.goal.copy()}
             seen.append(obs)
             route = _route(inner, obs)
@@ -132,7 +134,8 @@ def _environment(env_id: str, steps: int) -> gym.Env:
 def _make(env_id: str, **kwargs: Any) -> gym.Env:
     import gymnasium as gym
 
-    with contextlib.redirect_stderr(io.StringIO()):  # it prints a notice of its own
+    # it prints a notice of its own
+    with contextlib.redirect_stderr(io.StringIO()):
         import gymnasium_robotics
     gym.register_envs(gymnasium_robotics)
     return gym.make(env_id, disable_env_checker=True, **kwargs)

@@ -23,8 +23,10 @@ from offbench.errors import UserError
 __all__ = ["collect", "column", "write_npz"]
 
 Work = Callable[..., Mapping[str, NDArray[Any]]]
-_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the bytes are a function of the arrays
-_AHEAD = 4  # pieces queued for each worker
+# the bytes are a function of the arrays
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
+# pieces queued for each worker
+_AHEAD = 4
 
 
 def collect(

@@ -160,7 +160,10 @@ def spelt(value: Any) -> str:
 
 def budget(cells: pd.DataFrame) -> str:
     scored = cells[cells["n_seeds"] > 0]
-    seeds, episodes = number_range(scored["n_seeds"]), number_range(scored["n_episodes"] // scored["n_seeds"])
+    seeds, episodes = (
+        number_range(scored["n_seeds"]),
+        number_range(scored["n_episodes"] // scored["n_seeds"]),
+    )
     return f"{counted(seeds, 'seed')} x {counted(episodes, 'episode')}"
 
 

@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
 COLUMNS = ("entry", "task", "what", "update", "length", "value", "low", "high", "n")
 _KEY = ["entry", "task"]
-_LEFT_OUT = 0.01  # of a return's horizon, up to which it is called whole
-_BLUE, _ORANGE = "#0072B2", "#D55E00"  # of Okabe and Ito's palette, told apart by everyone
+# of a return's horizon, up to which it is called whole
+_LEFT_OUT = 0.01
+# of Okabe and Ito's palette, told apart by everyone
+_BLUE, _ORANGE = "#0072B2", "#D55E00"
 
 
 # --- numbers --------------------------------------------------------------------------------
@@ -119,9 +121,14 @@ def _success(test: pd.DataFrame) -> Iterator[dict[str, Any]]:
         n, won = len(part), int(part["success"].sum())
         share = stats.wilson_interval(won, n)
         yield {
-            "what": "success", "update": part["update"].max(), "length": part["executed"].mean(),
-            "value": share.point, "low": share.low, "high": share.high, "n": n,
-        }  # fmt: skip
+            "what": "success",
+            "update": part["update"].max(),
+            "length": part["executed"].mean(),
+            "value": share.point,
+            "low": share.low,
+            "high": share.high,
+            "n": n,
+        }
 
 
 def _values(test: pd.DataFrame, runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -226,8 +233,12 @@ def _legend_of_lengths(figure: "Figure", colours: np.ndarray) -> None:
     figure.legend(
         handles=[Patch(color=colours[i], label=str(i + 1)) for i in shown],
         title="steps of a chunk (bars: executed in evaluations; faint: planned where values are bootstrapped)",
-        loc="outside lower center", ncols=len(shown), fontsize=8, title_fontsize=8, frameon=False,
-    )  # fmt: skip
+        loc="outside lower center",
+        ncols=len(shown),
+        fontsize=8,
+        title_fontsize=8,
+        frameon=False,
+    )
 
 
 def _draw_lengths(
@@ -283,9 +294,14 @@ def _draw_success(axis: "Axes", success: pd.DataFrame, longest: int) -> None:
     axis.errorbar(x, y, bounds, fmt="o", color=_ORANGE, capsize=3, markersize=5)
     for line in success.itertuples():
         axis.annotate(
-            str(line.n), (line.length, line.high), (0, 5), textcoords="offset points",
-            ha="center", fontsize=7, color="0.3",
-        )  # fmt: skip
+            str(line.n),
+            (line.length, line.high),
+            (0, 5),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
+            color="0.3",
+        )
     axis.set(xlim=(0.7, longest + 0.3), ylim=(-0.03, 1.1), xticks=_whole_ticks(longest))
     axis.set_xlabel("mean executed length of an episode", fontsize=9)
     axis.set_ylabel("share of successes\n(95 % interval, number of episodes)", fontsize=8)

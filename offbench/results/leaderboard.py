@@ -195,9 +195,7 @@ def _difference(a: pd.Series, b: pd.Series) -> str:
     return (", ".join(shown) or "their specification") + more
 
 
-def _scored_cells(
-    episodes: pd.DataFrame, whole: pd.DataFrame, unscaled: Collection[str]
-) -> _Cells:
+def _scored_cells(episodes: pd.DataFrame, whole: pd.DataFrame, unscaled: Collection[str]) -> _Cells:
     """(entry, task) -> its test scores after the last update of the whole runs.
 
     Scores that are all 0 or 100 are a success rate, unless the task's are plain returns.
@@ -337,7 +335,11 @@ def _aggregate(
     for entry in entries:
         middle, average = iqm[entry].interval, mean[entry].interval
         numbers[entry] = {"iqm": middle.point, "low": middle.low, "high": middle.high}
-        numbers[entry] |= {"mean": average.point, "mean_low": average.low, "mean_high": average.high}
+        numbers[entry] |= {
+            "mean": average.point,
+            "mean_low": average.low,
+            "mean_high": average.high,
+        }
     table = _lines(cells, whole, numbers)
     table["rank"] = table["iqm"].rank(ascending=False, method="min").astype("Int64")
     points = np.array([iqm[entry].interval.point for entry in entries])

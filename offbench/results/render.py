@@ -92,7 +92,8 @@ def _averaged_means(board: Board, entry: str) -> tuple[float, float] | None:
     """Over tasks: of the last three evaluations and of the last alone; None for entries without all."""
     mine = board.averaged[board.averaged["entry"] == entry]
     mean = board.aggregate.set_index("entry")["mean"]
-    if len(mine) < len(board.tasks) or np.isnan(mean[entry]):  # what has no aggregate has none here
+    # what has no aggregate has none here
+    if len(mine) < len(board.tasks) or np.isnan(mean[entry]):
         return None
     return float(mine["mean"].mean()), float(mine["last"].mean())
 
@@ -202,7 +203,9 @@ def _cell_text(cell: Any, *, short: bool = False) -> str:
     text = f"{cell.mean:.1f}"
     if not np.isnan(cell.low):
         text += _interval_text(cell, short)
-    notes = [f"{count} {_SHORT[word] if short else word}" for count, word in failures(cell) if count]
+    notes = [
+        f"{count} {_SHORT[word] if short else word}" for count, word in failures(cell) if count
+    ]
     if cell.n_seeds < cell.n_asked and not notes:
         notes.append(f"{cell.n_seeds} of {cell.n_asked}" + ("" if short else " seeds"))
     return text + "".join(f"\n{note}" if short else f" ({note})" for note in notes)
@@ -210,7 +213,11 @@ def _cell_text(cell: Any, *, short: bool = False) -> str:
 
 def _interval_text(cell: Any, short: bool) -> str:
     if cell.success:
-        return f"\n[{cell.low:.0f}, {cell.high:.0f}]" if short else f" [{cell.low:.1f}, {cell.high:.1f}]"
+        return (
+            f"\n[{cell.low:.0f}, {cell.high:.0f}]"
+            if short
+            else f" [{cell.low:.1f}, {cell.high:.1f}]"
+        )
     half = (cell.high - cell.low) / 2
     if short:
         return f"±{half:.0f}" if half >= 9.95 else f"±{half:.1f}"
@@ -272,7 +279,8 @@ def _heading(task: str) -> str:
 def _blocks(board: Board, width: int) -> list[list[int]]:
     """Column numbers of the tasks, split so that every table fits the width."""
     name = max([len("entry"), *(len(entry) for entry in board.aggregate["entry"])])
-    room = width - (2 + 1 + name)  # rank, gap, entry; every further column brings its gap
+    # rank, gap, entry; every further column brings its gap
+    room = width - (2 + 1 + name)
     first = max(1, (room - (1 + 5 + 1 + _STRIP_WIDTH)) // (_TASK_WIDTH + 1))
     later = max(1, room // (_TASK_WIDTH + 1))
     columns = list(range(len(board.tasks)))

@@ -44,7 +44,8 @@ may be missing; older records lack columns at the end."""
 
 NULLABLE = ("success", "plans", "chunk_lengths", "start_value", "discounted_return")
 
-LATER_COLUMNS = NULLABLE[1:]  # in the order in which records came to have them
+# in the order in which records came to have them
+LATER_COLUMNS = NULLABLE[1:]
 
 VALIDATION_ERRORS = frozenset({"validation/action_error", "validation/action_disagreement"})
 """The curves of what a policy does otherwise than held-out episodes have it (`offbench.training.held_out`)."""

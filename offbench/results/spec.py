@@ -16,7 +16,8 @@ from typing import Any
 
 from offbench.errors import UserError, unknown
 
-OUTSIDE = "outside"  # the method, and the tuning, of a policy that was trained elsewhere
+# the method, and the tuning, of a policy that was trained elsewhere
+OUTSIDE = "outside"
 
 TUNINGS = ("default", "published", "suite", "task preset", "user", OUTSIDE)
 
@@ -45,13 +46,18 @@ class RunSpec:
     task: str
     dataset: str
     dataset_sha256: str
-    env: Mapping[str, Any]  # id and kwargs; for own data how a return is scored, too
-    method: str  # registry name or dotted path
-    hparams: Mapping[str, Any]  # every hyper-parameter, defaults too
-    pipeline: Mapping[str, Any]  # view, sampler, transforms, batch size, gamma, lower precision
+    # id and kwargs; for own data how a return is scored, too
+    env: Mapping[str, Any]
+    # registry name or dotted path
+    method: str
+    # every hyper-parameter, defaults too
+    hparams: Mapping[str, Any]
+    # view, sampler, transforms, batch size, gamma, lower precision
+    pipeline: Mapping[str, Any]
     n_updates: int
     seed: int
-    protocol: Mapping[str, Any]  # episodes, streams, monitor_at
+    # episodes, streams, monitor_at
+    protocol: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -104,22 +110,27 @@ class Provenance:
     published for this method and task, or None. Older records have the first three.
     """
 
-    entry: str  # the label of the board's row, e.g. "iql+aw"
+    # the label of the board's row, e.g. "iql+aw"
+    entry: str
     commit: str
     dirty: bool
     versions: Mapping[str, Any]
     device: str
     backend: str
     precision: str
-    pack: int  # runs stacked in the process which made this one
+    # runs stacked in the process which made this one
+    pack: int
     wall_s: float  # of the whole pack
     train_s: float
     tuning: Mapping[str, Any]
     created: str  # ISO 8601, UTC
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    host: Mapping[str, Any] = field(default_factory=dict)  # e.g. {"cpus": 16}; never a name
-    fitted: Mapping[str, Any] = field(default_factory=dict)  # settings that were left to the data
-    sources: Mapping[str, Any] = field(default_factory=dict)  # setting -> where its value came from
+    # e.g. {"cpus": 16}; never a name
+    host: Mapping[str, Any] = field(default_factory=dict)
+    # settings that were left to the data
+    fitted: Mapping[str, Any] = field(default_factory=dict)
+    # setting -> where its value came from
+    sources: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for item in fields(self):

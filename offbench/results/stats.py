@@ -25,7 +25,8 @@ from offbench.errors import UserError, unknown
 Scores = Sequence[np.ndarray] | np.ndarray
 Statistic = Callable[[Sequence[np.ndarray]], np.ndarray]
 
-_EXACT_PAIRS = 14  # up to 2**14 sign patterns are enumerated rather than drawn
+# up to 2**14 sign patterns are enumerated rather than drawn
+_EXACT_PAIRS = 14
 
 
 class Interval(NamedTuple):
@@ -67,9 +68,8 @@ def score_table(episodes: pd.DataFrame) -> pd.DataFrame:
     return table[["entry", "task", "seed", "run_id", "score", "n_episodes"]]
 
 
-def scores_by_task(
-    episodes: pd.DataFrame, entry: str, tasks: Sequence[str]
-) -> list[np.ndarray]:  # each (n_seeds of the task,), by seed
+# each (n_seeds of the task,), by seed
+def scores_by_task(episodes: pd.DataFrame, entry: str, tasks: Sequence[str]) -> list[np.ndarray]:
     """One array of per-seed test scores per task; raises UserError naming a missing cell."""
     table = score_table(episodes)
     if entry not in set(table["entry"]):
@@ -81,9 +81,10 @@ def scores_by_task(
     return [by_task[task].to_numpy() for task in tasks]
 
 
+# each (n_seeds, n_episodes)
 def paired_scores(
     episodes: pd.DataFrame, a: str, b: str, tasks: Sequence[str], *, common_seeds: bool = False
-) -> tuple[list[np.ndarray], list[np.ndarray]]:  # each (n_seeds, n_episodes)
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Scores of two entries on the same seeds (rows) and evaluation episodes (columns).
 
     Raises UserError when the episodes differ, or the seeds do; `common_seeds` restricts both
@@ -167,7 +168,8 @@ def iqm(scores: Scores) -> np.ndarray:  # [(..., n_t)] -> (...)
     return (kept * np.take_along_axis(pooled, order, -1)).sum(-1) / kept.sum(-1)
 
 
-def _task_means(tasks: Sequence[np.ndarray]) -> np.ndarray:  # [(..., n_t)] -> (..., n_tasks)
+# [(..., n_t)] -> (..., n_tasks)
+def _task_means(tasks: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack([x.mean(-1) for x in tasks], axis=-1)
 
 
@@ -447,7 +449,8 @@ def permutation_test(
     x, y = (_seed_means(tasks) for tasks in _matched(a, b))
     share = [(xt - yt) / (len(xt) * len(x)) for xt, yt in zip(x, y, strict=True)]
     share = np.concatenate(share)  # (N,): sums to the mean difference
-    observed = abs(share.sum()) * (1 - 1e-9)  # a tie must not be lost to rounding
+    # a tie must not be lost to rounding
+    observed = abs(share.sum()) * (1 - 1e-9)
     if share.size <= _EXACT_PAIRS:
         patterns = (np.arange(2**share.size)[:, None] >> np.arange(share.size)) & 1
         return float(np.mean(np.abs((1 - 2 * patterns) @ share) >= observed))

@@ -42,7 +42,8 @@ from offbench.results.spec import Provenance, RunSpec, with_names
 
 Status = Literal["ok", "failed", "diverged"]
 
-_CONSTANT = ("run_id", "entry", "suite", "task", "method", "seed")  # the same on every row of a run
+# the same on every row of a run
+_CONSTANT = ("run_id", "entry", "suite", "task", "method", "seed")
 
 _FORMAT = 1
 
@@ -56,7 +57,8 @@ class Record(NamedTuple):
 
     path: Path  # of the json
     status: Status
-    reason: str | None  # why it failed, or what to know of a run that did not
+    # why it failed, or what to know of a run that did not
+    reason: str | None
     spec: RunSpec
     provenance: Provenance
     metrics: pd.DataFrame | None  # one row per logged point
@@ -182,7 +184,8 @@ class Store:
             pa.float64(): pd.Float64Dtype(),
         }
         frame = table.drop_columns(list(NULLABLE)).to_pandas()
-        for name in NULLABLE:  # in the order of the columns
+        # in the order of the columns
+        for name in NULLABLE:
             column = table[name].to_pandas(types_mapper=dtypes.get)
             frame.insert(table.schema.get_field_index(name), name, column)
         for name, value in by_row.items():
@@ -251,7 +254,8 @@ class Store:
                     os.replace(written, path)
                     _sync_folder(folder)
                 for path in superseded:
-                    if path != mark:  # a failure recorded under another entry label
+                    # a failure recorded under another entry label
+                    if path != mark:
                         path.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"cannot write record {mark}: {error.strerror}") from None
@@ -456,7 +460,8 @@ def _read_episodes(path: Path, about: Mapping[str, Any]) -> pa.Table:
     if hashlib.sha256(payload).hexdigest() != about["sha256"]:
         raise UserError(f"damaged record: {path} is truncated or was edited")
     table = pq.ParquetFile(pa.BufferReader(payload)).read(use_threads=False)
-    for name in LATER_COLUMNS:  # a record of before it had them
+    # a record of before it had them
+    for name in LATER_COLUMNS:
         if name not in table.column_names:
             field = ARROW_SCHEMA.field(name)
             table = table.append_column(field, pa.nulls(len(table), field.type))

@@ -26,7 +26,14 @@ CAPTION = (
     " [-1, 1]; of discrete actions the share of other choices. Mean (range) over seeds, after the last"
     " update. It says how far a policy is from the data, not what it would earn."
 )
-_COLUMNS = ("entry", "seeds", "held-out action error", "on training episodes", "updates", "settings")
+_COLUMNS = (
+    "entry",
+    "seeds",
+    "held-out action error",
+    "on training episodes",
+    "updates",
+    "settings",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +66,25 @@ def validation_table(
         name = next((n for n in VALIDATION_ERRORS if n in last), None)
         error = last[name] if name else pd.Series(dtype="float64")
         line = {
-            "task": task, "entry": entry, "n_seeds": len(mine), "n_asked": len(seeds.get(str(task), mine)),
+            "task": task,
+            "entry": entry,
+            "n_seeds": len(mine),
+            "n_asked": len(seeds.get(str(task), mine)),
             "n_failed": len(set(group["seed"]) - set(mine["seed"])),
-            "updates": int(group["n_updates"].iloc[0]), "tuning": group["tuning.how"].iloc[0],
-            "held_out": error.mean(), "low": error.min(), "high": error.max(),
-            "training": last[name.replace("validation", "training")].mean() if name else float("nan"),
-        }  # fmt: skip
+            "updates": int(group["n_updates"].iloc[0]),
+            "tuning": group["tuning.how"].iloc[0],
+            "held_out": error.mean(),
+            "low": error.min(),
+            "high": error.max(),
+            "training": last[name.replace("validation", "training")].mean()
+            if name
+            else float("nan"),
+        }
         others = [n for n in last if n.startswith("validation/") and n != name]
         lines.append(line | {n: last[n].mean() for n in others})
-        notes += [f"{entry} on {task}: {reason}" for reason in dict.fromkeys(group["reason"].dropna())]
+        notes += [
+            f"{entry} on {task}: {reason}" for reason in dict.fromkeys(group["reason"].dropna())
+        ]
     rows = pd.DataFrame(lines).sort_values(["task", "entry"], ignore_index=True)
     return ValidationTable(title=f"{title}; {HEAD}", rows=rows, notes=tuple(notes))
 
@@ -82,7 +99,13 @@ def _texts(row: pd.Series) -> tuple[str, ...]:
 def to_markdown(table: ValidationTable) -> str:
     lines = [f"# {table.title}"]
     for task, rows in table.rows.groupby("task"):
-        lines += ["", f"## {task}", "", f"| {' | '.join(_COLUMNS)} |", "| " + " | ".join(["---"] * 6) + " |"]
+        lines += [
+            "",
+            f"## {task}",
+            "",
+            f"| {' | '.join(_COLUMNS)} |",
+            "| " + " | ".join(["---"] * 6) + " |",
+        ]
         lines += [f"| {' | '.join(_texts(row))} |" for _, row in rows.iterrows()]
     lines += ["", CAPTION, *(f"\n* {note}" for note in table.notes)]
     return "\n".join(lines) + "\n"

@@ -59,8 +59,10 @@ if TYPE_CHECKING:
 SPEC = Spec(obs_dim=17, action_dim=6, gamma=0.99, max_episode_steps=1000)  # the size of halfcheetah
 N_EPISODES = 100  # of 1000 steps
 ROUNDS = 5
-YARDSTICKS = ("plain", "captured", "unstacked")  # of one seed, see plain.py
-LEADING = ("td3_bc", "iql")  # the methods that speed is judged by
+# of one seed, see plain.py
+YARDSTICKS = ("plain", "captured", "unstacked")
+# the methods that speed is judged by
+LEADING = ("td3_bc", "iql")
 BACKENDS = (*YARDSTICKS, *(b for b in get_args(Backend) if b != "auto"))
 
 
@@ -71,8 +73,10 @@ class Entry(NamedTuple):
 
 
 class Result(NamedTuple):
-    rows: list[dict[str, Any]]  # COLUMNS, None where something was not measured
-    facts: dict[str, Any]  # what was measured on what, the ceilings, what failed or was skipped
+    # COLUMNS, None where something was not measured
+    rows: list[dict[str, Any]]
+    # what was measured on what, the ceilings, what failed or was skipped
+    facts: dict[str, Any]
 
 
 COLUMNS = {
@@ -117,9 +121,12 @@ def shipped() -> dict[str, type]:
     for info in pkgutil.iter_modules(methods_package.__path__):
         module = importlib.import_module(f"{methods_package.__name__}.{info.name}")
         (found[info.name],) = (
-            cls for cls in vars(module).values()
-            if isinstance(cls, type) and cls.__module__ == module.__name__ and hasattr(cls, "update")
-        )  # fmt: skip
+            cls
+            for cls in vars(module).values()
+            if isinstance(cls, type)
+            and cls.__module__ == module.__name__
+            and hasattr(cls, "update")
+        )
     return found
 
 
@@ -171,7 +178,8 @@ class _Cell(NamedTuple):
         engine = Engine(*self.parts(entry.seeds), backend=entry.backend, precision=entry.precision)
 
         def advance(n: int) -> None:
-            next(iter(engine.run(n).values())).tolist()  # reading a metric waits for the device
+            # reading a metric waits for the device
+            next(iter(engine.run(n).values())).tolist()
 
         return advance
 
@@ -182,7 +190,8 @@ class _Contender:
     def __init__(self, cell: _Cell, entry: Entry):
         self.cell, self.entry, self.best = cell, entry, 0.0
         self.cuda = cell.data.obs.device.type == "cuda"
-        self.unit = BLOCK if self.cuda else 1  # steps; a replay makes a whole block
+        # steps; a replay makes a whole block
+        self.unit = BLOCK if self.cuda else 1
 
     def prepare(self, round_s: float) -> None:
         before = self._memory(reset=True)
@@ -226,9 +235,10 @@ class _Contender:
         with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as watched:
             self.advance(n)
         kernels = [
-            e for e in watched.events()
+            e
+            for e in watched.events()
             if e.device_type == DeviceType.CUDA and not e.is_user_annotation
-        ]  # fmt: skip
+        ]
         return sum(e.self_device_time_total for e in kernels) / 1e6 / n
 
 
@@ -261,9 +271,8 @@ def measure(
     entries = default_entries(device) if entries is None else entries
     _check(methods, entries, batch_size, seconds, device)
     data = random_data(device, episodes or N_EPISODES)
-    plain_loop(PlainBC, BC(hidden=(1,)), SPEC, data, 1)(
-        1
-    )  # torch loads parts of itself on first use
+    # torch loads parts of itself on first use
+    plain_loop(PlainBC, BC(hidden=(1,)), SPEC, data, 1)(1)
     facts = _facts(device, data, batch_size, seconds)
     result = Result([], facts)
     precisions = list(dict.fromkeys(e.precision for e in entries))
@@ -339,9 +348,12 @@ def product(
 
 
 def _check(
-    methods: Sequence[str], entries: Sequence[Entry], batch_size: int, seconds: float,
+    methods: Sequence[str],
+    entries: Sequence[Entry],
+    batch_size: int,
+    seconds: float,
     device: torch.device,
-) -> None:  # fmt: skip
+) -> None:
     for name in methods:
         if name not in shipped():
             raise unknown("method", name, shipped())
@@ -386,9 +398,14 @@ def _facts(
 
 
 def _rows(
-    cell: _Cell, entries: Sequence[Entry], seconds: float, peer: "Peer | None", until: float,
-    facts: dict[str, Any], progress: _Progress,
-) -> list[dict[str, Any]]:  # fmt: skip
+    cell: _Cell,
+    entries: Sequence[Entry],
+    seconds: float,
+    peer: "Peer | None",
+    until: float,
+    facts: dict[str, Any],
+    progress: _Progress,
+) -> list[dict[str, Any]]:
     title = " ".join(cell.row.values())
     peers = [peer.row(cell)] if peer else []
     ready: list[_Contender] = []
@@ -401,7 +418,8 @@ def _rows(
         contender = _Contender(cell, entry)
         try:
             contender.prepare(seconds / ROUNDS)
-        except Exception as error:  # one backend that fails must not take the table with it
+        # one backend that fails must not take the table with it
+        except Exception as error:
             why = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             facts["failed"][label] = why
             progress.done += 1
@@ -451,9 +469,12 @@ def _row(contender: _Contender, facts: dict[str, Any]) -> dict[str, Any]:
 class Peer(NamedTuple):
     """A command of somebody else that prints how many updates it makes in a second."""
 
-    command: str  # {method}, {hidden} as 256,256, {seeds} and {batch_size} are filled in
-    pattern: str  # its first group is the number; the last match counts
-    seeds: int = 1  # that the command trains together
+    # {method}, {hidden} as 256,256, {seeds} and {batch_size} are filled in
+    command: str
+    # its first group is the number; the last match counts
+    pattern: str
+    # that the command trains together
+    seeds: int = 1
 
     def row(self, cell: _Cell) -> dict[str, Any]:
         values = {
@@ -483,8 +504,10 @@ class Peer(NamedTuple):
         seconds = time.perf_counter() - start
         row = cell.row | {"backend": "peer", "precision": "as it chose", "seeds": self.seeds}
         return row | {
-            "updates_per_s": rate, "seed_updates_per_s": rate * self.seeds, "first_s": seconds,
-        }  # fmt: skip
+            "updates_per_s": rate,
+            "seed_updates_per_s": rate * self.seeds,
+            "first_s": seconds,
+        }
 
 
 # --- the result
@@ -514,10 +537,11 @@ _FORMATS: dict[str, tuple[str, Callable[[Any], str]]] = {
 def cells_of(result: Result) -> tuple[list[str], list[list[str]]]:
     """Header and rows as text, without columns that are empty or the same float32 throughout."""
     shown = [
-        c for c in COLUMNS
+        c
+        for c in COLUMNS
         if any(r[c] is not None for r in result.rows)
         and not (c == "precision" and {r[c] for r in result.rows} == {"float32"})
-    ]  # fmt: skip
+    ]
     body = [
         ["" if row[c] is None else _FORMATS[c][1](row[c]) for c in shown] for row in result.rows
     ]
@@ -572,15 +596,21 @@ def write(result: Result, folder: Path) -> list[Path]:
     paths[1].write_text(json.dumps(result.facts | {"columns": COLUMNS}, indent=1) + "\n")
     try:
         plot(result, paths[2])
-    except ImportError:  # no matplotlib: the table is there all the same
+    # no matplotlib: the table is there all the same
+    except ImportError:
         paths.pop()
     return paths
 
 
 _COLOURS = {
-    "eager": "#2a78b5", "compile": "#d9772b", "cudagraph": "#1f8a5b", "vmap": "#8b6bb1",
-    "captured": "#b3445a", "unstacked": "#7a6a4f", "peer": "#000000",
-}  # fmt: skip
+    "eager": "#2a78b5",
+    "compile": "#d9772b",
+    "cudagraph": "#1f8a5b",
+    "vmap": "#8b6bb1",
+    "captured": "#b3445a",
+    "unstacked": "#7a6a4f",
+    "peer": "#000000",
+}
 _DASHES = {"float32": "-", "tf32": "--", "bf16": ":"}
 
 
@@ -647,12 +677,21 @@ def _panel(axes: Any, title: str, rows: list[dict[str, Any]], ticks: list[int]) 
 # --- the command
 
 
-MINUTES = 10  # what is not set up by then is skipped
+# what is not set up by then is skipped
+MINUTES = 10
 _LISTS = ("methods", "seeds", "hidden", "backends", "precision")
 _KNOWN = {
-    *_LISTS, "batch_size", "device", "seconds", "minutes", "threads", "out",
-    "peer", "peer_pattern", "peer_seeds",
-}  # fmt: skip
+    *_LISTS,
+    "batch_size",
+    "device",
+    "seconds",
+    "minutes",
+    "threads",
+    "out",
+    "peer",
+    "peer_pattern",
+    "peer_seeds",
+}
 
 
 def main(args: Sequence[str]) -> int:
@@ -675,7 +714,8 @@ def main(args: Sequence[str]) -> int:
         if key in options and not isinstance(options[key], list):
             options[key] = [options[key]]
     if isinstance(options.get("hidden", [[]])[0], int):
-        options["hidden"] = [options["hidden"]]  # hidden=[64,64] is one network
+        # hidden=[64,64] is one network
+        options["hidden"] = [options["hidden"]]
     if "threads" in options:
         torch.set_num_threads(options.pop("threads"))
     device = options.get("device", "auto")

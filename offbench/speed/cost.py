@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from offbench import rng
 from offbench.training.engine import Carry, Step, matmul_precision
 
-Shape = tuple[int, int, int, int]  # batch, rows, inner, columns
+# batch, rows, inner, columns
+Shape = tuple[int, int, int, int]
 
 
 class Cost(NamedTuple):
@@ -29,8 +30,10 @@ class Cost(NamedTuple):
 
     flops: float
     bytes: float
-    least_bytes: float  # the state read and written once, nothing else: no program moves less
-    products: dict[Shape, int]  # how often each shape is multiplied
+    # the state read and written once, nothing else: no program moves less
+    least_bytes: float
+    # how often each shape is multiplied
+    products: dict[Shape, int]
 
 
 def cost(step: Step, carry: Carry) -> Cost:
@@ -50,7 +53,8 @@ def cost(step: Step, carry: Carry) -> Cost:
 
 
 _aten = torch.ops.aten
-_FACTORS = {  # where the two factors stand among the arguments
+# where the two factors stand among the arguments
+_FACTORS = {
     _aten.mm.default: 0,
     _aten.bmm.default: 0,
     _aten.addmm.default: 1,
@@ -76,7 +80,8 @@ def _bytes(node: Node) -> int:
     ):
         return 0  # a view
     operands = [x for n in node.all_input_nodes for x in _tensors(n)]
-    if node.target in _GATHERS:  # reads as much of the table as it takes out
+    # reads as much of the table as it takes out
+    if node.target in _GATHERS:
         operands = [*operands[1:], *results]
     return sum(map(_size, (*operands, *results)))
 

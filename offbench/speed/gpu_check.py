@@ -44,9 +44,11 @@ from offbench.training.engine import (
     n_minibatches,
 )
 
-GATE_AT = (1, 20, BLOCK, 100)  # steps; from BLOCK on a captured engine replays its graph
+# steps; from BLOCK on a captured engine replays its graph
+GATE_AT = (1, 20, BLOCK, 100)
 GATE_SEEDS = 3
-COMPILERS = 12  # processes that compile ahead
+# processes that compile ahead
+COMPILERS = 12
 TOTAL_S = 460
 
 Save = Callable[[dict[str, Any]], None]
@@ -56,16 +58,20 @@ class Sizes(NamedTuple):
     """How much of everything: the real check, or its miniature."""
 
     device: str
-    backends: tuple[str, ...]  # held against eager float32
+    # held against eager float32
+    backends: tuple[str, ...]
     gate_hidden: tuple[int, ...]
-    fast: str  # the backend that is measured
-    seeds: dict[tuple[int, ...], tuple[int, ...]]  # network -> stacks, the most telling first
+    # the backend that is measured
+    fast: str
+    # network -> stacks, the most telling first
+    seeds: dict[tuple[int, ...], tuple[int, ...]]
     others: tuple[speed.Entry, ...]  # in the same table
     precisions: tuple[str, ...]
     precision_seeds: tuple[int, ...]
     train_seeds: int
     train_s: float
-    episodes: int  # of the data that is trained on, 1000 steps each
+    # of the data that is trained on, 1000 steps each
+    episodes: int
     seconds: float  # for each row of a table
     batch_size: int
 
@@ -210,7 +216,16 @@ def gate(out: Path, sizes: Sizes, save: Save, until: float) -> None:
             except Exception as error:
                 row["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             save({"rows": rows})
-    columns = ["method", "backend", *(f"after_{n}" for n in GATE_AT), "repeats", "waits", "setup_s", "ok", "error"]  # fmt: skip
+    columns = [
+        "method",
+        "backend",
+        *(f"after_{n}" for n in GATE_AT),
+        "repeats",
+        "waits",
+        "setup_s",
+        "ok",
+        "error",
+    ]
     with open(out / "gate.csv", "w", newline="") as file:
         table = csv.DictWriter(file, columns)
         table.writeheader()
@@ -228,7 +243,8 @@ def _held(step: Any, carry: Any, backend: str, ends: dict[int, Any]) -> dict[str
         state = engine.carry.state
         off = deviation(state, end, carry.state)
         row[f"after_{n}"] = off
-        row["ok"] &= off <= GATE_TOLERANCE * (5 if n > BLOCK else 1)  # rounding grows with the run
+        # rounding grows with the run
+        row["ok"] &= off <= GATE_TOLERANCE * (5 if n > BLOCK else 1)
     engine.load(carry)
     engine.run(n)
     row["repeats"] = all(map(torch.equal, _leaves(engine.carry.state), _leaves(state)))
@@ -263,15 +279,19 @@ def training(out: Path, sizes: Sizes, save: Save, until: float) -> None:
     cls = speed.CONTENDERS[name][0]
     step, carry = _parts(cls, sizes.hidden, sizes.train_seeds, sizes, sizes.episodes)
     start = time.perf_counter()
-    n_steps = 500_000 if carry.key.is_cuda else 0  # a miniature is not worth compiling
+    # a miniature is not worth compiling
+    n_steps = 500_000 if carry.key.is_cuda else 0
     engine, chosen = make_engine(step, carry, backend="auto", n_steps=n_steps)
     metrics = engine.run(BLOCK)
     _read(metrics)
     found: dict[str, Any] = {
-        "method": name, "hidden": sizes.hidden, "seeds": sizes.train_seeds, "engine": chosen,
+        "method": name,
+        "hidden": sizes.hidden,
+        "seeds": sizes.train_seeds,
+        "engine": chosen,
         "rows": sizes.episodes * speed.SPEC.max_episode_steps,
         "setup_s": time.perf_counter() - start,
-    }  # fmt: skip
+    }
     per_step, piece, steps, pieces = n_minibatches(cls), BLOCK, 0, []
     begin = time.perf_counter()
     end = min(begin + sizes.train_s, begin + until - time.monotonic())
@@ -340,9 +360,15 @@ def _measure(
     name: str, hidden: tuple[int, ...], entries: Any, sizes: Sizes, until: float
 ) -> speed.Result:
     return speed.measure(
-        [name], hidden=[hidden], entries=entries, batch_size=sizes.batch_size, device=sizes.device,
-        seconds=sizes.seconds, episodes=min(100, sizes.episodes), until=until,
-    )  # fmt: skip
+        [name],
+        hidden=[hidden],
+        entries=entries,
+        batch_size=sizes.batch_size,
+        device=sizes.device,
+        seconds=sizes.seconds,
+        episodes=min(100, sizes.episodes),
+        until=until,
+    )
 
 
 def _merged(a: speed.Result, b: speed.Result) -> speed.Result:
@@ -355,8 +381,10 @@ def _merged(a: speed.Result, b: speed.Result) -> speed.Result:
 
 class Part(NamedTuple):
     run: Callable[[Path, Sizes, Save, float], None]
-    seconds: float  # what it may take; what earlier parts left is added
-    alone: bool = False  # measures, so nothing else may run
+    # what it may take; what earlier parts left is added
+    seconds: float
+    # measures, so nothing else may run
+    alone: bool = False
 
 
 PARTS = {
@@ -392,7 +420,8 @@ def compile_ahead(sizes: Sizes, worker: int) -> None:
         try:
             step, carry = _parts(shipped()[name], hidden, seeds, sizes, episodes)
             Engine(step, carry, backend="compile", precision=kind).run(1)
-        except Exception as error:  # it will be reported where it is measured
+        # it will be reported where it is measured
+        except Exception as error:
             print(f"{name} {hidden} x{seeds} {kind}: {type(error).__name__}: {error}"[:300])
 
 
@@ -482,7 +511,8 @@ def _saver(path: Path) -> Save:
     def save(found: dict[str, Any]) -> None:
         new = path.with_suffix(".new")
         new.write_text(json.dumps(found))
-        new.replace(path)  # whole or not at all, whenever the process is ended
+        # whole or not at all, whenever the process is ended
+        new.replace(path)
 
     return save
 
@@ -529,7 +559,14 @@ def _tell_environment(part: dict[str, Any]) -> list[str]:
 
 
 def _tell_gate(part: dict[str, Any]) -> list[str]:
-    head = ["method", "backend", *(f"after {n}" for n in GATE_AT), "repeats bitwise", "waits in the loop", "ok"]  # fmt: skip
+    head = [
+        "method",
+        "backend",
+        *(f"after {n}" for n in GATE_AT),
+        "repeats bitwise",
+        "waits in the loop",
+        "ok",
+    ]
     body = []
     for r in part["rows"]:
         if "error" in r:
@@ -606,15 +643,26 @@ def _targets(found: dict[str, dict[str, Any]]) -> list[str]:
         many = get(name, "ratio", GPU.fast, 16)
         body.append([f"{name}, 16 seeds: 100x its seed-updates/s", f"{many:.0f}x", many >= 100])
         share = get(name, "of_products", GPU.fast, 64)
-        body.append([f"{name}, 64 seeds: half the rate of the same products alone", f"{share:.0%}", share >= 0.5])  # fmt: skip
+        body.append(
+            [
+                f"{name}, 64 seeds: half the rate of the same products alone",
+                f"{share:.0%}",
+                share >= 0.5,
+            ]
+        )
         rivals = [get(name, "updates_per_s", b, 1) for b in ("captured", "unstacked")]
         rival = max((x for x in rivals if x == x), default=float("nan"))
         cost = get(name, "updates_per_s", GPU.fast, 1) / rival
-        body.append([f"{name}, 1 seed: 95 % of the faster single-seed loop", f"{cost:.0%}", cost >= 0.95])  # fmt: skip
+        body.append(
+            [f"{name}, 1 seed: 95 % of the faster single-seed loop", f"{cost:.0%}", cost >= 0.95]
+        )
     million = found.get("training", {}).get("extrapolated_s_per_million", float("nan"))
     mark = f"{speed.LEADING[0]}, 16 seeds: a million updates in 300 s (extrapolated)"
     body.append([mark, f"{million:.0f} s", million <= 300])
-    shown = [[what, got, "yes" if met else "not measured" if "nan" in got else "no"] for what, got, met in body]  # fmt: skip
+    shown = [
+        [what, got, "yes" if met else "not measured" if "nan" in got else "no"]
+        for what, got, met in body
+    ]
     return [f"## marks, at {wide}", "", *_markdown(["mark", "measured", "met"], shown)]
 
 

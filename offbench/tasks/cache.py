@@ -25,8 +25,10 @@ from offbench.data.replay import ReplayData
 from offbench.io import atomic_write
 from offbench.tasks.files import cache_dir, sha256_of
 
-VERSION = 1  # of the loaders: raise it when any of them gives other arrays for the same file
-MIN_ROWS = 200_000  # smaller sets load fast enough
+# of the loaders: raise it when any of them gives other arrays for the same file
+VERSION = 1
+# smaller sets load fast enough
+MIN_ROWS = 200_000
 
 
 def cached(
@@ -44,7 +46,8 @@ def cached(
     try:
         entry = _entry(sources, options, sha256)
     except OSError:
-        return build()  # it will say what is missing
+        # it will say what is missing
+        return build()
     if (found := _read(entry)) is not None:
         return found
     data = build()

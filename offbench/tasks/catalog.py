@@ -47,21 +47,28 @@ class Card:
     id: str
     family: Family
     version: str  # "v2"
-    env: str | None  # judged in; None: in nothing that is here, see `refused`
+    # judged in; None: in nothing that is here, see `refused`
+    env: str | None
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    adapter: str | None = None  # see offbench.tasks.environments
-    refused: str | None = None  # why it cannot be judged here
-    differs: str = ""  # from the simulator the published scores are from
+    # see offbench.tasks.environments
+    adapter: str | None = None
+    # why it cannot be judged here
+    refused: str | None = None
+    # from the simulator the published scores are from
+    differs: str = ""
     max_episode_steps: int
     score: Literal["return", "success"]
-    ref_min: float | None = None  # of the return; None: not known, scores are returns
+    # of the return; None: not known, scores are returns
+    ref_min: float | None = None
     ref_max: float | None = None
     ref_source: str = ""
-    obs_dim: int | None = None  # of the data, where known before they are read
+    # of the data, where known before they are read
+    obs_dim: int | None = None
     action_dim: int | None = None
     files: tuple[File, ...] = ()
     terminal_inside: bool = False
-    task_ids: tuple[int, ...] = ()  # goal-conditioned: judged on these tasks of its environment
+    # goal-conditioned: judged on these tasks of its environment
+    task_ids: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -87,8 +94,10 @@ def card(dataset_id: str, *, kind: str = "dataset") -> Card:
     """What an id means; `kind` is what an error calls it. Raises UserError naming the nearest ids for an unknown one."""
     name = canonical(dataset_id)
     makers: Mapping[str, Callable[[str], Card | None]] = {
-        "d4rl": _d4rl, "minari": _minari, "ogbench": _ogbench,
-    }  # fmt: skip
+        "d4rl": _d4rl,
+        "minari": _minari,
+        "ogbench": _ogbench,
+    }
     family, _, rest = name.partition("/")
     if name in _embedded_ids():
         return _embedded(name)
@@ -106,7 +115,9 @@ def _unknown(kind: str, dataset_id: str) -> UserError:
     if not alike:
         return unknown(kind, dataset_id, _choices(dataset_id))
     tail = " These are different data." if len(alike) > 1 else ""
-    return UserError(f"unknown {kind} {dataset_id!r}: did you mean {' or '.join(map(repr, alike))}?{tail}")
+    return UserError(
+        f"unknown {kind} {dataset_id!r}: did you mean {' or '.join(map(repr, alike))}?{tail}"
+    )
 
 
 def sounds_like(dataset_id: str) -> tuple[str, ...]:
@@ -128,7 +139,9 @@ def _sound(dataset_id: str) -> tuple[str, str]:
     plain = re.sub(r"[/_ ]+", "-", plain)
     match = re.fullmatch(r"(.*?)(?:-?(v\d+))?", plain)
     assert match is not None
-    words = re.sub(r"^(pointmaze|maze2d)-(?=(open|umaze|medium|large)(-dense)?$)", "maze2d-", match[1])
+    words = re.sub(
+        r"^(pointmaze|maze2d)-(?=(open|umaze|medium|large)(-dense)?$)", "maze2d-", match[1]
+    )
     return words, match[2] or ""
 
 
@@ -259,7 +272,9 @@ _SAME = (
 _LOW = "; its reference minimum ({low:g}) is not what uniform actions return there or here ({own})"
 
 
-def _gym(env: str, obs: int, action: int, *, adapter: str = "d4rl-gym", differs: str = "") -> _Judge:
+def _gym(
+    env: str, obs: int, action: int, *, adapter: str = "d4rl-gym", differs: str = ""
+) -> _Judge:
     same = _SAME.format(env=env.replace("v4", "v2"))
     return _Judge(env, obs, action, adapter=adapter, differs=same + differs)
 
@@ -339,7 +354,9 @@ def _d4rl_notes(name: str, row: Mapping[str, str]) -> list[str]:
     if row["domain"] == "antmaze":
         notes.append("a success is a reached goal; rewards are 0 and 1 as in the file")
     if row["domain"] == "minigrid":
-        notes.append("its reference maximum is above what an episode can give (1): no policy scores 35")
+        notes.append(
+            "its reference maximum is above what an episode can give (1): no policy scores 35"
+        )
     if row["domain"] == "maze2d":
         notes.append("not Minari's D4RL/pointmaze, which has another reference scale")
     return notes
@@ -376,7 +393,9 @@ def _judge(name: str, domain: str) -> _Judge:
             "0.019 +- 0.006 (400 episodes of MiniGrid 3.2.0; the reference minimum is 0.0144)",
         )  # fmt: skip
     package = {"gym_bullet": "pybullet", "pointmaze_bullet": "pybullet"}.get(domain, domain)
-    return _Judge(None, None, None, refused=f"its environment needs {package}, which is not supported")
+    return _Judge(
+        None, None, None, refused=f"its environment needs {package}, which is not supported"
+    )
 
 
 def _judge_antmaze(name: str) -> _Judge:
@@ -430,8 +449,17 @@ def _minari_ids() -> dict[str, tuple[str, int, Literal["return", "success"]]]:
     limits = {"Pusher": 100, "Reacher": 50}
     for i, env in enumerate(robots):
         for skill in ("simple", "medium", "expert")[i >= 5 :]:
-            made[f"mujoco/{env.lower()}/{skill}-v0"] = (f"{env}-v5", limits.get(env, 1000), "return")
-    for hand, env in (("door", "Door"), ("hammer", "Hammer"), ("pen", "Pen"), ("relocate", "Relocate")):
+            made[f"mujoco/{env.lower()}/{skill}-v0"] = (
+                f"{env}-v5",
+                limits.get(env, 1000),
+                "return",
+            )
+    for hand, env in (
+        ("door", "Door"),
+        ("hammer", "Hammer"),
+        ("pen", "Pen"),
+        ("relocate", "Relocate"),
+    ):
         for kind in ("human", "cloned", "expert"):
             made[f"D4RL/{hand}/{kind}-v2"] = (f"AdroitHand{env}-v1", 200, "return")
     for kind in ("complete", "mixed", "partial"):
@@ -550,9 +578,14 @@ def _with_metadata(made: Card, folder: Path) -> Card:
         which = "evaluation" if meta.eval_env is not None else "recording"
         changes["differs"] = f"nothing known: the {which} environment of its metadata"
         if meta.other_maze:
-            changes["differs"] = "the maze its metadata name for evaluation has other walls (Minari issue 304)"
+            changes["differs"] = (
+                "the maze its metadata name for evaluation has other walls (Minari issue 304)"
+            )
         if ref.id.startswith("AdroitHand") and any(map(_ADROIT_1_2_0.fullmatch, meta.requirements)):
-            changes |= {"adapter": "adroit-1.2.0", "differs": "rewards and ends of Gymnasium-Robotics 1.2.0, as recorded"}
+            changes |= {
+                "adapter": "adroit-1.2.0",
+                "differs": "rewards and ends of Gymnasium-Robotics 1.2.0, as recorded",
+            }
     if meta.ref_min is not None and meta.ref_max is not None and meta.ref_max > meta.ref_min:
         changes |= {"ref_min": meta.ref_min, "ref_max": meta.ref_max, "ref_source": "its metadata"}
     return replace(made, **changes)
@@ -590,9 +623,7 @@ def _measured(robot: str) -> tuple[float, float, str] | None:
     if found is None or found[1]["score"]["kind"] != "return":
         return None
     score = found[1]["score"]
-    source = (
-        f"measured for {found[1]['id']} in {found[1]['env']['id']}: uniform actions and our best policy"
-    )
+    source = f"measured for {found[1]['id']} in {found[1]['env']['id']}: uniform actions and our best policy"
     return float(score["ref_min"]), float(score["ref_max"]), source
 
 
@@ -623,7 +654,15 @@ def _minari_notes(name: str) -> list[str]:
 # --- OGBench --------------------------------------------------------------------------------
 
 _OGBENCH_URL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
-_LARGE = ("cube-double", "cube-triple", "cube-quadruple", "puzzle-4x4", "puzzle-4x5", "puzzle-4x6", "scene")  # fmt: skip
+_LARGE = (
+    "cube-double",
+    "cube-triple",
+    "cube-quadruple",
+    "puzzle-4x4",
+    "puzzle-4x5",
+    "puzzle-4x6",
+    "scene",
+)
 
 
 def _ogbench_sets() -> dict[str, str]:
@@ -654,17 +693,26 @@ def _ogbench_sets() -> dict[str, str]:
 _OGBENCH_SETS = MappingProxyType(_ogbench_sets())
 DEFAULT_TASKS: Mapping[str, int] = MappingProxyType(
     {
-        "pointmaze": 1, "antmaze": 1, "humanoidmaze": 1, "antsoccer": 4, "cube": 2, "scene": 2,
-        "puzzle-3x3": 4, "puzzle-4x4": 4, "puzzle-4x5": 2, "puzzle-4x6": 2,
+        "pointmaze": 1,
+        "antmaze": 1,
+        "humanoidmaze": 1,
+        "antsoccer": 4,
+        "cube": 2,
+        "scene": 2,
+        "puzzle-3x3": 4,
+        "puzzle-4x4": 4,
+        "puzzle-4x5": 2,
+        "puzzle-4x6": 2,
     }
-)  # fmt: skip
+)
 """The task that `-singletask-v0` means, by the beginning of an environment's name."""
 
 
 class _OGBench(NamedTuple):
     """An id taken apart."""
 
-    base: str  # the published set: "cube-single-play-v0"
+    # the published set: "cube-single-play-v0"
+    base: str
     large: str  # "-100m" or ""
     sparse: bool
     task: int | None
@@ -733,7 +781,11 @@ def _ogbench(name: str) -> Card | None:
         adapter="goal" if parsed.task is None else "flat" if visual else None,
         task_ids=(1, 2, 3, 4, 5) if parsed.task is None and refused is None else (),
         differs="nothing: OGBench's own environment"
-        + (", which rewards every condition; the score is the success alike" if parsed.sparse else ""),
+        + (
+            ", which rewards every condition; the score is the success alike"
+            if parsed.sparse
+            else ""
+        ),
         max_episode_steps=_ogbench_limit(parsed.base),
         score="success",
         ref_min=0.0,
@@ -749,13 +801,19 @@ def _ogbench(name: str) -> Card | None:
 def _ogbench_notes(parsed: _OGBench) -> list[str]:
     notes = []
     if parsed.task is None:
-        notes.append("goal-conditioned: no rewards; judged on task_id 1 to 5 in turn, the goal shown beside the observation")
+        notes.append(
+            "goal-conditioned: no rewards; judged on task_id 1 to 5 in turn, the goal shown beside the observation"
+        )
     else:
-        notes.append("rewards of the state before the action (ogbench 1.2); the data go on at the goal")
+        notes.append(
+            "rewards of the state before the action (ogbench 1.2); the data go on at the goal"
+        )
         if parsed.task == default_task(parsed.base):
             notes.append("the default task, also called -singletask-v0")
     if parsed.large:
-        notes.append("100 files in a folder; their names are not known here, so it is not downloaded")
+        notes.append(
+            "100 files in a folder; their names are not known here, so it is not downloaded"
+        )
     return notes
 
 
@@ -765,10 +823,17 @@ def _ogbench_limit(base: str) -> int:
     if env.startswith("humanoidmaze"):
         return 4000 if env.endswith("giant") else 2000
     limits = {
-        "cube-single": 200, "cube-double": 500, "cube-triple": 1000, "cube-quadruple": 1000,
-        "scene": 750, "puzzle-3x3": 500, "puzzle-4x4": 500, "puzzle-4x5": 1000, "puzzle-4x6": 1000,
+        "cube-single": 200,
+        "cube-double": 500,
+        "cube-triple": 1000,
+        "cube-quadruple": 1000,
+        "scene": 750,
+        "puzzle-3x3": 500,
+        "puzzle-4x4": 500,
+        "puzzle-4x5": 1000,
+        "puzzle-4x6": 1000,
         "powderworld": 500,
-    }  # fmt: skip
+    }
     return next((n for head, n in limits.items() if env.startswith(head)), 1000)
 
 
@@ -786,9 +851,7 @@ def locate(card: Card) -> Path | None:
     return files.find("d4rl" if kind == "d4rl" else "ogbench", name)
 
 
-def fetch(
-    card: Card, progress: "files.Progress | None" = None, *, verify: bool = False
-) -> Path:
+def fetch(card: Card, progress: "files.Progress | None" = None, *, verify: bool = False) -> Path:
     """The file or folder of a set, downloaded where it is not here; with `verify`, what was
     downloaded before is compared with what it was then.
 
@@ -815,7 +878,9 @@ def _check_hdf5(card: Card, metadata: Path) -> None:
 
     if minari.metadata(metadata.parent.parent, name=card.id).data_format != "hdf5":
         name = card.id.removeprefix("minari/")
-        raise UserError(f"{card.id}: its data are Arrow files; get them with: minari download {name}")
+        raise UserError(
+            f"{card.id}: its data are Arrow files; get them with: minari download {name}"
+        )
 
 
 def load(card: Card, path: Path) -> "ReplayData":
@@ -827,7 +892,9 @@ def load(card: Card, path: Path) -> "ReplayData":
         ("actions", data.action.shape[1], card.action_dim),
     ):
         if wanted not in (None, found):
-            raise UserError(f"{card.id}: {path} has {found} features of {field_name}, it should be {wanted}")
+            raise UserError(
+                f"{card.id}: {path} has {found} features of {field_name}, it should be {wanted}"
+            )
     if card.adapter == "d4rl-ant" and bool((data.obs[:, 27:] != 0).any()):
         raise UserError(
             f"{card.id}: contact forces are recorded; no environment here shows them as MuJoCo 1.5 did"
@@ -863,5 +930,6 @@ def listing() -> list[tuple[str, str]]:
 def _summary(name: str) -> str:
     try:
         return card(name).summary
-    except UserError as error:  # a damaged set that lies here; the others are listed none the less
+    # a damaged set that lies here; the others are listed none the less
+    except UserError as error:
         return str(error).removeprefix(f"{name}: ")

@@ -68,7 +68,8 @@ class Steps(NamedTuple):
     reward: "NDArray[Any]"  # (n,)
     next_obs: "NDArray[Any]"  # (n, O)
     change: "NDArray[Any]"  # (O,) standard deviation of next_obs - obs in all of the set
-    state: "Mapping[str, NDArray[Any]]"  # qpos, qvel, button_states: (n, ·)
+    # qpos, qvel, button_states: (n, ·)
+    state: "Mapping[str, NDArray[Any]]"
 
 
 def one_step(task: "Task", *, steps: int = 300, seed: int = 0) -> Agreement:
@@ -92,7 +93,8 @@ def one_step(task: "Task", *, steps: int = 300, seed: int = 0) -> Agreement:
             recorded.obs[i].astype(float),
             {k: v[i].astype(float) for k, v in recorded.state.items()},
         )
-        if hasattr(env.unwrapped, "_reset_next_step"):  # OGBench's arm, after a success
+        # OGBench's arm, after a success
+        if hasattr(env.unwrapped, "_reset_next_step"):
             env.unwrapped._reset_next_step = False
         after, rewards[i] = env.step(recorded.action[i])[:2]
         # a goal-conditioned task shows the goal behind the observation
@@ -128,7 +130,9 @@ def _recorded(task: "Task", n: int, rng: np.random.Generator) -> Steps:
             (np.abs(obs[rows]) < _CLIPPED).all(1) & (np.abs(obs[rows + 1]) < _CLIPPED).all(1)
         ]
     if not len(rows):
-        raise UserError(f"{task.id}: no step can be repeated: no recorded step has a next row in its episode")
+        raise UserError(
+            f"{task.id}: no step can be repeated: no recorded step has a next row in its episode"
+        )
     some = rng.choice(rows, min(len(rows), 20_000), replace=False)
     change = (obs[some + 1].astype(float) - obs[some]).std(0)
     at = some[:n]
@@ -145,7 +149,9 @@ def _rows(task: "Task") -> "tuple[NDArray[Any], ...]":
             obs, action, ends = map(file.read, ("observations", "actions", "terminals"))
             reward = file.read("rewards") if "rewards" in file else np.zeros(len(obs))
         return obs, action, reward, ends.astype(bool)
-    reading = task.reading or arrays.Reading(max_episode_steps=task.max_episode_steps, limit_given=True)
+    reading = task.reading or arrays.Reading(
+        max_episode_steps=task.max_episode_steps, limit_given=True
+    )
     raw, at = arrays.steps(task.root, name=task.id, reading=reading)
     return raw.obs, raw.action, raw.reward, at.end
 
@@ -183,7 +189,8 @@ def _put(task: "Task", env: Any, recorded: Steps) -> Put:
         )
     if task.id.startswith("ogbench/") and {"qpos", "qvel"} <= recorded.state.keys():
         return _put_ogbench(inner)
-    if robot == "pointmaze":  # OGBench's; its velocity is set to 0 by every step
+    # OGBench's; its velocity is set to 0 by every step
+    if robot == "pointmaze":
         return lambda obs, _: inner.set_state(obs[:2], np.zeros(2))
     if task.adapter == "d4rl-maze2d":
         shift = np.array([inner.maze.x_map_center, inner.maze.y_map_center]) - 0.5 - OFF_CENTRE
@@ -191,7 +198,8 @@ def _put(task: "Task", env: Any, recorded: Steps) -> Put:
     if task.adapter == "d4rl-antmaze":
         start = inner.maze.unique_reset_locations[0]
         return lambda obs, _: _put_ant(inner, obs[:2] + start, obs[2:])
-    if robot.startswith("PointMaze"):  # achieved_goal, desired_goal, observation
+    # achieved_goal, desired_goal, observation
+    if robot.startswith("PointMaze"):
         return lambda obs, _: inner.point_env.set_state(obs[4:6], obs[6:])
     if robot.startswith("AntMaze") and recorded.obs.shape[1] == 31:
         return lambda obs, _: _put_ant(inner, obs[:2], obs[4:])

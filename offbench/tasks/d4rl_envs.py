@@ -2,7 +2,7 @@
 
 D4RL's MuJoCo models, compiled by the MuJoCo of today, are equal field by field to the models stepped
 here but for what this file sets. Starts, goals, rewards and terminations are those of D4RL's code.
-`results/environments.md` has the measurements, `tests/recorded` the steps of D4RL's own code that
+`results/environments.md` has the measurements, `tests/tasks/recorded` the steps of D4RL's own code that
 are repeated here.
 
     adapter       what D4RL has otherwise

@@ -34,7 +34,8 @@ from offbench.tasks.files import cache_dir
 
 Severity = Literal["info", "warning", "severe"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "severe")
-FORMAT = 1  # of stored reports; raise it when a check is added or changes
+# of stored reports; raise it when a check is added or changes
+FORMAT = 1
 
 
 class DataWarning(UserWarning):
@@ -64,11 +65,16 @@ class Facts:
     score: Literal["return", "success"] | None = None
     ref_min: float | None = None
     ref_max: float | None = None
-    terminal_inside: bool = False  # a terminal does not end the trajectory (OGBench single tasks)
-    repeats: bool = False  # episodes were drawn with replacement
-    teleports: bool = False  # the environment moves the agent across the maze
-    goals: bool = False  # goal-conditioned: no rewards are recorded
-    parts: tuple[str, ...] = ()  # ids of the sets it is composed of, whose known defects it has
+    # a terminal does not end the trajectory (OGBench single tasks)
+    terminal_inside: bool = False
+    # episodes were drawn with replacement
+    repeats: bool = False
+    # the environment moves the agent across the maze
+    teleports: bool = False
+    # goal-conditioned: no rewards are recorded
+    goals: bool = False
+    # ids of the sets it is composed of, whose known defects it has
+    parts: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, task: Any, **changes: Any) -> "Facts":
@@ -95,7 +101,8 @@ class Report:
     rows: int  # transitions looked at
     episodes: int
     findings: tuple[Finding, ...]
-    sha256: str | None = None  # of the file, or the fingerprint of the arrays
+    # of the file, or the fingerprint of the arrays
+    sha256: str | None = None
 
     @property
     def severe(self) -> tuple[Finding, ...]:
@@ -184,11 +191,13 @@ def _timeouts(flat: Flat) -> NDArray[np.bool_]:
 
 # --- does a row follow from the one before --------------------------------------------------
 
-_CAP = 10.0  # one dimension that jumps (a switch, a contact) is no reset
+# one dimension that jumps (a switch, a contact) is no reset
+_CAP = 10.0
 _FIT_ROWS = 50_000
 _CHUNK = 50_000
 _MAX_ROWS = 2_000_000
-_BEYOND = 3.0  # times the 99th percentile inside episodes
+# times the 99th percentile inside episodes
+_BEYOND = 3.0
 
 
 class _Jumps(NamedTuple):
@@ -431,10 +440,12 @@ def _inside_jumps(rows: _Rows, facts: Facts) -> list[Finding]:
     far = change[rows.gap]
     real = far[far > _BEYOND]
     if len(real) >= 5 and len(real) >= len(far) / 2:
-        bar = max(bar, float(np.quantile(real, 0.05)))  # as far as this set's resets go
+        # as far as this set's resets go
+        bar = max(bar, float(np.quantile(real, 0.05)))
     jumped = (change > bar) & (surprise > _BEYOND) & many
     usual = float(np.quantile(surprise[rows.gap], 0.05)) if len(far) >= 5 else 0.0
-    if usual > _BEYOND:  # the resets of this set may be small, but no step predicts them
+    # the resets of this set may be small, but no step predicts them
+    if usual > _BEYOND:
         jumped |= (surprise >= usual) & (change > 1.2) & many
     jumps = np.flatnonzero(~rows.gap & jumped)
     if not len(jumps):
@@ -561,7 +572,8 @@ def _ends_and_limit(
         )
     # a last row without a recorded next observation is no transition
     early = (lengths < limit - 1) & ~ends_terminal
-    early[-1] = False  # the recording may stop anywhere
+    # the recording may stop anywhere
+    early[-1] = False
     if early.any():
         shortest = int(lengths[early].min())
         words = (
@@ -644,7 +656,8 @@ def _success(rows: _Rows, facts: Facts) -> list[Finding]:
 
 
 class Defect(NamedTuple):
-    pattern: str  # regular expression over the whole id
+    # regular expression over the whole id
+    pattern: str
     severity: Severity
     words: str
     reference: str  # the public thread
@@ -654,81 +667,96 @@ _D4RL, _MINARI = "Farama-Foundation/D4RL", "Farama-Foundation/Minari"
 
 KNOWN_DEFECTS: tuple[Defect, ...] = (
     Defect(
-        r"d4rl/antmaze-(umaze-diverse|medium-.*|large-.*)-v[01]", "severe",
+        r"d4rl/antmaze-(umaze-diverse|medium-.*|large-.*)-v[01]",
+        "severe",
         "time-outs are out of step with the trajectories: the ant jumps across the maze inside episodes; v2 was made to repair it",
         f"{_D4RL}#77, {_D4RL}#146, {_D4RL}#128",
     ),
     Defect(
-        r"d4rl/antmaze-umaze-diverse-v[02]", "warning",
+        r"d4rl/antmaze-umaze-diverse-v[02]",
+        "warning",
         "a single reward per trajectory, where the other antmaze sets have one at every step near the goal",
         f"{_D4RL}#199",
     ),
     Defect(
-        r"d4rl/.*-(medium|full)-replay-v[012]", "warning",
+        r"d4rl/.*-(medium|full)-replay-v[012]",
+        "warning",
         "time-outs are not always marked, and some are marked after about 40 steps",
         f"{_D4RL}#162",
     ),
     Defect(
-        r"d4rl/.*-mixed-v0", "warning",
+        r"d4rl/.*-mixed-v0",
+        "warning",
         "named medium-replay in later versions; time-outs are not always marked",
         f"{_D4RL}#162",
     ),
     Defect(
-        r"d4rl/hopper-medium-expert-v0", "severe",
+        r"d4rl/hopper-medium-expert-v0",
+        "severe",
         "is expert mixed with the replay set, not with medium (1,200,919 rows)",
         f"{_D4RL}#19",
     ),
     Defect(
-        r"d4rl/hopper-(medium|expert)-v1", "warning",
+        r"d4rl/hopper-(medium|expert)-v1",
+        "warning",
         "the medium and expert files were swapped when first published; a copy downloaded before 2021-01 is the other one",
         f"{_D4RL}#76",
     ),
     Defect(
-        r"d4rl/hopper-(medium|full)-replay-v1", "warning",
+        r"d4rl/hopper-(medium|full)-replay-v1",
+        "warning",
         "its returns are higher than those of the policies it is said to come from",
         f"{_D4RL}#86, {_D4RL}#76",
     ),
     Defect(
-        r"d4rl/halfcheetah-.*-v0", "info",
+        r"d4rl/halfcheetah-.*-v0",
+        "info",
         "no terminal anywhere, which is right for this environment; episodes end by time-out only",
         f"{_D4RL}#22",
     ),
     Defect(
-        r"d4rl/halfcheetah-.*-v[12]", "warning",
+        r"d4rl/halfcheetah-.*-v[12]",
+        "warning",
         "may hold a single terminal although the environment never terminates",
         f"{_D4RL}#107",
     ),
     Defect(
-        r"d4rl/maze2d-.*", "info",
+        r"d4rl/maze2d-.*",
+        "info",
         "one continuous trajectory; a time-out marks a goal that was reached, not a reset",
         f"{_D4RL}#85",
     ),
     Defect(
-        r"d4rl/(pen|door|hammer|relocate)-human-v0", "warning",
+        r"d4rl/(pen|door|hammer|relocate)-human-v0",
+        "warning",
         "time-outs and terminals are misplaced: trajectories of 200 failed and 100 successful steps alternate",
         f"{_D4RL}#137",
     ),
     Defect(
-        r"(minari/)?(D4RL/antmaze/.*-v0|antmaze-.*-v0)", "severe",
+        r"(minari/)?(D4RL/antmaze/.*-v0|antmaze-.*-v0)",
+        "severe",
         "some episodes lack their last observation, and a reached goal does not end the episode; v1 was made to repair it",
         f"{_MINARI}#199",
     ),
     Defect(
-        r"(minari/)?D4RL/antmaze/.*-v1", "warning",
+        r"(minari/)?D4RL/antmaze/.*-v1",
+        "warning",
         "the recorded evaluation environment has another maze map than the one the data came from",
         f"{_MINARI}#304",
     ),
     Defect(
-        r"(minari/)?D4RL/pointmaze/.*-v[12]", "warning",
+        r"(minari/)?D4RL/pointmaze/.*-v[12]",
+        "warning",
         "the goal in the first step of an episode is that of the episode before",
         f"{_MINARI}#265",
     ),
     Defect(
-        r"(minari/)?mujoco/.*-v0", "info",
+        r"(minari/)?mujoco/.*-v0",
+        "info",
         "no reference scores in its metadata, and not the D4RL data of the same name",
         f"{_MINARI}#323",
     ),
-)  # fmt: skip
+)
 
 
 def known_defects(dataset_id: str) -> list[Finding]:

@@ -40,7 +40,8 @@ Progress = Callable[[int, int | None], None]
 
 _CHUNK = 1 << 20
 _PATIENCE_S = 30.0  # without a byte
-_FINAL = frozenset({400, 401, 403, 404, 405, 406, 410, 451})  # asking again gives the same answer
+# asking again gives the same answer
+_FINAL = frozenset({400, 401, 403, 404, 405, 406, 410, 451})
 
 
 # --- places ---------------------------------------------------------------------------------
@@ -137,7 +138,8 @@ def fetch(
         raise UserError(f"{url}: only http and https addresses are downloaded")
     path = cache_dir() / _relative(name)
     _writable(path.parent)
-    with FileLock(path.with_name(path.name + ".lock")):  # the system drops it with the process
+    # the system drops it with the process
+    with FileLock(path.with_name(path.name + ".lock")):
         if path.is_file():
             _verify(path, size, sha256)
             return path
@@ -229,7 +231,8 @@ class _Transfer:
         if have:
             headers["Range"] = f"bytes={have}-"
             if etag := self._read_notes().get("etag"):
-                headers["If-Range"] = etag  # another file by now: all of it again
+                # another file by now: all of it again
+                headers["If-Range"] = etag
         try:
             request = urllib.request.Request(self.url, headers=headers)
             with urllib.request.urlopen(request, timeout=self.patience_s) as answer:
@@ -244,7 +247,8 @@ class _Transfer:
 
     def _http_error(self, error: urllib.error.HTTPError, have: int) -> None:
         with error:
-            if error.code == 416:  # nothing after what we have: whole, or of another file
+            # nothing after what we have: whole, or of another file
+            if error.code == 416:
                 whole = error.headers.get("Content-Range", "") == f"bytes */{have}"
                 if whole and (self.size in (None, have)):
                     return

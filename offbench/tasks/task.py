@@ -44,19 +44,27 @@ NOT_HERE = "not here"
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    id: str  # "offbench/hopper/medium-replay-v0": what a record, a preset and a row are keyed by
-    root: Path  # embedded: the folder that holds the manifest and the data; else the data's own
-    sha256: str  # of the data file; NOT_HERE while it has not been downloaded
-    env: str  # gymnasium id; "" where there is no environment: no policy is evaluated
+    # "offbench/hopper/medium-replay-v0": what a record, a preset and a row are keyed by
+    id: str
+    # embedded: the folder that holds the manifest and the data; else the data's own
+    root: Path
+    # of the data file; NOT_HERE while it has not been downloaded
+    sha256: str
+    # gymnasium id; "" where there is no environment: no policy is evaluated
+    env: str
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    max_episode_steps: int  # 0 where neither an environment nor the owner says: the longest episode
+    # 0 where neither an environment nor the owner says: the longest episode
+    max_episode_steps: int
     score: Literal["return", "success"]
     ref_min: float
     ref_max: float
     terminal_inside: bool = False
-    adapter: str | None = None  # how the environment shows what the data have: offbench.tasks.environments
-    refused: str | None = None  # why it cannot be evaluated in its environment
-    task_ids: tuple[int, ...] = ()  # goal-conditioned: the tasks that episodes are dealt to, in turn
+    # how the environment shows what the data have: offbench.tasks.environments
+    adapter: str | None = None
+    # why it cannot be evaluated in its environment
+    refused: str | None = None
+    # goal-conditioned: the tasks that episodes are dealt to, in turn
+    task_ids: tuple[int, ...] = ()
     loader: Loader = "offbench"
     source: Source = "embedded"
     # your own file: its environment's time limit, action bounds and choices
@@ -120,7 +128,8 @@ class Task:
         sets = [load_task(part) for part in parts] or [self]
         known = tuple(f for t in sets for f in (*doctor.known_defects(t.id), *of_this_copy(t)))
         seen = self.sha256
-        if self.source == "path" and seen != NOT_HERE:  # its environment says how it is read
+        # its environment says how it is read
+        if self.source == "path" and seen != NOT_HERE:
             seen = hashlib.sha256(f"{seen} {self.env} {self.reading}".encode()).hexdigest()
         found = doctor.stored(self.id, seen)
         if found is None and data is not None:
@@ -206,7 +215,9 @@ class Task:
                 catalog.fetch(catalog.card(name))
         return load_task(self.id, loader=self.loader)
 
-    def units(self, discrete: bool) -> "tuple[tuple[float, ...] | None, tuple[float, ...] | None, int | None]":
+    def units(
+        self, discrete: bool
+    ) -> "tuple[tuple[float, ...] | None, tuple[float, ...] | None, int | None]":
         """Of a task without an environment: the bounds (A,) that recorded actions were scaled from, and
         the number of the first choice. None where they are in [-1, 1], or continuous."""
         from offbench.tasks.formats import minari
@@ -220,14 +231,20 @@ class Task:
             return low, high, None
         if discrete:
             return None, None, 0
-        return (None, None, None) if self.reading is None else (self.reading.low, self.reading.high, None)
+        return (
+            (None, None, None)
+            if self.reading is None
+            else (self.reading.low, self.reading.high, None)
+        )
 
     def make_env(self) -> "gymnasium.Env":
         """One evaluation environment with actions in [-1, 1]. UserError if its package is missing."""
         if self.refused is not None:
             raise UserError(f"{self.id}: {self.refused}")
         if not self.env:
-            raise UserError(f"{self.id}: there is no environment; name one: task.env=HalfCheetah-v5")
+            raise UserError(
+                f"{self.id}: there is no environment; name one: task.env=HalfCheetah-v5"
+            )
         return make_env(self.env, self.env_kwargs, self.id, adapter=self.adapter)
 
 
@@ -269,11 +286,15 @@ def _other_bounds(task: Task, recorded: "Space") -> "list[doctor.Finding]":
     if task.refused is not None or recorded.low is None or recorded.high is None:
         return []
     try:
-        box = _bounds(task.env, json.dumps(dict(task.env_kwargs), sort_keys=True, default=str), task.id)
+        box = _bounds(
+            task.env, json.dumps(dict(task.env_kwargs), sort_keys=True, default=str), task.id
+        )
     except UserError:
         return []
     theirs = [np.ravel(b) for b in (recorded.low, recorded.high)]
-    if box is None or all(a.shape == np.shape(b) and np.allclose(a, b) for a, b in zip(theirs, box)):
+    if box is None or all(
+        a.shape == np.shape(b) and np.allclose(a, b) for a, b in zip(theirs, box)
+    ):
         return []
     span = lambda low, high: f"[{np.min(low):g}, {np.max(high):g}]"
     words = (
@@ -284,7 +305,9 @@ def _other_bounds(task: Task, recorded: "Space") -> "list[doctor.Finding]":
 
 
 @functools.cache
-def _bounds(env: str, kwargs: str, name: str) -> "tuple[tuple[float, ...], tuple[float, ...]] | None":
+def _bounds(
+    env: str, kwargs: str, name: str
+) -> "tuple[tuple[float, ...], tuple[float, ...]] | None":
     """The action bounds of an environment, None where its actions are choices."""
     found = read_for(env, json.loads(kwargs), name, 1, False)
     return None if found.low is None or found.high is None else (found.low, found.high)
@@ -368,9 +391,8 @@ def make_env(
 
     from offbench.tasks.environments import adapt
 
-    os.environ.setdefault(
-        "MUJOCO_GL", "disabled"
-    )  # state environments; without it dm_control looks for a screen
+    # state environments; without it dm_control looks for a screen
+    os.environ.setdefault("MUJOCO_GL", "disabled")
     # OGBench's environments make a new Box, and gymnasium this warning, whenever their space is read.
     warnings.filterwarnings("ignore", message=".*precision lowered by casting")
     with warnings.catch_warnings():
@@ -410,9 +432,8 @@ def _make_from_package(env: str, kwargs: Mapping[str, Any], name: str) -> "gymna
 
     for package in _PACKAGES:
         try:
-            with contextlib.redirect_stderr(
-                io.StringIO()
-            ):  # gymnasium-robotics prints a notice of its own
+            # gymnasium-robotics prints a notice of its own
+            with contextlib.redirect_stderr(io.StringIO()):
                 module = importlib.import_module(package)
         except ImportError:
             continue
@@ -420,9 +441,11 @@ def _make_from_package(env: str, kwargs: Mapping[str, Any], name: str) -> "gymna
             gymnasium.register_envs(module)
         if env in gymnasium.registry:
             return gymnasium.make(env, disable_env_checker=True, **kwargs)
-    which = "install minigrid (pip install minigrid)" if env.startswith("MiniGrid") else (
-        "one of a package of yours is written module:Id"
-    )  # fmt: skip
+    which = (
+        "install minigrid (pip install minigrid)"
+        if env.startswith("MiniGrid")
+        else ("one of a package of yours is written module:Id")
+    )
     raise UserError(
         f"{name}: environment {env} is not installed (tried gymnasium, ogbench, gymnasium-robotics, "
         f"minigrid){_nearest_env(env)}; {which}"
@@ -430,7 +453,7 @@ def _make_from_package(env: str, kwargs: Mapping[str, Any], name: str) -> "gymna
 
 
 def _nearest_env(env: str) -> str:
-    """"; did you mean 'Hopper-v5'?", the latest version of that name or the id that is spelt alike."""
+    """ "; did you mean 'Hopper-v5'?", the latest version of that name or the id that is spelt alike."""
     import difflib
 
     import gymnasium
@@ -441,7 +464,9 @@ def _nearest_env(env: str) -> str:
     same = [key for key in known if base(key) == base(env) and version(key) > 3] or [
         key for key in known if base(key) == base(env)
     ]
-    near = [max(same, key=version)] if same else difflib.get_close_matches(env, known, n=1, cutoff=0.7)
+    near = (
+        [max(same, key=version)] if same else difflib.get_close_matches(env, known, n=1, cutoff=0.7)
+    )
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -476,7 +501,9 @@ def canonical(task_id: str) -> str:
     from offbench.tasks import catalog
 
     made = compose.parse(compose.MIXED.get(task_id, task_id))
-    return catalog.canonical(made) if isinstance(made, str) else str(made.renamed(catalog.canonical))
+    return (
+        catalog.canonical(made) if isinstance(made, str) else str(made.renamed(catalog.canonical))
+    )
 
 
 def load_task(task_id: str, *, loader: Loader = "offbench") -> Task:
@@ -532,7 +559,8 @@ def _of_card(card: "Card", root: Path, sha256: str, source: Source) -> Task:
         root=root,
         sha256=sha256,
         env=card.env or "",
-        env_kwargs=dict(card.env_kwargs),  # a task travels to worker processes
+        # a task travels to worker processes
+        env_kwargs=dict(card.env_kwargs),
         max_episode_steps=card.max_episode_steps,
         score=card.score,
         ref_min=low if card.ref_min is None else card.ref_min,
@@ -545,7 +573,8 @@ def _of_card(card: "Card", root: Path, sha256: str, source: Source) -> Task:
     )
 
 
-_NO_REFERENCE = (0.0, 100.0)  # a score is the return itself
+# a score is the return itself
+_NO_REFERENCE = (0.0, 100.0)
 
 
 def _composed_task(task_id: str, loader: Loader) -> Task:
@@ -609,7 +638,11 @@ def own_task(
         if found is not None:
             env, kwargs = found.id, {**found.kwargs, **kwargs}
             max_episode_steps = max_episode_steps or found.max_episode_steps
-        if (ref_min, ref_max) == _NO_REFERENCE and meta.ref_min is not None and meta.ref_max is not None:
+        if (
+            (ref_min, ref_max) == _NO_REFERENCE
+            and meta.ref_min is not None
+            and meta.ref_max is not None
+        ):
             ref_min, ref_max = meta.ref_min, meta.ref_max
     env = "" if env in (None, "none") else env
     if not ref_max > ref_min:
@@ -623,7 +656,9 @@ def own_task(
         reading = read_for(env, kwargs, name, max_episode_steps, given, actions)
         max_episode_steps = reading.max_episode_steps
     elif layout == "steps":
-        reading = arrays.reading(path, name, actions=actions, n_actions=n_actions, limit=max_episode_steps)
+        reading = arrays.reading(
+            path, name, actions=actions, n_actions=n_actions, limit=max_episode_steps
+        )
     return Task(
         id=name,
         root=path.resolve(),
@@ -641,7 +676,12 @@ def own_task(
 
 
 def read_for(
-    env: str, kwargs: Mapping[str, Any], name: str, limit: int | None, given: bool, actions: str = "env"
+    env: str,
+    kwargs: Mapping[str, Any],
+    name: str,
+    limit: int | None,
+    given: bool,
+    actions: str = "env",
 ) -> "Reading":
     """What an environment says of how data recorded in it are read."""
     from gymnasium.spaces import Box, Discrete
@@ -663,4 +703,6 @@ def read_for(
         return replace(found, unit=True)
     if not bounded:
         return found
-    return replace(found, low=tuple(space.low.ravel().tolist()), high=tuple(space.high.ravel().tolist()))
+    return replace(
+        found, low=tuple(space.low.ravel().tolist()), high=tuple(space.high.ravel().tolist())
+    )

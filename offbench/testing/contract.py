@@ -36,7 +36,8 @@ from offbench.training.engine import Engine, initial_carry, make_step, n_minibat
 from offbench.types import Batch, Method, Plan, Spec
 
 SPEC = Spec(obs_dim=5, action_dim=2, gamma=0.99, max_episode_steps=100)
-BATCH = 16  # small: a contract is about meaning, not about learning
+# small: a contract is about meaning, not about learning
+BATCH = 16
 Note = str | None
 Check = Callable[..., Note]
 
@@ -532,7 +533,8 @@ def _parts(state: Any) -> dict[str, Any]:
 
 def _gradients(method: Method, state: Any, batch: Batch, key: Tensor) -> dict[str, Tensor]:
     """Each trained field of the state -> the first gradient an update takes of it, as one vector."""
-    state = tree_map(torch.clone, state)  # a target may be the very tensors of what it follows
+    # a target may be the very tensors of what it follows
+    state = tree_map(torch.clone, state)
     with _steps_of_adam() as seen, _doing("update"):
         method.update(state, batch, key)
     first: dict[int, Tensor] = {}
@@ -553,7 +555,8 @@ NOT_SEEN = "not judged: no gradient of a field of the state went through offbenc
 def check_targets_are_constants(method: Method, spec: Spec = SPEC) -> Note:
     """What a reward teaches does not depend on next_obs, wherever a gradient is linear in the reward."""
     state, batch, key = _double(_problem(method, spec))
-    batch = _rewarded(batch, 0.1 * batch.reward)  # no error so large that a Huber loss is linear
+    # no error so large that a Huber loss is linear
+    batch = _rewarded(batch, 0.1 * batch.reward)
 
     def lesson(batch: Batch, step: float) -> dict[str, Tensor]:
         more = _gradients(method, state, _rewarded(batch, batch.reward + step), key)
@@ -657,7 +660,8 @@ def check_what_a_part_learns_from_is_fixed(method: Method, spec: Spec = SPEC) ->
     if len(_parts(start)) < 2:
         return None
     *_, mixed = _learned_from_pay(method, spec)
-    batch = _rewarded(batch, 0.1 * batch.reward)  # see check_targets_are_constants
+    # see check_targets_are_constants
+    batch = _rewarded(batch, 0.1 * batch.reward)
     cases = [(start, batch), (mixed, batch), *((mixed, _twins(batch, row)) for row in range(3))]
     found = [_influence(method, state, some, key) for state, some in cases]
     if None in found or not found[0].gradient:
@@ -703,7 +707,8 @@ def check_act(method: Method, spec: Spec = SPEC) -> Note:
     """(E, O) -> (E, A) in [-1, 1], for one environment, many and none; each looks at its own alone."""
     state, _, key = _problem(method, spec)
     for n in (1, 7, 0):
-        far = lambda x: 100 * x if x.is_floating_point() else x  # where an unbounded actor shows
+        # where an unbounded actor shows
+        far = lambda x: 100 * x if x.is_floating_point() else x
         obs = tree_map(far, _seen(method, spec, n))
         with _doing(f"act on {n} observations"):
             made = method.act(state, obs, key)

@@ -38,10 +38,13 @@ from offbench.types import Batch, Method, Metrics, Spec
 
 Backend = Literal["auto", "vmap", "eager", "compile", "cudagraph"]
 Precision = Literal["float32", "tf32", "bf16"]
-COMPILE_FROM = 100_000  # steps on a CPU from which compiling repays itself, see `candidates`
+# steps on a CPU from which compiling repays itself, see `candidates`
+COMPILE_FROM = 100_000
 GATE_TOLERANCE = 0.02
-BLOCK = 32  # steps whose rows are drawn together, and updates per replay of a CUDA graph
-GATE_STEPS = BLOCK + 5  # a whole block is replayed, and steps beside it
+# steps whose rows are drawn together, and updates per replay of a CUDA graph
+BLOCK = 32
+# a whole block is replayed, and steps beside it
+GATE_STEPS = BLOCK + 5
 
 
 class Carry(NamedTuple):
@@ -85,7 +88,8 @@ def bind(method: Method, state: Any) -> tuple[Method, Any]:
         return method, state
     dtype = next(x.dtype for x in tree_leaves(state.state) if x.is_floating_point())
     values = {k: v.to(dtype) for k, v in state.values.items()}
-    wrapper = hasattr(method, "with_values")  # the values are those of the method inside
+    # the values are those of the method inside
+    wrapper = hasattr(method, "with_values")
     return method.with_values(values) if wrapper else replace(method, **values), state.state
 
 
@@ -111,7 +115,8 @@ def make_step(
     minibatches = n_minibatches(method)
     home = pipeline.data.obs.device
     device = torch.device(device or home)
-    sampler = pipeline.sampler  # rows are drawn where they are used
+    # rows are drawn where they are used
+    sampler = pipeline.sampler
 
     def draw(key: Tensor) -> Draw:
         k_batch, k_update = rng.split(key)
@@ -195,9 +200,13 @@ def candidates(
 
 
 def make_engine(
-    step: "Step", carry: "Carry", *, backend: Backend = "auto", n_steps: int = 0,
+    step: "Step",
+    carry: "Carry",
+    *,
+    backend: Backend = "auto",
+    n_steps: int = 0,
     precision: Precision = "float32",
-) -> "tuple[Engine, str]":  # fmt: skip
+) -> "tuple[Engine, str]":
     """An engine at `carry`, and which backend it is with the reason where a faster one was refused.
 
     The gate of `auto`: GATE_STEPS steps from `carry` must end where the eager float32 program ends,
@@ -214,7 +223,8 @@ def make_engine(
             engine = Engine(step, carry, backend=name, precision=precision)
             engine.run(GATE_STEPS)
             off = deviation(engine.carry.state, judge.carry.state, carry.state)
-        except Exception as error:  # a compiler may fail in any way; the eager program remains
+        # a compiler may fail in any way; the eager program remains
+        except Exception as error:
             refused.append(f"{name} failed: {type(error).__name__}")
             continue
         if precision == "float32" and not off <= GATE_TOLERANCE:
@@ -346,7 +356,8 @@ class _HostBlock:
         self._waiting: dict[int, Future[Draw]] = {}
 
     def at(self, step: int) -> Draw:
-        if step not in self._waiting:  # the first step, or a resume elsewhere
+        # the first step, or a resume elsewhere
+        if step not in self._waiting:
             self._waiting.clear()
         for ahead in range(step, step + self.AHEAD + 1):
             if ahead not in self._waiting:
@@ -417,8 +428,11 @@ def peak_bytes(step: Step, carry: Carry) -> int:
         if node.op == "call_function":
             alive += size[node] if node.target is not operator.getitem else 0
             peak = max(peak, alive)
-        alive -= sum(size[x] for x in node.all_input_nodes if last[x] == i and x.op == "call_function"
-                     and x.target is not operator.getitem)  # fmt: skip
+        alive -= sum(
+            size[x]
+            for x in node.all_input_nodes
+            if last[x] == i and x.op == "call_function" and x.target is not operator.getitem
+        )
     return peak
 
 
@@ -458,7 +472,8 @@ class _Captured:
             _copy(self._state, state)
         self._first.fill_(first)
         self._graph.replay()
-        return self._state, tree_map(torch.clone, self._metrics)  # the next replay writes over them
+        # the next replay writes over them
+        return self._state, tree_map(torch.clone, self._metrics)
 
 
 def _copy(into: Any, new: Any) -> None:

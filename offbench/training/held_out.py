@@ -28,7 +28,8 @@ from offbench.training.engine import bind, n_minibatches, to_device
 from offbench.training.imperative import Imperative, Objects
 from offbench.types import Batch, Context, Method, Metrics, Plan, TimeStep, minibatch
 
-ROWS = 2048  # of a minibatch that metrics are computed on
+# of a minibatch that metrics are computed on
+ROWS = 2048
 
 
 def split(data: ReplayData, share: float, *, name: str) -> tuple[ReplayData, ReplayData]:
@@ -51,9 +52,14 @@ class Validation:
     """
 
     def __init__(
-        self, method: Method, pipeline: Pipeline, held_out: ReplayData, *,
-        discrete: bool, device: str = "cpu",
-    ):  # fmt: skip
+        self,
+        method: Method,
+        pipeline: Pipeline,
+        held_out: ReplayData,
+        *,
+        discrete: bool,
+        device: str = "cpu",
+    ):
         self.method, self.discrete = method, discrete
         needs = getattr(method, "needs", ())
         parts = {"training": pipeline.uniform(needs), "validation": pipeline.on(held_out, needs)}

@@ -32,7 +32,8 @@ from offbench.training.engine import BLOCK, Carry, make_step, to_device
 from offbench.types import Batch, Metrics, Policy, Spec, TimeStep
 
 NAME = "imperative, one seed at a time"
-GIVEN = ("obs_dim", "action_dim", "device", "gamma")  # parameters that are not hyper-parameters
+# parameters that are not hyper-parameters
+GIVEN = ("obs_dim", "action_dim", "device", "gamma")
 
 
 @dataclass
@@ -68,10 +69,14 @@ class Imperative:
         self.actions = getattr(cls, "actions", "continuous")
         for name in ("train_step(batch)", "act(obs)"):
             if not callable(getattr(cls, name.partition("(")[0], None)):
-                raise UserError(f"{self.name} has no {name}: a PyTorch class needs train_step(batch) and act(obs)")
+                raise UserError(
+                    f"{self.name} has no {name}: a PyTorch class needs train_step(batch) and act(obs)"
+                )
         self._takes = inspect.signature(cls).parameters
         if absent := [name for name in GIVEN[:2] if not self._accepts(name)]:
-            raise UserError(f"{self.name}.__init__ takes no {' and no '.join(absent)}, which it is told by name")
+            raise UserError(
+                f"{self.name}.__init__ takes no {' and no '.join(absent)}, which it is told by name"
+            )
 
     def _accepts(self, name: str) -> bool:
         return name in self._takes or any(p.kind is p.VAR_KEYWORD for p in self._takes.values())
@@ -114,7 +119,9 @@ class Imperative:
                 made[str(name)] = float(value.detach() if isinstance(value, Tensor) else value)
             except (TypeError, ValueError, RuntimeError):
                 words = f"{type(value).__name__} {tuple(getattr(value, 'shape', ()))}"
-                raise UserError(f"{self.name}.train_step: {name!r} is a {words}: return a number") from None
+                raise UserError(
+                    f"{self.name}.train_step: {name!r} is a {words}: return a number"
+                ) from None
         return made
 
     def policy(self) -> Policy:
@@ -182,9 +189,16 @@ class ImperativeEngine:
     """
 
     def __init__(
-        self, method: Imperative, pipeline: Pipeline, spec: Spec, seeds: Sequence[int], *,
-        device: str, values: Sequence[Mapping[str, float]] | None = None, resume: Carry | None = None,
-    ):  # fmt: skip
+        self,
+        method: Imperative,
+        pipeline: Pipeline,
+        spec: Spec,
+        seeds: Sequence[int],
+        *,
+        device: str,
+        values: Sequence[Mapping[str, float]] | None = None,
+        resume: Carry | None = None,
+    ):
         if not seeds or (values is None and len(set(seeds)) != len(seeds)):
             raise UserError(f"seeds must be a non-empty list without duplicates, got {list(seeds)}")
         self._method, self._pipeline, self._device = method, pipeline, device
@@ -202,7 +216,8 @@ class ImperativeEngine:
         self.name = NAME
         try:
             pickle.dumps(self._members)
-        except Exception as error:  # whatever an attribute makes of being pickled
+        # whatever an attribute makes of being pickled
+        except Exception as error:
             self.name += f" (no checkpoints: {type(error).__name__}: {error})"
 
     def run(self, n: int) -> Metrics:
@@ -249,7 +264,11 @@ def _copied(member: Member) -> tuple[Member, list[Any]]:
 
 def _finite(found: Sequence[Any]) -> bool:
     """Whether all parameters are; a mask or a bound that is held as a tensor may be infinite."""
-    learned = (x for x in found if isinstance(x, nn.Parameter) or (isinstance(x, Tensor) and x.requires_grad))
+    learned = (
+        x
+        for x in found
+        if isinstance(x, nn.Parameter) or (isinstance(x, Tensor) and x.requires_grad)
+    )
     return all(bool(x.isfinite().all()) for x in learned)
 
 

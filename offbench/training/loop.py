@@ -26,7 +26,8 @@ class Point(NamedTuple):
     update: int
     carry: Carry  # a copy
     metrics: Metrics
-    backend: str  # which engine ran, with the reason where a faster one was refused
+    # which engine ran, with the reason where a faster one was refused
+    backend: str
 
     @property
     def state(self) -> Any:
@@ -62,19 +63,31 @@ def train(
     device = device or pipeline.data.obs.device
     if isinstance(method, Imperative):
         if (backend, precision) != ("auto", "float32"):
-            raise UserError(f"engine={backend} precision={precision}: {method.name} is run as it is written; use auto and float32")
+            raise UserError(
+                f"engine={backend} precision={precision}: {method.name} is run as it is written; use auto and float32"
+            )
         engine = ImperativeEngine(
-            method, pipeline, pipeline.spec(spec), seeds, device=str(device), values=values, resume=resume
-        )  # fmt: skip
+            method,
+            pipeline,
+            pipeline.spec(spec),
+            seeds,
+            device=str(device),
+            values=values,
+            resume=resume,
+        )
         name = engine.name
     else:
         carry = resume or initial_carry(method, pipeline.spec(spec), seeds, device, values=values)
         engine, name = make_engine(
-            make_step(method, pipeline, device=device), carry,
-            backend=backend, n_steps=n_updates // k, precision=precision,
-        )  # fmt: skip
+            make_step(method, pipeline, device=device),
+            carry,
+            backend=backend,
+            n_steps=n_updates // k,
+            precision=precision,
+        )
     done = (int(resume.step) if resume else 0) * k
-    if done == n_updates:  # trained before; what remains is to be judged
+    # trained before; what remains is to be judged
+    if done == n_updates:
         yield Point(done, engine.carry, {}, name)
     for stop in (s for s in stops if s > done):
         metrics = engine.run((stop - done) // k)

@@ -19,7 +19,8 @@ from offbench.nn import nets
 from offbench.nn.optim import Adam, AdamState
 from offbench.types import Batch, Context, Metrics, Spec, minibatch
 
-_LARGEST = 20.0  # of a logit before exp, in the flow term
+# of a logit before exp, in the flow term
+_LARGEST = 20.0
 
 
 class State(NamedTuple):
@@ -50,7 +51,8 @@ class DensityWeights:
     method: Any  # what is wrapped
     flow_weight: float = 1.0  # lambda_F
     kl_weight: float = 0.2  # lambda_K
-    clip: float = 0.2  # C: logits of g and of f are clipped to +-(1 + C)
+    # C: logits of g and of f are clipped to +-(1 + C)
+    clip: float = 0.2
     temperature: float = 1.0
     flow_discount: float = 1.0
     lr: float = 1e-4
@@ -88,7 +90,8 @@ class DensityWeights:
         n_obs, n_act = spec.obs_dim, spec.action_dim
         pair = nets.mlp_init(k_pair, (n_obs + n_act, *self.hidden, 1))
         single = nets.mlp_init(k_single, (n_obs, *self.hidden, 1))
-        far = torch.full((), 1e30, device=key.device)  # finite: a state that is not has diverged
+        # finite: a state that is not has diverged
+        far = torch.full((), 1e30, device=key.device)
         opt = Adam(self.lr).init((pair, single))
         return State(self.method.init(k_inner, spec), pair, single, far, -far, opt)
 

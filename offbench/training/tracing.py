@@ -78,7 +78,8 @@ _FORMULAS = {
     torch.ops.offbench.lerp.default: optim.lerp_formula,
 }
 _IN_PLACE = {
-    torch.ops.offbench.adam.default: (optim.adam_, (0, 2, 3)),  # arguments that are written to
+    # arguments that are written to
+    torch.ops.offbench.adam.default: (optim.adam_, (0, 2, 3)),
     torch.ops.offbench.lerp.default: (optim.lerp_, (0,)),
 }
 _UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
@@ -271,7 +272,8 @@ def _fast_calls(graph: GraphModule, leaves: list[Tensor]) -> None:
 
 
 def _binding(name: str) -> Any:
-    if name.startswith("__"):  # fx cannot print torch's own dunder functions
+    # fx cannot print torch's own dunder functions
+    if name.startswith("__"):
         return getattr(torch.Tensor, name, None)
     found = getattr(torch._C._VariableFunctions, name, None)
     return found if found is not None else getattr(torch._C.TensorBase, name, None)
@@ -303,7 +305,8 @@ def _overwritable(graph: GraphModule, reuse: int) -> list[Node]:
     owner = _owners(nodes)
     results = nodes[-1].args[0]
     if len({owner[x] for x in results[:reuse]}) < reuse:
-        return []  # two leaves share memory: writing to one in the next step would change the other
+        # two leaves share memory: writing to one in the next step would change the other
+        return []
     if any(owner[x].op == "get_attr" or not x.meta["val"].is_contiguous() for x in results[:reuse]):
         return []
     last_read: dict[Node, Node] = {owner[x]: node for node in nodes for x in node.all_input_nodes}
@@ -329,9 +332,8 @@ def _owners(nodes: list[Node]) -> dict[Node, Node]:
 
 def _is_view(node: Node) -> bool:
     """Whether the result may share memory with its first argument."""
-    if (
-        node.target is operator.getitem
-    ):  # of an optimiser's list: memory of its own; of unbind: a view
+    # of an optimiser's list: memory of its own; of unbind: a view
+    if node.target is operator.getitem:
         source = node.args[0]
         return source.op == "call_function" and _is_view(source)
     if not isinstance(node.target, torch._ops.OpOverload):

@@ -1,7 +1,7 @@
 """Your own data: arrays in memory, or a file or folder in one of the known layouts.
 
-    HDF5 or npz with one row a step (`offbench.tasks.formats.d4rl`), npz in OGBench's layout (or a folder of
-    them), a Minari folder (it holds `data`). `save_data` writes the first.
+HDF5 or npz with one row a step (`offbench.tasks.formats.d4rl`), npz in OGBench's layout (or a folder of
+them), a Minari folder (it holds `data`). `save_data` writes the first.
 """
 
 from collections.abc import Mapping
@@ -119,7 +119,9 @@ def layout(path: Path, *, name: str) -> Layout:
 
 def _is_ogbench(keys: set[str]) -> bool:
     """`terminals` mark a trajectory's end there, and rewards come with masks or not at all."""
-    marked = any(n in keys for m in ("timeouts", "ends", "dones", "episodes") for n in columns.NAMES[m])
+    marked = any(
+        n in keys for m in ("timeouts", "ends", "dones", "episodes") for n in columns.NAMES[m]
+    )
     rewarded = not keys.isdisjoint(columns.NAMES["rewards"])
     return "terminals" in keys and not marked and ("masks" in keys or not rewarded)
 
@@ -140,7 +142,9 @@ def load(
                 f"{name}: a file in OGBench's layout has actions in [-1, 1], {env} takes others; store one row"
                 " a step with timeouts, or say task.actions=unit"
             )
-        single = env is not None and "-singletask-" in env and not ogbench.has_rewards(path, name=name)
+        single = (
+            env is not None and "-singletask-" in env and not ogbench.has_rewards(path, name=name)
+        )
         return ogbench.load(path, name=name, task=env if single else None)
     raw, at = steps(path, name=name, reading=reading)
     return d4rl.build(raw, at, name=name)
@@ -148,9 +152,7 @@ def load(
 
 def steps(path: Path, *, name: str, reading: Reading) -> tuple[d4rl.Raw, d4rl.Boundaries]:
     """The rows of a file, and where its episodes end; see `divide`."""
-    raw = d4rl.read(
-        path, name=name, n_actions=reading.n_actions, first_action=reading.first_action
-    )
+    raw = d4rl.read(path, name=name, n_actions=reading.n_actions, first_action=reading.first_action)
     return divide(raw, name=name, reading=reading)
 
 
@@ -200,7 +202,9 @@ def _scaled(action: np.ndarray, reading: Reading, name: str) -> np.ndarray:
 
 def _refuse_to_guess(raw: d4rl.Raw, limit: int | None, name: str) -> None:
     """A stretch that is longer than the limit was cut somewhere, and nothing says where."""
-    longest = int(np.diff(np.flatnonzero(raw.terminal), prepend=-1, append=len(raw.terminal) - 1).max())
+    longest = int(
+        np.diff(np.flatnonzero(raw.terminal), prepend=-1, append=len(raw.terminal) - 1).max()
+    )
     if limit is None or longest <= limit:
         return
     raise UserError(
@@ -265,7 +269,9 @@ def convert(
         # the environment's actions are continuous
         recorded = recorded.astype(np.float64) if recorded.dtype.kind in "iub" else recorded
         if unit:
-            d4rl.build(*_divided(column, read, name, replace(reading, low=None, high=None)), name=name)
+            d4rl.build(
+                *_divided(column, read, name, replace(reading, low=None, high=None)), name=name
+            )
             low, high = (np.array(x, np.float64) for x in (reading.low, reading.high))
             recorded = low + (recorded.reshape(len(recorded), -1) + 1) * (high - low) / 2
         column["actions"] = recorded
@@ -277,7 +283,9 @@ def convert(
     choices = recorded.size == len(recorded) and (
         recorded.dtype.kind in "iu" or reading.n_actions is not None
     )
-    recorded = recorded.reshape(-1).astype(np.int64) if choices else recorded.reshape(len(recorded), -1)
+    recorded = (
+        recorded.reshape(-1).astype(np.int64) if choices else recorded.reshape(len(recorded), -1)
+    )
     # the last row of an episode that was cut leads nowhere where no next observations are recorded
     kept = ~at.end | at.terminal if raw.next_obs is None else np.ones(len(at.end), bool)
     write(data, recorded[kept] if choices else recorded[kept].astype(np.float32), dest)
@@ -288,7 +296,11 @@ def _divided(
     column: Mapping[str, np.ndarray], read: foreign.Read, name: str, reading: Reading
 ) -> tuple[d4rl.Raw, d4rl.Boundaries]:
     raw = d4rl.raw(
-        column, read.called, name=name, n_actions=reading.n_actions, first_action=reading.first_action
+        column,
+        read.called,
+        name=name,
+        n_actions=reading.n_actions,
+        first_action=reading.first_action,
     )
     return divide(raw, name=name, reading=reading)
 

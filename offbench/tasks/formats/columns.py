@@ -107,7 +107,9 @@ def opened(path: Path, name: str) -> Iterator[Columns]:
             yield _Hdf5(file, name)
 
 
-def names(file: Columns, name: str, given: Keys = MappingProxyType({})) -> dict[str, tuple[str, ...]]:
+def names(
+    file: Columns, name: str, given: Keys = MappingProxyType({})
+) -> dict[str, tuple[str, ...]]:
     """The keys of each column that a file has; `given` ones come before the names above.
 
     UserError for two names of one column.
@@ -119,7 +121,9 @@ def names(file: Columns, name: str, given: Keys = MappingProxyType({})) -> dict[
         if column in given:
             found[column] = given[column]
         elif len(present) > 1:
-            raise UserError(f"{name}: {present[0]!r} and {present[1]!r} are both {column}; keep one")
+            raise UserError(
+                f"{name}: {present[0]!r} and {present[1]!r} are both {column}; keep one"
+            )
         elif present:
             found[column] = (present[0],)
     return found

@@ -32,8 +32,10 @@ from offbench.tasks.formats import columns
 if TYPE_CHECKING:
     from offbench.tasks import doctor
 
-_LOOK = 200_000  # rows in which time-outs inside episodes are looked for first
-_SAME = 1e-6  # official IQL's distance below which two observations are the same, beside rounding
+# rows in which time-outs inside episodes are looked for first
+_LOOK = 200_000
+# official IQL's distance below which two observations are the same, beside rounding
+_SAME = 1e-6
 
 
 class Raw(NamedTuple):
@@ -85,15 +87,14 @@ def build(raw: Raw, at: Boundaries, *, name: str) -> ReplayData:
     """The set of a file's arrays, cut where its episodes end."""
     after = raw.next_obs
     if after is not None and len(after) == len(raw.obs):
-        after = after[at.end]  # all that is left to know of it
+        # all that is left to know of it
+        after = after[at.end]
     return from_flat(
         raw.obs, raw.action, raw.reward, at.terminal, at.end, next_obs=after, name=name
     )
 
 
-def read(
-    path: Path, *, name: str, n_actions: int | None = None, first_action: int = 0
-) -> Raw:
+def read(path: Path, *, name: str, n_actions: int | None = None, first_action: int = 0) -> Raw:
     """The arrays of a file. UserError where they are not rows of steps."""
     column, called = columns.read(path, name)
     return raw(column, called, name=name, n_actions=n_actions, first_action=first_action)
@@ -146,7 +147,9 @@ def _after_starts(x: np.ndarray, n: int, key: str, name: str) -> np.ndarray:
     first = _vector(x, key, name)
     right = len(first) and first.dtype.kind in "iu" and first[0] == 0 and first[-1] < n
     if not right or (np.diff(first.astype(np.int64)) <= 0).any():
-        raise UserError(f"{name}: {key} must be the first row of each episode, 0 first, each below {n}")
+        raise UserError(
+            f"{name}: {key} must be the first row of each episode, 0 first, each below {n}"
+        )
     end = np.zeros(n, bool)
     end[np.append(first[1:], n).astype(np.int64) - 1] = True
     return end
@@ -246,7 +249,11 @@ def boundaries(raw: Raw, max_episode_steps: int | None, *, name: str) -> Boundar
 
 def _words(end: np.ndarray, counts: Mapping[str, np.ndarray]) -> str:
     lengths = np.diff(np.flatnonzero(end), prepend=-1)
-    span = f"{lengths.min()}" if lengths.min() == lengths.max() else f"{lengths.min()} to {lengths.max()}"
+    span = (
+        f"{lengths.min()}"
+        if lengths.min() == lengths.max()
+        else f"{lengths.min()} to {lengths.max()}"
+    )
     by = ", ".join(f"{why} {x.sum()}" for why, x in counts.items() if x.any())
     many = "s" if len(lengths) > 1 else ""
     return f"{len(lengths)} episode{many} of {span} steps; ended by {by}"
@@ -335,7 +342,8 @@ def _goes_on(raw: Raw) -> np.ndarray:
 
     flat = doctor.Flat(raw.obs, raw.action, raw.reward, raw.terminal, raw.timeout)
     if len(none) > _LOOK and not doctor.continuing(_head(flat, _LOOK)).any():
-        return none  # a recorder that marks wrongly does so throughout
+        # a recorder that marks wrongly does so throughout
+        return none
     return doctor.continuing(flat)
 
 

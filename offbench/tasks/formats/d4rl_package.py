@@ -42,13 +42,15 @@ def version(name: str) -> str:
 def load(path: Path, *, name: str, max_episode_steps: int | None = None) -> ReplayData:
     """The transitions of `d4rl.qlearning_dataset`. UserError for a damaged file, as from our loader."""
     return cache.cached(
-        [path], ["d4rl package", version(name), max_episode_steps],
+        [path],
+        ["d4rl package", version(name), max_episode_steps],
         lambda: _load(path, name, max_episode_steps),
-    )  # fmt: skip
+    )
 
 
 def _load(path: Path, name: str, max_episode_steps: int | None) -> ReplayData:
-    actions = d4rl.read(path, name=name).action.shape[1:]  # nothing that ours refuses gets to h5py
+    # nothing that ours refuses gets to h5py
+    actions = d4rl.read(path, name=name).action.shape[1:]
     package = _package(name)
     env = SimpleNamespace(
         observation_space=SimpleNamespace(shape=None),
@@ -64,9 +66,14 @@ def _load(path: Path, name: str, max_episode_steps: int | None) -> ReplayData:
     end[:-1] |= (made["next_observations"][:-1] != made["observations"][1:]).any(1)
     end[-1] = True
     return from_flat(
-        made["observations"], made["actions"], made["rewards"], made["terminals"], end,
-        next_obs=made["next_observations"], name=name,
-    )  # fmt: skip
+        made["observations"],
+        made["actions"],
+        made["rewards"],
+        made["terminals"],
+        end,
+        next_obs=made["next_observations"],
+        name=name,
+    )
 
 
 def _package(name: str) -> Any:
@@ -80,7 +87,8 @@ def _package(name: str) -> Any:
             warnings.simplefilter("ignore")
             package = importlib.import_module("d4rl")
             importlib.import_module("d4rl.offline_env")
-    except Exception as error:  # it and the old gym fail in many ways
+    # it and the old gym fail in many ways
+    except Exception as error:
         words = " ".join(str(error).split())[:200]
         raise UserError(f"{name}: the d4rl package cannot be imported ({words})") from None
     finally:

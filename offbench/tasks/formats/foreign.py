@@ -75,7 +75,9 @@ def read(
     with _READERS[format](path, name, header) as (file, known):
         keys = file.keys()
         usual = {c: k for c, k in known.items() if c not in (given or {})}
-        found, called = columns.gather(file, path, name, {**_paired(usual, given, keys), **(given or {})})
+        found, called = columns.gather(
+            file, path, name, {**_paired(usual, given, keys), **(given or {})}
+        )
         read_keys = {key for words in called.values() for key in words.split("+")}
         return Read(found, called, tuple(k for k in keys if k not in read_keys))
 
@@ -96,7 +98,9 @@ def parse_map(text: str) -> Keys:
         column, equals, keys = (x.strip() for x in part.partition("="))
         parts = tuple(k.strip() for k in keys.split("+"))
         if not equals or not all(parts):
-            raise UserError(f"--map {part!r}: written COLUMN=NAME, or COLUMN=NAME+NAME for several side by side")
+            raise UserError(
+                f"--map {part!r}: written COLUMN=NAME, or COLUMN=NAME+NAME for several side by side"
+            )
         if column not in columns.NAMES:
             raise unknown("column of --map", column, columns.NAMES)
         if column in found:
@@ -125,7 +129,9 @@ def guess(path: Path, *, name: str) -> Format:
     for format in ("csv", "parquet", "npz"):
         if path.is_file() and path.suffix.lower() in _ENDINGS[format]:
             return format
-    raise UserError(f"{name}: the format of {path} cannot be told; say --format {'|'.join(FORMATS)}")
+    raise UserError(
+        f"{name}: the format of {path} cannot be told; say --format {'|'.join(FORMATS)}"
+    )
 
 
 def _guess_hdf5(path: Path, name: str) -> Format:
@@ -153,7 +159,9 @@ def _check_format(path: Path, format: Format, name: str) -> None:
             raise UserError(f"{name}: the folder {path} holds no {format} files")
         return
     if path.suffix.lower() not in _ENDINGS[format]:
-        raise UserError(f"{name}: {path.name} is no {format} file ({' or '.join(_ENDINGS[format])})")
+        raise UserError(
+            f"{name}: {path.name} is no {format} file ({' or '.join(_ENDINGS[format])})"
+        )
     if format in ("d3rlpy", "robomimic") and (is_ := _guess_hdf5(path, name)) != format:
         raise UserError(f"{name}: {path.name} is not in {format}'s layout; it looks like {is_}")
 
@@ -190,7 +198,10 @@ def refuse_pickle(path: Path, name: str) -> None:
 
 def _begins_as_pickle(path: Path) -> bool:
     """Of protocol 2 to 5, in a file whose ending says nothing."""
-    if path.suffix.lower() in {e for endings in _ENDINGS.values() for e in endings} or not path.is_file():
+    if (
+        path.suffix.lower() in {e for endings in _ENDINGS.values() for e in endings}
+        or not path.is_file()
+    ):
         return False
     try:
         with path.open("rb") as file:
@@ -252,11 +263,20 @@ def _csv(path: Path, name: str, header: tuple[str, ...] | None) -> Iterator[tupl
         titles = list(header or first)
         wide = len((lines[1] or lines[0]).split(separator))
         if len(titles) != wide or len(set(titles)) < len(titles):
-            raise UserError(f"{name}: {path.name} has {wide} columns, {len(titles)} names: {', '.join(titles)[:200]}")
+            raise UserError(
+                f"{name}: {path.name} has {wide} columns, {len(titles)} names: {', '.join(titles)[:200]}"
+            )
         table = pd.read_csv(
-            path, sep=separator, names=titles, header=None, skiprows=0 if numbers else 1, index_col=False,
-            float_precision="round_trip", low_memory=False, skipinitialspace=True,
-        )  # fmt: skip
+            path,
+            sep=separator,
+            names=titles,
+            header=None,
+            skiprows=0 if numbers else 1,
+            index_col=False,
+            float_precision="round_trip",
+            low_memory=False,
+            skipinitialspace=True,
+        )
     except (OSError, ValueError, MemoryError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
@@ -310,7 +330,9 @@ def _column(x: np.ndarray) -> np.ndarray:
 def _parts(folder: Path) -> list[Path]:
     """Parquet files of a folder, or of `data` in it, in the order of their names."""
     inside = folder / "data"
-    return sorted(p for p in (inside if inside.is_dir() else folder).rglob("*.parquet") if p.is_file())
+    return sorted(
+        p for p in (inside if inside.is_dir() else folder).rglob("*.parquet") if p.is_file()
+    )
 
 
 @contextmanager
@@ -351,10 +373,20 @@ def _arrow_numbers(column: Any, what: str) -> np.ndarray:
         raise UserError(f"{what} has {column.null_count} missing values")
     kind = column.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        lengths = pc.min_max(pc.list_value_length(column)).as_py() if len(column) else {"min": 0, "max": 0}
+        lengths = (
+            pc.min_max(pc.list_value_length(column)).as_py()
+            if len(column)
+            else {"min": 0, "max": 0}
+        )
         if lengths["min"] != lengths["max"]:
-            raise UserError(f"{what} holds lists of {lengths['min']} to {lengths['max']} numbers, one length is needed")
-        return _arrow_numbers(column.flatten(), what).reshape(len(column), -1) if lengths["max"] else np.zeros((len(column), 0))
+            raise UserError(
+                f"{what} holds lists of {lengths['min']} to {lengths['max']} numbers, one length is needed"
+            )
+        return (
+            _arrow_numbers(column.flatten(), what).reshape(len(column), -1)
+            if lengths["max"]
+            else np.zeros((len(column), 0))
+        )
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
         raise UserError(f"{what} holds {kind}, not numbers")
     return column.to_numpy(zero_copy_only=False)
@@ -405,9 +437,16 @@ def _d3rlpy_2(file: "h5py.File", name: str) -> Columns:
         return found
 
     if hdf5.has(file, "observations_0_0"):
-        raise UserError(f"{name}: its observations are tuples; write them as one array, side by side")
-    terminated = lambda: [bool(hdf5.array(file, f"terminated_{i}", name).any()) for i in range(count)]
-    content = {k: lambda k=k: _concatenated(list(episodes(k)), k, name) for k in ("observations", "actions", "rewards")}
+        raise UserError(
+            f"{name}: its observations are tuples; write them as one array, side by side"
+        )
+    terminated = lambda: [
+        bool(hdf5.array(file, f"terminated_{i}", name).any()) for i in range(count)
+    ]
+    content = {
+        k: lambda k=k: _concatenated(list(episodes(k)), k, name)
+        for k in ("observations", "actions", "rewards")
+    }
     content["terminals"] = lambda: last_rows(terminated())
     content["ends"] = lambda: last_rows([True] * count)
     return _Lazy(content, name)
@@ -416,7 +455,9 @@ def _d3rlpy_2(file: "h5py.File", name: str) -> Columns:
 def _concatenated(parts: list[np.ndarray], key: str, name: str) -> np.ndarray:
     shapes = {x.shape[1:] for x in parts}
     if len(shapes) > 1:
-        raise UserError(f"{name}: {key} differs in shape from episode to episode: {sorted(shapes)[:4]}")
+        raise UserError(
+            f"{name}: {key} differs in shape from episode to episode: {sorted(shapes)[:4]}"
+        )
     return np.concatenate(parts)
 
 
@@ -427,7 +468,9 @@ def _robomimic(path: Path, name: str, _: object) -> Iterator[tuple[Columns, Keys
         number = {k: int(k[5:]) for k in data if re.fullmatch(r"demo_\d{1,9}", k)}
         demos = [hdf5.group(data, k, name) for k in sorted(number, key=number.__getitem__)]
         if not demos:
-            raise UserError(f"{name}: there is no demo_0 in `data` (found: {', '.join(list(data)[:12]) or 'nothing'})")
+            raise UserError(
+                f"{name}: there is no demo_0 in `data` (found: {', '.join(list(data)[:12]) or 'nothing'})"
+            )
         keys = [k for k in demos[0] if k not in ("obs", "next_obs")]
         for folder in ("obs", "next_obs"):
             if hdf5.has(demos[0], folder):
@@ -435,12 +478,18 @@ def _robomimic(path: Path, name: str, _: object) -> Iterator[tuple[Columns, Keys
 
         def array(demo: "h5py.Group", key: str) -> np.ndarray:
             folder, _, last = key.rpartition("/")
-            x = hdf5.array(hdf5.group(demo, folder, name) if folder else demo, last, f"{name}: {demo.name}")
+            x = hdf5.array(
+                hdf5.group(demo, folder, name) if folder else demo, last, f"{name}: {demo.name}"
+            )
             if x.ndim == 0:
-                raise UserError(f"{name}: {demo.name}/{key} is a single number, one row a step is expected")
+                raise UserError(
+                    f"{name}: {demo.name}/{key} is a single number, one row a step is expected"
+                )
             return x
 
-        content = {k: lambda k=k: _concatenated([array(d, k) for d in demos], k, name) for k in keys}
+        content = {
+            k: lambda k=k: _concatenated([array(d, k) for d in demos], k, name) for k in keys
+        }
         lengths = lambda: [len(array(d, "actions")) for d in demos]
         content["demo"] = lambda: np.repeat(np.arange(len(demos)), lengths())
         yield _Lazy(content, name), _robomimic_columns(demos[0], keys, name)
@@ -449,7 +498,9 @@ def _robomimic(path: Path, name: str, _: object) -> Iterator[tuple[Columns, Keys
 def _robomimic_columns(demo: "h5py.Group", keys: list[str], name: str) -> Keys:
     """Vectors of `obs` side by side; those of `next_obs` where they are all there."""
     folder = hdf5.group(demo, "obs", name) if hdf5.has(demo, "obs") else {}
-    vectors = [k for k in keys if k.startswith("obs/") and len(hdf5.shape(folder, k[4:], name)) <= 2]
+    vectors = [
+        k for k in keys if k.startswith("obs/") and len(hdf5.shape(folder, k[4:], name)) <= 2
+    ]
     known: dict[str, tuple[str, ...]] = {"episodes": ("demo",)}
     if vectors:
         known["observations"] = tuple(vectors)

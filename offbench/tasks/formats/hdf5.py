@@ -16,7 +16,8 @@ from offbench.errors import UserError
 if TYPE_CHECKING:
     import h5py
 
-_RATIO = 2000  # deflate reaches 1032; a file that promises more than this is not data
+# deflate reaches 1032; a file that promises more than this is not data
+_RATIO = 2000
 _SMALL = 1 << 20
 
 

@@ -46,13 +46,16 @@ class Metadata:
     observation: spaces.Space
     action: spaces.Space
     data_format: str
-    env: EnvRef | None  # the data were collected in
-    eval_env: EnvRef | None  # named for evaluation, where another one is
+    # the data were collected in
+    env: EnvRef | None
+    # named for evaluation, where another one is
+    eval_env: EnvRef | None
     dataset_id: str | None
     total_episodes: int | None
     ref_min: float | None
     ref_max: float | None
-    requirements: tuple[str, ...] = ()  # packages that the environment was made with
+    # packages that the environment was made with
+    requirements: tuple[str, ...] = ()
 
     @property
     def other_maze(self) -> bool:
@@ -87,7 +90,9 @@ def _load(folder: Path, meta: Metadata, name: str, terminal_inside: bool) -> Rep
         for i, (episode, truncated) in enumerate(read(folder, meta, name)):
             ended.append(bool(truncated or np.any(episode.terminal)))
             action = spaces.flatten(meta.action, episode.action, f"{name}: episode {i}: actions")
-            obs = spaces.flatten(meta.observation, episode.obs, f"{name}: episode {i}: observations")
+            obs = spaces.flatten(
+                meta.observation, episode.obs, f"{name}: episode {i}: observations"
+            )
             yield episode._replace(
                 obs=obs.astype(np.float32, copy=False) if obs.dtype == np.float64 else obs,
                 action=spaces.scale_action(meta.action, action),
@@ -120,11 +125,15 @@ def metadata(folder: Path, *, name: str) -> Metadata:
         raise UserError(f"{name}: {path} cannot be read as json ({error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{name}: {path} must be a json object")
-    observation, action = (_space(content, key, name) for key in ("observation_space", "action_space"))
+    observation, action = (
+        _space(content, key, name) for key in ("observation_space", "action_space")
+    )
     spaces.check_action(action, f"{name}: the action space")
     data_format = content.get("data_format", "hdf5")
     if data_format not in ("hdf5", "arrow"):
-        raise UserError(f"{name}: the data format {data_format!r} is not supported (hdf5 and arrow are)")
+        raise UserError(
+            f"{name}: the data format {data_format!r} is not supported (hdf5 and arrow are)"
+        )
     return Metadata(
         observation=observation,
         action=action,
@@ -211,7 +220,9 @@ def _in_order(names: list[str], prefix: str, name: str) -> list[str]:
         raise UserError(f"{name}: {wrong!r} is no number of an episode")
     ordered = sorted(number, key=lambda k: int(number[k]))
     if [int(number[k]) for k in ordered] != list(range(len(ordered))):
-        raise UserError(f"{name}: episodes are missing: the numbers do not run from 0 to {len(ordered) - 1}")
+        raise UserError(
+            f"{name}: episodes are missing: the numbers do not run from 0 to {len(ordered) - 1}"
+        )
     return ordered
 
 
@@ -272,7 +283,11 @@ def _numbers(column: Any, space: spaces.Space | None, at: str) -> Any:
     if pa.types.is_fixed_size_list(column.type):
         shape = (length, *(space.shape if space is not None else (column.type.list_size,)))
         column = column.flatten()
-    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):  # fmt: skip
+    if not (
+        pa.types.is_floating(column.type)
+        or pa.types.is_integer(column.type)
+        or pa.types.is_boolean(column.type)
+    ):
         raise UserError(f"{at} holds {column.type}, not numbers")
     values = column.to_numpy(zero_copy_only=False)
     if column.null_count or values.size != np.prod(shape):

@@ -20,10 +20,22 @@ from offbench.tasks.formats.hdf5 import check_plain_file, check_room
 _RATIO = 1100  # deflate reaches 1032
 _SMALL = 1 << 20
 _BROKEN = (
-    OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError, MemoryError, OverflowError,
-    RecursionError, RuntimeError, NotImplementedError, UnicodeError, tokenize.TokenError,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    SyntaxError,
+    MemoryError,
+    OverflowError,
+    RecursionError,
+    RuntimeError,
+    NotImplementedError,
+    UnicodeError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,9 @@ class Npz:
         self.path, self.name = path, name
         size = check_plain_file(path, name)
         if path.suffix == ".npy":
-            raise UserError(f"{name}: {path} is a single array; an .npz of named arrays is expected")
+            raise UserError(
+                f"{name}: {path} is a single array; an .npz of named arrays is expected"
+            )
         try:
             self._zip = zipfile.ZipFile(path)
         except _BROKEN as error:
@@ -81,7 +95,8 @@ class Npz:
         for info in self._zip.infolist():
             key = info.filename.removesuffix(".npy")
             if key == info.filename:
-                continue  # not an array; numpy does not read it either
+                # not an array; numpy does not read it either
+                continue
             if key in found:
                 raise UserError(f"{self.name}: {self.path} holds {key!r} twice")
             found[key] = self._member(info, key, size)

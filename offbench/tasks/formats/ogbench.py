@@ -27,11 +27,14 @@ from offbench.tasks import cache
 from offbench.tasks.formats.hdf5 import check_room
 from offbench.tasks.formats.npz import Npz
 
-_BALL = 15  # first coordinate of the ball in qpos
-_OBJECTS = 14  # first coordinate of the objects in the arm's qpos
+# first coordinate of the ball in qpos
+_BALL = 15
+# first coordinate of the objects in the arm's qpos
+_OBJECTS = 14
 _CUBE = 7  # coordinates of a cube
 _NEAR = 0.04  # metres
-LARGE = 1 << 29  # bytes of files; a set in more parts is never in memory whole
+# bytes of files; a set in more parts is never in memory whole
+LARGE = 1 << 29
 
 
 def load(
@@ -87,13 +90,18 @@ def _load(path: Path, name: str, task: str | None, sparse: bool) -> ReplayData:
     with Npz(path, name) as file:
         for key in ("observations", "actions", "terminals"):
             if key not in file:
-                file.read(key)  # says what there is instead
+                # says what there is instead
+                file.read(key)
         _check_lengths(file, name)
         shape = file.members["observations"].shape
         check_room(12 * prod(shape), f"'observations' {shape} as numbers", name)
         obs, action = (_rows(file.read(key), key, name) for key in ("observations", "actions"))
         n = len(obs)
-        after = _rows(file.read("next_observations"), "next_observations", name) if "next_observations" in file else None  # fmt: skip
+        after = (
+            _rows(file.read("next_observations"), "next_observations", name)
+            if "next_observations" in file
+            else None
+        )
         end = _flag(file.read("terminals"), "terminals", name)
         if after is None and "valids" in file:
             end = ~_flag(file.read("valids"), "valids", name)
@@ -105,7 +113,8 @@ def _load(path: Path, name: str, task: str | None, sparse: bool) -> ReplayData:
             terminal = np.zeros(n, bool) if masks is None else ~masks
     if after is None:
         end[-1:] = True
-        terminal = terminal & ~end  # the row of a last observation is no step
+        # the row of a last observation is no step
+        terminal = terminal & ~end
     return from_flat(
         obs, action, reward, terminal, end, next_obs=after, name=name, terminal_inside=True
     )
@@ -113,10 +122,20 @@ def _load(path: Path, name: str, task: str | None, sparse: bool) -> ReplayData:
 
 def _check_lengths(file: Npz, name: str) -> None:
     keys = (
-        "observations", "actions", "terminals", "next_observations", "valids", "rewards", "masks",
-        "qpos", "qvel", "button_states",
-    )  # fmt: skip
-    length = {k: file.members[k].shape[0] if file.members[k].shape else 0 for k in keys if k in file}
+        "observations",
+        "actions",
+        "terminals",
+        "next_observations",
+        "valids",
+        "rewards",
+        "masks",
+        "qpos",
+        "qvel",
+        "button_states",
+    )
+    length = {
+        k: file.members[k].shape[0] if file.members[k].shape else 0 for k in keys if k in file
+    }
     if len(set(length.values())) > 1:
         words = ", ".join(f"{n} {key}" for key, n in length.items())
         raise UserError(f"{name}: arrays differ in length: {words}")
@@ -165,10 +184,12 @@ def _join(pieces: list[ReplayData]) -> ReplayData:
 class Condition:
     """Some columns of the recorded state are where they should be."""
 
-    column: str  # "qpos" or "button_states"
+    # "qpos" or "button_states"
+    column: str
     start: int
     target: np.ndarray  # (k,)
-    within: float | None  # distance; None: every one equal, and each is a condition of its own
+    # distance; None: every one equal, and each is a condition of its own
+    within: float | None
 
 
 def goal(task: str, name: str) -> tuple[Condition, ...]:

@@ -20,7 +20,8 @@ import numpy as np
 
 from offbench.errors import UserError
 
-_MOST = 1 << 24  # features; more is no observation but an attack on memory
+# features; more is no observation but an attack on memory
+_MOST = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,9 @@ def flatten(space: Space, value: Any, what: str) -> np.ndarray:
     if space.kind == "Dict":
         if not isinstance(value, Mapping) or set(value) != set(space.parts):
             raise UserError(f"{what} must have the entries {', '.join(space.parts)}")
-        columns = [flatten(part, value[key], f"{what} {key!r}") for key, part in space.parts.items()]
+        columns = [
+            flatten(part, value[key], f"{what} {key!r}") for key, part in space.parts.items()
+        ]
         if len({len(c) for c in columns}) > 1:
             raise UserError(f"{what}: entries differ in length: {[len(c) for c in columns]}")
         return np.concatenate(columns, axis=1)
@@ -115,14 +118,19 @@ def flatten(space: Space, value: Any, what: str) -> np.ndarray:
     if space.kind == "Discrete":
         return _one_hot(array, space, what)
     if array.ndim == 0 or array.shape[1:] != space.shape:
-        raise UserError(f"{what} has the shape {array.shape}, its space (steps, {_list(space.shape)})")
+        raise UserError(
+            f"{what} has the shape {array.shape}, its space (steps, {_list(space.shape)})"
+        )
     return array.reshape(len(array), space.size)
 
 
 def _one_hot(array: np.ndarray, space: Space, what: str) -> np.ndarray:
     number = array.reshape(-1) if array.ndim != 1 and array.size == len(array) else array
     index = number - space.start
-    if number.ndim != 1 or not (np.equal(np.mod(index, 1), 0) & (index >= 0) & (index < space.n)).all():
+    if (
+        number.ndim != 1
+        or not (np.equal(np.mod(index, 1), 0) & (index >= 0) & (index < space.n)).all()
+    ):
         raise UserError(
             f"{what} must be one whole number a step, from {space.start} to {space.start + space.n - 1}"
         )

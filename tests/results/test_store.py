@@ -1,0 +1,637 @@
+"""Records: what names a run, what a store accepts, and what survives a crash."""
+
+import hashlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time  # noqa: F401  (for the code that runs in other processes)
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.paths import ROOT
+from support.records import episodes, provenance, spec
+
+from offbench.errors import UserError, nearest, unknown
+from offbench.results import store as records
+from offbench.results.schema import EPISODE_COLUMNS
+from offbench.results.spec import Provenance, RunSpec
+from offbench.results.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "results")
+
+
+# --- the name of a run ----------------------------------------------------------------------
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**20), 10**20)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=10,
+)
+json_objects = st.dictionaries(st.text(max_size=6), json_values, max_size=4)
+
+
+def shuffled(value: Any) -> Any:
+    """The same value spelt another way: reversed keys, tuples for lists."""
+    if isinstance(value, dict):
+        return OrderedDict((key, shuffled(value[key])) for key in reversed(value))
+    return tuple(map(shuffled, value)) if isinstance(value, list) else value
+
+
+@settings(deadline=None, max_examples=50)
+@given(hparams=json_objects, env=json_objects, seed=st.integers(0, 10**9))
+def test_a_run_survives_json_and_its_name_ignores_spelling(hparams, env, seed) -> None:
+    run = spec(hparams=hparams, env=env, seed=seed)
+    back = RunSpec.from_json(run.to_json())
+    assert back == run
+    assert back.as_dict() == run.as_dict()
+    assert spec(hparams=shuffled(hparams), env=shuffled(env), seed=seed).run_id == run.run_id
+    assert pickle.loads(pickle.dumps(run)) == run
+
+
+def test_every_field_is_part_of_the_name() -> None:
+    changes = {
+        "suite": "other",
+        "suite_version": 2,
+        "task": "toy/other-v0",
+        "dataset": "x",
+        "dataset_sha256": "cd" * 32,
+        "env": {"id": "Point-v0", "kwargs": {"size": 4}},
+        "method": "bc",
+        "hparams": {"lr": 1e-4},
+        "pipeline": {},
+        "n_updates": 101,
+        "seed": 1,
+        "protocol": {"episodes": 4},
+    }
+    assert set(changes) == set(spec().as_dict())
+    names = {spec(**{name: value}).run_id for name, value in changes.items()}
+    assert len(names | {spec().run_id}) == len(changes) + 1
+
+
+def test_the_configuration_is_the_run_without_its_seed() -> None:
+    assert spec(seed=1).config_id == spec(seed=2).config_id
+    assert spec(hparams={"lr": 1.0}).config_id != spec().config_id
+
+
+def test_a_name_does_not_change_with_the_version_of_the_code() -> None:
+    assert spec().run_id == "10b8e4ebf76b44da"
+
+
+def test_a_number_is_its_value_and_true_is_not_one() -> None:
+    assert spec(hparams={"x": 1}).run_id == spec(hparams={"x": 1.0}).run_id
+    assert spec(hparams={"x": 1e3}).run_id == spec(hparams={"x": 1000}).run_id
+    assert spec(hparams={"x": 0.0}).run_id == spec(hparams={"x": -0.0}).run_id
+    assert spec(hparams={"x": True}).run_id != spec(hparams={"x": 1}).run_id
+    assert spec(hparams={"x": "1"}).run_id != spec(hparams={"x": 1}).run_id
+    assert spec(hparams={"x": 0.1}).run_id != spec(hparams={"x": 0.1 + 2**-55}).run_id
+
+
+def test_changing_the_callers_dict_does_not_change_the_run() -> None:
+    hparams = {"net": {"hidden": [256]}}
+    run = spec(hparams=hparams)
+    hparams["net"]["hidden"].append(1)
+    assert run.run_id == spec(hparams={"net": {"hidden": [256]}}).run_id
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (float("nan"), "hparams.a.b"),
+        (float("inf"), "finite"),
+        (np.float32(1.0), "numpy.float32"),
+        (np.zeros(2), "numpy.ndarray"),
+        ({1, 2}, "set"),
+        (b"x", "bytes"),
+        ({1: 2}, "key 1"),
+        ([0, {"c": object()}], r"hparams.a.b\[1\].c"),
+    ],
+)
+def test_what_json_cannot_hold_is_refused_with_its_field(value: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        spec(hparams={"a": {"b": value}})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": -1}, {"seed": True}, {"seed": 1.0}, {"task": ""}, {"env": None}, {"suite": 3}],
+)
+def test_a_field_of_the_wrong_kind_is_refused_by_name(change: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(change))):
+        spec(**change)
+
+
+def test_json_of_something_else_is_refused() -> None:
+    with pytest.raises(UserError, match="not the JSON"):
+        RunSpec.from_json("{")
+    with pytest.raises(UserError, match="lacks suite"):
+        RunSpec.from_json("{}")
+    with pytest.raises(UserError, match="did you mean 'seed'"):
+        RunSpec.from_json(json.dumps(spec().as_dict() | {"sede": 1}))
+
+
+def test_overridden_presets_and_sources_are_kept_and_give_no_columns(tmp_path: Path) -> None:
+    how = "task preset, 2 settings overridden (lr, n_updates)"
+    made = provenance(
+        tuning={"how": how, "published_updates": 10}, sources={"method.lr": "suite s"}
+    )
+    store = Store(tmp_path)
+    store.append(spec(), episodes(), made)
+    assert store.read(spec().run_id).provenance.sources == {"method.lr": "suite s"}
+    (line,) = store.runs().to_dict("records")
+    assert line["tuning.how"] == how and line["tuning.published_updates"] == 10
+    assert not [name for name in line if name.startswith("sources")]
+    old = {k: v for k, v in provenance().as_dict().items() if k != "sources"}
+    assert Provenance(**old).sources == {}  # a record from before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tuning": {"how": "default, 2 settings overridden (lr)"}}, "unknown tuning.how"),
+        ({"tuning": {"how": "publish"}}, "did you mean 'published'"),
+        ({"host": {"hostname": "x"}}, "host.hostname"),
+        ({"created": "2026-01-02T03:04:05"}, "UTC"),
+        ({"created": "2026-01-02T03:04:05+02:00"}, "UTC"),
+        ({"pack": 0}, "pack"),
+        ({"dirty": 1}, "dirty"),
+        ({"wall_s": float("nan")}, "wall_s"),
+    ],
+)
+def test_a_provenance_says_what_is_wrong_with_it(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        provenance(**change)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    assert nearest("iqll", ["bc", "iql"]) == "did you mean 'iql'? (choices: bc, iql)"
+    assert nearest("IQL", ["bc", "iql"]).startswith("did you mean 'iql'?")
+    assert nearest("zzz", []) == "there are no choices"
+    assert "and 88 more" in nearest("x", range(100))
+    assert isinstance(unknown("method", "a", ["b"]), ValueError)
+
+
+# --- what goes in comes out -----------------------------------------------------------------
+
+
+def test_episodes_come_back_as_they_went_in(store: Store) -> None:
+    run = spec()
+    monitor = episodes(2, update=50, stream="monitor")
+    sent = pd.concat([episodes(success=[True, False, None]), monitor], ignore_index=True)
+    store.append(run, sent, provenance())
+    back = store.episodes()
+    assert {name: str(kind) for name, kind in back.dtypes.items()} == dict(EPISODE_COLUMNS)
+    key = ["stream", "update", "episode"]
+    sent = sent.sort_values(key, ignore_index=True)
+    for name in sent.columns.drop("success"):
+        assert back[name].tolist() == sent[name].tolist(), name
+    test = back[back["stream"] == "test"]
+    assert test["success"].tolist()[:2] == [True, False]
+    assert test["success"].isna().tolist() == [False, False, True]
+    constant = {"run_id": run.run_id, "entry": "iql", "task": run.task, "method": "iql", "seed": 0}
+    for name, value in constant.items():
+        assert (back[name] == value).all()
+
+
+def test_a_record_is_found_where_the_layout_says(store: Store) -> None:
+    path = store.append(spec(), episodes(), provenance(entry="iql+aw"))
+    folder = store.root / "runs" / "toy" / "toy--point-v0" / "iql+aw"
+    assert path == folder / f"{spec().run_id}.json"
+    assert sorted(p.suffix for p in folder.iterdir()) == [".json", ".parquet"]
+    assert len(pd.read_parquet(path.with_suffix(".parquet"))) == 3  # plain files, no offbench
+
+
+def test_an_entry_cannot_leave_its_folder(store: Store) -> None:
+    for number, entry in enumerate(["../../up", "..", "a/b", ".hidden", "naïve (v2)"]):
+        path = store.append(spec(seed=number), episodes(), provenance(entry=entry))
+        assert path.parent.parent == store.root / "runs" / "toy" / "toy--point-v0"
+    assert set(store.runs()["entry"]) == {"../../up", "..", "a/b", ".hidden", "naïve (v2)"}
+    with pytest.raises(UserError, match="too long"):
+        store.append(spec(seed=9), episodes(), provenance(entry="x" * 300))
+
+
+def test_missing_is_what_is_not_recorded_once_each_in_order(store: Store) -> None:
+    runs = [spec(seed=seed) for seed in range(4)]
+    assert store.missing([*runs, runs[0]]) == runs
+    store.append(runs[2], episodes(), provenance())
+    assert store.missing(runs) == [runs[0], runs[1], runs[3]]
+    assert store.has(runs[2].run_id)
+    assert not store.has(runs[0].run_id)
+    assert store.missing([spec(seed=2, hparams={"lr": 1.0})]) != []
+
+
+def test_runs_are_one_flat_line_each(store: Store) -> None:
+    store.append(spec(), episodes(), provenance(overrides={"lr": 3e-4}))
+    store.append(spec(seed=1, method="bc", hparams={}), episodes(), provenance(entry="bc"))
+    runs = store.runs().set_index("entry")
+    line = runs.loc["iql"]
+    assert line["run_id"] == spec().run_id
+    assert line["config_id"] == spec().config_id
+    assert (line["hparams.lr"], line["hparams.hidden"]) == (3e-4, (256, 256))
+    assert (line["env.kwargs.size"], line["versions.torch"], line["rows"]) == (3, "2.13.0", 3)
+    assert (line["tuning.how"], line["status"], line["reason"]) == ("published", "ok", None)
+    assert np.isnan(runs.loc["bc", "hparams.lr"])
+
+
+def test_records_are_selected_by_value_or_collection(store: Store) -> None:
+    for seed in range(3):
+        store.append(spec(seed=seed), episodes(), provenance())
+        store.append(spec(seed=seed, task="toy/b", method="bc"), episodes(), provenance(entry="bc"))
+    assert len(store.runs()) == 6
+    assert len(store.runs(task="toy/b")) == 3
+    assert len(store.runs(task=["toy/b", "toy/none"], seed=[0, 2])) == 2
+    assert len(store.runs(**{"hparams.hidden": (256, 256), "hparams.lr": 3e-4})) == 6
+    assert store.episodes(entry="bc", seed=1)["run_id"].nunique() == 1
+    assert len(store.episodes(stream="monitor")) == 0
+    assert len(store.episodes(stream="test", episode=[0, 1])) == 12
+    assert len(store.runs(run_id=spec().run_id)) == 1
+    assert store.runs(task="toy/none").empty
+    with pytest.raises(UserError, match="did you mean 'entry'"):
+        store.runs(entri="bc")
+
+
+def test_an_empty_store_has_empty_tables_with_their_columns(store: Store) -> None:
+    assert list(store.episodes().columns) == list(EPISODE_COLUMNS)
+    assert {name: str(kind) for name, kind in store.episodes().dtypes.items()} == EPISODE_COLUMNS
+    assert store.runs().empty
+    assert "run_id" in store.runs()
+    assert not store.root.exists()
+
+
+def test_a_record_is_read_back_whole(store: Store) -> None:
+    curves = {"update": [0, 50], "loss": [1.5, float("nan")]}
+    store.append(spec(), episodes(), provenance(), curves)
+    record = store.read(spec().run_id)
+    assert record.spec == spec()
+    assert record.provenance == provenance()
+    assert record.metrics is not None
+    assert record.metrics["loss"].isna().tolist() == [False, True]
+    with pytest.raises(UserError, match="no record"):
+        store.read("0" * 16)
+
+
+# --- what a store refuses -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        (episodes(update=99), r"test episodes at update 99.*last update \(100\)"),
+        (pd.concat([episodes(), episodes(1, update=50)]), "test episodes at update 50"),
+        (pd.concat([episodes(), episodes(1, update=101, stream="tune")]), "update 101 of a run"),
+        (episodes(2), "2 test episodes, the protocol has 3"),
+        (episodes(4), "4 test episodes, the protocol has 3"),
+        (episodes(episode=[0, 1, 1]), "test episode 1 at update 100 occurs twice"),
+        (episodes(seed=1), "seed is .*1.* in a run whose seed is 0"),
+        (episodes(task="toy/b"), "task is 'toy/b'"),
+        (episodes(**{"return": [0.0, np.nan, 1.0]}), "return is not finite"),
+        (episodes(**{"return": [0.0, np.inf, 1.0]}), "return is not finite"),
+        (episodes(score=np.nan), "score is not finite"),
+        (episodes(stream="tests"), "did you mean 'test'"),
+        (episodes(length=0), "no steps"),
+        (episodes(length=1.5), "wrong type"),
+        (episodes(terminated=1), "'terminated' is not true or false"),
+        (episodes(success=0.5), "'success' is not true or false"),
+        (episodes().drop(columns=["score", "length"]), "no column score, length"),
+        (episodes().rename(columns={"score": "scores"}), "did you mean 'score'"),
+    ],
+)
+def test_rows_that_are_not_this_runs_are_refused(
+    store: Store, frame: pd.DataFrame, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        store.append(spec(), frame, provenance())
+    assert not store.has(spec().run_id)
+
+
+def test_a_protocol_without_a_number_of_episodes_is_refused(store: Store) -> None:
+    for wanted in (None, True, 0, "3"):
+        with pytest.raises(UserError, match=r"protocol\.episodes"):
+            store.append(spec(protocol={"episodes": wanted}), episodes(), provenance())
+
+
+def test_curves_of_different_lengths_are_refused(store: Store) -> None:
+    with pytest.raises(UserError, match="update 2, loss 1"):
+        store.append(spec(), episodes(), provenance(), {"update": [0, 1], "loss": [1.0]})
+
+
+def test_a_whole_record_is_never_overwritten(store: Store) -> None:
+    path = store.append(spec(), episodes(), provenance())
+    before = path.read_bytes()
+    for entry in ("iql", "another label"):
+        with pytest.raises(UserError, match="recorded already"):
+            store.append(spec(), episodes(score=1.0), provenance(entry=entry))
+        with pytest.raises(UserError, match="recorded already"):
+            store.fail(spec(), "too late", provenance(entry=entry))
+    assert path.read_bytes() == before
+    assert store.episodes()["score"].tolist() == [0.0, 50.0, 100.0]
+
+
+def test_a_failure_is_kept_until_something_replaces_it(store: Store) -> None:
+    run = spec()
+    store.fail(run, "out of memory", provenance())
+    assert store.missing([run]) == [run]
+    assert store.missing([run], count_failed=True) == []
+    assert store.has(run.run_id, count_failed=True)
+    assert not store.has(run.run_id)
+    assert store.episodes().empty
+    store.fail(run, "loss is not finite", provenance(), status="diverged")
+    line = store.runs().iloc[0]
+    assert (line["status"], line["reason"], line["rows"]) == ("diverged", "loss is not finite", 0)
+    store.append(run, episodes(), provenance(entry="iql (retry)"))
+    assert store.runs()["status"].tolist() == ["ok"]
+    assert len(list(store.root.rglob("*.json"))) == 1
+    with pytest.raises(UserError, match="choices: diverged, failed"):
+        store.fail(spec(seed=1), "", provenance(), status="ok")  # type: ignore[arg-type]
+
+
+def test_a_folder_that_cannot_be_written_is_named_at_once(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/results"):
+        Store(tmp_path / "file" / "results").check_writable()
+    store = Store(tmp_path / "results")
+    store.check_writable()
+    store.check_writable()
+    assert list((store.root / "runs").iterdir()) == []
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("offbench.results.store._write_temporary", refuse)
+    with pytest.raises(UserError, match="results: Permission denied"):
+        store.check_writable()
+    with pytest.raises(UserError, match="Permission denied"):
+        store.append(spec(), episodes(), provenance())
+
+
+# --- damage and crashes ---------------------------------------------------------------------
+
+
+def damaged(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "emptied":
+        path.write_bytes(b"")
+    elif how == "one bit":
+        path.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize("how", ["truncated", "emptied", "one bit"])
+def test_a_damaged_mark_is_an_error_with_its_path(store: Store, how: str) -> None:
+    path = store.append(spec(), episodes(), provenance())
+    damaged(path, how)
+    for read in (
+        store.runs,
+        store.episodes,
+        lambda: store.has(spec().run_id),
+        lambda: store.missing([spec()]),
+        lambda: store.append(spec(), episodes(), provenance()),
+    ):
+        with pytest.raises(UserError, match=f"damaged record: .*{path.name}"):
+            read()
+
+
+@pytest.mark.parametrize("how", ["truncated", "emptied", "one bit", "deleted"])
+def test_damaged_episodes_are_an_error_with_their_path(store: Store, how: str) -> None:
+    path = store.append(spec(), episodes(), provenance()).with_suffix(".parquet")
+    damaged(path, how)
+    with pytest.raises(UserError, match=f"damaged record: .*{path.name}"):
+        store.episodes()
+    if how != "one bit":  # that one is found when the rows are read
+        with pytest.raises(UserError, match=f"damaged record: .*{path.name}"):
+            store.missing([spec()])
+
+
+def test_a_record_moved_to_another_name_is_an_error(store: Store) -> None:
+    path = store.append(spec(), episodes(), provenance())
+    path.rename(path.with_stem("0" * 16))
+    with pytest.raises(UserError, match=f"record of run {spec().run_id}"):
+        store.runs()
+
+
+class Crash(BaseException):
+    """Not an Exception: nothing may catch it and carry on."""
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, step: int) -> list[str]:
+    """Makes the step-th system call that matters raise; returns the names of those made."""
+    made: list[str] = []
+
+    def guarded(name: str, call: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if len(made) == step:
+                raise Crash(name)
+            made.append(name)
+            return call(*args, **kwargs)
+
+        return run
+
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, guarded(name, getattr(os, name)))
+    return made
+
+
+@pytest.mark.parametrize("after_failure", [False, True])
+def test_a_crash_at_any_step_leaves_a_whole_record_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after_failure: bool
+) -> None:
+    outcomes = []
+    for step in range(20):
+        store = Store(tmp_path / str(step))
+        if after_failure:
+            store.fail(spec(), "first try", provenance())
+        with monkeypatch.context() as patch:
+            made = crash_at(patch, step)
+            try:
+                store.append(spec(), episodes(), provenance())
+                crashed = False
+            except Crash:
+                crashed = True
+        whole = store.has(spec().run_id)
+        assert len(store.episodes()) == (3 if whole else 0)
+        assert (store.missing([spec()]) == []) == whole
+        assert store.runs()["status"].tolist() == (
+            ["ok"] if whole else ["failed"] if after_failure else []
+        )
+        if not whole:
+            store.append(spec(), episodes(), provenance())
+        assert len(store.episodes()) == 3
+        assert list(store.root.rglob("*.tmp")) == []
+        outcomes.append(whole)
+        if not crashed:
+            break
+    assert made == ["fsync", "fsync", "replace", "fsync", "replace", "fsync"]
+    assert outcomes == [False] * 5 + [True] * 2
+
+
+def run_python(code: str, *arguments: object) -> subprocess.Popen[str]:
+    head = f"""
+import os, signal, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+from offbench.errors import UserError
+from offbench.results.store import Store
+from support.records import episodes, provenance, spec
+"""
+    return subprocess.Popen(
+        [sys.executable, "-c", head + textwrap.dedent(code), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_killed_process_leaves_nothing_that_counts_and_no_lock(store: Store) -> None:
+    process = run_python(
+        """
+        made, rename = [], os.replace
+        def kill_at_the_mark(a, b):
+            made.append(b)
+            if len(made) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(a, b)
+        os.replace = kill_at_the_mark
+        Store(sys.argv[1]).append(spec(), episodes(), provenance())
+        """,
+        store.root,
+    )
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert len(list(store.root.rglob("*.parquet"))) == 1  # it had got that far
+    assert store.missing([spec()]) == [spec()]
+    assert store.episodes().empty
+    assert store.runs().empty
+    store.append(spec(), episodes(), provenance())
+    assert len(store.episodes()) == 3
+
+
+def test_processes_append_at_once_and_one_wins_each_run(store: Store) -> None:
+    code = """
+        me, won, look = int(sys.argv[2]), [], Store._superseded
+        def look_and_dawdle(*arguments):
+            found = look(*arguments)
+            time.sleep(0.005)  # long enough for the other to slip in, were there no lock
+            return found
+        Store._superseded = look_and_dawdle
+        ready = Path(sys.argv[1], f"ready{me}")
+        ready.parent.mkdir(exist_ok=True)
+        ready.touch()
+        while not ready.with_name(f"ready{1 - me}").exists():
+            time.sleep(0.001)
+        for seed in range(15):
+            try:
+                Store(sys.argv[1]).append(spec(seed=seed), episodes(score=float(me)), provenance())
+                won.append(seed)
+            except UserError as error:
+                assert "recorded already" in str(error), error
+        print(*won)
+        """
+    processes = [run_python(code, store.root, number) for number in range(2)]
+    won = [set(map(int, p.communicate(timeout=60)[0].split())) for p in processes]
+    assert [p.returncode for p in processes] == [0, 0]
+    assert won[0].isdisjoint(won[1])
+    assert won[0] | won[1] == set(range(15))
+    frame = store.episodes()  # every checksum holds
+    for number, seeds in enumerate(won):
+        assert set(frame["seed"][frame["score"] == number]) == seeds
+
+
+def test_a_record_of_a_later_format_is_not_guessed_at(store: Store, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("offbench.results.store._FORMAT", 2)
+        store.append(spec(), episodes(), provenance())
+    with pytest.raises(UserError, match="format 2"):
+        store.runs()
+
+
+def test_a_provenance_is_a_value() -> None:
+    assert provenance() == provenance()
+    assert replace(provenance(), pack=3).pack == 3
+
+
+@pytest.mark.parametrize("since", [0, 1])
+def test_rows_of_older_records_are_read_without_what_was_not_kept_then(
+    store: Store, since: int
+) -> None:
+    """First plans were not counted, then nothing was said of values; the records stay as they are."""
+    later = ["plans", "chunk_lengths", "start_value", "discounted_return"]
+    path = store.append(spec(), episodes(), provenance()).with_suffix(".parquet")
+    table = pq.read_table(path)
+    assert all(table[name].null_count == len(table) for name in later)  # not said: not known
+    old = path.with_name("old.parquet")
+    pq.write_table(table.drop_columns(later[since:]), old)
+    payload = old.read_bytes()
+    about = {"sha256": hashlib.sha256(payload).hexdigest(), "rows": len(table)}
+    assert records._read_episodes(old, about).equals(table)
+
+
+def test_plans_and_values_come_back_as_sent(store: Store) -> None:
+    sent = episodes()
+    n = list(range(1, len(sent) + 1))
+    sent["plans"] = pd.array(n, "Int64")
+    sent["chunk_lengths"] = [[0, i] for i in n]
+    sent["start_value"] = pd.array([None, *(-0.1 * i for i in n[1:])], "Float64")
+    store.append(spec(), sent, provenance())
+    found = store.episodes().sort_values("plans")
+    assert found["plans"].tolist() == n
+    assert [list(x) for x in found["chunk_lengths"]] == [[0, i] for i in n]
+    assert found["start_value"].isna().tolist() == [True] + [False] * (len(n) - 1)
+    assert found["start_value"][1:].tolist() == [-0.1 * i for i in n[1:]]
+    assert found["discounted_return"].isna().all()
+    assert found.dtypes[["start_value", "discounted_return"]].tolist() == [pd.Float64Dtype()] * 2
+
+
+def test_a_record_with_dotted_targets_is_the_same_run_by_name():
+    """The first records had dotted paths of the package where names are now; their ids are kept."""
+    common = {
+        "suite": "s",
+        "suite_version": 1,
+        "task": "t",
+        "dataset": "d",
+        "dataset_sha256": "0" * 64,
+        "env": {"id": "E"},
+        "method": "iql",
+        "hparams": {},
+        "n_updates": 10,
+        "seed": 0,
+        "protocol": {"episodes": 5},
+    }
+    old = {
+        "view": {"target": "offbench.views.NStep", "n": 3},
+        "sampler": {"target": "offbench.sampling.advantage_weights", "temperature": 0.1},
+        "weight": {"target": "offbench.weighting.DensityWeights", "lr": 1},
+    }
+    new = {
+        "view": {"name": "nstep", "n": 3},
+        "sampler": {"name": "aw", "temperature": 0.1},
+        "weight": {"name": "dw", "lr": 1},
+    }
+    a, b = RunSpec(**common, pipeline=old), RunSpec(**common, pipeline=new)
+    assert a.run_id == b.run_id and a.pipeline == b.pipeline
+    outside = RunSpec(**common, pipeline={**new, "view": {"name": "mine.View", "n": 3}})
+    assert outside.run_id != b.run_id and "offbench." not in b.to_json()
+    none = [
+        RunSpec(**common, pipeline={"sampler": x}) for x in ({"target": None}, {"name": "uniform"})
+    ]
+    assert none[0].run_id == none[1].run_id

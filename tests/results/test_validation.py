@@ -1,0 +1,224 @@
+"""Data without an environment: training, validation metrics on held-out episodes, no ranking."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from offbench import rng
+from offbench.cli import main
+from offbench.data.pipeline import make_pipeline
+from offbench.data.replay import fingerprint
+from offbench.data.views import Chunk, Window
+from offbench.errors import UserError
+from offbench.methods.bc import BC
+from offbench.methods.dt import DT
+from offbench.methods.td3_bc import TD3BC
+from offbench.results.store import Store
+from offbench.tasks.task import own_task
+from offbench.testing.contract import fake_data
+from offbench.training.engine import initial_carry, unstack
+from offbench.training.held_out import Validation, split
+
+TINY = [
+    "method.hidden=[8]",
+    "batch_size=16",
+    "n_updates=40",
+    "jobs=1",
+    "engine=eager",
+    "seeds=[0,1]",
+]
+
+
+@pytest.fixture
+def log(tmp_path):
+    """A file of logged decisions, in units of its own."""
+    generator, n = np.random.default_rng(0), 1000
+    end = np.arange(n) % 50 == 49
+    np.savez(
+        tmp_path / "log.npz",
+        observations=generator.normal(size=(n, 4)).astype(np.float32),
+        actions=generator.uniform([0, -3], [50, 3], (n, 2)).astype(np.float32),
+        rewards=generator.random(n).astype(np.float32),
+        terminals=end & (np.arange(n) % 100 == 99),
+        timeouts=end & (np.arange(n) % 100 != 99),
+    )
+    return tmp_path / "log.npz"
+
+
+def test_a_file_alone_is_trained_on_and_the_board_ranks_nothing(log, tmp_path, capsys):
+    args = [f"task.data={log}", f"results={tmp_path / 'r'}", *TINY]
+    assert main(["bench", "methods=[bc,td3_bc]", *args]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no environment: 10 % of the episodes held out for validation metrics, no score" in said
+    assert "no environment: not ranked by return" in said
+    record = Store(tmp_path / "r").read(Store(tmp_path / "r").records()[0].stem)
+    assert record.spec.env["id"] is None
+    assert record.spec.protocol["episodes"] == 0 and record.spec.protocol["validation"] == 0.1
+    assert {"validation/action_error", "training/action_error"} <= set(record.metrics)
+    assert any(name.startswith("validation/") and "loss" in name for name in record.metrics)
+    assert len(Store(tmp_path / "r").episodes()) == 0
+    board = (tmp_path / "r/board/other-part.md").read_text()
+    assert "| bc(" in board and "| td3_bc(" in board and "rank" not in board.replace("ranked", "")
+    # a second time there is nothing to do
+    assert main(["bench", "methods=[bc,td3_bc]", *args]) == 0
+    assert "4 recorded, 0 to do" in capsys.readouterr().out
+
+
+def test_metrics_of_held_out_rows_are_those_of_a_plain_loop(data64):
+    """One seed, one method, float64: the error and the losses, by hand."""
+    train, held_out = split(data64, 0.3, name="fake")
+    method = TD3BC(hidden=(8,))
+    pipeline = make_pipeline(train, transforms=["obs_norm"])
+    state = initial_carry(method, pipeline.spec(_spec(data64)), [0, 1]).state
+    state = torch.utils._pytree.tree_map(lambda x: x.double(), state)
+    check = Validation(method, pipeline, held_out, discrete=False)
+    found = check(state)
+    batch = check.batches["validation"]
+    first = torch.utils._pytree.tree_map(lambda x: x[0], batch)  # of two minibatches
+    # held-out observations are normalised by what was fitted to the training episodes
+    mean, std = train.obs[train.valid].mean(0), train.obs[train.valid].std(0, correction=0)
+    raw = (held_out.obs[held_out.valid] - mean) / (std + 1e-3)
+    gap = (first.obs[:, None] - raw[None]).abs().amax(-1).amin(1)
+    assert gap.max() < 1e-9
+    k_act, k_update = rng.split(rng.key(0))
+    for i in (0, 1):
+        own = unstack(state, i)
+        made = method.act(own, first.obs, k_act)
+        error = ((made - first.action) ** 2).mean()
+        torch.testing.assert_close(found["validation/action_error"][i], error)
+        losses = method.update(own, batch, k_update)[1]
+        torch.testing.assert_close(found["validation/critic_loss"][i], losses["critic_loss"])
+
+
+def _spec(data):
+    from offbench.types import Spec
+
+    return Spec(data.obs.shape[1], data.action.shape[1], 0.99, 100)
+
+
+def test_a_split_is_by_episode_the_same_every_time_and_loses_nothing():
+    data = fake_data()
+    train, held_out = split(data, 0.25, name="fake")
+    assert train.n_episodes + held_out.n_episodes == data.n_episodes
+    assert held_out.n_episodes == round(0.25 * data.n_episodes)
+    assert train.n_transitions + held_out.n_transitions == data.n_transitions
+    again = split(data, 0.25, name="fake")
+    assert [fingerprint(x) for x in again] == [fingerprint(train), fingerprint(held_out)]
+    rows = {tuple(x) for x in train.obs[train.valid].tolist()}
+    assert not rows & {tuple(x) for x in held_out.obs[held_out.valid].tolist()}
+    one = split(data, 1e-9, name="fake")[1]
+    assert one.n_episodes == 1  # at least one is held out
+    with pytest.raises(UserError, match="one episode cannot be split"):
+        split(one, 0.1, name="fake")
+
+
+@pytest.mark.parametrize(
+    "view, method",
+    [
+        (Chunk(h=3, pad=False), BC(hidden=(8,))),
+        (Window(k=4), DT(width=8, layers=1, heads=1)),
+    ],
+)
+def test_chunks_and_windows_are_validated_too(view, method):
+    train, held_out = split(fake_data(), 0.3, name="fake")
+    pipeline = make_pipeline(train, view=view, needs=getattr(method, "needs", ()))
+    state = initial_carry(method, pipeline.spec(_spec(train)), [0, 1]).state
+    found = Validation(method, pipeline, held_out, discrete=False)(state)
+    assert all(x.shape == (2,) and x.isfinite().all() for x in found.values())
+    assert found["validation/action_error"].min() > 0
+
+
+def test_the_windows_a_policy_is_asked_about_do_not_show_the_action_it_is_asked_for():
+    from offbench.training.held_out import _before_acting
+
+    train, _ = split(fake_data(), 0.3, name="fake")
+    pipeline = make_pipeline(train, view=Window(k=4), needs=("context",))
+    context = pipeline.sample(rng.key(0)).obs
+    seen, recorded = _before_acting(context)
+    last = context.valid.sum(-1) - 1
+    row = torch.arange(len(last))
+    assert torch.equal(recorded, context.action[row, last])
+    assert not seen.action[row, last].any() and seen.action.any()
+
+
+def test_actions_beyond_1_are_scaled_from_the_range_that_was_recorded(log):
+    task = own_task(log)
+    data, spec = task.load()
+    action = np.load(log)["actions"]
+    assert task.reading.low == tuple(action.min(0).astype(float))
+    assert abs(float(data.action[data.valid].min()) + 1) < 1e-6 and not spec.discrete
+    assert spec.max_episode_steps == 50
+    assert own_task(log, actions="unit").reading.low is None
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["eval.episodes=5"], "there is no environment to play evaluation episodes in"),
+        (["eval.validation=1.5"], "eval.validation=1.5 is not a share of the episodes in (0, 1)"),
+        (["task.n_actions=3"], "actions"),
+    ],
+)
+def test_a_mistake_is_one_line(more, message, log, tmp_path, capsys):
+    args = ["run", "method=bc", f"task.data={log}", f"results={tmp_path / 'r'}", *TINY, *more]
+    assert main(args) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_no_environment_can_be_said_and_zero_episodes_too(log, tmp_path):
+    args = ["run", "method=bc", f"task.data={log}", f"results={tmp_path / 'r'}", *TINY]
+    assert main([*args, "task.env=none", "eval.episodes=0"]) == 0
+
+
+def test_with_an_environment_episodes_can_be_held_out_as_well(tmp_path, capsys):
+    args = ["task=offbench/hopper/medium-replay-v0", "eval.episodes=1", "eval.validation=0.2"]
+    assert main(["run", "method=bc", *args, *TINY, f"results={tmp_path}"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 test episodes, 20 % of the episodes held out for validation metrics" in said
+    record = Store(tmp_path).read(Store(tmp_path).records()[0].stem)
+    assert "validation/action_error" in record.metrics
+    assert len(Store(tmp_path).episodes()) == 2
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_minari_set_that_names_no_environment_is_trained_on(tmp_path, monkeypatch, capsys):
+    gymnasium, minari = pytest.importorskip("gymnasium"), pytest.importorskip("minari")
+    from minari.data_collector import EpisodeBuffer
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    generator, spaces = np.random.default_rng(0), gymnasium.spaces
+    n = 30
+
+    def episode(i: int) -> EpisodeBuffer:
+        end = np.arange(n) == n - 1
+        return EpisodeBuffer(
+            id=i,
+            observations={
+                "a": generator.integers(0, 2, n + 1),
+                "c": generator.uniform(-1, 1, (n + 1, 3)),
+            },
+            actions=generator.integers(0, 8, n),
+            rewards=generator.random(n).tolist(),
+            terminations=end.tolist(),
+            truncations=[False] * n,
+        )
+
+    minari.create_dataset_from_buffers(
+        "logs/clinic-v0",
+        [episode(i) for i in range(10)],
+        observation_space=spaces.Dict(
+            {"a": spaces.Discrete(2), "c": spaces.Box(-1, 1, (3,), np.float64)}
+        ),
+        action_space=spaces.Discrete(8),
+    )
+    folder = tmp_path / "minari/logs/clinic-v0"
+    for where in (f"task.data={folder}", "task=minari/logs/clinic-v0"):
+        args = ["run", "method=discrete_cql", where, f"results={tmp_path / 'r'}", *TINY]
+        assert main(args) == 0, where
+    records = [Store(tmp_path / "r").read(p.stem) for p in Store(tmp_path / "r").records()]
+    assert {json.loads(r.spec.to_json())["env"]["id"] for r in records} == {None}
+    assert all("validation/action_disagreement" in r.metrics for r in records)
+    assert main(["data", "check", str(folder)]) == 0

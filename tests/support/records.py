@@ -1,0 +1,63 @@
+"""Rows, run specs and provenance of runs that never were."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from offbench.results.spec import Provenance, RunSpec
+
+
+def spec(**changes: Any) -> RunSpec:
+    values: dict[str, Any] = {
+        "suite": "toy",
+        "suite_version": 1,
+        "task": "toy/point-v0",
+        "dataset": "toy/point",
+        "dataset_sha256": "ab" * 32,
+        "env": {"id": "Point-v0", "kwargs": {"size": 3}},
+        "method": "iql",
+        "hparams": {"lr": 3e-4, "hidden": (256, 256), "expectile": 0.7},
+        "pipeline": {"view": {"target": "offbench.views.NStep", "n": 1}, "batch_size": 256},
+        "n_updates": 100,
+        "seed": 0,
+        "protocol": {"episodes": 3, "streams": ["test", "monitor"], "monitor_at": [0.5]},
+    }
+    return RunSpec(**(values | changes))
+
+
+def provenance(**changes: Any) -> Provenance:
+    values: dict[str, Any] = {
+        "entry": "iql",
+        "commit": "c" * 40,
+        "dirty": False,
+        "versions": {"torch": "2.13.0", "mujoco": "3.11.0"},
+        "device": "cpu",
+        "backend": "eager",
+        "precision": "float32",
+        "pack": 2,
+        "wall_s": 10.0,
+        "train_s": 8,
+        "tuning": {"how": "published", "tried": 1, "source": "a paper, table 1"},
+        "created": "2026-01-02T03:04:05+00:00",
+        "host": {"cpus": 4},
+    }
+    return Provenance(**(values | changes))
+
+
+def episodes(
+    n: int = 3, *, update: int = 100, stream: str = "test", **changes: Any
+) -> pd.DataFrame:
+    columns: dict[str, Any] = {
+        "update": update,
+        "stream": stream,
+        "episode": np.arange(n),
+        "env_seed": 1000 + np.arange(n),
+        "return": np.linspace(-1, 1, n),
+        "score": np.linspace(0, 100, n),
+        "length": 7,
+        "success": None,
+        "terminated": False,
+        "truncated": True,
+    }
+    return pd.DataFrame(columns | changes)
