@@ -10,8 +10,10 @@ from typing import Any
 
 _HOME = {
     "Task": "tasks.task",
-    "load_task": "tasks.task",
-    "own_task": "tasks.task",
+    "load_task": "tasks.locate",
+    "load_data": "tasks.loading",
+    "own_task": "tasks.custom",
+    "evaluation_env": "tasks.environments",
     "from_arrays": "tasks.formats.arrays",
     "save_data": "tasks.formats.arrays",
     "make_pipeline": "data.pipeline",

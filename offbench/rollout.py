@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 from offbench import rng
 from offbench.data.pipeline import Pipeline
 from offbench.errors import UserError
+from offbench.tasks.environments import evaluation_env
 from offbench.tasks.task import Task
 from offbench.training.engine import bind
 from offbench.training.tracing import Program
@@ -49,7 +50,7 @@ class EnvPool:
 
     def take(self, n: int) -> "list[gymnasium.Env]":
         while len(self._envs) < n:
-            self._envs.append(self.task.make_env())
+            self._envs.append(evaluation_env(self.task))
         return self._envs[:n]
 
     def check(self, spec: Spec) -> None:

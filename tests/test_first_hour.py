@@ -12,7 +12,6 @@ from support.paths import ROOT
 from offbench.bench.plan import plan
 from offbench.cli import bench, board, describe
 from offbench.cli.app import COMMANDS, main
-from offbench.tasks import task as tasks
 
 HOPPER = "task=offbench/hopper/medium-replay-v0"
 OWN = """
@@ -151,7 +150,7 @@ def test_only_the_suite_as_it_is_writes_the_board_of_its_name(settings, name):
 
 def test_a_set_without_its_file_is_listed_as_such(tmp_path, monkeypatch, capsys):
     """Here: the embedded sets with the file of one of them gone."""
-    monkeypatch.setattr(tasks, "roots", lambda: [tmp_path])
+    monkeypatch.setattr("offbench.tasks.embedded.roots", lambda: [tmp_path])
     for path in (ROOT / "datasets").glob("*hopper--medium-*.yaml"):
         shutil.copy(path, tmp_path)
     replay = "minari/offbench/hopper/medium-replay-v0"

@@ -58,7 +58,7 @@ class Cell:
 
     @property
     def environment(self) -> dict[str, Any]:
-        return self.task.judge
+        return self.task.environment
 
 
 TUNABLE = ("method", *AROUND, "transforms", "batch_size", "gamma")  # what tuning is about

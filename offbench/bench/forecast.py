@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from offbench.bench.cells import Cell
 from offbench.results.store import Store
+from offbench.tasks.environments import evaluation_env
+from offbench.tasks.loading import load_data
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +75,7 @@ def _update_rate(cell: Cell) -> float:
     from offbench.training.engine import Engine, initial_carry, make_step, n_minibatches
     from offbench.training.imperative import Imperative, ImperativeEngine
 
-    data, spec = cell.task.load(gamma=cell.pipeline["gamma"], defects="ignore")
+    data, spec = load_data(cell.task, gamma=cell.pipeline["gamma"], defects="ignore")
     method, pipeline = build(cell, data, spec)
     if isinstance(method, Imperative):
         engine = ImperativeEngine(method, pipeline, pipeline.spec(spec), cell.seeds, device="cpu")
@@ -99,7 +101,7 @@ def _update_rate(cell: Cell) -> float:
 
 def _step_rate(cell: Cell) -> float:
     """Environment steps per second, with random actions."""
-    env = cell.task.make_env()
+    env = evaluation_env(cell.task)
     env.action_space.seed(0)
     env.reset(seed=0)
     start = time.perf_counter()
@@ -119,7 +121,7 @@ def stack_bytes(pack: "Pack") -> int:
     from offbench.training.imperative import Imperative
 
     cell = pack.cells[0]
-    data, spec = cell.task.load(gamma=cell.pipeline["gamma"], defects="ignore")
+    data, spec = load_data(cell.task, gamma=cell.pipeline["gamma"], defects="ignore")
     method, pipeline = build(cell, data, spec)
     seeds = [run.seed for _, run in pack.members]
     if isinstance(method, Imperative):
@@ -139,7 +141,7 @@ def kept_bytes(packs: "Sequence[Pack]") -> dict[str, int]:
     for pack in packs:
         cell = pack.cells[0]
         if cell.task.id not in specs:
-            specs[cell.task.id] = cell.task.load(defects="ignore")[1]
+            specs[cell.task.id] = load_data(cell.task, defects="ignore")[1]
         key = (cell.task.id, *program_of(cell))
         if key not in known:
             seen = build_view(cell).spec(specs[cell.task.id])

@@ -18,7 +18,8 @@ from offbench.errors import UserError
 from offbench.results.spec import OUTSIDE, Provenance, RunSpec
 from offbench.results.store import Store
 from offbench.rollout import EnvPool, evaluate
-from offbench.tasks.task import Task, load_task
+from offbench.tasks.locate import load_task
+from offbench.tasks.task import Task
 from offbench.types import Policy, TimeStep
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def evaluate_policy(
             task=task.id,
             dataset=task.dataset,
             dataset_sha256=task.sha256,
-            env=task.judge,
+            env=task.environment,
             method=OUTSIDE,
             hparams={"entry": entry, "version": version, "actions": actions},
             pipeline={},

@@ -44,7 +44,9 @@ from offbench.bench.targets import is_torch_class, locate, name_of
 from offbench.bench.tuning import changes, describe_tuning
 from offbench.bench.values import build_settings, coerce, nest
 from offbench.errors import UserError, unknown
-from offbench.tasks.task import Loader, Task, canonical, load_task, own_task, read_by
+from offbench.tasks.custom import own_task
+from offbench.tasks.locate import canonical, load_task, read_by
+from offbench.tasks.task import Loader, Task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ import psutil
 from offbench.bench.cells import Cell
 from offbench.bench.targets import is_torch_class, locate, option_of
 from offbench.errors import UserError
+from offbench.tasks.loading import doctor_report, load_data
 
 if TYPE_CHECKING:
     from offbench.data.pipeline import Pipeline
@@ -130,8 +131,8 @@ def preflight(
 
     for task in {cell.task.id: cell.task for cell in cells}.values():
         report(f"checking {task.id}")
-        data, spec = task.load(defects="ignore")
-        (doctor.refuse if strict else doctor.warn_once)(task.report(data))
+        data, spec = load_data(task, defects="ignore")
+        (doctor.refuse if strict else doctor.warn_once)(doctor_report(task, data))
         if task.env:
             pool = EnvPool(task)
             pool.check(spec)

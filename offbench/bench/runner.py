@@ -18,6 +18,7 @@ from offbench.bench.recording import Outcome, most_earned, record
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import Pack
 from offbench.results.store import Store
+from offbench.tasks.loading import action_units, load_data
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +63,9 @@ def run_pack(
     cell = pack.cells[0]
     device = resolve_device(settings.device)
     report("loading", 0.0)
-    data, spec = cell.task.load(gamma=cell.pipeline["gamma"], defects="ignore")  # told in preflight
+    data, spec = load_data(
+        cell.task, gamma=cell.pipeline["gamma"], defects="ignore"
+    )  # told in preflight
     data, held_out = training_episodes(cell, data)
     method, pipeline = build(cell, data, spec, lazy=settings.data == "host")
     for other in [name for name in pools if name != cell.task.id]:
@@ -129,7 +132,7 @@ def run_pack(
         for frame in frames:
             sink.episodes(frame)
     fitted = _fitted(cell, pipeline)
-    units = kept.Units(*(pool.units() if cell.task.env else cell.task.units(spec.discrete)))
+    units = kept.Units(*(pool.units() if cell.task.env else action_units(cell.task, spec.discrete)))
 
     def keep_run(i: int, path: Path) -> None:
         own, run = members[i]

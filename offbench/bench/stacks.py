@@ -12,6 +12,7 @@ from typing import Any
 from offbench.bench.cells import Cell
 from offbench.results.spec import RunSpec
 from offbench.results.store import Store
+from offbench.tasks.locate import ready
 from offbench.tasks.task import Task
 
 
@@ -93,9 +94,9 @@ def fetched(
     cells: Iterable[Cell], *, report: Callable[[str], None] = lambda text: None
 ) -> tuple[Cell, ...]:
     """The cells with their data here: downloaded, and their sha256 part of the run's identity."""
-    ready: dict[str, Task] = {}
+    found: dict[str, Task] = {}
     for cell in (cells := tuple(cells)):
-        if cell.task.id not in ready:
+        if cell.task.id not in found:
             report(f"fetching {cell.task.id}")
-            ready[cell.task.id] = cell.task.ready()
-    return tuple(replace(cell, task=ready[cell.task.id]) for cell in cells)
+            found[cell.task.id] = ready(cell.task)
+    return tuple(replace(cell, task=found[cell.task.id]) for cell in cells)

@@ -11,14 +11,15 @@ import yaml
 from offbench.bench.hydra import compose_conf, conf_dir, options, read_option
 from offbench.bench.layers import Layers
 from offbench.bench.values import coerce, flatten
-from offbench.data import compose
+from offbench.data import composition
 from offbench.errors import UserError
-from offbench.tasks.task import Task, canonical
+from offbench.tasks.locate import canonical
+from offbench.tasks.task import Task
 
 
 def home_of(task: "Task | str") -> str:
     """The suite whose protocol a task has where none is named: see conf/protocols.yaml."""
-    if isinstance(task, Task) and task.source == "path":
+    if isinstance(task, Task) and task.family == "own":
         return ELSEWHERE
     task_id = canonical(checked_task_id(task.id if isinstance(task, Task) else task))
     patterns = _protocols()
@@ -43,7 +44,7 @@ def _protocols() -> Mapping[str, Sequence[str]]:
 
 def first_part(task_id: str) -> str:
     """The set whose protocol and budgets a mixture has; of any other task itself."""
-    made = compose.parse(task_id)
+    made = composition.parse(task_id)
     return made if isinstance(made, str) else canonical(made.leaves[0])
 
 

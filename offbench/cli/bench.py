@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from offbench.cli.board import board_of, print_board
 from offbench.cli.console import make_console
 from offbench.cli.describe import say_differences, say_protocol, say_settings, say_which
+from offbench.tasks.loading import load_data
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -136,7 +137,7 @@ def stack_limit(todo: "Sequence[Cell]", plan: "Plan") -> int | None:
 
     limits = []
     for cell in {(c.task.id, *program_of(c)): c for c in todo}.values():
-        data, _ = cell.task.load(defects="ignore")
+        data, _ = load_data(cell.task, defects="ignore")
         size = sum(x.nbytes for x in data) if plan.settings.data == "device" else 0
         free, _ = torch.cuda.mem_get_info(device)
         per_run = stack_bytes(Pack((replace(cell, seeds=cell.seeds[:1]),)))

@@ -94,7 +94,7 @@ def _runs_of(plan: "Plan", store: "Store") -> "tuple[pd.DataFrame, int]":
             return row["entry"] not in entries and episodes and row["seed"] in cell.seeds
         return (
             row["entry"] not in entries
-            and row["dataset_sha256"] == cell.task.sha256
+            and cell.task.sha256 in (None, row["dataset_sha256"])
             and _alike(row["n_updates"], cell.n_updates, "published_updates", row, cell)
             and _alike(
                 row["protocol.episodes"], cell.protocol["episodes"], "published_episodes", row, cell

@@ -15,26 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from offbench.data import compose
+from offbench.data import compose, composition
 from offbench.data.replay import ACTION_TOLERANCE
 from offbench.errors import UserError, unknown
-from offbench.tasks import catalog, doctor, files
-from offbench.tasks.task import (
-    NOT_HERE,
-    canonical,
-    check_file,
-    load_task,
-    manifests,
-    of_this_copy,
-    read_for,
-)
+from offbench.tasks import doctor, files, registry
+from offbench.tasks.custom import read_for
+from offbench.tasks.embedded import manifests
+from offbench.tasks.loading import check_file, load_data, of_this_copy
+from offbench.tasks.locate import canonical, fetch, load_task, locate, ready
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.console import Console
 
     from offbench.data.replay import ReplayData
-    from offbench.tasks.catalog import Card
     from offbench.tasks.formats.arrays import Reading
     from offbench.tasks.formats.d4rl import Boundaries
     from offbench.tasks.formats.foreign import Read
@@ -153,9 +147,9 @@ def _list(args: Sequence[str]) -> int:
         rows.setdefault(name, f"data make: {recipe.summary}")
     for name, collection in COLLECTIONS.items():
         rows.setdefault(name, f"data make: {collection.summary}")
-    for name, about in catalog.listing():
+    for name, about in registry.listing():
         rows[name] = f"{about}; also data make" if name in rows else about
-    for name, made_of in compose.MIXED.items():
+    for name, made_of in composition.MIXED.items():
         rows.setdefault(name, made_of)
     shown = {k: v for k, v in rows.items() if all(w in k or w in v for w in words)}
     if not shown:
@@ -176,16 +170,16 @@ def load(
     if Path(name).exists() and name not in manifests():
         return _from_path(Path(name), name, limit, env, actions)
     name = canonical(name)
-    if compose.is_composed(name):
+    if composition.is_composed(name):
         composed = compose.build(name, _replay)
         facts = doctor.Facts.of(load_task(composed.card["base"]))
-        parts = compose.parse(name).leaves  # type: ignore[union-attr]  # no plain id
+        parts = composition.parse(name).leaves  # type: ignore[union-attr]  # no plain id
         facts = replace(facts, id=composed.id, repeats=True, parts=parts)
         return Loaded(composed.data, facts, composed.card)
     # an unknown one is called a dataset
-    catalog.card(name)
-    task = load_task(name).ready()
-    data, _ = task.load(defects="ignore")
+    registry.describe(name)
+    task = ready(load_task(name))
+    data, _ = load_data(task, defects="ignore")
     return Loaded(data, doctor.Facts.of(task), _card(task), tuple(of_this_copy(task)))
 
 
@@ -200,9 +194,9 @@ def _card(task: "Task") -> Mapping[str, Any]:
     known = manifests()
     if task.id in known:
         return known[task.id][1]
-    card = catalog.card(task.id)
+    card = registry.describe(task.id)
     notes = list(card.notes)
-    if alike := [n for n in catalog.sounds_like(card.id) if n.split("/")[0] != card.family]:
+    if alike := [n for n in registry.sounds_like(card.id) if n.split("/")[0] != card.family]:
         notes.append(f"not {' or '.join(alike)}, which only sounds like it")
     return {
         "env": {"id": card.env},
@@ -210,14 +204,14 @@ def _card(task: "Task") -> Mapping[str, Any]:
         "refused": card.refused,
         "notes": notes,
         "reference": card.ref_source,
-        "path": "not here" if task.sha256 == NOT_HERE else str(task.root),
-        "sha256": None if task.sha256 == NOT_HERE else task.sha256,
+        "path": "not here" if task.path is None else str(task.path),
+        "sha256": task.sha256,
     }
 
 
 def _from_path(path: Path, name: str, limit: int | None, env: str | None, actions: str) -> Loaded:
+    from offbench.tasks.custom import own_task
     from offbench.tasks.formats import arrays, d4rl, minari
-    from offbench.tasks.task import own_task
 
     kind = arrays.layout(path, name=name)
     task = None
@@ -279,7 +273,7 @@ def _limit(path: Path) -> int | None:
         return None
     found = {
         c.max_episode_steps
-        for c in map(catalog.card, catalog.ids())
+        for c in map(registry.describe, registry.ids())
         if any(Path(f.name).name == path.name for f in c.files)
     }
     return found.pop() if len(found) == 1 else None
@@ -320,11 +314,11 @@ def _show(args: Sequence[str]) -> int:
 
 def _show_what_is_known(name: str, console: "Console") -> None:
     """The card of a set that is not here and cannot be had now; nothing for a name that is no id."""
-    if Path(name).exists() or compose.is_composed(canonical(name)):
+    if Path(name).exists() or composition.is_composed(canonical(name)):
         return
-    catalog.card(name)
+    registry.describe(name)
     task = load_task(name)
-    if task.sha256 == NOT_HERE:
+    if task.sha256 is None:
         facts = doctor.Facts.of(task)
         report = doctor.Report(task.id, 0, 0, tuple(doctor.known_defects(task.id)))
         _print_card(facts, _card(task), None, report, console)
@@ -479,7 +473,7 @@ def _check(args: Sequence[str]) -> int:
 def _repeated(name: str, env: str | None, limit: int | None, actions: str) -> tuple[str, str, str]:
     """A row on how well an environment repeats the recorded steps."""
     from offbench.tasks.consistency import one_step
-    from offbench.tasks.task import own_task
+    from offbench.tasks.custom import own_task
 
     try:
         if Path(name).exists() and name not in manifests():
@@ -487,7 +481,7 @@ def _repeated(name: str, env: str | None, limit: int | None, actions: str) -> tu
                 raise UserError("a file names no environment; give one: --env HalfCheetah-v5")
             task = own_task(name, env=env, max_episode_steps=limit, actions=actions)  # type: ignore[arg-type]
         else:
-            task = load_task(name).ready()
+            task = ready(load_task(name))
         found = one_step(task)
     except UserError as error:
         return _label("info", "info"), "environment", str(error)
@@ -625,19 +619,19 @@ def _fetch(args: Sequence[str]) -> int:
         for card in cards:
             bar = bars.add_task(card.id, total=None)
             update = lambda done, total, bar=bar: bars.update(bar, completed=done, total=total)
-            path = _embedded_at(card) or catalog.fetch(card, update, verify=True)
+            path = _embedded_at(card) or fetch(card, update, verify=True)
             console.print(f"{card.id}: {path}", soft_wrap=True)
     return 0
 
 
-def _cards(name: str) -> "Iterator[Card]":
+def _cards(name: str) -> "Iterator[Task]":
     """Of an id, or of every part of a composition."""
-    made = compose.parse(canonical(name))
+    made = composition.parse(canonical(name))
     for part in [name] if isinstance(made, str) else made.leaves:
-        yield catalog.card(part)
+        yield registry.describe(part)
 
 
-def _embedded_at(card: "Card") -> Path | None:
+def _embedded_at(card: "Task") -> Path | None:
     """Folder of an embedded set; UserError where its file is not here or not the manifest's."""
     if card.family != "offbench":
         return None
@@ -674,7 +668,7 @@ def _items(name: str) -> dict[str, Path]:
         if (folder := _embedded_at(card)) is not None:
             root, manifest = manifests()[card.id][0], f"{slug(card.id)}.yaml"
             items |= {f"datasets/{manifest}": root / manifest, f"datasets/minari/{card.id}": folder}
-        elif (path := catalog.locate(card)) is not None:
+        elif (path := locate(card)) is not None:
             items[card.id if card.family == "minari" else card.files[0].name] = path
         else:
             raise UserError(f"{card.id} is not here; get it with: offbench data fetch {card.id}")

@@ -128,7 +128,8 @@ def _first_line(target: str) -> str:
 
 
 def _tasks() -> list[tuple[str, str]]:
-    from offbench.tasks.task import load_task, manifests
+    from offbench.tasks.embedded import manifests
+    from offbench.tasks.locate import load_task
 
     rows = [
         (

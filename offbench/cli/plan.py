@@ -68,32 +68,30 @@ def show_plan(args: Sequence[str]) -> int:
 
 
 def is_here(task: "Task") -> bool:
-    from offbench.tasks.task import NOT_HERE
-
-    missing = task.source == "embedded" and not (task.folder / "data" / "main_data.hdf5").exists()
-    return task.sha256 != NOT_HERE and not missing
+    if task.family == "offbench" and task.path is not None:
+        return (task.path / "data" / "main_data.hdf5").exists()
+    return task.sha256 is not None
 
 
 def _print_absent(plan: "Plan", console: "Console") -> None:
     """What a run would download first: a plan looks at what is here, and fetches nothing."""
-    from offbench.data import compose
-    from offbench.tasks import catalog
-    from offbench.tasks.task import load_task
+    from offbench.data import composition
+    from offbench.tasks.locate import load_task
 
     absent: dict[str, str] = {}
     for task in (c.task for c in plan.cells if not is_here(c.task)):
-        made = compose.parse(task.id)
-        for name in [task.id] if isinstance(made, str) else made.leaves:
-            if is_here(load_task(name)):
+        parsed = composition.parse(task.id)
+        for name in [task.id] if isinstance(parsed, str) else parsed.leaves:
+            part = load_task(name)
+            if is_here(part):
                 continue
-            card = catalog.card(name)
-            sizes = [file.size for file in card.files]
+            sizes = [file.size for file in part.files]
             known = bool(sizes) and None not in sizes
             size = f"{sum(sizes) / 1e6:,.0f} MB" if known else "size not known"
-            how = f"{size}, {card.urls[-1]}" if card.urls else "nothing is known to download"
-            if card.family == "offbench":
+            how = f"{size}, {part.urls[-1]}" if part.urls else "nothing is known to download"
+            if part.family == "offbench":
                 how = f"offbench data make {name}"
-            absent.setdefault(how, f"  {card.id}: {how}")
+            absent.setdefault(how, f"  {part.id}: {how}")
     if absent:
         console.print(f"data that a run needs first ({len(absent)} not here, so not estimated):")
         console.print("\n".join(absent.values()), soft_wrap=True, markup=False)

@@ -45,7 +45,8 @@ class RunSpec:
     suite_version: int
     task: str
     dataset: str
-    dataset_sha256: str
+    # None while the data have not been downloaded: such a run is planned, and cannot be recorded
+    dataset_sha256: str | None
     # id and kwargs; for own data how a return is scored, too
     env: Mapping[str, Any]
     # registry name or dotted path
@@ -164,7 +165,9 @@ def _from_dict(cls: type, value: object) -> Any:
 def _checked(item: Any, value: Any) -> Any:
     """The value of one field, copied into plain JSON types, or a UserError naming the field."""
     name, kind = item.name, item.type
-    if kind is str:
+    if kind == str | None and value is None:
+        return None
+    if kind in (str, str | None):
         if not isinstance(value, str) or not value:
             raise UserError(f"{name}: {value!r} is not a non-empty string")
         return str(value)

@@ -116,6 +116,10 @@ class Store:
         UserError for rows that do not belong to this run, for `test` rows before the last update, and
         when the run has a whole record already.
         """
+        if run.dataset_sha256 is None:
+            raise UserError(
+                f"{run.task}: dataset_sha256 is not known, so nothing says what was trained on"
+            )
         table = episode_table(run, episodes, provenance.entry)
         sink = pa.BufferOutputStream()
         # Snappy: a small file is read twice as fast as with zstd, and boards read thousands.

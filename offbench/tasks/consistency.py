@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from offbench.errors import UserError
-from offbench.tasks.environments import OFF_CENTRE
+from offbench.tasks.environments import OFF_CENTRE, evaluation_env
+from offbench.tasks.loading import load_data
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,7 +77,7 @@ def one_step(task: "Task", *, steps: int = 300, seed: int = 0) -> Agreement:
     """Repeats sampled steps of the set. UserError, one line, where the set does not say which state
     its simulator was in."""
     recorded = _recorded(task, steps, np.random.default_rng(seed))
-    env = task.make_env()
+    env = evaluation_env(task)
     env.reset(seed=seed)
     sizes = recorded.obs.shape[1], recorded.action.shape[1]
     shown = env.observation_space.shape[0], env.action_space.shape[0]
@@ -118,11 +119,15 @@ def one_step(task: "Task", *, steps: int = 300, seed: int = 0) -> Agreement:
 def _recorded(task: "Task", n: int, rng: np.random.Generator) -> Steps:
     if task.refused is not None:
         raise UserError(f"{task.id}: {task.refused}")
-    if task.source in ("catalog", "path") and task.root.is_file():
+    if (
+        task.path is not None
+        and task.family not in ("offbench", "composed")
+        and task.path.is_file()
+    ):
         obs, action, reward, ends = _rows(task)
-        state, rows = _states(task.root), np.flatnonzero(~ends[:-1])
+        state, rows = _states(task.path), np.flatnonzero(~ends[:-1])
     else:
-        data, _ = task.load(defects="ignore")
+        data, _ = load_data(task, defects="ignore")
         obs, action, reward, state = data.obs.numpy(), data.action.numpy(), data.reward.numpy(), {}
         rows = np.flatnonzero((data.valid & ~data.terminal).numpy())
     if task.env.startswith(("Hopper", "Walker2d")):
@@ -144,15 +149,15 @@ def _rows(task: "Task") -> "tuple[NDArray[Any], ...]":
     """Observations, actions in [-1, 1], rewards and ends of episodes, as the rows of a file."""
     from offbench.tasks.formats import arrays, npz
 
-    if arrays.layout(task.root, name=task.id) == "ogbench":
-        with npz.Npz(task.root, task.id) as file:
+    if arrays.layout(task.path, name=task.id) == "ogbench":
+        with npz.Npz(task.path, task.id) as file:
             obs, action, ends = map(file.read, ("observations", "actions", "terminals"))
             reward = file.read("rewards") if "rewards" in file else np.zeros(len(obs))
         return obs, action, reward, ends.astype(bool)
     reading = task.reading or arrays.Reading(
         max_episode_steps=task.max_episode_steps, limit_given=True
     )
-    raw, at = arrays.steps(task.root, name=task.id, reading=reading)
+    raw, at = arrays.steps(task.path, name=task.id, reading=reading)
     return raw.obs, raw.action, raw.reward, at.end
 
 

@@ -16,17 +16,22 @@ An adapter makes the observations of a Gymnasium environment those of a dataset:
 What `d4rl-` environments do otherwise besides is in `offbench.tasks.d4rl_envs`.
 """
 
+import contextlib
+import io
+import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from offbench.errors import unknown
+from offbench.errors import UserError, unknown
 from offbench.tasks.d4rl_envs import OFF_CENTRE, RULES
 
 if TYPE_CHECKING:
     import gymnasium
+
+    from offbench.tasks.task import Task
 
 Maze = tuple[str, ...]
 """Rows of a maze: `#` a wall, `.` free, `R` a start, `G` a goal; without R, every free cell is one."""
@@ -78,7 +83,7 @@ _KITCHEN: Mapping[str, tuple[int, tuple[float, ...]]] = {  # first coordinate of
 _CELLS = {"#": 1, ".": 0, "R": "r", "G": "g"}
 
 
-@contextmanager
+@contextlib.contextmanager
 def numpy_seed(seed: int) -> Iterator[None]:
     """numpy's global generator, which OGBench's mazes draw from, seeded for a block and put back."""
     kept = np.random.get_state()
@@ -102,6 +107,105 @@ def maze2d_map(size: str) -> list[list[int | str]]:
     """
     rows = [[("r" if c == "." else _CELLS[c]) for c in row] for row in MAZE2D[size]]
     return [list(column) for column in reversed(list(zip(*rows)))]
+
+
+def evaluation_env(task: "Task") -> "gymnasium.Env":
+    """One evaluation environment of a task with actions in [-1, 1]. UserError where there is none, or its
+    package is missing."""
+    if task.refused is not None:
+        raise UserError(f"{task.id}: {task.refused}")
+    if not task.env:
+        raise UserError(f"{task.id}: there is no environment; name one: task.env=HalfCheetah-v5")
+    return make_env(task.env, task.env_kwargs, task.id, adapter=task.adapter)
+
+
+def make_env(
+    env: str, kwargs: Mapping[str, Any], name: str, *, adapter: str | None = None
+) -> "gymnasium.Env":
+    """An environment that shows flat observations and takes actions in [-1, 1].
+
+    UserError where its package is missing, where it is unknown, and for arguments it does not take.
+    """
+    import gymnasium
+    from gymnasium.wrappers import RescaleAction
+
+    # state environments; without it dm_control looks for a screen
+    os.environ.setdefault("MUJOCO_GL", "disabled")
+    # OGBench's environments make a new Box, and gymnasium this warning, whenever their space is read.
+    warnings.filterwarnings("ignore", message=".*precision lowered by casting")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is out of date.*")  # v4, which is meant
+        warnings.filterwarnings("ignore", message=".*reward functions were updated.*")
+        try:
+            try:
+                made = gymnasium.make(env, disable_env_checker=True, **kwargs)
+            except (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound):
+                made = _make_from_package(env, kwargs, name)
+        except (gymnasium.error.Error, TypeError, ImportError) as error:
+            words = " ".join(str(error).split())
+            raise UserError(f"{name}: environment {env}: {words}{_nearest_env(env)}") from None
+        made = adapt(made, adapter)
+        # OGBench makes its spaces, and warns, each time they are asked for
+        made.action_space, made.observation_space = made.action_space, made.observation_space
+    space = made.action_space
+    bounds = [getattr(space, k, np.nan) for k in ("low", "high")]
+    if not (np.isfinite(bounds).all() and (bounds[0] < bounds[1]).all()):
+        raise UserError(
+            f"{name}: environment {env} takes {space}; actions must be a Box with finite bounds, the lower"
+            " below the upper, or Discrete"
+        )
+    if abs(made.action_space.low + 1).max() > 0 or abs(made.action_space.high - 1).max() > 0:
+        made = RescaleAction(made, -1.0, 1.0)
+    return made
+
+
+_PACKAGES = ("ogbench", "gymnasium_robotics", "minigrid")
+
+
+def _make_from_package(env: str, kwargs: Mapping[str, Any], name: str) -> "gymnasium.Env":
+    """Environments that a package registers when imported."""
+    import importlib
+
+    import gymnasium
+
+    for package in _PACKAGES:
+        try:
+            # gymnasium-robotics prints a notice of its own
+            with contextlib.redirect_stderr(io.StringIO()):
+                module = importlib.import_module(package)
+        except ImportError:
+            continue
+        if package == "gymnasium_robotics":
+            gymnasium.register_envs(module)
+        if env in gymnasium.registry:
+            return gymnasium.make(env, disable_env_checker=True, **kwargs)
+    which = (
+        "install minigrid (pip install minigrid)"
+        if env.startswith("MiniGrid")
+        else ("one of a package of yours is written module:Id")
+    )
+    raise UserError(
+        f"{name}: environment {env} is not installed (tried gymnasium, ogbench, gymnasium-robotics, "
+        f"minigrid){_nearest_env(env)}; {which}"
+    )
+
+
+def _nearest_env(env: str) -> str:
+    """ "; did you mean 'Hopper-v5'?", the latest version of that name or the id that is spelt alike."""
+    import difflib
+
+    import gymnasium
+
+    base = lambda key: key.rpartition("-v")[0] or key
+    version = lambda key: int(key.rpartition("-v")[2]) if key.rpartition("-v")[2].isdigit() else 0
+    known = [key for key in gymnasium.registry if key != env]
+    same = [key for key in known if base(key) == base(env) and version(key) > 3] or [
+        key for key in known if base(key) == base(env)
+    ]
+    near = (
+        [max(same, key=version)] if same else difflib.get_close_matches(env, known, n=1, cutoff=0.7)
+    )
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def adapt(env: "gymnasium.Env", adapter: str | None) -> "gymnasium.Env":

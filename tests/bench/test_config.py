@@ -332,9 +332,9 @@ def test_the_order_of_two_reward_transforms_is_part_of_the_name():
 
 
 def test_how_own_data_are_scored_is_part_of_the_name():
-    from offbench.tasks.task import load_task
+    from offbench.tasks.locate import load_task
 
-    path = load_task("offbench/hopper/medium-replay-v0").folder
+    path = load_task("offbench/hopper/medium-replay-v0").path
     own = lambda *more: plan(["method=bc", f"task.data={path}", *more], bench=False).cells[0]
     others = ("task.ref_max=5000", "task.score=success", "task.max_episode_steps=50")
     ids = [own(*more).runs()[0].run_id for more in ([], *([x] for x in others))]

@@ -9,7 +9,8 @@ from offbench.bench import kept
 from offbench.cli import main
 from offbench.errors import UserError
 from offbench.results.store import Store
-from offbench.tasks.task import load_task
+from offbench.tasks.environments import evaluation_env
+from offbench.tasks.locate import load_task
 
 HOPPER = "offbench/hopper/medium-replay-v0"
 TINY = ["method.hidden=[16,16]", "batch_size=32", "eval.episodes=1", "jobs=1", "engine=eager"]
@@ -56,7 +57,7 @@ def test_a_loaded_policy_acts_as_the_one_that_was_evaluated(entry, task, more, t
     assert main(["bench", *tiny, f"results={tmp_path}", *args]) == 0
     policy = kept.load_policy(files(tmp_path)[0])
     row = Store(tmp_path).episodes(stream="test").iloc[0]
-    env = load_task(task).make_env()
+    env = evaluation_env(load_task(task))
     obs, _ = env.reset(seed=int(row["env_seed"]))
     total, reward, steps, over = 0.0, 0.0, 0, False
     while not over:
@@ -237,7 +238,7 @@ def test_a_pytorch_class_of_ones_own_is_kept_by_its_state_dicts(tmp_path, monkey
     path = files(tmp_path / "r")[1]
     policy = kept.load_policy(path)
     episodes = Store(tmp_path / "r").episodes(run_id=policy.run.run_id)
-    env = load_task(HOPPER).make_env()
+    env = evaluation_env(load_task(HOPPER))
     obs, _ = env.reset(seed=int(episodes["env_seed"].iloc[0]))
     total, over = 0.0, False
     while not over:

@@ -18,13 +18,13 @@ from offbench.bench.plan import plan
 from offbench.bench.presets import preset_table, yaml_presets
 from offbench.bench.targets import locate
 from offbench.data import transforms
-from offbench.data.compose import MIXED
+from offbench.data.composition import MIXED
 from offbench.data.replay import Episode, from_episodes, from_flat
 from offbench.data.transforms import TRANSFORMS, reward_range
 from offbench.errors import UserError
-from offbench.tasks import catalog
+from offbench.tasks import registry
 from offbench.tasks.formats import d4rl
-from offbench.tasks.task import load_task
+from offbench.tasks.locate import load_task
 
 CORL = SHARED / "reference/corl_hparams.csv"
 TABLES = [name for name in options("method") if preset_table(name)]
@@ -62,7 +62,7 @@ def test_a_row_is_used_by_a_task_and_sets_what_exists(name, preset):
     around = lambda p: (p.by, p.around)
     same = [p for n, p in ROWS if n == name and around(p) == around(preset)]
     first = lambda task: next(p for p in same if p.fits(task))
-    known = {i: i for i in (*catalog.ids(), *UNLISTED)} | dict(MIXED)
+    known = {i: i for i in (*registry.ids(), *UNLISTED)} | dict(MIXED)
     tasks = [i for i, made in known.items() if preset.fits(made) and first(made) is preset]
     assert tasks, "no listed dataset reaches this row"
     task = next(i for i in tasks if load_task(i).refused is None)
@@ -222,7 +222,7 @@ def published() -> dict[tuple[str, str], dict[str, str]]:
                 )  # of which it is the first part
                 if row["stage"] == stage and row["algo"] in EXPECTED:
                     table[row["algo"], row["dataset"]][row["key"]] = row["value"]
-    return {k: v for k, v in table.items() if f"d4rl/{k[1]}" in catalog.ids()}
+    return {k: v for k, v in table.items() if f"d4rl/{k[1]}" in registry.ids()}
 
 
 def number(v, key, default=None):

@@ -6,6 +6,7 @@ from offbench.bench import executors, preflight, stacks
 from offbench.bench.plan import plan
 from offbench.errors import UserError
 from offbench.results.store import Store
+from offbench.tasks.loading import load_data
 
 TASKS = ("offbench/hopper/medium-replay-v0", "offbench/halfcheetah/medium-replay-v0")
 
@@ -63,7 +64,7 @@ def test_a_minibatch_larger_than_the_machine_is_refused_before_anything_is_alloc
     cell = plan(
         ["method=bc", "task=offbench/hopper/medium-replay-v0", f"batch_size={10**12}"], bench=False
     ).cells[0]
-    data, spec = cell.task.load(defects="ignore")
+    data, spec = load_data(cell.task, defects="ignore")
     with pytest.raises(
         UserError, match=r"^batch_size=1000000000000: one minibatch of offbench/hopper"
     ):

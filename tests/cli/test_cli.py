@@ -22,7 +22,8 @@ from offbench.cli.listing import _parity, _updates
 from offbench.data.replay import episode_returns
 from offbench.errors import UserError
 from offbench.tasks.doctor import DataWarning
-from offbench.tasks.task import check_file, load_task
+from offbench.tasks.loading import check_file, load_data
+from offbench.tasks.locate import load_task
 
 HOPPER = "offbench/hopper/medium-replay-v0"
 TINY = [f"task={HOPPER}", "n_updates=20", "eval.episodes=1", "method.hidden=[8]"]
@@ -180,7 +181,7 @@ def test_a_plan_begins_with_whose_protocol_it_is_and_shows_a_departure(nothing_h
     assert "300k of 1M" in rows[0] and "300k of 3M" in rows[1]
     assert main(["plan", "method=bc", task]) == 0
     assert "  1M updates, 10 test episodes (suite d4rl-gym-9)" in capsys.readouterr().out
-    own = [f"task.data={load_task(HOPPER).folder}", "n_updates=20", "eval.episodes=1"]
+    own = [f"task.data={load_task(HOPPER).path}", "n_updates=20", "eval.episodes=1"]
     assert main(["plan", "method=bc", "seeds=[0]", *own]) == 0
     assert capsys.readouterr().out.startswith(
         "suite other v1, that of own/medium-replay-v0: no suite was named; protocol: this project's"
@@ -297,8 +298,8 @@ def own(tmp_path, monkeypatch) -> Path:
     """A copy of one dataset that a test may damage."""
     task = load_task(HOPPER)
     root = tmp_path / "datasets"
-    shutil.copytree(task.folder, root / "minari" / HOPPER)
-    shutil.copy(task.root / "offbench--hopper--medium-replay-v0.yaml", root)
+    shutil.copytree(task.path, root / "minari" / HOPPER)
+    shutil.copy(ROOT / "datasets" / "offbench--hopper--medium-replay-v0.yaml", root)
     monkeypatch.setenv("OFFBENCH_DATASETS", str(root))
     return root
 
@@ -397,7 +398,7 @@ def test_a_results_folder_that_cannot_be_written_is_refused(capsys, tmp_path):
 
 def test_check_file_accepts_the_right_file():
     task = load_task(HOPPER)
-    check_file(task.folder / "data" / "main_data.hdf5", task.sha256, task.id)
+    check_file(task.path / "data" / "main_data.hdf5", task.sha256, task.id)
 
 
 def test_a_diverged_seed_is_a_record_with_its_reason_and_exit_code_1(tmp_path, capsys):
@@ -527,7 +528,7 @@ def test_what_a_view_took_from_the_data_is_in_the_record(tmp_path, capsys):
     assert run.returncode == 0, run.stderr
     (record,) = tmp_path.glob("runs/**/*.json")
     body = json.loads(record.read_text())
-    data, _ = load_task(HOPPER).load()
+    data, _ = load_data(load_task(HOPPER))
     best = float(episode_returns(data).max())
     assert body["provenance"]["fitted"]["view.target_return"] == pytest.approx(best)
     assert body["spec"]["pipeline"]["view"]["target_return"] is None

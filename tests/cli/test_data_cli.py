@@ -10,14 +10,17 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import h5py
 import numpy as np
 import pytest
+from support.paths import ROOT
 
 from offbench.cli import data as data_cli
 from offbench.cli.data import histogram, main
 from offbench.data.replay import Episode, fingerprint
 from offbench.errors import UserError
-from offbench.tasks import catalog, doctor
+from offbench.tasks import d4rl, doctor, registry
 from offbench.tasks.doctor import Facts
-from offbench.tasks.task import load_task
+from offbench.tasks.environments import make_env
+from offbench.tasks.loading import load_data
+from offbench.tasks.locate import load_task
 
 HOPPER = "offbench/hopper/medium-replay-v0"
 CHEETAH = "offbench/halfcheetah/expert5-v0"
@@ -89,7 +92,7 @@ def test_an_embedded_set_that_is_not_made_names_the_command_that_makes_it(
     args, tmp_path, monkeypatch
 ):
     name = "offbench/hopper/medium-v0"
-    shutil.copy(load_task(name).root / "offbench--hopper--medium-v0.yaml", tmp_path)
+    shutil.copy(ROOT / "datasets/offbench--hopper--medium-v0.yaml", tmp_path)
     monkeypatch.setenv("OFFBENCH_DATASETS", str(tmp_path))
     command, *rest = (word.format(tmp=tmp_path) for word in args)
     with pytest.raises(UserError, match=f"is missing; rebuild it with: offbench data make {name}$"):
@@ -294,10 +297,10 @@ def served(tmp_path, monkeypatch):
     quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *a: None})
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(quiet, directory=tmp_path / "www"))
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    row = dict(next(iter(catalog._d4rl_rows().values())), dataset_id="tiny-v0", domain="gym_bullet")
+    row = dict(next(iter(d4rl.rows().values())), dataset_id="tiny-v0", domain="gym_bullet")
     row["dataset_url"] = f"http://127.0.0.1:{server.server_address[1]}/tiny-v0.hdf5"
-    monkeypatch.setattr(catalog, "_d4rl_rows", lambda: {"tiny-v0": row})
-    monkeypatch.setattr(catalog, "ids", lambda: ("d4rl/tiny-v0",))
+    monkeypatch.setattr(d4rl, "rows", lambda: {"tiny-v0": row})
+    monkeypatch.setattr(registry, "ids", lambda: ("d4rl/tiny-v0",))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     yield path
     server.shutdown()
@@ -319,7 +322,10 @@ def test_a_set_is_fetched_packed_and_found_elsewhere(served, cache, tmp_path, ca
     assert f"OFFBENCH_DATASETS={tmp_path / 'elsewhere' / 'datasets'}" in capsys.readouterr().out
     monkeypatch.setenv("OFFBENCH_DATASETS", str(tmp_path / "elsewhere" / "datasets"))
     task = load_task(HOPPER)
-    assert task.root == tmp_path / "elsewhere" / "datasets" and task.load()[0].n_episodes == 549
+    assert (
+        task.path.is_relative_to(tmp_path / "elsewhere" / "datasets")
+        and load_data(task)[0].n_episodes == 549
+    )
 
 
 def test_a_download_that_was_changed_since_is_told(served, cache):
@@ -387,9 +393,8 @@ def test_a_set_without_states_says_why_its_steps_cannot_be_repeated(capsys, tmp_
 )
 def test_steps_of_an_ogbench_file_are_repeated_from_its_states(name, cache, capsys):
     """A file as OGBench's own, with the states that its scripts keep."""
-    from offbench.tasks import task as tasks
 
-    env = tasks.make_env(catalog.card(name).env, {}, name)
+    env = make_env(registry.describe(name).env, {}, name)
     inner, rng = env.unwrapped, np.random.default_rng(0)
     rows = {
         k: [] for k in ("observations", "actions", "terminals", "qpos", "qvel", "button_states")
@@ -438,7 +443,7 @@ def test_a_composition_is_made_and_its_list_kept(capsys, cache):
     assert content["sha256"] in out and content["base"] == CHEETAH
     from offbench.data import compose
 
-    made = compose.build(name, lambda n: load_task(n).load()[0])
+    made = compose.build(name, lambda n: load_data(load_task(n))[0])
     assert fingerprint(made.data) == content["sha256"]
     assert content["index"] == made.index.tolist()
 

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offbench.data import compose
-from offbench.data.compose import Composition, build, parse
+from offbench.data import compose, composition
+from offbench.data.compose import build
+from offbench.data.composition import Composition, parse
 from offbench.data.replay import Episode, episode_returns, fingerprint, from_episodes
 from offbench.errors import UserError
 
@@ -82,12 +83,12 @@ def same(a, b):
 )
 def test_an_id_has_one_canonical_form(written, canonical):
     assert str(parse(written)) == canonical
-    assert str(parse(canonical)) == canonical and compose.is_composed(written)
+    assert str(parse(canonical)) == canonical and composition.is_composed(written)
 
 
 def test_a_plain_id_is_itself():
     for name in ("d4rl/hopper-medium-v2", "hf://user/set-v0", "D4RL/door/human-v2"):
-        assert parse(name) == name and not compose.is_composed(name)
+        assert parse(name) == name and not composition.is_composed(name)
         with pytest.raises(UserError, match="not a composition"):
             of(name)
 
@@ -291,8 +292,8 @@ def test_the_card_and_the_list_of_trajectories_are_kept(tmp_path):
 
 
 def test_the_mixed_benchmark_has_32_sets_that_parse():
-    assert len(compose.MIXED) == 32 == len(set(compose.MIXED.values()))
-    for name, dataset_id in compose.MIXED.items():
+    assert len(composition.MIXED) == 32 == len(set(composition.MIXED.values()))
+    for name, dataset_id in composition.MIXED.items():
         what = parse(dataset_id)
         assert isinstance(what, Composition) and what.op == "mix" and str(what) == dataset_id
         good, other = what.parts

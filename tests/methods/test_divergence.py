@@ -8,7 +8,8 @@ from offbench.bench.recording import exploded, most_earned
 from offbench.data.pipeline import make_pipeline
 from offbench.data.views import Chunk, NStep
 from offbench.methods.sac_n import SACN
-from offbench.tasks.task import load_task
+from offbench.tasks.loading import load_data
+from offbench.tasks.locate import load_task
 from offbench.testing.contract import fake_data
 from offbench.training.loop import train
 
@@ -56,7 +57,7 @@ def test_values_ten_times_beyond_it_have_diverged(metrics, told):
 @pytest.mark.parametrize("diversity_weight", [None, 5.0])
 def test_critics_that_agree_diverge_and_as_many_diverse_ones_do_not(diversity_weight):
     """An et al. (2021), sections 3 and 4. High rates, so that 500 updates do what takes many thousands."""
-    data, spec = load_task("offbench/hopper/medium-replay-v0").load()
+    data, spec = load_data(load_task("offbench/hopper/medium-replay-v0"))
     pipeline = make_pipeline(data, batch_size=64)
     fast = {"hidden": (32, 32), "actor_lr": 3e-3, "critic_lr": 3e-3, "polyak_rate": 0.2}
     method = SACN(**fast, n_critics=5, diversity_weight=diversity_weight)

@@ -31,7 +31,8 @@ from offbench.nn import nets
 from offbench.nn.optim import Adam
 from offbench.results.store import Store
 from offbench.rollout import env_seeds, evaluate, make_policy
-from offbench.tasks.task import load_task
+from offbench.tasks.loading import load_data
+from offbench.tasks.locate import load_task
 from offbench.testing import contract as testing
 from offbench.testing.contract import SPEC, fake_batch
 from offbench.training import checkpoint
@@ -619,7 +620,7 @@ def test_a_policy_from_elsewhere_plays_the_same_episodes_and_is_on_the_board(tmp
 
 def test_its_scores_are_those_of_the_same_weights_evaluated_as_a_method(tmp_path):
     task = load_task(HOPPER)
-    data, spec = task.load(defects="ignore")
+    data, spec = load_data(task, defects="ignore")
     method, pipeline = BC(hidden=(8,)), make_pipeline(data)
     state = method.init(rng.key(0), spec)
     want = evaluate(

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
+from offbench.tasks.loading import load_data
+
 HEADER = [
     "algorithm",
     "task",
@@ -47,11 +49,12 @@ def export(task_id: str, folder: Path, episodes: int, own: list[str]) -> Path:
     from dataclasses import asdict
 
     from offbench.rollout import env_seeds
-    from offbench.tasks.task import load_task, own_task
+    from offbench.tasks.custom import own_task
+    from offbench.tasks.locate import load_task
 
     settings = dict(s.split("=", 1) for s in own)
     task = own_task(id=task_id, **settings) if own else load_task(task_id)
-    data, _ = task.load()
+    data, _ = load_data(task)
     row = np.flatnonzero(data.valid.numpy())
     nxt = np.minimum(row + 1, len(data.obs) - 1)
     followed = data.valid.numpy()[nxt]  # an action was recorded at the next observation

@@ -21,6 +21,7 @@ from offbench.data.views import NStep, Window
 from offbench.errors import UserError
 from offbench.methods.bc import BC
 from offbench.methods.dt import DT
+from offbench.tasks.loading import load_data
 from offbench.testing.contract import SPEC, fake_data
 from offbench.training.loop import train
 from offbench.types import Policy, Spec, TimeStep
@@ -127,7 +128,7 @@ def disagreement(method, n: int = 8) -> float:
         worst = max(worst, abs(metrics["loss"] - loss).item())
         worst = max(worst, abs(metrics["grad_norm"] - norm).item())
     other = Plain(m, Window(K).spec(SPEC)._replace(max_episode_steps=20))
-    other.load(state.params)
+    load_data(other, state.params)
     pairs = zip(net.parameters(), other.parameters(), strict=True)
     return max(worst, *((a - b).abs().max().item() for a, b in pairs))
 

@@ -489,7 +489,8 @@ def test_a_crash_at_any_step_leaves_a_whole_record_or_none(
 
 def run_python(code: str, *arguments: object) -> subprocess.Popen[str]:
     head = f"""
-import os, signal, sys
+import os, signal, sys, time
+from pathlib import Path
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 from offbench.errors import UserError
 from offbench.results.store import Store
@@ -555,6 +556,14 @@ def test_processes_append_at_once_and_one_wins_each_run(store: Store) -> None:
     frame = store.episodes()  # every checksum holds
     for number, seeds in enumerate(won):
         assert set(frame["seed"][frame["score"] == number]) == seeds
+
+
+def test_a_run_on_data_that_are_not_known_is_planned_and_not_recorded(store: Store) -> None:
+    run = spec(dataset_sha256=None)
+    assert run.run_id != spec().run_id
+    with pytest.raises(UserError, match="dataset_sha256 is not known"):
+        store.append(run, episodes(), provenance())
+    assert store.runs().empty
 
 
 def test_a_record_of_a_later_format_is_not_guessed_at(store: Store, monkeypatch) -> None:

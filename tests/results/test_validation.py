@@ -16,7 +16,8 @@ from offbench.methods.bc import BC
 from offbench.methods.dt import DT
 from offbench.methods.td3_bc import TD3BC
 from offbench.results.store import Store
-from offbench.tasks.task import own_task
+from offbench.tasks.custom import own_task
+from offbench.tasks.loading import load_data
 from offbench.testing.contract import fake_data
 from offbench.training.engine import initial_carry, unstack
 from offbench.training.held_out import Validation, split
@@ -145,7 +146,7 @@ def test_the_windows_a_policy_is_asked_about_do_not_show_the_action_it_is_asked_
 
 def test_actions_beyond_1_are_scaled_from_the_range_that_was_recorded(log):
     task = own_task(log)
-    data, spec = task.load()
+    data, spec = load_data(task)
     action = np.load(log)["actions"]
     assert task.reading.low == tuple(action.min(0).astype(float))
     assert abs(float(data.action[data.valid].min()) + 1) < 1e-6 and not spec.discrete

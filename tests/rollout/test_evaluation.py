@@ -15,7 +15,9 @@ from offbench.data.transforms import ObsNorm, RewardAffine
 from offbench.data.views import Chunk, NStep
 from offbench.methods.bc import BC
 from offbench.rollout import EnvPool, env_seeds, evaluate, make_policy
-from offbench.tasks.task import load_task
+from offbench.tasks.environments import evaluation_env
+from offbench.tasks.loading import load_data
+from offbench.tasks.locate import load_task
 from offbench.training.engine import Swept
 from offbench.training.reweighting import DensityWeights
 from offbench.training.reweighting import State as WeightState
@@ -79,7 +81,7 @@ def test_the_return_is_the_sum_of_raw_rewards_of_the_seeded_episode():
     frame = evaluate(
         random_policy(3), {"x": torch.zeros(1, 1)}, task, seeds=[5], episodes=2, n_envs=1
     )
-    row, env = frame.iloc[1], task.make_env()
+    row, env = frame.iloc[1], evaluation_env(task)
     stream_key = rng.fold(
         rng.key(5),
         __import__("offbench.rollout", fromlist=["_number"])._number(f"{task.id}/test"),
@@ -188,14 +190,14 @@ def test_an_ant_of_minari_that_passed_its_goal_has_succeeded():
 
 
 def make_ant(kwargs):
-    from offbench.tasks.task import make_env
+    from offbench.tasks.environments import make_env
 
     return make_env("AntMaze_UMaze-v4", kwargs, "antmaze")
 
 
 def test_a_stacked_policy_acts_as_each_of_its_seeds():
     task = load_task(HOPPER)
-    data, spec = task.load()
+    data, spec = load_data(task)
     pipeline = make_pipeline(data, transforms=["obs_norm"])
     method = BC(hidden=(8,))
     states = [method.init(rng.key(s), spec) for s in range(3)]

@@ -6,7 +6,8 @@ import pytest
 from support.paths import SHARED
 
 from offbench.tasks.consistency import one_step
-from offbench.tasks.task import load_task
+from offbench.tasks.environments import evaluation_env
+from offbench.tasks.locate import load_task
 
 pytestmark = pytest.mark.env
 
@@ -24,14 +25,13 @@ def test_an_environment_repeats_the_steps_recorded_in_it(name):
 @pytest.mark.parametrize("name", ["hopper/medium-replay-v0", "halfcheetah/medium-replay-v0"])
 def test_another_time_step_is_seen_in_the_steps(name, monkeypatch):
     task = load_task(f"offbench/{name}")
-    make = type(task).make_env
 
-    def slower(self):
-        env = make(self)
+    def slower(task):
+        env = evaluation_env(task)
         env.unwrapped.model.opt.timestep *= 1.1
         return env
 
-    monkeypatch.setattr(type(task), "make_env", slower)
+    monkeypatch.setattr("offbench.tasks.consistency.evaluation_env", slower)
     found = one_step(task, steps=50)
     assert found.share < 0.1 and "0%" in found.words
     assert not found._replace(rewards=None).agrees

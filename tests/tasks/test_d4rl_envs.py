@@ -15,8 +15,8 @@ import pytest
 from support.paths import SHARED
 from tasks.recorded.d4rl_steps import steer
 
-from offbench.tasks.environments import MAZE2D
-from offbench.tasks.task import load_task
+from offbench.tasks.environments import MAZE2D, evaluation_env
+from offbench.tasks.locate import load_task
 
 RECORDED = Path(__file__).parent / "recorded" / "d4rl_steps.npz"
 STEPS = [
@@ -75,14 +75,14 @@ def repeat(name, env):
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_is_that_of_d4rl_in_mujoco_2(name):
-    errors, rewards = repeat(name, load_task(name).make_env())
+    errors, rewards = repeat(name, evaluation_env(load_task(name)))
     # some contacts of boxes, with fingers or legs, are found otherwise than in MuJoCo 2
     boxes = name.startswith(("door", "antmaze"))
     assert np.mean(errors < 1e-3) >= (0.85 if boxes else 1.0), errors
     if not name.startswith(("ant", "maze2d")):
         assert np.median(rewards) < 1e-6  # the ant's is of places one simulator step ago
     # and without the rules it is not
-    plain = dataclasses.replace(load_task(name), adapter=None).make_env()
+    plain = evaluation_env(dataclasses.replace(load_task(name), adapter=None))
     assert np.mean(repeat(name, plain)[0] < 1e-3) < np.mean(errors < 1e-3), name
 
 
@@ -94,7 +94,7 @@ def test_a_model_weighs_what_it_weighed():
         ("halfcheetah", 14.0),
         ("ant", 0.8787101739346319),
     ):
-        model = load_task(f"{name}-medium-v2").make_env().unwrapped.model
+        model = evaluation_env(load_task(f"{name}-medium-v2")).unwrapped.model
         assert model.body_mass.sum() == pytest.approx(mass, rel=1e-12), name
         if name == "halfcheetah":
             assert model.body_mass[1] == pytest.approx(6.360313315926893, rel=1e-12)
@@ -112,7 +112,7 @@ def test_a_demonstration_replayed_earns_what_was_recorded():
     names = ("observations", "actions", "infos/qpos", "infos/qvel", "terminals", "rewards")
     with h5py.File(path) as file:
         obs, action, qpos, qvel, terminal, reward = (file[k][:] for k in names)
-    env = load_task("door-human-v0").make_env()
+    env = evaluation_env(load_task("door-human-v0"))
     env.reset(seed=0)
     inner, last = env.unwrapped, np.flatnonzero(terminal)[:8]
     for first, end in zip([0, *(last[:-1] + 1)], last + 1):
@@ -128,7 +128,7 @@ def test_a_demonstration_replayed_earns_what_was_recorded():
 
 
 def test_an_ant_steps_ten_times_a_second_and_gets_as_far_as_in_d4rl():
-    env = load_task("antmaze-umaze-v2").make_env()
+    env = evaluation_env(load_task("antmaze-umaze-v2"))
     assert env.unwrapped.ant_env.dt == pytest.approx(0.1)
     rng, paths = np.random.default_rng(0), []
     for seed in range(8):
@@ -142,7 +142,7 @@ def test_an_ant_steps_ten_times_a_second_and_gets_as_far_as_in_d4rl():
 
 
 def test_an_ant_starts_with_noise_in_every_coordinate_and_in_its_speed():
-    env = load_task("antmaze-medium-play-v2").make_env()
+    env = evaluation_env(load_task("antmaze-medium-play-v2"))
     inner, states = env.unwrapped, []
     for seed in range(200):
         obs = env.reset(seed=seed)[0]
@@ -168,7 +168,7 @@ def test_an_ant_starts_with_noise_in_every_coordinate_and_in_its_speed():
 )
 def test_the_goal_of_an_ant_is_drawn_as_in_d4rl(name, cell):
     """Along each axis the sum of uniform draws up to 1 and up to 0.5, anew in every episode."""
-    env = load_task(f"antmaze-{name}").make_env()
+    env = evaluation_env(load_task(f"antmaze-{name}"))
     inner, goals = env.unwrapped, []
     for seed in range(2000 if name == "umaze-v2" else 200):
         env.reset(seed=seed)
@@ -185,7 +185,7 @@ def test_the_goal_of_an_ant_is_drawn_as_in_d4rl(name, cell):
 
 @pytest.mark.parametrize("size, cells", [("umaze", 7), ("medium", 26), ("large", 46)])
 def test_a_point_starts_in_every_free_cell_and_in_that_of_the_goal(size, cells):
-    env = load_task(f"maze2d-{size}-v1").make_env()
+    env = evaluation_env(load_task(f"maze2d-{size}-v1"))
     n = 200 * cells
     obs = np.array([env.reset(seed=seed)[0] for seed in range(n)])
     cell = np.round(obs[:, :2]).astype(int)
@@ -202,7 +202,7 @@ def test_a_point_starts_in_every_free_cell_and_in_that_of_the_goal(size, cells):
 
 
 def test_a_dropped_pen_ends_the_episode():
-    env, rng = load_task("pen-human-v1").make_env(), np.random.default_rng(0)
+    env, rng = evaluation_env(load_task("pen-human-v1")), np.random.default_rng(0)
     ends = 0
     for seed in range(10):
         env.reset(seed=seed)
@@ -214,7 +214,7 @@ def test_a_dropped_pen_ends_the_episode():
                 break
         ends += terminated
     assert ends >= 5
-    plain = load_task("D4RL/pen/human-v2").make_env()  # Minari's goes on
+    plain = evaluation_env(load_task("D4RL/pen/human-v2"))  # Minari's goes on
     plain.reset(seed=0)
     assert not any(plain.step(rng.uniform(-1, 1, 24))[2] for _ in range(150))
     assert plain.unwrapped.data.xpos[plain.unwrapped.obj_body_id][2] < 0.075
@@ -224,7 +224,7 @@ def test_a_dropped_pen_ends_the_episode():
 def test_a_hand_pays_for_its_distance_from_the_object(hand):
     """The dense reward along a straight line from hand to object, with all else as it is."""
     task = load_task(f"{hand}-human-v1")
-    env, plain = task.make_env(), dataclasses.replace(task, adapter=None).make_env()
+    env, plain = evaluation_env(task), evaluation_env(dataclasses.replace(task, adapter=None))
     env.reset(seed=0), plain.reset(seed=0)
     action = np.zeros(env.action_space.shape)
     d4rl, other = env.step(action)[1], plain.step(action)[1]
@@ -235,7 +235,7 @@ def test_a_hand_pays_for_its_distance_from_the_object(hand):
 
 
 def test_the_kitchen_has_the_noise_of_d4rl():
-    env = load_task("kitchen-partial-v0").make_env()
+    env = evaluation_env(load_task("kitchen-partial-v0"))
     rng, off = np.random.default_rng(0), []
     env.reset(seed=0)
     for _ in range(60):
@@ -271,7 +271,7 @@ NOT_UNIFORM = ("hopper", "ant-")
 
 
 def uniform_returns(task, episodes, first=0):
-    env, returns = task.make_env(), []
+    env, returns = evaluation_env(task), []
     for seed in range(first, first + episodes):
         env.reset(seed=seed)
         # the environment draws from default_rng(seed)
@@ -308,7 +308,7 @@ def test_uniform_actions_earn_what_they_earn_in_d4rl(name):
 
 
 def steered_returns(size, episodes):
-    env, returns = load_task(f"maze2d-{size}-v1").make_env(), []
+    env, returns = evaluation_env(load_task(f"maze2d-{size}-v1")), []
     act = steer(MAZE2D[size])
     for seed in range(episodes):
         obs, total, over = env.reset(seed=seed)[0], 0.0, False
@@ -394,8 +394,8 @@ def table():
         own = "-" if there is None else f"{there.mean():.2f} ± {error(there):.2f} ({len(there)})"
         agree = "-"
         if name in STEPS:
-            plain = dataclasses.replace(task, adapter=None).make_env()
-            shares = [np.mean(repeat(name, env)[0] < 1e-3) for env in (task.make_env(), plain)]
+            plain = evaluation_env(dataclasses.replace(task, adapter=None))
+            shares = [np.mean(repeat(name, env)[0] < 1e-3) for env in (evaluation_env(task), plain)]
             agree = f"{shares[0]:.0%} ({shares[1]:.0%})"
         remark = next((v for k, v in remarks.items() if name.startswith(k)), "")
         yield (

@@ -13,8 +13,10 @@ from offbench.data.replay import Episode, from_episodes
 from offbench.errors import UserError
 from offbench.tasks import doctor
 from offbench.tasks.doctor import Facts, Flat
+from offbench.tasks.embedded import manifests
 from offbench.tasks.formats import arrays, d4rl
-from offbench.tasks.task import load_task, manifests
+from offbench.tasks.loading import load_data
+from offbench.tasks.locate import load_task
 
 LIMIT = 100
 FACTS = Facts(id="test/set-v0", max_episode_steps=LIMIT, score="return", ref_min=0.0, ref_max=50.0)
@@ -89,10 +91,10 @@ def test_a_clean_set_gives_no_warning_in_either_form(seed):
         }
 
 
-@pytest.mark.parametrize("name", [n for n in manifests() if load_task(n).folder.exists()])
+@pytest.mark.parametrize("name", [n for n in manifests() if load_task(n).path.exists()])
 def test_the_embedded_sets_are_clean(name):
     task = load_task(name)
-    data, _ = task.load()
+    data, _ = load_data(task)
     report = doctor.check(data, Facts.of(task))
     assert named(report) == set()
     manifest = manifests()[name][1]
@@ -107,7 +109,7 @@ def test_the_embedded_sets_are_clean(name):
 
 def test_a_set_that_resets_close_to_where_it_was_is_clean():
     """HalfCheetah's resets look like steps in size; only what a fit leaves tells them apart."""
-    data, _ = load_task("offbench/halfcheetah/expert5-v0").load()
+    data, _ = load_data(load_task("offbench/halfcheetah/expert5-v0"))
     step = data.valid.numpy()
     ends = np.flatnonzero(~step) - 1
     timeouts = np.zeros(len(step), bool)

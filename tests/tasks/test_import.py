@@ -17,8 +17,9 @@ from offbench.cli.app import main as cli
 from offbench.cli.data import main
 from offbench.data.replay import from_flat
 from offbench.errors import UserError
+from offbench.tasks.custom import own_task
 from offbench.tasks.formats import arrays, foreign
-from offbench.tasks.task import own_task
+from offbench.tasks.loading import load_data
 
 N, LENGTH, PENDULUM = 600, 100, "InvertedPendulum-v5"
 END = np.arange(N) % LENGTH == LENGTH - 1
@@ -175,7 +176,7 @@ def test_what_is_imported_is_what_was_recorded(kind, dest, tmp_path, capsys):
     assert f"{source}: read as {format} " in said
     assert "6 episodes of 100 steps; ended by" in said and " 3" in said.split("ended by")[1]
     assert "in the bounds of InvertedPendulum-v5, -3 to 3" in said
-    data, _ = own_task(out, env=PENDULUM).load()
+    data, _ = load_data(own_task(out, env=PENDULUM))
     after = None
     if kind == "robomimic":
         after = np.concatenate([x["observations"][1:], x["observations"][:1]])
@@ -191,7 +192,7 @@ def test_what_is_imported_is_what_was_recorded(kind, dest, tmp_path, capsys):
     # what offbench has written it can write again
     again = tmp_path / f"again-{dest}"
     assert main(["import", str(out), "--to", str(again)]) == 0
-    more, _ = own_task(again, env=PENDULUM).load()
+    more, _ = load_data(own_task(again, env=PENDULUM))
     assert all((a == b).all() for a, b in zip(data, more))
 
 
@@ -210,7 +211,7 @@ def test_choices_stay_whole_numbers(kind, tmp_path):
         with np.load(out) as file:
             assert file["actions"].dtype == np.int64
             assert (file["actions"] == x["actions"].ravel()[~END | TERMINAL]).all()
-        data, spec = own_task(out, env="CartPole-v1").load()
+        data, spec = load_data(own_task(out, env="CartPole-v1"))
         assert spec.discrete and data.n_episodes == 6
 
 
@@ -231,7 +232,7 @@ def test_whole_numbers_of_a_continuous_action_are_numbers(tmp_path):
             "actions=act",
         ]
     )
-    data, spec = own_task(out, env=PENDULUM).load()
+    data, spec = load_data(own_task(out, env=PENDULUM))
     assert not spec.discrete and all((a == b).all() for a, b in zip(data, truth(x)))
 
 
@@ -247,7 +248,7 @@ def test_actions_recorded_in_minus_one_to_one_are_written_as_they_are_played(tmp
     assert main([*args, "--env", PENDULUM]) == 0
     with np.load(out) as file:
         np.testing.assert_allclose(file["actions"], 3 * x["actions"][~END | TERMINAL], rtol=1e-6)
-    data, _ = own_task(out, env=PENDULUM).load()
+    data, _ = load_data(own_task(out, env=PENDULUM))
     expected = from_flat(x["observations"], x["actions"], x["rewards"], TERMINAL, END)
     np.testing.assert_allclose(data.action, expected.action, atol=1e-6)
 
@@ -298,13 +299,14 @@ def test_a_csv_without_a_header_is_refused_with_how_to_name_its_columns(tmp_path
         main([*args, "--columns", "obs,action"])
     names = "obs_0,obs_1,obs_2,obs_3,action_0,reward,terminated,truncated"
     assert main([*args, "--columns", names]) == 0
-    data, _ = own_task(tmp_path / "o.npz", env=PENDULUM).load()
+    data, _ = load_data(own_task(tmp_path / "o.npz", env=PENDULUM))
     assert all((a == b).all() for a, b in zip(data, truth(x)))
     # numpy writes a header behind a #
     np.savetxt(tmp_path / "b.csv", rows, delimiter=",", header=names)
     assert main(["import", str(tmp_path / "b.csv"), "--to", str(tmp_path / "b.npz")]) == 0
     assert all(
-        (a == b).all() for a, b in zip(data, own_task(tmp_path / "b.npz", env=PENDULUM).load()[0])
+        (a == b).all()
+        for a, b in zip(data, load_data(own_task(tmp_path / "b.npz", env=PENDULUM))[0])
     )
 
 
@@ -380,7 +382,7 @@ def test_a_file_that_is_there_is_replaced_only_on_request(tmp_path):
         main([*args, "--overwrite", "--env", "Pendulum-v1"])
     assert out.read_bytes() == b"mine"
     assert main([*args, "--overwrite"]) == 0
-    assert own_task(out, env=PENDULUM).load()[0].n_episodes == 6
+    assert load_data(own_task(out, env=PENDULUM))[0].n_episodes == 6
 
 
 def test_an_interrupted_import_leaves_no_file(tmp_path, monkeypatch):
@@ -451,7 +453,7 @@ def test_a_pickle_is_never_loaded_and_its_refusal_shows_how_to_convert_it(
             run()
     lines = CONVERT.search(str(error.value))[0]
     exec("\n".join(line.strip() for line in lines.splitlines()), {})
-    data, _ = own_task(tmp_path / "expert.npz", env="Hopper-v5").load()
+    data, _ = load_data(own_task(tmp_path / "expert.npz", env="Hopper-v5"))
     assert data.n_episodes == (2 if listed else 1) and data.obs.shape[1] == 11
     first = content[0] if listed else content
     assert (
@@ -511,7 +513,10 @@ def test_a_foreign_file_given_as_it_is_names_the_command(kind, tmp_path):
     write, name, _, more = FILES[kind]
     path = tmp_path / name
     write(path, steps(scale=1.0))
-    for run in (lambda: main(["check", str(path)]), lambda: own_task(path, env=PENDULUM).load()):
+    for run in (
+        lambda: main(["check", str(path)]),
+        lambda: load_data(own_task(path, env=PENDULUM)),
+    ):
         with pytest.raises(UserError, match="offbench data import ") as error:
             run()
     command = (

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from offbench.cli.data import main
 from offbench.data.replay import episode_returns
 from offbench.errors import UserError
+from offbench.tasks.custom import own_task
 from offbench.tasks.doctor import DataWarning
+from offbench.tasks.environments import evaluation_env
 from offbench.tasks.formats import arrays, d4rl
-from offbench.tasks.task import own_task
+from offbench.tasks.loading import doctor_report, load_data
 
 Columns = dict[str, np.ndarray]
 
@@ -138,16 +140,16 @@ def test_a_file_that_was_cut_nobody_knows_where_is_refused(tmp_path, capsys):
     with pytest.raises(
         UserError, match=r"2000 rows without a terminal.*task.max_episode_steps=1000"
     ):
-        own_task(path, env="InvertedPendulum-v5").load()
+        load_data(own_task(path, env="InvertedPendulum-v5"))
     given = own_task(path, env="InvertedPendulum-v5", max_episode_steps=200)
-    assert given.load()[0].n_episodes == 10
+    assert load_data(given)[0].n_episodes == 10
     assert main(["check", str(path), "--limit", "200"]) in (0, 1)
     assert "10 episodes of 200 steps; ended by the limit of 200" in " ".join(
         capsys.readouterr().out.split()
     )
     # shorter ones may stand: where the recorder stopped an episode early is not known either way
     short = write(tmp_path / "b.hdf5", steps(timeouts=None, n=900))
-    assert own_task(short, env="InvertedPendulum-v5").load()[0].n_episodes == 5
+    assert load_data(own_task(short, env="InvertedPendulum-v5"))[0].n_episodes == 5
 
 
 @pytest.mark.parametrize("stored", [np.float32, np.float16])
@@ -175,9 +177,9 @@ def test_a_recorded_action_is_played_as_it_was_recorded(name, tmp_path):
     action = np.random.default_rng(1).uniform(-3, 3, (200, 1)).astype(np.float32)
     path = write(tmp_path / name, steps(200, actions=action))
     task = own_task(path, env="InvertedPendulum-v5")
-    data, _ = task.load()
+    data, _ = load_data(task)
     played = []
-    env = task.make_env()
+    env = evaluation_env(task)
     inner, step = env.unwrapped, env.unwrapped.step
     inner.step = lambda a: (played.append(np.array(a)), step(a))[1]
     env.reset(seed=0)
@@ -188,7 +190,7 @@ def test_a_recorded_action_is_played_as_it_was_recorded(name, tmp_path):
     np.testing.assert_allclose(np.array(played), recorded, atol=1e-5)
     unit = own_task(path, env="InvertedPendulum-v5", actions="unit")
     with pytest.raises(UserError, match=r"outside \[-1, 1\]"):
-        unit.load()
+        load_data(unit)
 
 
 def test_the_d4rl_package_is_refused_where_actions_would_have_to_be_scaled(tmp_path):
@@ -198,7 +200,7 @@ def test_the_d4rl_package_is_refused_where_actions_would_have_to_be_scaled(tmp_p
     with pytest.raises(
         UserError, match=r"loader=d4rl takes actions as they are .* task.actions=unit"
     ):
-        dataclasses.replace(task, loader="d4rl").load()
+        load_data(dataclasses.replace(task, loader="d4rl"))
 
 
 def test_an_action_outside_the_environments_bounds_is_refused_with_them(tmp_path):
@@ -208,7 +210,7 @@ def test_an_action_outside_the_environments_bounds_is_refused_with_them(tmp_path
     with pytest.raises(
         UserError, match=r"action 3.5 at row 7 .*bounds \[-3, 3\]; task.actions=unit"
     ):
-        own_task(path, env="InvertedPendulum-v5").load()
+        load_data(own_task(path, env="InvertedPendulum-v5"))
 
 
 def test_the_units_of_actions_are_part_of_a_runs_identity(tmp_path):
@@ -228,7 +230,7 @@ def test_the_units_of_actions_are_part_of_a_runs_identity(tmp_path):
 def test_whole_numbers_are_choices(name, shape, tmp_path):
     choice = np.random.default_rng(2).integers(0, 2, 200).reshape(shape)
     path = write(tmp_path / name, steps(200, actions=choice))
-    data, spec = own_task(path, env="CartPole-v1").load()
+    data, spec = load_data(own_task(path, env="CartPole-v1"))
     assert spec.discrete and data.action.shape[1] == 2
     recorded = np.delete(choice.ravel(), 199)
     assert (data.action[data.valid].argmax(1).numpy() == recorded).all()
@@ -236,14 +238,14 @@ def test_whole_numbers_are_choices(name, shape, tmp_path):
     other = own_task(
         write(tmp_path / f"one-hot-{name}", steps(200, actions=one_hot)), env="CartPole-v1"
     )
-    assert (other.load()[0].action == data.action).all()
+    assert (load_data(other)[0].action == data.action).all()
 
 
 def test_choices_that_the_environment_has_not_are_refused(tmp_path):
     choice = np.arange(200) % 3
     path = write(tmp_path / "a.npz", steps(200, actions=choice))
     with pytest.raises(UserError, match="choices from 0 to 1, found 0 to 2"):
-        own_task(path, env="CartPole-v1").load()
+        load_data(own_task(path, env="CartPole-v1"))
     many = write(tmp_path / "b.npz", steps(2000, actions=np.arange(2000)))
     with pytest.raises(UserError, match="as choices they are too many"):
         arrays.load(many, name="b")
@@ -302,7 +304,7 @@ def test_time_limits_recorded_as_terminals_are_told_by_a_run_and_a_check(
         with pytest.warns(
             DataWarning, match="4 of 4 episodes that reach the limit of 1000 steps end with a term"
         ):
-            own_task(path, env="InvertedPendulum-v5", id=f"own/{tmp_path.name}").load()
+            load_data(own_task(path, env="InvertedPendulum-v5", id=f"own/{tmp_path.name}"))
         assert main(["check", str(path), "--env", "InvertedPendulum-v5"]) == 1
         assert "where a time-out is meant" in " ".join(capsys.readouterr().out.split())
     assert main(["check", str(path)]) == 0
@@ -312,7 +314,7 @@ def test_time_limits_recorded_as_terminals_are_told_by_a_run_and_a_check(
     cut = {"terminals": np.zeros(n, bool), "timeouts": np.arange(n) % length == length - 1}
     for more in (cut, {"terminals": np.arange(n) % 130 == 40, "timeouts": None}):
         path = write(tmp_path / "b.npz", steps(n, **more))
-        own_task(path, env="InvertedPendulum-v5", id=f"own/other-{tmp_path.name}").load()
+        load_data(own_task(path, env="InvertedPendulum-v5", id=f"own/other-{tmp_path.name}"))
         main(["check", str(path)])
         assert "end with a terminal" not in capsys.readouterr().out
 
@@ -322,7 +324,7 @@ def test_the_command_in_a_refusal_shows_the_defect(more, tmp_path, capsys, cache
     path = write(tmp_path / "my set.npz", steps(rewards=np.zeros(2000)))
     task = own_task(path, env="InvertedPendulum-v5", **more)
     with pytest.raises(UserError, match=r"every reward is zero; .*strict=true refuses it") as error:
-        task.load(defects="refuse")
+        load_data(task, defects="refuse")
     command = str(error.value).split("(see: offbench data ")[1].removesuffix(")")
     capsys.readouterr()
     assert main(shlex.split(command)) == 1
@@ -351,7 +353,7 @@ def test_a_minari_set_of_other_action_bounds_than_its_environments_is_a_defect(
     try:
         for bound in (1, 3):
             task = own_task(made[bound], env="Reacher2-v0", id=f"own/bounds-{bound}")
-            found = [f for f in task.report().findings if f.name == "action_bounds"]
+            found = [f for f in doctor_report(task).findings if f.name == "action_bounds"]
             assert bool(found) == (bound == 3)
             args = ["check", str(made[bound]), "--env", "Reacher2-v0"]
             main(args)
@@ -362,7 +364,7 @@ def test_a_minari_set_of_other_action_bounds_than_its_environments_is_a_defect(
             DataWarning,
             match=r"recorded in \[-3, 3\] \(2 features\), Reacher2-v0 takes \[-1, 1\] \(2\)",
         ):
-            task.load()
+            load_data(task)
     finally:
         del gymnasium.registry["Reacher2-v0"]
 
@@ -419,7 +421,7 @@ def test_ogbenchs_layout_takes_no_other_bounds_than_its_own(tmp_path):
     with pytest.raises(
         UserError, match=r"OGBench's layout has actions in .-1, 1., InvertedPendulum"
     ):
-        own_task(path, env="InvertedPendulum-v5").load()
+        load_data(own_task(path, env="InvertedPendulum-v5"))
 
 
 def test_time_outs_that_lead_on_to_the_next_row_are_not_guessed_at(tmp_path):
@@ -431,7 +433,7 @@ def test_time_outs_that_lead_on_to_the_next_row_are_not_guessed_at(tmp_path):
     with pytest.raises(
         UserError, match="at every one of its 20 time-outs the next observation is the"
     ):
-        own_task(path, env="InvertedPendulum-v5").load()
+        load_data(own_task(path, env="InvertedPendulum-v5"))
 
 
 @pytest.mark.parametrize("limit", [0, -5])
@@ -482,9 +484,9 @@ def test_choices_begin_where_those_of_the_environment_do(tmp_path):
     gymnasium.register("FromOne-v0", entry_point=FromOne)
     try:
         choice = 1 + np.random.default_rng(2).integers(0, 2, 200)
-        data, _ = own_task(
-            write(tmp_path / "a.npz", steps(200, actions=choice)), env="FromOne-v0"
-        ).load()
+        data, _ = load_data(
+            own_task(write(tmp_path / "a.npz", steps(200, actions=choice)), env="FromOne-v0")
+        )
         assert data.action.shape[1] == 3
         assert (data.action[data.valid].argmax(1).numpy() == np.delete(choice, 199) - 1).all()
     finally:

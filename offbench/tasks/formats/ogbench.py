@@ -194,8 +194,7 @@ class Condition:
 
 def goal(task: str, name: str) -> tuple[Condition, ...]:
     """The conditions of a single-task environment, read from the environment itself."""
-    from offbench.tasks.environments import numpy_seed
-    from offbench.tasks.task import make_env
+    from offbench.tasks.environments import make_env, numpy_seed
 
     env = make_env(task, {}, name)
     try:

@@ -5,21 +5,20 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
 from support.layouts import make, same, write_d4rl
-from support.paths import SHARED
+from support.paths import ROOT, SHARED
 
 from offbench.bench.plan import plan
 from offbench.data.replay import episode_returns, from_episodes
 from offbench.errors import UserError
-from offbench.tasks import catalog
-from offbench.tasks import task as tasks
+from offbench.tasks import loading, registry
 from offbench.tasks.formats import d4rl
+from offbench.tasks.locate import load_task
 
 DOOR = SHARED / "data" / "d4rl" / "door-human-v0.hdf5"
 needs_door = pytest.mark.skipif(not DOOR.is_file(), reason=f"{DOOR.name} is not in {SHARED}")
@@ -27,7 +26,7 @@ needs_door = pytest.mark.skipif(not DOOR.is_file(), reason=f"{DOOR.name} is not 
 
 @needs_door
 def test_time_outs_inside_the_door_demonstrations_end_nothing():
-    card = catalog.card("door-human-v0")
+    card = registry.describe("door-human-v0")
     data = d4rl.load(DOOR, name=card.id, max_episode_steps=card.max_episode_steps)
     returns = episode_returns(data).numpy()
     assert data.n_episodes == 25 and data.n_transitions == 6729
@@ -48,8 +47,8 @@ def test_the_naive_rule_would_give_fifty_bogus_episodes():
 
 @needs_door
 def test_the_door_file_is_of_the_size_that_its_card_says():
-    card = catalog.card("d4rl/door-human-v0")
-    assert catalog.load(card, DOOR).obs.shape[1] == card.obs_dim == 39
+    card = registry.describe("d4rl/door-human-v0")
+    assert loading.read(card, DOOR).obs.shape[1] == card.obs_dim == 39
 
 
 def test_a_time_out_is_never_a_terminal_and_the_last_episode_is_kept(tmp_path):
@@ -138,7 +137,7 @@ def test_references_are_those_of_the_real_package():
     checked = 0
     for name, (low, high, url) in found.items():
         if url and not name.startswith(("flow", "carla")):
-            card = catalog.card(f"d4rl/{name}")
+            card = registry.describe(f"d4rl/{name}")
             assert (card.ref_min, card.ref_max) == (low, high), name
             assert card.urls == (url,), name
             checked += 1
@@ -187,13 +186,15 @@ def test_the_package_s_loader_can_be_chosen(tmp_path):
     found = json.loads(
         judge(
             f"os.environ['OFFBENCH_DATA'] = {str(tmp_path)!r}\n"
-            f"sys.path.insert(0, {str(Path(catalog.__file__).parent.parent)!r})\n"
+            f"sys.path.insert(0, {str(ROOT)!r})\n"
             "del sys.modules['mujoco_py']\n"
             "from pathlib import Path\n"
-            "from offbench.tasks.task import own_task, read_by\n"
+            "from offbench.tasks.custom import own_task\n"
+            "from offbench.tasks.loading import load_data\n"
+            "from offbench.tasks.locate import read_by\n"
             f"ours = own_task({str(tmp_path / 'a.hdf5')!r}, env='Hopper-v5', max_episode_steps=1000)\n"
             "task = read_by(ours, 'd4rl')\n"
-            "data, _ = task.load(); first, _ = ours.load()\n"
+            "data, _ = load_data(task); first, _ = load_data(ours)\n"
             "row = data.valid.nonzero()[:, 0]\n"
             "print(json.dumps([data.obs[row].tolist(), data.terminal[row].tolist(), data.obs[row + 1].tolist(), first.n_transitions, ours.sha256 != task.sha256 and task.dataset == 'own/a, read by d4rl']))\n"
         ).splitlines()[-1]
@@ -212,11 +213,11 @@ def test_without_the_package_one_line_says_what_to_install(tmp_path):
     if importlib.util.find_spec("d4rl"):
         pytest.skip("d4rl is installed")
     with pytest.raises(UserError, match=r"loader=d4rl needs the d4rl package; .*offbench\[d4rl\]"):
-        tasks.load_task("hopper-medium-v2", loader="d4rl")
+        load_task("hopper-medium-v2", loader="d4rl")
     with pytest.raises(UserError, match="reads D4RL's files only"):
-        tasks.load_task("mujoco/hopper/medium-v0", loader="d4rl")
+        load_task("mujoco/hopper/medium-v0", loader="d4rl")
     with pytest.raises(UserError, match="no actions that are choices"):
-        tasks.load_task("minigrid-fourrooms-v0", loader="d4rl")
+        load_task("minigrid-fourrooms-v0", loader="d4rl")
     with pytest.raises(UserError, match="needs the d4rl package"):  # for the parts of a composition
         plan(["method=bc", "task=mixed/hopper-random-medium-1-v2", "loader=d4rl"], bench=False)
 

@@ -13,8 +13,11 @@ from support.layouts import make, same, write_minari
 from offbench.data.replay import Episode, episode_returns
 from offbench.errors import UserError
 from offbench.tasks import cache
-from offbench.tasks import task as tasks
+from offbench.tasks.custom import own_task
+from offbench.tasks.environments import evaluation_env
 from offbench.tasks.formats import minari, spaces
+from offbench.tasks.loading import load_data
+from offbench.tasks.locate import load_task
 
 
 @pytest.fixture(autouse=True)
@@ -108,20 +111,20 @@ def test_a_named_evaluation_environment_that_is_not_here_is_an_error_and_not_the
     content["eval_env_spec"] = json.dumps({"id": "Elsewhere-v7", "kwargs": {}})
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match="Elsewhere-v7 is not installed"):
-        tasks.own_task(path)
-    task = tasks.own_task(path, max_episode_steps=10)
+        own_task(path)
+    task = own_task(path, max_episode_steps=10)
     assert task.env == "Elsewhere-v7"
     with pytest.raises(UserError, match="Elsewhere-v7 is not installed"):
-        task.make_env()
+        evaluation_env(task)
 
 
 def test_no_environment_is_told_and_can_be_given(tmp_path):
     path, _ = recorded(tmp_path)
-    task = tasks.own_task(path)
-    assert task.env == ""
+    task = own_task(path)
+    assert task.env is None
     with pytest.raises(UserError, match=r"task\.env="):
-        task.make_env()
-    assert tasks.own_task(path, env="HalfCheetah-v5").max_episode_steps == 1000
+        evaluation_env(task)
+    assert own_task(path, env="HalfCheetah-v5").max_episode_steps == 1000
 
 
 def test_references_of_the_metadata_are_those_of_the_task(tmp_path):
@@ -129,7 +132,7 @@ def test_references_of_the_metadata_are_those_of_the_task(tmp_path):
         tmp_path, env=gymnasium.spec("Hopper-v5"), ref_min_score=3.0, ref_max_score=13.0
     )
     assert (meta.ref_min, meta.ref_max) == (3, 13)
-    assert tasks.own_task(path).normalise(8.0, None) == 50
+    assert own_task(path).normalise(8.0, None) == 50
 
 
 @pytest.mark.env
@@ -154,9 +157,9 @@ def test_a_set_recorded_in_a_maze_is_judged_in_it_and_shows_the_same_numbers(tmp
         env.close()
     write_minari(episodes, tmp_path, "hdf5", obs_space=space, action_space=box, env=spec)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    data, spec = tasks.load_task("minari/test/hdf5-v0").load()
+    data, spec = load_data(load_task("minari/test/hdf5-v0"))
     assert (spec.obs_dim, spec.action_dim, spec.max_episode_steps) == (8, 2, 20)
-    made = tasks.load_task("minari/test/hdf5-v0").make_env()
+    made = evaluation_env(load_task("minari/test/hdf5-v0"))
     obs, _ = made.reset(seed=1)
     np.testing.assert_allclose(obs, data.obs[0], atol=1e-6)
     for t in range(20):

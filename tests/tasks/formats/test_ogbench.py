@@ -8,7 +8,7 @@ import torch
 
 from offbench.data.replay import from_flat
 from offbench.errors import UserError
-from offbench.tasks import catalog
+from offbench.tasks import registry
 from offbench.tasks.formats import ogbench
 
 pytestmark = [
@@ -52,9 +52,9 @@ def test_rewards_and_ends_are_those_of_ogbench(set_id, tmp_path):
     import ogbench as package
     from ogbench.relabel_utils import relabel_dataset
 
-    from offbench.tasks.task import make_env
+    from offbench.tasks.environments import make_env
 
-    card, rng, n = catalog.card(set_id), np.random.default_rng(0), 40
+    card, rng, n = registry.describe(set_id), np.random.default_rng(0), 40
     state = conditions_met(card.env, rng, n)
     ends = np.arange(n) % 10 == 9
     np.savez(
@@ -97,7 +97,7 @@ def test_the_alias_means_the_task_that_ogbench_means(name):
 
     env = name.rsplit("-", 1)[0]
     made = gymnasium.make(f"{env}-singletask-v0")
-    assert catalog.card(f"{name}-singletask-v0").id.endswith(
+    assert registry.describe(f"{name}-singletask-v0").id.endswith(
         f"-task{made.unwrapped._reward_task_id}-v0"
     )
     made.close()

@@ -14,13 +14,22 @@ import yaml
 from support.layouts import make, write_d4rl, write_minari, write_ogbench
 from support.paths import ROOT
 
-from offbench.data import compose
+from offbench.data import composition
 from offbench.data.replay import fingerprint, from_episodes
 from offbench.errors import UserError
-from offbench.tasks import catalog
-from offbench.tasks import task as tasks
+from offbench.tasks import registry
+from offbench.tasks.custom import own_task
 from offbench.tasks.doctor import DataWarning
-from offbench.tasks.environments import ANTMAZE, MAZE2D, antmaze_map, maze2d_map
+from offbench.tasks.environments import (
+    ANTMAZE,
+    MAZE2D,
+    antmaze_map,
+    evaluation_env,
+    make_env,
+    maze2d_map,
+)
+from offbench.tasks.loading import doctor_report, load_data
+from offbench.tasks.locate import fetch, load_task, locate, ready
 
 SUITES = sorted((ROOT / "conf" / "suite").glob("*.yaml"))
 
@@ -34,11 +43,11 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_every_id_has_one_card_of_its_own_name():
-    ids = catalog.ids()
+    ids = registry.ids()
     assert len(set(ids)) == len(ids) > 600
     for name in ids:
-        card = catalog.card(name)
-        assert card.id == name and catalog.canonical(name) == name
+        card = registry.describe(name)
+        assert card.id == name and registry.canonical(name) == name
         assert card.env or card.refused
         assert card.score == "success" or (card.ref_min is None) == (card.ref_max is None)
         assert card.ref_min is None or card.ref_max > card.ref_min
@@ -46,14 +55,14 @@ def test_every_id_has_one_card_of_its_own_name():
 
 
 def test_every_row_of_the_table_that_names_a_file_is_an_id():
-    path = Path(catalog.__file__).parent / "d4rl.csv"
+    path = ROOT / "offbench/tasks/d4rl.csv"
     with path.open() as file:
         rows = [row for row in csv.DictReader(file) if row["dataset_url"]]
     assert {f"d4rl/{row['dataset_id']}" for row in rows} == {
-        i for i in catalog.ids() if i.startswith("d4rl/")
+        i for i in registry.ids() if i.startswith("d4rl/")
     }
     for row in rows:
-        card = catalog.card(row["dataset_id"])
+        card = registry.describe(row["dataset_id"])
         assert card.urls == (row["dataset_url"],)
         assert card.max_episode_steps == int(row["max_episode_steps"])
         if row["ref_min_score"]:
@@ -90,15 +99,20 @@ def test_every_row_of_the_table_that_names_a_file_is_an_id():
     ],
 )
 def test_an_id_from_a_paper_means_one_set(alias, name):
-    assert catalog.card(alias).id == name
+    assert registry.describe(alias).id == name
 
 
 def test_sets_that_sound_alike_never_share_a_column():
-    d4rl, minari = catalog.card("hopper-medium-v2"), catalog.card("mujoco/hopper/medium-v0")
+    d4rl, minari = (
+        registry.describe("hopper-medium-v2"),
+        registry.describe("mujoco/hopper/medium-v0"),
+    )
     assert d4rl.id != minari.id and d4rl.env != minari.env
     assert any("Minari" in note for note in d4rl.notes)
     assert any("not D4RL's hopper-medium-v2" in note for note in minari.notes)
-    assert catalog.card("maze2d-umaze-v1").id != catalog.card("D4RL/pointmaze/umaze-v2").id
+    assert (
+        registry.describe("maze2d-umaze-v1").id != registry.describe("D4RL/pointmaze/umaze-v2").id
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,7 +132,7 @@ def test_sets_that_sound_alike_never_share_a_column():
 )
 def test_an_unknown_id_names_the_nearest(wrong, near):
     with pytest.raises(UserError, match="unknown task") as error:
-        tasks.load_task(wrong)
+        load_task(wrong)
     assert near in str(error.value) and "\n" not in str(error.value)
 
 
@@ -138,31 +152,30 @@ def test_an_unknown_id_names_the_nearest(wrong, near):
 )
 def test_an_id_that_is_none_names_every_set_it_sounds_like(heard, sets):
     with pytest.raises(UserError, match=f"unknown task '{heard}'") as error:
-        tasks.load_task(heard)
+        load_task(heard)
     words = str(error.value)
     assert all(f"'{name}'" in words for name in sets) and words.count("/v0") == 0
     assert ("These are different data" in words) == (len(sets) > 1) and len(words) < 300
 
 
 def test_a_short_id_says_what_it_is_not():
-    assert catalog.said("hopper-medium-v0") == (
+    assert registry.said("hopper-medium-v0") == (
         "hopper-medium-v0 is d4rl/hopper-medium-v0, not offbench/hopper/medium-v0 or "
         "minari/mujoco/hopper/medium-v0 (other data)"
     )
-    assert "not offbench/cube-single-play-v0" in catalog.said("cube-single-play-v0")
-    assert "d4rl/maze2d-umaze-v1" in catalog.said("D4RL/pointmaze/umaze-v2")
+    assert "not offbench/cube-single-play-v0" in registry.said("cube-single-play-v0")
+    assert "d4rl/maze2d-umaze-v1" in registry.said("D4RL/pointmaze/umaze-v2")
     for plain in (
         "d4rl/hopper-medium-v2",
         "scene-play-singletask-v0",
         "offbench/cube-single-play-v0",
     ):
-        assert catalog.said(plain) is None
+        assert registry.said(plain) is None
 
 
 def test_the_sets_of_a_composition_have_one_spelling():
     short, long = (
-        tasks.load_task(f"truncate@1k:{name}")
-        for name in ("hopper-medium-v2", "d4rl/hopper-medium-v2")
+        load_task(f"truncate@1k:{name}") for name in ("hopper-medium-v2", "d4rl/hopper-medium-v2")
     )
     assert short == long and short.id == "truncate@1000:d4rl/hopper-medium-v2"
 
@@ -177,20 +190,20 @@ def test_a_file_in_the_cache_is_a_task(cache):
         for e in make([5, 6])
     ]
     write_d4rl(episodes, cache / "d4rl" / "hopper_medium-v2.hdf5")
-    task = tasks.load_task("hopper-medium-v2")
-    data, spec = task.load()
+    task = load_task("hopper-medium-v2")
+    data, spec = load_data(task)
     assert fingerprint(data) == fingerprint(from_episodes(episodes))
     assert (spec.obs_dim, spec.action_dim, spec.max_episode_steps) == (11, 3, 1000)
-    assert len(task.sha256) == 64 and task.ready() is task
+    assert len(task.sha256) == 64 and ready(task) is task
     assert task.normalise(3234.3, None) == pytest.approx(100)
-    composed = tasks.load_task("truncate@3:hopper-medium-v2")
-    assert composed.load()[0].n_transitions == 3 and composed.env == "Hopper-v4"
-    assert composed.sha256 not in (task.sha256, tasks.NOT_HERE)
+    composed = load_task("truncate@3:hopper-medium-v2")
+    assert load_data(composed)[0].n_transitions == 3 and composed.env == "Hopper-v4"
+    assert composed.sha256 not in (task.sha256, None)
 
 
 def test_every_task_travels_to_a_worker_process(cache):
-    for name in catalog.ids():
-        task = tasks.load_task(name)
+    for name in registry.ids():
+        task = load_task(name)
         assert pickle.loads(pickle.dumps(task)) == task
 
 
@@ -198,94 +211,98 @@ def test_a_file_of_another_set_under_the_name_is_refused(cache):
     (cache / "d4rl").mkdir(parents=True)
     write_d4rl(make([5, 6]), cache / "d4rl" / "hopper_medium-v2.hdf5")
     with pytest.raises(UserError, match="has 3 features of observations, it should be 11"):
-        tasks.load_task("hopper-medium-v2").load()
+        load_data(load_task("hopper-medium-v2"))
 
 
 def test_a_file_that_changes_after_the_plan_is_refused(cache):
     (cache / "ogbench").mkdir(parents=True)
     path = cache / "ogbench" / "cube-single-play-v0.npz"
     write_ogbench(make([5, 6]), path)
-    task = tasks.load_task("cube-single-play-v0")
-    task.load()
+    task = load_task("cube-single-play-v0")
+    load_data(task)
     write_ogbench(make([5, 6, 7]), path)
     with pytest.raises(UserError, match="not the file it was"):
-        task.load()
+        load_data(task)
 
 
 def test_a_known_severe_defect_warns_once(cache):
     (cache / "d4rl").mkdir(parents=True)
-    name = Path(catalog.card("antmaze-medium-play-v0").files[0].name).name
+    name = Path(registry.describe("antmaze-medium-play-v0").files[0].name).name
     episodes = [
         e._replace(obs=np.tile(e.obs, (1, 10))[:, :29], action=np.tile(e.action, (1, 4)))
         for e in make([40, 30])
     ]
     write_d4rl(episodes, cache / "d4rl" / name)
     with pytest.warns(DataWarning, match="time-outs are out of step"):
-        tasks.load_task("antmaze-medium-play-v0").load()
-    task = tasks.load_task("antmaze-medium-play-v0")
-    task.load()
+        load_data(load_task("antmaze-medium-play-v0"))
+    task = load_task("antmaze-medium-play-v0")
+    load_data(task)
     with pytest.raises(
         UserError, match=r"^d4rl/antmaze-medium-play-v0: time-outs.*strict=true refuses"
     ):
-        task.load(defects="refuse")
+        load_data(task, defects="refuse")
     # so does a part of a composition
     with pytest.raises(UserError, match="time-outs are out of step"):
-        tasks.load_task("truncate@5:antmaze-medium-play-v0").load(defects="refuse")
+        load_data(load_task("truncate@5:antmaze-medium-play-v0"), defects="refuse")
 
 
 def test_a_set_collected_again_is_not_taken_for_the_published_one(cache):
     (cache / "ogbench").mkdir(parents=True)
     write_ogbench(make([5, 6]), cache / "ogbench" / "cube-single-play-v0.npz")
-    task = tasks.load_task("cube-single-play-v0")
-    assert not task.report().severe and not tasks.load_task("cube-double-play-v0").report().severe
+    task = load_task("cube-single-play-v0")
+    assert (
+        not doctor_report(task).severe
+        and not doctor_report(load_task("cube-double-play-v0")).severe
+    )
     (cache / "ogbench" / "cube-single-play-v0.regenerated.yaml").touch()
     with pytest.warns(DataWarning, match=r"cube-single-play-v0\.npz was collected again"):
-        task.load()
+        load_data(task)
     with pytest.raises(UserError, match="not the published file"):
-        tasks.load_task("truncate@5:cube-single-play-v0").load(defects="refuse")
+        load_data(load_task("truncate@5:cube-single-play-v0"), defects="refuse")
 
 
 def test_a_defect_found_in_the_arrays_is_kept_and_told(cache, monkeypatch):
     zeros = [e._replace(reward=np.zeros_like(e.reward)) for e in make([40, 30, 20])]
     (cache / "d4rl").mkdir(parents=True)
-    path = cache / "d4rl" / Path(catalog.card("bullet-hopper-medium-v0").files[0].name).name
+    path = cache / "d4rl" / Path(registry.describe("bullet-hopper-medium-v0").files[0].name).name
     write_d4rl(zeros, path)
-    task = tasks.load_task("bullet-hopper-medium-v0")
+    task = load_task("bullet-hopper-medium-v0")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        data, _ = task.load()  # not examined, nothing known
-    assert [f.name for f in task.report(data).severe] == ["rewards_constant"]
+        data, _ = load_data(task)  # not examined, nothing known
+    assert [f.name for f in doctor_report(task, data).severe] == ["rewards_constant"]
     with pytest.warns(DataWarning, match="every reward is zero"):
-        task.load()
+        load_data(task)
     with monkeypatch.context() as patch:
         patch.setattr("offbench.tasks.doctor.check", None)  # it is not examined again
         with pytest.raises(UserError, match="every reward is zero; strict=true"):
-            task.load(defects="refuse")
+            load_data(task, defects="refuse")
     write_d4rl(make([40, 30, 20]), path)  # other data, other report
-    assert not (again := tasks.load_task(task.id)).report(again.load(defects="refuse")[0]).severe
+    again = load_task(task.id)
+    assert not doctor_report(again, load_data(again, defects="refuse")[0]).severe
 
 
 def test_without_the_file_and_the_network_one_line_says_what_to_put_where(cache, monkeypatch):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setattr("offbench.tasks.files.time.sleep", lambda s: None)
-    task = tasks.load_task("hopper-medium-v2")
-    assert task.sha256 == tasks.NOT_HERE
+    task = load_task("hopper-medium-v2")
+    assert task.sha256 is None
     with pytest.raises(UserError, match=r"http://rail.*hopper_medium-v2\.hdf5.* into ") as error:
-        task.ready()
+        ready(task)
     assert "\n" not in str(error.value)
     assert not [p for p in cache.rglob("*.hdf5")]
 
 
 def test_the_parts_of_a_large_set_are_put_there_by_hand(cache):
-    card = catalog.card("cube-quadruple-play-100m-v0")
+    card = registry.describe("cube-quadruple-play-100m-v0")
     with pytest.raises(UserError, match="put its files into"):
-        catalog.fetch(card)
+        fetch(card)
     folder = cache / "ogbench" / "cube-quadruple-play-100m-v0"
     folder.mkdir(parents=True)
     for i in range(2):
         write_ogbench(make([5], seed=i), folder / f"x-{i:03d}.npz")
-    assert tasks.load_task(card.id).load()[0].n_episodes == 2
+    assert load_data(load_task(card.id))[0].n_episodes == 2
 
 
 def test_own_data_are_a_task_by_path(tmp_path, cache):
@@ -303,7 +320,7 @@ def test_own_data_are_a_task_by_path(tmp_path, cache):
         1000,
     )
     assert (
-        cell.task.load()[0].n_transitions == 11
+        load_data(cell.task)[0].n_transitions == 11
         and cell.runs()[0].dataset_sha256 == cell.task.sha256
     )
     for words, given in {
@@ -320,7 +337,7 @@ def test_own_data_are_a_task_by_path(tmp_path, cache):
 def test_own_play_data_are_labelled_by_the_single_task_of_their_environment(tmp_path, cache):
     """An npz in OGBench's layout holds no rewards; zeros would be trained on."""
     pytest.importorskip("ogbench")
-    env = tasks.make_env("cube-single-singletask-task2-v0", {}, "x")
+    env = make_env("cube-single-singletask-task2-v0", {}, "x")
     target = env.unwrapped._data.mocap_pos[0].copy()
     env.close()
     qpos = np.zeros((7, 21), np.float32)
@@ -336,17 +353,15 @@ def test_own_play_data_are_labelled_by_the_single_task_of_their_environment(tmp_
         qpos=qpos,
         qvel=np.zeros((7, 20), np.float32),
     )
-    task = tasks.own_task(
-        tmp_path / "mine.npz", env="cube-single-singletask-task2-v0", score="success"
-    )
-    data, _ = task.load()
+    task = own_task(tmp_path / "mine.npz", env="cube-single-singletask-task2-v0", score="success")
+    data, _ = load_data(task)
     assert data.reward[:6].tolist() == [-1, -1, -1, 0, 0, 0]
     assert data.terminal[:6].tolist() == [False] * 3 + [True] * 3
-    plain = tasks.own_task(tmp_path / "mine.npz", env="HalfCheetah-v5")
-    assert not (zeros := plain.load()[0]).reward.any()
+    plain = own_task(tmp_path / "mine.npz", env="HalfCheetah-v5")
+    assert not (zeros := load_data(plain)[0]).reward.any()
     # what was found in one reading of the file is not said of the other
-    assert [f.name for f in plain.report(zeros).severe] == ["rewards_constant"]
-    assert not dataclasses.replace(task, id=plain.id).report(data).severe
+    assert [f.name for f in doctor_report(plain, zeros).severe] == ["rewards_constant"]
+    assert not doctor_report(dataclasses.replace(task, id=plain.id), data).severe
 
 
 # --- goals ----------------------------------------------------------------------------------
@@ -365,9 +380,9 @@ def test_nothing_trains_on_a_goal_conditioned_set(cache):
 
 def test_a_goal_is_shown_beside_the_observation_of_the_task_asked_for():
     pytest.importorskip("ogbench")
-    task = tasks.load_task("pointmaze-medium-navigate-v0")
+    task = load_task("pointmaze-medium-navigate-v0")
     assert task.task_ids == (1, 2, 3, 4, 5) and task.score == "success"
-    env, goals = task.make_env(), []
+    env, goals = evaluation_env(task), []
     assert env.observation_space.shape == (4,)
     for episode in range(6):
         obs, info = env.reset(seed=0, options=task.reset_options(episode))
@@ -377,9 +392,7 @@ def test_a_goal_is_shown_beside_the_observation_of_the_task_asked_for():
         assert (after[2:] == obs[2:]).all() and (after[:2] != obs[:2]).any()
         goals.append(env.unwrapped.cur_task_info["goal_ij"])
     assert goals[5] == goals[0] and len({tuple(g) for g in goals}) > 1
-    assert (
-        tasks.load_task("ogbench/pointmaze-medium-navigate-singletask-v0").reset_options(0) is None
-    )
+    assert load_task("ogbench/pointmaze-medium-navigate-singletask-v0").reset_options(0) is None
     env.close()
 
 
@@ -394,7 +407,7 @@ def test_a_goal_conditioned_policy_is_scored_by_success_over_the_five_tasks():
     def act(state, step, carry, key):
         return (step.obs[..., 2:] - step.obs[..., :2]).clamp(-1, 1), carry
 
-    task = dataclasses.replace(tasks.load_task("pointmaze-medium-navigate-v0"), task_ids=(4, 5))
+    task = dataclasses.replace(load_task("pointmaze-medium-navigate-v0"), task_ids=(4, 5))
     frame = evaluate(
         Policy(lambda n, e: (), act),
         {"x": torch.zeros(1, 1)},
@@ -413,8 +426,8 @@ def test_a_goal_conditioned_policy_is_scored_by_success_over_the_five_tasks():
 def judged():
     """One id for every environment with its arguments, pictures left out."""
     found = {}
-    for name in catalog.ids():
-        card = catalog.card(name)
+    for name in registry.ids():
+        card = registry.describe(name)
         pictures = card.adapter in ("flat", "image") or "visual" in name
         if card.refused is None and not pictures and "MiniGrid" not in card.env:
             if card.family != "ogbench" or name.endswith(("-play-v0", "-navigate-v0", "task1-v0")):
@@ -427,8 +440,8 @@ def judged():
 @pytest.mark.filterwarnings("ignore:.*precision lowered by casting.*")
 @pytest.mark.parametrize("name", judged())
 def test_the_environment_is_made_and_shows_what_the_data_have(name):
-    card, task = catalog.card(name), tasks.load_task(name)
-    env = task.make_env()
+    card, task = registry.describe(name), load_task(name)
+    env = evaluation_env(task)
     obs, _ = env.reset(seed=0)
     assert env.observation_space.shape == obs.shape and obs.ndim == 1
     assert card.obs_dim in (None, len(obs)) and card.action_dim in (None, *env.action_space.shape)
@@ -448,25 +461,25 @@ def test_what_cannot_be_judged_here_says_why():
         "D4RL/minigrid/fourrooms-v0": "d4rl/minigrid-fourrooms-v0",
     }.items():
         with pytest.raises(UserError, match=words):
-            tasks.load_task(name).make_env()
+            evaluation_env(load_task(name))
 
 
 def test_minari_is_asked_where_it_asks_itself(monkeypatch, cache):
     """The parts of an id as minari takes them apart; the owner and the kind of place as it is told."""
     monkeypatch.delenv("MINARI_REMOTE", raising=False)
     hub = "https://huggingface.co/datasets/farama-minari/D4RL/resolve/main/door/human-v2/data"
-    assert catalog.card("D4RL/door/human-v2").urls == (
+    assert registry.describe("D4RL/door/human-v2").urls == (
         f"{hub}/metadata.json",
         f"{hub}/main_data.hdf5",
     )
     monkeypatch.setenv("MINARI_REMOTE", "gcp://minari-remote")
-    url = catalog.card("D4RL/door/human-v2").urls[1]
+    url = registry.describe("D4RL/door/human-v2").urls[1]
     assert (
         url == "https://storage.googleapis.com/minari-remote/D4RL/door/human-v2/data/main_data.hdf5"
     )
     monkeypatch.setenv("MINARI_REMOTE", "ftp://x")
     with pytest.raises(UserError, match="neither hf://OWNER nor gcp://BUCKET"):
-        catalog.card("D4RL/door/human-v2")
+        registry.describe("D4RL/door/human-v2")
 
 
 def test_a_minari_download_that_stopped_halfway_is_not_taken_for_the_set(cache):
@@ -475,12 +488,12 @@ def test_a_minari_download_that_stopped_halfway_is_not_taken_for_the_set(cache):
         data.mkdir(parents=True, exist_ok=True)
         if file is not None:
             (data / file).write_text("{}")
-        card = catalog.card("D4RL/door/human-v2")
-        assert catalog.locate(card) is None and card.env == "AdroitHandDoor-v1"
+        card = registry.describe("D4RL/door/human-v2")
+        assert locate(card) is None and card.env == "AdroitHandDoor-v1"
     (data / "main_data.hdf5").write_text("damaged")  # a whole file, but of nothing
     with pytest.raises(UserError, match="observation_space"):
-        catalog.card("D4RL/door/human-v2")
-    assert "observation_space" in dict(catalog.listing())["minari/D4RL/door/human-v2"]
+        registry.describe("D4RL/door/human-v2")
+    assert "observation_space" in dict(registry.listing())["minari/D4RL/door/human-v2"]
 
 
 def test_a_set_is_judged_alike_by_the_run_that_downloads_it_and_by_the_next(cache, monkeypatch):
@@ -500,11 +513,11 @@ def test_a_set_is_judged_alike_by_the_run_that_downloads_it_and_by_the_next(cach
         )
         shutil.copytree(made / "data", cache / "minari" / "D4RL" / "door" / "human-v2" / "data")
 
-    monkeypatch.setattr(catalog, "fetch", fetch)
-    first = tasks.load_task("D4RL/door/human-v2")
-    assert first.env == "AdroitHandDoor-v1" and first.sha256 == tasks.NOT_HERE
-    first = first.ready()
-    assert first == tasks.load_task("D4RL/door/human-v2").ready()
+    monkeypatch.setattr("offbench.tasks.locate.fetch", fetch)
+    first = load_task("D4RL/door/human-v2")
+    assert first.env == "AdroitHandDoor-v1" and first.sha256 is None
+    first = ready(first)
+    assert first == ready(load_task("D4RL/door/human-v2"))
     assert (first.env, first.ref_min, first.ref_max) == ("Walker2d-v5", 3.0, 13.0)
 
 
@@ -519,7 +532,7 @@ def test_another_maze_for_evaluation_is_said_where_data_are_loaded(cache, walls,
     """Minari issue 304: start and goal may lie elsewhere, walls may not."""
     import gymnasium
 
-    from offbench.tasks.task import make_env
+    from offbench.tasks.environments import make_env
 
     make_env("PointMaze_UMaze-v3", {}, "x").close()  # registers its kind
     plain = [[1 if cell == 1 else 0 for cell in row] for row in ROUND]
@@ -530,20 +543,20 @@ def test_another_maze_for_evaluation_is_said_where_data_are_loaded(cache, walls,
     shutil.copytree(
         made / "data", cache / "minari" / "D4RL" / "antmaze" / "umaze-diverse-v1" / "data"
     )
-    task = tasks.load_task("D4RL/antmaze/umaze-diverse-v1")
-    found = [f.words for f in task.report().severe]
-    assert bool(found) == other and ("other walls" in catalog.card(task.id).differs) == other
+    task = load_task("D4RL/antmaze/umaze-diverse-v1")
+    found = [f.words for f in doctor_report(task).severe]
+    assert bool(found) == other and ("other walls" in registry.describe(task.id).differs) == other
     if other:
         assert "issue 304" in found[0]
         with pytest.warns(DataWarning, match="other walls"):
-            task.load()
+            load_data(task)
 
 
 @pytest.mark.parametrize("version, adapter", [("==1.2.0", "adroit-1.2.0"), (">=1.2.4", None)])
 def test_a_minari_pen_ends_on_a_drop_where_its_recording_did(cache, version, adapter):
     import gymnasium
 
-    from offbench.tasks.task import make_env
+    from offbench.tasks.environments import make_env
 
     make_env("AdroitHandPen-v1", {}, "x").close()
     made = write_minari(
@@ -554,9 +567,9 @@ def test_a_minari_pen_ends_on_a_drop_where_its_recording_did(cache, version, ada
         requirements=[f"gymnasium-robotics{version}"],
     )
     shutil.copytree(made / "data", cache / "minari" / "D4RL" / "pen" / "human-v1" / "data")
-    task = tasks.load_task("minari/D4RL/pen/human-v1")
+    task = load_task("minari/D4RL/pen/human-v1")
     assert task.adapter == adapter
-    env, rng = task.make_env(), np.random.default_rng(0)
+    env, rng = evaluation_env(task), np.random.default_rng(0)
     env.reset(seed=0)
     ended = any(env.step(rng.uniform(-1, 1, 24))[2] for _ in range(150))
     assert ended == (adapter is not None)
@@ -570,23 +583,23 @@ def test_arrow_sets_are_told_before_their_data_are_asked_for(monkeypatch, cache)
         "action_space": json.dumps(space),
     }
 
-    def fetch(url, name, *rest):
+    def serve(url, name, *rest):
         path = cache / name
         path.parent.mkdir(parents=True, exist_ok=True)
         assert path.name == "metadata.json"
         path.write_text(json.dumps(content))
         return path
 
-    monkeypatch.setattr("offbench.tasks.files.fetch", fetch)
+    monkeypatch.setattr("offbench.tasks.files.fetch", serve)
     with pytest.raises(
         UserError, match="Arrow files; get them with: minari download D4RL/door/human-v2"
     ):
-        catalog.fetch(catalog.card("D4RL/door/human-v2"))
+        fetch(registry.describe("D4RL/door/human-v2"))
 
 
 def test_the_rooms_of_minigrid_have_the_goal_and_the_limit_of_d4rl():
     pytest.importorskip("minigrid")
-    env = tasks.load_task("minigrid-fourrooms-v0").make_env()
+    env = evaluation_env(load_task("minigrid-fourrooms-v0"))
     for seed in range(3):
         obs, _ = env.reset(seed=seed)
         assert obs.shape == (147,) and env.unwrapped.grid.get(12, 12).type == "goal"
@@ -606,16 +619,16 @@ def test_minigrid_is_one_line_where_its_package_is_missing():
         import minigrid  # noqa: F401
     except ImportError:
         with pytest.raises(UserError, match="pip install minigrid"):
-            tasks.load_task("minigrid-fourrooms-v0").make_env()
+            evaluation_env(load_task("minigrid-fourrooms-v0"))
     else:
-        env = tasks.load_task("minigrid-fourrooms-v0").make_env()
+        env = evaluation_env(load_task("minigrid-fourrooms-v0"))
         assert env.observation_space.shape == (147,) and env.action_space.shape == (7,)
 
 
 @pytest.mark.env
 def test_an_ant_reaches_a_goal_of_d4rl_where_it_is(monkeypatch):
-    task = tasks.load_task("antmaze-umaze-v2")
-    env = task.make_env()
+    task = load_task("antmaze-umaze-v2")
+    env = evaluation_env(task)
     obs, _ = env.reset(seed=0)
     assert np.abs(obs[:2]).max() < 0.2  # positions are relative to the start
     inner = env.unwrapped
@@ -634,7 +647,7 @@ def test_an_ant_reaches_a_goal_of_d4rl_where_it_is(monkeypatch):
 @pytest.mark.env
 @pytest.mark.parametrize("size, goal", [("umaze", (1, 1)), ("medium", (6, 6)), ("large", (7, 9))])
 def test_a_point_reaches_a_goal_of_d4rl_where_it_is_and_goes_on(size, goal):
-    env = tasks.load_task(f"maze2d-{size}-v1").make_env()
+    env = evaluation_env(load_task(f"maze2d-{size}-v1"))
     env.reset(seed=0)
     inner = env.unwrapped
     inner.point_env.set_state(inner.goal, np.zeros(2))
@@ -647,7 +660,7 @@ def test_a_point_reaches_a_goal_of_d4rl_where_it_is_and_goes_on(size, goal):
 @pytest.mark.env
 def test_a_point_in_a_wall_of_d4rl_is_in_a_wall_here():
     """Rows are the first coordinate there: the free cells of the map are those of the maze."""
-    env = tasks.load_task("maze2d-large-v1").make_env()
+    env = evaluation_env(load_task("maze2d-large-v1"))
     maze = env.unwrapped.maze
     free = {
         (round(x + maze.x_map_center - 0.5), round(y + maze.y_map_center - 0.5))
@@ -668,7 +681,7 @@ def test_maps_are_turned_so_that_frames_agree():
 
 @pytest.mark.env
 def test_the_kitchen_shows_positions_and_the_goal_of_its_tasks():
-    env = tasks.load_task("kitchen-mixed-v0").make_env()
+    env = evaluation_env(load_task("kitchen-mixed-v0"))
     obs, _ = env.reset(seed=0)
     goal = obs[30:]
     assert goal[11] == -0.88 and goal[22] == -0.75 and goal[19] == 0  # no slide cabinet in mixed
@@ -684,9 +697,9 @@ def test_the_tasks_of_a_suite_exist_and_can_be_judged(path):
     assert suite["id"] == path.stem and suite["version"] >= 1
     assert len(set(suite["tasks"])) == len(suite["tasks"])
     for name in suite["tasks"]:
-        task = tasks.load_task(name)
+        task = load_task(name)
         assert task.refused is None
-        assert name in compose.MIXED or task.id == name  # spelled as its column is
+        assert name in composition.MIXED or task.id == name  # spelled as its column is
 
 
 def test_the_suites_are_of_the_published_size():
@@ -697,11 +710,11 @@ def test_the_suites_are_of_the_published_size():
 
 def test_no_two_columns_of_all_suites_are_the_same_data_under_two_names():
     names = {n for p in SUITES for n in yaml.safe_load(p.read_text())["tasks"]}
-    assert len({tasks.load_task(n).id for n in names}) == len(names)
+    assert len({load_task(n).id for n in names}) == len(names)
 
 
 def test_a_score_without_references_is_said_to_be_no_score_of_the_scale(cache):
-    scaled = lambda name: tasks.load_task(name).scaled
+    scaled = lambda name: load_task(name).scaled
     assert scaled("d4rl/hopper-medium-v2") and scaled("d4rl/antmaze-umaze-v2")
     assert scaled("mujoco/hopper/medium-v0") and not scaled("mujoco/walker2d/medium-v0")
 
@@ -711,7 +724,7 @@ def test_the_minimum_of_walker2d_is_what_uniform_actions_earn():
     """Measured as those of the embedded sets; there is no maximum, so its scores stay returns."""
     from offbench.recipes.locomotion import uniform_return
 
-    source = catalog.card("minari/mujoco/walker2d/expert-v0").ref_source
+    source = registry.describe("minari/mujoco/walker2d/expert-v0").ref_source
     mean, error = uniform_return("Walker2d-v5")
     assert source.startswith("minimum 1.6493, measured here; no maximum")
     assert abs(mean - 1.6493) < 4 * error and 0 < error < 1  # exact with the versions named there

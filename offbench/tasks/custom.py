@@ -1,0 +1,130 @@
+"""Your own data as a task: a file or folder, the environment to evaluate in, how a return is scored."""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from offbench.errors import UserError, unknown
+from offbench.tasks import cache
+from offbench.tasks.environments import make_env
+from offbench.tasks.formats import arrays, minari
+from offbench.tasks.task import Score, Task
+
+Actions = Literal["env", "unit"]
+
+
+def own_task(
+    data: str | Path,
+    *,
+    env: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    id: str | None = None,
+    max_episode_steps: int | None = None,
+    actions: Actions = "env",
+    n_actions: int | None = None,
+    score: Score = "return",
+    ref_min: float | None = None,
+    ref_max: float | None = None,
+) -> Task:
+    """Your own data, a file or folder in one of the layouts of `offbench.tasks.formats.arrays`.
+
+    Args:
+        data: a file or folder.
+        env: the gymnasium id to evaluate in; a Minari folder names its own; "none" for no environment.
+            Without one, policies are trained and compared by validation metrics on held-out episodes.
+        max_episode_steps: where the recorder cut episodes, for a file that does not mark it; else
+            the time limit of the environment.
+        actions: "env": recorded as the environment takes them (without one: scaled from the range of
+            what was recorded where that goes beyond [-1, 1]); "unit": already scaled to [-1, 1].
+        n_actions: the number of choices of discrete actions, where no environment says it.
+        ref_min, ref_max: returns that score 0 and 100; without them a score is the return itself.
+
+    Raises:
+        UserError: nothing lies at `data`, or the environment is unknown.
+    """
+    path = Path(data).expanduser()
+    name = id or f"own/{path.stem}"
+    if not path.exists():
+        raise UserError(f"{name}: {path} does not exist")
+    kwargs, given = dict(env_kwargs or {}), max_episode_steps is not None
+    layout = arrays.layout(path, name=name)
+    if layout == "minari":
+        meta = minari.metadata(path, name=name)
+        found = None if env else meta.eval_env or meta.env
+        if found is not None:
+            env, kwargs = found.id, {**found.kwargs, **kwargs}
+            max_episode_steps = max_episode_steps or found.max_episode_steps
+        if ref_min is None and ref_max is None and None not in (meta.ref_min, meta.ref_max):
+            ref_min, ref_max = meta.ref_min, meta.ref_max
+    env = None if env == "none" else env
+    ref_min, ref_max = _references(name, ref_min, ref_max)
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise UserError(f"{name}: max_episode_steps={max_episode_steps} must be at least 1")
+    if actions not in get_args(Actions):
+        raise unknown("actions", actions, get_args(Actions))
+    reading = None
+    if env and (layout != "minari" or max_episode_steps is None):
+        reading = read_for(env, kwargs, name, max_episode_steps, given, actions)
+        max_episode_steps = reading.max_episode_steps
+    elif layout == "steps":
+        reading = arrays.reading(
+            path, name, actions=actions, n_actions=n_actions, limit=max_episode_steps
+        )
+    return Task(
+        id=name,
+        family="own",
+        path=path.resolve(),
+        sha256=cache.digest(path),
+        env=env,
+        env_kwargs=kwargs,
+        max_episode_steps=max_episode_steps or (1000 if env else 0),
+        score=score,
+        ref_min=ref_min,
+        ref_max=ref_max,
+        terminal_inside=layout == "ogbench",
+        reading=None if layout == "minari" else reading,
+    )
+
+
+def _references(
+    name: str, ref_min: float | None, ref_max: float | None
+) -> tuple[float | None, float | None]:
+    """Both or none; 0 and 100, the score that is the return itself, where one is not given."""
+    if ref_min is None and ref_max is None:
+        return None, None
+    low, high = 0.0 if ref_min is None else ref_min, 100.0 if ref_max is None else ref_max
+    if not high > low:
+        raise UserError(f"{name}: ref_max={high} must lie above ref_min={low}")
+    return low, high
+
+
+def read_for(
+    env: str,
+    kwargs: Mapping[str, Any],
+    name: str,
+    limit: int | None,
+    given: bool,
+    actions: str = "env",
+) -> arrays.Reading:
+    """What an environment says of how data recorded in it are read."""
+    from gymnasium.spaces import Box, Discrete
+
+    with contextlib.closing(make_env(env, kwargs, name)) as gym:
+        if limit is None and gym.spec is not None:
+            limit = gym.spec.max_episode_steps
+        space = gym.unwrapped.action_space
+    found = arrays.Reading(max_episode_steps=limit or 1000, limit_given=given)
+    if isinstance(space, Discrete):
+        return replace(found, n_actions=int(space.n), first_action=int(space.start))
+    bounded = isinstance(space, Box) and np.isfinite([space.low, space.high]).all()
+    if actions == "unit":
+        return replace(found, unit=True)
+    if not bounded:
+        return found
+    return replace(
+        found, low=tuple(space.low.ravel().tolist()), high=tuple(space.high.ravel().tolist())
+    )

@@ -1,0 +1,70 @@
+"""Embedded sets: small, in the repository and in the wheel, each described by a manifest.
+
+A manifest (`datasets/*.yaml`) pins the data file by sha256 and has reference returns that were
+measured. Manifests are looked for in `$OFFBENCH_DATASETS`, in `./datasets`, in the checkout, and in
+the wheel; the first of an id counts.
+"""
+
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+
+from offbench.tasks.task import File, Task
+
+
+def roots() -> list[Path]:
+    """Folders searched for manifests, first match wins."""
+    package = Path(__file__).resolve().parents[1]
+    folders = [Path.cwd() / "datasets", package.parent / "datasets", package / "datasets"]
+    if "OFFBENCH_DATASETS" in os.environ:
+        folders.insert(0, Path(os.environ["OFFBENCH_DATASETS"]))
+    return [path for path in dict.fromkeys(folders) if path.is_dir()]
+
+
+def manifests() -> Mapping[str, tuple[Path, Mapping[str, Any]]]:
+    """Every embedded set known here: id -> (root, manifest)."""
+    files = (p for root in roots() for p in sorted(root.glob("*--*.yaml")))
+    return _manifests(tuple((path, path.stat().st_mtime_ns) for path in files))
+
+
+@functools.lru_cache(maxsize=16)
+def _manifests(
+    files: tuple[tuple[Path, int], ...],
+) -> Mapping[str, tuple[Path, Mapping[str, Any]]]:
+    found: dict[str, tuple[Path, Mapping[str, Any]]] = {}
+    for path, mtime_ns in files:
+        manifest = _read(path, mtime_ns)
+        found.setdefault(manifest["id"], (path.parent, manifest))
+    return MappingProxyType(found)
+
+
+@functools.lru_cache(maxsize=4096)
+def _read(path: Path, mtime_ns: int) -> Mapping[str, Any]:
+    return MappingProxyType(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def task(name: str) -> Task:
+    """The task of an embedded set."""
+    root, manifest = manifests()[name]
+    score, env = manifest["score"], manifest["env"]
+    return Task(
+        id=name,
+        family="offbench",
+        path=root / "minari" / name,
+        sha256=manifest["sha256"],
+        env=env["id"],
+        env_kwargs=dict(env.get("kwargs") or {}),
+        max_episode_steps=manifest["max_episode_steps"],
+        score=score["kind"],
+        ref_min=score["ref_min"],
+        ref_max=score["ref_max"],
+        ref_source=f"measured: {score.get('episodes')} episodes of uniform actions and of the best policy",
+        files=(File("", f"minari/{name}/data/main_data.hdf5", None, manifest["sha256"]),),
+        terminal_inside=manifest.get("terminal_inside", False),
+        notes=(manifest["summary"],),
+    )

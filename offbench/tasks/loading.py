@@ -1,0 +1,255 @@
+"""The data of a task read from its files, and what is wrong with them.
+
+data, spec = load_data(load_task("hopper-medium-v2"))    # downloaded where it is not here
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from offbench.data import compose, composition
+from offbench.data.replay import one_hot
+from offbench.errors import UserError
+from offbench.tasks import cache, doctor, files, ogbench
+from offbench.tasks.custom import read_for
+from offbench.tasks.formats import arrays, d4rl, d4rl_package
+from offbench.tasks.formats import minari as minari_files
+from offbench.tasks.formats import ogbench as ogbench_files
+from offbench.tasks.locate import fetch, load_task, loaded_sha256
+from offbench.tasks.task import Family, Task
+from offbench.types import Spec
+
+if TYPE_CHECKING:
+    from offbench.data.replay import ReplayData
+    from offbench.tasks.formats.spaces import Space
+
+Bounds = tuple[float, ...]
+
+
+def load_data(
+    task: Task, *, gamma: float = 0.99, defects: Literal["warn", "refuse", "ignore"] = "warn"
+) -> "tuple[ReplayData, Spec]":
+    """The transitions of a task and the problem they pose, downloaded where they are not here.
+
+    A severe defect, one that others have found in a set of this id or that a stored report names,
+    warns once (`offbench.tasks.doctor.DataWarning`); with "refuse" the data are examined where that
+    was not done before, and it is a UserError.
+
+    Raises:
+        UserError: a file is missing, damaged or not what it was.
+    """
+    data = _READERS[task.family](task)
+    if defects == "refuse":
+        doctor.refuse(doctor_report(task, data), task.check_command)
+    elif defects == "warn":
+        known = doctor_report(task)
+        if task.family == "own" and "terminal_at_limit" not in known:
+            more = doctor.terminals_at_limit(data, doctor.Facts.of(task))
+            known = replace(known, findings=(*known.findings, *more))
+        doctor.warn_once(known)
+    limit = task.max_episode_steps or int(data.episode.bincount().max()) - 1
+    discrete = one_hot(data.action, data.valid)
+    return data, Spec(data.obs.shape[1], data.action.shape[1], gamma, limit, discrete)
+
+
+def _embedded(task: Task) -> "ReplayData":
+    assert task.path is not None and task.sha256 is not None
+    check_file(task.path / "data" / "main_data.hdf5", task.sha256, task.id)
+    return minari_files.load(task.path, name=task.id, terminal_inside=task.terminal_inside)
+
+
+def _published(task: Task) -> "ReplayData":
+    path = fetch(task) if task.path is None else task.path
+    changed = task.path is not None and (
+        not path.exists() or loaded_sha256(task, cache.digest(path)) != task.sha256
+    )
+    if changed:
+        raise UserError(f"{task.id}: {path} is missing or not the file it was (by sha256)")
+    if task.loader == "d4rl":
+        return d4rl_package.load(path, name=task.id, max_episode_steps=task.max_episode_steps)
+    return read(task, path)
+
+
+def read(task: Task, path: Path) -> "ReplayData":
+    """The published set whose file or folder lies at `path`. Raises UserError where it is damaged,
+    or not of the dimensions that the id has."""
+    data = _parse(task, path)
+    for field_name, found, wanted in (
+        ("observations", data.obs.shape[1], task.obs_dim),
+        ("actions", data.action.shape[1], task.action_dim),
+    ):
+        if wanted not in (None, found):
+            raise UserError(
+                f"{task.id}: {path} has {found} features of {field_name}, it should be {wanted}"
+            )
+    if task.adapter == "d4rl-ant" and bool((data.obs[:, 27:] != 0).any()):
+        raise UserError(
+            f"{task.id}: contact forces are recorded; no environment here shows them as MuJoCo 1.5 did"
+        )
+    return data
+
+
+def _parse(task: Task, path: Path) -> "ReplayData":
+    if task.family == "d4rl":
+        choices = 7 if task.env and task.env.startswith("MiniGrid") else None
+        return d4rl.load(
+            path, name=task.id, max_episode_steps=task.max_episode_steps, n_actions=choices
+        )
+    if task.family == "ogbench":
+        parsed = ogbench.parse(task.id.removeprefix("ogbench/"))
+        assert parsed is not None
+        single = None if parsed.task is None else parsed.env
+        return ogbench_files.load(path, name=task.id, task=single, sparse=parsed.sparse)
+    return minari_files.load(path, name=task.id, terminal_inside=task.terminal_inside)
+
+
+def check_file(path: Path, sha256: str, name: str) -> None:
+    """Raises UserError when the file is missing or is not the one the manifest describes."""
+    if not path.is_file():
+        raise UserError(
+            f"{name}: data file {path} is missing; rebuild it with: offbench data make {name}"
+        )
+    found = files.sha256_of(path)
+    if found != sha256:
+        raise UserError(
+            f"{name}: {path} has sha256 {found[:12]}..., its manifest says {sha256[:12]}... "
+            f"({path.stat().st_size} bytes); restore it or rebuild it with: offbench data make {name}"
+        )
+
+
+def _own(task: Task) -> "ReplayData":
+    assert task.path is not None
+    if task.loader == "d4rl":
+        if task.reading is not None and task.reading.scales:
+            raise UserError(
+                f"{task.id}: loader=d4rl takes actions as they are in the file, in [-1, 1], and {task.env} takes"
+                " others; use loader=offbench, or say task.actions=unit"
+            )
+        limit = task.max_episode_steps
+        return d4rl_package.load(task.path, name=task.id, max_episode_steps=limit)
+    return arrays.load(
+        task.path, name=task.id, reading=task.reading or arrays.Reading(), env=task.env
+    )
+
+
+def _compose(task: Task) -> "ReplayData":
+    part = lambda name: load_data(load_task(name, loader=task.loader), defects="ignore")[0]
+    return compose.build(task.id, part).data
+
+
+_READERS: "Mapping[Family, Callable[[Task], ReplayData]]" = {
+    "offbench": _embedded,
+    "d4rl": _published,
+    "minari": _published,
+    "ogbench": _published,
+    "own": _own,
+    "composed": _compose,
+}
+
+
+def action_units(task: Task, discrete: bool) -> "tuple[Bounds | None, Bounds | None, int | None]":
+    """Of a task without an environment: the bounds (A,) that recorded actions were scaled from, and the
+    number of the first choice. None where they are in [-1, 1], or continuous."""
+    if task.path is not None and (task.path / "data" / "metadata.json").is_file():
+        space = minari_files.metadata(task.path, name=task.id).action
+        if space.kind == "Discrete":
+            return None, None, space.start
+        assert space.low is not None and space.high is not None
+        low, high = (tuple(x.ravel().tolist()) for x in (space.low, space.high))
+        return low, high, None
+    if discrete:
+        return None, None, 0
+    return (
+        (None, None, None) if task.reading is None else (task.reading.low, task.reading.high, None)
+    )
+
+
+# --- what is wrong with them ----------------------------------------------------------------
+
+_OF_THIS_COPY = ("collected_again", "evaluation_maze", "action_bounds")
+
+
+def doctor_report(task: Task, data: "ReplayData | None" = None) -> "doctor.Report":
+    """What the dataset doctor says of the set: as stored when these bytes were examined before,
+    else of `data` (and stored), else what others have found in a set of this id."""
+    parsed = composition.parse(task.id)
+    parts = () if isinstance(parsed, str) else parsed.leaves
+    sets = [load_task(part) for part in parts] or [task]
+    known = tuple(f for t in sets for f in (*doctor.known_defects(t.id), *of_this_copy(t)))
+    seen = task.sha256
+    # its environment says how it is read
+    if task.family == "own" and seen is not None:
+        seen = hashlib.sha256(f"{seen} {task.env or ''} {task.reading}".encode()).hexdigest()
+    found = None if seen is None else doctor.stored(task.id, seen)
+    if found is None and data is not None:
+        facts = doctor.Facts.of(task, repeats=bool(parts), parts=parts)
+        found = doctor.check(data, facts, sha256=seen)
+        if seen is not None:
+            with contextlib.suppress(OSError):
+                doctor.save(found)
+    if found is None:
+        return doctor.Report(task.id, 0, 0, known)
+    rest = tuple(f for f in found.findings if f.name not in ("known_defect", *_OF_THIS_COPY))
+    return replace(found, findings=(*known, *rest))
+
+
+def of_this_copy(task: Task) -> "list[doctor.Finding]":
+    """What the files around the data say: that `offbench data make` has collected a published set
+    again, or that a Minari set's metadata name another maze, or other bounds of actions, than those of
+    the environment it is evaluated in."""
+    found: list[doctor.Finding] = []
+    if task.path is None or task.family in ("offbench", "composed"):
+        return found
+    if task.path.with_suffix(".regenerated.yaml").exists():
+        words = (
+            f"{task.path.name} was collected again and is not the published file; a score on it belongs "
+            "beside no published one"
+        )
+        found.append(doctor.Finding("collected_again", "severe", words))
+    if (task.path / "data" / "metadata.json").is_file():
+        meta = minari_files.metadata(task.path, name=task.id)
+        found += _other_bounds(task, meta.action)
+        if meta.other_maze:
+            words = (
+                f"{task.env} is evaluated in another maze than the data were recorded in: its metadata "
+                "name one with other walls (Minari issue 304)"
+            )
+            found.append(doctor.Finding("evaluation_maze", "severe", words))
+    return found
+
+
+def _other_bounds(task: Task, recorded: "Space") -> "list[doctor.Finding]":
+    """Actions are scaled from the bounds they were recorded in, and played in those of the environment.
+    Nothing where the environment cannot be made: evaluation says so."""
+    if task.refused is not None or recorded.low is None or recorded.high is None or not task.env:
+        return []
+    kwargs = json.dumps(dict(task.env_kwargs), sort_keys=True, default=str)
+    try:
+        box = _bounds(task.env, kwargs, task.id)
+    except UserError:
+        return []
+    theirs = [np.ravel(b) for b in (recorded.low, recorded.high)]
+    if box is None or all(
+        a.shape == np.shape(b) and np.allclose(a, b) for a, b in zip(theirs, box)
+    ):
+        return []
+    span = lambda low, high: f"[{np.min(low):g}, {np.max(high):g}]"
+    words = (
+        f"actions were recorded in {span(*theirs)} ({len(theirs[0])} features), {task.env} takes {span(*box)}"
+        f" ({len(box[0])}): a recorded action is played as another one"
+    )
+    return [doctor.Finding("action_bounds", "severe", words)]
+
+
+@functools.cache
+def _bounds(env: str, kwargs: str, name: str) -> tuple[Bounds, Bounds] | None:
+    """The action bounds of an environment, None where its actions are choices."""
+    found = read_for(env, json.loads(kwargs), name, 1, False)
+    return None if found.low is None or found.high is None else (found.low, found.high)

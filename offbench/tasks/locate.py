@@ -1,0 +1,126 @@
+"""Where a task's data lie: found by id, downloaded, read by one loader or another.
+
+task = load_task("hopper-medium-v2")    # its path and sha256 are None where it is not here
+task = ready(task)                      # downloaded where it is not here
+"""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from offbench.data import composition
+from offbench.errors import UserError
+from offbench.tasks import cache, files, minari, registry
+from offbench.tasks.task import Loader, Task
+
+
+def canonical(task_id: str) -> str:
+    """The one spelling of an id, short ones and compositions of them included; see
+    `offbench.tasks.registry.canonical`. UserError for a composition that cannot be read."""
+    parsed = composition.parse(composition.MIXED.get(task_id, task_id))
+    if isinstance(parsed, str):
+        return registry.canonical(parsed)
+    return str(parsed.renamed(registry.canonical))
+
+
+def load_task(task_id: str, *, loader: Loader = "offbench") -> Task:
+    """The task of a dataset id. Raises UserError naming the nearest ids for an unknown one.
+
+    Nothing is downloaded: see `ready`. With `loader="d4rl"` a D4RL file is read by the real package
+    (`offbench.tasks.formats.d4rl_package`), and the task's sha256 is another one.
+    """
+    name = canonical(task_id)
+    if composition.is_composed(name):
+        return _composed(name, loader)
+    task = registry.describe(task_id, kind="task")
+    if task.family != "offbench" and (path := locate(task)) is not None:
+        task = replace(task, path=path, sha256=cache.digest(path))
+    return read_by(task, loader)
+
+
+def _composed(task_id: str, loader: Loader) -> Task:
+    """Evaluated as the first of its parts; its sha256 is of its id and of those of its parts."""
+    parsed = composition.parse(task_id)
+    assert not isinstance(parsed, str)
+    parts = [load_task(part, loader=loader) for part in parsed.leaves]
+    found = [part.sha256 for part in parts if part.sha256 is not None]
+    text = "\n".join([str(parsed), *found])
+    sha256 = hashlib.sha256(text.encode()).hexdigest() if len(found) == len(parts) else None
+    return replace(parts[0], id=str(parsed), sha256=sha256, family="composed")
+
+
+def read_by(task: Task, loader: Loader) -> Task:
+    """The task with its data read by that loader. UserError where it cannot read them."""
+    if loader == task.loader:
+        return task
+    if not (task.id.startswith("d4rl/") or (task.path or Path()).suffix in (".hdf5", ".h5")):
+        raise UserError(f"{task.id}: loader={loader} reads D4RL's files only")
+    if task.adapter == "image":
+        raise UserError(f"{task.id}: loader={loader} reads no actions that are choices")
+    changed = replace(task, loader=loader)
+    return replace(changed, sha256=loaded_sha256(changed, task.sha256))
+
+
+def loaded_sha256(task: Task, sha256: str | None) -> str | None:
+    """The identity of what is trained on: of the file, and of the loader where it is not ours."""
+    if task.loader == "offbench":
+        return sha256
+    # its import is heavy
+    from offbench.tasks.formats import d4rl_package
+
+    version = d4rl_package.version(task.id)
+    if sha256 is None:
+        return None
+    text = f"{sha256} read by d4rl {version}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+def locate(task: Task) -> Path | None:
+    """The file or folder of a published set, ours or another package's, None where it is not here.
+
+    For Minari the folder that holds `data`.
+    """
+    if task.family == "minari":
+        return minari.folder(task.id.removeprefix("minari/"))
+    kind, _, name = task.files[0].name.partition("/")
+    return files.find("d4rl" if kind == "d4rl" else "ogbench", name)
+
+
+def fetch(task: Task, progress: "files.Progress | None" = None, *, verify: bool = False) -> Path:
+    """The file or folder of a published set, downloaded where it is not here.
+
+    Args:
+        verify: compare what was downloaded before with what it was then.
+
+    Raises:
+        UserError: one line with address, file and folder, where that does not work.
+    """
+    found = locate(task)
+    ours = found is not None and found.is_relative_to(files.cache_dir())
+    remotes = [f for f in task.files if f.url and "." in Path(f.url).name]
+    if found is not None and not (verify and ours and remotes):
+        return found
+    if not remotes:
+        folder = files.cache_dir() / (task.files[0].name if task.files else task.id)
+        raise UserError(f"{task.id}: nothing is known to download; put its files into {folder}")
+    for file in remotes:
+        path = files.fetch(file.url, file.name, file.size, file.sha256, progress)
+        if path.name == "metadata.json":
+            minari.check_hdf5(task.id, path)
+    return path.parent.parent if task.family == "minari" else path
+
+
+def ready(task: Task) -> Task:
+    """The task with its data here and their sha256 known, evaluated as they say where they do: the
+    metadata of a Minari set name its environment and references. UserError where they cannot be had.
+    """
+    if task.sha256 is not None:
+        return task
+    parsed = composition.parse(task.id)
+    for name in [task.id] if isinstance(parsed, str) else parsed.leaves:
+        if (part := load_task(name)).sha256 is None:
+            fetch(part)
+    return load_task(task.id, loader=task.loader)
