@@ -2,7 +2,7 @@
 
 An adapter makes the observations of a Gymnasium environment those of a dataset:
 
-    flat           a Dict observation flattened as the data are (`offbench.tasks.formats.spaces`), a
+    flat           a Dict observation flattened as the data are (`offbench.tasks.spaces`), a
                    Discrete action taken as the largest of n numbers
     d4rl-gym       as they are
     d4rl-ant       27 numbers and 84 zeros: contact forces, which MuJoCo 2.0 reported as 0
@@ -269,7 +269,7 @@ def _choose(env: "gymnasium.Env") -> "gymnasium.Env":
 
 
 def _flat(env: "gymnasium.Env") -> Callable[[Any], np.ndarray]:
-    from offbench.tasks.formats import spaces
+    from offbench.tasks import spaces
 
     space = spaces.of_gymnasium(env.observation_space, "the observation space")
 

@@ -28,7 +28,7 @@ from offbench.types import Spec
 
 if TYPE_CHECKING:
     from offbench.data.replay import ReplayData
-    from offbench.tasks.formats.spaces import Space
+    from offbench.tasks.spaces import Space
 
 Bounds = tuple[float, ...]
 
@@ -134,9 +134,7 @@ def _own(task: Task) -> "ReplayData":
             )
         limit = task.max_episode_steps
         return d4rl_package.load(task.path, name=task.id, max_episode_steps=limit)
-    return arrays.load(
-        task.path, name=task.id, reading=task.reading or arrays.Reading(), env=task.env
-    )
+    return arrays.load(task.path, name=task.id, reading=task.reading, env=task.env)
 
 
 def _compose(task: Task) -> "ReplayData":

@@ -8,13 +8,10 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from offbench.errors import UserError
 from offbench.tasks.d4rl_envs import RULES
-
-if TYPE_CHECKING:
-    from offbench.tasks.formats.arrays import Reading
 
 Family = Literal["d4rl", "minari", "ogbench", "offbench", "own", "composed"]
 """Whose id it is: `offbench` for embedded sets, `own` for your data, `composed` for `mix@...`."""
@@ -37,6 +34,30 @@ class File(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the file of one's own data is read: what its environment and its owner say of it."""
+
+    # of the environment, or given
+    max_episode_steps: int | None = None
+    # whether the owner gave it, or the environment is asked
+    limit_given: bool = False
+    # the owner says that actions were recorded in [-1, 1]
+    unit: bool = False
+    # (A,) bounds that recorded actions are scaled from, of the environment or, without one, of what was
+    # recorded; None: they are in [-1, 1]
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+    # choices of a discrete environment, and the number of the first
+    n_actions: int | None = None
+    first_action: int = 0
+
+    @property
+    def scales(self) -> bool:
+        """Whether the environment takes other actions than those in [-1, 1]."""
+        return self.low is not None and set(self.low + (self.high or ())) != {-1.0, 1.0}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """A dataset, its environment and its score, by an id that records, presets and rows are keyed by."""
 
@@ -53,7 +74,7 @@ class Task:
     # what reads them
     loader: Loader = "offbench"
     # your own file: its environment's time limit, action bounds and choices
-    reading: "Reading | None" = None
+    reading: Reading | None = None
     # a terminal does not end the recorded episode (OGBench's single tasks)
     terminal_inside: bool = False
     # features, where known before the data are read

@@ -5,7 +5,7 @@ them), a Minari folder (it holds `data`). `save_data` writes the first.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,7 @@ from offbench import io
 from offbench.data.replay import ACTION_TOLERANCE, ReplayData, from_flat
 from offbench.errors import UserError
 from offbench.tasks.formats import columns, d4rl, foreign, minari, ogbench
+from offbench.tasks.task import Reading
 
 Layout = Literal["steps", "ogbench", "minari"]
 
@@ -41,30 +42,6 @@ def from_arrays(
     return from_flat(
         observations, action, rewards, terminations, end, next_obs=next_observations, name=name
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How the file of one's own data is read: what its environment and its owner say of it."""
-
-    # of the environment, or given
-    max_episode_steps: int | None = None
-    # whether the owner gave it, or the environment is asked
-    limit_given: bool = False
-    # the owner says that actions were recorded in [-1, 1]
-    unit: bool = False
-    # (A,) bounds that recorded actions are scaled from, of the environment or, without one, of what was
-    # recorded; None: they are in [-1, 1]
-    low: tuple[float, ...] | None = None
-    high: tuple[float, ...] | None = None
-    # choices of a discrete environment, and the number of the first
-    n_actions: int | None = None
-    first_action: int = 0
-
-    @property
-    def scales(self) -> bool:
-        """Whether the environment takes other actions than those in [-1, 1]."""
-        return self.low is not None and set(self.low + (self.high or ())) != {-1.0, 1.0}
 
 
 def reading(
@@ -127,12 +104,13 @@ def _is_ogbench(keys: set[str]) -> bool:
 
 
 def load(
-    path: Path, *, name: str, reading: Reading = Reading(), env: str | None = None
+    path: Path, *, name: str, reading: Reading | None = None, env: str | None = None
 ) -> ReplayData:
     """The set at a path, in whatever layout it is. UserError where it is in none.
 
     A file in OGBench's layout without rewards has those of the single task that `env` names.
     """
+    reading = reading or Reading()
     kind = layout(path, name=name)
     if kind == "minari":
         return minari.load(path, name=name)

@@ -3,7 +3,7 @@
 Minari keeps T + 1 observations and T actions per episode, and terminations apart from truncations;
 both facts are kept (concatenating the observations of all episodes beside the actions, as is easily
 done, shifts every episode but the first). Dict observations are flattened by sorted key and actions
-scaled to [-1, 1], see `offbench.tasks.formats.spaces`.
+scaled to [-1, 1], see `offbench.tasks.spaces`.
 
     folder/data/metadata.json           spaces, environment, counts
     folder/data/main_data.hdf5          episode_0/{observations,actions,rewards,terminations,truncations}
@@ -21,8 +21,8 @@ import numpy as np
 
 from offbench.data.replay import Episode, ReplayData, from_episodes
 from offbench.errors import UserError
-from offbench.tasks import cache
-from offbench.tasks.formats import hdf5, spaces
+from offbench.tasks import cache, spaces
+from offbench.tasks.formats import hdf5
 
 if TYPE_CHECKING:
     import h5py

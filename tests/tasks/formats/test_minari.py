@@ -12,10 +12,10 @@ from support.layouts import make, same, write_minari
 
 from offbench.data.replay import Episode, episode_returns
 from offbench.errors import UserError
-from offbench.tasks import cache
+from offbench.tasks import cache, spaces
 from offbench.tasks.custom import own_task
 from offbench.tasks.environments import evaluation_env
-from offbench.tasks.formats import minari, spaces
+from offbench.tasks.formats import minari
 from offbench.tasks.loading import load_data
 from offbench.tasks.locate import load_task
 
