@@ -20,7 +20,7 @@ from offbench.data.pipeline import Pipeline
 from offbench.errors import UserError
 from offbench.tasks.environments import evaluation_env
 from offbench.tasks.task import Task
-from offbench.training.engine import bind
+from offbench.training.step import bind
 from offbench.training.tracing import Program
 from offbench.types import Method, Plan, Policy, Spec, TimeStep
 

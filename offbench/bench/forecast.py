@@ -72,8 +72,9 @@ def _update_rate(cell: Cell) -> float:
     import torch
 
     from offbench.bench.preflight import build
-    from offbench.training.engine import Engine, initial_carry, make_step, n_minibatches
+    from offbench.training.engine import Engine
     from offbench.training.imperative import Imperative, ImperativeEngine
+    from offbench.training.step import initial_carry, make_step, n_minibatches
 
     data, spec = load_data(cell.task, gamma=cell.pipeline["gamma"], defects="ignore")
     method, pipeline = build(cell, data, spec)
@@ -117,8 +118,9 @@ def _step_rate(cell: Cell) -> float:
 def stack_bytes(pack: "Pack") -> int:
     """Device memory of a stack while it trains, beside the data: states and the live tensors of an update."""
     from offbench.bench.preflight import build
-    from offbench.training.engine import initial_carry, make_step, peak_bytes
+    from offbench.training.engine import peak_bytes
     from offbench.training.imperative import Imperative
+    from offbench.training.step import initial_carry, make_step
 
     cell = pack.cells[0]
     data, spec = load_data(cell.task, gamma=cell.pipeline["gamma"], defects="ignore")

@@ -35,8 +35,8 @@ from offbench.errors import UserError, nearest
 from offbench.io import atomic_write
 from offbench.results.spec import RunSpec
 from offbench.results.store import Record, Store
-from offbench.training.engine import Carry, Swept, bind, n_minibatches, stack
 from offbench.training.imperative import Imperative, Objects
+from offbench.training.step import Carry, Swept, bind, n_minibatches, stack
 from offbench.types import Context, Method, Policy, Spec, TimeStep
 
 _FORMAT = 1

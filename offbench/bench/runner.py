@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from offbench.data.pipeline import Pipeline
     from offbench.rollout import EnvPool
-    from offbench.training.engine import Carry
     from offbench.training.loop import Point
+    from offbench.training.step import Carry
     from offbench.types import Spec
 
 # how often metrics are read and progress is reported
@@ -52,10 +52,10 @@ def run_pack(
     from offbench.bench import kept
     from offbench.bench.loggers import open_sink
     from offbench.rollout import EnvPool, evaluate, make_policy
-    from offbench.training.engine import n_minibatches
     from offbench.training.held_out import Validation
     from offbench.training.imperative import Imperative
     from offbench.training.loop import diverged
+    from offbench.training.step import n_minibatches
 
     start = time.perf_counter()
     report = report or (lambda phase, fraction: None)
@@ -187,8 +187,8 @@ def _begin(
     shorter runs of the same settings, else nothing."""
     from offbench.bench import kept
     from offbench.training import checkpoint
-    from offbench.training.engine import initial_carry
     from offbench.training.imperative import Imperative
+    from offbench.training.step import initial_carry
 
     path = checkpoint_path(pack, settings)
     seeds = [run.seed for _, run in pack.members]
@@ -261,7 +261,7 @@ def _fitted(cell: Cell, pipeline: "Pipeline") -> dict[str, Any]:
 
 
 def _to_cpu(state: Any) -> Any:
-    from offbench.training.engine import to_device
+    from offbench.training.step import to_device
 
     return to_device(state, "cpu")
 

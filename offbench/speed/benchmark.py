@@ -41,16 +41,8 @@ from offbench.speed.reference_loops import (
     plain_loop,
     unstacked_loop,
 )
-from offbench.training.engine import (
-    BLOCK,
-    Backend,
-    Engine,
-    Precision,
-    candidates,
-    initial_carry,
-    make_step,
-    n_minibatches,
-)
+from offbench.training.engine import BLOCK, Backend, Engine, Precision, candidates
+from offbench.training.step import initial_carry, make_step, n_minibatches
 from offbench.types import Spec
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from offbench import rng
-from offbench.training.engine import Carry, Step, matmul_precision
+from offbench.training.engine import matmul_precision
+from offbench.training.step import Carry, Step
 
 # batch, rows, inner, columns
 Shape = tuple[int, int, int, int]

@@ -33,16 +33,8 @@ import offbench.methods
 from offbench.data.pipeline import make_pipeline
 from offbench.speed import benchmark as speed
 from offbench.testing.contract import sized, view_for
-from offbench.training.engine import (
-    BLOCK,
-    GATE_TOLERANCE,
-    Engine,
-    deviation,
-    initial_carry,
-    make_engine,
-    make_step,
-    n_minibatches,
-)
+from offbench.training.engine import BLOCK, GATE_TOLERANCE, Engine, deviation, make_engine
+from offbench.training.step import initial_carry, make_step, n_minibatches
 
 # steps; from BLOCK on a captured engine replays its graph
 GATE_AT = (1, 20, BLOCK, 100)

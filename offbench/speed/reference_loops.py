@@ -28,7 +28,8 @@ from offbench.data.replay import ReplayData
 from offbench.methods.bc import BC
 from offbench.methods.iql import IQL
 from offbench.methods.td3_bc import TD3BC
-from offbench.training.engine import BLOCK, Draw, initial_carry, make_step, n_minibatches
+from offbench.training.engine import BLOCK
+from offbench.training.step import Draw, initial_carry, make_step, n_minibatches
 from offbench.training.tracing import Program
 from offbench.types import Batch, Method, Spec
 

@@ -32,7 +32,8 @@ from offbench.data.replay import Episode, ReplayData, from_episodes
 from offbench.data.views import Chunk, NStep, View, Window
 from offbench.errors import UserError
 from offbench.nn.optim import Adam, AdamState, AdamW
-from offbench.training.engine import Engine, initial_carry, make_step, n_minibatches, stack, unstack
+from offbench.training.engine import Engine
+from offbench.training.step import initial_carry, make_step, n_minibatches, stack, unstack
 from offbench.types import Batch, Method, Plan, Spec
 
 SPEC = Spec(obs_dim=5, action_dim=2, gamma=0.99, max_episode_steps=100)

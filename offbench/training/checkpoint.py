@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from offbench.errors import UserError
 from offbench.io import replacing
-from offbench.training.engine import Carry
+from offbench.training.step import Carry
 
 
 def save(carry: Carry, path: Path) -> None:

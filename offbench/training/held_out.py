@@ -24,8 +24,8 @@ from offbench.data.compose import take
 from offbench.data.pipeline import Pipeline
 from offbench.data.replay import ReplayData
 from offbench.errors import UserError
-from offbench.training.engine import bind, n_minibatches, to_device
 from offbench.training.imperative import Imperative, Objects
+from offbench.training.step import bind, n_minibatches, to_device
 from offbench.types import Batch, Context, Method, Metrics, Plan, TimeStep, minibatch
 
 # of a minibatch that metrics are computed on

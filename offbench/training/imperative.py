@@ -28,7 +28,8 @@ from torch.func import vmap
 from offbench import rng
 from offbench.data.pipeline import Pipeline
 from offbench.errors import UserError
-from offbench.training.engine import BLOCK, Carry, make_step, to_device
+from offbench.training.engine import BLOCK
+from offbench.training.step import Carry, make_step, to_device
 from offbench.types import Batch, Metrics, Policy, Spec, TimeStep
 
 NAME = "imperative, one seed at a time"

@@ -7,16 +7,9 @@ import torch
 
 from offbench.data.pipeline import Pipeline
 from offbench.errors import UserError
-from offbench.training.engine import (
-    Backend,
-    Carry,
-    Precision,
-    initial_carry,
-    make_engine,
-    make_step,
-    n_minibatches,
-)
+from offbench.training.engine import Backend, Precision, make_engine
 from offbench.training.imperative import Imperative, ImperativeEngine
+from offbench.training.step import Carry, initial_carry, make_step, n_minibatches
 from offbench.types import Method, Metrics, Spec
 
 
@@ -53,7 +46,7 @@ def train(
     An update is one minibatch: a method that takes two per step (TD3+BC) makes `n_updates / 2`
     steps, so equal `n_updates` mean equal data for every method, as the papers count.
     `device` is where training happens, by default where the data are; data elsewhere stay there.
-    `values` stacks hyper-parameters along with seeds (`engine.initial_carry`). `resume` goes on from
+    `values` stacks hyper-parameters along with seeds (`offbench.training.step.initial_carry`). `resume` goes on from
     a carry; stops up to it are not visited again, but a carry of `n_updates` is yielded once more,
     without metrics.
     Raises UserError for bad seeds or a number of updates the method cannot make.

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from offbench.data.pipeline import make_pipeline
 from offbench.data.sampling import advantage_weights
 from offbench.testing.contract import SPEC, fake_data, sized, view_for
-from offbench.training.engine import advance, initial_carry, make_step
+from offbench.training.step import advance, initial_carry, make_step
 
 FOLDER = Path(__file__).parent / "golden"
 N_UPDATES = 20

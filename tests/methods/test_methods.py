@@ -25,7 +25,8 @@ from offbench.methods.td3_bc import TD3BC
 from offbench.methods.xql import XQL
 from offbench.speed.benchmark import CONTENDERS
 from offbench.testing.contract import SPEC, view_for
-from offbench.training.engine import Engine, advance, initial_carry, make_step
+from offbench.training.engine import Engine
+from offbench.training.step import advance, initial_carry, make_step
 
 HIDDEN = (16, 16)
 HPARAMS = [

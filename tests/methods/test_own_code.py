@@ -36,9 +36,9 @@ from offbench.tasks.locate import load_task
 from offbench.testing import contract as testing
 from offbench.testing.contract import SPEC, fake_batch
 from offbench.training import checkpoint
-from offbench.training.engine import make_step, stack
 from offbench.training.imperative import Imperative
 from offbench.training.loop import diverged, train
+from offbench.training.step import make_step, stack
 from offbench.types import TimeStep, minibatch
 
 HOPPER = "offbench/hopper/medium-replay-v0"

@@ -27,9 +27,10 @@ from offbench.testing.contract import (
     check_update_is_pure,
     fake_data,
 )
-from offbench.training.engine import Engine, initial_carry, make_step
+from offbench.training.engine import Engine
 from offbench.training.loop import train
 from offbench.training.reweighting import DensityWeights, resample
+from offbench.training.step import initial_carry, make_step
 from offbench.types import Spec
 
 HIDDEN = (8, 8)

@@ -19,8 +19,8 @@ from offbench.results.store import Store
 from offbench.tasks.custom import own_task
 from offbench.tasks.loading import load_data
 from offbench.testing.contract import fake_data
-from offbench.training.engine import initial_carry, unstack
 from offbench.training.held_out import Validation, split
+from offbench.training.step import initial_carry, unstack
 
 TINY = [
     "method.hidden=[8]",

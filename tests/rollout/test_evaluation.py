@@ -18,9 +18,9 @@ from offbench.rollout import EnvPool, env_seeds, evaluate, make_policy
 from offbench.tasks.environments import evaluation_env
 from offbench.tasks.loading import load_data
 from offbench.tasks.locate import load_task
-from offbench.training.engine import Swept
 from offbench.training.reweighting import DensityWeights
 from offbench.training.reweighting import State as WeightState
+from offbench.training.step import Swept
 from offbench.types import Plan, Policy, Spec, TimeStep
 
 HOPPER = "offbench/hopper/medium-replay-v0"
@@ -201,7 +201,7 @@ def test_a_stacked_policy_acts_as_each_of_its_seeds():
     pipeline = make_pipeline(data, transforms=["obs_norm"])
     method = BC(hidden=(8,))
     states = [method.init(rng.key(s), spec) for s in range(3)]
-    from offbench.training.engine import stack
+    from offbench.training.step import stack
 
     policy = make_policy(method, pipeline)
     obs = data.obs[:15].view(3, 5, -1)

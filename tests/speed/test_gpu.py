@@ -13,16 +13,8 @@ from offbench.methods.td3_bc import TD3BC
 from offbench.nn import optim
 from offbench.speed.reference_loops import PLAIN, captured_loop, unstacked_loop
 from offbench.testing.contract import SPEC, fake_batch, view_for
-from offbench.training.engine import (
-    BLOCK,
-    GATE_TOLERANCE,
-    Carry,
-    Engine,
-    deviation,
-    initial_carry,
-    make_engine,
-    make_step,
-)
+from offbench.training.engine import BLOCK, GATE_TOLERANCE, Engine, deviation, make_engine
+from offbench.training.step import Carry, initial_carry, make_step
 
 pytestmark = [
     pytest.mark.gpu,

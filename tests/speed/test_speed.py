@@ -34,7 +34,8 @@ from offbench.speed.benchmark import (
 from offbench.speed.cost import best_seconds, copy_ceiling, matmul_ceiling, products_ceiling
 from offbench.speed.reference_loops import PLAIN, unstacked_loop
 from offbench.testing.contract import fake_batch
-from offbench.training.engine import BLOCK, Draw, Step, initial_carry, make_step
+from offbench.training.engine import BLOCK
+from offbench.training.step import Draw, Step, initial_carry, make_step
 
 TINY = {"hidden": ((8,),), "batch_size": 8, "seconds": 0.02}
 CPU = torch.device("cpu")

@@ -19,16 +19,13 @@ from offbench.training.engine import (
     BLOCK,
     GATE_TOLERANCE,
     Engine,
-    bind,
     candidates,
     deviation,
-    initial_carry,
     make_engine,
-    make_step,
     peak_bytes,
-    unstack,
 )
 from offbench.training.loop import train
+from offbench.training.step import bind, initial_carry, make_step, unstack
 from offbench.training.tracing import Program
 
 HIDDEN = (8, 8)

@@ -19,8 +19,9 @@ from offbench.methods.bc import BC
 from offbench.methods.td3_bc import TD3BC
 from offbench.testing.contract import SPEC
 from offbench.training import checkpoint
-from offbench.training.engine import Engine, initial_carry, make_step
+from offbench.training.engine import Engine
 from offbench.training.loop import train
+from offbench.training.step import initial_carry, make_step
 
 HIDDEN = (8, 8)
 

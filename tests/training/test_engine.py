@@ -17,18 +17,9 @@ from offbench.methods.iql import IQL
 from offbench.methods.td3_bc import TD3BC
 from offbench.nn import optim
 from offbench.testing.contract import SPEC, view_for
-from offbench.training.engine import (
-    BLOCK,
-    Carry,
-    Draw,
-    Engine,
-    advance,
-    initial_carry,
-    make_step,
-    stack,
-    unstack,
-)
+from offbench.training.engine import BLOCK, Engine
 from offbench.training.loop import diverged, train
+from offbench.training.step import Carry, Draw, advance, initial_carry, make_step, stack, unstack
 
 HIDDEN = (8, 8)
 

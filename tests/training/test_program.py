@@ -7,7 +7,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from offbench.data.pipeline import make_pipeline
 from offbench.nn import optim
 from offbench.testing.contract import SPEC
-from offbench.training.engine import Engine, initial_carry, make_step
+from offbench.training.engine import Engine
+from offbench.training.step import initial_carry, make_step
 from offbench.training.tracing import Program
 
 A = torch.linspace(-2, 3, 16, dtype=torch.float64).view(4, 4)

@@ -1,0 +1,147 @@
+"""One training step of a method on a pipeline: its draw, its update, and the state they carry on.
+
+A step is one seed's and has two halves: `draw` turns the step's key into row numbers, `update` turns
+those rows into a new state. `offbench.training.engine` adds the axis of seeds and runs it fast. The
+key of step t is a function of (run key, t).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from offbench import rng
+from offbench.data.pipeline import Pipeline
+from offbench.errors import UserError
+from offbench.types import Batch, Method, Metrics, Spec
+
+
+class Carry(NamedTuple):
+    """Complete training state of a stack of seeds: parameters, keys, step count."""
+
+    state: Any  # stacked
+    key: Tensor  # (N,) int64, the same for the whole run
+    step: Tensor  # () int64, steps made
+
+    def seed(self, i: int) -> "Carry":
+        """The carry of the i-th seed alone, without the seed axis."""
+        return Carry(unstack(self.state, i), self.key[i], self.step)
+
+
+class Draw(NamedTuple):
+    rows: Any  # (minibatches x batch_size,) int64, or the Batch itself where data stay on the host
+    key: Tensor  # () int64, for the method
+
+
+class Step(NamedTuple):
+    """One step of one seed. Everything the two functions touch is an argument or immutable.
+
+    `gather` is there when the data stay in host memory: stacked rows (N, ...) -> stacked Batch.
+    """
+
+    draw: Callable[[Tensor], Draw]
+    update: Callable[[Any, Draw], tuple[Any, Metrics]]
+    gather: Callable[[Tensor], Batch] | None = None
+
+
+class Swept(NamedTuple):
+    """The state of a method whose hyper-parameters differ along the stack: `values` are (N,) each."""
+
+    values: dict[str, Tensor]
+    state: Any
+
+
+def bind(method: Method, state: Any) -> tuple[Method, Any]:
+    """The method with the hyper-parameters that its state carries, and the method's own state."""
+    if not isinstance(state, Swept):
+        return method, state
+    dtype = next(x.dtype for x in tree_leaves(state.state) if x.is_floating_point())
+    values = {k: v.to(dtype) for k, v in state.values.items()}
+    # the values are those of the method inside
+    wrapper = hasattr(method, "with_values")
+    return method.with_values(values) if wrapper else replace(method, **values), state.state
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """A list of N pytrees of one shape -> one pytree with a leading axis of N."""
+    return tree_map(lambda *x: torch.stack(x), *trees)
+
+
+def unstack(tree: Any, i: int) -> Any:
+    """The i-th of the stacked pytrees."""
+    return tree_map(lambda x: x[i], tree)
+
+
+def n_minibatches(method: Method) -> int:
+    return getattr(method, "minibatches", 1)
+
+
+def make_step(
+    method: Method, pipeline: Pipeline, *, device: torch.device | str | None = None
+) -> Step:
+    """The step of a method on a pipeline. Data on another device than `device` stay where they are,
+    and their batches are brought over."""
+    minibatches = n_minibatches(method)
+    home = pipeline.data.obs.device
+    device = torch.device(device or home)
+    # rows are drawn where they are used
+    sampler = pipeline.sampler
+
+    def draw(key: Tensor) -> Draw:
+        k_batch, k_update = rng.split(key)
+        return Draw(sampler(k_batch, minibatches * pipeline.batch_size), k_update)
+
+    def update(state: Any, draw: Draw) -> tuple[Any, Metrics]:
+        here = isinstance(draw.rows, Tensor)
+        batch = pipeline.batch(draw.rows, minibatches) if here else draw.rows
+        bound, inner = bind(method, state)
+        new, metrics = bound.update(inner, batch, draw.key)
+        return (state._replace(state=new) if bound is not method else new), metrics
+
+    def gather(rows: Tensor) -> Batch:
+        batch = pipeline.batch(rows.flatten())
+        lead = (len(rows), minibatches, pipeline.batch_size) if minibatches > 1 else rows.shape
+        return tree_map(lambda x: x.unflatten(0, lead), batch)
+
+    return Step(draw, update, gather if device.type != home.type else None)
+
+
+def advance(step: Step, carry: Carry) -> tuple[Carry, Metrics]:
+    """One step of one seed, as every backend must make it. `carry` has no seed axis."""
+    draw = step.draw(rng.fold(carry.key, carry.step))
+    state, metrics = step.update(carry.state, draw)
+    return Carry(state, carry.key, carry.step + 1), metrics
+
+
+def initial_carry(
+    method: Method,
+    spec: Spec,
+    seeds: Sequence[int],
+    device: torch.device | str = "cpu",
+    *,
+    values: Sequence[Mapping[str, float]] | None = None,
+) -> Carry:
+    """States and keys before the first update; each seed's are a function of that seed alone.
+
+    They are made on the CPU and moved, so they do not depend on the device either. `values` gives
+    each place of the stack hyper-parameters of its own (the same names everywhere); a seed may then
+    occur once for each.
+    """
+    if not seeds or (values is None and len(set(seeds)) != len(seeds)):
+        raise UserError(f"seeds must be a non-empty list without duplicates, got {list(seeds)}")
+    pairs = [rng.split(rng.key(s)) for s in seeds]
+    state = stack([method.init(k[0], spec) for k in pairs])
+    if values is not None:
+        names = values[0].keys()
+        columns = {n: torch.tensor([v[n] for v in values], dtype=torch.float64) for n in names}
+        state = Swept(columns, state)
+    carry = Carry(state, torch.stack([k[1] for k in pairs]), torch.tensor(0))
+    return to_device(carry, device)
+
+
+def to_device(tree: Any, device: torch.device | str) -> Any:
+    """The pytree with its tensors on `device`."""
+    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, tree)
