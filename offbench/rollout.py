@@ -106,12 +106,12 @@ def make_policy(method: Method, pipeline: Pipeline, *, values: bool = True) -> P
 
     def one(state: Any, obs: Any, key: Tensor) -> Any:
         bound, inner = bind(method, state)
-        made = bound.act(inner, tree_map(lambda x: x[None], obs), key)
-        return tree_map(lambda x: x[0], made)  # (O,) -> (A,)
+        decision = bound.act(inner, tree_map(lambda x: x[None], obs), key)
+        return tree_map(lambda x: x[0], decision)  # (O,) -> (A,)
 
-    def value_of_one(state: Any, obs: Any, made: Any) -> Tensor:
+    def value_of_one(state: Any, obs: Any, decision: Any) -> Tensor:
         bound, inner = bind(method, state)
-        return bound.value(inner, *tree_map(lambda x: x[None], (obs, made)))[0]  # (O,) -> ()
+        return bound.value(inner, *tree_map(lambda x: x[None], (obs, decision)))[0]  # (O,) -> ()
 
     stacked = vmap(vmap(one, in_dims=(None, 0, 0)))
     value = vmap(vmap(value_of_one, in_dims=(None, 0, 0)))
@@ -121,14 +121,18 @@ def make_policy(method: Method, pipeline: Pipeline, *, values: bool = True) -> P
         obs = step.obs
         if key.shape not in programs:
             programs[key.shape] = Program(lambda x: stacked(*x), (state, obs, key))
-        made = programs[key.shape]((state, obs, key))
-        planned = isinstance(made, Plan)
-        made = made._replace(action=made.action.clamp(-1, 1)) if planned else made.clamp(-1, 1)
+        decision = programs[key.shape]((state, obs, key))
+        planned = isinstance(decision, Plan)
+        decision = (
+            decision._replace(action=decision.action.clamp(-1, 1))
+            if planned
+            else decision.clamp(-1, 1)
+        )
         # untraced: a sixth of evaluation at 130 steps an episode
         if valued and step.first.any():
-            new = value(state, obs, made).cpu()
+            new = value(state, obs, decision).cpu()
             carry = Expecting(torch.where(step.first.cpu(), new, carry.value))
-        return made, carry
+        return decision, carry
 
     if not valued:
         return pipeline.policy(Policy(lambda n_seeds, n_envs: (), act))

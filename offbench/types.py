@@ -65,8 +65,8 @@ class Method(Protocol[State]):
     has fields that one loss trains together, as an encoder and what reads it, names them in
     `trained_together`, groups of fields: offbench.testing takes any other such pair for a missing detach.
 
-    A method with a critic may also have `value(state, obs, made) -> (E,)`: what its critics, put
-    together as it does itself, say of executing what `act` made at obs. It is a discounted return on
+    A method with a critic may also have `value(state, obs, action) -> (E,)`: what its critics, put
+    together as it does itself, say of executing `action`, what `act` gave at obs (a `Plan` of a method of chunks). It is a discounted return on
     the rewards of the method's data, with whatever the method adds to it (an entropy, a penalty).
     Evaluation keeps it for the first decision of an episode; nothing depends on it.
     """

@@ -115,7 +115,7 @@ def updates_of(cell: "Cell") -> str:
 
 def say_which(plan: "Plan", console: "Console") -> None:
     """What a short id was taken for, where there is another set that sounds like it."""
-    from offbench.tasks.registry import said
+    from offbench.tasks.registry import alias_note
 
-    if plan.settings.task and (words := said(plan.settings.task)):
+    if plan.settings.task and (words := alias_note(plan.settings.task)):
         console.print(words)

@@ -41,11 +41,11 @@ def build(dataset_id: str, load: Load) -> Composed:
 
     Raises UserError where the id is none, and where the parts do not go together.
     """
-    made = parse(dataset_id)
-    if isinstance(made, str):
+    parsed = parse(dataset_id)
+    if isinstance(parsed, str):
         raise UserError(f"{dataset_id!r} is not a composition; they are written like {EXAMPLE}")
-    parts = {name: load(name) for name in made.leaves}
-    return _build(made, parts.__getitem__)
+    parts = {name: load(name) for name in parsed.leaves}
+    return _build(parsed, parts.__getitem__)
 
 
 def _build(what: Composition, load: Load) -> Composed:

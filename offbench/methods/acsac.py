@@ -101,10 +101,10 @@ class ACSAC:
         _, chunk, length = self._best(state.critic, state.flow, obs, key)
         return Plan(chunk, length)
 
-    def value(self, state: State, obs: Tensor, made: Plan) -> Tensor:
+    def value(self, state: State, obs: Tensor, plan: Plan) -> Tensor:
         """Of the steps of the chunk that are executed: (E, O) and a plan -> (E,)."""
-        q = self._q(state.critic, obs, made.action[:, None]).amin(0)[:, 0]  # (2, E, 1, H) -> (E, H)
-        return q.gather(1, made.length[:, None] - 1).squeeze(1)
+        q = self._q(state.critic, obs, plan.action[:, None]).amin(0)[:, 0]  # (2, E, 1, H) -> (E, H)
+        return q.gather(1, plan.length[:, None] - 1).squeeze(1)
 
     def _targets(self, state: State, batch: Batch, key: Tensor) -> tuple[Tensor, Tensor]:
         """What the value of each prefix should be (B, H), and the lengths that won (B * H,)."""

@@ -77,9 +77,9 @@ class AWAC:
         del key  # evaluation is greedy
         return nets.mlp(state.actor["mean"], obs).clamp(-1, 1)
 
-    def value(self, state: State, obs: Tensor, made: Tensor) -> Tensor:
+    def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
         """The smaller twin's: (E, O), (E, A) -> (E,)."""
-        return _q(state.critic, obs, made).amin(0)
+        return _q(state.critic, obs, action).amin(0)
 
     def _critic_loss(
         self, critic: nets.Params, state: State, batch: Batch, key: Tensor

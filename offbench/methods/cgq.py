@@ -104,9 +104,9 @@ class CGQ:
         length = torch.ones_like(action[:, 0], dtype=torch.long)
         return Plan(torch.nn.functional.pad(action, (0, whole - size)), length)
 
-    def value(self, state: State, obs: Tensor, made: Plan) -> Tensor:
+    def value(self, state: State, obs: Tensor, plan: Plan) -> Tensor:
         """By the critics of single steps: (E, O) and a plan -> (E,)."""
-        first = made.action[:, : state.step.actor[-1]["b"].shape[-1]]
+        first = plan.action[:, : state.step.actor[-1]["b"].shape[-1]]
         return self._aggregate(flow.q_values(state.step.critic, obs, first))
 
     def _aggregate(self, q: Tensor) -> Tensor:

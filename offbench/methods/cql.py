@@ -132,9 +132,9 @@ class CQL:
         del key  # evaluation is greedy
         return _policy(state.actor, obs)[0].tanh()
 
-    def value(self, state: State, obs: Tensor, made: Tensor) -> Tensor:
+    def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
         """The smaller twin's: (E, O), (E, A) -> (E,)."""
-        return _q(state.critic, obs, made[None]).amin(0)[0]  # (2, 1, E) -> (E,)
+        return _q(state.critic, obs, action[None]).amin(0)[0]  # (2, 1, E) -> (E,)
 
     def _loss(
         self, params: tuple, target_critic: nets.Params, batch: Batch, key: Tensor

@@ -73,9 +73,9 @@ class DiscreteCQL:
         del key  # evaluation is greedy
         return _best(nets.mlp(state.critic, obs))
 
-    def value(self, state: State, obs: Tensor, made: Tensor) -> Tensor:
+    def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
         """(E, O), (E, A) one-hot -> (E,)."""
-        return (nets.mlp(state.critic, obs) * made).sum(-1)
+        return (nets.mlp(state.critic, obs) * action).sum(-1)
 
     def _loss(
         self, critic: nets.Params, target_critic: nets.Params, batch: Batch

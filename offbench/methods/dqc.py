@@ -102,9 +102,9 @@ class DQC:
         length = torch.full_like(best[:, 0], self.policy_chunk, dtype=torch.long)
         return Plan(torch.nn.functional.pad(best, (0, rest)), length)
 
-    def value(self, state: State, obs: Tensor, made: Plan) -> Tensor:
+    def value(self, state: State, obs: Tensor, plan: Plan) -> Tensor:
         """By the critics that chose, of the steps that are executed: (E, O) and a plan -> (E,)."""
-        first = made.action[:, : state.flow[-1]["b"].shape[-1]]
+        first = plan.action[:, : state.flow[-1]["b"].shape[-1]]
         return self._aggregate(flow.q_values(state.critic, obs, first))
 
     def _aggregate(self, q: Tensor) -> Tensor:

@@ -82,9 +82,9 @@ class FQL:
         noise = rng.normal(key, (len(obs), state.actor[-1]["b"].shape[-1]), obs.dtype)
         return flow.one_step(state.actor, obs, noise).clamp(-1, 1)
 
-    def value(self, state: State, obs: Tensor, made: Tensor) -> Tensor:
+    def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
         """(E, O), (E, A) -> (E,)."""
-        return self._aggregate(flow.q_values(state.critic, obs, made))
+        return self._aggregate(flow.q_values(state.critic, obs, action))
 
     def _aggregate(self, q: Tensor) -> Tensor:
         return q.mean(0) if self.q_aggregate == "mean" else q.amin(0)  # (2, B) -> (B,)

@@ -71,9 +71,9 @@ class IFQL:
         q = flow.q_values(state.critic, repeated, action).amin(0).unflatten(0, (len(obs), n))
         return flow.chosen(action.unflatten(0, (len(obs), n)), flow.first_argmax(q))
 
-    def value(self, state: State, obs: Tensor, made: Tensor) -> Tensor:
+    def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
         """The smaller twin's, which chose: (E, O), (E, A) -> (E,)."""
-        return flow.q_values(state.critic, obs, made).amin(0)
+        return flow.q_values(state.critic, obs, action).amin(0)
 
     def _loss(
         self, params: tuple, before: State, batch: Batch, key: Tensor

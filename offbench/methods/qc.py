@@ -81,9 +81,9 @@ class QC:
         )
         return flow.chosen(action.unflatten(0, (len(obs), n)), flow.first_argmax(q))
 
-    def value(self, state: State, obs: Tensor, made: Tensor) -> Tensor:
+    def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
         """By the critics that chose: (E, O), (E, A) -> (E,)."""
-        return self._aggregate(flow.q_values(state.critic, obs, made))
+        return self._aggregate(flow.q_values(state.critic, obs, action))
 
     def _aggregate(self, q: Tensor) -> Tensor:
         return q.mean(0) if self.q_aggregate == "mean" else q.amin(0)  # (2, B) -> (B,)

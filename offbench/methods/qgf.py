@@ -100,9 +100,9 @@ class QGF:
         best = flow.first_argmax(worth(action).unflatten(0, group))
         return flow.chosen(action.unflatten(0, group), best)
 
-    def value(self, state: State, obs: Tensor, made: Tensor) -> Tensor:
+    def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
         """The smaller target critic's, which guides and chooses: (E, O), (E, A) -> (E,)."""
-        return _values(state.target_critic, obs, made).amin(0)
+        return _values(state.target_critic, obs, action).amin(0)
 
     def _loss(
         self, params: tuple, before: State, batch: Batch, key: Tensor

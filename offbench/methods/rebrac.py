@@ -80,9 +80,9 @@ class ReBRAC:
         del key  # evaluation is greedy
         return nets.mlp(state.actor, obs).tanh()
 
-    def value(self, state: State, obs: Tensor, made: Tensor) -> Tensor:
+    def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
         """The smaller twin's: (E, O), (E, A) -> (E,)."""
-        return _q(state.critic, obs, made).amin(0)
+        return _q(state.critic, obs, action).amin(0)
 
     def _critic_step(self, state: State, batch: Batch, key: Tensor) -> tuple[State, Metrics]:
         grad = grad_and_value(self._critic_loss, has_aux=True)

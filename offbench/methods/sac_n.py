@@ -99,9 +99,9 @@ class SACN:
         del key  # evaluation is greedy
         return nets.mlp(state.actor, obs).chunk(2, -1)[0].tanh()
 
-    def value(self, state: State, obs: Tensor, made: Tensor) -> Tensor:
+    def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
         """The smallest critic's, which counts the entropy to come: (E, O), (E, A) -> (E,)."""
-        return _q(state.critic, obs, made).amin(0)
+        return _q(state.critic, obs, action).amin(0)
 
     def _loss(
         self, params: tuple, target_critic: nets.Params, batch: Batch, key: Tensor

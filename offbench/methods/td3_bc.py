@@ -84,9 +84,9 @@ class TD3BC:
         del key  # evaluation is greedy
         return nets.mlp(state.actor, obs).tanh()
 
-    def value(self, state: State, obs: Tensor, made: Tensor) -> Tensor:
+    def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
         """The smaller twin's: (E, O), (E, A) -> (E,)."""
-        return nets.mlp(state.critic, torch.cat([obs, made], -1)).squeeze(-1).amin(0)
+        return nets.mlp(state.critic, torch.cat([obs, action], -1)).squeeze(-1).amin(0)
 
     def _critic_loss(
         self, critic: nets.Params, state: State, batch: Batch, key: Tensor

@@ -138,25 +138,28 @@ def make_env(
         warnings.filterwarnings("ignore", message=".*reward functions were updated.*")
         try:
             try:
-                made = gymnasium.make(env, disable_env_checker=True, **kwargs)
+                gym_env = gymnasium.make(env, disable_env_checker=True, **kwargs)
             except (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound):
-                made = _make_from_package(env, kwargs, name)
+                gym_env = _make_from_package(env, kwargs, name)
         except (gymnasium.error.Error, TypeError, ImportError) as error:
             words = " ".join(str(error).split())
             raise UserError(f"{name}: environment {env}: {words}{_nearest_env(env)}") from None
-        made = adapt(made, adapter)
+        gym_env = adapt(gym_env, adapter)
         # OGBench makes its spaces, and warns, each time they are asked for
-        made.action_space, made.observation_space = made.action_space, made.observation_space
-    space = made.action_space
+        gym_env.action_space, gym_env.observation_space = (
+            gym_env.action_space,
+            gym_env.observation_space,
+        )
+    space = gym_env.action_space
     bounds = [getattr(space, k, np.nan) for k in ("low", "high")]
     if not (np.isfinite(bounds).all() and (bounds[0] < bounds[1]).all()):
         raise UserError(
             f"{name}: environment {env} takes {space}; actions must be a Box with finite bounds, the lower"
             " below the upper, or Discrete"
         )
-    if abs(made.action_space.low + 1).max() > 0 or abs(made.action_space.high - 1).max() > 0:
-        made = RescaleAction(made, -1.0, 1.0)
-    return made
+    if abs(gym_env.action_space.low + 1).max() > 0 or abs(gym_env.action_space.high - 1).max() > 0:
+        gym_env = RescaleAction(gym_env, -1.0, 1.0)
+    return gym_env
 
 
 _PACKAGES = ("ogbench", "gymnasium_robotics", "minigrid")
@@ -217,7 +220,7 @@ def adapt(env: "gymnasium.Env", adapter: str | None) -> "gymnasium.Env":
     if adapter in RULES:
         env = RULES[adapter].apply(env)
     if adapter == "goal":
-        env = _beside_goal(env)
+        env = _with_goal(env)
     elif adapter in _ADAPTERS:
         env = _observe(env, _ADAPTERS[adapter](env))
     elif not (isinstance(env.observation_space, Box) and len(env.observation_space.shape) == 1):
@@ -227,12 +230,12 @@ def adapt(env: "gymnasium.Env", adapter: str | None) -> "gymnasium.Env":
     return env
 
 
-def _beside_goal(env: "gymnasium.Env") -> "gymnasium.Env":
+def _with_goal(env: "gymnasium.Env") -> "gymnasium.Env":
     """(2 O,): what `reset` gives as the goal stays for the episode; `task_id` is a reset option."""
     import gymnasium
     from gymnasium.spaces import Box
 
-    class BesideGoal(gymnasium.Wrapper):
+    class WithGoal(gymnasium.Wrapper):
         def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
             obs, info = self.env.reset(**kwargs)
             self.goal = np.ravel(info["goal"])
@@ -242,10 +245,10 @@ def _beside_goal(env: "gymnasium.Env") -> "gymnasium.Env":
             obs, *rest = self.env.step(action)
             return np.concatenate([np.ravel(obs), self.goal]), *rest
 
-    made = BesideGoal(env)
+    wrapped = WithGoal(env)
     size = 2 * int(np.prod(env.observation_space.shape))
-    made.observation_space = Box(-np.inf, np.inf, (size,), np.float64)
-    return made
+    wrapped.observation_space = Box(-np.inf, np.inf, (size,), np.float64)
+    return wrapped
 
 
 def _observe(env: "gymnasium.Env", function: Callable[[Any], np.ndarray]) -> "gymnasium.Env":

@@ -97,7 +97,7 @@ def _by_sound() -> Mapping[str, tuple[str, ...]]:
     return MappingProxyType(found)
 
 
-def said(dataset_id: str) -> str | None:
+def alias_note(dataset_id: str) -> str | None:
     """What a short id was taken for, where another set sounds like it; None where nothing is to be said."""
     name = canonical(dataset_id)
     if name == dataset_id:

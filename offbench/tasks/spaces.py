@@ -50,25 +50,25 @@ def parse(content: Any, what: str) -> Space:
     try:
         if kind == "Dict":
             parts = {str(k): parse(v, f"{what} {k!r}") for k, v in content["subspaces"].items()}
-            made = Space("Dict", parts=dict(sorted(parts.items())))
+            space = Space("Dict", parts=dict(sorted(parts.items())))
         elif kind == "Box":
-            made = _box(content, what)
+            space = _box(content, what)
         elif kind == "Discrete":
-            made = Space("Discrete", n=int(content["n"]), start=int(content.get("start", 0)))
+            space = Space("Discrete", n=int(content["n"]), start=int(content.get("start", 0)))
         elif kind == "MultiBinary":
-            made = Space("MultiBinary", shape=tuple(np.atleast_1d(content["n"]).tolist()))
+            space = Space("MultiBinary", shape=tuple(np.atleast_1d(content["n"]).tolist()))
         else:
             raise UserError(
                 f"{what} is of the kind {kind}, which is not supported (Box, Discrete, MultiBinary and Dict are)"
             )
-        size = made.size
+        size = space.size
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{what}: a {kind} cannot be made of its description ({error})") from None
     if not 0 < size <= _MOST:
         raise UserError(f"{what} has {size} features")
-    return made
+    return space
 
 
 def _box(content: Mapping[str, Any], what: str) -> Space:

@@ -1,4 +1,4 @@
-"""The carry of a training run as one safetensors file, written beside and renamed.
+"""The carry of a training run as one safetensors file, written under another name and renamed.
 
 Objects of `offbench.training.imperative` are in it as bytes of pickle, which runs code when it is read: a checkpoint
 is of this machine's own runs, no file to take from others.
@@ -23,8 +23,8 @@ def save(carry: Carry, path: Path) -> None:
 
     leaves, _ = tree_flatten(carry)
     tensors = {f"{i:04d}": _tensor(x) for i, x in enumerate(leaves)}
-    with replacing(path) as beside:
-        save_file(tensors, beside)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary)
 
 
 def load(path: Path, like: Carry) -> Carry:

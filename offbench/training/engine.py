@@ -6,7 +6,7 @@ update, is traced once into a straight-line program of tensor operations: forwar
 optimiser, without an autograd tape or the method's Python. The draws of many steps are made
 together. The backends run that one program:
 
-    vmap        the step itself, untraced: slow, for debugging and as the judge of the others
+    vmap        the step itself, untraced: slow, for debugging and as the reference of the others
     eager       the traced program, operation by operation; optimisers write in place
     compile     the program through torch.compile: fused kernels, for up to a minute of compiling
     cudagraph   compiled and captured in a CUDA graph, many updates per replay
@@ -86,13 +86,13 @@ def make_engine(
     names = candidates(backend, carry.key.device.type, n_steps, host_data=host)
     if len(names) == 1:
         return Engine(step, carry, backend=names[0], precision=precision), names[0]
-    judge, refused = Engine(step, carry, backend="eager"), []
-    judge.run(GATE_STEPS)
+    reference, refused = Engine(step, carry, backend="eager"), []
+    reference.run(GATE_STEPS)
     for name in names[:-1]:
         try:
             engine = Engine(step, carry, backend=name, precision=precision)
             engine.run(GATE_STEPS)
-            off = deviation(engine.carry.state, judge.carry.state, carry.state)
+            off = deviation(engine.carry.state, reference.carry.state, carry.state)
         # a compiler may fail in any way; the eager program remains
         except Exception as error:
             refused.append(f"{name} failed: {type(error).__name__}")
@@ -106,14 +106,14 @@ def make_engine(
     return engine, " ".join([names[-1], *(f"({r})" for r in refused)])
 
 
-def deviation(state: Any, judge: Any, start: Any) -> float:
+def deviation(state: Any, reference: Any, start: Any) -> float:
     """How far apart two end states are, relative to the way from the start: the worst part of the state.
 
     Parts are the leaves that moved; Adam's first steps have the size of the learning rate whatever
     the gradient, so single elements may differ by rounding alone and whole leaves are compared.
     """
     worst = 0.0
-    for a, b, c in zip(tree_leaves(state), tree_leaves(judge), tree_leaves(start), strict=True):
+    for a, b, c in zip(tree_leaves(state), tree_leaves(reference), tree_leaves(start), strict=True):
         if b.is_floating_point():
             way = (b - c).double().norm().item()
             apart = (a - b).double().norm().item()

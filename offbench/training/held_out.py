@@ -93,8 +93,8 @@ class Validation:
         for name, batch in self.batches.items():
             obs, key = batch.obs.expand(n, *batch.obs.shape), rng.key(0)
             step = TimeStep(obs, obs[..., 0], obs[..., 0] == 0)
-            made, _ = act(state, step, (), key.expand(n, len(batch.obs)))
-            error = torch.square(made - batch.action.cpu()).mean((1, 2))
+            action, _ = act(state, step, (), key.expand(n, len(batch.obs)))
+            error = torch.square(action - batch.action.cpu()).mean((1, 2))
             found[f"{name}/action_error"] = error
         return found
 
@@ -107,11 +107,11 @@ class Validation:
         obs, recorded = batch.obs, batch.action
         if isinstance(obs, Context):
             obs, recorded = _before_acting(obs)
-        made = bound.act(inner, obs, key)
-        made = made.action if isinstance(made, Plan) else made
+        action = bound.act(inner, obs, key)
+        action = action.action if isinstance(action, Plan) else action
         if self.discrete:
-            return (made.argmax(-1) != recorded.argmax(-1)).to(made.dtype).mean()
-        error = torch.square(made.clamp(-1, 1) - recorded)  # (B, h A)
+            return (action.argmax(-1) != recorded.argmax(-1)).to(action.dtype).mean()
+        error = torch.square(action.clamp(-1, 1) - recorded)  # (B, h A)
         extras = batch.extras or {}
         if "valid" not in extras:
             return error.mean()

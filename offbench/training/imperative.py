@@ -114,16 +114,16 @@ class Imperative:
 
     def numbers(self, found: Mapping[str, Any]) -> dict[str, float]:
         """Metrics as plain numbers; one that is not finite is kept as it is."""
-        made = {}
+        metrics = {}
         for name, value in found.items():
             try:
-                made[str(name)] = float(value.detach() if isinstance(value, Tensor) else value)
+                metrics[str(name)] = float(value.detach() if isinstance(value, Tensor) else value)
             except (TypeError, ValueError, RuntimeError):
                 words = f"{type(value).__name__} {tuple(getattr(value, 'shape', ()))}"
                 raise UserError(
                     f"{self.name}.train_step: {name!r} is a {words}: return a number"
                 ) from None
-        return made
+        return metrics
 
     def policy(self) -> Policy:
         """Acts with copies whose modules are in eval mode; what `act` draws is the evaluation key's."""
@@ -138,25 +138,25 @@ class Imperative:
             return playing[i][1]
 
         def act(state: Objects, step: TimeStep, carry: Any, key: Tensor) -> tuple[Tensor, Any]:
-            made = [
+            actions = [
                 self._act(player(i, m), step.obs[i], key[i]) for i, m in enumerate(state.members)
             ]
-            return torch.stack(made).clamp(-1, 1), carry
+            return torch.stack(actions).clamp(-1, 1), carry
 
         return Policy(lambda n_seeds, n_envs: (), act)
 
     def _act(self, member: Member, obs: Tensor, key: Tensor) -> Tensor:
         """(E, O) -> (E, A) on the CPU."""
         with _lent(member, seed=int(key.sum())), torch.no_grad(), self._calling("act"):
-            made = member.algorithm.act(obs.to(member.device))
-            made = torch.as_tensor(made, dtype=torch.float32).cpu()
-        if made.shape != (want := (len(obs), member.action_dim)):
+            actions = member.algorithm.act(obs.to(member.device))
+            actions = torch.as_tensor(actions, dtype=torch.float32).cpu()
+        if actions.shape != (want := (len(obs), member.action_dim)):
             raise UserError(
-                f"{self.name}.act returned {tuple(made.shape)} for obs {tuple(obs.shape)}: return {want}"
+                f"{self.name}.act returned {tuple(actions.shape)} for obs {tuple(obs.shape)}: return {want}"
             )
-        if not made.isfinite().all():
+        if not actions.isfinite().all():
             raise UserError(f"{self.name}.act returned actions that are not finite")
-        return made
+        return actions
 
     @contextmanager
     def _calling(self, what: str) -> Iterator[None]:

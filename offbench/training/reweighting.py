@@ -79,7 +79,7 @@ class DensityWeights:
     def value(self) -> Any:
         """As `check`."""
         inner = self.method.value
-        return lambda state, obs, made: inner(state.inner, obs, made)
+        return lambda state, obs, action: inner(state.inner, obs, action)
 
     def with_values(self, values: dict[str, Tensor]) -> "DensityWeights":
         """With these hyper-parameters of the method."""

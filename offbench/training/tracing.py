@@ -188,10 +188,10 @@ def _write_over_dead_values(graph: GraphModule) -> None:
     last_read = {owner[x]: node for node in nodes for x in node.all_input_nodes}
 
     def dead(x: Any, node: Node) -> bool:
-        if not isinstance(x, Node) or not _is_aten(made := owner[x]):
+        if not isinstance(x, Node) or not _is_aten(maker := owner[x]):
             return False
         others = (owner[y] for y in node.all_input_nodes if y is not x)
-        return last_read[made] is node and made not in others and _same_layout(x, node)
+        return last_read[maker] is node and maker not in others and _same_layout(x, node)
 
     for node in nodes:
         if (form := _in_place_form(node)) is None:

@@ -1,5 +1,6 @@
 """Evaluation: the same episodes for everyone, dealt out beforehand, and no trace left in training."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import gymnasium
@@ -18,6 +19,7 @@ from offbench.rollout import EnvPool, env_seeds, evaluate, make_policy
 from offbench.tasks.environments import evaluation_env
 from offbench.tasks.loading import load_data
 from offbench.tasks.locate import load_task
+from offbench.tasks.task import Task
 from offbench.training.reweighting import DensityWeights
 from offbench.training.reweighting import State as WeightState
 from offbench.training.step import Swept
@@ -150,33 +152,26 @@ class Passes(gymnasium.Env):
 
 
 def test_a_success_at_any_step_counts_where_the_score_is_success():
-    class PassesTask(LineTask):
-        make_env = staticmethod(Passes)
-
+    gymnasium.register("Passes-v0", Passes)
+    task = dataclasses.replace(LINE, env="Passes-v0")
     run = lambda task: evaluate(random_policy(1), STATE, task, seeds=[0, 1], episodes=3, n_envs=2)
-    frame = run(PassesTask)
+    frame = run(task)
     assert frame["success"].all() and (frame["score"] == 100).all() and (frame["length"] == 5).all()
-
-    class ReturnTask(PassesTask):
-        score = "return"
-        normalise = staticmethod(lambda total, success: total)
-
-    assert not run(ReturnTask)["success"].any()  # a column beside the score: of the last step
+    assert not run(dataclasses.replace(task, score="return"))[
+        "success"
+    ].any()  # a column beside the score: of the last step
 
 
 @pytest.mark.slow
 def test_an_ant_of_minari_that_passed_its_goal_has_succeeded():
     """Its environment goes on at the goal (continuing_task in the metadata of the sets)."""
-    made = []
-
-    class Task(LineTask):
-        id, env = "minari/D4RL/antmaze/umaze-v1", "AntMaze_UMaze-v4"
-
     kwargs = {"continuing_task": True, "max_episode_steps": 12}
-    Task.make_env = staticmethod(lambda: made.append(make_ant(kwargs)) or made[-1])
+    name, env = "minari/D4RL/antmaze/umaze-v1", "AntMaze_UMaze-v4"
+    task = dataclasses.replace(LINE, id=name, env=env, env_kwargs=kwargs, max_episode_steps=12)
+    pool = EnvPool(task)
 
     def act(state, step, carry, key):
-        inner = made[0].unwrapped
+        inner = pool.take(1)[0].unwrapped
         at = inner.goal if carry == 3 else inner.goal + 3
         inner.ant_env.set_state(
             np.concatenate([at, inner.ant_env.data.qpos[2:]]), inner.ant_env.data.qvel
@@ -184,15 +179,14 @@ def test_an_ant_of_minari_that_passed_its_goal_has_succeeded():
         return torch.zeros(1, 1, 8), carry + 1
 
     frame = evaluate(
-        Policy(lambda n, e: 0, act), {"x": torch.zeros(1, 1)}, Task, seeds=[0], episodes=1
+        Policy(lambda n, e: 0, act),
+        {"x": torch.zeros(1, 1)},
+        task,
+        seeds=[0],
+        episodes=1,
+        pool=pool,
     )
     assert frame["length"].tolist() == [12] and frame["success"].tolist() == [True]
-
-
-def make_ant(kwargs):
-    from offbench.tasks.environments import make_env
-
-    return make_env("AntMaze_UMaze-v4", kwargs, "antmaze")
 
 
 def test_a_stacked_policy_acts_as_each_of_its_seeds():
@@ -267,11 +261,8 @@ class Line(gymnasium.Env):
         return obs, 10 * self.place, ends, self.t == 6 and not ends, {"success": ends}
 
 
-class LineTask:
-    id, env, score = "line", "Line", "success"
-    make_env = staticmethod(Line)
-    reset_options = staticmethod(lambda number: None)
-    normalise = staticmethod(lambda total, success: 100.0 * success)
+gymnasium.register("Line-v0", Line)
+LINE = Task(id="line", family="own", env="Line-v0", max_episode_steps=6, score="success")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,7 +311,7 @@ STATES = {"sign": torch.tensor([1.0, -1.0, 0.4])}
 def test_values_at_the_start_stand_beside_the_return_in_their_units(view, method):
     """Against one episode after another, by hand: shifted rewards, the method's discount, no bootstrap."""
     policy = make_policy(method, line_pipeline(view))
-    rows = evaluate(policy, STATES, LineTask, seeds=[0, 1, 2], episodes=5, n_envs=2)
+    rows = evaluate(policy, STATES, LINE, seeds=[0, 1, 2], episodes=5, n_envs=2)
     assert set(rows["terminated"]) == {True, False}
     for row in rows.to_dict("records"):
         env, sign = Line(), STATES["sign"][row["member"]].item()
@@ -355,7 +346,7 @@ def test_a_swept_stack_is_valued_with_its_own_settings():
     speeds = torch.tensor([0.2, 0.5, 0.9])
     policy = make_policy(Values(), line_pipeline(NStep(1, GAMMA)))
     state = Swept({"speed": speeds}, {"sign": torch.ones(3)})
-    rows = evaluate(policy, state, LineTask, seeds=[0, 0, 0], episodes=1)
+    rows = evaluate(policy, state, LINE, seeds=[0, 0, 0], episodes=1)
     apart = rows["start_value"].diff()[1:].tolist()
     assert apart == pytest.approx((15 * speeds.diff()).tolist(), rel=1e-3)
 
@@ -375,7 +366,7 @@ def test_values_that_nobody_has_cost_nothing():
     policy = make_policy(Goes(), line_pipeline(NStep(1, GAMMA)))
     assert policy.gamma is None and policy.init(2, 3) == ()
     refuse = policy._replace(reward=lambda reward: pytest.fail("a reward was transformed"))
-    rows = evaluate(refuse, STATES, LineTask, seeds=[0, 1, 2], episodes=3)
+    rows = evaluate(refuse, STATES, LINE, seeds=[0, 1, 2], episodes=3)
     assert rows[["start_value", "discounted_return"]].isna().all(axis=None)
 
     asked = []
@@ -387,9 +378,9 @@ def test_values_that_nobody_has_cost_nothing():
 
     slow = {"sign": torch.zeros(1)}  # every episode is cut after six steps
     policy = make_policy(Counts(), line_pipeline(NStep(1, GAMMA)))
-    same = evaluate(policy, slow, LineTask, seeds=[0], episodes=4, n_envs=2)
+    same = evaluate(policy, slow, LINE, seeds=[0], episodes=4, n_envs=2)
     assert len(asked) == 2 and same["length"].tolist() == [6] * 4
     without = make_policy(Goes(), line_pipeline(NStep(1, GAMMA)))
-    plain = evaluate(without, slow, LineTask, seeds=[0], episodes=4, n_envs=2)
+    plain = evaluate(without, slow, LINE, seeds=[0], episodes=4, n_envs=2)
     shared = [name for name in plain if name not in ("start_value", "discounted_return")]
     pd.testing.assert_frame_equal(same[shared], plain[shared])

@@ -159,18 +159,18 @@ def test_an_id_that_is_none_names_every_set_it_sounds_like(heard, sets):
 
 
 def test_a_short_id_says_what_it_is_not():
-    assert registry.said("hopper-medium-v0") == (
+    assert registry.alias_note("hopper-medium-v0") == (
         "hopper-medium-v0 is d4rl/hopper-medium-v0, not offbench/hopper/medium-v0 or "
         "minari/mujoco/hopper/medium-v0 (other data)"
     )
-    assert "not offbench/cube-single-play-v0" in registry.said("cube-single-play-v0")
-    assert "d4rl/maze2d-umaze-v1" in registry.said("D4RL/pointmaze/umaze-v2")
+    assert "not offbench/cube-single-play-v0" in registry.alias_note("cube-single-play-v0")
+    assert "d4rl/maze2d-umaze-v1" in registry.alias_note("D4RL/pointmaze/umaze-v2")
     for plain in (
         "d4rl/hopper-medium-v2",
         "scene-play-singletask-v0",
         "offbench/cube-single-play-v0",
     ):
-        assert registry.said(plain) is None
+        assert registry.alias_note(plain) is None
 
 
 def test_the_sets_of_a_composition_have_one_spelling():

@@ -69,7 +69,7 @@ def reading(
 
 
 def layout(path: Path, *, name: str) -> Layout:
-    """What kind of data lies at a path, judged by its ending and what is in it."""
+    """What kind of data lies at a path, by its ending and what is in it."""
     foreign.refuse_pickle(path, name)
     if path.is_dir():
         if (path / "data").is_dir():
@@ -219,13 +219,13 @@ def write(data: ReplayData, action: np.ndarray, path: Path) -> None:
     }
     check_ending(path)
     try:
-        with io.replacing(path) as beside:
+        with io.replacing(path) as temporary:
             if path.suffix == ".npz":
-                np.savez_compressed(beside, **content)
+                np.savez_compressed(temporary, **content)
                 return
             import h5py
 
-            with h5py.File(beside, "w") as file:
+            with h5py.File(temporary, "w") as file:
                 for key, x in content.items():
                     file.create_dataset(key, data=x, compression="gzip")
     except OSError as error:

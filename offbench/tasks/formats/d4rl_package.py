@@ -59,19 +59,19 @@ def _load(path: Path, name: str, max_episode_steps: int | None) -> ReplayData:
     )
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
         raw = package.offline_env.OfflineEnv.get_dataset(env, str(path))
-        made = package.qlearning_dataset(env, dataset=raw)
-    if not len(made["rewards"]):
+        transitions = package.qlearning_dataset(env, dataset=raw)
+    if not len(transitions["rewards"]):
         raise UserError(f"{name}: d4rl.qlearning_dataset leaves no transition of {path}")
-    end = made["terminals"].copy()
-    end[:-1] |= (made["next_observations"][:-1] != made["observations"][1:]).any(1)
+    end = transitions["terminals"].copy()
+    end[:-1] |= (transitions["next_observations"][:-1] != transitions["observations"][1:]).any(1)
     end[-1] = True
     return from_flat(
-        made["observations"],
-        made["actions"],
-        made["rewards"],
-        made["terminals"],
+        transitions["observations"],
+        transitions["actions"],
+        transitions["rewards"],
+        transitions["terminals"],
         end,
-        next_obs=made["next_observations"],
+        next_obs=transitions["next_observations"],
         name=name,
     )
 

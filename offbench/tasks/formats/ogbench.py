@@ -209,19 +209,19 @@ def _conditions(env: Any, task: str, name: str) -> tuple[Condition, ...]:
     if "maze" in task or "soccer" in task:
         start = 0 if "maze" in task else _BALL
         return (Condition("qpos", start, np.array(env.cur_goal_xy), float(env._goal_tol)),)
-    made: list[Condition] = []
+    conditions: list[Condition] = []
     cubes = env._num_cubes if "cube" in task or "scene" in task else 0
     for i, xyz in enumerate(np.array(env._data.mocap_pos)[:cubes]):
-        made.append(Condition("qpos", _OBJECTS + i * _CUBE, xyz, _NEAR))
+        conditions.append(Condition("qpos", _OBJECTS + i * _CUBE, xyz, _NEAR))
     if "scene" in task or "puzzle" in task:
-        made.append(Condition("button_states", 0, np.array(env._target_button_states), None))
+        conditions.append(Condition("button_states", 0, np.array(env._target_button_states), None))
     if "scene" in task:
         drawer = _OBJECTS + cubes * _CUBE + env._num_buttons
         for i, at in enumerate((env._target_drawer_pos, env._target_window_pos)):
-            made.append(Condition("qpos", drawer + i, np.array([at]), _NEAR))
-    if not made:
+            conditions.append(Condition("qpos", drawer + i, np.array([at]), _NEAR))
+    if not conditions:
         raise UserError(f"{name}: {task} is no single task that data can be labelled for")
-    return tuple(made)
+    return tuple(conditions)
 
 
 def relabel(
