@@ -30,7 +30,6 @@ __all__ = [
     "collect",
     "find",
     "make",
-    "slug",
 ]
 
 Progress = Callable[[int, int], None]
@@ -193,11 +192,6 @@ def _collections() -> dict[str, Collection]:
 COLLECTIONS: Mapping[str, Collection] = MappingProxyType(_collections())
 """Sets that can be collected at any size, by id; an `ogbench/` id is that of the published set,
 which is another one: see :mod:`offbench.recipes.ogbench_sets`."""
-
-
-def slug(dataset_id: str) -> str:
-    """File name of a data set's manifest, without the ending."""
-    return dataset_id.replace("/", "--")
 
 
 def find(dataset_id: str) -> Recipe:

@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from offbench.recipes.policy import Policy, load_policy, policy_digest, save_policy
+from offbench.io import sha256_of
+from offbench.recipes.policy import Policy, load_policy, save_policy
 
 __all__ = ["ENVS", "SNAPSHOTS", "evaluate", "main", "train_halfcheetah", "train_hopper"]
 
@@ -290,7 +291,7 @@ def measure(folder: Path, env_id: str) -> list[dict[str, Any]]:
     rows = []
     for path in sorted(folder.glob("*.npz")):
         policy = load_policy(path)
-        row: dict[str, Any] = {"step": int(path.stem), "sha256": policy_digest(path)}
+        row: dict[str, Any] = {"step": int(path.stem), "sha256": sha256_of(path)}
         for name, stochastic in (("deterministic", False), ("stochastic", True)):
             returns = evaluate(policy, env_id, stochastic=stochastic)
             row[name] = round(float(np.mean(returns)), 1)

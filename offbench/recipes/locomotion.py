@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from offbench.recipes.policy import Policy, load_policy, policy_digest
+from offbench.io import sha256_of
+from offbench.recipes.policy import Policy, load_policy
 from offbench.recipes.store import Collected, Episode, versions
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ def reference(name: str, root: Path) -> dict[str, Any]:
     found = versions()
     key = {
         "env": ENVS[name],
-        "expert": policy_digest(path),
+        "expert": sha256_of(path),
         "versions": {k: found[k] for k in ("numpy", "gymnasium", "mujoco")},
     }
     for folder in (root / "policies" / name, path.parent):
@@ -278,4 +279,4 @@ def _limit(env: gym.Env) -> int:
 
 
 def _source(path: Path) -> dict[str, Any]:
-    return {"policy": f"{path.parent.name}/{path.name}", "sha256": policy_digest(path)}
+    return {"policy": f"{path.parent.name}/{path.name}", "sha256": sha256_of(path)}

@@ -23,10 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offbench.errors import UserError
+from offbench.io import atomic_write, sha256_of
 from offbench.recipes import ogbench_play as play
 from offbench.recipes import shards
 from offbench.recipes.locomotion import seeds
-from offbench.recipes.store import file_digest, versions
+from offbench.recipes.store import versions
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -164,7 +165,7 @@ def _label(
             part: {
                 "name": file.name,
                 "bytes": file.stat().st_size,
-                "sha256": file_digest(file),
+                "sha256": sha256_of(file),
                 "rows": n * length,
                 "episodes": n,
             }
@@ -180,6 +181,4 @@ def _label(
         },
         "versions": versions(),
     }
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(yaml.safe_dump(content, sort_keys=False, width=100))
-    beside.replace(path)
+    atomic_write(path, yaml.safe_dump(content, sort_keys=False, width=100).encode())

@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offbench.errors import UserError
+from offbench.io import sha256_of, slug
 from offbench.recipes import shards
 from offbench.recipes.locomotion import seeds
 from offbench.recipes.store import (
     data_digest,
-    file_digest,
     install,
     minari_root,
     pack_file,
@@ -87,7 +87,7 @@ def make(
         for i, (size, number) in enumerate(zip(sizes, seeds(seed)))
     }
     folder.mkdir(parents=True, exist_ok=True)
-    pieces = folder / f".{dataset_id.replace('/', '--')}.pieces"
+    pieces = folder / f".{slug(dataset_id)}.pieces"
     paths = shards.collect(pieces, plan, jobs, walk, workers=workers, progress=progress)
     made = _write(dataset_id, folder, paths, plan, env, max_episode_steps)
     shutil.rmtree(pieces)
@@ -270,7 +270,7 @@ def _manifest(
         "terminal_inside": False,
         "terminations": 0,
         "bytes": sum(f.stat().st_size for f in made.rglob("*") if f.is_file()),
-        "sha256": file_digest(made / "data" / "main_data.hdf5"),
+        "sha256": sha256_of(made / "data" / "main_data.hdf5"),
         "data_sha256": data_digest(episodes),
         "returns": quantiles(returns) | {"mean": round(float(np.mean(returns)), 4)},
         "positive_sided_variance": round(positive_variance(returns), 4),

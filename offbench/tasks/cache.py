@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from offbench.data.replay import ReplayData
-from offbench.io import atomic_write
-from offbench.tasks.files import cache_dir, sha256_of
+from offbench.io import atomic_write, sha256_of
+from offbench.tasks.files import cache_dir
 
 # of the loaders: raise it when any of them gives other arrays for the same file
 VERSION = 1

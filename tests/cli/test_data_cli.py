@@ -131,7 +131,7 @@ def test_a_card_is_shown_with_a_histogram_and_a_picture(capsys, tmp_path):
 def test_the_card_of_a_set_that_cannot_be_had_is_shown_none_the_less(capsys, monkeypatch):
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.setattr("offbench.tasks.files.time.sleep", lambda s: None)
+    monkeypatch.setattr("time.sleep", lambda s: None)
     with pytest.raises(UserError, match="put the file hopper_medium_expert"):
         main(["show", "hopper-medium-expert-v0"])
     out = " ".join(capsys.readouterr().out.split())

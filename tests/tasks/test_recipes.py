@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from offbench.errors import UserError
-from offbench.recipes import COLLECTIONS, DATASETS, RECIPES, collect, find, make, slug
-from offbench.recipes.policy import load_policy, policy_digest, save_policy
+from offbench.io import sha256_of, slug
+from offbench.recipes import COLLECTIONS, DATASETS, RECIPES, collect, find, make
+from offbench.recipes.policy import load_policy, save_policy
 
 pytest.importorskip("gymnasium")
 minari = pytest.importorskip("minari")
@@ -53,7 +54,7 @@ def test_shipped_set_matches_manifest(dataset_id: str, episodes: Any) -> None:
     facts, data = manifest(dataset_id), episodes(dataset_id)
     file = DATASETS / "minari" / dataset_id / "data" / "main_data.hdf5"
     assert facts["id"] == dataset_id
-    assert store.file_digest(file) == facts["sha256"]
+    assert sha256_of(file) == facts["sha256"]
     assert store.data_digest(data) == facts["data_sha256"]
     assert len(data) == facts["episodes"]
     assert sum(len(e.rewards) for e in data) == facts["rows"]
@@ -125,7 +126,7 @@ def test_policies_are_those_of_the_manifest(dataset_id: str) -> None:
     facts = manifest(dataset_id)
     for entry in facts["policies"]:
         if "sha256" in entry:
-            assert policy_digest(DATASETS / "policies" / entry["policy"]) == entry["sha256"]
+            assert sha256_of(DATASETS / "policies" / entry["policy"]) == entry["sha256"]
     assert sum(entry["rows"] for entry in facts["policies"]) == facts["rows"]
     assert facts["score"]["ref_min"] < facts["score"]["ref_max"]
 
@@ -274,7 +275,7 @@ def test_a_collected_set_is_one_for_ogbench_itself(dataset_id: str, tmp_path: Pa
     label = yaml.safe_load((tmp_path / f"{name}.regenerated.yaml").read_text())
     assert label["regenerated"] is True and label["instead_of"] == dataset_id
     assert label["id"] != dataset_id
-    assert label["files"]["train"]["sha256"] == store.file_digest(path)
+    assert label["files"]["train"]["sha256"] == sha256_of(path)
     assert label["files"]["train"]["rows"] == 50 and label["files"]["val"]["episodes"] == 1
 
 
