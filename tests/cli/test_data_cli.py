@@ -351,7 +351,7 @@ def test_paths_can_be_packed(tmp_path, capsys):
 def test_a_catalogued_set_is_checked_with_its_known_defects(served, capsys, monkeypatch, cache):
     assert main(["check", "tiny-v0"]) == 0
     defect = doctor.Defect("d4rl/tiny-.*", "severe", "is no good", "someone/something#1")
-    monkeypatch.setattr(doctor, "KNOWN_DEFECTS", (defect,))
+    monkeypatch.setattr("offbench.tasks.doctor.defects.KNOWN_DEFECTS", (defect,))
     assert main(["check", "tiny-v0"]) == 1
     assert "someone/something#1" in " ".join(capsys.readouterr().out.split())
     assert main(["check", "truncate@50:tiny-v0"]) == 1  # a composition has the defects of its parts
