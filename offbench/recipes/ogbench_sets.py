@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from offbench.errors import UserError
 from offbench.io import atomic_write, sha256_of
-from offbench.recipes import ogbench_play as play
-from offbench.recipes import shards
+from offbench.recipes import ogbench_oracles, shards
 from offbench.recipes.locomotion import seeds
 from offbench.recipes.store import versions
 
@@ -103,17 +102,17 @@ def trajectory(
     """The columns of one trajectory; in a scene, of the first attempt that keeps the cube in view."""
     env = _environment(env_id, length)
     begin = {
-        "navigate": play.begin_navigate,
-        "stitch": play.begin_stitch,
-        "play": play.begin_arm(),
-        "noisy": play.begin_arm(noisy=True, random_actions=random_actions),
+        "navigate": ogbench_oracles.begin_navigate,
+        "stitch": ogbench_oracles.begin_stitch,
+        "play": ogbench_oracles.begin_arm(),
+        "noisy": ogbench_oracles.begin_arm(noisy=True, random_actions=random_actions),
     }[kind]
-    made = play.roll(env, begin, length, seed)
+    made = ogbench_oracles.roll(env, begin, length, seed)
     attempt = 0
     while env_id.startswith("scene") and not _in_view(made.qpos):
         attempt += 1
         again = np.random.SeedSequence((seed, attempt)).generate_state(1)[0] >> 1
-        made = play.roll(env, begin, length, int(again))
+        made = ogbench_oracles.roll(env, begin, length, int(again))
     ends = np.zeros(length + 1, np.bool_)
     ends[-1] = True
     columns = {
@@ -130,7 +129,7 @@ def trajectory(
 
 @functools.cache
 def _environment(env_id: str, length: int) -> gym.Env:
-    return play.make_env(env_id, length)
+    return ogbench_oracles.make_env(env_id, length)
 
 
 def _in_view(qpos: NDArray[np.float32]) -> bool:
