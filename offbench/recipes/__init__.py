@@ -221,16 +221,16 @@ def collect(
     if dataset_id not in COLLECTIONS:
         raise unknown("collection", dataset_id, COLLECTIONS)
     chosen = COLLECTIONS[dataset_id]
-    module, name = chosen.function.split(":")
-    function = getattr(importlib.import_module(module), name)
-    return function(
+    name, function = chosen.function.split(":")
+    module = importlib.import_module(name)
+    return getattr(module, function)(
         dataset_id,
         Path(folder).absolute(),
+        module.Options(**{**chosen.options, **changes}),
         steps=chosen.steps if steps is None else steps,
         seed=seed,
         workers=workers,
         progress=progress,
-        **{**chosen.options, **changes},
     )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from offbench.recipes import Progress
 
-__all__ = ["make", "trajectory"]
+__all__ = ["Options", "make", "trajectory"]
 
 COLUMNS = ("observations", "actions", "terminals", "qpos", "qvel", "button_states")
 # one validation trajectory for so many
@@ -42,25 +43,36 @@ _VALIDATION = 10
 _DECIDE = ("numpy", "gymnasium", "mujoco", "ogbench")
 
 
+@dataclass(frozen=True)
+class Options:
+    """What a set is collected in, and by which oracle."""
+
+    env: str
+    # navigate, stitch, play or noisy
+    kind: str
+    # transitions of a trajectory
+    length: int
+    # share of uniform actions (noisy)
+    random_actions: float = 0.0
+
+
 def make(
     dataset_id: str,
     folder: Path,
+    options: Options,
     *,
-    env: str,
-    kind: str,
-    length: int,
     steps: int,
     seed: int,
     workers: int = 1,
-    random_actions: float = 0.0,
     progress: Progress | None = None,
 ) -> Path:
     """Collect a set into ``folder`` and return its training file.
 
-    ``steps`` transitions, rounded up to whole trajectories of ``length``, and a tenth as many
+    ``steps`` transitions, rounded up to whole trajectories, and a tenth as many
     trajectories for validation. An interrupted call goes on where it stopped; a larger set begins
     with the trajectories of a smaller one. ``progress`` counts trajectories.
     """
+    env, kind, length = options.env, options.kind, options.length
     if steps < 1 or length < 1:
         raise UserError(f"{dataset_id}: steps={steps} is not a positive number")
     name = dataset_id.rsplit("/", 1)[-1]
@@ -73,11 +85,11 @@ def make(
         "kind": kind,
         "length": length,
         "seed": seed,
-        "random_actions": random_actions,
+        "random_actions": options.random_actions,
         "versions": {k: found[k] for k in _DECIDE},
     }
     jobs = {
-        f"{part}-{i:06d}": (env, kind, length, random_actions, number)
+        f"{part}-{i:06d}": (env, kind, length, options.random_actions, number)
         for part, n, stream in (("train", n_train, seeds(seed)), ("val", n_val, seeds((seed, 1))))
         for i, number in zip(range(n), stream)
     }
