@@ -18,7 +18,6 @@ import platformdirs.unix
 import pytest
 
 from offbench.errors import UserError
-from offbench.io import atomic_write
 from offbench.tasks import files
 
 BODY = np.random.default_rng(0).bytes(300_000)
@@ -569,12 +568,3 @@ def test_limits_on_size_and_number_hold(sets, tmp_path):
         files.unpack(tmp_path / "x.tar", max_bytes=1000)
     with pytest.raises(UserError, match="more than 2"):
         files.unpack(tmp_path / "x.tar", max_members=2)
-
-
-def test_a_small_file_is_never_seen_half_written(tmp_path, monkeypatch):
-    path = tmp_path / "a.json"
-    atomic_write(path, b"old")
-    monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError):
-        atomic_write(path, b"new")
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
