@@ -159,7 +159,7 @@ def evaluate(policy: Policy, env_id: str, *, stochastic: bool) -> list[float]:
 def measure(folder: Path, env_id: str) -> list[dict[str, Any]]:
     """Deterministic and stochastic mean returns of every snapshot in ``folder``."""
     rows = []
-    for path in sorted(folder.glob("*.npz")):
+    for path in sorted(folder.glob("[0-9]*.npz")):
         policy = load_policy(path)
         row: dict[str, Any] = {"step": int(path.stem), "sha256": sha256_of(path)}
         for name, stochastic in (("deterministic", False), ("stochastic", True)):

@@ -48,7 +48,7 @@ def replay(
 
     Whole episodes are kept, so the set is longer than ``rows`` by less than an episode.
     """
-    steps = [int(path.stem) for path in sorted(policy_folder(root, name).glob("*.npz"))]
+    steps = [int(path.stem) for path in sorted(policy_folder(root, name).glob("[0-9]*.npz"))]
     steps = [step for step in steps if step <= last]
     how = (
         "Whole episodes, in training order, of the snapshots of one training run up to step "
@@ -197,7 +197,7 @@ def policy_folder(root: Path, name: str) -> Path:
 
     for base in (root, DATASETS):
         folder = base / "policies" / name
-        if any(folder.glob("*.npz")):
+        if any(folder.glob("[0-9]*.npz")):
             return folder
     raise FileNotFoundError(
         f"no policy snapshots for {name!r} in {root / 'policies' / name}; "
@@ -207,7 +207,7 @@ def policy_folder(root: Path, name: str) -> Path:
 
 def expert_path(root: Path, name: str) -> Path:
     """File of the last snapshot."""
-    return max(policy_folder(root, name).glob("*.npz"))
+    return max(policy_folder(root, name).glob("[0-9]*.npz"))
 
 
 def reference(name: str, root: Path) -> dict[str, Any]:
