@@ -1,30 +1,58 @@
-"""Files that are whole or not there: written beside their place, flushed, and renamed."""
+"""Files and their names: atomic writes, checksums, ids as file names."""
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path`, with its ending, to write to; at the end it takes the place of `path`.
+    """A temporary file that takes the place of `path` when the block ends without an error.
 
-    After an error nothing is left of it. Raises OSError where the folder cannot be written to.
+    Args:
+        path: the file to write; its folder is created.
+
+    Yields:
+        A path in the same folder, with the same ending, to write to. It is flushed to the disk and
+        renamed at the end; after an error nothing is left of it.
+
+    Raises:
+        OSError: the folder cannot be written to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
-        yield beside
-        with beside.open("r+b") as file:
+        yield temporary
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Writes a file so that no reader ever sees half of it."""
-    with replacing(path) as beside:
-        beside.write_bytes(content)
+    """Write a file so that no reader ever sees half of it; OSError where it cannot be written."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, as 64 hexadecimal digits; OSError where it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def slug(name: str) -> str:
+    """An id as the name of one file or folder, another one for every id without `--` in it.
+
+    >>> slug("offbench/hopper/expert-v0")
+    'offbench--hopper--expert-v0'
+    >>> slug("mix@0.1@0:d4rl/a-v2:d4rl/b-v2")
+    'mix@0.1@0%3Ad4rl--a-v2%3Ad4rl--b-v2'
+    """
+    quoted = quote(name.replace("/", "--"), safe=" +=,@()[]-")
+    return "%2E" + quoted[1:] if quoted.startswith(".") else quoted

@@ -18,6 +18,7 @@ import numpy as np
 from offbench.data import compose, composition
 from offbench.data.replay import ACTION_TOLERANCE
 from offbench.errors import UserError, unknown
+from offbench.io import sha256_of, slug
 from offbench.tasks import doctor, files, registry
 from offbench.tasks.custom import read_for
 from offbench.tasks.embedded import manifests
@@ -450,7 +451,7 @@ def _check(args: Sequence[str]) -> int:
         facts = replace(facts, max_episode_steps=limit, limit_guessed=guessed)
         found = replace(found, facts=facts)
     path = Path(name)
-    sha256 = files.sha256_of(path) if path.is_file() else found.card.get("sha256")
+    sha256 = sha256_of(path) if path.is_file() else found.card.get("sha256")
     report = doctor.check(found.data, found.facts, sha256=sha256)
     table = Table("severity", "check", "found", box=None, pad_edge=False)
     table.columns[2].overflow = "fold"
@@ -659,8 +660,6 @@ def _pack(args: Sequence[str]) -> int:
 
 def _items(name: str) -> dict[str, Path]:
     """Name in the archive -> file or folder, for one set or the parts of a composition."""
-    from offbench.recipes import slug
-
     if Path(name).exists() and name not in manifests():
         return {f"files/{Path(name).resolve().name}": Path(name)}
     items = {}

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from offbench.data.composition import EXAMPLE, Composition, parse, spell
 from offbench.data.replay import ReplayData, episode_returns, fingerprint, first_rows
 from offbench.errors import UserError
+from offbench.io import atomic_write, slug
 
 Load = Callable[[str], ReplayData]
 
@@ -244,15 +245,8 @@ _BUILDERS: Mapping[str, Callable[..., _Made]] = MappingProxyType(
 
 def save_index(composed: Composed, folder: Path) -> Path:
     """Write the card and the list of trajectories of a composed set as json; returns the file."""
-    from offbench.io import atomic_write
-
     path = folder / f"{slug(composed.id)}.json"
     columns = ["part", "episode", "steps"]
     content = dict(composed.card) | {"columns": columns, "index": composed.index.tolist()}
     atomic_write(path, json.dumps(content).encode())
     return path
-
-
-def slug(dataset_id: str) -> str:
-    """A composed id as a file name."""
-    return dataset_id.replace("/", "--").replace(":", "__")

@@ -30,7 +30,6 @@ __all__ = [
     "collect",
     "find",
     "make",
-    "slug",
 ]
 
 Progress = Callable[[int, int], None]
@@ -195,11 +194,6 @@ COLLECTIONS: Mapping[str, Collection] = MappingProxyType(_collections())
 which is another one: see :mod:`offbench.recipes.ogbench_sets`."""
 
 
-def slug(dataset_id: str) -> str:
-    """File name of a data set's manifest, without the ending."""
-    return dataset_id.replace("/", "--")
-
-
 def find(dataset_id: str) -> Recipe:
     """Return the recipe of ``dataset_id``; a ``ValueError`` names the nearest ids."""
     if dataset_id in RECIPES:
@@ -227,16 +221,16 @@ def collect(
     if dataset_id not in COLLECTIONS:
         raise unknown("collection", dataset_id, COLLECTIONS)
     chosen = COLLECTIONS[dataset_id]
-    module, name = chosen.function.split(":")
-    function = getattr(importlib.import_module(module), name)
-    return function(
+    name, function = chosen.function.split(":")
+    module = importlib.import_module(name)
+    return getattr(module, function)(
         dataset_id,
         Path(folder).absolute(),
+        module.Options(**{**chosen.options, **changes}),
         steps=chosen.steps if steps is None else steps,
         seed=seed,
         workers=workers,
         progress=progress,
-        **{**chosen.options, **changes},
     )
 
 

@@ -16,13 +16,13 @@ import platform
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from offbench.recipes.policy import Policy, load_policy, policy_digest, save_policy
+from offbench.io import sha256_of
+from offbench.recipes.policy import Policy, load_policy, save_policy
 
 __all__ = ["ENVS", "SNAPSHOTS", "evaluate", "main", "train_halfcheetah", "train_hopper"]
 
@@ -103,153 +103,24 @@ def save_trpo(path: Path, policy: Any, obs_rms: Any) -> None:
 
 
 def train_halfcheetah(
-    out: Path,
-    *,
-    seed: int = 0,
-    snapshots: tuple[int, ...] | None = None,
-    hidden: int = 128,
-    batch: int = 256,
-    warmup: int = 5_000,
-    burst: int = 50,
-    gamma: float = 0.99,
-    rate: float = 1e-3,
-    tau: float = 0.005,
+    out: Path, *, seed: int = 0, snapshots: tuple[int, ...] | None = None, **settings: Any
 ) -> None:
-    """Soft actor-critic: ``burst`` environment steps in Python, then as many updates in one
-    compiled scan."""
+    """Soft actor-critic on HalfCheetah-v5.
+
+    Args:
+        out: folder of the snapshots.
+        seed: of the environment, the weights and the noise.
+        snapshots: thousands of environment steps, None: those that are published.
+        settings: hyperparameters other than `offbench.recipes.sac.Settings` has them.
+    """
     import gymnasium as gym
-    import jax
-    import jax.numpy as jnp
+
+    from offbench.recipes import sac
 
     marks = [1000 * k for k in (snapshots or SNAPSHOTS["halfcheetah"])]
+    save = lambda step, actor: save_sac(out / f"{step:07d}.npz", actor)
     env = gym.make(ENVS["halfcheetah"])
-    obs_dim, act_dim = env.observation_space.shape[0], env.action_space.shape[0]
-    rng = np.random.default_rng(seed)
-
-    def layers(sizes: tuple[int, ...], copies: int | None = None) -> list[dict[str, Any]]:
-        lead = () if copies is None else (copies,)
-        made = []
-        for fan_in, fan_out in pairwise(sizes):
-            bound = 1.0 / np.sqrt(fan_in)
-            weight = rng.uniform(-bound, bound, (*lead, fan_in, fan_out)).astype(np.float32)
-            made.append(
-                {"w": jnp.asarray(weight), "b": jnp.zeros((*lead, 1, fan_out), jnp.float32)}
-            )
-        return made
-
-    def mlp(net: list[dict[str, Any]], x: Any) -> Any:
-        for layer in net[:-1]:
-            x = jax.nn.relu(x @ layer["w"] + layer["b"])
-        return x @ net[-1]["w"] + net[-1]["b"]
-
-    def sample(actor: list[dict[str, Any]], obs: Any, noise: Any) -> tuple[Any, Any]:
-        mean, log_std = jnp.split(mlp(actor, obs), 2, axis=-1)
-        log_std = jnp.clip(log_std, -20.0, 2.0)
-        raw = mean + jnp.exp(log_std) * noise
-        gauss = -0.5 * noise**2 - log_std - 0.5 * jnp.log(2 * jnp.pi)
-        # log(1 - tanh(u)^2) in the form that does not underflow
-        squash = 2.0 * (jnp.log(2.0) - raw - jax.nn.softplus(-2.0 * raw))
-        return jnp.tanh(raw), jnp.sum(gauss - squash, axis=-1)
-
-    def q_values(critic: list[dict[str, Any]], obs: Any, act: Any) -> Any:
-        return mlp(critic, jnp.concatenate([obs, act], axis=-1))[..., 0]
-
-    def adam(
-        params: Any, grads: Any, state: tuple[Any, Any, Any]
-    ) -> tuple[Any, tuple[Any, Any, Any]]:
-        first, second, count = state
-        count = count + 1
-        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, grads)
-        second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, second, grads)
-        fix1, fix2 = 1.0 - 0.9**count, 1.0 - 0.999**count
-        new = jax.tree.map(
-            lambda p, m, v: p - rate * (m / fix1) / (jnp.sqrt(v / fix2) + 1e-8),
-            params,
-            first,
-            second,
-        )
-        return new, (first, second, count)
-
-    def update(state: dict[str, Any], batch_: tuple[Any, ...]) -> tuple[dict[str, Any], None]:
-        obs, act, rew, nxt, stop, eps_next, eps_now = batch_
-        alpha = jnp.exp(state["log_alpha"])
-        next_act, next_logp = sample(state["actor"], nxt, eps_next)
-        next_q = q_values(state["target"], nxt, next_act).min(axis=0) - alpha * next_logp
-        goal = rew + gamma * (1.0 - stop) * next_q
-
-        def critic_loss(critic: Any) -> Any:
-            return jnp.mean((q_values(critic, obs, act) - goal) ** 2, axis=-1).sum()
-
-        critic, critic_opt = adam(
-            state["critic"], jax.grad(critic_loss)(state["critic"]), state["critic_opt"]
-        )
-
-        def actor_loss(actor: Any) -> tuple[Any, Any]:
-            new_act, logp = sample(actor, obs, eps_now)
-            return jnp.mean(alpha * logp - q_values(critic, obs, new_act).min(axis=0)), logp.mean()
-
-        grads, logp = jax.grad(actor_loss, has_aux=True)(state["actor"])
-        actor, actor_opt = adam(state["actor"], grads, state["actor_opt"])
-        # The target entropy is minus the number of action dimensions.
-        log_alpha, alpha_opt = adam(state["log_alpha"], -(logp - act_dim), state["alpha_opt"])
-        target = jax.tree.map(lambda t, c: t + tau * (c - t), state["target"], critic)
-        return {
-            "actor": actor,
-            "critic": critic,
-            "target": target,
-            "log_alpha": log_alpha,
-            "actor_opt": actor_opt,
-            "critic_opt": critic_opt,
-            "alpha_opt": alpha_opt,
-        }, None
-
-    run_burst = jax.jit(lambda state, data: jax.lax.scan(update, state, data)[0])
-    act_once = jax.jit(lambda actor, obs, noise: sample(actor, obs, noise)[0])
-
-    def fresh(params: Any) -> tuple[Any, Any, Any]:
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return zeros, zeros, jnp.zeros(())
-
-    actor = layers((obs_dim, hidden, hidden, 2 * act_dim))
-    critic = layers((obs_dim + act_dim, hidden, hidden, 1), copies=2)
-    log_alpha = jnp.zeros(())
-    state: dict[str, Any] = {
-        "actor": actor,
-        "critic": critic,
-        "target": critic,
-        "log_alpha": log_alpha,
-        "actor_opt": fresh(actor),
-        "critic_opt": fresh(critic),
-        "alpha_opt": fresh(log_alpha),
-    }
-
-    total = marks[-1]
-    store = {
-        "obs": np.zeros((total, obs_dim), np.float32),
-        "act": np.zeros((total, act_dim), np.float32),
-        "rew": np.zeros(total, np.float32),
-        "nxt": np.zeros((total, obs_dim), np.float32),
-        "stop": np.zeros(total, np.float32),
-    }
-    obs, _ = env.reset(seed=seed)
-    for step in range(total + 1):
-        if marks and step >= marks[0]:
-            save_sac(out / f"{marks.pop(0):07d}.npz", state["actor"])
-        if step == total:
-            break
-        if step < warmup:
-            action = rng.uniform(-1.0, 1.0, act_dim).astype(np.float32)
-        else:
-            noise = rng.standard_normal((1, act_dim)).astype(np.float32)
-            action = np.asarray(act_once(state["actor"], obs[None].astype(np.float32), noise))[0]
-        nxt, rew, stop, cut, _ = env.step(action)
-        for name, value in zip(store, (obs, action, rew, nxt, float(stop)), strict=True):
-            store[name][step] = value
-        obs = env.reset()[0] if stop or cut else nxt
-        if step >= warmup and (step + 1) % burst == 0:
-            rows = rng.integers(0, step + 1, (burst, batch))
-            noises = rng.standard_normal((2, burst, batch, act_dim)).astype(np.float32)
-            state = run_burst(state, (*(store[n][rows] for n in store), *noises))
+    sac.train(env, sac.Settings(**settings), seed=seed, marks=marks, save=save)
 
 
 def save_sac(path: Path, actor: list[dict[str, Any]]) -> None:
@@ -288,9 +159,9 @@ def evaluate(policy: Policy, env_id: str, *, stochastic: bool) -> list[float]:
 def measure(folder: Path, env_id: str) -> list[dict[str, Any]]:
     """Deterministic and stochastic mean returns of every snapshot in ``folder``."""
     rows = []
-    for path in sorted(folder.glob("*.npz")):
+    for path in sorted(folder.glob("[0-9]*.npz")):
         policy = load_policy(path)
-        row: dict[str, Any] = {"step": int(path.stem), "sha256": policy_digest(path)}
+        row: dict[str, Any] = {"step": int(path.stem), "sha256": sha256_of(path)}
         for name, stochastic in (("deterministic", False), ("stochastic", True)):
             returns = evaluate(policy, env_id, stochastic=stochastic)
             row[name] = round(float(np.mean(returns)), 1)

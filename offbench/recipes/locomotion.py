@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from offbench.recipes.policy import Policy, load_policy, policy_digest
+from offbench.io import sha256_of
+from offbench.recipes.policy import Policy, load_policy
 from offbench.recipes.store import Collected, Episode, versions
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def replay(
 
     Whole episodes are kept, so the set is longer than ``rows`` by less than an episode.
     """
-    steps = [int(path.stem) for path in sorted(policy_folder(root, name).glob("*.npz"))]
+    steps = [int(path.stem) for path in sorted(policy_folder(root, name).glob("[0-9]*.npz"))]
     steps = [step for step in steps if step <= last]
     how = (
         "Whole episodes, in training order, of the snapshots of one training run up to step "
@@ -196,7 +197,7 @@ def policy_folder(root: Path, name: str) -> Path:
 
     for base in (root, DATASETS):
         folder = base / "policies" / name
-        if any(folder.glob("*.npz")):
+        if any(folder.glob("[0-9]*.npz")):
             return folder
     raise FileNotFoundError(
         f"no policy snapshots for {name!r} in {root / 'policies' / name}; "
@@ -206,7 +207,7 @@ def policy_folder(root: Path, name: str) -> Path:
 
 def expert_path(root: Path, name: str) -> Path:
     """File of the last snapshot."""
-    return max(policy_folder(root, name).glob("*.npz"))
+    return max(policy_folder(root, name).glob("[0-9]*.npz"))
 
 
 def reference(name: str, root: Path) -> dict[str, Any]:
@@ -222,7 +223,7 @@ def reference(name: str, root: Path) -> dict[str, Any]:
     found = versions()
     key = {
         "env": ENVS[name],
-        "expert": policy_digest(path),
+        "expert": sha256_of(path),
         "versions": {k: found[k] for k in ("numpy", "gymnasium", "mujoco")},
     }
     for folder in (root / "policies" / name, path.parent):
@@ -278,4 +279,4 @@ def _limit(env: gym.Env) -> int:
 
 
 def _source(path: Path) -> dict[str, Any]:
-    return {"policy": f"{path.parent.name}/{path.name}", "sha256": policy_digest(path)}
+    return {"policy": f"{path.parent.name}/{path.name}", "sha256": sha256_of(path)}

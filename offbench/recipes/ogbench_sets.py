@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +24,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offbench.errors import UserError
-from offbench.recipes import ogbench_play as play
-from offbench.recipes import shards
+from offbench.io import atomic_write, sha256_of
+from offbench.recipes import ogbench_oracles, shards
 from offbench.recipes.locomotion import seeds
-from offbench.recipes.store import file_digest, versions
+from offbench.recipes.store import versions
 
 if TYPE_CHECKING:
     import gymnasium as gym
 
     from offbench.recipes import Progress
 
-__all__ = ["make", "trajectory"]
+__all__ = ["Options", "make", "trajectory"]
 
 COLUMNS = ("observations", "actions", "terminals", "qpos", "qvel", "button_states")
 # one validation trajectory for so many
@@ -42,25 +43,36 @@ _VALIDATION = 10
 _DECIDE = ("numpy", "gymnasium", "mujoco", "ogbench")
 
 
+@dataclass(frozen=True)
+class Options:
+    """What a set is collected in, and by which oracle."""
+
+    env: str
+    # navigate, stitch, play or noisy
+    kind: str
+    # transitions of a trajectory
+    length: int
+    # share of uniform actions (noisy)
+    random_actions: float = 0.0
+
+
 def make(
     dataset_id: str,
     folder: Path,
+    options: Options,
     *,
-    env: str,
-    kind: str,
-    length: int,
     steps: int,
     seed: int,
     workers: int = 1,
-    random_actions: float = 0.0,
     progress: Progress | None = None,
 ) -> Path:
     """Collect a set into ``folder`` and return its training file.
 
-    ``steps`` transitions, rounded up to whole trajectories of ``length``, and a tenth as many
+    ``steps`` transitions, rounded up to whole trajectories, and a tenth as many
     trajectories for validation. An interrupted call goes on where it stopped; a larger set begins
     with the trajectories of a smaller one. ``progress`` counts trajectories.
     """
+    env, kind, length = options.env, options.kind, options.length
     if steps < 1 or length < 1:
         raise UserError(f"{dataset_id}: steps={steps} is not a positive number")
     name = dataset_id.rsplit("/", 1)[-1]
@@ -73,11 +85,11 @@ def make(
         "kind": kind,
         "length": length,
         "seed": seed,
-        "random_actions": random_actions,
+        "random_actions": options.random_actions,
         "versions": {k: found[k] for k in _DECIDE},
     }
     jobs = {
-        f"{part}-{i:06d}": (env, kind, length, random_actions, number)
+        f"{part}-{i:06d}": (env, kind, length, options.random_actions, number)
         for part, n, stream in (("train", n_train, seeds(seed)), ("val", n_val, seeds((seed, 1))))
         for i, number in zip(range(n), stream)
     }
@@ -102,17 +114,17 @@ def trajectory(
     """The columns of one trajectory; in a scene, of the first attempt that keeps the cube in view."""
     env = _environment(env_id, length)
     begin = {
-        "navigate": play.begin_navigate,
-        "stitch": play.begin_stitch,
-        "play": play.begin_arm(),
-        "noisy": play.begin_arm(noisy=True, random_actions=random_actions),
+        "navigate": ogbench_oracles.begin_navigate,
+        "stitch": ogbench_oracles.begin_stitch,
+        "play": ogbench_oracles.begin_arm(),
+        "noisy": ogbench_oracles.begin_arm(noisy=True, random_actions=random_actions),
     }[kind]
-    made = play.roll(env, begin, length, seed)
+    made = ogbench_oracles.roll(env, begin, length, seed)
     attempt = 0
     while env_id.startswith("scene") and not _in_view(made.qpos):
         attempt += 1
         again = np.random.SeedSequence((seed, attempt)).generate_state(1)[0] >> 1
-        made = play.roll(env, begin, length, int(again))
+        made = ogbench_oracles.roll(env, begin, length, int(again))
     ends = np.zeros(length + 1, np.bool_)
     ends[-1] = True
     columns = {
@@ -129,7 +141,7 @@ def trajectory(
 
 @functools.cache
 def _environment(env_id: str, length: int) -> gym.Env:
-    return play.make_env(env_id, length)
+    return ogbench_oracles.make_env(env_id, length)
 
 
 def _in_view(qpos: NDArray[np.float32]) -> bool:
@@ -164,7 +176,7 @@ def _label(
             part: {
                 "name": file.name,
                 "bytes": file.stat().st_size,
-                "sha256": file_digest(file),
+                "sha256": sha256_of(file),
                 "rows": n * length,
                 "episodes": n,
             }
@@ -180,6 +192,4 @@ def _label(
         },
         "versions": versions(),
     }
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(yaml.safe_dump(content, sort_keys=False, width=100))
-    beside.replace(path)
+    atomic_write(path, yaml.safe_dump(content, sort_keys=False, width=100).encode())

@@ -15,6 +15,7 @@ import tempfile
 import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offbench.errors import UserError
+from offbench.io import sha256_of, slug
 from offbench.recipes import shards
 from offbench.recipes.locomotion import seeds
 from offbench.recipes.store import (
     data_digest,
-    file_digest,
     install,
     minari_root,
     pack_file,
@@ -42,10 +43,8 @@ if TYPE_CHECKING:
 
     from offbench.recipes import Progress
 
-__all__ = ["make", "walk"]
+__all__ = ["Options", "make", "walk"]
 
-# steps between two resets of the environment
-_RUN = 10_000
 _GAIN, _DAMPING = 10.0, 1.0
 _NOISE = 0.5
 _NEAR = 0.1  # of a waypoint, in metres
@@ -54,25 +53,31 @@ _DECIDE = ("numpy", "gymnasium", "gymnasium-robotics", "mujoco")
 _SCORE_EPISODES, _SCORE_SEED = 20, 30_000
 
 
+@dataclass(frozen=True)
+class Options:
+    """What a set is collected in."""
+
+    env: str
+    max_episode_steps: int
+    # steps between two resets of the environment, each with a seed of its own
+    run: int = 10_000
+
+
 def make(
     dataset_id: str,
     folder: Path,
+    options: Options,
     *,
-    env: str,
-    max_episode_steps: int,
     steps: int,
     seed: int,
     workers: int = 1,
-    run: int = _RUN,
     progress: Progress | None = None,
 ) -> Path:
-    """Collect a set as a Minari one under ``folder``, with its manifest; returns its folder.
-
-    ``steps`` transitions in runs of ``run``, each with a seed of its own.
-    """
+    """Collect a set of ``steps`` transitions in Minari's format under ``folder``, with its
+    manifest; returns its folder."""
     if steps < 1:
         raise UserError(f"{dataset_id}: steps={steps} is not a positive number")
-    run = min(run, steps)
+    env, run = options.env, min(options.run, steps)
     sizes = [run] * (steps // run) + ([steps % run] if steps % run else [])
     found = versions()
     plan = {
@@ -87,9 +92,9 @@ def make(
         for i, (size, number) in enumerate(zip(sizes, seeds(seed)))
     }
     folder.mkdir(parents=True, exist_ok=True)
-    pieces = folder / f".{dataset_id.replace('/', '--')}.pieces"
+    pieces = folder / f".{slug(dataset_id)}.pieces"
     paths = shards.collect(pieces, plan, jobs, walk, workers=workers, progress=progress)
-    made = _write(dataset_id, folder, paths, plan, env, max_episode_steps)
+    made = _write(dataset_id, folder, paths, plan, env, options.max_episode_steps)
     shutil.rmtree(pieces)
     return made
 
@@ -270,7 +275,7 @@ def _manifest(
         "terminal_inside": False,
         "terminations": 0,
         "bytes": sum(f.stat().st_size for f in made.rglob("*") if f.is_file()),
-        "sha256": file_digest(made / "data" / "main_data.hdf5"),
+        "sha256": sha256_of(made / "data" / "main_data.hdf5"),
         "data_sha256": data_digest(episodes),
         "returns": quantiles(returns) | {"mean": round(float(np.mean(returns)), 4)},
         "positive_sided_variance": round(positive_variance(returns), 4),

@@ -10,7 +10,6 @@ stored action is exactly the executed one.
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Policy", "load_policy", "policy_digest", "save_policy"]
+from offbench.io import replacing
+
+__all__ = ["Policy", "load_policy", "save_policy"]
 
 Array = NDArray[np.float64]
 
@@ -84,15 +85,12 @@ def save_policy(
     parts = {name: np.asarray(value, np.float32) for name, value in arrays.items()}
     parts["relu"] = np.asarray(activation == "relu")
     parts["squash"] = np.asarray(squash)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name in sorted(parts):
             info = zipfile.ZipInfo(f"{name}.npy", _ZIP_DATE)
             info.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(info, "w") as entry:
                 np.lib.format.write_array(entry, np.asarray(parts[name], order="C"))
-    beside.replace(path)
 
 
 def load_policy(path: Path) -> Policy:
@@ -111,8 +109,3 @@ def load_policy(path: Path) -> Policy:
         squash=parts["squash"].item(),
         log_std=wide.get("log_std"),
     )
-
-
-def policy_digest(path: Path) -> str:
-    """Return the sha256 of the snapshot file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offbench.errors import UserError
+from offbench.io import replacing
 
 __all__ = ["collect", "column", "write_npz"]
 
@@ -93,10 +94,8 @@ def _finished(
 
 def _piece(path: Path, work: Work, arguments: tuple[Any, ...]) -> None:
     arrays = work(*arguments)
-    beside = path.with_suffix(".part")
-    with beside.open("wb") as file:
-        np.savez(file, **arrays)
-    beside.replace(path)
+    with replacing(path) as temporary:
+        np.savez(temporary, **arrays)
 
 
 def _whole(path: Path) -> bool:
@@ -133,11 +132,9 @@ def column(paths: Sequence[Path], name: str) -> NDArray[Any]:
 
 def write_npz(path: Path, columns: Mapping[str, Callable[[], NDArray[Any]]]) -> None:
     """Write a compressed npz, one column in memory at a time; the same arrays, the same bytes."""
-    beside = path.with_name(path.name + ".part")
-    with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, read in columns.items():
             info = zipfile.ZipInfo(f"{name}.npy", _ZIP_DATE)
             info.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(info, "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, read(), allow_pickle=False)
-    beside.replace(path)

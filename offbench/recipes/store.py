@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from offbench.io import sha256_of, slug
+
 if TYPE_CHECKING:
     from offbench.recipes import Recipe
 
@@ -31,7 +33,6 @@ __all__ = [
     "Collected",
     "Episode",
     "data_digest",
-    "file_digest",
     "install",
     "minari_root",
     "pack_file",
@@ -104,12 +105,6 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from _leaves(f"{name}/{key}", value[key])
 
 
-def file_digest(path: Path) -> str:
-    """Return the sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def quantiles(returns: Sequence[float]) -> dict[str, float]:
     """Minimum, quantiles and maximum of episode returns, rounded for the manifest."""
     return {k: round(float(np.quantile(returns, q)), 4) for k, q in _LEVELS.items()}
@@ -163,8 +158,6 @@ def install(dataset_id: str, beside: Path, root: Path, manifest: dict[str, Any])
     """Move the set made under ``beside/minari`` to its place under ``root``, over what was there,
     write its manifest and return its folder."""
     import yaml
-
-    from offbench.recipes import slug
 
     text = yaml.safe_dump(manifest, sort_keys=False, width=100, allow_unicode=True)
     (beside / "manifest.yaml").write_text(text)
@@ -276,7 +269,7 @@ def _manifest(dataset_id: str, collected: Collected, recipe: Recipe, made: Path)
         "terminal_inside": collected.terminal_inside,
         "terminations": int(sum(e.terminations.sum() for e in collected.episodes)),
         "bytes": sum(f.stat().st_size for f in made.rglob("*") if f.is_file()),
-        "sha256": file_digest(data),
+        "sha256": sha256_of(data),
         "data_sha256": data_digest(collected.episodes),
         "returns": quantiles(returns) | {"mean": round(float(np.mean(returns)), 4)},
         "positive_sided_variance": round(positive_variance(returns), 4),

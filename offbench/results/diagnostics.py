@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from offbench.errors import UserError
+from offbench.io import slug
 from offbench.results import stats
 from offbench.results.leaderboard import refuse_mixtures
 
@@ -171,7 +172,7 @@ def write(
         paths = [folder / "numbers.csv"]
         numbers.to_csv(paths[0], index=False, float_format="%.6g", lineterminator="\n")
         for task, mine in numbers.groupby("task"):
-            name = str(task).replace("/", "--")
+            name = slug(str(task))
             for kind, figure in (
                 ("chunks", _chunks_figure(str(task), mine)),
                 ("values", _values_figure(str(task), values[values["task"] == task], mine)),

@@ -23,7 +23,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from urllib.parse import quote
 
 import pandas as pd
 import pyarrow as pa
@@ -31,6 +30,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from offbench.errors import UserError, unknown
+from offbench.io import slug
 from offbench.results.schema import (
     ARROW_SCHEMA,
     EPISODE_COLUMNS,
@@ -381,9 +381,7 @@ def _curves(metrics: Mapping[str, Sequence[float]] | None) -> dict[str, list[flo
 
 def _safe(name: str) -> str:
     """A folder name for an id. Ids are paths, and one folder level is one id."""
-    folder = quote(name.replace("/", "--"), safe=" +=,@()[]-")
-    if folder.startswith("."):
-        folder = "%2E" + folder[1:]
+    folder = slug(name)
     if len(folder) > 200:
         raise UserError(f"{name!r} is too long for a folder name")
     return folder

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from offbench.data.replay import ReplayData
-from offbench.io import atomic_write
-from offbench.tasks.files import cache_dir, sha256_of
+from offbench.io import atomic_write, sha256_of
+from offbench.tasks.files import cache_dir
 
 # of the loaders: raise it when any of them gives other arrays for the same file
 VERSION = 1
@@ -39,9 +39,17 @@ def cached(
     sha256: str = "",
     min_rows: int = MIN_ROWS,
 ) -> ReplayData:
-    """`build()`, or what it gave for the same files and options before.
+    """A converted set: from the cache, else converted and, if it is large, kept there.
 
-    The tensors of a kept set are mapped copy-on-write: writing to them changes no file.
+    Args:
+        sources: the files that it is converted from.
+        options: whatever else the arrays depend on.
+        build: converts them.
+        sha256: checksum of the sources, where it is known.
+        min_rows: smaller sets are not kept.
+
+    Returns:
+        The set; the tensors of a kept one are mapped copy-on-write: writing to them changes no file.
     """
     try:
         entry = _entry(sources, options, sha256)
@@ -60,9 +68,16 @@ def cached(
 def streamed(
     sources: Sequence[Path], options: Sequence[object], parts: Iterable[ReplayData]
 ) -> ReplayData | None:
-    """The parts of a set one after another, kept as they come, so that one is in memory at a time.
+    """A set converted in parts, kept as they come, so that one is in memory at a time.
 
-    None where nothing can be kept; `parts` may then have been consumed in part.
+    Args:
+        sources: the files that it is converted from.
+        options: whatever else the arrays depend on.
+        parts: its rows, one part after another.
+
+    Returns:
+        The set, mapped copy-on-write; None where nothing can be kept (some of `parts` may then have
+        been consumed).
     """
     entry = _entry(sources, options, "")
     if (found := _read(entry)) is not None:
@@ -158,9 +173,16 @@ def _written(entry: Path) -> Iterator[Path]:
 
 
 def digest(path: Path) -> str:
-    """sha256 of a file, or of the names and contents of a folder's files.
+    """The checksum of a data set, looked up by size and date if it was hashed before.
 
-    What was hashed once is looked up by size and date, in the cache folder.
+    Args:
+        path: a file or a folder.
+
+    Returns:
+        The sha256 of the file, or of the names and contents of the folder's files.
+
+    Raises:
+        OSError: it cannot be read.
     """
     inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     facts = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in inside]

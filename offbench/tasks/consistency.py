@@ -74,8 +74,19 @@ class Steps(NamedTuple):
 
 
 def one_step(task: "Task", *, steps: int = 300, seed: int = 0) -> Agreement:
-    """Repeats sampled steps of the set. UserError, one line, where the set does not say which state
-    its simulator was in."""
+    """Repeat sampled steps of a set in its task's environment.
+
+    Args:
+        task: of the set.
+        steps: how many are sampled.
+        seed: of the sample and of the environment.
+
+    Returns:
+        How well what follows agrees with what was recorded.
+
+    Raises:
+        UserError: the set does not say which state its simulator was in.
+    """
     recorded = _recorded(task, steps, np.random.default_rng(seed))
     env = evaluation_env(task)
     env.reset(seed=seed)

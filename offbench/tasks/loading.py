@@ -17,7 +17,8 @@ import numpy as np
 from offbench.data import compose, composition
 from offbench.data.replay import one_hot
 from offbench.errors import UserError
-from offbench.tasks import cache, doctor, files, ogbench
+from offbench.io import sha256_of
+from offbench.tasks import cache, doctor, ogbench
 from offbench.tasks.custom import read_for
 from offbench.tasks.formats import arrays, d4rl, d4rl_package
 from offbench.tasks.formats import minari as minari_files
@@ -116,7 +117,7 @@ def check_file(path: Path, sha256: str, name: str) -> None:
         raise UserError(
             f"{name}: data file {path} is missing; rebuild it with: offbench data make {name}"
         )
-    found = files.sha256_of(path)
+    found = sha256_of(path)
     if found != sha256:
         raise UserError(
             f"{name}: {path} has sha256 {found[:12]}..., its manifest says {sha256[:12]}... "

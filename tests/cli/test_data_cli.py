@@ -134,7 +134,7 @@ def test_a_card_is_shown_with_a_histogram_and_a_picture(capsys, tmp_path):
 def test_the_card_of_a_set_that_cannot_be_had_is_shown_none_the_less(capsys, monkeypatch):
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.setattr("offbench.tasks.files.time.sleep", lambda s: None)
+    monkeypatch.setattr("time.sleep", lambda s: None)
     with pytest.raises(UserError, match="put the file hopper_medium_expert"):
         main(["show", "hopper-medium-expert-v0"])
     out = " ".join(capsys.readouterr().out.split())
@@ -357,7 +357,7 @@ def test_paths_can_be_packed(tmp_path, capsys):
 def test_a_catalogued_set_is_checked_with_its_known_defects(served, capsys, monkeypatch, cache):
     assert main(["check", "tiny-v0"]) == 0
     defect = doctor.Defect("d4rl/tiny-.*", "severe", "is no good", "someone/something#1")
-    monkeypatch.setattr(doctor, "KNOWN_DEFECTS", (defect,))
+    monkeypatch.setattr("offbench.tasks.doctor.defects.KNOWN_DEFECTS", (defect,))
     assert main(["check", "tiny-v0"]) == 1
     assert "someone/something#1" in " ".join(capsys.readouterr().out.split())
     assert main(["check", "truncate@50:tiny-v0"]) == 1  # a composition has the defects of its parts

@@ -12,7 +12,7 @@ from support.paths import SHARED
 from offbench.data.replay import Episode, from_episodes
 from offbench.errors import UserError
 from offbench.tasks import doctor
-from offbench.tasks.doctor import Facts, Flat
+from offbench.tasks.doctor import Facts, Flat, defects
 from offbench.tasks.embedded import manifests
 from offbench.tasks.formats import arrays, d4rl
 from offbench.tasks.loading import load_data
@@ -153,6 +153,23 @@ def test_images_and_choices_are_looked_at_in_their_own_way():
     choices = rng.integers(0, 7, 2600)
     report = check(good._replace(observations=images, actions=choices))
     assert named(report) == set() and report["choices"].numbers == {"max": 6}
+
+
+def test_one_hot_actions_are_choices_and_never_clipped():
+    """One choice of three in 96% of the rows: were they continuous, they would lie at the bound."""
+    rng = np.random.default_rng(0)
+    made = [
+        e._replace(
+            action=np.eye(3, dtype=np.float32)[rng.choice(3, len(e.action), p=[0.02, 0.96, 0.02])]
+        )
+        for e in episodes()
+    ]
+    for data in (from_episodes(made), flat(made)):
+        report = check(data)
+        assert named(report) == set() and "action_clipping" not in report
+        assert report["choices"].numbers == {"max": 2}
+    two = [e._replace(action=e.action[:, :2]) for e in made]  # some rows choose none of the two
+    assert "action_clipping" in check(flat(two)) and "choices" not in check(flat(two))
 
 
 def test_a_crash_is_no_reset():
@@ -469,7 +486,7 @@ def test_sets_of_good_repute_have_no_known_defect(dataset_id):
 
 
 def test_every_known_defect_names_a_public_thread():
-    for defect in doctor.KNOWN_DEFECTS:
+    for defect in defects.KNOWN_DEFECTS:
         assert all("#" in r for r in defect.reference.split(", ")), defect
 
 

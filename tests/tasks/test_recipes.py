@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from offbench.errors import UserError
-from offbench.recipes import COLLECTIONS, DATASETS, RECIPES, collect, find, make, slug
-from offbench.recipes.policy import load_policy, policy_digest, save_policy
+from offbench.io import sha256_of, slug
+from offbench.recipes import COLLECTIONS, DATASETS, RECIPES, collect, find, make
+from offbench.recipes.policy import load_policy, save_policy
 
 pytest.importorskip("gymnasium")
 minari = pytest.importorskip("minari")
@@ -53,7 +54,7 @@ def test_shipped_set_matches_manifest(dataset_id: str, episodes: Any) -> None:
     facts, data = manifest(dataset_id), episodes(dataset_id)
     file = DATASETS / "minari" / dataset_id / "data" / "main_data.hdf5"
     assert facts["id"] == dataset_id
-    assert store.file_digest(file) == facts["sha256"]
+    assert sha256_of(file) == facts["sha256"]
     assert store.data_digest(data) == facts["data_sha256"]
     assert len(data) == facts["episodes"]
     assert sum(len(e.rewards) for e in data) == facts["rows"]
@@ -125,7 +126,7 @@ def test_policies_are_those_of_the_manifest(dataset_id: str) -> None:
     facts = manifest(dataset_id)
     for entry in facts["policies"]:
         if "sha256" in entry:
-            assert policy_digest(DATASETS / "policies" / entry["policy"]) == entry["sha256"]
+            assert sha256_of(DATASETS / "policies" / entry["policy"]) == entry["sha256"]
     assert sum(entry["rows"] for entry in facts["policies"]) == facts["rows"]
     assert facts["score"]["ref_min"] < facts["score"]["ref_max"]
 
@@ -198,9 +199,10 @@ def test_relabelling_agrees_with_own_computation(dataset_id: str, episodes: Any)
 @pytest.mark.parametrize("dataset_id", OGBENCH)
 def test_small_ogbench_collection_is_deterministic(dataset_id: str) -> None:
     pytest.importorskip("ogbench")
-    module = importlib.import_module("offbench.recipes.ogbench_play")
+    module = importlib.import_module("offbench.recipes.ogbench_oracles")
+    sets = importlib.import_module("offbench.recipes.ogbench_play")
     begin = module.begin_navigate if "pointmaze" in dataset_id else module.begin_arm()
-    names = module.POINTMAZE if "pointmaze" in dataset_id else module.CUBE
+    names = sets.POINTMAZE if "pointmaze" in dataset_id else sets.CUBE
     env = module.make_env(names[0], 40)
     state = np.random.get_state()[1].copy()  # noqa: NPY002
     first, between, second = (module.roll(env, begin, 40, seed) for seed in (3, 4, 3))
@@ -221,9 +223,10 @@ def test_first_trajectory_of_an_ogbench_set_is_collected_again(
     facts, here = manifest(dataset_id), store.versions()
     if any(here[k] != facts["versions"][k] for k in ("numpy", "gymnasium", "mujoco", "ogbench")):
         pytest.skip("other versions than the set was made with")
-    module = importlib.import_module("offbench.recipes.ogbench_play")
+    module = importlib.import_module("offbench.recipes.ogbench_oracles")
+    sets = importlib.import_module("offbench.recipes.ogbench_play")
     maze = "pointmaze" in dataset_id
-    env = module.make_env((module.POINTMAZE if maze else module.CUBE)[0], 1000)
+    env = module.make_env((sets.POINTMAZE if maze else sets.CUBE)[0], 1000)
     begin = module.begin_navigate if maze else module.begin_arm()
     seed = next(locomotion.seeds(facts["recipe"]["options"]["seed"]))
     made, shipped = module.roll(env, begin, 1000, seed), episodes(dataset_id)[0]
@@ -274,7 +277,7 @@ def test_a_collected_set_is_one_for_ogbench_itself(dataset_id: str, tmp_path: Pa
     label = yaml.safe_load((tmp_path / f"{name}.regenerated.yaml").read_text())
     assert label["regenerated"] is True and label["instead_of"] == dataset_id
     assert label["id"] != dataset_id
-    assert label["files"]["train"]["sha256"] == store.file_digest(path)
+    assert label["files"]["train"]["sha256"] == sha256_of(path)
     assert label["files"]["train"]["rows"] == 50 and label["files"]["val"]["episodes"] == 1
 
 
@@ -365,11 +368,11 @@ def test_a_cube_out_of_view_makes_a_scene_unhealthy() -> None:
 
 
 def test_goals_to_stitch_are_four_cells_away() -> None:
-    play = importlib.import_module("offbench.recipes.ogbench_play")
+    oracles = importlib.import_module("offbench.recipes.ogbench_oracles")
     row = [(0, j) for j in range(7)]
-    assert play._at_distance(row, (0, 1), 4) == [(0, 5)]
-    assert play._at_distance(row, (0, 3), 4) == []
-    assert set(play._at_distance([*row, (1, 4)], (0, 0), 5)) == {(0, 5), (1, 4)}
+    assert oracles._at_distance(row, (0, 1), 4) == [(0, 5)]
+    assert oracles._at_distance(row, (0, 3), 4) == []
+    assert set(oracles._at_distance([*row, (1, 4)], (0, 0), 5)) == {(0, 5), (1, 4)}
 
 
 @pytest.mark.env

@@ -285,7 +285,7 @@ def test_a_defect_found_in_the_arrays_is_kept_and_told(cache, monkeypatch):
 def test_without_the_file_and_the_network_one_line_says_what_to_put_where(cache, monkeypatch):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    monkeypatch.setattr("offbench.tasks.files.time.sleep", lambda s: None)
+    monkeypatch.setattr("time.sleep", lambda s: None)
     task = load_task("hopper-medium-v2")
     assert task.sha256 is None
     with pytest.raises(UserError, match=r"http://rail.*hopper_medium-v2\.hdf5.* into ") as error:

@@ -17,7 +17,7 @@ made of, side by side.
 """
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from offbench.errors import UserError
+from offbench.errors import UserError, nearest
 from offbench.tasks.formats import hdf5
 from offbench.tasks.formats.npz import Npz
 
@@ -94,6 +94,30 @@ class _Npz:
 
     def array(self, key: str) -> np.ndarray:
         return self.file.read(key)
+
+
+Arrays = Mapping[str, Callable[[], np.ndarray]]
+
+
+class Lazy:
+    """Arrays by name, each read when it is asked for; `parts` are found and not listed."""
+
+    def __init__(self, content: Arrays, name: str, parts: Arrays | None = None):
+        self.content, self.name, self.loaded = content, name, dict[str, np.ndarray]()
+        self.all = {**(parts or {}), **content}
+
+    def keys(self) -> list[str]:
+        return list(self.content)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self.array(key).shape
+
+    def array(self, key: str) -> np.ndarray:
+        if key not in self.all:
+            raise UserError(f"{self.name}: there is no {key!r}: {nearest(key, self.all)}")
+        if key not in self.loaded:
+            self.loaded[key] = self.all[key]()
+        return self.loaded[key]
 
 
 @contextmanager

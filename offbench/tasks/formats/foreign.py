@@ -14,20 +14,18 @@ Nothing is decided here about where episodes end: a reader gives the columns tha
 are never opened.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from offbench.errors import UserError, nearest, unknown
+from offbench.errors import UserError, unknown
 from offbench.tasks.formats import columns, hdf5
 from offbench.tasks.formats.columns import Columns, Keys
-
-if TYPE_CHECKING:
-    import h5py
+from offbench.tasks.formats.libraries import read_d3rlpy, read_robomimic
+from offbench.tasks.formats.tables import parquet_files, read_csv, read_parquet
 
 Format = Literal["csv", "parquet", "d3rlpy", "robomimic", "rlds", "npz", "hdf5"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -36,13 +34,6 @@ _ENDINGS: Mapping[str, tuple[str, ...]] = {
     "parquet": (".parquet", ".pq"),
     "npz": (".npz",),
     **dict.fromkeys(("d3rlpy", "robomimic", "hdf5"), (".hdf5", ".h5")),
-}
-_LEROBOT: Keys = {
-    "observations": ("observation.state",),
-    "actions": ("action",),
-    "rewards": ("next.reward",),
-    "dones": ("next.done",),
-    "episodes": ("episode_index",),
 }
 
 
@@ -64,10 +55,20 @@ def read(
     given: Keys | None = None,
     header: tuple[str, ...] | None = None,
 ) -> Read:
-    """The columns of a file. `given` names what a column is made of, `header` the columns of a csv
-    that has no header of its own.
+    """Read the columns of a file in another library's layout.
 
-    Raises UserError naming `name` for a file that is damaged, of another format, or lacks a column.
+    Args:
+        path: the file, or a folder of Parquet files.
+        format: its layout.
+        name: what errors call it.
+        given: column -> the keys of the file that it is made of, where the usual ones do not hold.
+        header: the columns of a csv that has no header of its own.
+
+    Returns:
+        The columns, their names in the file, and what was not read.
+
+    Raises:
+        UserError: the file is damaged, of another format, or lacks a column.
     """
     _check_format(path, format, name)
     if header is not None and format != "csv":
@@ -92,7 +93,17 @@ def _paired(usual: Keys, given: Keys | None, keys: list[str]) -> dict[str, tuple
 
 
 def parse_map(text: str) -> Keys:
-    """`observations=a+b,actions=act` -> {"observations": ("a", "b"), "actions": ("act",)}."""
+    """The option `--map`: `observations=a+b,actions=act`.
+
+    Args:
+        text: as written.
+
+    Returns:
+        Column -> keys, {"observations": ("a", "b"), "actions": ("act",)}.
+
+    Raises:
+        UserError: it is not of that form, names an unknown column, or one column twice.
+    """
     found: dict[str, tuple[str, ...]] = {}
     for part in text.split(","):
         column, equals, keys = (x.strip() for x in part.partition("="))
@@ -109,18 +120,26 @@ def parse_map(text: str) -> Keys:
     return found
 
 
-# --- which format ---------------------------------------------------------------------------
-
-
 def guess(path: Path, *, name: str) -> Format:
-    """The format of a file or folder, by its ending and what is in it. UserError where neither says."""
+    """The format of a file or folder, by its ending and what is in it.
+
+    Args:
+        path: the file or folder.
+        name: what errors call it.
+
+    Returns:
+        The format.
+
+    Raises:
+        UserError: there is no such file, it is a pickle, or its format cannot be told.
+    """
     refuse_pickle(path, name)
     if not path.exists():
         raise UserError(f"{name}: {path} does not exist")
     if path.is_dir():
         if any(path.glob("*.tfrecord*")) or (path / "features.json").is_file():
             return "rlds"
-        if _parts(path):
+        if parquet_files(path):
             return "parquet"
     elif path.suffix.lower() in (".hdf5", ".h5"):
         return _guess_hdf5(path, name)
@@ -155,7 +174,7 @@ def _check_format(path: Path, format: Format, name: str) -> None:
     if not path.exists():
         raise UserError(f"{name}: {path} does not exist")
     if path.is_dir():
-        if format != "parquet" or not _parts(path):
+        if format != "parquet" or not parquet_files(path):
             raise UserError(f"{name}: the folder {path} holds no {format} files")
         return
     if path.suffix.lower() not in _ENDINGS[format]:
@@ -172,12 +191,19 @@ RLDS is read by TensorFlow, which offbench does not use; write an npz of it once
     rows = [dict(s, episode=i) for i, e in enumerate(tfds.load(NAME, split="train").as_numpy_iterator()) for s in e["steps"]]
     rows = [r for r in rows if not (r["is_last"] and not r["is_terminal"])]  # holds the last observation alone
     np.savez("data.npz", observations=np.stack([r["observation"] for r in rows]), actions=np.stack([r["action"] for r in rows]), rewards=np.stack([r["reward"] for r in rows]), terminals=np.stack([r["is_terminal"] for r in rows]), episodes=np.stack([r["episode"] for r in rows]))"""
-
 _PICKLES = (".pkl", ".pickle", ".pck", ".p", ".pt", ".pth", ".joblib")
 
 
 def refuse_pickle(path: Path, name: str) -> None:
-    """UserError for a pickle, by its ending or its first bytes, with the lines that make an npz of it."""
+    """Refuse a pickle, by its ending or its first bytes: loading one can run any code.
+
+    Args:
+        path: the file.
+        name: what the error calls it.
+
+    Raises:
+        UserError: it is a pickle; the message has the lines that make an npz of it.
+    """
     if path.suffix.lower() not in _PICKLES and not _begins_as_pickle(path):
         return
     loaded = (
@@ -211,31 +237,9 @@ def _begins_as_pickle(path: Path) -> bool:
     return len(head) == 2 and head[0] == 0x80 and 2 <= head[1] <= 5
 
 
-# --- the readers: an open file, and what is known of its columns ------------------------------
-
-Arrays = Mapping[str, Callable[[], np.ndarray]]
-Reader = Callable[[Path, str, "tuple[str, ...] | None"], Any]
-
-
-class _Lazy:
-    """Arrays by name, each made when it is asked for; `parts` are found and not listed."""
-
-    def __init__(self, content: "Arrays", name: str, parts: "Arrays | None" = None):
-        self.content, self.name, self.made = content, name, dict[str, np.ndarray]()
-        self.all = {**(parts or {}), **content}
-
-    def keys(self) -> list[str]:
-        return list(self.content)
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        return self.array(key).shape
-
-    def array(self, key: str) -> np.ndarray:
-        if key not in self.all:
-            raise UserError(f"{self.name}: there is no {key!r}: {nearest(key, self.all)}")
-        if key not in self.made:
-            self.made[key] = self.all[key]()
-        return self.made[key]
+Opened = AbstractContextManager[tuple[Columns, Keys]]
+Reader = Callable[[Path, str, tuple[str, ...] | None], Opened]
+"""Path, name for errors, header of a csv -> the open file, and what is known of its columns."""
 
 
 @contextmanager
@@ -244,277 +248,11 @@ def _own(path: Path, name: str, _: object) -> Iterator[tuple[Columns, Keys]]:
         yield file, {}
 
 
-@contextmanager
-def _csv(path: Path, name: str, header: tuple[str, ...] | None) -> Iterator[tuple[Columns, Keys]]:
-    import pandas as pd
-
-    hdf5.check_room(4 * hdf5.check_plain_file(path, name), path.name, name)
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    try:
-        with path.open(encoding="utf-8-sig", newline=None) as file:
-            lines = [file.readline().strip() for _ in range(2)]
-        first = [word.strip().strip('"') for word in lines[0].removeprefix("#").split(separator)]
-        numbers = all(map(_is_number, first))
-        if numbers and header is None:
-            raise UserError(
-                f"{name}: {path.name} has no header (its first line: {lines[0][:60]}); name its {len(first)}"
-                " columns: --columns obs_0,obs_1,action_0,reward,terminated,truncated"
-            )
-        titles = list(header or first)
-        wide = len((lines[1] or lines[0]).split(separator))
-        if len(titles) != wide or len(set(titles)) < len(titles):
-            raise UserError(
-                f"{name}: {path.name} has {wide} columns, {len(titles)} names: {', '.join(titles)[:200]}"
-            )
-        table = pd.read_csv(
-            path,
-            sep=separator,
-            names=titles,
-            header=None,
-            skiprows=0 if numbers else 1,
-            index_col=False,
-            float_precision="round_trip",
-            low_memory=False,
-            skipinitialspace=True,
-        )
-    except (OSError, ValueError, MemoryError, OverflowError) as error:
-        if isinstance(error, UserError):
-            raise
-        words = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{name}: {path} cannot be read as csv ({words})") from None
-    plain = {k: lambda k=k: _numbers_of(table[k], f"{name}: column {k!r}", k) for k in titles}
-    yield _Lazy(_vectors(plain), name, plain), {}
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
-
-
-def _numbers_of(column: Any, what: str, key: str) -> np.ndarray:
-    """A column of a table; texts are numbered where they name episodes."""
-    if column.isna().any():
-        raise UserError(f"{what} has {int(column.isna().sum())} missing values")
-    if column.dtype.kind == "O" and key in columns.NAMES["episodes"]:
-        return np.asarray(column.factorize()[0])
-    if not len(column):
-        raise UserError(f"{what} has no rows")
-    if column.dtype.kind not in "fiub":
-        raise UserError(f"{what} holds text, not numbers (first: {str(column.iloc[0])[:40]!r})")
-    return column.to_numpy()
-
-
-def _vectors(plain: Arrays) -> dict[str, Callable[[], np.ndarray]]:
-    """`obs_0, obs_1` (from 0 on, none left out) as one column `obs`, the others as they are."""
-    parts: dict[str, dict[int, str]] = {}
-    for key in plain:
-        if match := re.fullmatch(r"(.+?)(?:_|\.|\[)(\d{1,6})\]?", key):
-            parts.setdefault(match[1], {})[int(match[2])] = key
-    whole = {b: p for b, p in parts.items() if b not in plain and set(p) == set(range(len(p)))}
-    grouped = {key for p in whole.values() for key in p.values()}
-    found = {k: v for k, v in plain.items() if k not in grouped}
-    for base, numbered in whole.items():
-        keys = [numbered[i] for i in range(len(numbered))]
-        found[base] = lambda keys=keys: np.concatenate([_column(plain[k]()) for k in keys], axis=1)
-    return found
-
-
-def _column(x: np.ndarray) -> np.ndarray:
-    """(N,) -> (N, 1), lists as they are."""
-    return x.reshape(len(x), -1)
-
-
-def _parts(folder: Path) -> list[Path]:
-    """Parquet files of a folder, or of `data` in it, in the order of their names."""
-    inside = folder / "data"
-    return sorted(
-        p for p in (inside if inside.is_dir() else folder).rglob("*.parquet") if p.is_file()
-    )
-
-
-@contextmanager
-def _parquet(path: Path, name: str, _: object) -> Iterator[tuple[Columns, Keys]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    paths = _parts(path) if path.is_dir() else [path]
-    try:
-        for part in paths:
-            hdf5.check_plain_file(part, name)
-        opened = [pq.ParquetFile(part) for part in paths]
-        hdf5.check_room(8 * sum(f.metadata.num_rows for f in opened), path.name, name)
-
-        def column(key: str) -> np.ndarray:
-            read = [f.read(columns=[key]).column(key).combine_chunks() for f in opened]
-            return np.concatenate([_arrow_numbers(x, f"{name}: column {key!r}") for x in read])
-
-        plain = {k: lambda k=k: column(k) for k in opened[0].schema_arrow.names}
-        file = _Lazy(_vectors(plain), name, plain)
-        lerobot = {"observation.state", "episode_index"} <= set(file.keys())
-        yield file, {c: k for c, k in _LEROBOT.items() if lerobot and k[0] in file.keys()}
-    except (OSError, pa.ArrowException, MemoryError, KeyError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        words = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{name}: {path} cannot be read as Parquet ({words})") from None
-
-
-def _arrow_numbers(column: Any, what: str) -> np.ndarray:
-    """(N,), or (N, features) of lists of one length."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-    if column.null_count:
-        raise UserError(f"{what} has {column.null_count} missing values")
-    kind = column.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        lengths = (
-            pc.min_max(pc.list_value_length(column)).as_py()
-            if len(column)
-            else {"min": 0, "max": 0}
-        )
-        if lengths["min"] != lengths["max"]:
-            raise UserError(
-                f"{what} holds lists of {lengths['min']} to {lengths['max']} numbers, one length is needed"
-            )
-        return (
-            _arrow_numbers(column.flatten(), what).reshape(len(column), -1)
-            if lengths["max"]
-            else np.zeros((len(column), 0))
-        )
-    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
-        raise UserError(f"{what} holds {kind}, not numbers")
-    return column.to_numpy(zero_copy_only=False)
-
-
-@contextmanager
-def _d3rlpy(path: Path, name: str, _: object) -> Iterator[tuple[Columns, Keys]]:
-    with hdf5.opened(path, name) as file:
-        if hdf5.has(file, "num_episodes"):
-            yield _d3rlpy_2(file, name), {}
-            return
-        keys = ("observations", "actions", "rewards", "terminals", "episode_terminals")
-        content = {k: lambda k=k: hdf5.array(file, k, name) for k in keys if hdf5.has(file, k)}
-        if "actions" in content and hdf5.has(file, "discrete_action"):
-            discrete = bool(hdf5.array(file, "discrete_action", name).any())
-            content["actions"] = lambda: _of_kind(hdf5.array(file, "actions", name), discrete, name)
-        yield _Lazy(content, name), {}
-
-
-def _of_kind(action: np.ndarray, discrete: bool, name: str) -> np.ndarray:
-    """Whole numbers where actions are choices, floats where they are not."""
-    if not discrete:
-        return action if action.dtype.kind == "f" else action.astype(np.float64)
-    if not np.array_equal(action, np.round(action)):
-        raise UserError(f"{name}: discrete_action is set, and actions are not whole numbers")
-    return action.astype(np.int64)
-
-
-def _d3rlpy_2(file: "h5py.File", name: str) -> Columns:
-    count = int(hdf5.array(file, "num_episodes", name).ravel()[:1].sum())
-    if not 0 < count <= len(file):
-        raise UserError(f"{name}: num_episodes says {count}, which the file does not hold")
-
-    def episodes(key: str) -> Iterator[np.ndarray]:
-        for i in range(count):
-            x = hdf5.array(file, f"{key}_{i}", name)
-            if x.ndim == 0:
-                raise UserError(f"{name}: {key}_{i} is a single number, one row a step is expected")
-            yield x
-
-    def last_rows(flags: list[bool]) -> np.ndarray:
-        """(N,) bool: the flag of an episode at its last row."""
-        lengths = [len(x) for x in episodes("actions")]
-        if min(lengths) == 0:
-            raise UserError(f"{name}: actions_{lengths.index(0)} has no rows")
-        found = np.zeros(sum(lengths), bool)
-        found[np.cumsum(lengths) - 1] = flags
-        return found
-
-    if hdf5.has(file, "observations_0_0"):
-        raise UserError(
-            f"{name}: its observations are tuples; write them as one array, side by side"
-        )
-    terminated = lambda: [
-        bool(hdf5.array(file, f"terminated_{i}", name).any()) for i in range(count)
-    ]
-    content = {
-        k: lambda k=k: _concatenated(list(episodes(k)), k, name)
-        for k in ("observations", "actions", "rewards")
-    }
-    content["terminals"] = lambda: last_rows(terminated())
-    content["ends"] = lambda: last_rows([True] * count)
-    return _Lazy(content, name)
-
-
-def _concatenated(parts: list[np.ndarray], key: str, name: str) -> np.ndarray:
-    shapes = {x.shape[1:] for x in parts}
-    if len(shapes) > 1:
-        raise UserError(
-            f"{name}: {key} differs in shape from episode to episode: {sorted(shapes)[:4]}"
-        )
-    return np.concatenate(parts)
-
-
-@contextmanager
-def _robomimic(path: Path, name: str, _: object) -> Iterator[tuple[Columns, Keys]]:
-    with hdf5.opened(path, name) as file:
-        data = hdf5.group(file, "data", name)
-        number = {k: int(k[5:]) for k in data if re.fullmatch(r"demo_\d{1,9}", k)}
-        demos = [hdf5.group(data, k, name) for k in sorted(number, key=number.__getitem__)]
-        if not demos:
-            raise UserError(
-                f"{name}: there is no demo_0 in `data` (found: {', '.join(list(data)[:12]) or 'nothing'})"
-            )
-        keys = [k for k in demos[0] if k not in ("obs", "next_obs")]
-        for folder in ("obs", "next_obs"):
-            if hdf5.has(demos[0], folder):
-                keys += [f"{folder}/{k}" for k in sorted(hdf5.group(demos[0], folder, name))]
-
-        def array(demo: "h5py.Group", key: str) -> np.ndarray:
-            folder, _, last = key.rpartition("/")
-            x = hdf5.array(
-                hdf5.group(demo, folder, name) if folder else demo, last, f"{name}: {demo.name}"
-            )
-            if x.ndim == 0:
-                raise UserError(
-                    f"{name}: {demo.name}/{key} is a single number, one row a step is expected"
-                )
-            return x
-
-        content = {
-            k: lambda k=k: _concatenated([array(d, k) for d in demos], k, name) for k in keys
-        }
-        lengths = lambda: [len(array(d, "actions")) for d in demos]
-        content["demo"] = lambda: np.repeat(np.arange(len(demos)), lengths())
-        yield _Lazy(content, name), _robomimic_columns(demos[0], keys, name)
-
-
-def _robomimic_columns(demo: "h5py.Group", keys: list[str], name: str) -> Keys:
-    """Vectors of `obs` side by side; those of `next_obs` where they are all there."""
-    folder = hdf5.group(demo, "obs", name) if hdf5.has(demo, "obs") else {}
-    vectors = [
-        k for k in keys if k.startswith("obs/") and len(hdf5.shape(folder, k[4:], name)) <= 2
-    ]
-    known: dict[str, tuple[str, ...]] = {"episodes": ("demo",)}
-    if vectors:
-        known["observations"] = tuple(vectors)
-        after = tuple(f"next_{k}" for k in vectors)
-        if set(after) <= set(keys):
-            known["next_observations"] = after
-    return known
-
-
 _READERS: Mapping[str, Reader] = {
-    "csv": _csv,
-    "parquet": _parquet,
-    "d3rlpy": _d3rlpy,
-    "robomimic": _robomimic,
+    "csv": read_csv,
+    "parquet": read_parquet,
+    "d3rlpy": read_d3rlpy,
+    "robomimic": read_robomimic,
     "npz": _own,
     "hdf5": _own,
 }
