@@ -105,6 +105,7 @@ LIGHT = {n for n in FILES if n.startswith(("results/", "cli/", "tasks/files/"))}
     "__init__",
     "errors",
     "io",
+    "tasks/locate",
     "tasks/registry",
     "tasks/environments",
     "tasks/task",

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from offbench.errors import UserError, unknown
-from offbench.tasks import cache
+from offbench.tasks import files
 from offbench.tasks.environments import make_env
 from offbench.tasks.formats import arrays, minari
 from offbench.tasks.task import Score, Task
@@ -78,7 +78,7 @@ def own_task(
         id=name,
         family="own",
         path=path.resolve(),
-        sha256=cache.digest(path),
+        sha256=files.digest(path),
         env=env,
         env_kwargs=kwargs,
         max_episode_steps=max_episode_steps or (1000 if env else 0),

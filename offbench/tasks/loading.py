@@ -18,7 +18,7 @@ from offbench.data import compose, composition
 from offbench.data.replay import one_hot
 from offbench.errors import UserError
 from offbench.io import sha256_of
-from offbench.tasks import cache, doctor, ogbench
+from offbench.tasks import doctor, files, ogbench
 from offbench.tasks.custom import read_for
 from offbench.tasks.formats import arrays, d4rl, d4rl_package
 from offbench.tasks.formats import minari as minari_files
@@ -69,7 +69,7 @@ def _embedded(task: Task) -> "ReplayData":
 def _published(task: Task) -> "ReplayData":
     path = fetch(task) if task.path is None else task.path
     changed = task.path is not None and (
-        not path.exists() or loaded_sha256(task, cache.digest(path)) != task.sha256
+        not path.exists() or loaded_sha256(task, files.digest(path)) != task.sha256
     )
     if changed:
         raise UserError(f"{task.id}: {path} is missing or not the file it was (by sha256)")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from offbench.data import composition
 from offbench.errors import UserError
-from offbench.tasks import cache, files, minari, registry
+from offbench.tasks import files, minari, registry
 from offbench.tasks.task import Loader, Task
 
 
@@ -34,7 +34,7 @@ def load_task(task_id: str, *, loader: Loader = "offbench") -> Task:
         return _composed(name, loader)
     task = registry.describe(task_id, kind="task")
     if task.family != "offbench" and (path := locate(task)) is not None:
-        task = replace(task, path=path, sha256=cache.digest(path))
+        task = replace(task, path=path, sha256=files.digest(path))
     return read_by(task, loader)
 
 

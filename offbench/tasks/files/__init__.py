@@ -9,6 +9,7 @@ found in their own caches and read in place.
 """
 
 from offbench.tasks.files.archive import MANIFEST, pack, unpack
+from offbench.tasks.files.digest import digest
 from offbench.tasks.files.download import Progress, fetch
 from offbench.tasks.files.folders import Kind, cache_dir, find, places
 
@@ -17,6 +18,7 @@ __all__ = [
     "Kind",
     "Progress",
     "cache_dir",
+    "digest",
     "fetch",
     "find",
     "pack",
