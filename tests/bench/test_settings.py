@@ -9,8 +9,10 @@ import pytest
 from offbench.bench.hydra import options, read_option
 from offbench.bench.plan import plan
 from offbench.bench.suites import home_of, tasks_of
+from offbench.cli.board import wanted_of
 from offbench.data.compose import MIXED
 from offbench.errors import UserError
+from offbench.results.selection import select
 from offbench.results.spec import TUNINGS, Provenance
 from offbench.results.store import Store
 from offbench.tasks import catalog
@@ -494,16 +496,13 @@ def record(store: Store, made) -> None:
 
 
 def test_a_board_has_other_entries_at_the_published_budget_of_their_methods(tmp_path):
-    from offbench.cli.board import _runs_of
-
     task, store = "task=d4rl/hopper-medium-v2", Store(tmp_path)
     sac, dt = cells(task, "methods=[sac_n,dt]")
     short = cell(task, "methods=[edac]", "n_updates=1000")
     for made in (sac, dt, short):
         record(store, made)
-    shown = lambda *more: set(
-        _runs_of(plan([task, "methods=[iql]", *more], bench=True), store)[0]["entry"]
-    )
+    wanted = lambda *more: wanted_of(plan([task, "methods=[iql]", *more], bench=True))
+    shown = lambda *more: set(select(store.runs(), wanted(*more)).runs["entry"])
     assert shown() == {"sac_n", "dt"}  # 3M and 100k updates beside IQL's 1M, and not 1,000 of 3M
     assert shown("n_updates=1000") == {"edac"}
     assert shown("eval.episodes=3") == set()
