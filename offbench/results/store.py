@@ -32,18 +32,16 @@ from filelock import FileLock
 
 from offbench.errors import UserError, unknown
 from offbench.results.schema import (
-    ARROW_SCHEMA,
     EPISODE_COLUMNS,
-    LATER_COLUMNS,
-    NULLABLE,
+    EPISODE_SCHEMA,
+    RUN_COLUMNS,
+    completed,
     episode_table,
+    to_frame,
 )
 from offbench.results.spec import Provenance, RunSpec, with_names
 
 Status = Literal["ok", "failed", "diverged"]
-
-# the same on every row of a run
-_CONSTANT = ("run_id", "entry", "suite", "task", "method", "seed")
 
 _FORMAT = 1
 
@@ -110,8 +108,8 @@ class Store:
     ) -> Path:
         """Records a finished run and returns the path of its json.
 
-        `episodes` has EPISODE_COLUMNS; those which are the same for the whole run (run_id, entry,
-        suite, task, method, seed) may be left out. `metrics` are curves of equal length, one list
+        `episodes` has EPISODE_COLUMNS; RUN_COLUMNS, which are the same for the whole run, may be left
+        out. `metrics` are curves of equal length, one list
         per name. `remark` is what a reader of the score must know, kept as the `reason`. Raises
         UserError for rows that do not belong to this run, for `test` rows before the last update, and
         when the run has a whole record already.
@@ -170,24 +168,14 @@ class Store:
         by_row = {
             name: where.pop(name)
             for name in tuple(where)
-            if name in EPISODE_COLUMNS and name not in _CONSTANT
+            if name in EPISODE_COLUMNS and name not in RUN_COLUMNS
         }
         tables = [
             _read_episodes(path.with_suffix(".parquet"), body["episodes"])
             for path, body in self._matching(where)
             if body["status"] == "ok"
         ]
-        table = pa.concat_tables(tables) if tables else ARROW_SCHEMA.empty_table()
-        dtypes = {
-            pa.bool_(): pd.BooleanDtype(),
-            pa.int64(): pd.Int64Dtype(),
-            pa.float64(): pd.Float64Dtype(),
-        }
-        frame = table.drop_columns(list(NULLABLE)).to_pandas()
-        # in the order of the columns
-        for name in NULLABLE:
-            column = table[name].to_pandas(types_mapper=dtypes.get)
-            frame.insert(table.schema.get_field_index(name), name, column)
+        frame = to_frame(pa.concat_tables(tables) if tables else EPISODE_SCHEMA.empty_table())
         for name, value in by_row.items():
             frame = frame[frame[name].isin(_as_set(value))]
         return frame.reset_index(drop=True)
@@ -459,12 +447,7 @@ def _read_episodes(path: Path, about: Mapping[str, Any]) -> pa.Table:
         raise UserError(f"damaged record: {path} cannot be read: {error.strerror}") from None
     if hashlib.sha256(payload).hexdigest() != about["sha256"]:
         raise UserError(f"damaged record: {path} is truncated or was edited")
-    table = pq.ParquetFile(pa.BufferReader(payload)).read(use_threads=False)
-    # a record of before it had them
-    for name in LATER_COLUMNS:
-        if name not in table.column_names:
-            field = ARROW_SCHEMA.field(name)
-            table = table.append_column(field, pa.nulls(len(table), field.type))
-    if table.num_rows != about["rows"] or not table.schema.equals(ARROW_SCHEMA):
+    table = completed(pq.ParquetFile(pa.BufferReader(payload)).read(use_threads=False))
+    if table.num_rows != about["rows"] or not table.schema.equals(EPISODE_SCHEMA):
         raise UserError(f"damaged record: {path} does not hold the rows its json describes")
     return table
