@@ -29,6 +29,7 @@ from offbench.results.captions import (
     short_caption,
     spelt,
 )
+from offbench.results.episode_scores import score_table
 from offbench.results.stats import Interval
 from offbench.results.uncertainty import Cell, Generators, Pool
 
@@ -206,7 +207,7 @@ def _scored_cells(episodes: pd.DataFrame, whole: pd.DataFrame, unscaled: Collect
     if lacking := sorted(set(last) - set(test["run_id"])):
         raise UserError(f"run {lacking[0]} is recorded as done but has no test episodes here")
     # refuses scores that are not finite
-    stats.score_table(test)
+    score_table(test)
     success = {
         task: task not in set(unscaled) and bool(x.isin([0.0, 100.0]).all())
         for task, x in test.groupby("task")["score"]
