@@ -73,8 +73,8 @@ def board_of(plan: "Plan", store: "Store") -> "Board | ValidationTable | None":
 
 def wanted_of(plan: "Plan") -> "Wanted":
     """What the board of a plan asks for; of a task with several cells, by the protocol of the last."""
+    from offbench.results.record import columns
     from offbench.results.selection import Budget, Protocol, Wanted
-    from offbench.results.store import columns
 
     def protocol(cell: "Cell") -> Protocol:
         published = cell.tuning.get

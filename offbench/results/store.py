@@ -12,14 +12,8 @@ whole one, or an error which names the file.
 Nothing here reads or writes means; tables are recomputed from the rows (`offbench.results.leaderboard`).
 """
 
-import hashlib
-import json
-import math
 import os
-import re
-import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,27 +21,23 @@ from urllib.parse import quote
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock
 
 from offbench.errors import UserError, unknown
-from offbench.results.schema import (
-    EPISODE_COLUMNS,
-    EPISODE_SCHEMA,
-    RUN_COLUMNS,
-    completed,
-    episode_table,
-    to_frame,
+from offbench.io import atomic_write
+from offbench.results.record import (
+    FORMAT,
+    checked_curves,
+    episode_bytes,
+    line_of,
+    load,
+    publish,
+    read_episodes,
 )
-from offbench.results.spec import Provenance, RunSpec, with_names
+from offbench.results.schema import EPISODE_COLUMNS, EPISODE_SCHEMA, RUN_COLUMNS, to_frame
+from offbench.results.spec import Provenance, RunSpec
 
 Status = Literal["ok", "failed", "diverged"]
-
-_FORMAT = 1
-
-_TAIL = ',\n "checksum": "%s"\n}\n'
-
-_TAIL_LENGTH = len(_TAIL % ("0" * 64))
 
 
 class Record(NamedTuple):
@@ -81,7 +71,8 @@ class Store:
             runs = self.root / "runs"
             runs.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / ".lock"):
-                _write_temporary(runs / "probe", b"").unlink()
+                atomic_write(runs / ".probe", b"")
+                (runs / ".probe").unlink()
         except OSError as error:
             raise UserError(f"cannot write records to {self.root}: {error.strerror}") from None
 
@@ -114,17 +105,8 @@ class Store:
         UserError for rows that do not belong to this run, for `test` rows before the last update, and
         when the run has a whole record already.
         """
-        table = episode_table(run, episodes, provenance.entry)
-        sink = pa.BufferOutputStream()
-        # Snappy: a small file is read twice as fast as with zstd, and boards read thousands.
-        pq.write_table(table, sink, compression="snappy", write_statistics=False)
-        payload = sink.getvalue().to_pybytes()
-        about = {
-            "rows": table.num_rows,
-            "bytes": len(payload),
-            "sha256": hashlib.sha256(payload).hexdigest(),
-        }
-        return self._commit(run, provenance, "ok", remark, payload, about, _curves(metrics))
+        content, about = episode_bytes(run, episodes, provenance.entry)
+        return self._commit(run, provenance, "ok", remark, content, about, checked_curves(metrics))
 
     def fail(
         self,
@@ -144,7 +126,7 @@ class Store:
         paths = self._paths().get(run_id, ())
         if not paths:
             raise UserError(f"no record {run_id!r} in {self.root}")
-        path, body = _winner([(path, _load(path)) for path in paths])
+        path, body = _winner([(path, load(path)) for path in paths])
         curves = body["metrics"]
         metrics = None if curves is None else pd.DataFrame(curves, dtype="float64")
         spec, provenance = RunSpec(**body["spec"]), Provenance(**body["provenance"])
@@ -157,7 +139,7 @@ class Store:
         `**{"hparams.lr": 1e-3}`. Columns besides the fields: run_id, config_id, status, reason,
         rows. Raises UserError for a damaged record or an unknown column.
         """
-        lines = [_line(body) for _, body in self._matching(where)]
+        lines = [line_of(body) for _, body in self._matching(where)]
         head = ["run_id", "config_id", "entry", "suite", "task", "method", "seed", "status"]
         frame = pd.DataFrame(lines, columns=None if lines else head)
         rest = [name for name in frame.columns if name not in head]
@@ -171,7 +153,7 @@ class Store:
             if name in EPISODE_COLUMNS and name not in RUN_COLUMNS
         }
         tables = [
-            _read_episodes(path.with_suffix(".parquet"), body["episodes"])
+            read_episodes(path.with_suffix(".parquet"), body["episodes"])
             for path, body in self._matching(where)
             if body["status"] == "ok"
         ]
@@ -212,12 +194,12 @@ class Store:
         provenance: Provenance,
         status: Status,
         reason: str | None,
-        payload: bytes | None,
+        content: bytes | None,
         about: Mapping[str, Any] | None,
         metrics: Mapping[str, Any] | None,
     ) -> Path:
         body = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "run_id": run.run_id,
             "config_id": run.config_id,
             "status": status,
@@ -228,36 +210,24 @@ class Store:
             "metrics": metrics,
         }
         mark = self.path(run, provenance.entry)
-        folder = mark.parent
-        files = [] if payload is None else [(mark.with_suffix(".parquet"), payload)]
-        files.append((mark, _seal(body).encode()))
-        temporary: list[tuple[Path, Path]] = []
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for path, content in files:
-                temporary.append((_write_temporary(path, content), path))
+            mark.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / ".lock"):
                 superseded = self._superseded(run)
-                for written, path in temporary:  # the mark is last
-                    os.replace(written, path)
-                    _sync_folder(folder)
+                publish(mark, body, content)
                 for path in superseded:
                     # a failure recorded under another entry label
                     if path != mark:
                         path.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"cannot write record {mark}: {error.strerror}") from None
-        finally:
-            for written, _ in temporary:
-                with suppress(OSError):
-                    written.unlink(missing_ok=True)
         return mark
 
     def _superseded(self, run: RunSpec) -> list[Path]:
         """Failed records of this run; raises when there is a whole one."""
         paths = self._paths({run.suite}, {run.task}).get(run.run_id, [])
         for path in paths:
-            if _load(path)["status"] == "ok":
+            if load(path)["status"] == "ok":
                 raise UserError(f"run {run.run_id} is recorded already in {path}; records are kept")
         return paths
 
@@ -282,9 +252,9 @@ class Store:
         for run_id, marks in paths.items():
             if run_id not in ids:
                 continue
-            path, body = _winner([(mark, _load(mark)) for mark in marks])
+            path, body = _winner([(mark, load(mark)) for mark in marks])
             if wanted:
-                line = _line(body)
+                line = line_of(body)
                 unseen -= line.keys()
                 seen |= line.keys()
                 rest = ((name, values) for name, values in wanted.items() if name != "run_id")
@@ -298,7 +268,7 @@ class Store:
 def _done(paths: Sequence[Path], count_failed: bool) -> bool:
     if not paths:
         return False
-    path, body = _winner([(path, _load(path)) for path in paths])
+    path, body = _winner([(path, load(path)) for path in paths])
     if body["status"] != "ok":
         return count_failed
     # Reading every parquet to decide what is left to run would be slow; its length is free.
@@ -316,30 +286,6 @@ def _winner(marks: list[tuple[Path, dict[str, Any]]]) -> tuple[Path, dict[str, A
     return whole[0] if whole else marks[-1]
 
 
-def _line(body: dict[str, Any]) -> dict[str, Any]:
-    line = {name: body[name] for name in ("run_id", "config_id", "status", "reason")}
-    line["rows"] = body["episodes"]["rows"] if body["episodes"] else 0
-    for part in ("spec", "provenance"):
-        # sources are for who reads one record: a column per setting would drown the rest
-        _flatten({k: v for k, v in body[part].items() if k != "sources"}, "", line)
-    return line
-
-
-def columns(value: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """A part of a run's specification as the columns of `Store.runs()`."""
-    out: dict[str, Any] = {}
-    _flatten(value, prefix, out)
-    return {k: v for k, v in out.items() if v is not None}
-
-
-def _flatten(value: Mapping[str, Any], prefix: str, out: dict[str, Any]) -> None:
-    for name, item in value.items():
-        if isinstance(item, dict):
-            _flatten(item, f"{prefix}{name}.", out)
-        else:
-            out[prefix + name] = tuple(item) if isinstance(item, list) else item
-
-
 def _as_set(value: Any) -> tuple[Any, ...]:
     collection = isinstance(value, Collection) and not isinstance(value, str | Mapping)
     return tuple(value) if collection else (value,)
@@ -347,20 +293,6 @@ def _as_set(value: Any) -> tuple[Any, ...]:
 
 def _is_in(value: Any, values: tuple[Any, ...]) -> bool:
     return value in values or (isinstance(value, tuple) and value == values)
-
-
-def _curves(metrics: Mapping[str, Sequence[float]] | None) -> dict[str, list[float | None]] | None:
-    """Curves for the json; a value that is not finite is kept as null."""
-    if metrics is None:
-        return None
-    curves = {
-        str(name): [float(x) if math.isfinite(x) else None for x in values]
-        for name, values in metrics.items()
-    }
-    if len({len(curve) for curve in curves.values()}) > 1:
-        lengths = ", ".join(f"{name} {len(curve)}" for name, curve in curves.items())
-        raise UserError(f"metrics: curves of different lengths: {lengths}")
-    return curves
 
 
 def _safe(name: str) -> str:
@@ -381,73 +313,3 @@ def _subfolders(folder: Path, names: Collection[str] | None) -> list[Path]:
             return [folder / name for name in sorted(e.name for e in entries if e.is_dir())]
     except FileNotFoundError:
         return []
-
-
-def _write_temporary(path: Path, content: bytes) -> Path:
-    """Writes beside `path`, under a hidden name, down to the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def _sync_folder(folder: Path) -> None:
-    """Has the names in a folder reach the disk; Windows opens no folder and has no such call."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _seal(body: Mapping[str, Any]) -> str:
-    """JSON with a checksum of itself as its last line. Curves stay on one line."""
-    lines = [
-        f' "{name}": {json.dumps(value, indent=None if name == "metrics" else 1, allow_nan=False)}'
-        for name, value in body.items()
-    ]
-    text = "{\n" + ",\n".join(lines) + "\n}"
-    return text[:-2] + _TAIL % hashlib.sha256(text.encode()).hexdigest()
-
-
-_TAIL_PATTERN = re.compile(re.escape(_TAIL).replace("%s", "([0-9a-f]{64})"))
-
-
-def _load(path: Path) -> dict[str, Any]:
-    """The body of a sealed json; raises UserError with the path when anything in it changed."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"damaged record: {path} cannot be read: {error}") from None
-    head, tail = text[:-_TAIL_LENGTH] + "\n}", _TAIL_PATTERN.fullmatch(text[-_TAIL_LENGTH:])
-    if tail is None or hashlib.sha256(head.encode()).hexdigest() != tail[1]:
-        raise UserError(f"damaged record: {path} is truncated or was edited")
-    body = json.loads(head)
-    if body["format"] != _FORMAT:
-        raise UserError(f"{path} has record format {body['format']}, this offbench reads {_FORMAT}")
-    if body["run_id"] != path.stem:
-        raise UserError(f"damaged record: {path} is the record of run {body['run_id']}")
-    body["spec"]["pipeline"] = with_names(body["spec"]["pipeline"])
-    return body
-
-
-def _read_episodes(path: Path, about: Mapping[str, Any]) -> pa.Table:
-    try:
-        payload = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"damaged record: {path} cannot be read: {error.strerror}") from None
-    if hashlib.sha256(payload).hexdigest() != about["sha256"]:
-        raise UserError(f"damaged record: {path} is truncated or was edited")
-    table = completed(pq.ParquetFile(pa.BufferReader(payload)).read(use_threads=False))
-    if table.num_rows != about["rows"] or not table.schema.equals(EPISODE_SCHEMA):
-        raise UserError(f"damaged record: {path} does not hold the rows its json describes")
-    return table
