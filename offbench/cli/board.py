@@ -39,27 +39,30 @@ def _nothing_recorded(plan: "Plan") -> UserError:
 
 
 def board_of(plan: "Plan", store: "Store") -> "Board | ValidationTable | None":
-    from offbench.results.leaderboard import leaderboard
+    from offbench.results.leaderboard import Asked, leaderboard
     from offbench.results.selection import select
     from offbench.results.validation_table import validation_table
 
     runs, left_out = select(store.runs(suite=plan.name), wanted_of(plan))
     if runs.empty:
         return None
+    seeds = {cell.task.id: cell.seeds for cell in plan.cells}
     if not plan.cells[0].task.env:
         return validation_table(
             runs,
             store.curves(run_id=list(runs["run_id"])),
-            seeds={cell.task.id: cell.seeds for cell in plan.cells},
+            seeds=seeds,
             title=f"{plan.name} v{plan.suite['version']}",
         )
     board = leaderboard(
         store.episodes(run_id=list(runs["run_id"])),
         runs,
         plan.tasks,
-        only=plan.suite.get("only"),
-        seeds={cell.task.id: cell.seeds for cell in plan.cells},
-        unscaled={cell.task.id for cell in plan.cells if not cell.task.scaled},
+        asked=Asked(
+            only=plan.suite.get("only") or {},
+            seeds=seeds,
+            unscaled={cell.task.id for cell in plan.cells if not cell.task.scaled},
+        ),
         title=f"{plan.name} v{plan.suite['version']}",
     )
     if left_out:

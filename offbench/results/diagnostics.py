@@ -25,7 +25,7 @@ import pandas as pd
 
 from offbench.errors import UserError
 from offbench.results import stats
-from offbench.results.leaderboard import refuse_mixtures
+from offbench.results.selection import refuse_mixtures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from offbench.errors import UserError, nearest
+from offbench.results.captions import spelt
 from offbench.results.spec import OUTSIDE
 
 
@@ -122,3 +124,55 @@ def _is(runs: pd.DataFrame, name: str, value: Any) -> np.ndarray:
 def _all(runs: pd.DataFrame, conditions: list[np.ndarray]) -> np.ndarray:
     """(n,) whether all conditions hold of a run; there may be none."""
     return np.logical_and.reduce(conditions, axis=0) if conditions else np.full(len(runs), True)
+
+
+# --- runs that may share a board ------------------------------------------------------------
+
+_NEEDED = ("run_id", "config_id", "entry", "task", "seed", "status", "n_updates")
+
+
+def current_runs(runs: pd.DataFrame, tasks: tuple[str, ...]) -> pd.DataFrame:
+    """Runs of these tasks: whole ones, and failures which no whole run of that seed made good."""
+    if absent := [name for name in _NEEDED if name not in runs]:
+        raise UserError(f"runs: no column {', '.join(absent)}")
+    mine = runs[runs["task"].isin(tasks)]
+    if mine.empty:
+        raise UserError(f"no records of {tasks[0]}: {nearest(tasks[0], runs['task'])}")
+    key = ["entry", "task", "seed"]
+    whole = mine[mine["status"] == "ok"]
+    failed = mine[mine["status"] != "ok"].drop_duplicates(key, keep="last")
+    done = pd.MultiIndex.from_frame(whole[key])
+    failed = failed[~pd.MultiIndex.from_frame(failed[key]).isin(done)]
+    return pd.concat([whole, failed]).sort_values([*key, "run_id"], ignore_index=True)
+
+
+def refuse_mixtures(whole: pd.DataFrame) -> None:
+    """UserError where runs of one entry on one task are not seeds of one configuration."""
+    key = ["entry", "task", "seed"]
+    for _, pair in whole[whole.duplicated(key, keep=False)].groupby(key):
+        a, b = pair.iloc[0], pair.iloc[1]
+        raise UserError(
+            f"entry {a['entry']!r} has two runs of seed {a['seed']} on {a['task']}: {a['run_id']}"
+            f" and {b['run_id']}, which differ in {_difference(a, b)}; give one of them another"
+            " entry label, or select one of them"
+        )
+    for _, cell in whole.groupby(["entry", "task"]):
+        other = cell[cell["config_id"] != cell["config_id"].iloc[0]]
+        if not other.empty:
+            a, b = cell.iloc[0], other.iloc[0]
+            raise UserError(
+                f"entry {a['entry']!r} has runs of different configurations on {a['task']}:"
+                f" {a['run_id']} (seed {a['seed']}) and {b['run_id']} (seed {b['seed']}) differ in"
+                f" {_difference(a, b)}; give one of them another entry label, or select one of them"
+            )
+
+
+def _difference(a: pd.Series, b: pd.Series) -> str:
+    """The names of the spec's fields in which two lines of `runs` differ, with both values."""
+    top = ("suite_version", "dataset", "dataset_sha256", "method", "n_updates")
+    nested = ("hparams.", "pipeline.", "protocol.", "env.")
+    names = [name for name in a.index if name in top or str(name).startswith(nested)]
+    differing = [name for name in names if spelt(a[name]) != spelt(b[name])]
+    shown = [f"{name} ({spelt(a[name])}, {spelt(b[name])})" for name in differing[:3]]
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    return (", ".join(shown) or "their specification") + more

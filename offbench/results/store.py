@@ -247,7 +247,7 @@ class Store:
     def _matching(self, where: Mapping[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
         wanted = {name: _as_set(value) for name, value in where.items()}
         paths = self._paths(wanted.get("suite"), wanted.get("task"))
-        ids = frozenset(wanted["run_id"]) if "run_id" in wanted else frozenset(paths)
+        ids = frozenset(wanted.pop("run_id", paths))
         unseen, seen = set(wanted), set()
         for run_id, marks in paths.items():
             if run_id not in ids:
@@ -257,8 +257,7 @@ class Store:
                 line = line_of(body)
                 unseen -= line.keys()
                 seen |= line.keys()
-                rest = ((name, values) for name, values in wanted.items() if name != "run_id")
-                if not all(_is_in(line.get(name), values) for name, values in rest):
+                if not all(_is_in(line.get(name), values) for name, values in wanted.items()):
                     continue
             yield path, body
         if seen and unseen:

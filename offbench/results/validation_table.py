@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from offbench.results.captions import count
-from offbench.results.leaderboard import refuse_mixtures
 from offbench.results.render import write_texts
 from offbench.results.schema import VALIDATION_ERRORS
+from offbench.results.selection import refuse_mixtures
 
 if TYPE_CHECKING:
     from rich.console import Console
