@@ -22,22 +22,23 @@ def score_table(episodes: pd.DataFrame) -> pd.DataFrame:
     if not np.isfinite(test["score"]).all():
         bad = test[~np.isfinite(test["score"])].iloc[0]
         raise UserError(f"run {bad['run_id']} has a score which is not finite, on {bad['task']}")
-    table = test.groupby(["entry", "task", "seed"], as_index=False, sort=True).agg(
-        run_id=("run_id", "min"),
-        other=("run_id", "max"),
+    key = ["entry", "task", "seed"]
+    claims = test[[*key, "run_id"]].drop_duplicates().sort_values([*key, "run_id"])
+    for (entry, task, seed), claim in claims[claims.duplicated(key, keep=False)].groupby(key):
+        raise UserError(
+            f"entry {entry!r} has two runs of seed {seed} on {task}: {claim['run_id'].iloc[0]} and"
+            f" {claim['run_id'].iloc[-1]}; give one of them another entry label"
+        )
+    table = test.groupby(key, as_index=False, sort=True).agg(
+        run_id=("run_id", "first"),
         score=("score", "mean"),
         n_episodes=("score", "size"),
         first=("update", "min"),
         last=("update", "max"),
     )
-    for line in table[table["run_id"] != table["other"]].itertuples():
-        raise UserError(
-            f"entry {line.entry!r} has two runs of seed {line.seed} on {line.task}:"
-            f" {line.run_id} and {line.other}; give one of them another entry label"
-        )
     for line in table[table["first"] != table["last"]].itertuples():
         raise UserError(f"run {line.run_id} has test episodes at {line.first} and at {line.last}")
-    return table[["entry", "task", "seed", "run_id", "score", "n_episodes"]]
+    return table[[*key, "run_id", "score", "n_episodes"]]
 
 
 def scores_by_task(episodes: pd.DataFrame, entry: str, tasks: Sequence[str]) -> list[np.ndarray]:
