@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def show_board(args: Sequence[str]) -> int:
+    """`offbench board`: prints and writes the leaderboard of what is recorded."""
     from offbench.bench.plan import plan
     from offbench.results.store import Store
 
@@ -39,6 +40,10 @@ def _nothing_recorded(plan: "Plan") -> UserError:
 
 
 def board_of(plan: "Plan", store: "Store") -> "Board | ValidationTable | None":
+    """The leaderboard of a plan's runs and those comparable with them; None where nothing is recorded.
+
+    Of data without an environment it is a table of validation metrics.
+    """
     from offbench.results.leaderboard import Asked, leaderboard
     from offbench.results.selection import select
     from offbench.results.validation_table import validation_table
@@ -98,6 +103,7 @@ def wanted_of(plan: "Plan") -> "Wanted":
 
 
 def draw_diagnostics(args: Sequence[str]) -> int:
+    """`offbench diagnose`: writes chunk lengths and values against returns as numbers and pictures."""
     from offbench.bench.plan import plan
     from offbench.results.diagnostics import write
     from offbench.results.selection import select
@@ -118,6 +124,7 @@ def draw_diagnostics(args: Sequence[str]) -> int:
 def print_board(
     board: "Board | ValidationTable", plan: "Plan", console: "Console", args: Sequence[str]
 ) -> None:
+    """Prints a board and writes it as Markdown and csv below the results."""
     from offbench.results import render, validation_table
 
     scored = not isinstance(board, validation_table.ValidationTable)

@@ -47,7 +47,11 @@ def episode_bytes(run: RunSpec, episodes: pd.DataFrame, entry: str) -> tuple[byt
 def checked_curves(
     metrics: Mapping[str, Sequence[float]] | None,
 ) -> dict[str, list[float | None]] | None:
-    """Curves for the json; a value that is not finite is kept as null."""
+    """Training curves for the json, name -> values; a value that is not finite is kept as null.
+
+    Raises:
+        UserError: the curves have different lengths.
+    """
     if metrics is None:
         return None
     curves = {
@@ -61,7 +65,7 @@ def checked_curves(
 
 
 def seal(body: Mapping[str, Any]) -> str:
-    """JSON with a checksum of itself as its last line. Curves stay on one line."""
+    """The text of a record's json, whose last line is a checksum of all above. Curves stay on one line."""
     lines = [
         f' "{name}": {json.dumps(value, indent=None if name == "metrics" else 1, allow_nan=False)}'
         for name, value in body.items()
@@ -113,6 +117,15 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def read_episodes(path: Path, about: Mapping[str, Any]) -> pa.Table:
+    """The episodes of a record, in EPISODE_SCHEMA; null in columns that came after it.
+
+    Args:
+        path: of the parquet file.
+        about: number of rows and checksum of the file, as the json has them.
+
+    Raises:
+        UserError: the file is not there, or not what the json describes.
+    """
     try:
         payload = path.read_bytes()
     except OSError as error:
@@ -126,6 +139,7 @@ def read_episodes(path: Path, about: Mapping[str, Any]) -> pa.Table:
 
 
 def line_of(body: dict[str, Any]) -> dict[str, Any]:
+    """A record's line in `Store.runs()`, from the body of its json."""
     line = {name: body[name] for name in ("run_id", "config_id", "status", "reason")}
     line["rows"] = body["episodes"]["rows"] if body["episodes"] else 0
     for part in ("spec", "provenance"):

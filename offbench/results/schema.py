@@ -1,4 +1,4 @@
-"""The rows of results, one per evaluation episode: their columns, types and rules, and nowhere else."""
+"""The rows of results, one per evaluation episode: their columns, types and rules."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

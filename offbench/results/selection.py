@@ -70,7 +70,7 @@ def select(runs: pd.DataFrame, wanted: Wanted) -> Selection:
     episodes must be the planned one.
 
     Args:
-        runs: the lines of `Store.runs()` of one suite.
+        runs: lines of `Store.runs()`, all of one suite.
     """
     chosen = runs["run_id"].isin(list(wanted.run_ids)).to_numpy()
     other = ~runs["entry"].isin(list(wanted.entries)).to_numpy()
@@ -132,7 +132,11 @@ _NEEDED = ("run_id", "config_id", "entry", "task", "seed", "status", "n_updates"
 
 
 def current_runs(runs: pd.DataFrame, tasks: tuple[str, ...]) -> pd.DataFrame:
-    """Runs of these tasks: whole ones, and failures which no whole run of that seed made good."""
+    """Runs of some tasks: whole ones, and the last failure of every seed that has no whole one.
+
+    Raises:
+        UserError: a column is missing, or there is no record of these tasks.
+    """
     if absent := [name for name in _NEEDED if name not in runs]:
         raise UserError(f"runs: no column {', '.join(absent)}")
     mine = runs[runs["task"].isin(tasks)]
@@ -147,7 +151,11 @@ def current_runs(runs: pd.DataFrame, tasks: tuple[str, ...]) -> pd.DataFrame:
 
 
 def refuse_mixtures(whole: pd.DataFrame) -> None:
-    """UserError where runs of one entry on one task are not seeds of one configuration."""
+    """Checks that the runs of an entry on a task are seeds of one configuration.
+
+    Raises:
+        UserError: two runs have one seed, or other settings; says which, and in what they differ.
+    """
     key = ["entry", "task", "seed"]
     for _, pair in whole[whole.duplicated(key, keep=False)].groupby(key):
         a, b = pair.iloc[0], pair.iloc[1]

@@ -66,7 +66,11 @@ class Store:
         object.__setattr__(self, "root", Path(self.root))
 
     def check_writable(self) -> None:
-        """Raises UserError now, rather than after a day of training."""
+        """Makes the folder and tries to write to it.
+
+        Raises:
+            UserError: records cannot be written there. Better now than after a day of training.
+        """
         try:
             runs = self.root / "runs"
             runs.mkdir(parents=True, exist_ok=True)
@@ -86,6 +90,7 @@ class Store:
         return [run for run in wanted if not _done(found.get(run.run_id, ()), count_failed)]
 
     def has(self, run_id: str, *, count_failed: bool = False) -> bool:
+        """Whether a run has a whole record; with `count_failed`, or a failed one."""
         return _done(self._paths().get(run_id, ()), count_failed)
 
     def append(
@@ -97,13 +102,19 @@ class Store:
         *,
         remark: str | None = None,
     ) -> Path:
-        """Records a finished run and returns the path of its json.
+        """Records a finished run.
 
-        `episodes` has EPISODE_COLUMNS; RUN_COLUMNS, which are the same for the whole run, may be left
-        out. `metrics` are curves of equal length, one list
-        per name. `remark` is what a reader of the score must know, kept as the `reason`. Raises
-        UserError for rows that do not belong to this run, for `test` rows before the last update, and
-        when the run has a whole record already.
+        Args:
+            episodes: one row per evaluation episode, in EPISODE_COLUMNS; RUN_COLUMNS may be left out.
+            metrics: curves of equal length, one list per name.
+            remark: what a reader of the score must know, kept as the `reason`.
+
+        Returns:
+            The path of its json.
+
+        Raises:
+            UserError: the rows do not belong to this run, there are `test` rows before the last update,
+                the run has a whole record already, or the record cannot be written.
         """
         content, about = episode_bytes(run, episodes, provenance.entry)
         return self._commit(run, provenance, "ok", remark, content, about, checked_curves(metrics))
@@ -122,7 +133,11 @@ class Store:
         return self._commit(run, provenance, status, reason, None, None, None)
 
     def read(self, run_id: str) -> Record:
-        """Raises UserError when there is no such record."""
+        """The record of a run, without its episodes.
+
+        Raises:
+            UserError: there is no such record, or it is damaged.
+        """
         paths = self._paths().get(run_id, ())
         if not paths:
             raise UserError(f"no record {run_id!r} in {self.root}")
@@ -133,11 +148,18 @@ class Store:
         return Record(path, body["status"], body["reason"], spec, provenance, metrics)
 
     def runs(self, **where: Any) -> pd.DataFrame:
-        """One line per record, failed ones too: spec and provenance but `sources`, nested names dotted.
+        """One line per record, failed ones too: specification and provenance, nested names dotted.
 
-        `where` filters by column, with a value or a collection of values; dotted names go in as
-        `**{"hparams.lr": 1e-3}`. Columns besides the fields: run_id, config_id, status, reason,
-        rows. Raises UserError for a damaged record or an unknown column.
+        Args:
+            where: column -> a value or a collection of values; dotted names go in as
+                `**{"hparams.lr": 1e-3}`.
+
+        Returns:
+            The columns run_id, config_id, status, reason and rows (number of episodes), and every field
+            of the specification and the provenance but `sources`.
+
+        Raises:
+            UserError: a record is damaged, or there is no such column.
         """
         lines = [line_of(body) for _, body in self._matching(where)]
         head = ["run_id", "config_id", "entry", "suite", "task", "method", "seed", "status"]
@@ -146,7 +168,11 @@ class Store:
         return frame[head + rest]
 
     def episodes(self, **where: Any) -> pd.DataFrame:
-        """All recorded episodes, long form, EPISODE_COLUMNS; `where` as in `runs`, or by row."""
+        """The recorded episodes of all whole runs, one row each, in EPISODE_COLUMNS.
+
+        Args:
+            where: as in `runs`; columns of the episodes filter rows.
+        """
         by_row = {
             name: where.pop(name)
             for name in tuple(where)
