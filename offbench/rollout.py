@@ -8,7 +8,7 @@ from streams of its own: it cannot change training.
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-Stream = Literal["test", "monitor", "tune"]
+    from offbench.results.schema import Stream
 
 
-def env_seeds(task_id: str, stream: Stream, n: int) -> list[int]:
+def env_seeds(task_id: str, stream: "Stream", n: int) -> list[int]:
     """Reset seeds of the first n episodes of a stream: the same for every method and seed."""
     return [_number(f"{task_id}/{stream}/{i}") % 2**31 for i in range(n)]
 
@@ -147,7 +147,7 @@ def evaluate(
     *,
     seeds: Sequence[int],
     episodes: int,
-    stream: Stream = "test",
+    stream: "Stream" = "test",
     update: int = 0,
     n_envs: int = 5,
     pool: EnvPool | None = None,
@@ -156,7 +156,7 @@ def evaluate(
 
     `n_envs` environments per seed step together, their observations one forward pass. Episodes of a
     goal-conditioned task are dealt to its `task_ids` in turn: number i plays task_ids[i % len]. Returns one
-    row per (member of the stack, episode) with the columns of `offbench.results.schema` that evaluation knows.
+    row per (member of the stack, episode), with EVALUATION_COLUMNS of `offbench.results.schema` and `member`.
 
     `success` is that of the last step; where it is the score, that of any step: D4RL and OGBench end an
     episode at the first success, Minari's antmaze goes on.
@@ -190,7 +190,7 @@ class _Episodes:
         seeds: list[int],
         episodes: int,
         n_envs: int,
-        stream: Stream,
+        stream: "Stream",
         device: torch.device,
     ):
         import numpy as np
@@ -305,9 +305,7 @@ class _Episodes:
     def frame(self, update: int) -> "pd.DataFrame":
         import pandas as pd
 
+        from offbench.results.schema import typed
+
         frame = pd.DataFrame(self.rows).sort_values(["member", "episode"], ignore_index=True)
-        frame["success"] = frame["success"].astype("boolean")
-        frame["plans"] = frame["plans"].astype("Int64")
-        for name in ("start_value", "discounted_return"):
-            frame[name] = frame[name].astype("Float64")
-        return frame.assign(stream=self.stream, update=update, task=self.task.id)
+        return typed(frame.assign(stream=self.stream, update=update, task=self.task.id))

@@ -10,7 +10,7 @@ from offbench.bench import provenance
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import Pack
 from offbench.io import atomic_write
-from offbench.results.schema import EPISODE_COLUMNS
+from offbench.results.schema import EVALUATION_COLUMNS, typed
 from offbench.results.store import Record, Store
 
 if TYPE_CHECKING:
@@ -50,8 +50,6 @@ class Progress:
         if not (checkpoint.exists() and path.exists()):
             return cls()
         body = json.loads(path.read_text())
-        kinds = {k: v for k, v in EPISODE_COLUMNS.items() if v in ("boolean", "Int64", "Float64")}
-        typed = lambda f: f.astype({name: kinds[name] for name in f if name in kinds})
         return cls(**{**body, "frames": [typed(pd.DataFrame(f)) for f in body["frames"]]})
 
     @classmethod
@@ -69,9 +67,7 @@ class Progress:
         for i, record in enumerate(records):
             seen = store.episodes(run_id=record.spec.run_id, stream="monitor")
             if len(seen):
-                frames.append(
-                    seen.drop(columns=["run_id", "entry", "suite", "method"]).assign(member=i)
-                )
+                frames.append(seen[list(EVALUATION_COLUMNS)].assign(member=i))
         began = "went on from the kept state of run {} ({} updates)"
         return cls(
             curves,

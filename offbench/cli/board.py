@@ -1,10 +1,10 @@
-"""`offbench board` and `offbench diagnose`: which recorded runs count, and their leaderboard."""
+"""`offbench board` and `offbench diagnose`: the leaderboard and the diagnostics of recorded runs."""
 
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from offbench.cli.console import make_console
 from offbench.errors import UserError
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from offbench.bench.cells import Cell
     from offbench.bench.plan import Plan
     from offbench.results.leaderboard import Board
+    from offbench.results.selection import Wanted
     from offbench.results.store import Store
     from offbench.results.validation_table import ValidationTable
 
 
 def show_board(args: Sequence[str]) -> int:
+    """`offbench board`: prints and writes the leaderboard of what is recorded."""
     from offbench.bench.plan import plan
     from offbench.results.store import Store
 
@@ -39,106 +41,95 @@ def _nothing_recorded(plan: "Plan") -> UserError:
 
 
 def board_of(plan: "Plan", store: "Store") -> "Board | ValidationTable | None":
-    from offbench.results.leaderboard import leaderboard
+    """The leaderboard of a plan's runs and those comparable with them; None where nothing is recorded.
+
+    Of data without an environment it is a table of validation metrics.
+    """
+    from offbench.results.leaderboard import Asked, leaderboard
+    from offbench.results.selection import select
     from offbench.results.validation_table import validation_table
 
-    runs, other = _runs_of(plan, store)
+    recorded = store.runs(suite=plan.name)
+    runs, left_out = select(recorded, wanted_of(plan, recorded))
     if runs.empty:
         return None
+    seeds = {cell.task.id: cell.seeds for cell in plan.cells}
     if not plan.cells[0].task.env:
         return validation_table(
             runs,
             store.curves(run_id=list(runs["run_id"])),
-            seeds={cell.task.id: cell.seeds for cell in plan.cells},
+            seeds=seeds,
             title=f"{plan.name} v{plan.suite['version']}",
         )
     board = leaderboard(
         store.episodes(run_id=list(runs["run_id"])),
         runs,
         plan.tasks,
-        only=plan.suite.get("only"),
-        seeds={cell.task.id: cell.seeds for cell in plan.cells},
-        unscaled={cell.task.id for cell in plan.cells if not cell.task.scaled},
+        asked=Asked(
+            only=plan.suite.get("only") or {},
+            seeds=seeds,
+            unscaled={cell.task.id for cell in plan.cells if not cell.task.scaled},
+        ),
         title=f"{plan.name} v{plan.suite['version']}",
     )
-    if other:
+    if left_out:
         words = (
-            f"{other} recorded runs of these tasks are left out: their environment, or its rules, or how"
+            f"{left_out} recorded runs of these tasks are left out: their environment, or its rules, or how"
             " a return is scored was another"
         )
         board = replace(board, notes=(*board.notes, words))
     return board
 
 
-def _runs_of(plan: "Plan", store: "Store") -> "tuple[pd.DataFrame, int]":
-    """The planned runs, and every other entry of the suite run with the same protocol and its budget; and
-    the number of runs of these tasks that were recorded in another environment or under other rules.
+def wanted_of(plan: "Plan", recorded: "pd.DataFrame") -> "Wanted":
+    """What the board of a plan asks for; of a task with several cells, by the protocol of the last.
 
-    The budget is the planned number of updates; where the planned runs have the published one, an
-    entry whose method is published with another has its own. A policy that was trained outside has none.
+    Args:
+        recorded: lines of `Store.runs()`. Where the data of a task are not here, they say which data its
+            runs were trained on, if all say the same.
     """
-    from offbench.results.spec import OUTSIDE
-    from offbench.results.store import columns
+    from offbench.results.record import columns
+    from offbench.results.selection import Budget, Protocol, Wanted
 
-    runs = store.runs(suite=plan.name)
-    planned = {r.run_id for cell in plan.cells for r in cell.runs()}
-    example = {cell.task.id: cell for cell in plan.cells}
-    environment = {task: columns(cell.environment, "env.") for task, cell in example.items()}
-    entries = {cell.entry for cell in plan.cells}
-
-    def comparable(row: Any) -> bool:
-        cell = example[row["task"]]
-        # it has no budget and no data that are known
-        if row["method"] == OUTSIDE:
-            episodes = row["protocol.episodes"] == cell.protocol["episodes"]
-            return row["entry"] not in entries and episodes and row["seed"] in cell.seeds
-        return (
-            row["entry"] not in entries
-            and cell.task.sha256 in (None, row["dataset_sha256"])
-            and _alike(row["n_updates"], cell.n_updates, "published_updates", row, cell)
-            and _alike(
-                row["protocol.episodes"], cell.protocol["episodes"], "published_episodes", row, cell
-            )
-            and row["seed"] in cell.seeds
-            and _same(row.get("protocol.validation"), cell.protocol.get("validation"))
+    def protocol(cell: "Cell") -> Protocol:
+        published = cell.tuning.get
+        return Protocol(
+            dataset_sha256=cell.task.sha256,
+            environment=columns(cell.environment, "env."),
+            updates=Budget(cell.n_updates, published("published_updates")),
+            episodes=Budget(cell.protocol["episodes"], published("published_episodes")),
+            seeds=cell.seeds,
+            validation=cell.protocol.get("validation"),
         )
 
-    chosen, left_out = [], 0
-    for _, row in runs.iterrows():
-        elsewhere = row["task"] in example and _recorded(row, "env.") != environment[row["task"]]
-        left_out += elsewhere
-        known = row["task"] in example and not elsewhere
-        chosen.append(row["run_id"] in planned or (known and comparable(row)))
-    return runs[chosen], left_out
+    cells = [_on_recorded_data(cell, recorded) for cell in plan.cells]
+    return Wanted(
+        tasks={cell.task.id: protocol(cell) for cell in cells},
+        run_ids={run.run_id for cell in cells for run in cell.runs()},
+        entries={cell.entry for cell in cells},
+    )
 
 
-def _recorded(row: Any, prefix: str) -> dict[str, Any]:
-    """The columns of a record below one key, without those that other records alone have."""
-    return {k: v for k, v in row.items() if k.startswith(prefix) and not _absent(v)}
-
-
-def _same(recorded: Any, planned: Any) -> bool:
-    return recorded == planned or (_absent(recorded) and planned is None)
-
-
-def _absent(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and value != value)
-
-
-def _alike(recorded: int, planned: int, name: str, row: Any, cell: "Cell") -> bool:
-    """Whether two budgets are the same, or each the published one of its method."""
-    theirs, ours = row.get(f"tuning.{name}"), cell.tuning.get(name)
-    return recorded == planned or (recorded == theirs and planned == ours)
+def _on_recorded_data(cell: "Cell", recorded: "pd.DataFrame") -> "Cell":
+    if cell.task.sha256 is not None or recorded.empty:
+        return cell
+    found = recorded.loc[recorded["task"] == cell.task.id, "dataset_sha256"].unique()
+    if len(found) != 1:
+        return cell
+    return replace(cell, task=replace(cell.task, sha256=str(found[0])))
 
 
 def draw_diagnostics(args: Sequence[str]) -> int:
+    """`offbench diagnose`: writes chunk lengths and values against returns as numbers and pictures."""
     from offbench.bench.plan import plan
     from offbench.results.diagnostics import write
+    from offbench.results.selection import select
     from offbench.results.store import Store
 
     wanted = plan(args, bench=True)
     store = Store(Path(wanted.settings.results))
-    runs, _ = _runs_of(wanted, store)
+    recorded = store.runs(suite=wanted.name)
+    runs, _ = select(recorded, wanted_of(wanted, recorded))
     if runs.empty:
         raise _nothing_recorded(wanted)
     ids = list(runs["run_id"])
@@ -151,6 +142,7 @@ def draw_diagnostics(args: Sequence[str]) -> int:
 def print_board(
     board: "Board | ValidationTable", plan: "Plan", console: "Console", args: Sequence[str]
 ) -> None:
+    """Prints a board and writes it as Markdown and csv below the results."""
     from offbench.results import render, validation_table
 
     scored = not isinstance(board, validation_table.ValidationTable)

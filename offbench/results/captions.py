@@ -24,7 +24,7 @@ _COVERAGE = (
 
 
 def notes_on_ranks(mixed: Sequence[str], tasks: tuple[str, ...]) -> Iterable[str]:
-    """Thousands of return and scores of up to 100 make a mean of nothing; one task has nothing to be mixed with."""
+    """Why entries are ordered by mean ranks: scores of several scales have no mean."""
     if mixed:
         yield (
             f"{_where(list(mixed), tasks)}: no reference returns are known, a score is the return"
@@ -127,6 +127,7 @@ def _remarks(whole: pd.DataFrame) -> Iterable[str]:
 
 
 def failures(line: Any) -> tuple[tuple[int, str], tuple[int, str]]:
+    """How many runs of a cell failed and diverged, each with its word."""
     return (line.n_failed, "failed"), (line.n_diverged, "diverged")
 
 
@@ -151,6 +152,7 @@ def _differences(column: pd.DataFrame) -> Iterable[str]:
 
 
 def spelt(value: Any) -> str:
+    """A recorded value in few characters; checksums are cut to 12."""
     if isinstance(value, str):
         return value[:12] if re.fullmatch("[0-9a-f]{40,}", value) else value
     if isinstance(value, float):
@@ -159,6 +161,7 @@ def spelt(value: Any) -> str:
 
 
 def budget(cells: pd.DataFrame) -> str:
+    """Seeds and test episodes per seed of the scored cells: `3 seeds x 20 episodes`."""
     scored = cells[cells["n_seeds"] > 0]
     seeds, episodes = (
         number_range(scored["n_seeds"]),
@@ -168,10 +171,12 @@ def budget(cells: pd.DataFrame) -> str:
 
 
 def counted(n: str, noun: str) -> str:
+    """`1 seed`, `3-5 seeds`."""
     return f"{n} {noun}" + ("" if n == "1" else "s")
 
 
 def short_caption(cells: pd.DataFrame, scale: str, level: float) -> str:
+    """What the numbers of a leaderboard mean, in two lines of a terminal."""
     return (
         f"{scale}; {budget(cells)} after the last update; {100 * level:g} % intervals over seeds and"
         " start states. Bold: does not differ from the column's best (all pairs, Holm). The .md says"
@@ -180,6 +185,7 @@ def short_caption(cells: pd.DataFrame, scale: str, level: float) -> str:
 
 
 def long_caption(cells: pd.DataFrame, scale: str, level: float, reps: int) -> str:
+    """What the numbers of a leaderboard mean: scale, budget, intervals and bold."""
     scored = cells[cells["n_seeds"] > 0]
     percent = f"{100 * level:g} %"
     text = (
@@ -202,6 +208,7 @@ def long_caption(cells: pd.DataFrame, scale: str, level: float, reps: int) -> st
 
 
 def number_range(numbers: pd.Series) -> str:
+    """Whole numbers from the least to the largest: `3`, `3-5`."""
     if numbers.empty:
         return "0"
     low, high = int(numbers.min()), int(numbers.max())

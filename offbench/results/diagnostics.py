@@ -26,7 +26,7 @@ import pandas as pd
 from offbench.errors import UserError
 from offbench.io import slug
 from offbench.results import stats
-from offbench.results.leaderboard import refuse_mixtures
+from offbench.results.selection import refuse_mixtures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,9 +46,9 @@ _BLUE, _ORANGE = "#0072B2", "#D55E00"
 def measure(
     episodes: pd.DataFrame, runs: pd.DataFrame, curves: Mapping[str, pd.DataFrame]
 ) -> pd.DataFrame:
-    """Every number that is drawn, in COLUMNS, from `Store.episodes()`, `.runs()` and `.curves()`.
+    """Chunk lengths and values against returns, one number per row, in COLUMNS.
 
-    what: `executed` (share of chunks of a length at an evaluation; n chunks), `planned` (share of
+    From `Store.episodes()`, `Store.runs()` and `Store.curves()` of the same records. what: `executed` (share of chunks of a length at an evaluation; n chunks), `planned` (share of
     bootstrapped states where a length won, mean over n seeds), `prefix spread` (mean over n seeds, from
     the lowest seed to the highest), `success` (share of n test episodes whose mean executed length is
     near `length`, with its 95 % Wilson interval, which takes the seeds' episodes for independent),

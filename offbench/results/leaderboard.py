@@ -11,15 +11,16 @@ bold, in so far as it changes the mean variance between seeds (`offbench.results
 """
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from offbench.errors import UserError, nearest
+from offbench.errors import UserError
 from offbench.results import stats, uncertainty
 from offbench.results.captions import (
     how_trained,
@@ -27,20 +28,14 @@ from offbench.results.captions import (
     notes_on,
     notes_on_ranks,
     short_caption,
-    spelt,
 )
-from offbench.results.stats import Interval
-from offbench.results.uncertainty import Cell, Generators, Pool
+from offbench.results.cells import averaged_table, cell_table, pools_of, scored_cells
+from offbench.results.selection import current_runs, refuse_mixtures
+from offbench.results.uncertainty import Aggregate, Cell, Generators, Pool
 
 SCALE = "0 = reference minimum, 100 = reference maximum or certain success"
 
-_NEEDED = ("run_id", "config_id", "entry", "task", "seed", "status", "n_updates")
-
-_Cells = Mapping[tuple[str, str], Cell]
-
 _RETURNS = "the return itself, no reference returns are known"
-
-_NONE = Interval(np.nan, np.nan, np.nan)
 
 _AGGREGATES = ("iqm", "low", "high", "mean", "mean_low", "mean_high", "mean_rank")
 
@@ -73,53 +68,72 @@ class Board:
     summary: str
 
 
+class Asked(NamedTuple):
+    """What a suite asks of every entry, beside its tasks."""
+
+    # method -> patterns of the tasks that it is asked for, where those are not all
+    only: Mapping[str, Sequence[str]] = {}
+    # task -> seeds; an entry that lacks one has no aggregate and no rank
+    seeds: Mapping[str, Collection[int]] = {}
+    # tasks whose score is a plain return, of which no aggregate is made
+    unscaled: Collection[str] = ()
+
+
+_EVERYTHING = Asked()
+
+
 def leaderboard(
     episodes: pd.DataFrame,
     runs: pd.DataFrame,
     tasks: Sequence[str],
     *,
-    only: Mapping[str, Sequence[str]] | None = None,
-    seeds: Mapping[str, Collection[int]] | None = None,
-    unscaled: Collection[str] = (),
+    asked: Asked = _EVERYTHING,
     title: str = "",
-    scale: str = SCALE,
     level: float = 0.95,
     reps: int = 2000,
     random_seed: int = 0,
 ) -> Board:
-    """The board of `tasks` from `Store.episodes()` and `Store.runs()`.
+    """The leaderboard of some tasks, computed from recorded episodes.
 
     Args:
-        only: method -> patterns of the tasks that a suite asks it for, where those are not all.
-        seeds: task -> the seeds asked for. An entry that lacks one has no aggregate and no rank.
-        unscaled: tasks whose score is a plain return, of which no aggregate is made.
-        level: of the intervals and of bold.
+        episodes: `Store.episodes()`.
+        runs: `Store.runs()` of the same records.
+        tasks: ids, in the order of the columns.
+        level: confidence level of the intervals and of bold.
         reps: resamples of the aggregates' intervals.
+        random_seed: of the resamples.
 
     Raises:
         UserError: two runs claim one (entry, task, seed), a cell would mix configurations, or the two
             frames disagree.
     """
     tasks = _distinct(tasks)
-    runs = _current(runs, tasks)
+    runs = current_runs(runs, tasks)
     whole = runs[runs["status"] == "ok"]
     refuse_mixtures(whole)
-    found = _scored_cells(episodes, whole, unscaled)
-    pools = _pools(found, tasks, unscaled)
-    cells = _cells(runs, found, pools, tasks, _asked(runs, tasks, only or {}), seeds or {}, level)
-    plain = [task for task in tasks if task in set(unscaled)]
+    found = scored_cells(episodes, whole, asked.unscaled)
+    pools = pools_of(found, tasks, asked.unscaled)
+    cells = cell_table(
+        runs, found, pools, _asked_tasks(runs, tasks, asked.only), asked.seeds, level
+    )
+    plain = [task for task in tasks if task in set(asked.unscaled)]
     mixed = plain if len(tasks) > 1 else []
-    scale = _RETURNS if len(plain) == len(tasks) else scale
-    entries = _complete(cells, tasks)
-    generator = _by_content(random_seed)
+    scale = _RETURNS if len(plain) == len(tasks) else SCALE
+    complete = {e: [found[e, task] for task in tasks] for e in _complete(cells, tasks)}
+    if mixed:
+        aggregate = _ranked(cells, whole, list(complete))
+    else:
+        estimate = partial(
+            uncertainty.aggregate, generator=_by_content(random_seed), reps=reps, level=level
+        )
+        suggested = [pools[task] for task in tasks]
+        aggregate = _aggregate(cells, whole, complete, suggested, estimate, level)
     return Board(
         title=title,
         tasks=tasks,
         cells=cells,
-        aggregate=_ranked(cells, whole, entries)
-        if mixed
-        else _aggregate(cells, whole, found, pools, entries, tasks, generator, level, reps),
-        averaged=_averaged(episodes, whole, found, pools, tasks, level),
+        aggregate=aggregate,
+        averaged=averaged_table(episodes, whole, found, pools, level),
         notes=(*notes_on_ranks(mixed, tasks), *notes_on(whole, cells, tasks)),
         caption=long_caption(cells, scale, level, reps),
         summary=short_caption(cells, scale, level),
@@ -136,22 +150,7 @@ def _distinct(tasks: Sequence[str]) -> tuple[str, ...]:
     return tasks
 
 
-def _current(runs: pd.DataFrame, tasks: tuple[str, ...]) -> pd.DataFrame:
-    """Runs of these tasks: whole ones, and failures which no whole run of that seed made good."""
-    if absent := [name for name in _NEEDED if name not in runs]:
-        raise UserError(f"runs: no column {', '.join(absent)}")
-    mine = runs[runs["task"].isin(tasks)]
-    if mine.empty:
-        raise UserError(f"no records of {tasks[0]}: {nearest(tasks[0], runs['task'])}")
-    key = ["entry", "task", "seed"]
-    whole = mine[mine["status"] == "ok"]
-    failed = mine[mine["status"] != "ok"].drop_duplicates(key, keep="last")
-    done = pd.MultiIndex.from_frame(whole[key])
-    failed = failed[~pd.MultiIndex.from_frame(failed[key]).isin(done)]
-    return pd.concat([whole, failed]).sort_values([*key, "run_id"], ignore_index=True)
-
-
-def _asked(
+def _asked_tasks(
     runs: pd.DataFrame, tasks: tuple[str, ...], only: Mapping[str, Sequence[str]]
 ) -> dict[str, set[str]]:
     """Entry -> the tasks that the suite asks it for, or that it was run on all the same."""
@@ -161,81 +160,6 @@ def _asked(
         chosen = {t for t in tasks for p in patterns if any(fnmatch(t, x) for x in p)}
         asked[str(entry)] = set(mine["task"]) | chosen if patterns else set(tasks)
     return asked
-
-
-def refuse_mixtures(whole: pd.DataFrame) -> None:
-    """UserError where runs of one entry on one task are not seeds of one configuration."""
-    key = ["entry", "task", "seed"]
-    for _, pair in whole[whole.duplicated(key, keep=False)].groupby(key):
-        a, b = pair.iloc[0], pair.iloc[1]
-        raise UserError(
-            f"entry {a['entry']!r} has two runs of seed {a['seed']} on {a['task']}: {a['run_id']}"
-            f" and {b['run_id']}, which differ in {_difference(a, b)}; give one of them another"
-            " entry label, or select one of them"
-        )
-    for _, cell in whole.groupby(["entry", "task"]):
-        other = cell[cell["config_id"] != cell["config_id"].iloc[0]]
-        if not other.empty:
-            a, b = cell.iloc[0], other.iloc[0]
-            raise UserError(
-                f"entry {a['entry']!r} has runs of different configurations on {a['task']}:"
-                f" {a['run_id']} (seed {a['seed']}) and {b['run_id']} (seed {b['seed']}) differ in"
-                f" {_difference(a, b)}; give one of them another entry label, or select one of them"
-            )
-
-
-def _difference(a: pd.Series, b: pd.Series) -> str:
-    """The names of the spec's fields in which two lines of `runs` differ, with both values."""
-    top = ("suite_version", "dataset", "dataset_sha256", "method", "n_updates")
-    nested = ("hparams.", "pipeline.", "protocol.", "env.")
-    names = [name for name in a.index if name in top or str(name).startswith(nested)]
-    differing = [name for name in names if spelt(a[name]) != spelt(b[name])]
-    shown = [f"{name} ({spelt(a[name])}, {spelt(b[name])})" for name in differing[:3]]
-    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-    return (", ".join(shown) or "their specification") + more
-
-
-def _scored_cells(episodes: pd.DataFrame, whole: pd.DataFrame, unscaled: Collection[str]) -> _Cells:
-    """(entry, task) -> its test scores after the last update of the whole runs.
-
-    Scores that are all 0 or 100 are a success rate, unless the task's are plain returns.
-    """
-    last = dict(zip(whole["run_id"], whole["n_updates"], strict=True))
-    test = episodes[(episodes["stream"] == "test") & episodes["run_id"].isin(last)]
-    test = test[test["update"] == test["run_id"].map(last)]
-    if lacking := sorted(set(last) - set(test["run_id"])):
-        raise UserError(f"run {lacking[0]} is recorded as done but has no test episodes here")
-    # refuses scores that are not finite
-    stats.score_table(test)
-    success = {
-        task: task not in set(unscaled) and bool(x.isin([0.0, 100.0]).all())
-        for task, x in test.groupby("task")["score"]
-    }
-    return {
-        (str(entry), str(task)): _scored_cell(cell, success[task], f"{entry} on {task}")
-        for (entry, task), cell in test.groupby(["entry", "task"])
-    }
-
-
-def _scored_cell(test: pd.DataFrame, success: bool, name: str) -> Cell:
-    by_seed = [x.sort_values("episode") for _, x in test.groupby("seed")]
-    means = np.array([x["score"].mean() for x in by_seed])
-    faced = {tuple(x["env_seed"]) if "env_seed" in x else () for x in by_seed}
-    if len(faced) > 1 or faced == {()}:
-        return Cell(means, round(len(test) / len(means)), success=success, name=name)
-    table = np.stack([x["score"].to_numpy(dtype=np.float64) for x in by_seed])
-    return Cell(means, table.shape[1], table, faced.pop(), success, name)
-
-
-def _pools(found: _Cells, tasks: tuple[str, ...], unscaled: Collection[str]) -> dict[str, Pool]:
-    """What the board says of the variance between seeds; plain returns speak for their task alone."""
-    scaled = Pool.of([cell for (_, task), cell in found.items() if task not in set(unscaled)])
-    return {
-        task: Pool.of([cell for (_, t), cell in found.items() if t == task])
-        if task in set(unscaled)
-        else scaled
-        for task in tasks
-    }
 
 
 def _by_content(random_seed: int) -> Generators:
@@ -254,83 +178,18 @@ def _complete(cells: pd.DataFrame, tasks: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(str(entry) for entry in whole.index[whole == len(tasks)])
 
 
-def _cells(
-    runs: pd.DataFrame,
-    found: _Cells,
-    pools: Mapping[str, Pool],
-    tasks: tuple[str, ...],
-    asked: Mapping[str, set[str]],
-    seeds: Mapping[str, Collection[int]],
-    level: float,
-) -> pd.DataFrame:
-    counts = runs.groupby(["entry", "task", "status"]).size().to_dict()
-    lines = []
-    for entry in sorted(runs["entry"].unique()):
-        for task in tasks:
-            cell = found.get((entry, task))
-            failed = counts.get((entry, task, "failed"), 0)
-            diverged = counts.get((entry, task, "diverged"), 0)
-            interval = _NONE
-            if cell is not None:
-                interval = uncertainty.cell_interval(cell, pools[task], level)
-            n_seeds = 0 if cell is None else cell.n_seeds
-            n_asked = len(seeds[task]) if task in seeds else n_seeds + failed + diverged
-            lines.append(
-                {
-                    "entry": entry,
-                    "task": task,
-                    "mean": interval.point,
-                    "low": interval.low,
-                    "high": interval.high,
-                    "n_seeds": n_seeds,
-                    "n_asked": n_asked,
-                    "n_episodes": 0 if cell is None else n_seeds * cell.n_episodes,
-                    "n_failed": failed,
-                    "n_diverged": diverged,
-                    "status": _cell_status(n_seeds, n_asked, failed, diverged)
-                    if task in asked[entry]
-                    else "left out",
-                    "missing": cell is None,
-                    "success": cell is not None and cell.success,
-                }
-            )
-    cells = pd.DataFrame(lines)
-    cells["best"] = False
-    for task in tasks:
-        whole = cells[(cells["task"] == task) & (cells["status"] == "ok")]
-        column = [found[entry, task] for entry in whole["entry"]]
-        points = np.array([cell.mean for cell in column])
-        adjusted = uncertainty.differences(column, pools[task])
-        best = uncertainty.not_worse_than_best(points, adjusted, level)
-        cells.loc[whole.index[best], "best"] = True
-    return cells
-
-
-def _cell_status(n_seeds: int, n_asked: int, failed: int, diverged: int) -> str:
-    if n_seeds:
-        return "partial" if n_seeds < n_asked or failed or diverged else "ok"
-    if diverged:
-        return "diverged"
-    return "failed" if failed else "missing"
-
-
 def _aggregate(
     cells: pd.DataFrame,
     whole: pd.DataFrame,
-    found: _Cells,
-    pools: Mapping[str, Pool],
-    entries: Sequence[str],
-    tasks: tuple[str, ...],
-    generator: Generators,
+    complete: Mapping[str, Sequence[Cell]],
+    pools: Sequence[Pool],
+    estimate: Callable[..., Aggregate],
     level: float,
-    reps: int,
 ) -> pd.DataFrame:
-    """One line per entry; IQM and mean for `entries`, which have every seed of every task."""
-    options: Any = {"generator": generator, "reps": reps, "level": level}
-    of = {entry: [found[entry, task] for task in tasks] for entry in entries}
-    suggested = [pools[task] for task in tasks]
-    iqm = {e: uncertainty.aggregate(c, suggested, stats.iqm, **options) for e, c in of.items()}
-    mean = {e: uncertainty.aggregate(c, suggested, stats.mean, **options) for e, c in of.items()}
+    """One line per entry; IQM and mean for the complete ones, by their cells, one a task."""
+    entries = list(complete)
+    iqm = {entry: estimate(own, pools, stats.iqm) for entry, own in complete.items()}
+    mean = {entry: estimate(own, pools, stats.mean) for entry, own in complete.items()}
     numbers = {}
     for entry in entries:
         middle, average = iqm[entry].interval, mean[entry].interval
@@ -392,65 +251,3 @@ def _in_order(table: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(
         order, ascending=[True, False, True], na_position="last", ignore_index=True
     )
-
-
-def _averaged(
-    episodes: pd.DataFrame,
-    whole: pd.DataFrame,
-    found: _Cells,
-    pools: Mapping[str, Pool],
-    tasks: tuple[str, ...],
-    level: float,
-) -> pd.DataFrame:
-    """The mean of the last three evaluations, each of them counting equally, where all runs have them."""
-    columns = [
-        "entry",
-        "task",
-        "mean",
-        "low",
-        "high",
-        "last",
-        "n_seeds",
-        "n_episodes",
-        "at",
-        "each",
-        "success",
-    ]
-    if not (episodes["stream"] == "monitor").any():
-        return pd.DataFrame(columns=columns)
-    seen = episodes[
-        episodes["run_id"].isin(whole["run_id"]) & episodes["stream"].isin(["monitor", "test"])
-    ]
-    seen = seen.groupby(["run_id", "update", "stream"])["score"].agg(["mean", "size"]).reset_index()
-    by_run = dict(tuple(seen.groupby("run_id")))
-    lines = []
-    for (entry, task), cell in whole.groupby(["entry", "task"]):
-        three = [_last_three(by_run[run]) for run in cell["run_id"]]
-        if task not in tasks or any(x is None for x in three):
-            continue
-        at = {
-            tuple((x["update"] / n).round(4)) for x, n in zip(three, cell["n_updates"], strict=True)
-        }
-        each = {tuple(x["size"]) for x in three}
-        if len(at) > 1 or len(each) > 1:
-            continue
-        means = np.array([x["mean"].mean() for x in three])
-        each_seed = int(three[0]["size"].sum())
-        # as many episodes, of one evaluation, as the mean of three evaluations is worth
-        worth = max(1, round(9 / (1 / three[0]["size"]).sum()))
-        averaged = Cell(means, worth, success=found[entry, task].success)
-        interval = uncertainty.cell_interval(averaged, pools[task], level)
-        last = float(np.mean([x["mean"].iloc[-1] for x in three]))
-        n_episodes = each_seed * len(three)
-        line = [entry, task, *interval, last, len(three), n_episodes, at.pop(), each.pop()]
-        lines.append([*line, averaged.success])
-    return pd.DataFrame(lines, columns=columns)
-
-
-def _last_three(run: pd.DataFrame) -> pd.DataFrame | None:
-    """Two monitor evaluations before the test one, and that; None where a run has fewer."""
-    test = run[run["stream"] == "test"]
-    monitor = run[(run["stream"] == "monitor") & (run["update"] < test["update"].max())]
-    if len(monitor) < 2:
-        return None
-    return pd.concat([monitor.sort_values("update").tail(2), test])

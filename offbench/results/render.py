@@ -37,8 +37,9 @@ def to_markdown(board: Board) -> str:
             ["---:", "---"] + ["---:"] * (len(names) + 5) + ["---", "---:", "---:", "---"]
         ),
     ]
+    rows = _rows_of_cells(board)
     for row in board.aggregate.itertuples():
-        cells = _row_cells(board, row.entry)
+        cells = rows[row.entry]
         seeds = f"{row.n_seeds}-{row.n_seeds_max}"
         texts = [
             "--" if pd.isna(row.rank) else str(row.rank),
@@ -69,18 +70,18 @@ def _averaged_markdown(board: Board, names: list[str]) -> str:
         _markdown_row(["entry", *names, "mean of tasks", "the last alone"]),
         _markdown_row(["---", *["---:"] * (len(names) + 2)]),
     ]
-    found = board.averaged.set_index(["entry", "task"])
+    found, rows = board.averaged.set_index(["entry", "task"]), _rows_of_cells(board)
     for entry in board.aggregate["entry"]:
         if entry not in set(board.averaged["entry"]):
             continue
-        texts, cells = [entry], {cell.task: cell for cell in _row_cells(board, entry)}
-        for task in board.tasks:
+        texts = [entry]
+        for task, whole in zip(board.tasks, rows[entry], strict=True):
             text = "--"
             if (entry, task) in found.index:
                 cell = found.loc[entry, task]
                 shown = "" if np.isnan(cell["low"]) else _interval_text(cell, short=False)
                 text = f"{cell['mean']:.1f}{shown} ({cell['last']:.1f})"
-                text += "".join(f" ({n} {word})" for n, word in failures(cells[task]) if n)
+                text += "".join(f" ({n} {word})" for n, word in failures(whole) if n)
             texts.append(text)
         means = _averaged_means(board, entry)
         texts += ["--", "--"] if means is None else [f"{x:.1f}" for x in means]
@@ -175,9 +176,12 @@ def write_texts(folder: Path, name: str, markdown: str, table: str) -> tuple[Pat
     return paths
 
 
-def _row_cells(board: Board, entry: str) -> list[Any]:
-    mine = board.cells[board.cells["entry"] == entry].set_index("task", drop=False)
-    return list(mine.loc[list(board.tasks)].itertuples(index=False))
+def _rows_of_cells(board: Board) -> dict[str, list[Any]]:
+    """Entry -> its cells, in the order of the tasks."""
+    found = {(cell.entry, cell.task): cell for cell in board.cells.itertuples(index=False)}
+    return {
+        entry: [found[entry, task] for task in board.tasks] for entry in board.aggregate["entry"]
+    }
 
 
 def _aggregate_status(row: Any) -> str:
@@ -307,8 +311,9 @@ def _terminal_table(board: Board, columns: list[int], *, with_aggregate: bool) -
     if with_aggregate:
         table.add_column("IQM", justify="right", no_wrap=True, min_width=5)
         table.add_column(_axis_heading(low, high), no_wrap=True, min_width=_STRIP_WIDTH)
+    rows = _rows_of_cells(board)
     for row in board.aggregate.itertuples():
-        cells = _row_cells(board, row.entry)
+        cells = rows[row.entry]
         line = [Text("--" if pd.isna(row.rank) else str(row.rank)), Text(row.entry)]
         for column in columns:
             cell = cells[column]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -10,84 +11,127 @@ import pyarrow as pa
 from offbench.errors import UserError, nearest, unknown
 from offbench.results.spec import RunSpec
 
-EPISODE_COLUMNS: Mapping[str, str] = MappingProxyType(
-    {
-        "run_id": "object",
-        "entry": "object",
-        "suite": "object",
-        "task": "object",
-        "method": "object",
-        "seed": "int64",
-        "update": "int64",
-        "stream": "object",
-        "episode": "int64",
-        "env_seed": "int64",
-        "return": "float64",
-        "score": "float64",
-        "length": "int64",
-        "success": "boolean",
-        "terminated": "bool",
-        "truncated": "bool",
-        "plans": "Int64",
-        "chunk_lengths": "object",
-        "start_value": "Float64",
-        "discounted_return": "Float64",
-    }
-)
-"""Column -> pandas dtype, in order. `score` is on the 0-100 scale (success x 100 where that is the
-score). `plans` counts the times the policy was asked for actions: `length` / `plans` is the mean length
-of the chunks it executed. `chunk_lengths` is the histogram of those lengths, how many were 1, 2, ... h
-steps long, where the policy executes chunks. `start_value` is what the method's critics said of its first
-decision, `discounted_return` what came of it on the rewards and with the discount of its data
-(`offbench.rollout.evaluate`); methods without critics have neither. `success` and all from `plans` on
-may be missing; older records lack columns at the end."""
-
-NULLABLE = ("success", "plans", "chunk_lengths", "start_value", "discounted_return")
-
-# in the order in which records came to have them
-LATER_COLUMNS = NULLABLE[1:]
+Stream = Literal["test", "monitor", "tune"]
+STREAMS: tuple[str, ...] = get_args(Stream)
 
 VALIDATION_ERRORS = frozenset({"validation/action_error", "validation/action_disagreement"})
-"""The curves of what a policy does otherwise than held-out episodes have it (`offbench.training.held_out`)."""
+"""The curves of how a policy's actions differ from those of held-out episodes (`offbench.training.held_out`)."""
 
-STREAMS = ("test", "monitor", "tune")
 
-_ARROW = {
-    "object": pa.string(),
-    "int64": pa.int64(),
-    "Int64": pa.int64(),
-    "float64": pa.float64(),
-    "Float64": pa.float64(),
-    "boolean": pa.bool_(),
-    "bool": pa.bool_(),
-}
+def _known(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
 
-_COUNTS = pa.list_(pa.int64())
 
-ARROW_SCHEMA = pa.schema(
+EPISODE_SCHEMA = pa.schema(
     [
-        pa.field(name, _COUNTS if name == "chunk_lengths" else _ARROW[kind], name in NULLABLE)
-        for name, kind in EPISODE_COLUMNS.items()
+        # the run: the same in all its rows
+        _known("run_id", pa.string()),
+        _known("entry", pa.string()),
+        _known("suite", pa.string()),
+        _known("task", pa.string()),
+        _known("method", pa.string()),
+        _known("seed", pa.int64()),
+        # updates made before the evaluation
+        _known("update", pa.int64()),
+        # which list of start states: one of STREAMS
+        _known("stream", pa.string()),
+        # its place in that list
+        _known("episode", pa.int64()),
+        # what the environment was reset with
+        _known("env_seed", pa.int64()),
+        # sum of the raw rewards
+        _known("return", pa.float64()),
+        # on the scale of 0 to 100; 100 for a success where that is the score
+        _known("score", pa.float64()),
+        # steps
+        _known("length", pa.int64()),
+        # null where the environment does not say
+        pa.field("success", pa.bool_()),
+        _known("terminated", pa.bool_()),
+        _known("truncated", pa.bool_()),
+        # how often the policy was asked for actions: length / plans is the mean executed chunk length
+        pa.field("plans", pa.int64()),
+        # how many of the executed chunks were 1, 2, ... h steps long; null for policies without chunks
+        pa.field("chunk_lengths", pa.list_(pa.int64())),
+        # what the method's critics said of the first decision; null without critics
+        pa.field("start_value", pa.float64()),
+        # the return on the rewards and with the discount of the method's data; null without critics
+        pa.field("discounted_return", pa.float64()),
     ]
 )
+"""The rows of results, one per evaluation episode. `offbench.rollout.evaluate` has the definitions."""
+
+RUN_COLUMNS = ("run_id", "entry", "suite", "task", "method", "seed")
+"""The columns that are the same in all rows of a run."""
+
+EVALUATION_COLUMNS = tuple(
+    name for name in EPISODE_SCHEMA.names if name not in ("run_id", "entry", "suite", "method")
+)
+"""The columns that an evaluation fills; a record adds the others."""
+
+LATER_COLUMNS = ("plans", "chunk_lengths", "start_value", "discounted_return")
+"""The columns that older records lack, in the order in which they were added; they are read as null."""
+
+_DTYPES = {pa.string(): "object", pa.int64(): "int64", pa.float64(): "float64", pa.bool_(): "bool"}
+
+_NULLABLE_DTYPES = {pa.int64(): "Int64", pa.float64(): "Float64", pa.bool_(): "boolean"}
+
+EPISODE_COLUMNS: Mapping[str, str] = MappingProxyType(
+    {
+        f.name: (_NULLABLE_DTYPES if f.nullable else _DTYPES).get(f.type, "object")
+        for f in EPISODE_SCHEMA
+    }
+)
+"""The columns and their pandas dtypes, in order."""
+
+
+def typed(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the dtypes of EPISODE_COLUMNS; columns that are none of an episode stay as they are."""
+    return rows.astype({name: kind for name, kind in EPISODE_COLUMNS.items() if name in rows})
 
 
 def no_episodes() -> pd.DataFrame:
     """The episodes of a run without an environment."""
-    return pd.DataFrame({k: pd.Series(dtype=kind) for k, kind in EPISODE_COLUMNS.items()})
+    return typed(pd.DataFrame(columns=list(EPISODE_COLUMNS)))
+
+
+def to_frame(table: pa.Table) -> pd.DataFrame:
+    """A table of EPISODE_SCHEMA as a frame of EPISODE_COLUMNS."""
+    nullable = {
+        pa.bool_(): pd.BooleanDtype(),
+        pa.int64(): pd.Int64Dtype(),
+        pa.float64(): pd.Float64Dtype(),
+    }
+    known = [field.name for field in EPISODE_SCHEMA if not field.nullable]
+    frame = table.select(known).to_pandas()
+    for i, field in enumerate(EPISODE_SCHEMA):
+        if field.nullable:
+            frame.insert(i, field.name, table[field.name].to_pandas(types_mapper=nullable.get))
+    return frame
+
+
+def completed(table: pa.Table) -> pa.Table:
+    """Rows of an older record with the columns that it lacks, as null."""
+    for name in LATER_COLUMNS:
+        if name not in table.column_names:
+            field = EPISODE_SCHEMA.field(name)
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table
 
 
 def episode_table(run: RunSpec, episodes: pd.DataFrame, entry: str) -> pa.Table:
-    """`episodes` as the rows of `run`, typed and in order, or a UserError saying what is wrong."""
+    """The episodes of a run as rows of EPISODE_SCHEMA, ordered by stream, update and number.
+
+    Args:
+        episodes: EVALUATION_COLUMNS, those of LATER_COLUMNS if known; RUN_COLUMNS may be there too.
+        entry: the label of the board's row.
+
+    Raises:
+        UserError: a column is unknown, missing or of another type; a row is of another run, not finite,
+            or double; or the test episodes are not those of the protocol after the last update.
+    """
     frame = episodes.copy()
-    constant = {
-        "run_id": run.run_id,
-        "entry": entry,
-        "suite": run.suite,
-        "task": run.task,
-        "method": run.method,
-        "seed": run.seed,
-    }
+    constant = {name: entry if name == "entry" else getattr(run, name) for name in RUN_COLUMNS}
     for name in frame.columns:
         if name not in EPISODE_COLUMNS:
             raise UserError(f"episodes: unknown column {name!r}: {nearest(name, EPISODE_COLUMNS)}")
@@ -103,13 +147,13 @@ def episode_table(run: RunSpec, episodes: pd.DataFrame, entry: str) -> pa.Table:
     if absent := [name for name in EPISODE_COLUMNS if name not in frame]:
         raise UserError(f"episodes: no column {', '.join(absent)}")
     frame = frame[list(EPISODE_COLUMNS)]
-    for name, kind in EPISODE_COLUMNS.items():
-        if kind in ("bool", "boolean") and not _is_boolean(frame[name]):
-            raise UserError(f"episodes: column {name!r} is not true or false")
-        if name not in NULLABLE and frame[name].isna().any():
-            raise UserError(f"episodes: {name} is not finite or is missing in some rows")
+    for field in EPISODE_SCHEMA:
+        if field.type == pa.bool_() and not _is_boolean(frame[field.name]):
+            raise UserError(f"episodes: column {field.name!r} is not true or false")
+        if not field.nullable and frame[field.name].isna().any():
+            raise UserError(f"episodes: {field.name} is not finite or is missing in some rows")
     try:
-        table = pa.Table.from_pandas(frame, schema=ARROW_SCHEMA, preserve_index=False)
+        table = pa.Table.from_pandas(frame, schema=EPISODE_SCHEMA, preserve_index=False)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise UserError(f"episodes: wrong type: {'; '.join(map(str, error.args))}") from None
     _check_rows(run, table.to_pandas())

@@ -79,14 +79,16 @@ class RunSpec:
         return self.as_dict() | {"pipeline": _as_first_recorded(self.pipeline)}
 
     def as_dict(self) -> dict[str, Any]:
+        """The fields by name, in plain JSON values."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
     def to_json(self) -> str:
+        """The specification as JSON, which `from_json` reads."""
         return json.dumps(self.as_dict(), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> "RunSpec":
-        """Raises UserError on anything but what `to_json` wrote."""
+        """The specification that `to_json` wrote; UserError for anything else."""
         try:
             value = json.loads(text)
         except json.JSONDecodeError as error:
@@ -147,6 +149,7 @@ class Provenance:
             raise UserError(f"provenance: created is {self.created!r}, not an ISO time in UTC")
 
     def as_dict(self) -> dict[str, Any]:
+        """The fields by name, in plain JSON values."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
 

@@ -12,44 +12,31 @@ whole one, or an error which names the file.
 Nothing here reads or writes means; tables are recomputed from the rows (`offbench.results.leaderboard`).
 """
 
-import hashlib
-import json
-import math
 import os
-import re
-import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock
 
 from offbench.errors import UserError, unknown
-from offbench.io import slug
-from offbench.results.schema import (
-    ARROW_SCHEMA,
-    EPISODE_COLUMNS,
-    LATER_COLUMNS,
-    NULLABLE,
-    episode_table,
+from offbench.io import atomic_write, slug
+from offbench.results.record import (
+    FORMAT,
+    checked_curves,
+    episode_bytes,
+    line_of,
+    load,
+    publish,
+    read_episodes,
 )
-from offbench.results.spec import Provenance, RunSpec, with_names
+from offbench.results.schema import EPISODE_COLUMNS, EPISODE_SCHEMA, RUN_COLUMNS, to_frame
+from offbench.results.spec import Provenance, RunSpec
 
 Status = Literal["ok", "failed", "diverged"]
-
-# the same on every row of a run
-_CONSTANT = ("run_id", "entry", "suite", "task", "method", "seed")
-
-_FORMAT = 1
-
-_TAIL = ',\n "checksum": "%s"\n}\n'
-
-_TAIL_LENGTH = len(_TAIL % ("0" * 64))
 
 
 class Record(NamedTuple):
@@ -78,12 +65,17 @@ class Store:
         object.__setattr__(self, "root", Path(self.root))
 
     def check_writable(self) -> None:
-        """Raises UserError now, rather than after a day of training."""
+        """Makes the folder and tries to write to it.
+
+        Raises:
+            UserError: records cannot be written there. Better now than after a day of training.
+        """
         try:
             runs = self.root / "runs"
             runs.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / ".lock"):
-                _write_temporary(runs / "probe", b"").unlink()
+                atomic_write(runs / ".probe", b"")
+                (runs / ".probe").unlink()
         except OSError as error:
             raise UserError(f"cannot write records to {self.root}: {error.strerror}") from None
 
@@ -97,6 +89,7 @@ class Store:
         return [run for run in wanted if not _done(found.get(run.run_id, ()), count_failed)]
 
     def has(self, run_id: str, *, count_failed: bool = False) -> bool:
+        """Whether a run has a whole record; with `count_failed`, or a failed one."""
         return _done(self._paths().get(run_id, ()), count_failed)
 
     def append(
@@ -108,29 +101,26 @@ class Store:
         *,
         remark: str | None = None,
     ) -> Path:
-        """Records a finished run and returns the path of its json.
+        """Records a finished run.
 
-        `episodes` has EPISODE_COLUMNS; those which are the same for the whole run (run_id, entry,
-        suite, task, method, seed) may be left out. `metrics` are curves of equal length, one list
-        per name. `remark` is what a reader of the score must know, kept as the `reason`. Raises
-        UserError for rows that do not belong to this run, for `test` rows before the last update, and
-        when the run has a whole record already.
+        Args:
+            episodes: one row per evaluation episode, in EPISODE_COLUMNS; RUN_COLUMNS may be left out.
+            metrics: curves of equal length, one list per name.
+            remark: what a reader of the score must know, kept as the `reason`.
+
+        Returns:
+            The path of its json.
+
+        Raises:
+            UserError: the rows do not belong to this run, there are `test` rows before the last update,
+                the run has a whole record already, or the record cannot be written.
         """
         if run.dataset_sha256 is None:
             raise UserError(
                 f"{run.task}: dataset_sha256 is not known, so nothing says what was trained on"
             )
-        table = episode_table(run, episodes, provenance.entry)
-        sink = pa.BufferOutputStream()
-        # Snappy: a small file is read twice as fast as with zstd, and boards read thousands.
-        pq.write_table(table, sink, compression="snappy", write_statistics=False)
-        payload = sink.getvalue().to_pybytes()
-        about = {
-            "rows": table.num_rows,
-            "bytes": len(payload),
-            "sha256": hashlib.sha256(payload).hexdigest(),
-        }
-        return self._commit(run, provenance, "ok", remark, payload, about, _curves(metrics))
+        content, about = episode_bytes(run, episodes, provenance.entry)
+        return self._commit(run, provenance, "ok", remark, content, about, checked_curves(metrics))
 
     def fail(
         self,
@@ -146,52 +136,57 @@ class Store:
         return self._commit(run, provenance, status, reason, None, None, None)
 
     def read(self, run_id: str) -> Record:
-        """Raises UserError when there is no such record."""
+        """The record of a run, without its episodes.
+
+        Raises:
+            UserError: there is no such record, or it is damaged.
+        """
         paths = self._paths().get(run_id, ())
         if not paths:
             raise UserError(f"no record {run_id!r} in {self.root}")
-        path, body = _winner([(path, _load(path)) for path in paths])
+        path, body = _winner([(path, load(path)) for path in paths])
         curves = body["metrics"]
         metrics = None if curves is None else pd.DataFrame(curves, dtype="float64")
         spec, provenance = RunSpec(**body["spec"]), Provenance(**body["provenance"])
         return Record(path, body["status"], body["reason"], spec, provenance, metrics)
 
     def runs(self, **where: Any) -> pd.DataFrame:
-        """One line per record, failed ones too: spec and provenance but `sources`, nested names dotted.
+        """One line per record, failed ones too: specification and provenance, nested names dotted.
 
-        `where` filters by column, with a value or a collection of values; dotted names go in as
-        `**{"hparams.lr": 1e-3}`. Columns besides the fields: run_id, config_id, status, reason,
-        rows. Raises UserError for a damaged record or an unknown column.
+        Args:
+            where: column -> a value or a collection of values; dotted names go in as
+                `**{"hparams.lr": 1e-3}`.
+
+        Returns:
+            The columns run_id, config_id, status, reason and rows (number of episodes), and every field
+            of the specification and the provenance but `sources`.
+
+        Raises:
+            UserError: a record is damaged, or there is no such column.
         """
-        lines = [_line(body) for _, body in self._matching(where)]
+        lines = [line_of(body) for _, body in self._matching(where)]
         head = ["run_id", "config_id", "entry", "suite", "task", "method", "seed", "status"]
         frame = pd.DataFrame(lines, columns=None if lines else head)
         rest = [name for name in frame.columns if name not in head]
         return frame[head + rest]
 
     def episodes(self, **where: Any) -> pd.DataFrame:
-        """All recorded episodes, long form, EPISODE_COLUMNS; `where` as in `runs`, or by row."""
+        """The recorded episodes of all whole runs, one row each, in EPISODE_COLUMNS.
+
+        Args:
+            where: as in `runs`; columns of the episodes filter rows.
+        """
         by_row = {
             name: where.pop(name)
             for name in tuple(where)
-            if name in EPISODE_COLUMNS and name not in _CONSTANT
+            if name in EPISODE_COLUMNS and name not in RUN_COLUMNS
         }
         tables = [
-            _read_episodes(path.with_suffix(".parquet"), body["episodes"])
+            read_episodes(path.with_suffix(".parquet"), body["episodes"])
             for path, body in self._matching(where)
             if body["status"] == "ok"
         ]
-        table = pa.concat_tables(tables) if tables else ARROW_SCHEMA.empty_table()
-        dtypes = {
-            pa.bool_(): pd.BooleanDtype(),
-            pa.int64(): pd.Int64Dtype(),
-            pa.float64(): pd.Float64Dtype(),
-        }
-        frame = table.drop_columns(list(NULLABLE)).to_pandas()
-        # in the order of the columns
-        for name in NULLABLE:
-            column = table[name].to_pandas(types_mapper=dtypes.get)
-            frame.insert(table.schema.get_field_index(name), name, column)
+        frame = to_frame(pa.concat_tables(tables) if tables else EPISODE_SCHEMA.empty_table())
         for name, value in by_row.items():
             frame = frame[frame[name].isin(_as_set(value))]
         return frame.reset_index(drop=True)
@@ -228,12 +223,12 @@ class Store:
         provenance: Provenance,
         status: Status,
         reason: str | None,
-        payload: bytes | None,
+        content: bytes | None,
         about: Mapping[str, Any] | None,
         metrics: Mapping[str, Any] | None,
     ) -> Path:
         body = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "run_id": run.run_id,
             "config_id": run.config_id,
             "status": status,
@@ -244,36 +239,24 @@ class Store:
             "metrics": metrics,
         }
         mark = self.path(run, provenance.entry)
-        folder = mark.parent
-        files = [] if payload is None else [(mark.with_suffix(".parquet"), payload)]
-        files.append((mark, _seal(body).encode()))
-        temporary: list[tuple[Path, Path]] = []
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for path, content in files:
-                temporary.append((_write_temporary(path, content), path))
+            mark.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / ".lock"):
                 superseded = self._superseded(run)
-                for written, path in temporary:  # the mark is last
-                    os.replace(written, path)
-                    _sync_folder(folder)
+                publish(mark, body, content)
                 for path in superseded:
                     # a failure recorded under another entry label
                     if path != mark:
                         path.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"cannot write record {mark}: {error.strerror}") from None
-        finally:
-            for written, _ in temporary:
-                with suppress(OSError):
-                    written.unlink(missing_ok=True)
         return mark
 
     def _superseded(self, run: RunSpec) -> list[Path]:
         """Failed records of this run; raises when there is a whole one."""
         paths = self._paths({run.suite}, {run.task}).get(run.run_id, [])
         for path in paths:
-            if _load(path)["status"] == "ok":
+            if load(path)["status"] == "ok":
                 raise UserError(f"run {run.run_id} is recorded already in {path}; records are kept")
         return paths
 
@@ -293,18 +276,17 @@ class Store:
     def _matching(self, where: Mapping[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
         wanted = {name: _as_set(value) for name, value in where.items()}
         paths = self._paths(wanted.get("suite"), wanted.get("task"))
-        ids = frozenset(wanted["run_id"]) if "run_id" in wanted else frozenset(paths)
+        ids = frozenset(wanted.pop("run_id", paths))
         unseen, seen = set(wanted), set()
         for run_id, marks in paths.items():
             if run_id not in ids:
                 continue
-            path, body = _winner([(mark, _load(mark)) for mark in marks])
+            path, body = _winner([(mark, load(mark)) for mark in marks])
             if wanted:
-                line = _line(body)
+                line = line_of(body)
                 unseen -= line.keys()
                 seen |= line.keys()
-                rest = ((name, values) for name, values in wanted.items() if name != "run_id")
-                if not all(_is_in(line.get(name), values) for name, values in rest):
+                if not all(_is_in(line.get(name), values) for name, values in wanted.items()):
                     continue
             yield path, body
         if seen and unseen:
@@ -314,7 +296,7 @@ class Store:
 def _done(paths: Sequence[Path], count_failed: bool) -> bool:
     if not paths:
         return False
-    path, body = _winner([(path, _load(path)) for path in paths])
+    path, body = _winner([(path, load(path)) for path in paths])
     if body["status"] != "ok":
         return count_failed
     # Reading every parquet to decide what is left to run would be slow; its length is free.
@@ -332,30 +314,6 @@ def _winner(marks: list[tuple[Path, dict[str, Any]]]) -> tuple[Path, dict[str, A
     return whole[0] if whole else marks[-1]
 
 
-def _line(body: dict[str, Any]) -> dict[str, Any]:
-    line = {name: body[name] for name in ("run_id", "config_id", "status", "reason")}
-    line["rows"] = body["episodes"]["rows"] if body["episodes"] else 0
-    for part in ("spec", "provenance"):
-        # sources are for who reads one record: a column per setting would drown the rest
-        _flatten({k: v for k, v in body[part].items() if k != "sources"}, "", line)
-    return line
-
-
-def columns(value: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """A part of a run's specification as the columns of `Store.runs()`."""
-    out: dict[str, Any] = {}
-    _flatten(value, prefix, out)
-    return {k: v for k, v in out.items() if v is not None}
-
-
-def _flatten(value: Mapping[str, Any], prefix: str, out: dict[str, Any]) -> None:
-    for name, item in value.items():
-        if isinstance(item, dict):
-            _flatten(item, f"{prefix}{name}.", out)
-        else:
-            out[prefix + name] = tuple(item) if isinstance(item, list) else item
-
-
 def _as_set(value: Any) -> tuple[Any, ...]:
     collection = isinstance(value, Collection) and not isinstance(value, str | Mapping)
     return tuple(value) if collection else (value,)
@@ -363,20 +321,6 @@ def _as_set(value: Any) -> tuple[Any, ...]:
 
 def _is_in(value: Any, values: tuple[Any, ...]) -> bool:
     return value in values or (isinstance(value, tuple) and value == values)
-
-
-def _curves(metrics: Mapping[str, Sequence[float]] | None) -> dict[str, list[float | None]] | None:
-    """Curves for the json; a value that is not finite is kept as null."""
-    if metrics is None:
-        return None
-    curves = {
-        str(name): [float(x) if math.isfinite(x) else None for x in values]
-        for name, values in metrics.items()
-    }
-    if len({len(curve) for curve in curves.values()}) > 1:
-        lengths = ", ".join(f"{name} {len(curve)}" for name, curve in curves.items())
-        raise UserError(f"metrics: curves of different lengths: {lengths}")
-    return curves
 
 
 def _safe(name: str) -> str:
@@ -395,78 +339,3 @@ def _subfolders(folder: Path, names: Collection[str] | None) -> list[Path]:
             return [folder / name for name in sorted(e.name for e in entries if e.is_dir())]
     except FileNotFoundError:
         return []
-
-
-def _write_temporary(path: Path, content: bytes) -> Path:
-    """Writes beside `path`, under a hidden name, down to the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def _sync_folder(folder: Path) -> None:
-    """Has the names in a folder reach the disk; Windows opens no folder and has no such call."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _seal(body: Mapping[str, Any]) -> str:
-    """JSON with a checksum of itself as its last line. Curves stay on one line."""
-    lines = [
-        f' "{name}": {json.dumps(value, indent=None if name == "metrics" else 1, allow_nan=False)}'
-        for name, value in body.items()
-    ]
-    text = "{\n" + ",\n".join(lines) + "\n}"
-    return text[:-2] + _TAIL % hashlib.sha256(text.encode()).hexdigest()
-
-
-_TAIL_PATTERN = re.compile(re.escape(_TAIL).replace("%s", "([0-9a-f]{64})"))
-
-
-def _load(path: Path) -> dict[str, Any]:
-    """The body of a sealed json; raises UserError with the path when anything in it changed."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"damaged record: {path} cannot be read: {error}") from None
-    head, tail = text[:-_TAIL_LENGTH] + "\n}", _TAIL_PATTERN.fullmatch(text[-_TAIL_LENGTH:])
-    if tail is None or hashlib.sha256(head.encode()).hexdigest() != tail[1]:
-        raise UserError(f"damaged record: {path} is truncated or was edited")
-    body = json.loads(head)
-    if body["format"] != _FORMAT:
-        raise UserError(f"{path} has record format {body['format']}, this offbench reads {_FORMAT}")
-    if body["run_id"] != path.stem:
-        raise UserError(f"damaged record: {path} is the record of run {body['run_id']}")
-    body["spec"]["pipeline"] = with_names(body["spec"]["pipeline"])
-    return body
-
-
-def _read_episodes(path: Path, about: Mapping[str, Any]) -> pa.Table:
-    try:
-        payload = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"damaged record: {path} cannot be read: {error.strerror}") from None
-    if hashlib.sha256(payload).hexdigest() != about["sha256"]:
-        raise UserError(f"damaged record: {path} is truncated or was edited")
-    table = pq.ParquetFile(pa.BufferReader(payload)).read(use_threads=False)
-    # a record of before it had them
-    for name in LATER_COLUMNS:
-        if name not in table.column_names:
-            field = ARROW_SCHEMA.field(name)
-            table = table.append_column(field, pa.nulls(len(table), field.type))
-    if table.num_rows != about["rows"] or not table.schema.equals(ARROW_SCHEMA):
-        raise UserError(f"damaged record: {path} does not hold the rows its json describes")
-    return table

@@ -54,10 +54,12 @@ class Cell:
 
     @property
     def n_seeds(self) -> int:
+        """Number of training seeds."""
         return len(self.means)
 
     @cached_property
     def mean(self) -> float:
+        """Mean score over seeds."""
         return float(self.means.mean())
 
     @cached_property
@@ -109,6 +111,7 @@ class Pool(NamedTuple):
 
     @classmethod
     def of(cls, cells: Sequence[Cell]) -> "Pool":
+        """The means over the cells that have several seeds; defaults where there are none."""
         several = [c for c in cells if c.n_seeds > 1]
         variances = [c.seed_variance for c in several if not c.success]
         mixed = [c for c in several if c.success and 0 < c.mean < 100 and c.n_episodes > 1]

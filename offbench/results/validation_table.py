@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from offbench.results.captions import count
-from offbench.results.leaderboard import refuse_mixtures
 from offbench.results.render import write_texts
 from offbench.results.schema import VALIDATION_ERRORS
+from offbench.results.selection import refuse_mixtures
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,9 +53,15 @@ def validation_table(
     seeds: Mapping[str, Sequence[int]],
     title: str,
 ) -> ValidationTable:
-    """Of `Store.runs()` and `Store.curves()`; `seeds` are those asked for, by task.
+    """Validation metrics after the last update, one row per (task, entry).
 
-    Raises UserError where runs of one entry on one task are not seeds of one configuration.
+    Args:
+        runs: `Store.runs()`.
+        curves: `Store.curves()` of the same records.
+        seeds: task -> the seeds asked for.
+
+    Raises:
+        UserError: runs of one entry on one task are not seeds of one configuration.
     """
     whole = runs[runs["status"] == "ok"]
     refuse_mixtures(whole)
@@ -97,6 +103,7 @@ def _texts(row: pd.Series) -> tuple[str, ...]:
 
 
 def to_markdown(table: ValidationTable) -> str:
+    """A GitHub table per task, the caption and the notes."""
     lines = [f"# {table.title}"]
     for task, rows in table.rows.groupby("task"):
         lines += [
@@ -112,6 +119,7 @@ def to_markdown(table: ValidationTable) -> str:
 
 
 def to_terminal(table: ValidationTable, console: "Console") -> None:
+    """Prints a table per task, the caption and the notes."""
     from rich.table import Table
     from rich.text import Text
 

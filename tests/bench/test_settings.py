@@ -10,8 +10,10 @@ import pytest
 from offbench.bench.hydra import options, read_option
 from offbench.bench.plan import plan
 from offbench.bench.suites import home_of, tasks_of
+from offbench.cli.board import wanted_of
 from offbench.data.composition import MIXED
 from offbench.errors import UserError
+from offbench.results.selection import select
 from offbench.results.spec import TUNINGS, Provenance
 from offbench.results.store import Store
 from offbench.tasks import registry
@@ -497,16 +499,18 @@ def record(store: Store, made) -> None:
 
 
 def test_a_board_has_other_entries_at_the_published_budget_of_their_methods(tmp_path):
-    from offbench.cli.board import _runs_of
-
     task, store = "task=d4rl/hopper-medium-v2", Store(tmp_path)
     sac, dt = cells(task, "methods=[sac_n,dt]")
     short = cell(task, "methods=[edac]", "n_updates=1000")
     for made in (sac, dt, short):
         record(store, made)
-    shown = lambda *more: set(
-        _runs_of(plan([task, "methods=[iql]", *more], bench=True), store)[0]["entry"]
-    )
+    runs = store.runs()
+    wanted = lambda *more: wanted_of(plan([task, *more], bench=True), runs)
+    shown = lambda *more: set(select(runs, wanted("methods=[iql]", *more)).runs["entry"])
     assert shown() == {"sac_n", "dt"}  # 3M and 100k updates beside IQL's 1M, and not 1,000 of 3M
     assert shown("n_updates=1000") == {"edac"}
     assert shown("eval.episodes=3") == set()
+    # planned runs are found by the data they were trained on, which are not here
+    assert set(select(runs, wanted("methods=[dt]")).runs["entry"]) == {"sac_n", "dt"}
+    both = pd.concat([runs, runs.assign(dataset_sha256="1" * 64)])
+    assert select(both, wanted_of(plan([task, "methods=[dt]"], bench=True), both)).runs.empty

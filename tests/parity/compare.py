@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from offbench.results.stats import mean_interval, unpaired_difference, welch_interval
+from offbench.results.resampling import unpaired_difference
+from offbench.results.stats import mean_interval, welch_interval
 
 HERE = Path(__file__).parents[2] / "results/parity"
 CELL = ["name", "task", "updates", "batch"]

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from offbench.results import stats, uncertainty
+from offbench.results import resampling, stats, uncertainty
 from offbench.results.uncertainty import Cell, Pool
 
 HERE = Path(__file__).resolve().parents[2] / "results/coverage"
@@ -70,7 +70,7 @@ def intervals(family: str, cells: Population, n: int, boards: int) -> Iterator[d
             for name, statistic in (("iqm", stats.iqm), ("mean", stats.mean)):
                 truth = float(statistic([cells[method, t] for t in tasks]))
                 ours = uncertainty.aggregate(row, [pool] * len(tasks), statistic, **options)
-                usual = stats.bootstrap([c.means for c in row], statistic, rng=rng, reps=400)
+                usual = resampling.bootstrap([c.means for c in row], statistic, rng=rng, reps=400)
                 hit[name].append(_held(ours.interval, usual, truth))
     for what, rows in hit.items():
         ours, usual, half, usual_half = np.mean(rows, axis=0)

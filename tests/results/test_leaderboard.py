@@ -12,7 +12,7 @@ from rich.console import Console
 
 from offbench.errors import UserError
 from offbench.results import render
-from offbench.results.leaderboard import Board, leaderboard
+from offbench.results.leaderboard import Asked, Board, leaderboard
 from offbench.results.render import to_csv, to_markdown, to_terminal, write
 from offbench.results.spec import Provenance, RunSpec
 from offbench.results.store import Store
@@ -136,7 +136,7 @@ def test_returns_without_references_are_never_averaged_with_scores() -> None:
             ("bc", A): [[1, 1], [3, 3]],
         }
     )
-    board = leaderboard(*frames, [A, B], unscaled=[B])
+    board = leaderboard(*frames, [A, B], asked=Asked(unscaled=[B]))
     numbers = board.aggregate[["iqm", "low", "high", "mean", "mean_low", "mean_high"]]
     assert numbers.isna().all(axis=None) and not board.aggregate["best"].any()
     # ranked by the mean of the ranks within the tasks; bc lacks one
@@ -149,16 +149,24 @@ def test_returns_without_references_are_never_averaged_with_scores() -> None:
     assert "| mean rank 1.5 | -- |" in row
     assert "incomplete" in printed(board) and "mean rank" in printed(board)
     assert "mean rank,1.5" in to_csv(board)
-    assert leaderboard(*frames, [A, B], unscaled=["toy/c-v0"]).aggregate["iqm"].notna().any()
+    assert (
+        leaderboard(*frames, [A, B], asked=Asked(unscaled=["toy/c-v0"]))
+        .aggregate["iqm"]
+        .notna()
+        .any()
+    )
     # one task has nothing to be mixed with
-    assert leaderboard(*frames, [B], unscaled=[B]).aggregate["iqm"].tolist() == [4000, 3000]
+    assert leaderboard(*frames, [B], asked=Asked(unscaled=[B])).aggregate["iqm"].tolist() == [
+        4000,
+        3000,
+    ]
 
 
 def test_plain_returns_say_nothing_about_the_spread_of_scores() -> None:
     scores = records({("iql", A): [[10], [12], [14]]})
     returns = records({("iql", B): [[4000], [9000], [100]], ("bc", B): [[1], [2], [3]]})
     alone = leaderboard(*scores, [A])
-    both = leaderboard(*joined(scores, returns), [A, B], unscaled=[B])
+    both = leaderboard(*joined(scores, returns), [A, B], asked=Asked(unscaled=[B]))
     assert cell(both, "iql", A)["low"] == cell(alone, "iql", A)["low"]
 
 
@@ -309,7 +317,7 @@ def test_one_seed_has_a_mean_and_no_interval_and_is_never_bold() -> None:
 
 def test_seeds_that_were_asked_for_and_not_run_are_shown_and_cost_the_rank() -> None:
     frames = records({("iql", A): [[50], [60], [70]], ("bc", A): [[1], [2]]})
-    board = leaderboard(*frames, [A], seeds={A: [0, 1, 2]})
+    board = leaderboard(*frames, [A], asked=Asked(seeds={A: [0, 1, 2]}))
     bc = cell(board, "bc", A)
     assert (bc["status"], bc["n_seeds"], bc["n_asked"]) == ("partial", 2, 3)
     assert cell(board, "iql", A)["status"] == "ok"
@@ -320,7 +328,7 @@ def test_seeds_that_were_asked_for_and_not_run_are_shown_and_cost_the_rank() -> 
     assert pd.notna(line(leaderboard(*frames, [A]), "bc")["rank"])
     # one note for all tasks on which as many are missing
     both = records({("bc", t): [[1], [2]] for t in (A, B)})
-    notes = leaderboard(*both, [A, B], seeds={t: [0, 1, 2] for t in (A, B)}).notes
+    notes = leaderboard(*both, [A, B], asked=Asked(seeds={t: [0, 1, 2] for t in (A, B)})).notes
     assert notes == (
         "all tasks: bc has 2 of 3 seeds asked for, so it has no aggregate and no rank",
     )
@@ -328,7 +336,7 @@ def test_seeds_that_were_asked_for_and_not_run_are_shown_and_cost_the_rank() -> 
 
 def test_returns_of_0_and_100_are_no_success_rate_and_a_board_of_returns_says_so() -> None:
     frames = records({("x", A): [[0, 0], [0, 100], [100, 0]], ("y", A): [[0], [0], [100]]})
-    plain = leaderboard(*frames, [A], unscaled=[A])
+    plain = leaderboard(*frames, [A], asked=Asked(unscaled=[A]))
     assert not plain.cells["success"].any() and cell(plain, "x", A)["low"] < 0
     assert plain.caption.startswith("Score: the return itself, no reference returns are known")
     assert "the return itself" in plain.summary and "reference minimum" not in plain.caption
@@ -678,7 +686,9 @@ def test_an_entry_that_the_suite_asks_for_some_tasks_alone_is_not_incomplete() -
         },
     )
     runs = frames[1].assign(method=frames[1]["entry"].str.split("+").str[0])
-    board = leaderboard(frames[0], runs, [A, B], only={"qc": ["*/a-*"], "other": ["*"]})
+    board = leaderboard(
+        frames[0], runs, [A, B], asked=Asked(only={"qc": ["*/a-*"], "other": ["*"]})
+    )
     for entry in ("qc", "qc+aw"):
         assert cell(board, entry, B)["status"] == "left out"
         assert cell(board, entry, B)["missing"]
@@ -705,7 +715,7 @@ def test_what_the_suite_asks_for_and_is_not_there_is_incomplete() -> None:
     )
     runs = frames[1].assign(method=frames[1]["entry"])
     only = {"x": ["*/a-*", "*/b-*"], "y": ["*/a-*", "*/b-*"], "z": ["*/a-*"]}
-    board = leaderboard(frames[0], runs, [A, B, c], only=only)
+    board = leaderboard(frames[0], runs, [A, B, c], asked=Asked(only=only))
     lines = to_markdown(board).splitlines()
     status = {
         e: next(x for x in lines if x.startswith(f"| -- | {e}")).split("|")[6].strip()
@@ -789,7 +799,9 @@ def test_the_last_three_evaluations_are_averaged_beside_the_last_alone() -> None
         assert f"| {three:.1f} | {last:.1f} |" in text and f"{three:.1f}" in printed(board)
     assert to_csv(board).count("mean of last 3 evaluations") == 4
     # plain returns have no mean over tasks here either
-    returns = to_markdown(leaderboard(*monitored(frames, monitor), [A, B], unscaled=[B]))
+    returns = to_markdown(
+        leaderboard(*monitored(frames, monitor), [A, B], asked=Asked(unscaled=[B]))
+    )
     assert returns.count("| -- | -- |") == 2 and not any(
         f"| {three:.1f} | {last:.1f} |" in returns
         for three, last in (np.mean(x, 0) for x in means.values())

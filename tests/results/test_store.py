@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time  # noqa: F401  (for the code that runs in other processes)
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from support.paths import ROOT
 from support.records import episodes, provenance, spec
 
 from offbench.errors import UserError, nearest, unknown
-from offbench.results import store as records
+from offbench.results.record import read_episodes
 from offbench.results.schema import EPISODE_COLUMNS
 from offbench.results.spec import Provenance, RunSpec
 from offbench.results.store import Store
@@ -377,7 +376,8 @@ def test_a_folder_that_cannot_be_written_is_named_at_once(tmp_path: Path, monkey
     def refuse(*_: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("offbench.results.store._write_temporary", refuse)
+    monkeypatch.setattr("offbench.results.store.atomic_write", refuse)
+    monkeypatch.setattr("offbench.results.record.atomic_write", refuse)
     with pytest.raises(UserError, match="results: Permission denied"):
         store.check_writable()
     with pytest.raises(UserError, match="Permission denied"):
@@ -479,11 +479,11 @@ def test_a_crash_at_any_step_leaves_a_whole_record_or_none(
         if not whole:
             store.append(spec(), episodes(), provenance())
         assert len(store.episodes()) == 3
-        assert list(store.root.rglob("*.tmp")) == []
+        assert list(store.root.rglob("*.tmp*")) == []
         outcomes.append(whole)
         if not crashed:
             break
-    assert made == ["fsync", "fsync", "replace", "fsync", "replace", "fsync"]
+    assert made == [*["fsync", "replace", "fsync"] * 2]
     assert outcomes == [False] * 5 + [True] * 2
 
 
@@ -568,7 +568,7 @@ def test_a_run_on_data_that_are_not_known_is_planned_and_not_recorded(store: Sto
 
 def test_a_record_of_a_later_format_is_not_guessed_at(store: Store, monkeypatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("offbench.results.store._FORMAT", 2)
+        patch.setattr("offbench.results.store.FORMAT", 2)
         store.append(spec(), episodes(), provenance())
     with pytest.raises(UserError, match="format 2"):
         store.runs()
@@ -592,7 +592,7 @@ def test_rows_of_older_records_are_read_without_what_was_not_kept_then(
     pq.write_table(table.drop_columns(later[since:]), old)
     payload = old.read_bytes()
     about = {"sha256": hashlib.sha256(payload).hexdigest(), "rows": len(table)}
-    assert records._read_episodes(old, about).equals(table)
+    assert read_episodes(old, about).equals(table)
 
 
 def test_plans_and_values_come_back_as_sent(store: Store) -> None:

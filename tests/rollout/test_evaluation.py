@@ -15,6 +15,7 @@ from offbench.data.replay import Episode, from_episodes
 from offbench.data.transforms import ObsNorm, RewardAffine
 from offbench.data.views import Chunk, NStep
 from offbench.methods.bc import BC
+from offbench.results.schema import EPISODE_COLUMNS, EVALUATION_COLUMNS
 from offbench.rollout import EnvPool, env_seeds, evaluate, make_policy
 from offbench.tasks.environments import evaluation_env
 from offbench.tasks.loading import load_data
@@ -68,6 +69,13 @@ def test_every_dealt_episode_is_counted_however_short():
     assert frame["length"].nunique() > 1  # they did end at different times
     seeds = env_seeds(HOPPER, "test", 6)
     assert frame["env_seed"].tolist() == seeds * 2
+
+
+def test_rows_are_those_of_the_schema():
+    frame = evaluate(random_policy(3), STATE, load_task(HOPPER), seeds=[0, 1], episodes=1)
+    assert {name: str(kind) for name, kind in frame.dtypes.items()} == {
+        name: EPISODE_COLUMNS[name] for name in EVALUATION_COLUMNS
+    } | {"member": "int64"}
 
 
 def test_a_seed_acts_with_its_own_noise_in_the_same_episodes():

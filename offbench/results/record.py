@@ -1,0 +1,163 @@
+"""One record on disk: a sealed json, the commit mark, and the parquet file of its episodes.
+
+The json has the run, its provenance, its curves and the checksum of the parquet, and ends in a checksum
+of itself, so that whatever is changed, cut off or swapped is an error that names the file.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from offbench.errors import UserError
+from offbench.io import atomic_write
+from offbench.results.schema import EPISODE_SCHEMA, completed, episode_table
+from offbench.results.spec import RunSpec, with_names
+
+FORMAT = 1
+
+_TAIL = ',\n "checksum": "%s"\n}\n'
+
+_TAIL_LENGTH = len(_TAIL % ("0" * 64))
+
+_TAIL_PATTERN = re.compile(re.escape(_TAIL).replace("%s", "([0-9a-f]{64})"))
+
+# --- writing --------------------------------------------------------------------------------
+
+
+def episode_bytes(run: RunSpec, episodes: pd.DataFrame, entry: str) -> tuple[bytes, dict[str, Any]]:
+    """The parquet file of a run's episodes, and what its json says of that file."""
+    table = episode_table(run, episodes, entry)
+    sink = pa.BufferOutputStream()
+    # Snappy: a small file is read twice as fast as with zstd, and boards read thousands.
+    pq.write_table(table, sink, compression="snappy", write_statistics=False)
+    content = sink.getvalue().to_pybytes()
+    checksum = hashlib.sha256(content).hexdigest()
+    return content, {"rows": table.num_rows, "bytes": len(content), "sha256": checksum}
+
+
+def checked_curves(
+    metrics: Mapping[str, Sequence[float]] | None,
+) -> dict[str, list[float | None]] | None:
+    """Training curves for the json, name -> values; a value that is not finite is kept as null.
+
+    Raises:
+        UserError: the curves have different lengths.
+    """
+    if metrics is None:
+        return None
+    curves = {
+        str(name): [float(x) if math.isfinite(x) else None for x in values]
+        for name, values in metrics.items()
+    }
+    if len({len(curve) for curve in curves.values()}) > 1:
+        lengths = ", ".join(f"{name} {len(curve)}" for name, curve in curves.items())
+        raise UserError(f"metrics: curves of different lengths: {lengths}")
+    return curves
+
+
+def seal(body: Mapping[str, Any]) -> str:
+    """The text of a record's json, whose last line is a checksum of all above. Curves stay on one line."""
+    lines = [
+        f' "{name}": {json.dumps(value, indent=None if name == "metrics" else 1, allow_nan=False)}'
+        for name, value in body.items()
+    ]
+    text = "{\n" + ",\n".join(lines) + "\n}"
+    return text[:-2] + _TAIL % hashlib.sha256(text.encode()).hexdigest()
+
+
+def publish(mark: Path, body: Mapping[str, Any], episodes: bytes | None) -> None:
+    """Writes a record, its json last and each file whole; to be called under the lock of the store."""
+    if episodes is not None:
+        atomic_write(mark.with_suffix(".parquet"), episodes)
+        _sync_folder(mark.parent)
+    atomic_write(mark, seal(body).encode())
+    _sync_folder(mark.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Has the names in a folder reach the disk; Windows opens no folder and has no such call."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# --- reading --------------------------------------------------------------------------------
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The body of a sealed json; raises UserError with the path when anything in it changed."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"damaged record: {path} cannot be read: {error}") from None
+    head, tail = text[:-_TAIL_LENGTH] + "\n}", _TAIL_PATTERN.fullmatch(text[-_TAIL_LENGTH:])
+    if tail is None or hashlib.sha256(head.encode()).hexdigest() != tail[1]:
+        raise UserError(f"damaged record: {path} is truncated or was edited")
+    body = json.loads(head)
+    if body["format"] != FORMAT:
+        raise UserError(f"{path} has record format {body['format']}, this offbench reads {FORMAT}")
+    if body["run_id"] != path.stem:
+        raise UserError(f"damaged record: {path} is the record of run {body['run_id']}")
+    body["spec"]["pipeline"] = with_names(body["spec"]["pipeline"])
+    return body
+
+
+def read_episodes(path: Path, about: Mapping[str, Any]) -> pa.Table:
+    """The episodes of a record, in EPISODE_SCHEMA; null in columns that came after it.
+
+    Args:
+        path: of the parquet file.
+        about: number of rows and checksum of the file, as the json has them.
+
+    Raises:
+        UserError: the file is not there, or not what the json describes.
+    """
+    try:
+        payload = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"damaged record: {path} cannot be read: {error.strerror}") from None
+    if hashlib.sha256(payload).hexdigest() != about["sha256"]:
+        raise UserError(f"damaged record: {path} is truncated or was edited")
+    table = completed(pq.ParquetFile(pa.BufferReader(payload)).read(use_threads=False))
+    if table.num_rows != about["rows"] or not table.schema.equals(EPISODE_SCHEMA):
+        raise UserError(f"damaged record: {path} does not hold the rows its json describes")
+    return table
+
+
+def line_of(body: dict[str, Any]) -> dict[str, Any]:
+    """A record's line in `Store.runs()`, from the body of its json."""
+    line = {name: body[name] for name in ("run_id", "config_id", "status", "reason")}
+    line["rows"] = body["episodes"]["rows"] if body["episodes"] else 0
+    for part in ("spec", "provenance"):
+        # sources are for who reads one record: a column per setting would drown the rest
+        _flatten({k: v for k, v in body[part].items() if k != "sources"}, "", line)
+    return line
+
+
+def columns(value: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """A part of a run's specification as the columns of `Store.runs()`."""
+    out: dict[str, Any] = {}
+    _flatten(value, prefix, out)
+    return {k: v for k, v in out.items() if v is not None}
+
+
+def _flatten(value: Mapping[str, Any], prefix: str, out: dict[str, Any]) -> None:
+    for name, item in value.items():
+        if isinstance(item, dict):
+            _flatten(item, f"{prefix}{name}.", out)
+        else:
+            out[prefix + name] = tuple(item) if isinstance(item, list) else item
