@@ -1,14 +1,16 @@
 """`offbench list`: methods, tasks, suites, samplers, views and weights."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
+from offbench.cli.console import print_list
 from offbench.cli.plan import is_here
-from offbench.errors import UserError, unknown
+from offbench.errors import UserError
 
 
-def show_list(args: Sequence[str]) -> int:
+def show_list(kind: str) -> int:
+    """Prints the names of a kind and what each is."""
     kinds: dict[str, Callable[[], list[tuple[str, str]]]] = {
         "methods": _methods,
         "samplers": lambda: _options("sampler"),
@@ -17,12 +19,7 @@ def show_list(args: Sequence[str]) -> int:
         "suites": lambda: _options("suite"),
         "tasks": _tasks,
     }
-    if len(args) != 1 or args[0] not in kinds:
-        raise unknown("thing to list", " ".join(args), kinds)
-    rows = kinds[args[0]]()
-    width = max(len(name) for name, _ in rows)
-    for name, about in rows:
-        print(f"{name:{width}}  {about}".rstrip())
+    print_list(kinds[kind]())
     return 0
 
 
@@ -89,7 +86,7 @@ def _parity(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     verdicts: dict[str, list[str]] = {}
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             verdicts.setdefault(row["name"], []).append(row["verdict"])
 
@@ -109,7 +106,7 @@ def _updates(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     furthest: dict[str, tuple[float, str]] = {}
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             found = float(row["largest_difference"]), row["reference"].rsplit(" ", 1)[0]
             furthest[row["algorithm"]] = max(furthest.get(row["algorithm"], found), found)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offbench.cli.bench import stack_limit
-from offbench.cli.console import duration, make_console, spelt_seeds
+from offbench.cli.console import duration, make_console, print_table, spelt_seeds
 from offbench.cli.describe import say_differences, say_protocol, say_which, updates_of
 from offbench.errors import UserError
 
@@ -101,20 +101,6 @@ def _print_absent(plan: "Plan", console: "Console") -> None:
 
 def _print_values(plan: "Plan", console: "Console") -> None:
     """Each setting once where it is the same for every cell, per entry or task otherwise."""
-    from rich.table import Table
-
-    table = Table(
-        "setting",
-        "value",
-        "from",
-        "for",
-        title="effective settings",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
-    for column in table.columns:
-        column.overflow = "fold"
     values: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     tasks: dict[str, list[str]] = {}  # entry -> its tasks
     for cell in plan.cells:
@@ -124,6 +110,7 @@ def _print_values(plan: "Plan", console: "Console") -> None:
             where.setdefault(cell.entry, []).append(cell.task.id)
     # sources too long for a column, once each
     notes: dict[str, int] = {}
+    rows = []
     for (key, value, source), where in sorted(
         values.items(), key=lambda item: (item[0][0], next(iter(item[1])))
     ):
@@ -131,10 +118,11 @@ def _print_values(plan: "Plan", console: "Console") -> None:
             entry if mine == tasks[entry] else f"{entry} on {', '.join(_briefly(mine))}"
             for entry, mine in where.items()
         ]
-        table.add_row(
-            key, value, _noted(source, notes), "all" if where == tasks else ", ".join(names)
+        rows.append(
+            (key, value, _noted(source, notes), "all" if where == tasks else ", ".join(names))
         )
-    console.print(table)
+    header = ("setting", "value", "from", "for")
+    print_table(console, rows, header=header, title="effective settings")
     for source, number in notes.items():
         console.print(f"\\[{number}] {source}", soft_wrap=True)
     console.print()
@@ -145,7 +133,7 @@ def _noted(source: str, notes: dict[str, int]) -> str:
     if len(source) <= 32:
         return source
     kind = source.split(" (")[0] if " (" in source else "several"
-    return f"{kind} \\[{notes.setdefault(source, len(notes) + 1)}]"
+    return f"{kind} [{notes.setdefault(source, len(notes) + 1)}]"
 
 
 def _briefly(tasks: Sequence[str]) -> list[str]:
@@ -180,11 +168,8 @@ def _source(cell: "Cell", key: str) -> str:
 def _print_cells(
     plan: "Plan", todo: "Sequence[Cell]", costs: Sequence[Any], console: "Console"
 ) -> None:
-    from rich.table import Table
-
     columns = ("entry", "task", "seeds", "to do", "updates", "run ids", "time", "estimated from")
-    table = Table(*columns, box=None, pad_edge=False)
-    table.columns[1].overflow = "fold"
+    rows = []
     left = {(c.entry, c.task.id): c for c in todo}
     cost = {(c.entry, c.task.id): k for c, k in zip(todo, costs)}
     for cell in plan.cells:
@@ -197,7 +182,7 @@ def _print_cells(
             shown, absent = "--", "data not here"
         time_, basis = (duration(cost[key].seconds), cost[key].basis) if key in cost else ("", "")
         seeds = spelt_seeds(cell.seeds)
-        table.add_row(
-            cell.entry, cell.task.id, seeds, absent, updates_of(cell), shown, time_, basis
+        rows.append(
+            (cell.entry, cell.task.id, seeds, absent, updates_of(cell), shown, time_, basis)
         )
-    console.print(table)
+    print_table(console, rows, header=columns)

@@ -83,8 +83,8 @@ class Card:
     def summary(self) -> str:
         """One line for a list."""
         how = {"d4rl": "HDF5", "minari": "Minari", "ogbench": "npz", "offbench": "embedded"}
-        judged = self.env or "no environment here"
-        return f"{how[self.family]}, judged in {judged}, {self.score}"
+        where = f"evaluated in {self.env}" if self.env else "no environment here"
+        return f"{how[self.family]}, {where}, score: {self.score}"
 
 
 # --- ids ------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ _HERE = Path(__file__).resolve().parent
 
 @functools.cache
 def _table(name: str) -> tuple[Mapping[str, str], ...]:
-    with (_HERE / name).open(newline="") as file:
+    with (_HERE / name).open(newline="", encoding="utf-8") as file:
         return tuple(csv.DictReader(file))
 
 

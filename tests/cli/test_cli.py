@@ -253,8 +253,15 @@ def refused(args: list[str], capsys, results: Path | None = None) -> str:
     ("args", "message"),
     [
         (["benhc"], "unknown command 'benhc': did you mean 'bench'"),
-        (["bench", "--suite", "quick"], "settings are written key=value"),
-        (["list", "method"], "did you mean 'methods'"),
+        (
+            ["bench", "--suite", "quick"],
+            "unknown option '--suite': did you mean 'suite='? settings are written key=value",
+        ),
+        (["list", "method"], "unknown kind 'method': did you mean 'methods'"),
+        (["list"], "usage: offbench list methods|tasks|suites|samplers|views|weights"),
+        (["list", "methods", "tasks"], "unexpected argument 'tasks'; usage: offbench list"),
+        (["--versoin"], "unknown option '--versoin': did you mean '--version'"),
+        (["speed", "--seeds=1"], "unknown option '--seeds'"),
         (["data", "make", "offbench/hoper"], "unknown recipe 'offbench/hoper': did you mean"),
         (["data"], "data needs one of"),
         (

@@ -1,0 +1,99 @@
+"""`offbench data fetch`, `pack` and `unpack`: datasets brought here, or to another machine."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from offbench.cli.console import make_console
+from offbench.data import compose
+from offbench.errors import UserError
+from offbench.tasks import catalog, files
+from offbench.tasks.task import canonical, check_file, manifests
+
+if TYPE_CHECKING:
+    from offbench.tasks.catalog import Card
+
+
+def fetch(options: argparse.Namespace) -> int:
+    """Downloads the datasets `options.ids`, or the parts of a composed one."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    cards = [card for name in options.ids for card in _cards(name)]
+    console = make_console()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(24),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Progress(
+        *columns, console=console, disable=not console.is_terminal, transient=True
+    ) as bars:
+        for card in cards:
+            bar = bars.add_task(card.id, total=None)
+            update = lambda done, total, bar=bar: bars.update(bar, completed=done, total=total)
+            path = _embedded_at(card) or catalog.fetch(card, update, verify=True)
+            console.print(f"{card.id}: {path}", soft_wrap=True)
+    return 0
+
+
+def _cards(name: str) -> "Iterator[Card]":
+    """Of an id, or of every part of a composition."""
+    made = compose.parse(canonical(name))
+    for part in [name] if isinstance(made, str) else made.leaves:
+        yield catalog.card(part)
+
+
+def _embedded_at(card: "Card") -> Path | None:
+    """Folder of an embedded set; UserError where its file is not here or not the manifest's."""
+    if card.family != "offbench":
+        return None
+    folder = manifests()[card.id][0] / "minari" / card.id
+    check_file(folder / "data" / "main_data.hdf5", card.sha256 or "", card.id)
+    return folder
+
+
+# --- pack, unpack ---------------------------------------------------------------------------
+
+
+def pack(options: argparse.Namespace) -> int:
+    """Writes the datasets `options.names` into the archive `options.out`."""
+    items: dict[str, Path] = {}
+    for name in options.names:
+        items |= _items(name)
+    manifest = files.pack(items, Path(options.out))
+    total = sum(f["size"] for f in manifest["files"].values())
+    print(f"{options.out}: {len(manifest['files'])} files, {total:,} bytes")
+    return 0
+
+
+def _items(name: str) -> dict[str, Path]:
+    """Name in the archive -> file or folder, for one set or the parts of a composition."""
+    from offbench.recipes import slug
+
+    if Path(name).exists() and name not in manifests():
+        return {f"files/{Path(name).resolve().name}": Path(name)}
+    items = {}
+    for card in _cards(name):
+        if (folder := _embedded_at(card)) is not None:
+            root, manifest = manifests()[card.id][0], f"{slug(card.id)}.yaml"
+            items |= {f"datasets/{manifest}": root / manifest, f"datasets/minari/{card.id}": folder}
+        elif (path := catalog.locate(card)) is not None:
+            items[card.id if card.family == "minari" else card.files[0].name] = path
+        else:
+            raise UserError(f"{card.id} is not here; get it with: offbench data fetch {card.id}")
+    return items
+
+
+def unpack(options: argparse.Namespace) -> int:
+    """Unpacks `options.archive` into `options.folder`, or where datasets are found."""
+    archive = Path(options.archive)
+    if not archive.is_file():
+        raise UserError(f"{archive} is not there")
+    folder = Path(options.folder) if options.folder else files.cache_dir()
+    paths = files.unpack(archive, folder)
+    print(f"{folder}: {len(paths)} files")
+    if (folder / "datasets").is_dir():
+        print(f"embedded sets are found with OFFBENCH_DATASETS={folder / 'datasets'}")
+    return 0
