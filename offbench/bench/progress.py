@@ -49,7 +49,7 @@ class Progress:
         path = cls.path(checkpoint)
         if not (checkpoint.exists() and path.exists()):
             return cls()
-        body = json.loads(path.read_text())
+        body = json.loads(path.read_text(encoding="utf-8"))
         kinds = {k: v for k, v in EPISODE_COLUMNS.items() if v in ("boolean", "Int64", "Float64")}
         typed = lambda f: f.astype({name: kinds[name] for name in f if name in kinds})
         return cls(**{**body, "frames": [typed(pd.DataFrame(f)) for f in body["frames"]]})

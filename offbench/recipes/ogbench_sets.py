@@ -181,5 +181,5 @@ def _label(
         "versions": versions(),
     }
     beside = path.with_name(path.name + ".part")
-    beside.write_text(yaml.safe_dump(content, sort_keys=False, width=100))
+    beside.write_text(yaml.safe_dump(content, sort_keys=False, width=100), encoding="utf-8")
     beside.replace(path)

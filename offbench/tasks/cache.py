@@ -70,7 +70,7 @@ def streamed(
     try:
         with _written(entry) as beside:
             rows = _append(beside, parts)
-            (beside / "rows.json").write_text(json.dumps(rows))
+            (beside / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     except OSError:
         return None
     return _read(entry)
@@ -120,7 +120,7 @@ def _hash(content: object) -> str:
 
 def _read(entry: Path) -> ReplayData | None:
     try:
-        rows = json.loads((entry / "rows.json").read_text())
+        rows = json.loads((entry / "rows.json").read_text(encoding="utf-8"))
         columns = [
             np.load(entry / f"{field}.npy", mmap_mode="c", allow_pickle=False)
             for field in ReplayData._fields
@@ -139,7 +139,7 @@ def _write(entry: Path, data: ReplayData) -> None:
     with _written(entry) as beside:
         for field, x in data._asdict().items():
             np.save(beside / f"{field}.npy", x.numpy(), allow_pickle=False)
-        (beside / "rows.json").write_text(json.dumps(len(data.last)))
+        (beside / "rows.json").write_text(json.dumps(len(data.last)), encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -166,7 +166,7 @@ def digest(path: Path) -> str:
     facts = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in inside]
     note = cache_dir() / "seen" / f"{_hash(facts)}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads(note.read_text())["sha256"])
+        return str(json.loads(note.read_text(encoding="utf-8"))["sha256"])
     if path.is_dir():
         named = [(p.relative_to(path).as_posix(), sha256_of(p)) for p in inside]
         found = hashlib.sha256(json.dumps(named).encode()).hexdigest()

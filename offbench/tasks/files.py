@@ -221,7 +221,7 @@ class _Transfer:
 
     def _read_notes(self) -> Mapping[str, Any]:
         try:
-            notes = json.loads(self._notes.read_text())
+            notes = json.loads(self._notes.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return notes if isinstance(notes, dict) else {}
@@ -270,7 +270,7 @@ class _Transfer:
             self.part.unlink(missing_ok=True)
             raise _Refused(f"{total} bytes there, {self.size} expected")
         notes = {"url": self.url, "etag": answer.headers.get("ETag")}
-        self._notes.write_text(json.dumps(notes))
+        self._notes.write_text(json.dumps(notes), encoding="utf-8")
         with self.part.open("ab" if resumed else "wb") as file:
             got = self._copy(answer, file, start, total)
         if total is not None and got < total:
@@ -332,7 +332,7 @@ def _verify(path: Path, size: int | None, sha256: str | None) -> None:
     if size is not None and stat.st_size != size:
         raise UserError(f"{path} has {stat.st_size} bytes, {size} expected; {again}")
     try:
-        seen = json.loads(_origin(path).read_text())
+        seen = json.loads(_origin(path).read_text(encoding="utf-8"))
         known, fresh = str(seen["sha256"]), (seen["size"], seen["mtime_ns"])
     except (OSError, ValueError, KeyError, TypeError):
         seen, known, fresh = {}, None, None

@@ -491,7 +491,7 @@ def manifests() -> dict[str, tuple[Path, Mapping[str, Any]]]:
 
 @functools.lru_cache(maxsize=4096)
 def _read_manifest(path: Path, mtime_ns: int) -> Mapping[str, Any]:
-    return MappingProxyType(yaml.safe_load(path.read_text()))
+    return MappingProxyType(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 def canonical(task_id: str) -> str:
