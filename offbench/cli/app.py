@@ -67,7 +67,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "list, show, check, import, collect, download and compose datasets", (), "COMMAND ..."
         ),
         "check": Command(
-            "test that a method keeps the contract of every method",
+            "test that a method keeps the contract of all methods",
             ("check method=iql", "check method._target_=mymodule.MyMethod"),
         ),
         "speed": Command(
@@ -240,11 +240,11 @@ def _run(options: argparse.Namespace) -> int:
     return command(options.settings)
 
 
-_python_s = warnings.formatwarning
+_python_format = warnings.formatwarning
 
 
 def _in_one_line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
-    """Of a warning about data, its words; of any other, what Python makes of it."""
+    """A warning about data in one line; any other as Python formats it."""
     if category.__name__ == "DataWarning":
         return f"offbench: warning: {message}\n"
-    return _python_s(message, category, *where, **more)
+    return _python_format(message, category, *where, **more)

@@ -106,6 +106,11 @@ def spelt_seeds(seeds: Sequence[int]) -> str:
     return f"{seeds[0]}-{seeds[-1]}" if run else ",".join(map(str, seeds))
 
 
+def plural(count: int, word: str) -> str:
+    """ "1 run", "2 runs"."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offbench.cli.bench import stack_limit
-from offbench.cli.console import duration, make_console, print_table, spelt_seeds
+from offbench.cli.console import duration, make_console, plural, print_table, spelt_seeds
 from offbench.cli.describe import say_differences, say_protocol, say_which, updates_of
 from offbench.errors import UserError
 
@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
 
 def show_plan(args: Sequence[str]) -> int:
-    from offbench.bench.executors import n_jobs
-    from offbench.bench.forecast import forecast, kept_bytes, stack_bytes
+    from offbench.bench.forecast import forecast
     from offbench.bench.plan import plan
-    from offbench.bench.stacks import missing, pack
+    from offbench.bench.stacks import missing
     from offbench.results.store import Store
 
     console = make_console()
@@ -42,32 +41,46 @@ def show_plan(args: Sequence[str]) -> int:
         raise
     _print_cells(wanted, todo, costs, console)
     _print_absent(wanted, console)
-    packs = pack(todo, max_stack=stack_limit(todo, wanted)) if todo else []
-    jobs = n_jobs(wanted.settings, len(packs))
-    longest = max((c.seconds for c in costs), default=0.0)
-    seconds = max(longest, sum(c.seconds for c in costs) / jobs)
-    runs = sum(len(c.seeds) for c in todo)
-    later = sum(len(c.seeds) for c in wanted.cells if not is_here(c.task))
-    console.print(
-        f"{runs} runs to do, about {duration(seconds)} on {jobs} process{'es' if jobs > 1 else ''}"
-        + (f"; {later} more once their data are here" if later else "")
-    )
-    if packs:
-        sizes = [len(p.members) for p in packs]
-        memory = max(stack_bytes(p) for p in {p.cells[0].entry: p for p in packs}.values())
-        console.print(
-            f"{len(packs)} stacks of {min(sizes)} to {max(sizes)} runs; the largest needs about "
-            f"{memory / 2**20:.0f} MiB beside its data"
-        )
-        size = kept_bytes(packs)
-        console.print(
-            f"kept of the runs: {size[wanted.settings.keep] / 1e6:,.1f} MB (keep={wanted.settings.keep};"
-            f" policy {size['policy'] / 1e6:,.1f} MB, state {size['state'] / 1e6:,.1f} MB)"
-        )
+    _print_totals(wanted, todo, [cost.seconds for cost in costs], console)
     return 0
 
 
+def _print_totals(
+    plan: "Plan", todo: "Sequence[Cell]", seconds: Sequence[float], console: "Console"
+) -> None:
+    """How long all runs take on the processes there are, their memory, and the files they leave."""
+    from offbench.bench.executors import n_jobs
+    from offbench.bench.forecast import kept_bytes, stack_bytes
+    from offbench.bench.stacks import pack
+
+    packs = pack(todo, max_stack=stack_limit(todo, plan)) if todo else []
+    jobs = n_jobs(plan.settings, len(packs))
+    together = max(max(seconds, default=0.0), sum(seconds) / jobs)
+    later = sum(len(c.seeds) for c in plan.cells if not is_here(c.task))
+    console.print(
+        f"{plural(sum(len(c.seeds) for c in todo), 'run')} to do, about {duration(together)} on "
+        f"{jobs} process{'es' if jobs > 1 else ''}"
+        + (f"; {later} more once their data are here" if later else "")
+    )
+    if not packs:
+        return
+    sizes = [len(p.members) for p in packs]
+    span = f"{min(sizes)} to " if min(sizes) < max(sizes) else ""
+    memory = max(stack_bytes(p) for p in {p.cells[0].entry: p for p in packs}.values())
+    console.print(
+        f"{plural(len(packs), 'stack')} of {span}{plural(max(sizes), 'run')}; the largest needs "
+        f"{memory / 2**20:,.1f} MiB of memory and its dataset"
+    )
+    size, keep = kept_bytes(packs), plan.settings.keep
+    others = (f"keep={k}: {size[k] / 1e6:,.1f} MB" for k in ("policy", "state") if k != keep)
+    console.print(
+        f"files kept of finished runs: {size[keep] / 1e6:,.1f} MB with keep={keep} "
+        f"({', '.join(others)})"
+    )
+
+
 def is_here(task: "Task") -> bool:
+    """Whether the task's dataset is on this machine."""
     from offbench.tasks.task import NOT_HERE
 
     missing = task.source == "embedded" and not (task.folder / "data" / "main_data.hdf5").exists()
@@ -75,15 +88,15 @@ def is_here(task: "Task") -> bool:
 
 
 def _print_absent(plan: "Plan", console: "Console") -> None:
-    """What a run would download first: a plan looks at what is here, and fetches nothing."""
+    """The datasets that are missing here, with the size and source of each; none is downloaded."""
     from offbench.data import compose
     from offbench.tasks import catalog
     from offbench.tasks.task import load_task
 
     absent: dict[str, str] = {}
     for task in (c.task for c in plan.cells if not is_here(c.task)):
-        made = compose.parse(task.id)
-        for name in [task.id] if isinstance(made, str) else made.leaves:
+        parsed = compose.parse(task.id)
+        for name in [task.id] if isinstance(parsed, str) else parsed.leaves:
             if is_here(load_task(name)):
                 continue
             card = catalog.card(name)
@@ -115,8 +128,8 @@ def _print_values(plan: "Plan", console: "Console") -> None:
         values.items(), key=lambda item: (item[0][0], next(iter(item[1])))
     ):
         names = [
-            entry if mine == tasks[entry] else f"{entry} on {', '.join(_briefly(mine))}"
-            for entry, mine in where.items()
+            entry if of_entry == tasks[entry] else f"{entry} on {', '.join(_briefly(of_entry))}"
+            for entry, of_entry in where.items()
         ]
         rows.append(
             (key, value, _noted(source, notes), "all" if where == tasks else ", ".join(names))

@@ -162,7 +162,7 @@ def test_a_plan_estimates_the_rest_where_some_data_are_not_here(nothing_here, tm
     tasks = f"task={HOPPER},d4rl/hopper-medium-v2"
     assert main(["plan", *args, tasks, f"results={tmp_path / 'r'}"]) == 0
     said = capsys.readouterr().out
-    assert "1 runs to do, about" in said and "1 more once their data are here" in said
+    assert "1 run to do, about" in said and "1 more once their data are here" in said
     assert "probe" in said and "d4rl/hopper-medium-v2: size not known, http" in said
 
 

@@ -113,7 +113,7 @@ def test_a_card_is_shown_with_a_histogram_and_a_picture(capsys, tmp_path):
         HOPPER,
         "50,092 in 549 episodes",
         "Hopper-v5",
-        "11 observed, 3 acted",
+        "observation 11, action 3",
         "0 at a return of 17.1327",
         "normalised mean return 6.4",
         "█",

@@ -62,7 +62,7 @@ def _with_limit(dataset: Loaded, limit: int | None, console: "Console") -> docto
 def _repeated(
     name: str, env: str | None, limit: int | None, actions: str
 ) -> tuple["Text", str, str]:
-    """A row on how well an environment repeats the recorded steps."""
+    """A row on how closely the environment reproduces recorded transitions."""
     from offbench.tasks.consistency import one_step
     from offbench.tasks.task import own_task
 

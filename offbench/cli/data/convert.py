@@ -22,7 +22,9 @@ def import_file(options: argparse.Namespace) -> int:
     name, env, limit = options.name, options.env, options.limit
     path = Path(name).expanduser()
     if options.to is None:
-        raise UserError(f"{name}: where to is missing: --to {path.stem}-offbench.npz")
+        raise UserError(
+            f"{name}: the file to write is missing, as in --to {path.stem}-offbench.npz"
+        )
     dest = Path(options.to).expanduser()
     arrays.check_ending(dest)
     if dest.exists() and not options.overwrite:

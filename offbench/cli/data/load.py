@@ -22,21 +22,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A set to look at, as it is trained on."""
+    """A dataset as it is trained on, with what is known of it."""
 
     data: "ReplayData"
     facts: doctor.Facts
     card: Mapping[str, Any] = field(default_factory=dict)
-    # what reading a file showed, besides what the doctor finds in the result
+    # findings of the reader, besides those of the data checks
     findings: tuple[doctor.Finding, ...] = ()
 
 
 def load(
     name: str, *, limit: int | None = None, env: str | None = None, actions: str = "env"
 ) -> Loaded:
-    """A set by id or path, a file as a run with that limit, environment and units of actions reads it.
+    """A dataset by its id or path; `limit`, `env` and `actions` say how a file is read, as in a run.
 
-    UserError for one that is unknown, absent or damaged.
+    `limit` is in steps; `actions` "env" or "unit". UserError for a dataset that is unknown, absent or
+    damaged.
     """
     if Path(name).exists() and name not in manifests():
         return _from_path(Path(name), name, limit, env, actions)
@@ -55,13 +56,14 @@ def load(
 
 
 def replay_of(name: str) -> "ReplayData":
+    """The transitions of one part of a composition."""
     if Path(name).is_file() and name not in manifests():
         raise UserError(f"{name}: a file given by its path cannot be part of a composition")
     return load(name).data
 
 
 def card_of(task: "Task") -> Mapping[str, Any]:
-    """What is told of a set by its id."""
+    """The card of a dataset that is named by its id."""
     known = manifests()
     if task.id in known:
         return known[task.id][1]
@@ -131,7 +133,7 @@ def _from_path(path: Path, name: str, limit: int | None, env: str | None, action
 
 
 def _apparent_limit(at: "Boundaries") -> int | None:
-    """Steps of the longest episodes that were cut, if one in twenty and three at least are as long."""
+    """Length of the longest truncated episodes, if three of them and one in twenty are as long; in steps."""
     ends = np.flatnonzero(at.end)
     lengths = np.diff(ends, prepend=-1)[~at.terminal[ends]]
     same = int((lengths == lengths.max(initial=0)).sum())
@@ -139,7 +141,7 @@ def _apparent_limit(at: "Boundaries") -> int | None:
 
 
 def _limit(path: Path) -> int | None:
-    """Steps of an episode in a file that has the name of a published one."""
+    """Time limit in steps of the published dataset whose file has this name."""
     if path.suffix not in (".hdf5", ".h5"):
         return None
     found = {

@@ -70,16 +70,16 @@ def _print_card(
     rows: dict[str, Any] = {"id": facts.id, "summary": card.get("summary")}
     if data is not None:
         rows["transitions"] = f"{report.rows:,} in {report.episodes:,} episodes"
-        rows["dimensions"] = f"{data[0].shape[1]} observed, {data[1].shape[1]} acted"
+        rows["dimensions"] = f"observation {data[0].shape[1]}, action {data[1].shape[1]}"
     rows["environment"] = (card.get("env") or {}).get("id") or card.get("refused")
     rows["differs"] = card.get("differs") or None
-    rows["limit"] = f"{facts.max_episode_steps} steps" if facts.max_episode_steps else None
+    rows["time limit"] = f"{facts.max_episode_steps} steps" if facts.max_episode_steps else None
     if facts.score == "success":
         rows["score"] = "share of successes, in percent"
     elif facts.ref_min is not None:
         rows["score"] = f"0 at a return of {facts.ref_min:g}, 100 at {facts.ref_max:g}"
-    rows["made by"] = (card.get("recipe") or {}).get("algorithm")
-    rows["base"] = card.get("base")
+    rows["behaviour"] = (card.get("recipe") or {}).get("algorithm")
+    rows["scored as"] = card.get("base")
     rows["references"] = card.get("reference") or None
     rows["note"] = "\n".join(card.get("notes") or ()) or None
     rows["path"] = card.get("path")

@@ -39,14 +39,14 @@ def fetch(options: argparse.Namespace) -> int:
 
 
 def _cards(name: str) -> "Iterator[Card]":
-    """Of an id, or of every part of a composition."""
-    made = compose.parse(canonical(name))
-    for part in [name] if isinstance(made, str) else made.leaves:
+    """The card of an id, or those of the parts of a composition."""
+    parsed = compose.parse(canonical(name))
+    for part in [name] if isinstance(parsed, str) else parsed.leaves:
         yield catalog.card(part)
 
 
 def _embedded_at(card: "Card") -> Path | None:
-    """Folder of an embedded set; UserError where its file is not here or not the manifest's."""
+    """Folder of an embedded dataset, else None. UserError for a file that is missing or was changed."""
     if card.family != "offbench":
         return None
     folder = manifests()[card.id][0] / "minari" / card.id
@@ -69,7 +69,7 @@ def pack(options: argparse.Namespace) -> int:
 
 
 def _items(name: str) -> dict[str, Path]:
-    """Name in the archive -> file or folder, for one set or the parts of a composition."""
+    """Name in the archive -> file or folder, for one dataset or the parts of a composition."""
     from offbench.recipes import slug
 
     if Path(name).exists() and name not in manifests():
