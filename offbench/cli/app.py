@@ -94,6 +94,18 @@ NAMES = """\
   several values: method.expectile=[0.7,0.9]; a list as [a,b], null for none
 """
 
+SPEED_SETTINGS = """\
+settings:
+  methods, precision, backends   names: [td3_bc,iql] or [float32,tf32]
+  seeds                          numbers of seeds that train together: [1,8]
+  hidden                         widths of hidden layers: [[64,64],[256,256]]
+  batch_size, device, threads    as in a run; threads of the processor
+  seconds, minutes               of each row; of all, what is left is skipped
+  out                            folder of speed.csv, .json and .png; null: none
+  peer, peer_pattern, peer_seeds another program's command, a regular expression
+                                 with its updates per second, seeds it trains
+"""
+
 
 def make_parser() -> Parser:
     parser = Parser(
@@ -122,7 +134,7 @@ def make_parser() -> Parser:
             add_data_commands(command)
         else:
             command.add_argument(
-                "settings", nargs="*", metavar="KEY=VALUE", help="settings, in Hydra's syntax"
+                "settings", nargs="*", metavar="KEY=VALUE", help="settings, lists as [a,b]"
             )
     return parser
 
@@ -130,7 +142,9 @@ def make_parser() -> Parser:
 def _end_of_help(command: str) -> str:
     """Examples, and the settings with their defaults, in 80 columns."""
     lines = ["examples:", *(f"  offbench {example}" for example in COMMANDS[command].examples)]
-    if command not in ("list", "speed"):
+    if command == "speed":
+        lines += ["", SPEED_SETTINGS.rstrip()]
+    elif command != "list":
         lines += ["", "settings and their defaults (conf/run.yaml):"]
         for key, default, words in run_settings():
             head = f"  {key}={default}"

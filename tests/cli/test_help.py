@@ -11,8 +11,9 @@ import pytest
 from support.paths import ROOT
 
 from offbench.cli import console
-from offbench.cli.app import COMMANDS, call
+from offbench.cli.app import COMMANDS, SPEED_SETTINGS, call
 from offbench.cli.data.commands import EXAMPLES, SUMMARIES
+from offbench.errors import UserError
 
 HEAVY = {"torch", "numpy", "pandas", "hydra", "omegaconf", "gymnasium", "rich"}
 
@@ -48,6 +49,14 @@ def test_the_examples_of_settings_are_planned():
             assert plan(args, bench=bench).cells, example
             planned.append(command)
     assert planned.count("run") == 2 and len(set(planned)) == 5
+
+
+def test_the_help_of_speed_names_settings_that_it_takes():
+    rows = [line[2:32] for line in SPEED_SETTINGS.splitlines()[1:] if line[2] != " "]
+    keys = [key.strip() for row in rows for key in row.split(",")]
+    assert len(keys) >= 14
+    with pytest.raises(UserError, match="unknown setting of speed 'nonsense'"):
+        call(["speed", *(f"{key}=1" for key in keys), "nonsense=1"])
 
 
 def test_the_examples_of_data_are_read(monkeypatch):
