@@ -151,6 +151,71 @@ def test_what_is_guarded_is_let_through(code):
     assert not list(unguarded(ast.parse(code)))
 
 
+def without_encoding(tree: ast.AST) -> list[int]:
+    """Lines where a file is opened as text in the encoding of the machine."""
+    found = []
+    for node in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
+        named = {k.arg: k.value for k in node.keywords}
+        called = ast.unparse(node.func)
+        if "encoding" in named or called in ("os.open", "tarfile.open", "Image.open"):
+            continue
+        name = called.rpartition(".")[2]
+        if name in ("read_text", "write_text"):
+            found.append(node.lineno)
+        if name in ("open", "fdopen"):
+            # Path.open has its mode first, every other one the file
+            given = node.args[1:] if called in ("open", "io.open", "os.fdopen") else node.args[:1]
+            mode = named.get("mode", given[0] if given else ast.Constant("r"))
+            modes = [n.value for n in ast.walk(mode) if isinstance(n, ast.Constant)]
+            # a file inside an archive has no mode of this kind
+            text = [m for m in modes if isinstance(m, str) and set(m) <= set("rwaxt+")]
+            found += [node.lineno] if text else []
+    return found
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "offbench").rglob("*.py")), ids=lambda p: p.stem)
+def test_text_is_read_and_written_as_utf_8(path):
+    assert not without_encoding(ast.parse(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "path.read_text()",
+        "Path(x).read_text(errors='replace')",
+        "path.write_text(text)",
+        "open(path)",
+        "open(path, 'w', newline='')",
+        "open(path, mode='a')",
+        "path.open()",
+        "path.open(newline='')",
+        "path.open('a' if resumed else 'w')",
+        "os.fdopen(handle, 'w')",
+    ],
+)
+def test_a_missing_encoding_is_seen(code):
+    assert without_encoding(ast.parse(code)) == [1]
+    more = "encoding='utf-8')"
+    said = code[:-1] + (more if code.endswith("()") else f", {more}")
+    assert not without_encoding(ast.parse(said))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "open(path, 'rb')",
+        "path.open('ab' if resumed else 'wb')",
+        "os.open(path, os.O_RDONLY)",
+        "archive.open(info)",
+        "archive.open(info, 'w')",
+        "tarfile.open(path, 'w')",
+        "h5py.h5o.open(parent.id, key.encode())",
+    ],
+)
+def test_what_is_no_text_needs_no_encoding(code):
+    assert not without_encoding(ast.parse(code))
+
+
 WITHOUT = """
 import builtins, os, sys, types
 

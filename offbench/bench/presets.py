@@ -116,7 +116,7 @@ def preset_table(name: str) -> tuple[Preset, ...]:
     path = conf_dir() / "presets" / f"{name}.csv"
     if not path.exists():
         return ()
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     about = [[row.pop(k, None) for k in ("task", "source", "by", "around")] for row in rows]
     return tuple(

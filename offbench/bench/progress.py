@@ -49,7 +49,7 @@ class Progress:
         path = cls.path(checkpoint)
         if not (checkpoint.exists() and path.exists()):
             return cls()
-        body = json.loads(path.read_text())
+        body = json.loads(path.read_text(encoding="utf-8"))
         return cls(**{**body, "frames": [typed(pd.DataFrame(f)) for f in body["frames"]]})
 
     @classmethod

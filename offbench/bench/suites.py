@@ -39,7 +39,7 @@ ELSEWHERE = "other"
 @cache
 def _protocols() -> Mapping[str, Sequence[str]]:
     """Suite -> patterns of the tasks that have its protocol where no suite is named."""
-    return yaml.safe_load((conf_dir() / "protocols.yaml").read_text())
+    return yaml.safe_load((conf_dir() / "protocols.yaml").read_text(encoding="utf-8"))
 
 
 def first_part(task_id: str) -> str:

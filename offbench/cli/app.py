@@ -1,115 +1,164 @@
 """The command line: `offbench COMMAND [key=value ...]`.
 
 A user's mistake ends in one line and exit code 2, a failed run in exit code 1 after all others have
-finished.
+finished. A command's module is imported when the command is called, so that help is quick.
 """
 
+import argparse
 import os
 import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from offbench.cli.bench import run_bench, run_one
-from offbench.cli.board import draw_diagnostics, show_board
-from offbench.cli.listing import show_list
-from offbench.cli.plan import show_plan
+from offbench.cli.data.commands import add_data_commands, run_data_command
+from offbench.cli.parser import COLUMNS, Parser
 from offbench.errors import UserError, unknown
 
-HELP = """\
-offbench COMMAND [key=value ...]      (offbench COMMAND --help, offbench --version)
+KINDS = ("methods", "tasks", "suites", "samplers", "views", "weights")
 
-  bench     run what is missing of a suite and print its leaderboard  (suite=quick methods=[bc,iql+aw] seeds=[0,1])
-  run       the same for one method                  (method=iql task=... seeds=[0,1,2] method.expectile=0.9)
-  plan      print every run, every effective value with its source, and how long it will take; run nothing
-  board     print the leaderboard of what has been run and write results/board/<suite>.{md,csv}
-  diagnose  draw chunk lengths, success by length, and values against returns, into results/board/<suite>-diagnostics
-  list      methods | tasks | suites | samplers | views | weights
-  data      list | show | check | fetch | make | compose | pack | unpack      (offbench data --help)
-  check     method=NAME             run the contract every method must keep
-  speed     how fast training is here, against a plain PyTorch loop
 
-A task without suite= has the protocol of the suite that lists it, or of its family: conf/protocols.yaml.
-Settings: conf/run.yaml. Method, sampler, view, weight: conf/method, conf/sampler, conf/view, conf/weight.
-A method of your own: method._target_=package.Class, or an installed package with an `offbench.conf` entry point.
+class Command(NamedTuple):
+    summary: str
+    examples: tuple[str, ...]
+    # what it takes, where that is not KEY=VALUE
+    usage: str = "[KEY=VALUE ...]"
+
+
+COMMANDS: Mapping[str, Command] = MappingProxyType(
+    {
+        "bench": Command(
+            "run what is missing of a suite and print its leaderboard",
+            (
+                "bench suite=quick",
+                "bench methods=[bc,iql+aw] seeds=[0,1]",
+                "bench methods=[mymodule.MyMethod,bc] task=d4rl/hopper-medium-v2",
+            ),
+        ),
+        "run": Command(
+            "run what is missing of one method and print the leaderboard",
+            (
+                "run method=iql method.expectile=0.9 seeds=[0,1]",
+                "run method=bc task=offbench/hopper/medium-replay-v0 n_updates=2000",
+                "run method=bc task.data=my.hdf5 task.env=HalfCheetah-v5 seeds=[0,1]",
+            ),
+        ),
+        "plan": Command(
+            "print every run, every value with its source, and the time needed; run nothing",
+            ("plan", "plan method=td3_bc method.alpha=1.0 n_updates=20000"),
+        ),
+        "board": Command(
+            "print the leaderboard of recorded runs and write it below results/board",
+            ("board suite=quick", "board suite=quick methods=[bc,iql]"),
+        ),
+        "diagnose": Command(
+            "draw chunk lengths, success by length, and values against returns",
+            ("diagnose suite=quick", "diagnose suite=quick methods=[bc,iql]"),
+        ),
+        "list": Command(
+            "list methods, tasks, suites, samplers, views or weights",
+            ("list methods", "list suites"),
+            "|".join(KINDS),
+        ),
+        "data": Command(
+            "list, show, check, import, collect, download and compose datasets", (), "COMMAND ..."
+        ),
+        "check": Command(
+            "test that a method keeps the contract of all methods",
+            ("check method=iql", "check method._target_=mymodule.MyMethod"),
+        ),
+        "speed": Command(
+            "measure how fast training is here, against a plain PyTorch loop",
+            ("speed", "speed methods=[iql] seeds=[1,8] hidden=[[64,64]]"),
+        ),
+    }
+)
+
+NOTES = """\
+Help of one command, with examples and its settings: offbench COMMAND --help
+
+Without suite=, a task has the protocol of the suite that lists it, or of its
+family (conf/protocols.yaml). Defaults of all settings are in conf/run.yaml; of
+methods, samplers, views and weights in conf/{method,sampler,view,weight}.
+A method of your own: method._target_=package.Class, or an installed package
+with an `offbench.conf` entry point.
 """
 
-# command -> what it does, the settings it takes, examples
-_USAGE = {
-    "bench": (
-        "run what is missing of a suite and print its leaderboard",
-        "key=value ...",
-        (
-            "bench suite=quick",
-            "bench methods=[bc,iql+aw] seeds=[0,1]",
-            "bench methods=[mymodule.MyMethod,bc] task=d4rl/hopper-medium-v2",
-        ),
-    ),
-    "run": (
-        "run what is missing of one method and print the leaderboard",
-        "method=NAME key=value ...",
-        (
-            "run method=iql task=offbench/hopper/medium-replay-v0 method.expectile=0.9",
-            "run method=bc task.data=my.hdf5 task.env=HalfCheetah-v5 seeds=[0,1]",
-        ),
-    ),
-    "plan": (
-        "print every run, every value with its source, and the time needed; run nothing",
-        "key=value ...",
-        ("plan", "plan method=td3_bc method.alpha=1.0 n_updates=20000"),
-    ),
-    "board": (
-        "print the leaderboard of what has been run",
-        "key=value ...",
-        ("board suite=quick",),
-    ),
-    "diagnose": (
-        "draw chunk lengths, success by length, and values against returns",
-        "key=value ...",
-        ("diagnose suite=quick",),
-    ),
-    "list": (
-        "name what there is",
-        "methods|tasks|suites|samplers|views|weights",
-        ("list methods",),
-    ),
-    "check": (
-        "run the contract that every method must keep",
-        "method=NAME key=value ...",
-        ("check method=iql", "check method._target_=mymodule.MyMethod"),
-    ),
-    "speed": (
-        "measure training here beside a plain PyTorch loop",
-        "key=value ...",
-        ("speed", "speed methods=[iql] seeds=[1,8] hidden=[[64,64]]"),
-    ),
-}
+NAMES = """\
+  method.KEY, sampler.KEY, view.KEY, weight.KEY: see conf/method and the like,
+  or `offbench plan method=NAME`, which prints every value with its source
+  names: offbench list methods|tasks|suites|samplers|views|weights
+  several values: method.expectile=[0.7,0.9]; a list as [a,b], null for none
+"""
+
+SPEED_SETTINGS = """\
+settings:
+  methods, precision, backends   names: [td3_bc,iql] or [float32,tf32]
+  seeds                          numbers of seeds that train together: [1,8]
+  hidden                         widths of hidden layers: [[64,64],[256,256]]
+  batch_size, device, threads    as in a run; threads of the processor
+  seconds, minutes               of each row; of all, what is left is skipped
+  out                            folder of speed.csv, .json and .png; null: none
+  peer, peer_pattern, peer_seeds another program's command, a regular expression
+                                 with its updates per second, seeds it trains
+"""
 
 
-def _help_of(command: str) -> str:
-    """Usage, examples, and the settings with their defaults, in 80 columns."""
-    what, settings, examples = _USAGE[command]
-    lines = [f"offbench {command} {settings}", "", f"  {what}", ""]
-    lines += [f"  offbench {example}" for example in examples]
-    if command in ("bench", "run", "plan", "board", "diagnose", "check"):
-        lines += ["", "settings and their defaults (conf/run.yaml):", "", *_settings_in_words()]
-        lines += [
-            "",
-            "  method.KEY, sampler.KEY, view.KEY, weight.KEY: see conf/method and the like,",
-            "  or `offbench plan method=NAME`, which prints every value with its source",
-            "  names: offbench list methods|tasks|suites|samplers|views|weights",
-            "  several values: method.expectile=[0.7,0.9]; a list as [a,b], null for none",
-        ]
+def make_parser() -> Parser:
+    parser = Parser(
+        prog="offbench",
+        usage="offbench COMMAND [KEY=VALUE ...]",
+        description="Offline reinforcement learning: benchmarks and their leaderboards.",
+        more=lambda: NOTES,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    parser.set_defaults(parser=parser)
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", dest="command", prog="offbench"
+    )
+    for name, about in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=about.summary,
+            description=about.summary,
+            usage=f"offbench {name} {about.usage}",
+            more=(lambda name=name: _end_of_help(name)) if about.examples else None,
+        )
+        command.set_defaults(parser=command)
+        if name == "list":
+            command.add_argument("kind", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
+        elif name == "data":
+            add_data_commands(command)
+        else:
+            command.add_argument(
+                "settings", nargs="*", metavar="KEY=VALUE", help="settings, lists as [a,b]"
+            )
+    return parser
+
+
+def _end_of_help(command: str) -> str:
+    """Examples, and the settings with their defaults, in 80 columns."""
+    lines = ["examples:", *(f"  offbench {example}" for example in COMMANDS[command].examples)]
+    if command == "speed":
+        lines += ["", SPEED_SETTINGS.rstrip()]
+    elif command != "list":
+        lines += ["", "settings and their defaults (conf/run.yaml):"]
+        for key, default, words in run_settings():
+            head = f"  {key}={default}"
+            tail = textwrap.wrap(words, COLUMNS - 33) or [""]
+            lines += [f"{head:31}  {tail[0]}".rstrip(), *(f"{'':33}{more}" for more in tail[1:])]
+        lines += ["", NAMES.rstrip()]
     return "\n".join(lines) + "\n"
 
 
-def _settings_in_words() -> list[str]:
-    """conf/run.yaml as lines of `key=default  what it is`."""
+def run_settings() -> list[tuple[str, str, str]]:
+    """conf/run.yaml as (key, default, what it is)."""
     from offbench.bench.hydra import conf_dir
 
-    lines, above = [], ""
+    settings, above = [], ""
     for line in (conf_dir() / "run.yaml").read_text(encoding="utf-8").splitlines():
         match = re.fullmatch(r"(?:  - )?( *)([a-z_]+): *([^#]*?) *(?:# *(.*))?", line)
         if match is None or match[2] == "defaults":
@@ -118,38 +167,18 @@ def _settings_in_words() -> list[str]:
         if not default:  # the settings below it
             above = f"{key}."
             continue
-        head = f"  {above if inner else ''}{key}={default}"
-        tail = textwrap.wrap(words or "", 80 - 33) or [""]
-        lines += [f"{head:31}  {tail[0]}".rstrip(), *(f"{'':33}{more}" for more in tail[1:])]
-    return lines
+        settings.append((f"{above if inner else ''}{key}", default, words or ""))
+    return settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = list(sys.argv[1:] if argv is None else argv)
-    if not args or args[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
-        return 0 if args else 2
-    if args == ["--version"]:
-        from offbench.bench.provenance import versions
-
-        print(f"offbench {versions().get('offbench', 'of unknown version')}")
-        return 0
-    command, rest = args[0], args[1:]
+    """Runs a command line and returns its exit code; a user's mistake is printed in one line."""
     warnings.formatwarning = _in_one_line
     if not sys.flags.safe_path and os.getcwd() not in sys.path:
         # for method._target_=mymodule.X, of a file that lies here
         sys.path.append(os.getcwd())
     try:
-        if command not in COMMANDS:
-            raise unknown("command", command, COMMANDS)
-        if rest and rest[0] in ("-h", "--help") and command != "data":
-            print(_help_of(command), end="")
-            return 0
-        if command != "data" and (flags := [a for a in rest if a.startswith("-")]):
-            raise UserError(
-                f"unknown option {flags[0]!r}: settings are written key=value; see offbench --help"
-            )
-        return COMMANDS[command](rest)
+        return call(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         print(f"offbench: {error}", file=sys.stderr)
         return 2
@@ -164,58 +193,72 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-_python_s = warnings.formatwarning
+def call(argv: Sequence[str]) -> int:
+    """Runs a command line and returns its exit code. Raises UserError for a user's mistake."""
+    parser = make_parser()
+    try:
+        options, rest = parser.parse_known_args(["--help"] if argv == ["help"] else argv)
+    # help was printed
+    except SystemExit:
+        return 0
+    if rest:
+        raise _not_taken(rest[0], options)
+    if options.version:
+        from offbench.bench.provenance import versions
+
+        print(f"offbench {versions().get('offbench', 'of unknown version')}")
+        return 0
+    if options.command is None:
+        parser.print_help()
+        return 2
+    return _run(options)
+
+
+def _not_taken(argument: str, options: argparse.Namespace) -> UserError:
+    """The error for an argument that the command does not take."""
+    parser: Parser = options.parser
+    if not argument.startswith("-"):
+        usage = " ".join(parser.format_usage().split())
+        return UserError(f"unexpected argument {argument!r}; {usage}")
+    choices, hint = list(parser.options), ""
+    if "settings" in options:
+        hint = "settings are written key=value; "
+        if options.command != "speed":
+            choices += [f"{key}=" for key, *_ in run_settings()]
+    error = str(unknown("option", argument.partition("=")[0], choices))
+    return UserError(f"{error}{' ' if error.endswith('?') else '; '}{hint}see {parser.prog} --help")
+
+
+def _run(options: argparse.Namespace) -> int:
+    match options.command:
+        case "bench":
+            from offbench.cli.bench import run_bench as command
+        case "run":
+            from offbench.cli.bench import run_one as command
+        case "plan":
+            from offbench.cli.plan import show_plan as command
+        case "board":
+            from offbench.cli.board import show_board as command
+        case "diagnose":
+            from offbench.cli.board import draw_diagnostics as command
+        case "check":
+            from offbench.cli.contract import check_contract as command
+        case "speed":
+            from offbench.speed.benchmark import main as command
+        case "list":
+            from offbench.cli.listing import show_list
+
+            return show_list(options.kind)
+        case "data":
+            return run_data_command(options)
+    return command(options.settings)
+
+
+_python_format = warnings.formatwarning
 
 
 def _in_one_line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
-    """Of a warning about data, its words; of any other, what Python makes of it."""
+    """A warning about data in one line; any other as Python formats it."""
     if category.__name__ == "DataWarning":
         return f"offbench: warning: {message}\n"
-    return _python_s(message, category, *where, **more)
-
-
-def _data(args: Sequence[str]) -> int:
-    from offbench.cli import data as data_cli
-
-    return data_cli.main(args)
-
-
-def _check(args: Sequence[str]) -> int:
-    from offbench.bench.plan import plan
-    from offbench.bench.targets import is_torch_class, locate
-    from offbench.testing.contract import SPEC, check_method, fake_batch
-    from offbench.training.imperative import Imperative
-
-    for cell in {c.entry: c for c in plan(args, bench=False).cells}.values():
-        print(cell.entry)
-        if is_torch_class(locate(cell.target)):
-            Imperative(locate(cell.target), **cell.hparams).check(SPEC, fake_batch(SPEC))
-            print(
-                "ok      a PyTorch class, trained as it is written: train_step and act fit together"
-            )
-            continue
-        try:
-            check_method(locate(cell.target)(**cell.hparams))
-        except AssertionError as error:
-            print(f"offbench: {cell.entry} breaks the contract: {error}", file=sys.stderr)
-            return 1
-    return 0
-
-
-def _speed(args: Sequence[str]) -> int:
-    from offbench.speed import benchmark as speed
-
-    return speed.main(args)
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "bench": run_bench,
-    "run": run_one,
-    "plan": show_plan,
-    "board": show_board,
-    "diagnose": draw_diagnostics,
-    "list": show_list,
-    "data": _data,
-    "check": _check,
-    "speed": _speed,
-}
+    return _python_format(message, category, *where, **more)

@@ -1,4 +1,4 @@
-"""`offbench run` and `offbench bench`: what is missing is run under a progress display."""
+"""`offbench run` and `offbench bench`: train and evaluate the missing runs, print the board."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offbench.cli.board import board_of, print_board
-from offbench.cli.console import make_console
+from offbench.cli.console import make_console, plural
 from offbench.cli.describe import say_differences, say_protocol, say_settings, say_which
 from offbench.tasks.loading import load_data
 
@@ -50,7 +50,7 @@ def _execute(args: Sequence[str], *, bench: bool) -> int:
     todo = missing(wanted.cells, store)
     total = sum(len(c.seeds) for c in wanted.cells)
     left = sum(len(c.seeds) for c in todo)
-    console.print(f"{wanted.name}: {total} runs, {total - left} recorded, {left} to do")
+    console.print(f"{wanted.name}: {plural(total, 'run')}, {total - left} recorded, {left} to do")
     if todo:
         with console.status("checking") as status:
             preflight(todo, strict=wanted.settings.strict, report=status.update)
@@ -60,7 +60,7 @@ def _execute(args: Sequence[str], *, bench: bool) -> int:
         print(f"offbench: {line}", file=sys.stderr)
     if (board := board_of(wanted, store)) is not None:
         print_board(board, wanted, console, args)
-        console.print(f"{left} runs in {time.perf_counter() - start:.0f} s")
+        console.print(f"{plural(left, 'run')} in {time.perf_counter() - start:.0f} s")
     return 1 if failures else 0
 
 

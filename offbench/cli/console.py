@@ -1,12 +1,14 @@
 """The terminal: a console, wrapped lines, numbers and durations in words."""
 
+import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 
 def make_console() -> "Console":
@@ -14,6 +16,66 @@ def make_console() -> "Console":
 
     width = None if sys.stdout.isatty() else 120
     return Console(width=width, highlight=False)
+
+
+def print_table(
+    console: "Console",
+    rows: "Iterable[Sequence[str | Text]]",
+    *,
+    header: Sequence[str] = (),
+    title: str | None = None,
+    whole: Collection[int] = (),
+) -> None:
+    """A table without lines; cells are text, not markup, and the columns `whole` are not wrapped."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = list(rows)
+    table = Table(
+        box=None, pad_edge=False, show_header=bool(header), title=title, title_justify="left"
+    )
+    for i in range(len(header or rows[0])):
+        table.add_column(header[i] if header else "", overflow="fold", no_wrap=i in whole)
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    console.print(table)
+
+
+def print_list(rows: Sequence[tuple[str, str]]) -> None:
+    """Names and what they are: wrapped to a terminal's width, one line each in a pipe."""
+    column = max(len(name) for name, _ in rows)
+    if not sys.stdout.isatty():
+        for name, about in rows:
+            print(f"{name:{column}}  {about}".rstrip())
+        return
+    width = shutil.get_terminal_size().columns
+    room = width - column - 2
+    # one above the other where two columns would be narrow
+    stacked = room < 48 and any(len(about) > room for _, about in rows)
+    indent = " " * (4 if stacked else column + 2)
+    for name, about in rows:
+        if stacked and name:
+            print(name)
+        print(
+            textwrap.fill(
+                about,
+                width,
+                initial_indent=indent if stacked else f"{name:{column}}  ",
+                subsequent_indent=indent,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )
+
+
+def severity_label(severity: str, words: str | None = None) -> "Text":
+    """The words, or the severity itself, in its colour."""
+    from rich.text import Text
+
+    return Text((words or severity).replace("_", " "), style=_COLOURS[severity])
+
+
+_COLOURS = {"severe": "bold red", "warning": "yellow", "info": "dim"}
 
 
 def print_wrapped(text: str, console: "Console") -> None:
@@ -42,6 +104,11 @@ def spelt_seeds(seeds: Sequence[int]) -> str:
     """0-3 where they follow each other, else 0,2,5."""
     run = list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))) and len(seeds) > 2
     return f"{seeds[0]}-{seeds[-1]}" if run else ",".join(map(str, seeds))
+
+
+def plural(count: int, word: str) -> str:
+    """ "1 run", "2 runs"."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""The first lines of a command: which protocol, which settings, and where they come from."""
+"""The first lines of a command: the protocol and the main settings, with their sources."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def say_protocol(plan: "Plan", console: "Console") -> None:
-    """Which suite's protocol the runs have, whose it is, and where a budget departs from what is published."""
+    """The suite, the source of its protocol, and the budgets that differ from the published ones."""
     suite, first = plan.suite, plan.tasks[0]
     whole = plan.named or plan.tasks == suite["tasks"]
     why = "" if whole else f", that of {first}: no suite was named"
@@ -38,7 +38,7 @@ def say_protocol(plan: "Plan", console: "Console") -> None:
 
 
 def say_settings(plan: "Plan", console: "Console", args: Sequence[str]) -> None:
-    """Nets, learning rates, updates and batch of a few entries, each with where it comes from."""
+    """Networks, learning rates, updates and batch size of up to four entries, each with its source."""
     entries: dict[str, list[dict[str, tuple[str, str]]]] = {}
     for cell in plan.cells:
         entries.setdefault(cell.entry, []).append(dict(_main_settings(cell)))
@@ -82,7 +82,7 @@ def _briefly_from(cell: "Cell", key: str) -> str:
 
 
 def say_differences(plan: "Plan", console: "Console") -> None:
-    """How what is composed around a class without a yaml differs from what its rivals have."""
+    """How the transforms and the view of a class without a yaml differ from the other entries'."""
     around = {c.entry: {k: _in_brief(c, k) for k in ("transforms", "view")} for c in plan.cells}
     for entry in dict.fromkeys(c.entry for c in plan.cells if c.method == c.target):
         own = around[entry]
@@ -91,9 +91,9 @@ def say_differences(plan: "Plan", console: "Console") -> None:
             if words := ", ".join(f"{k} {v}" for k, v in theirs.items() if v != own[k]):
                 others.setdefault(words, []).append(rival)
         if others or len(around) == 1:
-            mine = ", ".join(f"{k} {v}" for k, v in own.items())
+            settings = ", ".join(f"{k} {v}" for k, v in own.items())
             rest = "".join(f"; {', '.join(names)}: {words}" for words, names in others.items())
-            print_wrapped(f"{entry} has no yaml: {mine}{rest}", console)
+            print_wrapped(f"{entry} has no yaml: {settings}{rest}", console)
 
 
 def _in_brief(cell: "Cell", key: str) -> str:
@@ -114,7 +114,7 @@ def updates_of(cell: "Cell") -> str:
 
 
 def say_which(plan: "Plan", console: "Console") -> None:
-    """What a short id was taken for, where there is another set that sounds like it."""
+    """The full id of a short one, where other datasets have similar names."""
     from offbench.tasks.registry import alias_note
 
     if plan.settings.task and (words := alias_note(plan.settings.task)):

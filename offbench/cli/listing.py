@@ -1,14 +1,16 @@
 """`offbench list`: methods, tasks, suites, samplers, views and weights."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
+from offbench.cli.console import print_list
 from offbench.cli.plan import is_here
-from offbench.errors import UserError, unknown
+from offbench.errors import UserError
 
 
-def show_list(args: Sequence[str]) -> int:
+def show_list(kind: str) -> int:
+    """Prints the names of a kind and what each is."""
     kinds: dict[str, Callable[[], list[tuple[str, str]]]] = {
         "methods": _methods,
         "samplers": lambda: _options("sampler"),
@@ -17,12 +19,7 @@ def show_list(args: Sequence[str]) -> int:
         "suites": lambda: _options("suite"),
         "tasks": _tasks,
     }
-    if len(args) != 1 or args[0] not in kinds:
-        raise unknown("thing to list", " ".join(args), kinds)
-    rows = kinds[args[0]]()
-    width = max(len(name) for name, _ in rows)
-    for name, about in rows:
-        print(f"{name:{width}}  {about}".rstrip())
+    print_list(kinds[kind]())
     return 0
 
 
@@ -47,7 +44,7 @@ def _heading(group: str, name: str) -> str:
     return first.removeprefix("# ") if first.startswith("# ") and "@package" not in first else ""
 
 
-# of the data, beside transitions; what a view provides is not listed
+# needs of a method besides transitions; what a view provides is not listed
 _NEEDS = {
     "next_action": "the action after each transition",
     "return_to_go": "whole episodes",
@@ -57,7 +54,7 @@ _NEEDS = {
 
 
 def _methods() -> list[tuple[str, str]]:
-    """Every method with its paper, and below it what it learns from and how it compares with CORL."""
+    """Every method with its paper; below it its kind of actions, its view, its needs and its parity."""
     from offbench.bench.hydra import options, read_option
     from offbench.bench.targets import locate
 
@@ -71,7 +68,7 @@ def _methods() -> list[tuple[str, str]]:
         view = views.get(config["view"]["_target_"], config["view"]["_target_"])
         method = cls(**{k: v for k, v in config["method"].items() if k != "_target_"})
         needs = [_NEEDS[need] for need in getattr(method, "needs", ()) if need in _NEEDS]
-        compared = [told[name] for told in (updates, scores) if name in told]
+        compared = [table[name] for table in (updates, scores) if name in table]
         parts = [
             f"{getattr(cls, 'actions', 'continuous')} actions",
             f"view={view}",
@@ -83,33 +80,33 @@ def _methods() -> list[tuple[str, str]]:
 
 
 def _parity(path: Path) -> dict[str, str]:
-    """Method -> how many of its comparisons agreed, from a table of verdicts; {} without one."""
+    """Method -> number of scores that agree with the reference's; {} without a table."""
     import csv
 
     if not path.exists():
         return {}
     verdicts: dict[str, list[str]] = {}
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             verdicts.setdefault(row["name"], []).append(row["verdict"])
 
-    def told(found: list[str]) -> str:
+    def summary(found: list[str]) -> str:
         agreed = sum(v.startswith("agrees") for v in found)
         wide = sum(v.endswith("wide") for v in found)
         words = f"{agreed} of {len(found)} scores agree with CORL's"
         return words + (f" ({wide} with wide intervals)" if wide else "")
 
-    return {name: told(found) for name, found in verdicts.items()}
+    return {name: summary(found) for name, found in verdicts.items()}
 
 
 def _updates(path: Path) -> dict[str, str]:
-    """Method -> how far its updates went from those of somebody else's code; {} without a table."""
+    """Method -> largest difference of its updates from reference code's; {} without a table."""
     import csv
 
     if not path.exists():
         return {}
     furthest: dict[str, tuple[float, str]] = {}
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             found = float(row["largest_difference"]), row["reference"].rsplit(" ", 1)[0]
             furthest[row["algorithm"]] = max(furthest.get(row["algorithm"], found), found)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offbench.cli.bench import stack_limit
-from offbench.cli.console import duration, make_console, spelt_seeds
+from offbench.cli.console import duration, make_console, plural, print_table, spelt_seeds
 from offbench.cli.describe import say_differences, say_protocol, say_which, updates_of
 from offbench.errors import UserError
 
@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
 
 def show_plan(args: Sequence[str]) -> int:
-    from offbench.bench.executors import n_jobs
-    from offbench.bench.forecast import forecast, kept_bytes, stack_bytes
+    from offbench.bench.forecast import forecast
     from offbench.bench.plan import plan
-    from offbench.bench.stacks import missing, pack
+    from offbench.bench.stacks import missing
     from offbench.results.store import Store
 
     console = make_console()
@@ -42,39 +41,53 @@ def show_plan(args: Sequence[str]) -> int:
         raise
     _print_cells(wanted, todo, costs, console)
     _print_absent(wanted, console)
-    packs = pack(todo, max_stack=stack_limit(todo, wanted)) if todo else []
-    jobs = n_jobs(wanted.settings, len(packs))
-    longest = max((c.seconds for c in costs), default=0.0)
-    seconds = max(longest, sum(c.seconds for c in costs) / jobs)
-    runs = sum(len(c.seeds) for c in todo)
-    later = sum(len(c.seeds) for c in wanted.cells if not is_here(c.task))
-    console.print(
-        f"{runs} runs to do, about {duration(seconds)} on {jobs} process{'es' if jobs > 1 else ''}"
-        + (f"; {later} more once their data are here" if later else "")
-    )
-    if packs:
-        sizes = [len(p.members) for p in packs]
-        memory = max(stack_bytes(p) for p in {p.cells[0].entry: p for p in packs}.values())
-        console.print(
-            f"{len(packs)} stacks of {min(sizes)} to {max(sizes)} runs; the largest needs about "
-            f"{memory / 2**20:.0f} MiB beside its data"
-        )
-        size = kept_bytes(packs)
-        console.print(
-            f"kept of the runs: {size[wanted.settings.keep] / 1e6:,.1f} MB (keep={wanted.settings.keep};"
-            f" policy {size['policy'] / 1e6:,.1f} MB, state {size['state'] / 1e6:,.1f} MB)"
-        )
+    _print_totals(wanted, todo, [cost.seconds for cost in costs], console)
     return 0
 
 
+def _print_totals(
+    plan: "Plan", todo: "Sequence[Cell]", seconds: Sequence[float], console: "Console"
+) -> None:
+    """How long all runs take on the processes there are, their memory, and the files they leave."""
+    from offbench.bench.executors import n_jobs
+    from offbench.bench.forecast import kept_bytes, stack_bytes
+    from offbench.bench.stacks import pack
+
+    packs = pack(todo, max_stack=stack_limit(todo, plan)) if todo else []
+    jobs = n_jobs(plan.settings, len(packs))
+    together = max(max(seconds, default=0.0), sum(seconds) / jobs)
+    later = sum(len(c.seeds) for c in plan.cells if not is_here(c.task))
+    console.print(
+        f"{plural(sum(len(c.seeds) for c in todo), 'run')} to do, about {duration(together)} on "
+        f"{jobs} process{'es' if jobs > 1 else ''}"
+        + (f"; {later} more once their data are here" if later else "")
+    )
+    if not packs:
+        return
+    sizes = [len(p.members) for p in packs]
+    span = f"{min(sizes)} to " if min(sizes) < max(sizes) else ""
+    memory = max(stack_bytes(p) for p in {p.cells[0].entry: p for p in packs}.values())
+    console.print(
+        f"{plural(len(packs), 'stack')} of {span}{plural(max(sizes), 'run')}; the largest needs "
+        f"{memory / 2**20:,.1f} MiB of memory and its dataset"
+    )
+    size, keep = kept_bytes(packs), plan.settings.keep
+    others = (f"keep={k}: {size[k] / 1e6:,.1f} MB" for k in ("policy", "state") if k != keep)
+    console.print(
+        f"files kept of finished runs: {size[keep] / 1e6:,.1f} MB with keep={keep} "
+        f"({', '.join(others)})"
+    )
+
+
 def is_here(task: "Task") -> bool:
+    """Whether the task's dataset is on this machine."""
     if task.family == "offbench" and task.path is not None:
         return (task.path / "data" / "main_data.hdf5").exists()
     return task.sha256 is not None
 
 
 def _print_absent(plan: "Plan", console: "Console") -> None:
-    """What a run would download first: a plan looks at what is here, and fetches nothing."""
+    """The datasets that are missing here, with the size and source of each; none is downloaded."""
     from offbench.data import composition
     from offbench.tasks.locate import load_task
 
@@ -99,20 +112,6 @@ def _print_absent(plan: "Plan", console: "Console") -> None:
 
 def _print_values(plan: "Plan", console: "Console") -> None:
     """Each setting once where it is the same for every cell, per entry or task otherwise."""
-    from rich.table import Table
-
-    table = Table(
-        "setting",
-        "value",
-        "from",
-        "for",
-        title="effective settings",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
-    for column in table.columns:
-        column.overflow = "fold"
     values: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     tasks: dict[str, list[str]] = {}  # entry -> its tasks
     for cell in plan.cells:
@@ -122,17 +121,19 @@ def _print_values(plan: "Plan", console: "Console") -> None:
             where.setdefault(cell.entry, []).append(cell.task.id)
     # sources too long for a column, once each
     notes: dict[str, int] = {}
+    rows = []
     for (key, value, source), where in sorted(
         values.items(), key=lambda item: (item[0][0], next(iter(item[1])))
     ):
         names = [
-            entry if mine == tasks[entry] else f"{entry} on {', '.join(_briefly(mine))}"
-            for entry, mine in where.items()
+            entry if of_entry == tasks[entry] else f"{entry} on {', '.join(_briefly(of_entry))}"
+            for entry, of_entry in where.items()
         ]
-        table.add_row(
-            key, value, _noted(source, notes), "all" if where == tasks else ", ".join(names)
+        rows.append(
+            (key, value, _noted(source, notes), "all" if where == tasks else ", ".join(names))
         )
-    console.print(table)
+    header = ("setting", "value", "from", "for")
+    print_table(console, rows, header=header, title="effective settings")
     for source, number in notes.items():
         console.print(f"\\[{number}] {source}", soft_wrap=True)
     console.print()
@@ -143,7 +144,7 @@ def _noted(source: str, notes: dict[str, int]) -> str:
     if len(source) <= 32:
         return source
     kind = source.split(" (")[0] if " (" in source else "several"
-    return f"{kind} \\[{notes.setdefault(source, len(notes) + 1)}]"
+    return f"{kind} [{notes.setdefault(source, len(notes) + 1)}]"
 
 
 def _briefly(tasks: Sequence[str]) -> list[str]:
@@ -178,11 +179,8 @@ def _source(cell: "Cell", key: str) -> str:
 def _print_cells(
     plan: "Plan", todo: "Sequence[Cell]", costs: Sequence[Any], console: "Console"
 ) -> None:
-    from rich.table import Table
-
     columns = ("entry", "task", "seeds", "to do", "updates", "run ids", "time", "estimated from")
-    table = Table(*columns, box=None, pad_edge=False)
-    table.columns[1].overflow = "fold"
+    rows = []
     left = {(c.entry, c.task.id): c for c in todo}
     cost = {(c.entry, c.task.id): k for c, k in zip(todo, costs)}
     for cell in plan.cells:
@@ -195,7 +193,7 @@ def _print_cells(
             shown, absent = "--", "data not here"
         time_, basis = (duration(cost[key].seconds), cost[key].basis) if key in cost else ("", "")
         seeds = spelt_seeds(cell.seeds)
-        table.add_row(
-            cell.entry, cell.task.id, seeds, absent, updates_of(cell), shown, time_, basis
+        rows.append(
+            (cell.entry, cell.task.id, seeds, absent, updates_of(cell), shown, time_, basis)
         )
-    console.print(table)
+    print_table(console, rows, header=columns)

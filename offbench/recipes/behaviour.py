@@ -200,7 +200,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = args.out / args.env
     record = folder / "training.yaml"
     if args.measure:
-        report = yaml.safe_load(record.read_text())
+        report = yaml.safe_load(record.read_text(encoding="utf-8"))
     else:
         start = time.perf_counter()
         trainers[args.env](folder, seed=args.seed)
@@ -212,10 +212,10 @@ def main(argv: list[str] | None = None) -> None:
             "wall_seconds": round(time.perf_counter() - start, 1),
             "versions": versions(),
         }
-        record.write_text(yaml.safe_dump(report, sort_keys=False))
+        record.write_text(yaml.safe_dump(report, sort_keys=False), encoding="utf-8")
     report["evaluation"] = {"episodes": _EVAL_EPISODES, "first_seed": _EVAL_SEED}
     report["snapshots"] = measure(folder, ENVS[args.env])
-    record.write_text(yaml.safe_dump(report, sort_keys=False))
+    record.write_text(yaml.safe_dump(report, sort_keys=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

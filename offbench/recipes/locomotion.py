@@ -228,13 +228,13 @@ def reference(name: str, root: Path) -> dict[str, Any]:
     }
     for folder in (root / "policies" / name, path.parent):
         if (folder / "reference.yaml").exists():
-            kept = yaml.safe_load((folder / "reference.yaml").read_text())
+            kept = yaml.safe_load((folder / "reference.yaml").read_text(encoding="utf-8"))
             if all(kept.get(k) == v for k, v in key.items()):
                 return kept["score"]
     score = _measure(ENVS[name], load_policy(path))
     kept = root / "policies" / name / "reference.yaml"
     kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(yaml.safe_dump(key | {"score": score}, sort_keys=False))
+    kept.write_text(yaml.safe_dump(key | {"score": score}, sort_keys=False), encoding="utf-8")
     return score
 
 

@@ -111,14 +111,14 @@ def _claim(folder: Path, plan: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path, mine = folder / "plan.json", json.loads(json.dumps(plan))
     if path.exists():
-        theirs = json.loads(path.read_text())
+        theirs = json.loads(path.read_text(encoding="utf-8"))
         differ = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
         if differ:
             raise UserError(
                 f"{folder} holds pieces made with another {differ[0]} "
                 f"({theirs.get(differ[0])}, now {mine.get(differ[0])}); delete it or finish that one"
             )
-    path.write_text(json.dumps(mine, indent=1))
+    path.write_text(json.dumps(mine, indent=1), encoding="utf-8")
 
 
 def column(paths: Sequence[Path], name: str) -> NDArray[Any]:

@@ -160,7 +160,7 @@ def install(dataset_id: str, beside: Path, root: Path, manifest: dict[str, Any])
     import yaml
 
     text = yaml.safe_dump(manifest, sort_keys=False, width=100, allow_unicode=True)
-    (beside / "manifest.yaml").write_text(text)
+    (beside / "manifest.yaml").write_text(text, encoding="utf-8")
     target = root / "minari" / dataset_id
     _install_namespaces(beside / "minari", root / "minari", dataset_id)
     if target.exists():

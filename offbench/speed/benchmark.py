@@ -581,11 +581,13 @@ def write(result: Result, folder: Path) -> list[Path]:
     """speed.csv, speed.json (the facts) and speed.png, in `folder`; the files written."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"speed.{kind}" for kind in ("csv", "json", "png")]
-    with open(paths[0], "w", newline="") as file:
+    with open(paths[0], "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(COLUMNS))
         table.writeheader()
         table.writerows(result.rows)
-    paths[1].write_text(json.dumps(result.facts | {"columns": COLUMNS}, indent=1) + "\n")
+    paths[1].write_text(
+        json.dumps(result.facts | {"columns": COLUMNS}, indent=1) + "\n", encoding="utf-8"
+    )
     try:
         plot(result, paths[2])
     # no matplotlib: the table is there all the same

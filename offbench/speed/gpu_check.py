@@ -141,7 +141,11 @@ def _nvidia_smi() -> dict[str, str]:
 def tests(out: Path, sizes: Sizes, save: Save, until: float) -> None:
     """The tests marked gpu, in their own process; pyproject's strictness about warnings is left out."""
     folder = Path(__file__).resolve().parents[2] / "tests"
-    files = [str(p) for p in sorted(folder.glob("test_*.py")) if "mark.gpu" in p.read_text()]
+    files = [
+        str(p)
+        for p in sorted(folder.glob("test_*.py"))
+        if "mark.gpu" in p.read_text(encoding="utf-8")
+    ]
     if not files or importlib.util.find_spec("pytest") is None:
         save(
             {"passed": None, "last": "no gpu tests beside the package, or pytest is not installed"}
@@ -149,7 +153,7 @@ def tests(out: Path, sizes: Sizes, save: Save, until: float) -> None:
         return
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
     command += ["-W", "default", "-o", "addopts=", "--continue-on-collection-errors", *files]
-    with open(out / "tests.txt", "w") as log:
+    with open(out / "tests.txt", "w", encoding="utf-8") as log:
         try:
             seconds = max(5.0, until - time.monotonic())
             done = subprocess.run(
@@ -158,7 +162,7 @@ def tests(out: Path, sizes: Sizes, save: Save, until: float) -> None:
             code = done.returncode
         except subprocess.TimeoutExpired:
             code = -1
-    lines = (out / "tests.txt").read_text(errors="replace").strip().splitlines()
+    lines = (out / "tests.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     last = "stopped at the time limit" if code == -1 else (lines or ["no output"])[-1]
     save({"passed": code == 0, "last": last})
 
@@ -218,7 +222,7 @@ def gate(out: Path, sizes: Sizes, save: Save, until: float) -> None:
         "ok",
         "error",
     ]
-    with open(out / "gate.csv", "w", newline="") as file:
+    with open(out / "gate.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, columns)
         table.writeheader()
         table.writerows(rows)
@@ -478,15 +482,15 @@ def _apart(name: str, out: Path, sizes: Sizes, limit: float) -> dict[str, Any]:
         command += ["--save", str(kept), "--seconds", str(limit - 5)]
         command += ["--dry-run"] if sizes is DRY else []
         error = None
-        with open(log, "w") as file:
+        with open(log, "w", encoding="utf-8") as file:
             try:
                 done = subprocess.run(command, stdout=file, stderr=file, timeout=limit)
                 if done.returncode:
-                    lines = log.read_text(errors="replace").strip().splitlines()
+                    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
                     error = f"exit code {done.returncode}: {(lines or ['no output'])[-1]}"[:500]
             except subprocess.TimeoutExpired:
                 error = f"stopped at its limit of {limit:.0f} s"
-        found = json.loads(kept.read_text()) if kept.exists() else {}
+        found = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     return found | ({"error": error} if error else {})
 
 
@@ -502,7 +506,7 @@ def _here(name: str, out: Path, sizes: Sizes, limit: float) -> dict[str, Any]:
 def _saver(path: Path) -> Save:
     def save(found: dict[str, Any]) -> None:
         new = path.with_suffix(".new")
-        new.write_text(json.dumps(found))
+        new.write_text(json.dumps(found), encoding="utf-8")
         # whole or not at all, whenever the process is ended
         new.replace(path)
 
@@ -523,8 +527,8 @@ def _ok(found: dict[str, dict[str, Any]]) -> bool:
 
 
 def _write(out: Path, found: dict[str, dict[str, Any]]) -> None:
-    (out / "check.json").write_text(json.dumps(found, indent=1) + "\n")
-    (out / "summary.md").write_text(_summary(found))
+    (out / "check.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (out / "summary.md").write_text(_summary(found), encoding="utf-8")
 
 
 def _summary(found: dict[str, dict[str, Any]]) -> str:

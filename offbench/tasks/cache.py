@@ -84,7 +84,7 @@ def streamed(
     try:
         with _written(entry) as beside:
             rows = _append(beside, parts)
-            (beside / "rows.json").write_text(json.dumps(rows))
+            (beside / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     except OSError:
         return None
     return _read(entry)
@@ -134,7 +134,7 @@ def _hash(content: object) -> str:
 
 def _read(entry: Path) -> ReplayData | None:
     try:
-        rows = json.loads((entry / "rows.json").read_text())
+        rows = json.loads((entry / "rows.json").read_text(encoding="utf-8"))
         columns = [
             np.load(entry / f"{field}.npy", mmap_mode="c", allow_pickle=False)
             for field in ReplayData._fields
@@ -153,7 +153,7 @@ def _write(entry: Path, data: ReplayData) -> None:
     with _written(entry) as beside:
         for field, x in data._asdict().items():
             np.save(beside / f"{field}.npy", x.numpy(), allow_pickle=False)
-        (beside / "rows.json").write_text(json.dumps(len(data.last)))
+        (beside / "rows.json").write_text(json.dumps(len(data.last)), encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -115,7 +115,7 @@ class Task:
     def summary(self) -> str:
         """One line for a list."""
         env = self.env or "no environment here"
-        return f"{_LAYOUT[self.family]}, evaluated in {env}, {self.score}"
+        return f"{_LAYOUT[self.family]}, evaluated in {env}, score: {self.score}"
 
     @property
     def dataset(self) -> str:

@@ -163,7 +163,7 @@ def test_a_plan_estimates_the_rest_where_some_data_are_not_here(nothing_here, tm
     tasks = f"task={HOPPER},d4rl/hopper-medium-v2"
     assert main(["plan", *args, tasks, f"results={tmp_path / 'r'}"]) == 0
     said = capsys.readouterr().out
-    assert "1 runs to do, about" in said and "1 more once their data are here" in said
+    assert "1 run to do, about" in said and "1 more once their data are here" in said
     assert "probe" in said and "d4rl/hopper-medium-v2: size not known, http" in said
 
 
@@ -254,8 +254,15 @@ def refused(args: list[str], capsys, results: Path | None = None) -> str:
     ("args", "message"),
     [
         (["benhc"], "unknown command 'benhc': did you mean 'bench'"),
-        (["bench", "--suite", "quick"], "settings are written key=value"),
-        (["list", "method"], "did you mean 'methods'"),
+        (
+            ["bench", "--suite", "quick"],
+            "unknown option '--suite': did you mean 'suite='? settings are written key=value",
+        ),
+        (["list", "method"], "unknown kind 'method': did you mean 'methods'"),
+        (["list"], "usage: offbench list methods|tasks|suites|samplers|views|weights"),
+        (["list", "methods", "tasks"], "unexpected argument 'tasks'; usage: offbench list"),
+        (["--versoin"], "unknown option '--versoin': did you mean '--version'"),
+        (["speed", "--seeds=1"], "unknown option '--seeds'"),
         (["data", "make", "offbench/hoper"], "unknown recipe 'offbench/hoper': did you mean"),
         (["data"], "data needs one of"),
         (

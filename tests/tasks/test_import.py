@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.commands import data_command as main
 
 from offbench.cli.app import main as cli
-from offbench.cli.data import main
 from offbench.data.replay import from_flat
 from offbench.errors import UserError
 from offbench.tasks.custom import own_task
@@ -340,7 +340,7 @@ def test_episodes_of_a_table_may_be_named_in_words(tmp_path):
             ["--map", "actions=act", "--env", "Hopper-v5"],
             "have 1 features, the environment takes 3",
         ),
-        (["--overwrite=no"], "takes no value"),
+        (["--overwrite=no"], "--overwrite: ignored explicit argument 'no'"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_no_file(more, words, tmp_path):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.commands import data_command as main
 
-from offbench.cli.data import main
 from offbench.data.replay import episode_returns
 from offbench.errors import UserError
 from offbench.tasks.custom import own_task

@@ -144,7 +144,7 @@ def stored(dataset_id: str, sha256: str) -> Report | None:
         return None
     try:
         found = load(path)
-        same = json.loads(path.read_text())["format"] == FORMAT
+        same = json.loads(path.read_text(encoding="utf-8"))["format"] == FORMAT
     except (UserError, ValueError, KeyError, OSError):
         return None
     return found if same and (found.id, found.sha256) == (dataset_id, sha256) else None
@@ -153,7 +153,7 @@ def stored(dataset_id: str, sha256: str) -> Report | None:
 def load(path: Path) -> Report:
     """Read a stored report; UserError for a file that is none."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         findings = tuple(Finding(**f) for f in content["findings"])
         return Report(
             content["id"], content["rows"], content["episodes"], findings, content["sha256"]

@@ -27,7 +27,7 @@ def digest(path: Path) -> str:
         cache_dir() / "seen" / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]}.json"
     )
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads(note.read_text())["sha256"])
+        return str(json.loads(note.read_text(encoding="utf-8"))["sha256"])
     if path.is_dir():
         named = [(p.relative_to(path).as_posix(), sha256_of(p)) for p in inside]
         found = hashlib.sha256(json.dumps(named).encode()).hexdigest()

@@ -149,7 +149,7 @@ class _Transfer:
 
     def _read_notes(self) -> Mapping[str, Any]:
         try:
-            about = json.loads(self.notes.read_text())
+            about = json.loads(self.notes.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return about if isinstance(about, dict) else {}
@@ -199,7 +199,7 @@ class _Transfer:
             self.part.unlink(missing_ok=True)
             raise _Refused(f"{total} bytes there, {self.size} expected")
         about = {"url": self.url, "etag": answer.headers.get("ETag")}
-        self.notes.write_text(json.dumps(about))
+        self.notes.write_text(json.dumps(about), encoding="utf-8")
         with self.part.open("ab" if resumed else "wb") as file:
             got = self._copy(answer, file, start, total)
         if total is not None and got < total:
@@ -258,7 +258,7 @@ def _verify(path: Path, size: int | None, sha256: str | None) -> None:
     if size is not None and stat.st_size != size:
         raise UserError(f"{path} has {stat.st_size} bytes, {size} expected; {again}")
     try:
-        seen = json.loads(_origin(path).read_text())
+        seen = json.loads(_origin(path).read_text(encoding="utf-8"))
         known, fresh = str(seen["sha256"]), (seen["size"], seen["mtime_ns"])
     except (OSError, ValueError, KeyError, TypeError):
         seen, known, fresh = {}, None, None

@@ -120,7 +120,7 @@ def metadata(folder: Path, *, name: str) -> Metadata:
     if hdf5.check_plain_file(path, name) > _MAX_METADATA:
         raise UserError(f"{name}: {path} is too large")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{name}: {path} cannot be read as json ({error})") from None
     if not isinstance(content, dict):

@@ -1,0 +1,27 @@
+"""`offbench check`: the contract that every method keeps."""
+
+import sys
+from collections.abc import Sequence
+
+
+def check_contract(args: Sequence[str]) -> int:
+    """Tests each method that `args` name; 1 where one breaks the contract."""
+    from offbench.bench.plan import plan
+    from offbench.bench.targets import is_torch_class, locate
+    from offbench.testing.contract import SPEC, check_method, fake_batch
+    from offbench.training.imperative import Imperative
+
+    for cell in {c.entry: c for c in plan(args, bench=False).cells}.values():
+        print(cell.entry)
+        if is_torch_class(locate(cell.target)):
+            Imperative(locate(cell.target), **cell.hparams).check(SPEC, fake_batch(SPEC))
+            print(
+                "ok      a PyTorch class, trained as it is written: train_step and act fit together"
+            )
+            continue
+        try:
+            check_method(locate(cell.target)(**cell.hparams))
+        except AssertionError as error:
+            print(f"offbench: {cell.entry} breaks the contract: {error}", file=sys.stderr)
+            return 1
+    return 0

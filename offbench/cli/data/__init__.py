@@ -1,0 +1,1 @@
+"""`offbench data ...`: what datasets there are, what is in them, and how they get here."""
