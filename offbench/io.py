@@ -1,10 +1,16 @@
-"""Files that are whole or not there: written beside their place, flushed, and renamed."""
+"""Where offbench's own data files lie, and files written so that they are whole or not there."""
 
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def shipped(name: str) -> Path:
+    """A file or folder that ships with offbench, such as "conf": in the package, or the checkout."""
+    package = Path(__file__).resolve().parent
+    return package / name if (package / name).exists() else package.parent / name
 
 
 @contextmanager

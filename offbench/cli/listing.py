@@ -6,6 +6,7 @@ from pathlib import Path
 
 from offbench.cli.plan import is_here
 from offbench.errors import UserError, unknown
+from offbench.io import shipped
 
 
 def show_list(args: Sequence[str]) -> int:
@@ -62,8 +63,8 @@ def _methods() -> list[tuple[str, str]]:
     from offbench.bench.targets import locate
 
     views = {read_option("view", name)["_target_"]: name for name in options("view")}
-    results = Path(__file__).resolve().parents[2] / "results/parity"
-    scores, updates = _parity(results / "parity.csv"), _updates(results / "same_updates.csv")
+    tables = shipped("results/parity")
+    scores, updates = _parity(tables / "parity.csv"), _updates(tables / "same_updates.csv")
     rows = []
     for name, about in _options("method"):
         config = read_option("method", name)
@@ -83,11 +84,9 @@ def _methods() -> list[tuple[str, str]]:
 
 
 def _parity(path: Path) -> dict[str, str]:
-    """Method -> how many of its comparisons agreed, from a table of verdicts; {} without one."""
+    """Method -> how many of its comparisons agreed, from a table of verdicts."""
     import csv
 
-    if not path.exists():
-        return {}
     verdicts: dict[str, list[str]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -103,11 +102,9 @@ def _parity(path: Path) -> dict[str, str]:
 
 
 def _updates(path: Path) -> dict[str, str]:
-    """Method -> how far its updates went from those of somebody else's code; {} without a table."""
+    """Method -> how far its updates went from those of somebody else's code."""
     import csv
 
-    if not path.exists():
-        return {}
     furthest: dict[str, tuple[float, str]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):

@@ -2,7 +2,7 @@
 
 An embedded task is read from its dataset's manifest (`datasets/*.yaml`), which pins the file by
 sha256 and carries reference returns that were measured. Manifests are looked for in
-`$OFFBENCH_DATASETS`, in `./datasets`, in the checkout, and in the wheel. Every other id is looked up
+`$OFFBENCH_DATASETS`, in `./datasets`, and in the checkout or the installed package. Every other id is looked up
 in `offbench.tasks.catalog`, a composition (`mix@...`) is judged as the first of its parts, and your own
 data are a task by `own_task`.
 """
@@ -25,6 +25,7 @@ import numpy as np
 import yaml
 
 from offbench.errors import UserError, unknown
+from offbench.io import shipped
 
 if TYPE_CHECKING:
     import gymnasium
@@ -472,8 +473,7 @@ def _nearest_env(env: str) -> str:
 
 def roots() -> list[Path]:
     """Folders searched for manifests, first match wins."""
-    here = Path(__file__).resolve().parent.parent
-    candidates = [Path.cwd() / "datasets", here.parent / "datasets", here / "datasets"]
+    candidates = [Path.cwd() / "datasets", shipped("datasets")]
     if "OFFBENCH_DATASETS" in os.environ:
         candidates.insert(0, Path(os.environ["OFFBENCH_DATASETS"]))
     return [path for path in dict.fromkeys(candidates) if path.is_dir()]
