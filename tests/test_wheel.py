@@ -76,5 +76,5 @@ def test_the_policies_that_the_other_sets_are_made_from_ship(bin_folder):
     (policies,) = bin_folder.parent.rglob("offbench/datasets/policies")
     ours = ROOT / "datasets/policies"
     files = [p.relative_to(ours) for p in sorted(ours.rglob("*")) if p.is_file()]
-    assert len(files) == 25
+    assert len(files) == 25 and (policies.parents[1] / "py.typed").is_file()
     assert all((policies / f).read_bytes() == (ours / f).read_bytes() for f in files)

@@ -133,7 +133,7 @@ class Prefixes(NamedTuple):
     def tensors(self, data: ReplayData, view: View, row: Tensor) -> Mapping[str, Tensor]:
         reward, discount, end = self.chunk.prefixes(data, row)
         made = {"prefix_reward": reward, "prefix_discount": discount, "prefix_obs": data.obs[end]}
-        return made | Valid().tensors(data, view, row)
+        return {**made, **Valid().tensors(data, view, row)}
 
 
 class InContext(NamedTuple):

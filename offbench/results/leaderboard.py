@@ -425,8 +425,8 @@ def _averaged(
     by_run = dict(tuple(seen.groupby("run_id")))
     lines = []
     for (entry, task), cell in whole.groupby(["entry", "task"]):
-        three = [_last_three(by_run[run]) for run in cell["run_id"]]
-        if task not in tasks or any(x is None for x in three):
+        three = [x for run in cell["run_id"] if (x := _last_three(by_run[run])) is not None]
+        if task not in tasks or len(three) < len(cell):
             continue
         at = {
             tuple((x["update"] / n).round(4)) for x, n in zip(three, cell["n_updates"], strict=True)

@@ -74,8 +74,8 @@ class Store:
 
     root: Path
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "root", Path(self.root))
+    def __init__(self, root: str | Path):
+        object.__setattr__(self, "root", Path(root))
 
     def check_writable(self) -> None:
         """Raises UserError now, rather than after a day of training."""
@@ -290,7 +290,7 @@ class Store:
         wanted = {name: _as_set(value) for name, value in where.items()}
         paths = self._paths(wanted.get("suite"), wanted.get("task"))
         ids = frozenset(wanted["run_id"]) if "run_id" in wanted else frozenset(paths)
-        unseen, seen = set(wanted), set()
+        unseen, seen = set(wanted), set[Any]()
         for run_id, marks in paths.items():
             if run_id not in ids:
                 continue

@@ -89,8 +89,9 @@ def bind(method: Method, state: Any) -> tuple[Method, Any]:
     dtype = next(x.dtype for x in tree_leaves(state.state) if x.is_floating_point())
     values = {k: v.to(dtype) for k, v in state.values.items()}
     # the values are those of the method inside
-    wrapper = hasattr(method, "with_values")
-    return method.with_values(values) if wrapper else replace(method, **values), state.state
+    inner: Any = method
+    bound = inner.with_values(values) if hasattr(inner, "with_values") else replace(inner, **values)
+    return bound, state.state
 
 
 def stack(trees: Sequence[Any]) -> Any:
@@ -103,8 +104,19 @@ def unstack(tree: Any, i: int) -> Any:
     return tree_map(lambda x: x[i], tree)
 
 
-def n_minibatches(method: Method) -> int:
+def n_minibatches(method: object) -> int:
     return getattr(method, "minibatches", 1)
+
+
+def make_draw(method: object, pipeline: Pipeline) -> Callable[[Tensor], Draw]:
+    """Key of a step -> the rows of its batch, drawn where they are used, and the key of its update."""
+    sampler, n_rows = pipeline.sampler, n_minibatches(method) * pipeline.batch_size
+
+    def draw(key: Tensor) -> Draw:
+        k_batch, k_update = rng.split(key)
+        return Draw(sampler(k_batch, n_rows), k_update)
+
+    return draw
 
 
 def make_step(
@@ -115,12 +127,6 @@ def make_step(
     minibatches = n_minibatches(method)
     home = pipeline.data.obs.device
     device = torch.device(device or home)
-    # rows are drawn where they are used
-    sampler = pipeline.sampler
-
-    def draw(key: Tensor) -> Draw:
-        k_batch, k_update = rng.split(key)
-        return Draw(sampler(k_batch, minibatches * pipeline.batch_size), k_update)
 
     def update(state: Any, draw: Draw) -> tuple[Any, Metrics]:
         here = isinstance(draw.rows, Tensor)
@@ -134,7 +140,8 @@ def make_step(
         lead = (len(rows), minibatches, pipeline.batch_size) if minibatches > 1 else rows.shape
         return tree_map(lambda x: x.unflatten(0, lead), batch)
 
-    return Step(draw, update, gather if device.type != home.type else None)
+    gathered = gather if device.type != home.type else None
+    return Step(make_draw(method, pipeline), update, gathered)
 
 
 def advance(step: Step, carry: Carry) -> tuple[Carry, Metrics]:
@@ -269,7 +276,9 @@ class Engine:
         key = self._key.cpu() if host else self._key
         draw = _drawer(step, key, traced=self.backend != "vmap")
         device = self._key.device
-        self._draws = _HostBlock(draw, key, step.gather, device) if host else _Block(draw, key)
+        self._draws = (
+            _HostBlock(draw, key, step.gather, device) if step.gather else _Block(draw, key)
+        )
         example = (self._state, self._draws.at(self._made))
         with matmul_precision(precision):
             self._update = _updater(step, example, self.backend, precision)
@@ -324,7 +333,8 @@ class _Block:
 
     def __init__(self, draw: Callable[[Any], Draw], key: Tensor):
         self._draw, self._key = draw, key
-        self._first, self._draws = -1, None
+        self._first = -1
+        self._draws: list[tuple[Any, ...]] | None = None
 
     def at(self, step: int) -> Draw:
         if self._draws is None or not 0 <= step - self._first < BLOCK:
