@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time  # noqa: F401  (for the code that runs in other processes)
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -489,7 +488,8 @@ def test_a_crash_at_any_step_leaves_a_whole_record_or_none(
 
 def run_python(code: str, *arguments: object) -> subprocess.Popen[str]:
     head = f"""
-import os, signal, sys
+import os, signal, sys, time
+from pathlib import Path
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 from offbench.errors import UserError
 from offbench.results.store import Store
