@@ -26,6 +26,7 @@ lint: $(READY)
 	$(VENV)/bin/ruff check offbench tests
 	$(VENV)/bin/ruff format --check offbench tests
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/mypy
 
 speed: $(READY)
 	@$(VENV)/bin/offbench speed $(ARGS)

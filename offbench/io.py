@@ -1,4 +1,4 @@
-"""Files and their names: atomic writes, checksums, ids as file names."""
+"""Files and their names: atomic writes, checksums, ids as file names, what is shipped with offbench."""
 
 import hashlib
 import os
@@ -7,6 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
+
+
+def shipped(name: str) -> Path:
+    """A file or folder that ships with offbench, such as "conf": in the package, or the checkout."""
+    package = Path(__file__).resolve().parent
+    return package / name if (package / name).exists() else package.parent / name
 
 
 @contextmanager

@@ -72,13 +72,13 @@ class EnvPool:
         from gymnasium.spaces import Discrete
         from gymnasium.wrappers import RescaleAction
 
-        env = self.take(1)[0]
+        env: Any = self.take(1)[0]
         if isinstance(space := env.unwrapped.action_space, Discrete):
             return None, None, int(space.start)
         while env is not env.unwrapped:
             if isinstance(env, RescaleAction):
-                space = env.env.action_space
-                return tuple(space.low.tolist()), tuple(space.high.tolist()), None
+                box: Any = env.env.action_space
+                return tuple(box.low.tolist()), tuple(box.high.tolist()), None
             env = env.env
         return None, None, None
 
@@ -110,6 +110,7 @@ def make_policy(method: Method, pipeline: Pipeline, *, values: bool = True) -> P
         return tree_map(lambda x: x[0], decision)  # (O,) -> (A,)
 
     def value_of_one(state: Any, obs: Any, decision: Any) -> Tensor:
+        bound: Any
         bound, inner = bind(method, state)
         return bound.value(inner, *tree_map(lambda x: x[None], (obs, decision)))[0]  # (O,) -> ()
 
@@ -199,12 +200,15 @@ class _Episodes:
         self.n_seeds, self.n_envs, self.episodes = len(seeds), n_envs, episodes
         self.reset_seed = env_seeds(self.task.id, stream, episodes)
         self.envs = pool.take(self.n_seeds * n_envs)
-        self.device, self.rows = device, []
+        self.device = device
+        self.rows: list[dict[str, Any]] = []
         stream_key = _number(f"{self.task.id}/{stream}")
         # (N, 1)
         self.seed_key = torch.stack([rng.fold(rng.key(s), stream_key) for s in seeds])[:, None]
         shape = (self.n_seeds, n_envs)
-        self.obs = np.zeros((*shape, *self.envs[0].observation_space.shape), np.float32)
+        # a Box: the pool has compared its shape with that of the data
+        space: Any = self.envs[0].observation_space
+        self.obs = np.zeros((*shape, *space.shape), np.float32)
         # the episode each slot plays
         self.number = np.tile(np.arange(n_envs), (self.n_seeds, 1))
         self.t = np.zeros(shape, np.int64)

@@ -1,7 +1,7 @@
 """What crosses between a pipeline, a method and an environment."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, SupportsFloat, TypeVar
 
 from torch import Tensor
 from torch.utils._pytree import tree_map
@@ -40,7 +40,8 @@ class Context(NamedTuple):
 
 
 class Batch(NamedTuple):
-    obs: Tensor  # (B, O)
+    # (B, O) Tensor; under a windowed view the `Context` of the steps
+    obs: Any
     action: Tensor  # (B, A)  in [-1, 1]
     reward: Tensor  # (B,)  discounted sum over the steps this element spans
     discount: Tensor  # (B,)  gamma ** steps spanned, 0 after a terminal: the whole bootstrap factor
@@ -57,11 +58,13 @@ def minibatch(batch: Batch, i: int) -> Batch:
 class Method(Protocol[State]):
     """Pure functions of one seed. A frozen keyword-only dataclass whose fields are hyper-parameters.
 
-    `minibatches` is how many minibatches one `update` consumes (leading axis of the batch when
-    more than 1): a delayed actor is `minibatches = 2`, not a counter. `needs` names what it reads
-    from `batch.extras` (offbench/data/batch_extras.py), `actions` the kind of actions it learns. `act` returns
-    actions, or a `Plan` where the method decides how many steps of a chunk are executed. A method may
-    have `check(spec)`, which raises UserError for settings that do not fit the problem. One whose state
+    `act` returns actions, or a `Plan` where the method decides how many steps of a chunk are executed.
+
+    A method may have class variables: `minibatches`, how many minibatches one `update` consumes
+    (default 1; when more, the leading axis of the batch): a delayed actor is `minibatches = 2`, not a
+    counter; `needs`, names of what it reads from `batch.extras` (default none;
+    offbench/data/batch_extras.py); `actions`, the kind it learns, "continuous" (default) or "discrete".
+    It may have `check(spec)`, which raises UserError for settings that do not fit the problem. One whose state
     has fields that one loss trains together, as an encoder and what reads it, names them in
     `trained_together`, groups of fields: offbench.testing takes any other such pair for a missing detach.
 
@@ -71,13 +74,11 @@ class Method(Protocol[State]):
     Evaluation keeps it for the first decision of an episode; nothing depends on it.
     """
 
-    minibatches: ClassVar[int] = 1
-    needs: ClassVar[tuple[str, ...]] = ()
-    actions: ClassVar[Literal["continuous", "discrete"]] = "continuous"
-
     def init(self, key: Key, spec: Spec) -> State: ...
     def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]: ...
-    def act(self, state: State, obs: Tensor, key: Key) -> Tensor: ...  # (E, O) -> (E, A)
+
+    # (E, O) -> (E, A); under a windowed view obs is a `Context`
+    def act(self, state: State, obs: Any, key: Key) -> "Tensor | Plan": ...
 
 
 class Plan(NamedTuple):
@@ -108,5 +109,5 @@ class Policy(NamedTuple):
 
     init: Callable[[int, int], Any]
     act: Callable[[Any, TimeStep, Any, Tensor], tuple[Any, Any]]
-    reward: Callable[[float], float] = float
+    reward: Callable[[SupportsFloat], float] = float
     gamma: float | None = None

@@ -255,6 +255,20 @@ def test_importing_offbench_loads_neither_torch_nor_an_environment_nor_hydra():
     )
 
 
+def test_importing_offbench_imports_nothing_that_takes_milliseconds():
+    code = "import sys; had = {*sys.modules}; import offbench; print(*{*sys.modules} - had)"
+    assert not {"typing", "pathlib", "re"} & set(in_a_new_process(code).split())
+
+
+def test_type_checkers_see_the_public_names_where_the_interpreter_finds_them():
+    import offbench
+
+    imports = [n for n in ast.walk(TREES["__init__"]) if isinstance(n, ast.ImportFrom)]
+    seen = {(a.name, a.asname, n.module) for n in imports for a in n.names}
+    seen.remove(("import_module", None, "importlib"))
+    assert seen == {(k, k, f"offbench.{home}") for k, home in offbench._HOME.items()}
+
+
 def test_importing_offbench_takes_less_than_a_third_of_a_second():
     code = "import time; t = time.process_time(); import offbench; print(time.process_time() - t)"
     assert min(float(in_a_new_process(code)) for _ in range(3)) < 0.3

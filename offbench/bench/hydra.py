@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from offbench.errors import UserError, unknown
+from offbench.io import shipped
 
 GROUPS = ("method", "sampler", "view", "weight", "suite")
 
@@ -25,9 +26,7 @@ NAMES_OF_VIEWS = {"nstep": "n", "chunk": "h"}
 
 
 def conf_dir() -> Path:
-    """`conf/` inside the wheel, or beside the package in a checkout."""
-    here = Path(__file__).resolve().parent.parent
-    return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
+    return shipped("conf")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 from offbench.cli.console import print_list
 from offbench.cli.plan import is_here
 from offbench.errors import UserError
+from offbench.io import shipped
 
 
 def show_list(kind: str) -> int:
@@ -59,8 +60,8 @@ def _methods() -> list[tuple[str, str]]:
     from offbench.bench.targets import locate
 
     views = {read_option("view", name)["_target_"]: name for name in options("view")}
-    results = Path(__file__).resolve().parents[2] / "results/parity"
-    scores, updates = _parity(results / "parity.csv"), _updates(results / "same_updates.csv")
+    tables = shipped("results/parity")
+    scores, updates = _parity(tables / "parity.csv"), _updates(tables / "same_updates.csv")
     rows = []
     for name, about in _options("method"):
         config = read_option("method", name)
@@ -80,11 +81,9 @@ def _methods() -> list[tuple[str, str]]:
 
 
 def _parity(path: Path) -> dict[str, str]:
-    """Method -> number of scores that agree with the reference's; {} without a table."""
+    """Method -> how many of its comparisons agreed, from a table of verdicts."""
     import csv
 
-    if not path.exists():
-        return {}
     verdicts: dict[str, list[str]] = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -100,11 +99,9 @@ def _parity(path: Path) -> dict[str, str]:
 
 
 def _updates(path: Path) -> dict[str, str]:
-    """Method -> largest difference of its updates from reference code's; {} without a table."""
+    """Method -> how far its updates went from those of somebody else's code."""
     import csv
 
-    if not path.exists():
-        return {}
     furthest: dict[str, tuple[float, str]] = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):

@@ -137,7 +137,7 @@ class Prefixes(NamedTuple):
             "prefix_discount": discount,
             "prefix_obs": data.obs[end],
         }
-        return columns | Valid().tensors(data, view, row)
+        return {**columns, **Valid().tensors(data, view, row)}
 
 
 class InContext(NamedTuple):

@@ -24,7 +24,7 @@ Load = Callable[[str], ReplayData]
 
 class _Made(NamedTuple):
     data: ReplayData
-    index: NDArray[np.int64]  # (E, 3) of each episode: the part, its episode there, steps kept
+    origin: NDArray[np.int64]  # (E, 3) of each episode: the part, its episode there, steps kept
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def noise(data: ReplayData, on: str, scale: float, seed: int, *, name: str = "no
     """Gaussian noise on every recorded `reward` or on every recorded observation (`obs`), once:
     an observation is the same as an end of one step and as the start of the next."""
     rng = np.random.default_rng(seed)
-    index = _kept(data, np.arange(data.n_episodes)).index
+    index = _kept(data, np.arange(data.n_episodes)).origin
     if on == "obs":
         spread = data.obs.double().std(0, correction=0) * scale
         drawn = torch.from_numpy(rng.standard_normal(tuple(data.obs.shape), dtype=np.float32))

@@ -62,7 +62,8 @@ class Pipeline(NamedTuple):
 
     def policy(self, policy: Policy) -> Policy:
         """The policy that acts in the raw environment: the view sees what the transforms made, as in the data."""
-        for part in (self.view, *reversed(self.transforms)):
+        parts: tuple[View | Transform, ...] = (self.view, *reversed(self.transforms))
+        for part in parts:
             policy = part.policy(policy)
         return policy
 
@@ -83,15 +84,14 @@ def make_pipeline(
     with their options when given as a mapping; `needs` are names from `offbench.data.batch_extras`. `lazy`
     transforms observations as batches are read, for data that memory cannot hold twice.
     """
-    view, recorded = view or NStep(), data
+    recorded = data
     named = transforms if isinstance(transforms, Mapping) else {name: None for name in transforms}
-    fitted = []
+    fitted: list[Transform] = []
     for name, options in named.items():
         fitted.append(fit_transform(data, name, **(options or {})))
         data = fitted[-1].data(data, lazy=lazy)
-    if isinstance(view, Window):
-        view = view.fit(data)
-    extras = fit_extras(data, view, needs)
-    rows = support(data, view, extras)
+    fitted_view: View = view.fit(data) if isinstance(view, Window) else view or NStep()
+    extras = fit_extras(data, fitted_view, needs)
+    rows = support(data, fitted_view, extras)
     sampler = make_sampler(rows, *(weight(recorded) for weight in weights))
-    return Pipeline(data, sampler, view, tuple(fitted), batch_size, extras)
+    return Pipeline(data, sampler, fitted_view, tuple(fitted), batch_size, extras)

@@ -350,5 +350,5 @@ def fingerprint(data: ReplayData) -> str:
     """sha256 over the arrays as trained on: what a result row calls its data."""
     digest = hashlib.sha256()
     for x in data:
-        digest.update(np.ascontiguousarray(x.cpu().numpy()))
+        digest.update(np.ascontiguousarray(x.cpu().numpy()).data)
     return digest.hexdigest()

@@ -7,6 +7,7 @@ the numbers are the same. Either way a reward shift stays right under n-step and
 transform.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -58,7 +59,8 @@ class ObsNorm(NamedTuple):
         return (obs - self.mean) / self.std
 
     def data(self, data: ReplayData, *, lazy: bool = False) -> ReplayData:
-        obs = Normalised(data.obs, self) if lazy else self._apply(data.obs)
+        # what is normalised as it is read is indexed as a tensor is
+        obs: Any = Normalised(data.obs, self) if lazy else self._apply(data.obs)
         return data._replace(obs=obs)
 
     def policy(self, policy: Policy) -> Policy:
@@ -163,14 +165,14 @@ def _corl_returns(data: ReplayData) -> Tensor:
     length = data.last[row] - first_rows(data)[data.episode[row]]
     timed_out = (row + 1 == data.last[row]) & ~data.terminal[row] & (length >= _CORL_STEPS)
     row = row[~timed_out & (row < row[-1])]
-    returns, total, length = [], 0.0, 0
+    returns, total, steps = [], 0.0, 0
     for reward, terminal in zip(
         data.reward[row].tolist(), data.terminal[row].tolist(), strict=True
     ):
-        total, length = total + reward, length + 1
-        if terminal or length == _CORL_STEPS:
+        total, steps = total + reward, steps + 1
+        if terminal or steps == _CORL_STEPS:
             returns.append(total)
-            total, length = 0.0, 0
+            total, steps = 0.0, 0
     if not returns:
         raise UserError(
             f"reward_range: corl_compat_split needs a terminal or {_CORL_STEPS} steps, and finds neither"
@@ -178,7 +180,7 @@ def _corl_returns(data: ReplayData) -> Tensor:
     return torch.tensor(returns, dtype=torch.float64)
 
 
-TRANSFORMS = {
+TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "obs_norm": obs_norm,
     "reward_affine": reward_affine,
     "reward_range": reward_range,

@@ -17,7 +17,8 @@ from offbench.types import Batch, Context, Plan, Policy, Spec, TimeStep
 
 
 class View(Protocol):
-    gamma: float
+    @property
+    def gamma(self) -> float: ...
 
     def spec(self, spec: Spec) -> Spec: ...
     def support(self, data: ReplayData) -> Tensor: ...  # (S,) bool: rows it can start from
@@ -349,8 +350,10 @@ class FittedWindow(NamedTuple):
         obs, first = step.obs, step.first
         if past is None:
             empty = obs.new_zeros(*first.shape, self.k)
-            wide = [empty.new_zeros(*empty.shape, n) for n in (obs.shape[-1], self.n_actions)]
-            past = Context(*wide, empty, empty.long(), empty.bool())
+            no_obs, no_action = (
+                empty.new_zeros(*empty.shape, n) for n in (obs.shape[-1], self.n_actions)
+            )
+            past = Context(no_obs, no_action, empty, empty.long(), empty.bool())
         past = _padded(past._replace(valid=past.valid & ~first[..., None]))
         length = past.valid.sum(-1)  # (N, E)
         newest = torch.arange(self.k, device=obs.device) == length.clamp(max=self.k - 1)[..., None]

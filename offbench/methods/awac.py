@@ -31,8 +31,7 @@ from offbench.types import Batch, Metrics, Spec
 
 
 class State(NamedTuple):
-    # "mean": network, "log_std": (A,)
-    actor: dict[str, nets.Params | Tensor]
+    actor: nets.Gaussian
     # leading axis 2: the twins
     critic: nets.Params
     target_critic: nets.Params
@@ -53,7 +52,7 @@ class AWAC:
         k_actor, k_critic = rng.split(key)
         n_obs, n_act = spec.obs_dim, spec.action_dim
         mean = nets.mlp_init(k_actor, (n_obs, *self.hidden, n_act))
-        actor = {"mean": mean, "log_std": torch.zeros(n_act, device=key.device)}
+        actor: nets.Gaussian = {"mean": mean, "log_std": torch.zeros(n_act, device=key.device)}
         critic = nets.mlp_init(k_critic, (n_obs + n_act, *self.hidden, 1), ensemble=2)
         adam = Adam(self.lr)
         return State(actor, critic, critic, adam.init(actor), adam.init(critic))
@@ -66,8 +65,8 @@ class AWAC:
         critic, opt_critic = adam.step(grads, state.opt_critic, state.critic)
 
         # with the critics of after their step
-        grad = grad_and_value(self._actor_loss, has_aux=True)
-        grads, (_, actor_metrics) = grad(state.actor, critic, batch, k_now)
+        actor_grad = grad_and_value(self._actor_loss, has_aux=True)
+        grads, (_, actor_metrics) = actor_grad(state.actor, critic, batch, k_now)
         actor, opt_actor = adam.step(grads, state.opt_actor, state.actor)
         target_critic = polyak(state.target_critic, critic, self.polyak_rate)
         state = State(actor, critic, target_critic, opt_actor, opt_critic)
@@ -92,7 +91,7 @@ class AWAC:
         return loss, {"critic_loss": loss, "q": q.mean()}
 
     def _actor_loss(
-        self, actor: dict, critic: nets.Params, batch: Batch, key: Tensor
+        self, actor: nets.Gaussian, critic: nets.Params, batch: Batch, key: Tensor
     ) -> tuple[Tensor, Metrics]:
         rows = torch.cat([batch.action, _sample(actor, batch.obs, key).detach()])  # (2B, A)
         twice = torch.cat([batch.obs, batch.obs])
@@ -109,12 +108,12 @@ class AWAC:
         }
 
 
-def _gaussian(actor: dict, obs: Tensor) -> tuple[Tensor, Tensor]:
+def _gaussian(actor: nets.Gaussian, obs: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (B, A) and log standard deviation (A,)."""
     return nets.mlp(actor["mean"], obs), actor["log_std"].clamp(-20.0, 2.0)
 
 
-def _sample(actor: dict, obs: Tensor, key: Tensor) -> Tensor:
+def _sample(actor: nets.Gaussian, obs: Tensor, key: Tensor) -> Tensor:
     mean, log_std = _gaussian(actor, obs)
     return (mean + log_std.exp() * rng.normal_like(key, mean)).clamp(-1, 1)
 

@@ -26,8 +26,8 @@ from offbench.types import Batch, Metrics, Spec
 
 
 class State(NamedTuple):
-    # with `gaussian` {"mean": network, "log_std": (A,)}
-    actor: nets.Params | dict
+    # the second with `gaussian`
+    actor: nets.Params | nets.Gaussian
     opt: AdamState
 
 
@@ -41,9 +41,10 @@ class BC:
     sample_actions: bool = False
 
     def init(self, key: Tensor, spec: Spec) -> State:
-        actor = nets.mlp_init(key, (spec.obs_dim, *self.hidden, spec.action_dim))
+        mean = nets.mlp_init(key, (spec.obs_dim, *self.hidden, spec.action_dim))
+        actor: nets.Params | nets.Gaussian = mean
         if self.gaussian:
-            actor = {"mean": actor, "log_std": torch.zeros(spec.action_dim, device=key.device)}
+            actor = {"mean": mean, "log_std": torch.zeros(spec.action_dim, device=key.device)}
         return State(actor, Adam(self.lr).init(actor))
 
     def update(self, state: State, batch: Batch, key: Tensor) -> tuple[State, Metrics]:
@@ -54,20 +55,20 @@ class BC:
         return State(actor, opt), {"actor_loss": loss}
 
     def act(self, state: State, obs: Tensor, key: Tensor) -> Tensor:
-        if not self.gaussian:
+        if isinstance(state.actor, list):
             return nets.mlp(state.actor, obs).tanh()
         mean, log_std = _gaussian(state.actor, obs)
         if not self.sample_actions:
             return mean
         return (mean + log_std.exp() * rng.normal_like(key, mean)).clamp(-1, 1)
 
-    def _loss(self, actor: nets.Params | dict, batch: Batch) -> Tensor:
-        if self.gaussian:
-            return -gaussian_log_prob(*_gaussian(actor, batch.obs), batch.action).mean()
-        action = nets.mlp(actor, batch.obs).tanh()  # (B, A)
-        return torch.square(action - batch.action).mean()
+    def _loss(self, actor: nets.Params | nets.Gaussian, batch: Batch) -> Tensor:
+        if isinstance(actor, list):
+            action = nets.mlp(actor, batch.obs).tanh()  # (B, A)
+            return torch.square(action - batch.action).mean()
+        return -gaussian_log_prob(*_gaussian(actor, batch.obs), batch.action).mean()
 
 
-def _gaussian(actor: dict, obs: Tensor) -> tuple[Tensor, Tensor]:
+def _gaussian(actor: nets.Gaussian, obs: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (B, A) and log standard deviation (A,)."""
     return nets.mlp(actor["mean"], obs).tanh(), actor["log_std"].clamp(-20.0, 2.0)

@@ -127,7 +127,8 @@ class CGQ:
 
     def _loss(self, params: tuple[Nets, Nets], fixed: list) -> tuple[Tensor, Metrics]:
         """All six losses touch disjoint parameters, so their sum is one backward pass."""
-        total, values, metrics = 0.0, [], {}
+        total, values = 0.0, []
+        metrics: Metrics = {}
         for name, net, given in zip(("chunk_", ""), params, fixed, strict=True):
             critic, part, goal, noise, taught, weight, key = given
             valid = part.extras["valid"]  # (B, h)

@@ -107,12 +107,12 @@ class DT:
         k_embed, k_body = (None, None) if key is None else rng.split(key)
         embed = lambda name, x: x @ params[name]["w"] + params[name]["b"]
         time = params["time"][context.timestep.clamp(max=len(params["time"]) - 1)]  # (B, K, W)
-        tokens = [
+        parts = [
             embed("return", context.return_to_go[..., None]),
             embed("obs", context.obs),
             embed("action", context.action),
         ]
-        tokens = torch.stack([token + time for token in tokens], -2)  # (B, K, 3, W)
+        tokens = torch.stack([part + time for part in parts], -2)  # (B, K, 3, W)
         tokens = F.layer_norm(tokens.flatten(-3, -2), (self.width,))  # (B, 3 K, W)
         tokens = tokens * params["norm"]["scale"] + params["norm"]["shift"]
         tokens = transformer.drop(tokens, self.dropout, k_embed)

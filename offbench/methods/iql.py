@@ -33,8 +33,7 @@ from offbench.types import Batch, Metrics, Spec
 
 
 class State(NamedTuple):
-    # the mean's network and a log standard deviation per action
-    actor: dict[str, nets.Params | Tensor]
+    actor: nets.Gaussian
     # leading axis 2: the twins
     critic: nets.Params
     target_critic: nets.Params
@@ -71,7 +70,7 @@ class IQL:
         n_obs, n_act = spec.obs_dim, spec.action_dim
         init = partial(nets.mlp_init, weight=self.weight_init)
         mean = init(k_actor, (n_obs, *self.hidden, n_act))
-        actor = {"mean": mean, "log_std": torch.zeros(n_act, device=key.device)}
+        actor: nets.Gaussian = {"mean": mean, "log_std": torch.zeros(n_act, device=key.device)}
         critic = init(k_critic, (n_obs + n_act, *self.hidden, 1), ensemble=2)
         value = init(k_value, (n_obs, *self.hidden, 1))
         opt = Adam(self.lr).init((actor, critic, value))

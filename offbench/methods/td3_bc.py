@@ -63,8 +63,8 @@ class TD3BC:
             critic, opt = adam.step(grads, state.opt_critic, state.critic)
             state = state._replace(critic=critic, opt_critic=opt)
 
-        grad = grad_and_value(self._actor_loss, has_aux=True)
-        grads, (actor_loss, bc_error) = grad(state.actor, state.critic, mini)
+        actor_grad = grad_and_value(self._actor_loss, has_aux=True)
+        grads, (actor_loss, bc_error) = actor_grad(state.actor, state.critic, mini)
         actor, opt = adam.step(grads, state.opt_actor, state.actor)
         state = state._replace(
             actor=actor,

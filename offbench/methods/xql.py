@@ -33,8 +33,7 @@ from offbench.types import Batch, Metrics, Spec
 
 
 class State(NamedTuple):
-    # "mean": network, "log_std": (A,)
-    actor: dict[str, nets.Params | Tensor]
+    actor: nets.Gaussian
     # leading axis 2: the twins
     critic: nets.Params
     target_critic: nets.Params
@@ -68,7 +67,7 @@ class XQL:
         k_actor, k_critic, k_value = rng.split(key, 3)
         n_obs, n_act = spec.obs_dim, spec.action_dim
         mean = nets.mlp_init(k_actor, (n_obs, *self.hidden, n_act))
-        actor = {"mean": mean, "log_std": torch.zeros(n_act, device=key.device)}
+        actor: nets.Gaussian = {"mean": mean, "log_std": torch.zeros(n_act, device=key.device)}
         critic = nets.mlp_init(k_critic, (n_obs + n_act, *self.hidden, 1), ensemble=2)
         value = nets.mlp_init(k_value, (n_obs, *self.hidden, 1), layer_norm=True)
         adam = Adam(self.lr)

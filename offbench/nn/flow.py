@@ -6,6 +6,8 @@ FQL); actions are flat, so a chunk of h actions is one action. Sizes and activat
 the code of FQL and Q-chunking.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ def one_step(params: nets.Params, obs: Tensor, noise: Tensor) -> Tensor:
 
 def _network(params: nets.Params, *inputs: Tensor) -> Tensor:
     """Inputs (B, .) side by side; layers are normalised where the network was made so."""
-    norm = "after" if "scale" in params[0] else False
+    norm: Literal["after", False] = "after" if "scale" in params[0] else False
     x = torch.cat(inputs, -1)
     return nets.mlp(params, x, activation="gelu_tanh", layer_norm=norm, eps=1e-6)
 

@@ -7,7 +7,7 @@ functions of a module of torch.nn.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,16 @@ from offbench.errors import UserError
 Layer = dict[str, Tensor]
 Params = list[Layer]
 Activation = Literal["relu", "gelu", "gelu_tanh", "tanh"]
-ACTIVATIONS = {
+
+
+class Gaussian(TypedDict):
+    """Parameters of an actor: the mean's network and a log standard deviation per action (A,)."""
+
+    mean: Params
+    log_std: Tensor
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),  # flax's gelu
@@ -46,7 +55,7 @@ def mlp_init(
     `layer_norm` gives every hidden layer a learned scale and shift, which `mlp` applies.
     """
     lead = () if ensemble is None else (ensemble,)
-    params = []
+    params: Params = []
     for k, n_in, n_out in zip(rng.split(key, len(sizes) - 1), sizes[:-1], sizes[1:], strict=True):
         k_w, k_b = rng.split(k)
         final = len(params) == len(sizes) - 2

@@ -70,7 +70,17 @@ def _(params, grads, mu, nu, count, lr, b1, b2, eps):
     return [torch.empty_like(x, memory_format=_DENSE) for x in (*params, *mu, *nu)]
 
 
-def adam_formula(params, grads, mu, nu, count, lr, b1, b2, eps) -> list[Tensor]:
+def adam_formula(
+    params: list[Tensor],
+    grads: list[Tensor],
+    mu: list[Tensor],
+    nu: list[Tensor],
+    count: Tensor,
+    lr: float | Tensor,
+    b1: float | Tensor,
+    b2: float | Tensor,
+    eps: float | Tensor,
+) -> list[Tensor]:
     """The same step as elementwise tensor operations, for a compiler to fuse; `lr` may be a tensor."""
     mu = [torch.lerp(m, g, 1 - b1) for m, g in zip(mu, grads, strict=True)]
     nu = [torch.lerp(v, g * g, 1 - b2) for v, g in zip(nu, grads, strict=True)]
@@ -114,7 +124,7 @@ def _(start, end, weight):
     return [torch.empty_like(x) for x in start]
 
 
-def lerp_formula(start, end, weight) -> list[Tensor]:
+def lerp_formula(start: list[Tensor], end: list[Tensor], weight: float | Tensor) -> list[Tensor]:
     """The same as tensor operations; `weight` may be a tensor."""
     return [a + weight * (b - a) for a, b in zip(start, end, strict=True)]
 
@@ -127,7 +137,8 @@ def _(info, in_dims, start, end, weight):
 
 
 class AdamState(NamedTuple):
-    count: Tensor  # () float32, steps taken
+    # () float32, steps taken; hides tuple.count, which nobody calls
+    count: Tensor  # type: ignore[assignment]
     mu: Any  # like the parameters
     nu: Any
 
@@ -193,7 +204,7 @@ def clip_by_global_norm(grads: Any, max_norm: float | Tensor) -> tuple[Any, Tens
     return tree_map(lambda g: g * scale, grads), norm
 
 
-def polyak(target: Any, online: Any, rate: float) -> Any:
+def polyak(target: Any, online: Any, rate: float | Tensor) -> Any:
     """target <- (1 - rate) target + rate online, leaf by leaf."""
     leaves, tree = tree_flatten(target)
     lerp = lerp_formula if isinstance(rate, Tensor) else torch.ops.offbench.lerp

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from offbench.errors import unknown
+from offbench.io import shipped
 
 __all__ = [
     "COLLECTIONS",
@@ -35,11 +36,7 @@ __all__ = [
 Progress = Callable[[int, int], None]
 """Called after each episode with the rows collected so far and the rows wanted."""
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-_PLACES = (_PACKAGE.parent / "datasets", _PACKAGE / "datasets")
-
-# Recognised by the policies: site-packages may hold an unrelated package named datasets.
-DATASETS = next((place for place in _PLACES if (place / "policies").is_dir()), _PLACES[0])
+DATASETS = shipped("datasets")
 """Where manifests, Minari files and policies are kept: in the checkout, or inside the package."""
 
 

@@ -222,8 +222,8 @@ def permutation_test(
     2010), so p is never 0. With n pairs p cannot fall below 2 ** (1 - n): 5 pairs never reach 0.05.
     """
     x, y = (_seed_means(tasks) for tasks in _matched(a, b))
-    share = [(xt - yt) / (len(xt) * len(x)) for xt, yt in zip(x, y, strict=True)]
-    share = np.concatenate(share)  # (N,): sums to the mean difference
+    parts = [(xt - yt) / (len(xt) * len(x)) for xt, yt in zip(x, y, strict=True)]
+    share = np.concatenate(parts)  # (N,): sums to the mean difference
     # a tie must not be lost to rounding
     observed = abs(share.sum()) * (1 - 1e-9)
     if share.size <= _EXACT_PAIRS:

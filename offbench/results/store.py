@@ -61,8 +61,8 @@ class Store:
 
     root: Path
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "root", Path(self.root))
+    def __init__(self, root: str | Path):
+        object.__setattr__(self, "root", Path(root))
 
     def check_writable(self) -> None:
         """Makes the folder and tries to write to it.
@@ -276,8 +276,8 @@ class Store:
     def _matching(self, where: Mapping[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
         wanted = {name: _as_set(value) for name, value in where.items()}
         paths = self._paths(wanted.get("suite"), wanted.get("task"))
-        ids = frozenset(wanted.pop("run_id", paths))
-        unseen, seen = set(wanted), set()
+        ids = frozenset(wanted["run_id"]) if "run_id" in wanted else frozenset(paths)
+        unseen, seen = set(wanted), set[Any]()
         for run_id, marks in paths.items():
             if run_id not in ids:
                 continue

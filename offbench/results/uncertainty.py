@@ -80,12 +80,18 @@ class Cell:
         """Whether the share of the start states can be told from that of the seeds."""
         return self.table is not None and min(self.table.shape) > 1
 
+    @property
+    def by_episode(self) -> np.ndarray:
+        """(n_episodes,) mean score of each start state, of a crossed cell."""
+        assert self.table is not None
+        return self.table.mean(0)
+
     @cached_property
     def episode_variance(self) -> float:
         """Variance of the mean that comes from which start states were drawn."""
         if not self.crossed:
             return 0.0
-        by_episode = float(self.table.mean(0).var(ddof=1))
+        by_episode = float(self.by_episode.var(ddof=1))
         beyond_noise = by_episode - self.residual / self.n_seeds
         # not what rounding leaves of start states that change nothing
         negligible = 1e-9 * (by_episode + self.seed_variance)
@@ -212,7 +218,7 @@ def _shared_episode_variance(cells: Sequence[Cell]) -> np.ndarray:
         if cell.crossed:
             groups.setdefault(cell.start_states, []).append(index)
     for members in groups.values():
-        covariance = np.atleast_2d(np.cov([cells[k].table.mean(0) for k in members]))
+        covariance = np.atleast_2d(np.cov([cells[k].by_episode for k in members]))
         own = np.diag(covariance)
         noise = np.array([cells[k].residual / cells[k].n_seeds for k in members])
         gap = own[:, None] + own - 2 * covariance - noise[:, None] - noise
@@ -323,7 +329,7 @@ def _draw(cell: Cell, pool: Pool, generator: Generators, reps: int) -> np.ndarra
         return drawn
     states = generator("", np.array(cell.start_states))
     again = states.integers(cell.n_episodes, size=(reps, cell.n_episodes))
-    by_episode = cell.table.mean(0) - cell.mean
+    by_episode = cell.by_episode - cell.mean
     # without what seeds x episodes add to it: the spread between seeds has that already
     share = np.sqrt(cell.episode_variance * cell.n_episodes / by_episode.var(ddof=1))
     return drawn + share * by_episode[again].mean(1, keepdims=True)
@@ -339,7 +345,7 @@ def aggregate_differences(aggregates: Sequence[Aggregate]) -> np.ndarray:
     each = np.array([a.freedom for a in aggregates])
     covariance = np.full((len(aggregates), len(aggregates)), np.nan)
     use = np.flatnonzero(drawn)
-    covariance[np.ix_(use, use)] = np.cov([aggregates[k].draws for k in use], ddof=0)
+    covariance[np.ix_(use, use)] = np.cov([aggregates[k].draws for k in use.tolist()], ddof=0)
     own = np.diag(covariance)
     freedom = _freedom(np.stack([own[i], own[j]]), np.stack([each[i], each[j]]))
     p = _two_sided(points[i] - points[j], own[i] + own[j] - 2 * covariance[i, j], freedom)

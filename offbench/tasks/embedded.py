@@ -1,8 +1,8 @@
 """Embedded sets: small, in the repository and in the wheel, each described by a manifest.
 
 A manifest (`datasets/*.yaml`) pins the data file by sha256 and has reference returns that were
-measured. Manifests are looked for in `$OFFBENCH_DATASETS`, in `./datasets`, in the checkout, and in
-the wheel; the first of an id counts.
+measured. Manifests are looked for in `$OFFBENCH_DATASETS`, in `./datasets`, and in the checkout or
+the installed package; the first of an id counts.
 """
 
 import functools
@@ -14,13 +14,13 @@ from typing import Any
 
 import yaml
 
+from offbench.io import shipped
 from offbench.tasks.task import File, Task
 
 
 def roots() -> list[Path]:
     """Folders searched for manifests, first match wins."""
-    package = Path(__file__).resolve().parents[1]
-    folders = [Path.cwd() / "datasets", package.parent / "datasets", package / "datasets"]
+    folders = [Path.cwd() / "datasets", shipped("datasets")]
     if "OFFBENCH_DATASETS" in os.environ:
         folders.insert(0, Path(os.environ["OFFBENCH_DATASETS"]))
     return [path for path in dict.fromkeys(folders) if path.is_dir()]

@@ -42,7 +42,7 @@ def load(path: Path, like: Carry) -> Carry:
         raise UserError(
             f"checkpoint {path} cannot be read ({error}); delete it to start again"
         ) from None
-    loaded = [found.get(f"{i:04d}") for i in range(len(leaves))]
+    loaded: list[Any] = [found.get(f"{i:04d}") for i in range(len(leaves))]
     if len(found) != len(leaves) or not all(map(_alike, loaded, leaves)):
         raise UserError(f"checkpoint {path} is of another run; delete it to start again")
     return tree_unflatten([_leaf(x, y) for x, y in zip(loaded, leaves, strict=True)], tree)

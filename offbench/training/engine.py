@@ -139,7 +139,9 @@ class Engine:
         key = self._key.cpu() if host else self._key
         draw = _drawer(step, key, traced=self.backend != "vmap")
         device = self._key.device
-        self._draws = _HostBlock(draw, key, step.gather, device) if host else _Block(draw, key)
+        self._draws = (
+            _HostBlock(draw, key, step.gather, device) if step.gather else _Block(draw, key)
+        )
         example = (self._state, self._draws.at(self._made))
         with matmul_precision(precision):
             self._update = _updater(step, example, self.backend, precision)
@@ -194,7 +196,8 @@ class _Block:
 
     def __init__(self, draw: Callable[[Any], Draw], key: Tensor):
         self._draw, self._key = draw, key
-        self._first, self._draws = -1, None
+        self._first = -1
+        self._draws: list[tuple[Any, ...]] | None = None
 
     def at(self, step: int) -> Draw:
         if self._draws is None or not 0 <= step - self._first < BLOCK:

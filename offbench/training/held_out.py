@@ -73,22 +73,22 @@ class Validation:
     def __call__(self, state: Any) -> Metrics:
         """Name -> (N,), of N stacked states."""
         if isinstance(self.method, Imperative):
-            return self._of_objects(state)
+            return self._of_objects(self.method, state)
         leaf = next(iter(tree_leaves(state)))
         key = rng.split(rng.key(0), 2).to(leaf.device)
-        over_seeds = {"in_dims": (0, None, None)}
-        error = vmap(self._error, **over_seeds)
+        over_seeds = (0, None, None)
+        error = vmap(self._error, over_seeds)
         found = {}
         for name, batch in self.batches.items():
             one = batch if n_minibatches(self.method) == 1 else minibatch(batch, 0)
             word = "action_disagreement" if self.discrete else "action_error"
             found[f"{name}/{word}"] = error(state, one, key[0])
-        losses = vmap(self._losses, **over_seeds)(state, self.batches["validation"], key[1])
+        losses = vmap(self._losses, over_seeds)(state, self.batches["validation"], key[1])
         return found | {f"validation/{k}": v for k, v in losses.items() if k not in _ERRORS}
 
-    def _of_objects(self, state: Objects) -> Metrics:
+    def _of_objects(self, method: Imperative, state: Objects) -> Metrics:
         """Of a PyTorch class as it was written: its train_step learns, so its losses are not asked for."""
-        act = self.method.policy().act
+        act = method.policy().act
         found, n = {}, len(state.members)
         for name, batch in self.batches.items():
             obs, key = batch.obs.expand(n, *batch.obs.shape), rng.key(0)

@@ -29,7 +29,7 @@ from offbench import rng
 from offbench.data.pipeline import Pipeline
 from offbench.errors import UserError
 from offbench.training.engine import BLOCK
-from offbench.training.step import Carry, make_step, to_device
+from offbench.training.step import Carry, make_draw, to_device
 from offbench.types import Batch, Metrics, Policy, Spec, TimeStep
 
 NAME = "imperative, one seed at a time"
@@ -203,16 +203,16 @@ class ImperativeEngine:
         if not seeds or (values is None and len(set(seeds)) != len(seeds)):
             raise UserError(f"seeds must be a non-empty list without duplicates, got {list(seeds)}")
         self._method, self._pipeline, self._device = method, pipeline, device
-        self._draw = vmap(make_step(method, pipeline).draw)
+        self._draw = vmap(make_draw(method, pipeline))
         carry = resume or method.like(seeds)
         self._key, self._made = carry.key, int(carry.step)
         if resume:
             self._members = [_copied(m)[0] for m in resume.state.members]
         else:
             keys = [rng.split(rng.key(s))[0] for s in seeds]
+            each = values or [{}] * len(keys)
             self._members = [
-                method.member(k, spec, device, v)
-                for k, v in zip(keys, values or [None] * len(keys), strict=True)
+                method.member(k, spec, device, v or None) for k, v in zip(keys, each, strict=True)
             ]
         self.name = NAME
         try:

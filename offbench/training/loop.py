@@ -7,7 +7,7 @@ import torch
 
 from offbench.data.pipeline import Pipeline
 from offbench.errors import UserError
-from offbench.training.engine import Backend, Precision, make_engine
+from offbench.training.engine import Backend, Engine, Precision, make_engine
 from offbench.training.imperative import Imperative, ImperativeEngine
 from offbench.training.step import Carry, initial_carry, make_step, n_minibatches
 from offbench.types import Method, Metrics, Spec
@@ -54,6 +54,7 @@ def train(
     k = check_budget(method, n_updates)
     stops = sorted({max(k, s - s % k) for s in stop_at if 0 < s < n_updates} | {n_updates})
     device = device or pipeline.data.obs.device
+    engine: Engine | ImperativeEngine
     if isinstance(method, Imperative):
         if (backend, precision) != ("auto", "float32"):
             raise UserError(
@@ -88,7 +89,7 @@ def train(
         yield Point(done, engine.carry, metrics, name)
 
 
-def check_budget(method: Method, n_updates: int) -> int:
+def check_budget(method: Method | Imperative, n_updates: int) -> int:
     """The minibatches of one step. Raises UserError for a number of updates the method cannot make."""
     k = n_minibatches(method)
     if n_updates < 1 or n_updates % k:

@@ -61,8 +61,9 @@ def bind(method: Method, state: Any) -> tuple[Method, Any]:
     dtype = next(x.dtype for x in tree_leaves(state.state) if x.is_floating_point())
     values = {k: v.to(dtype) for k, v in state.values.items()}
     # the values are those of the method inside
-    wrapper = hasattr(method, "with_values")
-    return method.with_values(values) if wrapper else replace(method, **values), state.state
+    inner: Any = method
+    bound = inner.with_values(values) if hasattr(inner, "with_values") else replace(inner, **values)
+    return bound, state.state
 
 
 def stack(trees: Sequence[Any]) -> Any:
@@ -75,8 +76,19 @@ def unstack(tree: Any, i: int) -> Any:
     return tree_map(lambda x: x[i], tree)
 
 
-def n_minibatches(method: Method) -> int:
+def n_minibatches(method: object) -> int:
     return getattr(method, "minibatches", 1)
+
+
+def make_draw(method: object, pipeline: Pipeline) -> Callable[[Tensor], Draw]:
+    """Key of a step -> the rows of its batch, drawn where they are used, and the key of its update."""
+    sampler, n_rows = pipeline.sampler, n_minibatches(method) * pipeline.batch_size
+
+    def draw(key: Tensor) -> Draw:
+        k_batch, k_update = rng.split(key)
+        return Draw(sampler(k_batch, n_rows), k_update)
+
+    return draw
 
 
 def make_step(
@@ -87,12 +99,6 @@ def make_step(
     minibatches = n_minibatches(method)
     home = pipeline.data.obs.device
     device = torch.device(device or home)
-    # rows are drawn where they are used
-    sampler = pipeline.sampler
-
-    def draw(key: Tensor) -> Draw:
-        k_batch, k_update = rng.split(key)
-        return Draw(sampler(k_batch, minibatches * pipeline.batch_size), k_update)
 
     def update(state: Any, draw: Draw) -> tuple[Any, Metrics]:
         here = isinstance(draw.rows, Tensor)
@@ -106,7 +112,8 @@ def make_step(
         lead = (len(rows), minibatches, pipeline.batch_size) if minibatches > 1 else rows.shape
         return tree_map(lambda x: x.unflatten(0, lead), batch)
 
-    return Step(draw, update, gather if device.type != home.type else None)
+    gathered = gather if device.type != home.type else None
+    return Step(make_draw(method, pipeline), update, gathered)
 
 
 def advance(step: Step, carry: Carry) -> tuple[Carry, Metrics]:

@@ -40,7 +40,7 @@ class Program:
         bf16: bool = False,
     ):
         leaves, self._tree = tree_flatten(tree)
-        out = {}
+        out: dict[str, Any] = {}
 
         def flat(*leaves: Tensor) -> list[Tensor]:
             result, out["tree"] = tree_flatten(fn(tree_unflatten(list(leaves), self._tree)))
@@ -73,12 +73,12 @@ class Program:
         return tree_unflatten(self._run(*tree_leaves(tree)), self._out)
 
 
-_FORMULAS = {
+_FORMULAS: dict[Any, Callable[..., Any]] = {
     torch.ops.offbench.adam.default: optim.adam_formula,
     torch.ops.offbench.lerp.default: optim.lerp_formula,
 }
-_IN_PLACE = {
-    # arguments that are written to
+# operation -> the one that writes, and which arguments it writes to
+_IN_PLACE: dict[Any, tuple[Callable[..., Any], tuple[int, ...]]] = {
     torch.ops.offbench.adam.default: (optim.adam_, (0, 2, 3)),
     torch.ops.offbench.lerp.default: (optim.lerp_, (0,)),
 }
@@ -211,12 +211,13 @@ _COMMUTE = {_aten.add.Tensor, _aten.mul.Tensor}
 
 def _in_place_form(node: Node) -> Any:
     """The operator that computes an elementwise `node` into its first argument, if there is one."""
-    if not _is_aten(node) or torch.Tag.pointwise not in node.target.tags:
+    target: Any = node.target
+    if not _is_aten(node) or torch.Tag.pointwise not in target.tags:
         return None
-    name = node.target._schema.name.removeprefix("aten::")
+    name = target._schema.name.removeprefix("aten::")
     if name.endswith("_backward"):
         return getattr(getattr(_aten, name), "grad_input", None)
-    return getattr(getattr(_aten, name + "_", None), node.target._overloadname, None)
+    return getattr(getattr(_aten, name + "_", None), target._overloadname, None)
 
 
 def _same_layout(a: Node, b: Node) -> bool:
@@ -238,11 +239,11 @@ def _written_to(nodes: list[Node]) -> set[Node]:
     """Whose memory is written to by operations that were traced as writing."""
     owner = _owners(nodes)
     return {
-        owner[node.args[i]]
+        owner[x]
         for node in nodes
         if isinstance(node.target, torch._ops.OpOverload)
-        for i, argument in enumerate(node.target._schema.arguments)
-        if argument.is_write and i < len(node.args) and isinstance(node.args[i], Node)
+        for argument, x in zip(node.target._schema.arguments, node.args)
+        if argument.is_write and isinstance(x, Node)
     }
 
 
@@ -314,7 +315,8 @@ def _overwritable(graph: GraphModule, reuse: int) -> list[Node]:
     lent = {n for n in nodes if n.op != "get_attr"} - set(inputs[reuse:])
 
     def writable(node: Node) -> bool:
-        old = [x for i in _IN_PLACE[node.target][1] for x in node.args[i]]
+        lists: Any = node.args
+        old: list[Node] = [x for i in _IN_PLACE[node.target][1] for x in lists[i]]
         own = all(owner[x] is x and x in lent and last_read[x] is node for x in old)
         return own and len(set(old)) == len(old)
 
@@ -335,7 +337,7 @@ def _is_view(node: Node) -> bool:
     # of an optimiser's list: memory of its own; of unbind: a view
     if node.target is operator.getitem:
         source = node.args[0]
-        return source.op == "call_function" and _is_view(source)
+        return isinstance(source, Node) and source.op == "call_function" and _is_view(source)
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
     returns = node.target._schema.returns
