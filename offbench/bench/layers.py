@@ -7,6 +7,7 @@ from typing import Any
 
 from offbench.bench.hydra import AROUND, compose_conf
 from offbench.bench.settings import Settings
+from offbench.bench.sources import DEFAULT, RUN, Source
 from offbench.bench.targets import parameters
 from offbench.bench.values import coerce, flatten, nest, type_hints
 from offbench.errors import UserError, unknown
@@ -15,12 +16,11 @@ from offbench.errors import UserError, unknown
 class Layers:
     """Dotted settings, their types and where each value came from."""
 
-    def __init__(self, values: Mapping[str, Any], source: str):
+    def __init__(self, values: Mapping[str, Any], source: Source):
         self.values = flatten(values)
         run_yaml = flatten(compose_conf())
         self.sources = {
-            k: "conf/run.yaml" if k in run_yaml and run_yaml[k] == v else source
-            for k, v in self.values.items()
+            k: RUN if k in run_yaml and run_yaml[k] == v else source for k, v in self.values.items()
         }
         self.hints: dict[str, Any] = type_hints(Settings)
 
@@ -33,7 +33,7 @@ class Layers:
         )
         return other
 
-    def replace(self, group: str, values: Mapping[str, Any], source: str) -> None:
+    def replace(self, group: str, values: Mapping[str, Any], source: Source) -> None:
         for key in [k for k in self.values if k == group or k.startswith(group + ".")]:
             del self.values[key], self.sources[key]
         for key, value in flatten({group: values}).items():
@@ -52,7 +52,7 @@ class Layers:
                     raise UserError(
                         f"{target} needs {name}, which neither its yaml nor its defaults give"
                     )
-                self.values[key], self.sources[key] = default, "default"
+                self.values[key], self.sources[key] = default, DEFAULT
         for key in [k for k in self.values if k.startswith(group + ".") and k not in self.hints]:
             if key != f"{group}._target_":
                 raise unknown(
@@ -61,7 +61,7 @@ class Layers:
                     [k for k in self.hints if k.startswith(group + ".")],
                 )
 
-    def update(self, changes: Mapping[str, Any], source: str, *, lenient: bool = False) -> None:
+    def update(self, changes: Mapping[str, Any], source: Source, *, lenient: bool = False) -> None:
         """Sets values that exist. `lenient` skips method settings that this method does not have."""
         for key, value in changes.items():
             if key == "transforms" or key.startswith("transforms."):
@@ -85,7 +85,7 @@ class Layers:
             f"unknown setting '{key}'{hint} (settings: {', '.join(siblings or known)})"
         )
 
-    def _transforms(self, key: str, value: Any, source: str) -> None:
+    def _transforms(self, key: str, value: Any, source: Source) -> None:
         if key == "transforms":
             for old in [k for k in self.values if k.split(".")[0] == "transforms"]:
                 del self.values[old], self.sources[old]

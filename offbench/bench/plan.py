@@ -32,6 +32,7 @@ from offbench.bench.settings import (
     check_settings,
     typed_transforms,
 )
+from offbench.bench.sources import COMMAND_LINE, NO_ENVIRONMENT, Layer, Source
 from offbench.bench.suites import (
     checked_task_id,
     first_part,
@@ -128,8 +129,8 @@ def _plan_point(given: dict[str, Any], swept: Set[str], *, bench: bool) -> Plan:
     made = [pair for entry in entries for pair in _entry_cells(entry, choices, given, suite, swept)]
     settings = made[-1][1]
     if (wanted := made[-1][1].preset) in VARIANTS:
-        own_row = f"preset={wanted} "
-        if not any(v.startswith(own_row) for cell, _ in made for v in cell.sources.values()):
+        own_row = lambda source: (source.layer, source.name) == (Layer.PRESET, wanted)
+        if not any(own_row(source) for cell, _ in made for source in cell.sources.values()):
             raise UserError(
                 f"preset={wanted}: no row of these methods and tasks has settings of its own; there are"
                 f" such for {', '.join(methods_with_variant(wanted))}"
@@ -199,9 +200,9 @@ def _task_cells(
             published = _published(method, read_option("suite", home), task, {**insisted, **given})[
                 0
             ]
-        own.update(insisted, f"suite {suite['id']}", lenient=True)
+        own.update(insisted, Source(Layer.SUITE, suite["id"]), lenient=True)
         without = own.copy()
-        own.update(given, "command line")
+        own.update(given, COMMAND_LINE)
         around = ("method", *AROUND)
         flat = {k: own.resolved(k) for k in own.values if k.split(".")[0] not in around}
         settings = build_settings(Settings, nest(flat))
@@ -228,8 +229,8 @@ def _without_environment(own: "Layers", settings: Settings, task: Task, given: M
         )
     share = settings.eval.validation
     if share is None:
-        share, own.sources["eval.validation"] = HELD_OUT, "no environment"
-    own.sources |= dict.fromkeys(("eval.episodes", "eval.monitor_at"), "no environment")
+        share, own.sources["eval.validation"] = HELD_OUT, NO_ENVIRONMENT
+    own.sources |= dict.fromkeys(("eval.episodes", "eval.monitor_at"), NO_ENVIRONMENT)
     return replace(
         settings, eval=replace(settings.eval, episodes=0, monitor_at=(), validation=share)
     )
@@ -246,13 +247,13 @@ def _published(
     if canonical(task.id) not in tasks_of(suite["id"]):
         home = read_option("suite", home_of(task))
     for one in (home, suite):
-        own.update(protocol_settings(one), f"suite {one['id']}")
+        own.update(protocol_settings(one), Source(Layer.SUITE, one["id"]))
     # or a mixture, like its first part
     listed = canonical(task.id) in tasks_of(home["id"])
     part = task.id if listed else first_part(task.id)
     if budget := chosen_preset(method.budgets, part, "usual", None):
-        carried = "" if part == task.id else "carried over from its first part: "
-        own.update(budget.settings, f"{carried}budget ({budget.source})")
+        carried = part != task.id
+        own.update(budget.settings, Source(Layer.BUDGET, "", budget.source, carried))
     asked = later.get("preset", own.values["preset"])
     choice = coerce(asked, own.hints["preset"], "preset")
     composed = None if choice == "alone" else composition_of({**own.values, **later})
@@ -263,10 +264,9 @@ def _published(
             k: v
             for k, v in preset.settings.items()
             if k.split(".")[0] not in replaced_groups(own)
-            and not own.sources.get(k, "").startswith("entry ")
+            and not (k in own.sources and own.sources[k].layer is Layer.ENTRY)
         }
-        by = f"preset={preset.by}" if preset.by else "preset"
-        own.update(fitting, f"{by} ({preset.source})")
+        own.update(fitting, Source(Layer.PRESET, preset.by or "", preset.source))
     return own, preset
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from offbench.bench.hydra import compose_conf, conf_dir, options, read_option
 from offbench.bench.layers import Layers
+from offbench.bench.sources import COMMAND_LINE, DEFAULT, Layer, Source
 from offbench.bench.values import coerce, flatten
 from offbench.data import compose
 from offbench.errors import UserError
@@ -57,11 +58,12 @@ def protocol_of(
 ) -> tuple[Mapping[str, Any], dict[str, Any]]:
     """The suite that a task's rows are recorded under, and how a policy that is not trained is evaluated."""
     home = read_option("suite", suite or home_of(task))
-    layers = Layers(compose_conf(), "default")
+    layers = Layers(compose_conf(), DEFAULT)
     for one in (read_option("suite", home_of(task)), home):
-        layers.update(protocol_settings(one), f"suite {one['id']}")
-    layers.update(suite_overrides(home, None, task.id), f"suite {home['id']}", lenient=True)
-    layers.update({"eval.episodes": episodes} if episodes is not None else {}, "argument")
+        layers.update(protocol_settings(one), Source(Layer.SUITE, one["id"]))
+    insisted = suite_overrides(home, None, task.id)
+    layers.update(insisted, Source(Layer.SUITE, home["id"]), lenient=True)
+    layers.update({"eval.episodes": episodes} if episodes is not None else {}, COMMAND_LINE)
     asked = {k: layers.values[f"eval.{k}"] for k in ("episodes", "envs")}
     if (asked["episodes"] or 0) < 1:
         raise UserError(f"episodes={asked['episodes']} must be at least 1")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from offbench.bench.cells import Cell
     from offbench.bench.plan import Plan
+    from offbench.bench.sources import Source
     from offbench.tasks.task import Task
 
 
@@ -115,16 +116,16 @@ def _print_values(plan: "Plan", console: "Console") -> None:
     )
     for column in table.columns:
         column.overflow = "fold"
-    values: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    values: dict[tuple[str, str, tuple[Source, ...]], dict[str, list[str]]] = {}
     tasks: dict[str, list[str]] = {}  # entry -> its tasks
     for cell in plan.cells:
         tasks.setdefault(cell.entry, []).append(cell.task.id)
         for key, value in _effective(cell).items():
-            where = values.setdefault((key, value, _source(cell, key)), {})
+            where = values.setdefault((key, value, _sources(cell, key)), {})
             where.setdefault(cell.entry, []).append(cell.task.id)
     # sources too long for a column, once each
     notes: dict[str, int] = {}
-    for (key, value, source), where in sorted(
+    for (key, value, sources), where in sorted(
         values.items(), key=lambda item: (item[0][0], next(iter(item[1])))
     ):
         names = [
@@ -132,7 +133,7 @@ def _print_values(plan: "Plan", console: "Console") -> None:
             for entry, mine in where.items()
         ]
         table.add_row(
-            key, value, _noted(source, notes), "all" if where == tasks else ", ".join(names)
+            key, value, _noted(sources, notes), "all" if where == tasks else ", ".join(names)
         )
     console.print(table)
     for source, number in notes.items():
@@ -140,12 +141,15 @@ def _print_values(plan: "Plan", console: "Console") -> None:
     console.print()
 
 
-def _noted(source: str, notes: dict[str, int]) -> str:
-    """ "preset [1]" for a source of many words, which a note below the table has in full."""
-    if len(source) <= 32:
-        return source
-    kind = source.split(" (")[0] if " (" in source else "several"
-    return f"{kind} \\[{notes.setdefault(source, len(notes) + 1)}]"
+def _noted(sources: "Sequence[Source]", notes: dict[str, int]) -> str:
+    """ "preset [1]" for sources of many words, which a note below the table has in full."""
+    text = ", ".join(map(str, sources))
+    if len(text) <= 32:
+        return text
+    first = next((i for i, source in enumerate(sources) if source.published), None)
+    named = sources[: first + 1] if first is not None else ()
+    kind = ", ".join(source.words for source in named) or "several"
+    return f"{kind} \\[{notes.setdefault(text, len(notes) + 1)}]"
 
 
 def _briefly(tasks: Sequence[str]) -> list[str]:
@@ -170,11 +174,13 @@ def _effective(cell: "Cell") -> dict[str, str]:
     return {k: str(list(v) if isinstance(v, tuple) else v) for k, v in out.items()}
 
 
-def _source(cell: "Cell", key: str) -> str:
+def _sources(cell: "Cell", key: str) -> "tuple[Source, ...]":
+    """One, but of transforms those of all of them."""
     if key == "transforms":
-        found = [s for k, s in cell.sources.items() if k.startswith("transforms")]
-        return ", ".join(dict.fromkeys(found))
-    return cell.sources.get(key, cell.sources.get(f"{key}._target_", ""))
+        found = [s for k, s in cell.sources.items() if k.split(".")[0] == key]
+    else:
+        found = [cell.sources[k] for k in (key, f"{key}._target_") if k in cell.sources][:1]
+    return tuple(dict.fromkeys(found))
 
 
 def _print_cells(

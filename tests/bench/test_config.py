@@ -74,12 +74,15 @@ def test_every_suite_plans_all_its_cells_once(name):
 
 def test_layers_win_in_order_and_say_where_a_value_came_from():
     plain, changed = cell("method=iql"), cell("method=iql", "method.lr=0.5", "batch_size=8")
-    assert plain.hparams["hidden"] == (64, 64) and plain.sources["method.hidden"] == "suite quick"
+    assert (
+        plain.hparams["hidden"] == (64, 64)
+        and plain.recorded_sources["method.hidden"] == "suite quick"
+    )
     assert (
         plain.hparams["expectile"] == 0.7
-        and plain.sources["method.expectile"] == "conf/method/iql.yaml"
+        and plain.recorded_sources["method.expectile"] == "conf/method/iql.yaml"
     )
-    assert changed.hparams["lr"] == 0.5 and changed.sources["method.lr"] == "command line"
+    assert changed.hparams["lr"] == 0.5 and changed.recorded_sources["method.lr"] == "command line"
     assert changed.pipeline["batch_size"] == 8 and plain.pipeline["batch_size"] == 256
     assert plain.tuning["how"] == "suite" and changed.tuning["how"] == "user"
     assert plain.entry == "iql" and changed.entry == "iql(lr=0.5,batch_size=8)"
