@@ -28,7 +28,6 @@ from offbench.bench.presets import (
 from offbench.bench.settings import (
     HELD_OUT,
     Settings,
-    check_ranges,
     check_settings,
     typed_transforms,
 )
@@ -281,12 +280,12 @@ def _cell(
 ) -> Cell:
     target = own.values["method._target_"]
     hparams = own.typed("method")
-    check_ranges("method", target, hparams)
+    weighted = own.values["weight._target_"]
     if not is_torch_class(locate(target)):
-        # which refuses counts that cannot be, before anything is downloaded
-        locate(target)(**hparams)
-    if weighted := own.values["weight._target_"]:
-        check_ranges("weight", weighted, own.typed("weight"))
+        # which refuses values that cannot be, before anything is downloaded
+        made = locate(target)(**hparams)
+        if weighted:
+            locate(weighted)(method=made, **own.typed("weight"))
     pipeline = {
         "view": _identity_of_view(own),
         "sampler": {

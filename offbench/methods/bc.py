@@ -22,7 +22,7 @@ from offbench import rng
 from offbench.nn import nets
 from offbench.nn.distributions import gaussian_log_prob
 from offbench.nn.optim import Adam, AdamState
-from offbench.types import Batch, Metrics, Spec
+from offbench.types import Batch, Metrics, Positive, Spec, Widths, check_ranges
 
 
 class State(NamedTuple):
@@ -33,12 +33,15 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class BC:
-    lr: float = 3e-4
-    hidden: tuple[int, ...] = (256, 256)
+    lr: Positive = 3e-4
+    hidden: Widths = (256, 256)
     # log-likelihood instead of squared error
     gaussian: bool = False
     # act by a sample of the Gaussian instead of its mean
     sample_actions: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     def init(self, key: Tensor, spec: Spec) -> State:
         actor = nets.mlp_init(key, (spec.obs_dim, *self.hidden, spec.action_dim))

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_map
 from offbench import rng
 from offbench.nn import nets
 from offbench.nn.optim import Adam, AdamState, polyak
-from offbench.types import Batch, Metrics, Spec
+from offbench.types import Batch, Count, Metrics, PolyakRate, Positive, Spec, Widths, check_ranges
 
 
 class State(NamedTuple):
@@ -41,11 +41,14 @@ class State(NamedTuple):
 class DiscreteCQL:
     conservative_weight: float = 1.0  # alpha
     # updates between copies of the target; None: `polyak_rate`
-    copy_every: int | None = None
-    polyak_rate: float = 0.005
-    lr: float = 3e-4
-    hidden: tuple[int, ...] = (256, 256)
+    copy_every: Count | None = None
+    polyak_rate: PolyakRate = 0.005
+    lr: Positive = 3e-4
+    hidden: Widths = (256, 256)
     actions: ClassVar[str] = "discrete"
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     def init(self, key: Tensor, spec: Spec) -> State:
         (k,) = rng.split(key, 1)
