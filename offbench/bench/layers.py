@@ -40,26 +40,30 @@ class Layers:
             self.values[key], self.sources[key] = value, source
 
     def fill_defaults(self, group: str) -> None:
-        """The target's own defaults, below what the yaml says; and its types."""
+        """The target's types and, below what the yaml says, its defaults, in the order of its parameters."""
         target = self.values.get(f"{group}._target_")
         if target is None:
             return
-        for name, (hint, default) in parameters(target).items():
-            key = f"{group}.{name}"
-            self.hints[key] = hint
-            if key not in self.values:
-                if default is inspect.Parameter.empty:
-                    raise UserError(
-                        f"{target} needs {name}, which neither its yaml nor its defaults give"
-                    )
-                self.values[key], self.sources[key] = default, DEFAULT
-        for key in [k for k in self.values if k.startswith(group + ".") and k not in self.hints]:
-            if key != f"{group}._target_":
-                raise unknown(
-                    f"setting of {target}",
-                    key,
-                    [k for k in self.hints if k.startswith(group + ".")],
+        own = {f"{group}.{name}": known for name, known in parameters(target).items()}
+        self.hints |= {key: hint for key, (hint, _) in own.items()}
+        whole: dict[str, Any] = {}
+        for key, value in self.values.items():
+            if key == f"{group}._target_":
+                # a value that the yaml has takes the place of the default
+                whole |= {key: value} | {name: default for name, (_, default) in own.items()}
+            elif key.startswith(f"{group}.") and key not in own:
+                raise unknown(f"setting of {target}", key, own)
+            else:
+                whole[key] = value
+        for key in own:
+            whole[key] = self.values.get(key, whole[key])
+            if whole[key] is inspect.Parameter.empty:
+                name = key.removeprefix(f"{group}.")
+                raise UserError(
+                    f"{target} needs {name}, which neither its yaml nor its defaults give"
                 )
+            self.sources.setdefault(key, DEFAULT)
+        self.values = whole
 
     def update(self, changes: Mapping[str, Any], source: Source, *, lenient: bool = False) -> None:
         """Sets values that exist. `lenient` skips method settings that this method does not have."""
