@@ -36,12 +36,12 @@ def read_entry(entry: str | None, choices: Mapping, given: Mapping) -> Method:
         base = read_option("method", source)
     presets = (
         *(preset_table(source) if source else ()),
-        *yaml_presets(base.pop("presets", None) or ()),
+        *yaml_presets(base.get("presets") or ()),
     )
-    budgets = tuple(yaml_presets(base.pop("budgets", None) or ()))
-    for key in ("suite", "summary", "known_as"):
-        base.pop(key, None)
-    values = Layers(base, Source(Layer.METHOD, source) if source else DEFAULT)
+    budgets = tuple(yaml_presets(base.get("budgets") or ()))
+    about = ("presets", "budgets", "suite", "summary", "known_as")
+    own = {k: v for k, v in base.items() if k not in about}
+    values = Layers(own, Source(Layer.METHOD, source) if source else DEFAULT)
     plain = dict(values.values)
     for group in AROUND:
         option, extra = picked.get(group, (None, {}))

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from offbench.bench.hydra import AROUND, compose_conf
@@ -12,17 +13,24 @@ from offbench.bench.targets import parameters
 from offbench.bench.values import coerce, flatten, nest, type_hints
 from offbench.errors import UserError, unknown
 
+_SETTINGS = type_hints(Settings)
+
+
+@cache
+def _run_yaml() -> Mapping[str, Any]:
+    return flatten(compose_conf())
+
 
 class Layers:
     """Dotted settings, their types and where each value came from."""
 
     def __init__(self, values: Mapping[str, Any], source: Source):
         self.values = flatten(values)
-        run_yaml = flatten(compose_conf())
+        run_yaml = _run_yaml()
         self.sources = {
             k: RUN if k in run_yaml and run_yaml[k] == v else source for k, v in self.values.items()
         }
-        self.hints: dict[str, Any] = type_hints(Settings)
+        self.hints: dict[str, Any] = dict(_SETTINGS)
 
     def copy(self) -> "Layers":
         other = object.__new__(Layers)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -34,6 +34,22 @@ def home_of(task: "Task | str") -> str:
 
 
 ELSEWHERE = "other"
+
+
+class Place(NamedTuple):
+    """A task, and whose protocol and budgets it has in a suite."""
+
+    task: Task
+    # the suite, where it lists the task; else that of the task where none is named
+    home: str
+    # the id whose budgets it has: of a mixture that no suite lists, that of its first part
+    part: str
+
+
+def place(task: Task, suite: str) -> Place:
+    task_id = canonical(task.id)
+    home = suite if task_id in tasks_of(suite) else home_of(task)
+    return Place(task, home, task.id if task_id in tasks_of(home) else first_part(task.id))
 
 
 @cache

@@ -82,7 +82,8 @@ def _print_absent(plan: "Plan", console: "Console") -> None:
     from offbench.tasks.task import load_task
 
     absent: dict[str, str] = {}
-    for task in (c.task for c in plan.cells if not is_here(c.task)):
+    tasks = {c.task.id: c.task for c in plan.cells if not is_here(c.task)}
+    for task in tasks.values():
         made = compose.parse(task.id)
         for name in [task.id] if isinstance(made, str) else made.leaves:
             if is_here(load_task(name)):
@@ -195,11 +196,12 @@ def _print_cells(
     cost = {(c.entry, c.task.id): k for c, k in zip(todo, costs)}
     for cell in plan.cells:
         key = (cell.entry, cell.task.id)
-        ids = [r.run_id[:6] for r in cell.runs()]
-        shown = " ".join(ids if len(ids) < 4 else [*ids[:2], f"+{len(ids) - 2}"])
-        absent = spelt_seeds(left[key].seeds) if key in left else "recorded"
-        # which is part of what a run is
-        if not is_here(cell.task):
+        if is_here(cell.task):
+            ids = [r.run_id[:6] for r in cell.runs()]
+            shown = " ".join(ids if len(ids) < 4 else [*ids[:2], f"+{len(ids) - 2}"])
+            absent = spelt_seeds(left[key].seeds) if key in left else "recorded"
+        # the data are part of what a run is
+        else:
             shown, absent = "--", "data not here"
         time_, basis = (duration(cost[key].seconds), cost[key].basis) if key in cost else ("", "")
         seeds = spelt_seeds(cell.seeds)
