@@ -18,7 +18,7 @@ _HOME = {
     "train": "training.loop",
     "evaluate": "rollout",
     "make_policy": "rollout",
-    "load_policy": "bench.kept",
+    "load_policy": "bench.policy",
     "env_seeds": "rollout",
     "evaluate_policy": "bench.outside",
     "from_module": "nn.nets",

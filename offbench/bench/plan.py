@@ -297,31 +297,11 @@ def _cell(
 ) -> Cell:
     target = own.values["method._target_"]
     hparams = own.typed("method")
-    weighted = own.values["weight._target_"]
     if not is_torch_class(locate(target)):
         # which refuses values that cannot be, before anything is downloaded
         made = locate(target)(**hparams)
-        if weighted:
+        if weighted := own.values["weight._target_"]:
             locate(weighted)(method=made, **own.typed("weight"))
-    pipeline = {
-        "view": _identity_of_view(own),
-        "sampler": {
-            "name": name_of("sampler", own.values["sampler._target_"]),
-            **own.typed("sampler"),
-        },
-        "transforms": typed_transforms(settings.transforms),
-        "batch_size": settings.batch_size,
-        "gamma": settings.gamma,
-    }
-    # not there where they have always been so: ids of runs stay what they were
-    rewards = [name for name in pipeline["transforms"] if name.startswith("reward_")]
-    # results depend on the order, the id of a mapping does not
-    if rewards != sorted(rewards):
-        pipeline["reward_order"] = rewards
-    if settings.precision != "float32":
-        pipeline["precision"] = settings.precision
-    if weighted:
-        pipeline["weight"] = {"name": name_of("weight", weighted), **own.typed("weight")}
     monitor_at = settings.eval.monitor_at or ()
     protocol = {
         "episodes": settings.eval.episodes,
@@ -340,7 +320,7 @@ def _cell(
         method=method.name or target,
         target=target,
         hparams=hparams,
-        pipeline=pipeline,
+        pipeline=_pipeline(own, settings),
         seeds=settings.seeds or (),
         n_updates=settings.n_updates or 0,
         protocol=protocol,
@@ -348,6 +328,30 @@ def _cell(
         overrides={k: v for k, v in given.items() if k in own.values or k.startswith("transforms")},
         sources=own.sources,
     )
+
+
+def _pipeline(own: "Layers", settings: Settings) -> dict[str, Any]:
+    """View, sampler, transforms, batch and learned weights, as they are part of a run's identity."""
+    pipeline = {
+        "view": _identity_of_view(own),
+        "sampler": {
+            "name": name_of("sampler", own.values["sampler._target_"]),
+            **own.typed("sampler"),
+        },
+        "transforms": typed_transforms(settings.transforms),
+        "batch_size": settings.batch_size,
+        "gamma": settings.gamma,
+    }
+    # not there where they have always been so: ids of runs stay what they were
+    rewards = [name for name in pipeline["transforms"] if name.startswith("reward_")]
+    # results depend on the order, the id of a mapping does not
+    if rewards != sorted(rewards):
+        pipeline["reward_order"] = rewards
+    if settings.precision != "float32":
+        pipeline["precision"] = settings.precision
+    if weighted := own.values["weight._target_"]:
+        pipeline["weight"] = {"name": name_of("weight", weighted), **own.typed("weight")}
+    return pipeline
 
 
 def _identity_of_view(own: "Layers") -> dict[str, Any]:
