@@ -45,3 +45,31 @@ def test_a_cell_has_sources_as_data_and_records_them_in_words():
     words = cell.recorded_sources
     assert words["method.lr"] == "command line" and words["n_updates"] == f"suite {cell.suite}"
     assert words["method.expectile"].startswith("preset (")
+
+
+def test_a_plan_of_many_settings_looks_a_task_up_once(monkeypatch):
+    from importlib import import_module
+
+    module, seen = import_module("offbench.bench.plan"), []
+    load = module.load_task
+    monkeypatch.setattr(module, "load_task", lambda name, **k: seen.append(name) or load(name, **k))
+    sweep = [
+        "methods=[bc,iql]",
+        "task=d4rl/hopper-medium-v2",
+        "batch_size=64,128",
+        "gamma=0.9,0.99",
+    ]
+    assert len(plan(sweep, bench=True).cells) == 8
+    assert seen == ["d4rl/hopper-medium-v2"]
+
+
+def test_a_plan_imports_no_environment():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from offbench.bench.plan import plan; plan(['suite=quick'], bench=True);"
+        " print({'gymnasium', 'mujoco', 'minari', 'scipy.stats'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
