@@ -11,8 +11,8 @@ from importlib import import_module
 TYPE_CHECKING = False
 # the names of _HOME once more, for type checkers and editors
 if TYPE_CHECKING:
-    from offbench.bench.kept import load_policy as load_policy
     from offbench.bench.outside import evaluate_policy as evaluate_policy
+    from offbench.bench.policy import load_policy as load_policy
     from offbench.data.pipeline import make_pipeline as make_pipeline
     from offbench.errors import UserError as UserError
     from offbench.nn.nets import from_module as from_module
@@ -43,7 +43,7 @@ _HOME = {
     "train": "training.loop",
     "evaluate": "rollout",
     "make_policy": "rollout",
-    "load_policy": "bench.kept",
+    "load_policy": "bench.policy",
     "env_seeds": "rollout",
     "evaluate_policy": "bench.outside",
     "from_module": "nn.nets",

@@ -1,7 +1,13 @@
-"""What crosses between a pipeline, a method and an environment."""
+"""Types shared by data pipelines, methods and environments."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, SupportsFloat, TypeVar
+from typing import (
+    Any,
+    NamedTuple,
+    Protocol,
+    SupportsFloat,
+    TypeVar,
+)
 
 from torch import Tensor
 from torch.utils._pytree import tree_map

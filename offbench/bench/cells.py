@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from offbench.bench.hydra import AROUND
+from offbench.bench.sources import Source
 from offbench.results.spec import RunSpec
 from offbench.tasks.task import Task
 
@@ -30,12 +31,12 @@ class Cell:
     # what the command line set
     overrides: Mapping[str, Any]
     # dotted setting -> where its value came from
-    sources: Mapping[str, str]
+    sources: Mapping[str, Source]
 
     @property
     def recorded_sources(self) -> dict[str, str]:
-        """The sources of what defines a run; those of device, engine and the like are left out."""
-        return {k: v for k, v in sorted(self.sources.items()) if k.split(".")[0] in _DEFINING}
+        """In words, of what defines a run; those of device, engine and the like are left out."""
+        return {k: str(v) for k, v in sorted(self.sources.items()) if k.split(".")[0] in _DEFINING}
 
     def runs(self) -> list[RunSpec]:
         return [

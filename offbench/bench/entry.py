@@ -8,6 +8,7 @@ from offbench.bench.cells import TUNABLE
 from offbench.bench.hydra import AROUND, NAMES_OF_VIEWS, compose_conf, read_option, split_entry
 from offbench.bench.layers import Layers
 from offbench.bench.presets import Preset, preset_table, yaml_presets
+from offbench.bench.sources import COMMAND_LINE, DEFAULT, Layer, Source
 from offbench.bench.targets import check_method, locate
 from offbench.bench.values import short_text
 from offbench.errors import UserError
@@ -35,26 +36,28 @@ def read_entry(entry: str | None, choices: Mapping, given: Mapping) -> Method:
         base = read_option("method", source)
     presets = (
         *(preset_table(source) if source else ()),
-        *yaml_presets(base.pop("presets", None) or ()),
+        *yaml_presets(base.get("presets") or ()),
     )
-    budgets = tuple(yaml_presets(base.pop("budgets", None) or ()))
-    for key in ("suite", "summary", "known_as"):
-        base.pop(key, None)
-    values = Layers(base, f"conf/method/{source}.yaml" if source else "default")
+    budgets = tuple(yaml_presets(base.get("budgets") or ()))
+    about = ("presets", "budgets", "suite", "summary", "known_as")
+    own = {k: v for k, v in base.items() if k not in about}
+    values = Layers(own, Source(Layer.METHOD, source) if source else DEFAULT)
     plain = dict(values.values)
     for group in AROUND:
         option, extra = picked.get(group, (None, {}))
         made = read_option(group, option) if option else {}
         # `qc+chunk10` changes the length and keeps what else the method says of its own view
         if option and made["_target_"] != values.values[f"{group}._target_"]:
-            values.replace(group, made, f"conf/{group}/{option}.yaml")
+            values.replace(group, made, Source(Layer.OPTION, f"{group}/{option}"))
     if "method._target_" in given:
-        values.replace("method", {"_target_": given["method._target_"]}, "command line")
+        values.replace("method", {"_target_": given["method._target_"]}, COMMAND_LINE)
     check_method(locate(values.values["method._target_"]))
     for group in ("method", *AROUND):
         values.fill_defaults(group)
         _, extra = picked.get(group, (None, {}))
-        values.update({f"{group}.{k}": v for k, v in extra.items()}, f"entry {entry}")
+        values.update(
+            {f"{group}.{k}": v for k, v in extra.items()}, Source(Layer.ENTRY, str(entry))
+        )
     return Method(name, picked, values, plain, presets, budgets)
 
 
@@ -88,7 +91,7 @@ def expand_sweeps(given: Mapping[str, Any], hints: Mapping[str, Any]) -> Iterato
 
 def replaced_groups(own: "Layers") -> set[str]:
     """The groups around a method in which another class stands for the one of its yaml."""
-    return {g for g in AROUND if own.sources[f"{g}._target_"].startswith(f"conf/{g}/")}
+    return {g for g in AROUND if own.sources[f"{g}._target_"].layer is Layer.OPTION}
 
 
 def entry_label(method: Method, target: str, changed: Mapping) -> str:

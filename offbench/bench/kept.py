@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import (
     keystr,
@@ -26,21 +25,16 @@ from torch.utils._pytree import (
 )
 
 from offbench import rng
-from offbench.bench.targets import is_torch_class, locate, option_of, parameters
-from offbench.bench.values import coerce
-from offbench.data import transforms
 from offbench.data.pipeline import Pipeline
-from offbench.data.views import Window
-from offbench.errors import UserError, nearest
+from offbench.errors import UserError
 from offbench.io import atomic_write
 from offbench.results.spec import RunSpec
 from offbench.results.store import Record, Store
 from offbench.training.imperative import Imperative, Objects
 from offbench.training.step import Carry, Swept, bind, n_minibatches, stack
-from offbench.types import Context, Method, Policy, Spec, TimeStep
+from offbench.types import Context, Method, Spec
 
 _FORMAT = 1
-_TRANSFORMS = {cls.__name__: cls for cls in (transforms.ObsNorm, transforms.RewardAffine)}
 
 
 class Units(NamedTuple):
@@ -50,6 +44,20 @@ class Units(NamedTuple):
     high: tuple[float, ...] | None = None
     # number of the first choice; None: actions are continuous
     first: int | None = None
+
+
+class Program(NamedTuple):
+    """What was trained, beside its state."""
+
+    # dotted path of the method's class
+    target: str
+    method: Method
+    pipeline: Pipeline
+    # the environment's, before the view
+    spec: Spec
+    units: Units
+    # the view's settings that were left to the data
+    fitted: Mapping[str, Any]
 
 
 # --- writing --------------------------------------------------------------------------------
@@ -62,21 +70,16 @@ def save(
     *,
     keep: str,
     run: RunSpec,
-    target: str,
-    method: Method,
-    pipeline: Pipeline,
-    spec: Spec,
-    units: Units,
-    fitted: Mapping[str, Any],
+    program: Program,
 ) -> None:
     """Writes the policy or the state of one run, which is at a place of a stack: `carry`, on the CPU.
 
     Of a PyTorch class as it was written (`offbench.training.imperative`) it is the policy either way: the state
-    dicts of its modules. `spec` is the environment's, before the view; `fitted` are the view's settings that were left to the
-    data. Whatever interrupts it, `path` holds a whole file or none.
+    dicts of its modules. Whatever interrupts it, `path` holds a whole file or none.
     """
     from safetensors.torch import save as to_bytes
 
+    method, pipeline, spec = program.method, program.pipeline, program.spec
     if isinstance(method, Imperative):
         keep, tensors = "policy", _of_modules(carry.state.members[place].algorithm)
     else:
@@ -85,10 +88,10 @@ def save(
         "format": _FORMAT,
         "kind": keep,
         "run": run.as_dict(),
-        "target": target,
+        "target": program.target,
         "spec": spec._asdict(),
-        "units": units._asdict(),
-        "fitted": dict(fitted),
+        "units": program.units._asdict(),
+        "fitted": dict(program.fitted),
         "transforms": [],
     }
     for i, transform in enumerate(pipeline.transforms):
@@ -189,7 +192,7 @@ def about(path: Path) -> dict[str, Any]:
     return found
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -199,7 +202,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} cannot be read ({error}); train the run again") from None
 
 
-def _filled(like: Any, tensors: Mapping[str, Tensor], path: Path, *, partly: bool) -> Any:
+def filled(like: Any, tensors: Mapping[str, Tensor], path: Path, *, partly: bool) -> Any:
     """The tree with the tensors of a file in their places. UserError where they do not fit."""
     leaves, tree = tree_flatten(like)
     names = list(_named("state", like))
@@ -213,6 +216,24 @@ def _filled(like: Any, tensors: Mapping[str, Tensor], path: Path, *, partly: boo
                 f" {tuple(old.shape)}"
             )
     return tree_unflatten([old if x is None else x for x, old in zip(found, leaves)], tree)
+
+
+def written_objects(
+    method: Imperative, spec: Spec, tensors: Mapping[str, Tensor], path: Path
+) -> Objects:
+    """An object of the class with the state dicts of its modules. UserError where they do not fit."""
+    member = method.member(rng.key(0), spec, "cpu")
+    for name, module in _modules(member.algorithm).items():
+        own = f"modules.{name}."
+        found = {k.removeprefix(own): x for k, x in tensors.items() if k.startswith(own)}
+        try:
+            module.load_state_dict(found)
+        except RuntimeError as error:
+            words = " ".join(str(error).split())
+            raise UserError(f"{path} does not fit {method.name} as it is now: {words}") from None
+    members = np.empty(1, object)
+    members[0] = member
+    return Objects(torch.zeros(1), members)
 
 
 # --- going on -------------------------------------------------------------------------------
@@ -244,9 +265,9 @@ def earlier(
     carries = []
     try:
         for i, shorter in enumerate(found):
-            tensors, own = _tensors(shorter[n]), like.seed(i)
+            tensors, own = read_tensors(shorter[n]), like.seed(i)
             swept = isinstance(own.state, Swept)
-            state = _filled(
+            state = filled(
                 own.state.state if swept else own.state, tensors, shorter[n], partly=False
             )
             state = own.state._replace(state=state) if swept else state
@@ -305,171 +326,3 @@ def _tied(other: RunSpec, run: RunSpec) -> list[str]:
     """The settings that follow the lengths of two runs, as a decay does."""
     lengths = (other.n_updates, run.n_updates)
     return [k for k, v in run.hparams.items() if (other.hparams.get(k), v) == lengths]
-
-
-# --- acting ---------------------------------------------------------------------------------
-
-
-class TrainedPolicy:
-    """A trained policy of one seed, as it acts in the raw environment.
-
-    >>> policy = load_policy("results/runs/.../0123456789abcdef.safetensors")  # doctest: +SKIP
-    >>> policy.reset(); action = policy.act(obs)  # doctest: +SKIP
-
-    `run` is the specification of the run it was trained in. Observations are flat, as
-    `offbench.load_task(run.task).make_env()` shows them; actions are in the units the environment takes
-    itself: numbers within its bounds, or the number of a choice.
-    """
-
-    def __init__(
-        self, run: RunSpec, policy: Policy, state: Any, spec: Spec, units: Units, method: Method
-    ):
-        self.run, self.spec, self.method, self.units = run, spec, method, units
-        self._policy, self._state = policy, state
-        self._key = rng.fold(rng.key(run.seed), _ACTING)
-        self._episode = -1
-        self.reset()
-
-    def reset(self) -> None:
-        """Begins new episodes; policies that plan or remember forget the last ones."""
-        self._episode, self._t, self._carry = self._episode + 1, 0, None
-
-    def act(self, obs: NDArray[Any], reward: NDArray[Any] | float = 0.0) -> NDArray[Any]:
-        """The action at an observation (O,) -> (A,), or at those of E environments (E, O) -> (E, A).
-
-        `reward` is that of the step before, (E,) or a number; policies that aim at a return ask for it.
-        Discrete actions are numbers of choices, () or (E,). Raises UserError for another size.
-        """
-        rows = np.asarray(obs, np.float32)
-        single = rows.ndim == 1
-        rows = rows[None] if single else rows
-        if rows.ndim != 2 or rows.shape[1] != self.spec.obs_dim:
-            raise UserError(
-                f"{self.run.task}: an observation of shape {np.shape(obs)}, its policies see"
-                f" ({self.spec.obs_dim},) or (environments, {self.spec.obs_dim})"
-            )
-        n = len(rows)
-        if self._carry is None:
-            self._carry, self._n = self._policy.init(1, n), n
-        if n != self._n:
-            raise UserError(f"{n} observations after {self._n}; reset() begins new episodes")
-        received = torch.as_tensor(np.broadcast_to(np.float32(reward), n).copy())[None]
-        step = TimeStep(
-            torch.from_numpy(rows.copy())[None], received, torch.full((1, n), self._t == 0)
-        )
-        key = rng.fold(rng.fold(self._key, torch.arange(n) + n * self._episode), self._t)[None]
-        with torch.no_grad():
-            action, self._carry = self._policy.act(self._state, step, self._carry, key)
-        self._t += 1
-        made = self._in_units(action[0].numpy())
-        return made[0] if single else made
-
-    __call__ = act
-
-    def _in_units(self, action: NDArray[np.float32]) -> NDArray[Any]:
-        low, high, first = self.units
-        if first is not None:
-            return action.argmax(-1) + first
-        if low is None or high is None:
-            return action
-        low_, high_ = (np.asarray(x, np.float32) for x in (low, high))
-        return np.clip(low_ + (action + 1) / 2 * (high_ - low_), low_, high_)
-
-
-# a stream of its own, so that acting draws nothing that training or evaluation draws
-_ACTING = 0x0FF
-
-
-def load_policy(run: str | Path, *, results: str | Path = "results") -> TrainedPolicy:
-    """The trained policy of a run, ready to act; neither its data nor its environment is needed.
-
-    Args:
-        run: a run id, the beginning of one, or the path of a record or of a kept file.
-        results: the folder of the records, where `run` is an id.
-
-    Raises:
-        UserError: there is no such run, its policy was not kept, or the file does not fit.
-    """
-    path = _find(str(run), Path(results))
-    told, tensors = about(path), _tensors(path)
-    spec, spec_of_run = Spec(**told["spec"]), RunSpec(**told["run"])
-    method = _method(told["target"], spec_of_run)
-    view = _view(spec_of_run.pipeline, told["fitted"], spec)
-    fitted = tuple(
-        _transform(t, f"transforms[{i}].", tensors) for i, t in enumerate(told["transforms"])
-    )
-    pipeline = Pipeline(None, None, view, fitted)  # type: ignore[arg-type]  # acting reads no data
-    from offbench.rollout import make_policy
-
-    seen = view.spec(spec)
-    if isinstance(method, Imperative):
-        state = _objects(method, seen, tensors, path)
-    else:
-        state = _filled(
-            method.init(rng.key(0), seen), tensors, path, partly=told["kind"] == "policy"
-        )
-        state = tree_map(lambda x: x[None], state)
-    policy = make_policy(method, pipeline, values=False)
-    units = Units(**{k: tuple(v) if isinstance(v, list) else v for k, v in told["units"].items()})
-    return TrainedPolicy(spec_of_run, policy, state, spec, units, method)
-
-
-def _find(run: str, results: Path) -> Path:
-    path = Path(run)
-    if path.suffix in (".json", ".parquet", ".safetensors"):
-        kept = path.with_suffix(".safetensors")
-        if not kept.exists():
-            raise UserError(f"{kept} does not exist; a run keeps its policy unless keep=none")
-        return kept
-    store = Store(results)
-    matches = [p for p in store.records() if p.stem.startswith(run)]
-    if not matches:
-        known = [p.stem for p in store.records()]
-        raise UserError(f"no run {run!r} in {results}: {nearest(run, known)}")
-    if len(matches) > 1:
-        raise UserError(
-            f"{run!r} begins {len(matches)} run ids: {', '.join(p.stem for p in matches[:4])}"
-        )
-    return _find(str(matches[0]), results)
-
-
-def _objects(method: Imperative, spec: Spec, tensors: Mapping[str, Tensor], path: Path) -> Objects:
-    """An object of the class with the state dicts of its modules. UserError where they do not fit."""
-    member = method.member(rng.key(0), spec, "cpu")
-    for name, module in _modules(member.algorithm).items():
-        own = f"modules.{name}."
-        found = {k.removeprefix(own): x for k, x in tensors.items() if k.startswith(own)}
-        try:
-            module.load_state_dict(found)
-        except RuntimeError as error:
-            words = " ".join(str(error).split())
-            raise UserError(f"{path} does not fit {method.name} as it is now: {words}") from None
-    members = np.empty(1, object)
-    members[0] = member
-    return Objects(torch.zeros(1), members)
-
-
-def _method(target: str, run: RunSpec) -> Method:
-    cls = locate(target)
-    made = Imperative(cls, **run.hparams) if is_torch_class(cls) else _of(cls, run.hparams)
-    if weight := dict(run.pipeline.get("weight", {})):
-        made = _of(option_of("weight", weight.pop("name")), weight, method=made)
-    return made
-
-
-def _of(cls: Any, values: Mapping[str, Any], **more: Any) -> Any:
-    """An object of settings as JSON has them."""
-    hints = parameters(cls)
-    return cls(**{k: coerce(v, hints[k][0], k) for k, v in values.items()}, **more)
-
-
-def _view(pipeline: Mapping[str, Any], fitted: Mapping[str, Any], spec: Spec) -> Any:
-    settings = dict(pipeline["view"]) | {k.removeprefix("view."): v for k, v in fitted.items()}
-    view = _of(option_of("view", settings.pop("name")), settings, gamma=pipeline["gamma"])
-    return view.to_act(spec.action_dim) if isinstance(view, Window) else view
-
-
-def _transform(told: Mapping[str, Any], prefix: str, tensors: Mapping[str, Tensor]) -> Any:
-    numbers = {k: v for k, v in told.items() if k != "kind"}
-    own = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
-    return _TRANSFORMS[told["kind"]](**numbers, **own)

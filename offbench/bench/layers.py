@@ -3,26 +3,34 @@
 import difflib
 import inspect
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from offbench.bench.hydra import AROUND, compose_conf
 from offbench.bench.settings import Settings
+from offbench.bench.sources import DEFAULT, RUN, Source
 from offbench.bench.targets import parameters
 from offbench.bench.values import coerce, flatten, nest, type_hints
 from offbench.errors import UserError, unknown
+
+_SETTINGS = type_hints(Settings)
+
+
+@cache
+def _run_yaml() -> Mapping[str, Any]:
+    return flatten(compose_conf())
 
 
 class Layers:
     """Dotted settings, their types and where each value came from."""
 
-    def __init__(self, values: Mapping[str, Any], source: str):
+    def __init__(self, values: Mapping[str, Any], source: Source):
         self.values = flatten(values)
-        run_yaml = flatten(compose_conf())
+        run_yaml = _run_yaml()
         self.sources = {
-            k: "conf/run.yaml" if k in run_yaml and run_yaml[k] == v else source
-            for k, v in self.values.items()
+            k: RUN if k in run_yaml and run_yaml[k] == v else source for k, v in self.values.items()
         }
-        self.hints: dict[str, Any] = type_hints(Settings)
+        self.hints: dict[str, Any] = dict(_SETTINGS)
 
     def copy(self) -> "Layers":
         other = object.__new__(Layers)
@@ -33,35 +41,39 @@ class Layers:
         )
         return other
 
-    def replace(self, group: str, values: Mapping[str, Any], source: str) -> None:
+    def replace(self, group: str, values: Mapping[str, Any], source: Source) -> None:
         for key in [k for k in self.values if k == group or k.startswith(group + ".")]:
             del self.values[key], self.sources[key]
         for key, value in flatten({group: values}).items():
             self.values[key], self.sources[key] = value, source
 
     def fill_defaults(self, group: str) -> None:
-        """The target's own defaults, below what the yaml says; and its types."""
+        """The target's types and, below what the yaml says, its defaults, in the order of its parameters."""
         target = self.values.get(f"{group}._target_")
         if target is None:
             return
-        for name, (hint, default) in parameters(target).items():
-            key = f"{group}.{name}"
-            self.hints[key] = hint
-            if key not in self.values:
-                if default is inspect.Parameter.empty:
-                    raise UserError(
-                        f"{target} needs {name}, which neither its yaml nor its defaults give"
-                    )
-                self.values[key], self.sources[key] = default, "default"
-        for key in [k for k in self.values if k.startswith(group + ".") and k not in self.hints]:
-            if key != f"{group}._target_":
-                raise unknown(
-                    f"setting of {target}",
-                    key,
-                    [k for k in self.hints if k.startswith(group + ".")],
+        own = {f"{group}.{name}": known for name, known in parameters(target).items()}
+        self.hints |= {key: hint for key, (hint, _) in own.items()}
+        whole: dict[str, Any] = {}
+        for key, value in self.values.items():
+            if key == f"{group}._target_":
+                # a value that the yaml has takes the place of the default
+                whole |= {key: value} | {name: default for name, (_, default) in own.items()}
+            elif key.startswith(f"{group}.") and key not in own:
+                raise unknown(f"setting of {target}", key, own)
+            else:
+                whole[key] = value
+        for key in own:
+            whole[key] = self.values.get(key, whole[key])
+            if whole[key] is inspect.Parameter.empty:
+                name = key.removeprefix(f"{group}.")
+                raise UserError(
+                    f"{target} needs {name}, which neither its yaml nor its defaults give"
                 )
+            self.sources.setdefault(key, DEFAULT)
+        self.values = whole
 
-    def update(self, changes: Mapping[str, Any], source: str, *, lenient: bool = False) -> None:
+    def update(self, changes: Mapping[str, Any], source: Source, *, lenient: bool = False) -> None:
         """Sets values that exist. `lenient` skips method settings that this method does not have."""
         for key, value in changes.items():
             if key == "transforms" or key.startswith("transforms."):
@@ -85,7 +97,7 @@ class Layers:
             f"unknown setting '{key}'{hint} (settings: {', '.join(siblings or known)})"
         )
 
-    def _transforms(self, key: str, value: Any, source: str) -> None:
+    def _transforms(self, key: str, value: Any, source: Source) -> None:
         if key == "transforms":
             for old in [k for k in self.values if k.split(".")[0] == "transforms"]:
                 del self.values[old], self.sources[old]

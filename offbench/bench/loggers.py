@@ -1,14 +1,17 @@
 """Screens on which training can be watched. The record is `results/`; a sink may be lost."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from offbench.bench.stacks import Pack
+    from offbench.results.spec import RunSpec
+
+# the runs of a stack, place by place, each with the label of its row
+Runs = Sequence[tuple[str, "RunSpec"]]
 
 
 class Sink(Protocol):
@@ -25,22 +28,22 @@ class Nothing:
 class Wandb:
     """One wandb run per run, grouped by cell; offline unless an account is logged in or WANDB_MODE says so."""
 
-    def __init__(self, pack: "Pack", folder: str):
+    def __init__(self, runs: Runs, folder: str):
         import wandb
 
         mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
         self._runs = [
             wandb.init(
-                project=os.environ.get("WANDB_PROJECT", f"offbench-{cell.suite}"),
-                group=f"{cell.entry}-{cell.task.id}",
-                name=f"{cell.entry}-{cell.task.id}-{spec.seed}",
-                config=spec.as_dict() | {"run_id": spec.run_id, "entry": cell.entry},
+                project=os.environ.get("WANDB_PROJECT", f"offbench-{spec.suite}"),
+                group=f"{entry}-{spec.task}",
+                name=f"{entry}-{spec.task}-{spec.seed}",
+                config=spec.as_dict() | {"run_id": spec.run_id, "entry": entry},
                 mode=mode,
                 dir=folder,
                 reinit="create_new",
                 settings=wandb.Settings(silent=True, console="off"),
             )
-            for cell, spec in pack.members
+            for entry, spec in runs
         ]
 
     def metrics(self, update: int, values: Mapping[str, Any]) -> None:
@@ -66,11 +69,11 @@ class Wandb:
 
 
 @contextmanager
-def open_sink(name: str, pack: "Pack", folder: str) -> Iterator[Sink]:
+def open_sink(name: str, runs: Runs, folder: str) -> Iterator[Sink]:
     if name == "none":
         yield Nothing()
         return
-    sink = Wandb(pack, folder)
+    sink = Wandb(runs, folder)
     try:
         yield sink
     finally:

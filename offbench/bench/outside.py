@@ -60,23 +60,8 @@ def evaluate_policy(
     if actions not in ("env", "unit"):
         raise UserError(f"actions={actions!r} must be 'env' or 'unit'")
     home, protocol = protocol_of(task, suite, episodes)
-    runs = [
-        RunSpec(
-            suite=home["id"],
-            suite_version=home["version"],
-            task=task.id,
-            dataset=task.dataset,
-            dataset_sha256=task.sha256,
-            env=task.environment,
-            method=OUTSIDE,
-            hparams={"entry": entry, "version": version, "actions": actions},
-            pipeline={},
-            n_updates=0,
-            seed=seed,
-            protocol=protocol,
-        )
-        for seed in acts
-    ]
+    known = {"entry": entry, "version": version, "actions": actions}
+    runs = [_spec(task, home, protocol, known, seed) for seed in acts]
     store = Store(results)
     _refuse_known(runs, store, entry)
     store.check_writable()
@@ -97,6 +82,23 @@ def evaluate_policy(
     for i, run in enumerate(runs):
         store.append(run, rows[rows["member"] == i].drop(columns="member"), made, remark=REMARK)
     return rows.drop(columns="member")
+
+
+def _spec(task: Task, home: Mapping, protocol: Mapping, known: Mapping, seed: int) -> RunSpec:
+    return RunSpec(
+        suite=home["id"],
+        suite_version=home["version"],
+        task=task.id,
+        dataset=task.dataset,
+        dataset_sha256=task.sha256,
+        env=task.environment,
+        method=OUTSIDE,
+        hparams=known,
+        pipeline={},
+        n_updates=0,
+        seed=seed,
+        protocol=protocol,
+    )
 
 
 def _by_seed(act: Act | Mapping[int, Act], seeds: Sequence[int] | None) -> dict[int, Act]:

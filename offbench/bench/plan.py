@@ -9,9 +9,10 @@ Where no suite is named, that of the task is used: the toy settings of `quick` r
 `suite=quick` is said.
 """
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from functools import cache
 from typing import Any, get_type_hints
 
 from offbench.bench.cells import Cell
@@ -28,25 +29,27 @@ from offbench.bench.presets import (
 from offbench.bench.settings import (
     HELD_OUT,
     Settings,
-    check_ranges,
     check_settings,
     typed_transforms,
 )
+from offbench.bench.sources import COMMAND_LINE, NO_ENVIRONMENT, Layer, Source
 from offbench.bench.suites import (
+    Place,
     checked_task_id,
-    first_part,
     home_of,
+    place,
     protocol_settings,
     suite_overrides,
-    tasks_of,
 )
 from offbench.bench.targets import is_torch_class, locate, name_of
 from offbench.bench.tuning import changes, describe_tuning
 from offbench.bench.values import build_settings, coerce, nest
 from offbench.errors import UserError, unknown
-from offbench.tasks.custom import own_task
-from offbench.tasks.locate import canonical, load_task, read_by
+from offbench.tasks.locate import load_task, read_by
 from offbench.tasks.task import Loader, Task
+
+# (task id, loader, suite) -> the task and its place in the suite
+Places = Callable[[Any, Loader, str], Place]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,9 @@ def plan(overrides: Sequence[str], *, bench: bool) -> Plan:
     # one label on all of them, whatever is usual on each
     if "task" in swept:
         swept |= points[0].keys()
-    plans = [_plan_point(point, swept, bench=bench) for point in points]
+    # the folders of data are searched for a task: once for all cells of a plan
+    places = cache(_placed)
+    plans = [_plan_point(point, swept, places, bench=bench) for point in points]
     cells = tuple(cell for p in plans for cell in p.cells)
     if len(names := {p.name for p in plans}) > 1:
         raise UserError(
@@ -94,7 +99,13 @@ def plan(overrides: Sequence[str], *, bench: bool) -> Plan:
     return replace(plans[0], cells=cells)
 
 
-def _plan_point(given: dict[str, Any], swept: Set[str], *, bench: bool) -> Plan:
+def _placed(name: str, loader: Loader, suite: str) -> Place:
+    task = load_task(checked_task_id(name), loader=loader)
+    task.check_trainable()
+    return place(task, suite)
+
+
+def _plan_point(given: dict[str, Any], swept: Set[str], places: Places, *, bench: bool) -> Plan:
     """`swept` are the settings that the command line gives several values, which a label always names."""
     choices = {g: given.pop(g) for g in GROUPS if g in given}
     for group, name in choices.items():
@@ -127,11 +138,15 @@ def _plan_point(given: dict[str, Any], swept: Set[str], *, bench: bool) -> Plan:
         raise UserError(
             f"method= is missing: {', '.join(options('method'))}, or method._target_=package.Class"
         )
-    made = [pair for entry in entries for pair in _entry_cells(entry, choices, given, suite, swept)]
+    made = [
+        pair
+        for entry in entries
+        for pair in _entry_cells(entry, choices, given, suite, swept, places)
+    ]
     settings = made[-1][1]
     if (wanted := made[-1][1].preset) in VARIANTS:
-        own_row = f"preset={wanted} "
-        if not any(v.startswith(own_row) for cell, _ in made for v in cell.sources.values()):
+        own_row = lambda source: (source.layer, source.name) == (Layer.PRESET, wanted)
+        if not any(own_row(source) for cell, _ in made for source in cell.sources.values()):
             raise UserError(
                 f"preset={wanted}: no row of these methods and tasks has settings of its own; there are"
                 f" such for {', '.join(methods_with_variant(wanted))}"
@@ -142,6 +157,9 @@ def _plan_point(given: dict[str, Any], swept: Set[str], *, bench: bool) -> Plan:
 
 def _own_task(own: Mapping[str, Any], task_id: Any) -> Task:
     """`task.data=PATH task.env=HalfCheetah-v5`: the user's data as a task."""
+    # its import is heavy
+    from offbench.tasks.custom import own_task
+
     hints = {k: v for k, v in get_type_hints(own_task).items() if k not in ("return", "id")}
     for key in own:
         if key not in hints:
@@ -155,20 +173,27 @@ def _own_task(own: Mapping[str, Any], task_id: Any) -> Task:
 
 
 def _entry_cells(
-    entry: str | None, choices: Mapping, given: Mapping, suite: Mapping, swept: Set[str]
+    entry: str | None,
+    choices: Mapping,
+    given: Mapping,
+    suite: Mapping,
+    swept: Set[str],
+    places: Places,
 ) -> Iterator[tuple[Cell, Settings]]:
     """The cells of `iql+aw`, one per task, and of `mymodule.Class+nstep3`."""
     named = (entry or "").partition("+")[0]
     # a class from elsewhere, without a yaml
     if "." in named:
         given = {**given, "method._target_": named}
-    for point in expand_sweeps(given, read_entry(entry, choices, given).values.hints):
+    method = read_entry(entry, choices, given)
+    for point in expand_sweeps(given, method.values.hints):
         lists = {k for k in point if point[k] is not given[k]}
-        yield from _task_cells(read_entry(entry, choices, point), suite, point, swept | lists)
+        own = read_entry(entry, choices, point) if lists else method
+        yield from _task_cells(own, suite, point, swept | lists, places)
 
 
 def _task_cells(
-    method: Method, suite: Mapping, given: Mapping, swept: Set[str]
+    method: Method, suite: Mapping, given: Mapping, swept: Set[str], places: Places
 ) -> Iterator[tuple[Cell, Settings]]:
     task_names = [given["task"]] if given.get("task") else suite["tasks"]
     if not given.get("task") and (only := (suite.get("only") or {}).get(method.name)):
@@ -186,24 +211,23 @@ def _task_cells(
     for task_name in task_names:
         loader = coerce(given.get("loader", "offbench"), Loader, "loader")
         if isinstance(task_name, Task):
-            task = read_by(task_name, loader)
+            where = place(read_by(task_name, loader), suite["id"])
+            where.task.check_trainable()
         else:
-            task = load_task(checked_task_id(task_name), loader=loader)
-        task.check_trainable()
+            where = places(task_name, loader, suite["id"])
+        task = where.task
         insisted = suite_overrides(suite, method.name, task.id)
         if is_torch_class(locate(method.values.values["method._target_"])):  # as it was written
             insisted = {k: v for k, v in insisted.items() if not k.startswith("method.")}
-        own, preset = _published(method, suite, task, {**insisted, **given})
-        # a suite that is named for a task of another says nothing that was published for it
-        home = suite["id"] if canonical(task.id) in tasks_of(suite["id"]) else home_of(task)
+        later = {**insisted, **given}
+        own, preset = _published(method, suite, where, later)
         published = own.copy()
-        if home != suite["id"]:
-            published = _published(method, read_option("suite", home), task, {**insisted, **given})[
-                0
-            ]
-        own.update(insisted, f"suite {suite['id']}", lenient=True)
+        # a suite that is named for a task of another says nothing that was published for it
+        if where.home != suite["id"]:
+            published, _ = _published(method, read_option("suite", where.home), where, later)
+        own.update(insisted, Source(Layer.SUITE, suite["id"]), lenient=True)
         without = own.copy()
-        own.update(given, "command line")
+        own.update(given, COMMAND_LINE)
         around = ("method", *AROUND)
         flat = {k: own.resolved(k) for k in own.values if k.split(".")[0] not in around}
         settings = build_settings(Settings, nest(flat))
@@ -230,31 +254,26 @@ def _without_environment(own: "Layers", settings: Settings, task: Task, given: M
         )
     share = settings.eval.validation
     if share is None:
-        share, own.sources["eval.validation"] = HELD_OUT, "no environment"
-    own.sources |= dict.fromkeys(("eval.episodes", "eval.monitor_at"), "no environment")
+        share, own.sources["eval.validation"] = HELD_OUT, NO_ENVIRONMENT
+    own.sources |= dict.fromkeys(("eval.episodes", "eval.monitor_at"), NO_ENVIRONMENT)
     return replace(
         settings, eval=replace(settings.eval, episodes=0, monitor_at=(), validation=share)
     )
 
 
 def _published(
-    method: Method, suite: Mapping, task: Task, later: Mapping
+    method: Method, suite: Mapping, where: Place, later: Mapping
 ) -> "tuple[Layers, Preset | None]":
     """The settings as they are published for a method on a task, before anybody overrides them.
 
     `later` is what will be: a preset is for a composition, which it may still change.
     """
-    own, home = method.values.copy(), suite
-    if canonical(task.id) not in tasks_of(suite["id"]):
-        home = read_option("suite", home_of(task))
-    for one in (home, suite):
-        own.update(protocol_settings(one), f"suite {one['id']}")
-    # or a mixture, like its first part
-    listed = canonical(task.id) in tasks_of(home["id"])
-    part = task.id if listed else first_part(task.id)
-    if budget := chosen_preset(method.budgets, part, "usual", None):
-        carried = "" if part == task.id else "carried over from its first part: "
-        own.update(budget.settings, f"{carried}budget ({budget.source})")
+    own, task = method.values.copy(), where.task
+    for one in (read_option("suite", where.home), suite):
+        own.update(protocol_settings(one), Source(Layer.SUITE, one["id"]))
+    if budget := chosen_preset(method.budgets, where.part, "usual", None):
+        carried = where.part != task.id
+        own.update(budget.settings, Source(Layer.BUDGET, "", budget.source, carried))
     asked = later.get("preset", own.values["preset"])
     choice = coerce(asked, own.hints["preset"], "preset")
     composed = None if choice == "alone" else composition_of({**own.values, **later})
@@ -265,10 +284,9 @@ def _published(
             k: v
             for k, v in preset.settings.items()
             if k.split(".")[0] not in replaced_groups(own)
-            and not own.sources.get(k, "").startswith("entry ")
+            and not (k in own.sources and own.sources[k].layer is Layer.ENTRY)
         }
-        by = f"preset={preset.by}" if preset.by else "preset"
-        own.update(fitting, f"{by} ({preset.source})")
+        own.update(fitting, Source(Layer.PRESET, preset.by or "", preset.source))
     return own, preset
 
 
@@ -283,31 +301,11 @@ def _cell(
 ) -> Cell:
     target = own.values["method._target_"]
     hparams = own.typed("method")
-    check_ranges("method", target, hparams)
     if not is_torch_class(locate(target)):
-        # which refuses counts that cannot be, before anything is downloaded
-        locate(target)(**hparams)
-    if weighted := own.values["weight._target_"]:
-        check_ranges("weight", weighted, own.typed("weight"))
-    pipeline = {
-        "view": _identity_of_view(own),
-        "sampler": {
-            "name": name_of("sampler", own.values["sampler._target_"]),
-            **own.typed("sampler"),
-        },
-        "transforms": typed_transforms(settings.transforms),
-        "batch_size": settings.batch_size,
-        "gamma": settings.gamma,
-    }
-    # not there where they have always been so: ids of runs stay what they were
-    rewards = [name for name in pipeline["transforms"] if name.startswith("reward_")]
-    # results depend on the order, the id of a mapping does not
-    if rewards != sorted(rewards):
-        pipeline["reward_order"] = rewards
-    if settings.precision != "float32":
-        pipeline["precision"] = settings.precision
-    if weighted:
-        pipeline["weight"] = {"name": name_of("weight", weighted), **own.typed("weight")}
+        # which refuses values that cannot be, before anything is downloaded
+        made = locate(target)(**hparams)
+        if weighted := own.values["weight._target_"]:
+            locate(weighted)(method=made, **own.typed("weight"))
     monitor_at = settings.eval.monitor_at or ()
     protocol = {
         "episodes": settings.eval.episodes,
@@ -326,7 +324,7 @@ def _cell(
         method=method.name or target,
         target=target,
         hparams=hparams,
-        pipeline=pipeline,
+        pipeline=_pipeline(own, settings),
         seeds=settings.seeds or (),
         n_updates=settings.n_updates or 0,
         protocol=protocol,
@@ -334,6 +332,30 @@ def _cell(
         overrides={k: v for k, v in given.items() if k in own.values or k.startswith("transforms")},
         sources=own.sources,
     )
+
+
+def _pipeline(own: "Layers", settings: Settings) -> dict[str, Any]:
+    """View, sampler, transforms, batch and learned weights, as they are part of a run's identity."""
+    pipeline = {
+        "view": _identity_of_view(own),
+        "sampler": {
+            "name": name_of("sampler", own.values["sampler._target_"]),
+            **own.typed("sampler"),
+        },
+        "transforms": typed_transforms(settings.transforms),
+        "batch_size": settings.batch_size,
+        "gamma": settings.gamma,
+    }
+    # not there where they have always been so: ids of runs stay what they were
+    rewards = [name for name in pipeline["transforms"] if name.startswith("reward_")]
+    # results depend on the order, the id of a mapping does not
+    if rewards != sorted(rewards):
+        pipeline["reward_order"] = rewards
+    if settings.precision != "float32":
+        pipeline["precision"] = settings.precision
+    if weighted := own.values["weight._target_"]:
+        pipeline["weight"] = {"name": name_of("weight", weighted), **own.typed("weight")}
+    return pipeline
 
 
 def _identity_of_view(own: "Layers") -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The records of a finished pack, with what a reader of a score must know."""
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,75 +33,94 @@ class Outcome(NamedTuple):
     # which engine ran, with the reason where a faster one was refused
     backend: str
     # seed -> action error on held-out episodes, where any were held out
-    errors: dict[int, float] = {}
+    errors: dict[int, float]
     # what is to be said once, and not of a score
     note: str | None = None
+
+
+class Trained(NamedTuple):
+    """A stack that was trained, and what it has shown; lists have one value per member of the stack."""
+
+    backend: str
+    device: str
+    # whether a parameter is not finite
+    broken: list[bool]
+    # episodes with their `member`; the last are those after the last update
+    frames: "list[pd.DataFrame]"
+    # {"update": update, metric: [its values]}
+    curves: list[dict[str, Any]]
+    wall_s: float
+    train_s: float
+    # settings that were left to the data
+    fitted: dict[str, Any]
+    # the largest discounted return that the rewards allow
+    most: float
+    # other commits that trained a part of it, before a checkpoint
+    earlier: list[str]
+    # where each began, if not at 0
+    began: list[str]
+
+    def episodes(self, i: int) -> "list[pd.DataFrame]":
+        return [f[f["member"] == i].drop(columns="member") for f in self.frames]
+
+    def curve(self, i: int) -> dict[str, list[float]]:
+        names = dict.fromkeys(n for c in self.curves for n in c if n != "update")
+        return {"update": [c["update"] for c in self.curves]} | {
+            m: [c[m][i] if m in c else float("nan") for c in self.curves] for m in names
+        }
+
+    def remark(self, i: int, curve: Mapping[str, list[float]]) -> str | None:
+        """What to know of a score that counts."""
+        last = {m: values[-1] for m, values in curve.items() if m != "update"}
+        said = [exploded(last, self.most), *self.began[i : i + 1]]
+        if self.earlier:
+            said.append(f"trained in part by commit {', '.join(self.earlier)}")
+        return "; ".join(filter(None, said)) or None
 
 
 def record(
     pack: Pack,
     store: Store,
     settings: Settings,
-    backend: str,
-    device: str,
-    broken: list[bool],
-    frames: "list[pd.DataFrame]",
-    curves: list[dict[str, Any]],
-    start: float,
-    train_s: float,
-    fitted: dict[str, Any],
-    most: float,
-    earlier: list[str],
-    began: list[str],
+    trained: Trained,
     keep_run: Callable[[int, Path], None] | None,
 ) -> list[Outcome]:
-    """`earlier` are other commits that trained a part of it, before a checkpoint; `began` says of each
-    member where it did, if not at 0; `keep_run(place, path of the record)` keeps what was trained."""
+    """The records of all runs; `keep_run(place, path of the record)` keeps what was trained."""
     import pandas as pd
 
-    wall_s = time.perf_counter() - start
-    scores: dict[str, dict[int, float]] = {cell.entry: {} for cell in pack.cells}
-    failed: dict[str, dict[int, str]] = {cell.entry: {} for cell in pack.cells}
-    remarks: dict[str, dict[int, str]] = {cell.entry: {} for cell in pack.cells}
-    errors: dict[str, dict[int, float]] = {cell.entry: {} for cell in pack.cells}
+    outcomes = {
+        cell.entry: Outcome(cell, {}, {}, {}, trained.wall_s, trained.backend, {})
+        for cell in pack.cells
+    }
     for i, (cell, run) in enumerate(pack.members):
+        outcome = outcomes[cell.entry]
         made = provenance_of(
-            cell, settings, device, backend, len(pack.members), wall_s, train_s, fitted
+            cell,
+            settings,
+            trained.device,
+            trained.backend,
+            len(pack.members),
+            trained.wall_s,
+            trained.train_s,
+            trained.fitted,
         )
-        if broken[i]:
-            failed[cell.entry][run.seed] = (
-                f"a parameter is not finite after {cell.n_updates} updates"
-            )
-            store.fail(run, failed[cell.entry][run.seed], made, status="diverged")
+        if trained.broken[i]:
+            reason = f"a parameter is not finite after {cell.n_updates} updates"
+            outcome.failed[run.seed] = reason
+            store.fail(run, reason, made, status="diverged")
             continue
-        rows = [f[f["member"] == i].drop(columns="member") for f in frames]
-        names = [name for name in dict.fromkeys(n for c in curves for n in c) if name != "update"]
-        curve = {"update": [c["update"] for c in curves]} | {
-            m: [c[m][i] if m in c else float("nan") for c in curves] for m in names
-        }
-        said = [exploded({m: curve[m][-1] for m in names}, most)]
-        said += began[i : i + 1]
-        said.append(f"trained in part by commit {', '.join(earlier)}" if earlier else None)
-        if remark := "; ".join(filter(None, said)) or None:
-            remarks[cell.entry][run.seed] = remark
+        rows, curve = trained.episodes(i), trained.curve(i)
+        if remark := trained.remark(i, curve):
+            outcome.remarks[run.seed] = remark
         if keep_run is not None:
             keep_run(i, store.path(run, cell.entry))
         episodes = pd.concat(rows, ignore_index=True) if rows else no_episodes()
         store.append(run, episodes, made, curve, remark=remark)
         if cell.protocol["episodes"]:
-            scores[cell.entry][run.seed] = float(rows[-1]["score"].mean())
+            outcome.scores[run.seed] = float(rows[-1]["score"].mean())
         for name in VALIDATION_ERRORS & curve.keys():
-            errors[cell.entry][run.seed] = curve[name][-1]
-    return [
-        Outcome(
-            cell,
-            *(x[cell.entry] for x in (scores, failed, remarks)),
-            wall_s,
-            backend,
-            errors[cell.entry],
-        )
-        for cell in pack.cells
-    ]
+            outcome.errors[run.seed] = curve[name][-1]
+    return list(outcomes.values())
 
 
 def most_earned(pipeline: "Pipeline") -> float:

@@ -4,17 +4,17 @@ Whatever interrupts a benchmark costs the packs in flight, which go on from thei
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offbench.bench.cells import Cell
+from offbench.bench.loggers import Sink, open_sink
 from offbench.bench.preflight import build, build_method, resolve_device, training_episodes
 from offbench.bench.progress import Progress, checkpoint_path, code_version
-from offbench.bench.recording import Outcome, most_earned, record
+from offbench.bench.recording import Outcome, Trained, most_earned, record
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import Pack
 from offbench.results.store import Store
@@ -23,11 +23,9 @@ from offbench.tasks.loading import action_units, load_data
 if TYPE_CHECKING:
     import pandas as pd
 
-    from offbench.data.pipeline import Pipeline
     from offbench.rollout import EnvPool
     from offbench.training.loop import Point
     from offbench.training.step import Carry
-    from offbench.types import Spec
 
 # how often metrics are read and progress is reported
 CURVE_POINTS = 20
@@ -44,220 +42,248 @@ def run_pack(
     pools: "dict[str, EnvPool] | None" = None,
     report: Report | None = None,
 ) -> list[Outcome]:
-    """Trains the stack, evaluates its last update, and records the rows of every run in it.
+    """Trains the stack, evaluates its last update, and records the rows of every run in it."""
+    report = report or (lambda phase, fraction: None)
+    report("loading", 0.0)
+    return PackRun(pack, store, settings, {} if pools is None else pools, report).run()
+
+
+class PackRun:
+    """One pack on its way: what is trained, and what it has shown so far.
 
     Environments step on the CPU with a copy of the states, so they can step while training goes on
     and see the same policy whatever trained it.
     """
-    from offbench.bench import kept
-    from offbench.bench.loggers import open_sink
-    from offbench.rollout import EnvPool, evaluate, make_policy
-    from offbench.training.held_out import Validation
-    from offbench.training.imperative import Imperative
-    from offbench.training.loop import diverged
-    from offbench.training.step import n_minibatches
 
-    start = time.perf_counter()
-    report = report or (lambda phase, fraction: None)
-    pools = {} if pools is None else pools
-    cell = pack.cells[0]
-    device = resolve_device(settings.device)
-    report("loading", 0.0)
-    data, spec = load_data(
-        cell.task, gamma=cell.pipeline["gamma"], defects="ignore"
-    )  # told in preflight
-    data, held_out = training_episodes(cell, data)
-    method, pipeline = build(cell, data, spec, lazy=settings.data == "host")
-    for other in [name for name in pools if name != cell.task.id]:
-        # environments can be large: 200 MB for one OGBench cube
-        pools.pop(other).close()
-    pool = pools.setdefault(cell.task.id, EnvPool(cell.task))
-    if cell.task.env:
-        pool.check(spec)
-    policy = make_policy(method, pipeline)
-    n, protocol, members = cell.n_updates, cell.protocol, pack.members
-    k = n_minibatches(method)
-    monitor = {max(k, round(f * n) // k * k) for f in protocol["monitor_at"]}
-    stops = sorted({n * (i + 1) // CURVE_POINTS for i in range(CURVE_POINTS)} | monitor)
-    look = partial(evaluate, policy, task=cell.task, n_envs=protocol["envs"], pool=pool)
-    validate = None
-    if held_out is not None:
-        validate = Validation(method, pipeline, held_out, discrete=spec.discrete, device=device)
-    seeds = [run.seed for _, run in members]
-    looks: list[Future[pd.DataFrame]] = []
-    resume, before = _begin(pack, store, settings, method, pipeline, spec, device)
-    curves, train_s = before.curves, before.train_s
-    code = list(dict.fromkeys([*before.code, code_version()]))
-    keep = lambda: replace(
-        before, frames=[*before.frames, *(f.result() for f in looks)], train_s=train_s, code=code
-    ).save(checkpoint_path(pack, settings))
-    with (
-        ThreadPoolExecutor(1, "evaluate") as beside,
-        open_sink(settings.sink, pack, settings.results) as sink,
+    def __init__(
+        self,
+        pack: Pack,
+        store: Store,
+        settings: Settings,
+        pools: "dict[str, EnvPool]",
+        report: Report,
     ):
+        from offbench.rollout import EnvPool, make_policy
+        from offbench.training.held_out import Validation
+
+        self.start = time.perf_counter()
+        self.pack, self.store, self.settings, self.report = pack, store, settings, report
+        # the first stands for all: they differ in numbers only
+        self.cell = cell = pack.cells[0]
+        self.seeds = [run.seed for _, run in pack.members]
+        self.device = resolve_device(settings.device)
+        self.checkpoint = checkpoint_path(pack, settings)
+        # told in preflight
+        data, self.spec = load_data(cell.task, gamma=cell.pipeline["gamma"], defects="ignore")
+        data, held_out = training_episodes(cell, data)
+        self.method, self.pipeline = build(cell, data, self.spec, lazy=settings.data == "host")
+        for other in [name for name in pools if name != cell.task.id]:
+            # environments can be large: 200 MB for one OGBench cube
+            pools.pop(other).close()
+        self.pool = pools.setdefault(cell.task.id, EnvPool(cell.task))
+        if cell.task.env:
+            self.pool.check(self.spec)
+        self.policy = make_policy(self.method, self.pipeline)
+        self.validate: Validation | None = None
+        if held_out is not None:
+            self.validate = Validation(
+                self.method,
+                self.pipeline,
+                held_out,
+                discrete=self.spec.discrete,
+                device=self.device,
+            )
+        self.monitored: list[Future[pd.DataFrame]] = []
+
+    def run(self) -> list[Outcome]:
+        from offbench.training.loop import diverged
+
+        carry, self.progress = self.resume()
+        code = [*self.progress.code, code_version()]
+        self.progress.code = list(dict.fromkeys(code))
+        runs = [(cell.entry, run) for cell, run in self.pack.members]
+        with (
+            ThreadPoolExecutor(1, "evaluate") as self.evaluator,
+            open_sink(self.settings.sink, runs, self.settings.results) as sink,
+        ):
+            for point in self.train(carry, sink):
+                self.monitor(point)
+            frames = self._frames()
+            self.report("evaluating", 0.9)
+            final = _to_cpu(point.carry)
+            broken = diverged(point.state).tolist()
+            frames += self._tested(final.state, broken)
+            for frame in frames:
+                sink.episodes(frame)
+        outcomes = self.record(final, point.backend, broken, frames)
+        # what was being written when a process was killed, too
+        left = self.checkpoint.parent.glob(f".{self.checkpoint.stem}.*.tmp*")
+        for path in (self.checkpoint, Progress.path(self.checkpoint), *left):
+            path.unlink(missing_ok=True)
+        self.report("done", 1.0)
+        return [outcome._replace(note=self.progress.note) for outcome in outcomes]
+
+    def resume(self) -> "tuple[Carry | None, Progress]":
+        """Where training begins and what came before: a checkpoint of these runs, else the kept state of
+        shorter runs of the same settings, else nothing."""
+        from offbench.bench import kept
+        from offbench.training import checkpoint
+        from offbench.training.imperative import Imperative
+        from offbench.training.step import initial_carry
+
+        method, pack = self.method, self.pack
+        written = isinstance(method, Imperative)
+
+        def like() -> "Carry":
+            if written:
+                return method.like(self.seeds)
+            seen = self.pipeline.spec(self.spec)
+            return initial_carry(method, seen, self.seeds, self.device, values=pack.values)
+
+        if self.checkpoint.exists():
+            return checkpoint.load(self.checkpoint, like()), Progress.load(self.checkpoint)
+        members = [(cell.entry, run) for cell, run in pack.members]
+        if written or not any(self.store.kept(run) for _, run in members):
+            return None, Progress()
+        found, why = kept.earlier(self.store, members, like(), method)
+        if found is None:
+            return None, Progress(note=why)
+        return found.carry, Progress.of_records(found.records, found.n_updates, self.store)
+
+    def train(self, carry: "Carry | None", sink: Sink) -> "Iterator[Point]":
+        """The points of training, with their curves; what was seen is saved before each checkpoint."""
+        n, progress = self.cell.n_updates, self.progress
         mark = time.perf_counter()
-        for point in _training(pack, method, pipeline, spec, stops, settings, device, keep, resume):
-            values = {k: v.tolist() for k, v in point.metrics.items()}  # waits for the device
-            train_s += time.perf_counter() - mark
+        for point in self._points(carry):
+            # waits for the device
+            values = {k: v.tolist() for k, v in point.metrics.items()}
+            progress.train_s += time.perf_counter() - mark
             if values:
                 # what was kept ahead of the checkpoint
-                before.forget_from(point.update)
-                if validate:
-                    values |= {k: v.tolist() for k, v in validate(point.state).items()}
-                curves.append({"update": point.update} | values)
-                sink.metrics(point.update, curves[-1])
-            report("training", 0.9 * point.update / n)
-            if point.update in monitor and point.metrics:
-                here = partial(look, _to_cpu(point.state), seeds=seeds, update=point.update)
-                episodes = protocol["monitor_episodes"]
-                looks.append(beside.submit(here, episodes=episodes, stream="monitor"))
-                # its seeds borrow the process's generators, which evaluation draws from, too
-                if isinstance(method, Imperative):
-                    looks[-1].result()
+                progress.forget_from(point.update)
+                if self.validate:
+                    values |= {k: v.tolist() for k, v in self.validate(point.state).items()}
+                progress.curves.append({"update": point.update} | values)
+                sink.metrics(point.update, progress.curves[-1])
+            self.report("training", 0.9 * point.update / n)
+            yield point
             mark = time.perf_counter()
-        frames = [*before.frames, *(f.result() for f in looks)]
-        report("evaluating", 0.9)
-        final = _to_cpu(point.carry)
-        broken = diverged(point.state).tolist()
-        finite = [i for i, bad in enumerate(broken) if not bad]
-        if finite and protocol["episodes"]:
-            test = look(
-                _select(final.state, finite),
-                seeds=[seeds[i] for i in finite],
-                episodes=protocol["episodes"],
-                stream="test",
-                update=n,
-            )
-            frames.append(test.assign(member=test["member"].map(dict(enumerate(finite)))))
-        for frame in frames:
-            sink.episodes(frame)
-    fitted = _fitted(cell, pipeline)
-    units = kept.Units(*(pool.units() if cell.task.env else action_units(cell.task, spec.discrete)))
 
-    def keep_run(i: int, path: Path) -> None:
-        own, run = members[i]
-        method = build_method(own)
-        kept.save(
-            path.with_suffix(".safetensors"),
-            final,
-            i,
-            keep=settings.keep,
-            run=run,
-            target=own.target,
-            method=method,
-            pipeline=pipeline,
-            spec=spec,
-            units=units,
-            fitted=fitted,
+    def _points(self, carry: "Carry | None") -> "Iterator[Point]":
+        """The points of training, checkpointed on the way."""
+        from offbench.training import checkpoint
+        from offbench.training.imperative import NAME, Imperative
+        from offbench.training.loop import train
+
+        n, settings = self.cell.n_updates, self.settings
+        stops = {n * (i + 1) // CURVE_POINTS for i in range(CURVE_POINTS)}
+        saved = time.perf_counter()
+        for point in train(
+            self.method,
+            self.pipeline.to(self.device) if settings.data == "device" else self.pipeline,
+            self.spec,
+            seeds=self.seeds,
+            values=self.pack.values,
+            n_updates=n,
+            stop_at=sorted(stops | self._monitor_at()),
+            backend=settings.engine,
+            precision=settings.precision,
+            device=self.device,
+            resume=carry,
+        ):
+            yield point
+            resumable = not isinstance(self.method, Imperative) or point.backend == NAME
+            if resumable and time.perf_counter() - saved > 60 * settings.checkpoint_minutes:
+                replace(self.progress, frames=self._frames()).save(self.checkpoint)
+                checkpoint.save(point.carry, self.checkpoint)
+                saved = time.perf_counter()
+
+    def _monitor_at(self) -> set[int]:
+        """The updates at which to look, whole numbers of the method's minibatches."""
+        from offbench.training.step import n_minibatches
+
+        n, k = self.cell.n_updates, n_minibatches(self.method)
+        return {max(k, round(f * n) // k * k) for f in self.cell.protocol["monitor_at"]}
+
+    def monitor(self, point: "Point") -> None:
+        """Plays episodes with the policy as it is, beside training, where the protocol says so."""
+        from offbench.training.imperative import Imperative
+
+        if point.update not in self._monitor_at() or not point.metrics:
+            return
+        episodes = self.cell.protocol["monitor_episodes"]
+        play = partial(self._play, _to_cpu(point.state), self.seeds, point.update)
+        self.monitored.append(self.evaluator.submit(play, episodes, "monitor"))
+        # its seeds borrow the process's generators, which evaluation draws from, too
+        if isinstance(self.method, Imperative):
+            self.monitored[-1].result()
+
+    def _play(
+        self, state: Any, seeds: list[int], update: int, episodes: int, stream: str
+    ) -> "pd.DataFrame":
+        from offbench.rollout import evaluate
+
+        return evaluate(
+            self.policy,
+            state,
+            task=self.cell.task,
+            seeds=seeds,
+            episodes=episodes,
+            stream=stream,
+            update=update,
+            n_envs=self.cell.protocol["envs"],
+            pool=self.pool,
         )
 
-    outcomes = record(
-        pack,
-        store,
-        settings,
-        point.backend,
-        device,
-        broken,
-        frames,
-        curves,
-        start,
-        train_s,
-        fitted,
-        most_earned(pipeline),
-        [c for c in code if c != code_version()],
-        before.began,
-        keep_run if settings.keep != "none" else None,
-    )
-    for path in (checkpoint_path(pack, settings), Progress.path(checkpoint_path(pack, settings))):
-        path.unlink(missing_ok=True)
-    report("done", 1.0)
-    return [outcome._replace(note=before.note) for outcome in outcomes]
+    def _frames(self) -> "list[pd.DataFrame]":
+        """The episodes so far, one table for each update at which some were played."""
+        return [*self.progress.frames, *(f.result() for f in self.monitored)]
 
+    def _tested(self, state: Any, broken: list[bool]) -> "list[pd.DataFrame]":
+        """The test episodes of the members whose parameters are finite; none where none are asked for."""
+        finite = [i for i, bad in enumerate(broken) if not bad]
+        episodes = self.cell.protocol["episodes"]
+        if not (finite and episodes):
+            return []
+        seeds = [self.seeds[i] for i in finite]
+        test = self._play(_select(state, finite), seeds, self.cell.n_updates, episodes, "test")
+        return [test.assign(member=test["member"].map(dict(enumerate(finite))))]
 
-def _begin(
-    pack: Pack,
-    store: Store,
-    settings: Settings,
-    method: Any,
-    pipeline: "Pipeline",
-    spec: "Spec",
-    device: str,
-) -> "tuple[Carry | None, Progress]":
-    """Where training begins and what came before: a checkpoint of these runs, else the kept state of
-    shorter runs of the same settings, else nothing."""
-    from offbench.bench import kept
-    from offbench.training import checkpoint
-    from offbench.training.imperative import Imperative
-    from offbench.training.step import initial_carry
+    def record(
+        self, final: "Carry", backend: str, broken: list[bool], frames: "list[pd.DataFrame]"
+    ) -> list[Outcome]:
+        """Records every run, and keeps what was trained as `keep` says."""
+        from offbench.bench import kept
 
-    path = checkpoint_path(pack, settings)
-    seeds = [run.seed for _, run in pack.members]
-    written = isinstance(method, Imperative)
-    like = lambda: (
-        method.like(seeds)
-        if written
-        else initial_carry(method, pipeline.spec(spec), seeds, device, values=pack.values)
-    )
-    if path.exists():
-        return checkpoint.load(path, like()), Progress.load(path)
-    members = [(cell.entry, run) for cell, run in pack.members]
-    if written or not any(store.kept(run) for _, run in members):
-        return None, Progress()
-    found, why = kept.earlier(store, members, like(), method)
-    if found is None:
-        return None, Progress(note=why)
-    return found.carry, Progress.of_records(found.records, found.n_updates, store)
+        cell, pipeline, settings, progress = self.cell, self.pipeline, self.settings, self.progress
+        # the view's settings that were left open and filled in from the data
+        open_ = [k for k, v in cell.pipeline["view"].items() if v is None]
+        fitted = {f"view.{k}": getattr(pipeline.view, k) for k in open_}
+        units = self.pool.units() if cell.task.env else action_units(cell.task, self.spec.discrete)
 
+        def keep_run(i: int, path: Path) -> None:
+            own, run = self.pack.members[i]
+            program = kept.Program(
+                own.target, build_method(own), pipeline, self.spec, kept.Units(*units), fitted
+            )
+            where = path.with_suffix(".safetensors")
+            kept.save(where, final, i, keep=settings.keep, run=run, program=program)
 
-def _training(
-    pack: Pack,
-    method: Any,
-    pipeline: "Pipeline",
-    spec: "Spec",
-    stops: Sequence[int],
-    settings: Settings,
-    device: str,
-    keep: Callable[[], None],
-    resume: "Carry | None",
-) -> "Iterator[Point]":
-    """The points of training, checkpointed on the way.
-
-    `keep` saves what was seen so far beside the checkpoint.
-    """
-    from offbench.training import checkpoint
-    from offbench.training.imperative import NAME, Imperative
-    from offbench.training.loop import train
-
-    if settings.data == "device":
-        pipeline = pipeline.to(device)
-    seeds, values = [run.seed for _, run in pack.members], pack.values
-    path = checkpoint_path(pack, settings)
-    saved = time.perf_counter()
-    for point in train(
-        method,
-        pipeline,
-        spec,
-        seeds=seeds,
-        values=values,
-        n_updates=pack.cells[0].n_updates,
-        stop_at=stops,
-        backend=settings.engine,
-        precision=settings.precision,
-        device=device,
-        resume=resume,
-    ):
-        yield point
-        resumable = not isinstance(method, Imperative) or point.backend == NAME
-        if resumable and time.perf_counter() - saved > 60 * settings.checkpoint_minutes:
-            keep()
-            checkpoint.save(point.carry, path)
-            saved = time.perf_counter()
-
-
-def _fitted(cell: Cell, pipeline: "Pipeline") -> dict[str, Any]:
-    """The view's settings that were left open and filled in from the data."""
-    open_ = [k for k, v in cell.pipeline["view"].items() if v is None]
-    return {f"view.{k}": getattr(pipeline.view, k) for k in open_}
+        trained = Trained(
+            backend=backend,
+            device=self.device,
+            broken=broken,
+            frames=frames,
+            curves=progress.curves,
+            wall_s=time.perf_counter() - self.start,
+            train_s=progress.train_s,
+            fitted=fitted,
+            most=most_earned(pipeline),
+            earlier=[c for c in progress.code if c != code_version()],
+            began=progress.began,
+        )
+        keep = keep_run if settings.keep != "none" else None
+        return record(self.pack, self.store, settings, trained, keep)
 
 
 def _to_cpu(state: Any) -> Any:

@@ -1,11 +1,10 @@
 """The settings of a run that are not its method's own (`conf/run.yaml`), and what values settings may have."""
 
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
-from offbench.bench.values import coerce, short_text
+from offbench.bench.values import coerce
 from offbench.errors import UserError, unknown
 from offbench.tasks.task import Loader
 
@@ -51,43 +50,6 @@ class Settings:
     label: str | None = None
     strict: bool = False
     loader: Loader = "offbench"
-
-
-_RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = types.MappingProxyType(
-    {
-        name: (lambda x: x > 0, "above 0")
-        for name in (
-            "lr",
-            "actor_lr",
-            "critic_lr",
-            "max_weight",
-            "temperature",
-            "softmax_temperature",
-            "value_temperature",
-            "huber_delta",
-        )
-    }
-    | {
-        name: (lambda x: min(x, default=1) >= 1, "widths of at least 1")
-        for name in ("hidden", "critic_hidden")
-    }
-    | {name: (lambda x: 0 <= x < 1, "in [0, 1)") for name in ("dropout", "actor_dropout")}
-    | {
-        name: (lambda x: 0 < x < 1, "in (0, 1)")
-        for name in ("expectile", "distill_expectile", "anchor_expectile", "backup_quantile")
-    }
-    | {"polyak_rate": (lambda x: 0 < x <= 1, "in (0, 1]")}
-)
-"""What values of our own methods' settings can be, beside counts: name -> test, words."""
-
-
-def check_ranges(group: str, target: str, values: Mapping[str, Any]) -> None:
-    """Raises UserError for a value that an update would not notice and no result survives: a negative
-    learning rate, an expectile above 1. A class from elsewhere knows its own."""
-    for name in _RANGES.keys() & values.keys() if target.startswith("offbench.") else ():
-        good, words = _RANGES[name]
-        if values[name] is not None and not good(values[name]):
-            raise UserError(f"{group}.{name}={short_text(values[name])} must be {words}")
 
 
 def typed_transforms(transforms: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

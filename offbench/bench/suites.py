@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from offbench.bench.hydra import compose_conf, conf_dir, options, read_option
 from offbench.bench.layers import Layers
+from offbench.bench.sources import COMMAND_LINE, DEFAULT, Layer, Source
 from offbench.bench.values import coerce, flatten
 from offbench.data import composition
 from offbench.errors import UserError
@@ -36,6 +37,22 @@ def home_of(task: "Task | str") -> str:
 ELSEWHERE = "other"
 
 
+class Place(NamedTuple):
+    """A task, and whose protocol and budgets it has in a suite."""
+
+    task: Task
+    # the suite, where it lists the task; else that of the task where none is named
+    home: str
+    # the id whose budgets it has: of a mixture that no suite lists, that of its first part
+    part: str
+
+
+def place(task: Task, suite: str) -> Place:
+    task_id = canonical(task.id)
+    home = suite if task_id in tasks_of(suite) else home_of(task)
+    return Place(task, home, task.id if task_id in tasks_of(home) else first_part(task.id))
+
+
 @cache
 def _protocols() -> Mapping[str, Sequence[str]]:
     """Suite -> patterns of the tasks that have its protocol where no suite is named."""
@@ -58,11 +75,12 @@ def protocol_of(
 ) -> tuple[Mapping[str, Any], dict[str, Any]]:
     """The suite that a task's rows are recorded under, and how a policy that is not trained is evaluated."""
     home = read_option("suite", suite or home_of(task))
-    layers = Layers(compose_conf(), "default")
+    layers = Layers(compose_conf(), DEFAULT)
     for one in (read_option("suite", home_of(task)), home):
-        layers.update(protocol_settings(one), f"suite {one['id']}")
-    layers.update(suite_overrides(home, None, task.id), f"suite {home['id']}", lenient=True)
-    layers.update({"eval.episodes": episodes} if episodes is not None else {}, "argument")
+        layers.update(protocol_settings(one), Source(Layer.SUITE, one["id"]))
+    insisted = suite_overrides(home, None, task.id)
+    layers.update(insisted, Source(Layer.SUITE, home["id"]), lenient=True)
+    layers.update({"eval.episodes": episodes} if episodes is not None else {}, COMMAND_LINE)
     asked = {k: layers.values[f"eval.{k}"] for k in ("episodes", "envs")}
     if (asked["episodes"] or 0) < 1:
         raise UserError(f"episodes={asked['episodes']} must be at least 1")

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import types
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, get_type_hints
 
 from offbench.errors import UserError, unknown
@@ -77,7 +78,11 @@ def parameters(target: Any) -> dict[str, tuple[Any, Any]]:
 
     `data`, `gamma` and a wrapped `method` are the engine's, and so are a PyTorch class's sizes and device.
     """
-    obj = locate(target) if isinstance(target, str) else target
+    return dict(_parameters(locate(target) if isinstance(target, str) else target))
+
+
+@cache
+def _parameters(obj: Any) -> dict[str, tuple[Any, Any]]:
     given, described = {"data", "gamma", "method"}, obj
     if is_torch_class(obj):
         given, described = given | {"obs_dim", "action_dim", "device"}, obj.__init__

@@ -7,6 +7,7 @@ from offbench.bench.hydra import AROUND, read_option
 from offbench.bench.layers import Layers, is_reference
 from offbench.bench.presets import VARIANTS, Preset
 from offbench.bench.settings import Settings, typed_transforms
+from offbench.bench.sources import COMMAND_LINE, Layer, Source
 from offbench.bench.values import coerce
 from offbench.errors import unknown
 
@@ -21,16 +22,16 @@ def describe_tuning(
     if extra:
         raise unknown("key of tuning", next(iter(extra)), ("configurations", "source"))
     overridden = _differing(own, published)
-    users = [k for k in overridden if k != "n_updates" and _said_by(own, k) == "command line"]
-    if own.sources["method._target_"] == "command line":
+    users = [k for k in overridden if k != "n_updates" and _said_by(own, k) == COMMAND_LINE]
+    if own.sources["method._target_"] == COMMAND_LINE:
         users = ["method._target_", *users]
     if settings.tuning or (users and not preset):
         how = "user"
     elif preset:
         how = "task preset" + _in_words(overridden)
-        by = dict.fromkeys(_said_by(own, k) for k in overridden)
+        by = dict.fromkeys(str(_said_by(own, k)) for k in overridden)
         source = "; ".join([preset.source, *by])
-    elif any(s.startswith("suite") for k, s in own.sources.items() if k.startswith("method.")):
+    elif any(s.layer is Layer.SUITE for k, s in own.sources.items() if k.startswith("method.")):
         how = "suite"
     else:
         how = "default"
@@ -73,9 +74,9 @@ def _differs(own: "Layers", published: "Layers", key: str) -> bool:
     return typed(own.values[key]) != typed(published.values[key])
 
 
-def _said_by(own: "Layers", key: str) -> str:
+def _said_by(own: "Layers", key: str) -> Source:
     found = [s for k, s in own.sources.items() if k == key or k.startswith(f"{key}.")]
-    return next((s for s in found if s == "command line"), found[-1] if found else "command line")
+    return COMMAND_LINE if COMMAND_LINE in found or not found else found[-1]
 
 
 def _in_words(overridden: Sequence[str]) -> str:
@@ -91,6 +92,8 @@ def _in_words(overridden: Sequence[str]) -> str:
 def _if_published(published: "Layers", key: str) -> Any:
     """A value of the budget, None where it is nobody's published one."""
     source = published.sources[key]
-    kind, _, name = source.partition(" ")
-    whose = kind == "suite" and read_option("suite", name).get("protocol")
-    return published.values[key] if whose or source.startswith(("budget", "preset")) else None
+    if source.layer is Layer.SUITE:
+        known = bool(read_option("suite", source.name).get("protocol"))
+    else:
+        known = source.layer in (Layer.BUDGET, Layer.PRESET) and not source.carried
+    return published.values[key] if known else None

@@ -3,6 +3,7 @@
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from offbench.errors import UserError, unknown
@@ -44,8 +45,11 @@ def type_hints(cls: type) -> dict[str, Any]:
     return out
 
 
+_hints = cache(get_type_hints)
+
+
 def build_settings(cls: type, values: Mapping[str, Any]) -> Any:
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     made = {}
     for f in fields(cls):
         if f.name in values:

@@ -25,7 +25,7 @@ def say_protocol(plan: "Plan", console: "Console") -> None:
     said: dict[str, dict[str, None]] = {}
     for cell in plan.cells:
         keys = ("n_updates", "eval.episodes") if cell.task.env else ("n_updates",)
-        whose = dict.fromkeys(cell.sources[k] for k in keys)
+        whose = dict.fromkeys(str(cell.sources[k]) for k in keys)
         tested = f"{cell.protocol['episodes']} test episodes"
         if share := cell.protocol.get("validation"):
             held = f"{100 * share:g} % of the episodes held out for validation metrics"
@@ -66,19 +66,10 @@ def _main_settings(cell: "Cell") -> "Iterator[tuple[str, tuple[str, str]]]":
     for wanted in (size, lambda k: k == "lr" or k.endswith("_lr")):
         for key in filter(wanted, cell.hparams):
             text = f"{key} {short_number(cell.hparams[key])}"
-            yield key, (text, _briefly_from(cell, f"method.{key}"))
-    yield "n_updates", (f"{updates_of(cell)} updates", _briefly_from(cell, "n_updates"))
+            yield key, (text, cell.sources[f"method.{key}"].brief)
+    yield "n_updates", (f"{updates_of(cell)} updates", cell.sources["n_updates"].brief)
     batch = f"batch {cell.pipeline['batch_size']}"
-    yield "batch_size", (batch, _briefly_from(cell, "batch_size"))
-
-
-def _briefly_from(cell: "Cell", key: str) -> str:
-    """The source of a setting in a word or two; `offbench plan` has it in full."""
-    source = cell.sources.get(key, "")
-    if source == "default" or source.startswith("conf/method/"):
-        return "method default"
-    brief = source.partition(" (")[0].rpartition(": ")[2]
-    return "published budget" if brief == "budget" else brief
+    yield "batch_size", (batch, cell.sources["batch_size"].brief)
 
 
 def say_differences(plan: "Plan", console: "Console") -> None:

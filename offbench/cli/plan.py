@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from offbench.bench.cells import Cell
     from offbench.bench.plan import Plan
+    from offbench.bench.sources import Source
     from offbench.tasks.task import Task
 
 
@@ -92,7 +93,8 @@ def _print_absent(plan: "Plan", console: "Console") -> None:
     from offbench.tasks.locate import load_task
 
     absent: dict[str, str] = {}
-    for task in (c.task for c in plan.cells if not is_here(c.task)):
+    tasks = {c.task.id: c.task for c in plan.cells if not is_here(c.task)}
+    for task in tasks.values():
         parsed = composition.parse(task.id)
         for name in [task.id] if isinstance(parsed, str) else parsed.leaves:
             part = load_task(name)
@@ -112,17 +114,17 @@ def _print_absent(plan: "Plan", console: "Console") -> None:
 
 def _print_values(plan: "Plan", console: "Console") -> None:
     """Each setting once where it is the same for every cell, per entry or task otherwise."""
-    values: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    values: dict[tuple[str, str, tuple[Source, ...]], dict[str, list[str]]] = {}
     tasks: dict[str, list[str]] = {}  # entry -> its tasks
     for cell in plan.cells:
         tasks.setdefault(cell.entry, []).append(cell.task.id)
         for key, value in _effective(cell).items():
-            where = values.setdefault((key, value, _source(cell, key)), {})
+            where = values.setdefault((key, value, _sources(cell, key)), {})
             where.setdefault(cell.entry, []).append(cell.task.id)
     # sources too long for a column, once each
     notes: dict[str, int] = {}
     rows = []
-    for (key, value, source), where in sorted(
+    for (key, value, sources), where in sorted(
         values.items(), key=lambda item: (item[0][0], next(iter(item[1])))
     ):
         names = [
@@ -130,7 +132,7 @@ def _print_values(plan: "Plan", console: "Console") -> None:
             for entry, of_entry in where.items()
         ]
         rows.append(
-            (key, value, _noted(source, notes), "all" if where == tasks else ", ".join(names))
+            (key, value, _noted(sources, notes), "all" if where == tasks else ", ".join(names))
         )
     header = ("setting", "value", "from", "for")
     print_table(console, rows, header=header, title="effective settings")
@@ -139,12 +141,15 @@ def _print_values(plan: "Plan", console: "Console") -> None:
     console.print()
 
 
-def _noted(source: str, notes: dict[str, int]) -> str:
-    """ "preset [1]" for a source of many words, which a note below the table has in full."""
-    if len(source) <= 32:
-        return source
-    kind = source.split(" (")[0] if " (" in source else "several"
-    return f"{kind} [{notes.setdefault(source, len(notes) + 1)}]"
+def _noted(sources: "Sequence[Source]", notes: dict[str, int]) -> str:
+    """ "preset [1]" for sources of many words, which a note below the table has in full."""
+    text = ", ".join(map(str, sources))
+    if len(text) <= 32:
+        return text
+    first = next((i for i, source in enumerate(sources) if source.published), None)
+    named = sources[: first + 1] if first is not None else ()
+    kind = ", ".join(source.words for source in named) or "several"
+    return f"{kind} [{notes.setdefault(text, len(notes) + 1)}]"
 
 
 def _briefly(tasks: Sequence[str]) -> list[str]:
@@ -169,11 +174,13 @@ def _effective(cell: "Cell") -> dict[str, str]:
     return {k: str(list(v) if isinstance(v, tuple) else v) for k, v in out.items()}
 
 
-def _source(cell: "Cell", key: str) -> str:
+def _sources(cell: "Cell", key: str) -> "tuple[Source, ...]":
+    """One, but of transforms those of all of them."""
     if key == "transforms":
-        found = [s for k, s in cell.sources.items() if k.startswith("transforms")]
-        return ", ".join(dict.fromkeys(found))
-    return cell.sources.get(key, cell.sources.get(f"{key}._target_", ""))
+        found = [s for k, s in cell.sources.items() if k.split(".")[0] == key]
+    else:
+        found = [cell.sources[k] for k in (key, f"{key}._target_") if k in cell.sources][:1]
+    return tuple(dict.fromkeys(found))
 
 
 def _print_cells(
@@ -185,11 +192,12 @@ def _print_cells(
     cost = {(c.entry, c.task.id): k for c, k in zip(todo, costs)}
     for cell in plan.cells:
         key = (cell.entry, cell.task.id)
-        ids = [r.run_id[:6] for r in cell.runs()]
-        shown = " ".join(ids if len(ids) < 4 else [*ids[:2], f"+{len(ids) - 2}"])
-        absent = spelt_seeds(left[key].seeds) if key in left else "recorded"
-        # which is part of what a run is
-        if not is_here(cell.task):
+        if is_here(cell.task):
+            ids = [r.run_id[:6] for r in cell.runs()]
+            shown = " ".join(ids if len(ids) < 4 else [*ids[:2], f"+{len(ids) - 2}"])
+            absent = spelt_seeds(left[key].seeds) if key in left else "recorded"
+        # the data are part of what a run is
+        else:
             shown, absent = "--", "data not here"
         time_, basis = (duration(cost[key].seconds), cost[key].basis) if key in cost else ("", "")
         seeds = spelt_seeds(cell.seeds)

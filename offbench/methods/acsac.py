@@ -30,6 +30,7 @@ from offbench import rng
 from offbench.errors import UserError
 from offbench.nn import flow, nets, transformer
 from offbench.nn.optim import Adam, AdamState, polyak
+from offbench.ranges import Count, PolyakRate, Positive, Widths, check_ranges
 from offbench.types import Batch, Metrics, Plan, Spec
 
 # every tensor with a leading axis 2: the twins
@@ -46,29 +47,23 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ACSAC:
-    n_proposals: int = 4  # N
-    flow_steps: int = 10
-    width: int = 128
-    layers: int = 2
-    heads: int = 8
+    n_proposals: Count = 4  # N
+    flow_steps: Count = 10
+    width: Count = 128
+    layers: Count = 2
+    heads: Count = 8
     # what reads a value off a token
     head: Literal["per_position", "shared"] = "per_position"
     positions: Literal["learned", "sinusoid"] = "learned"
     polyak_target: bool = False
     # of the target critics, where there are any
-    polyak_rate: float = 0.005
-    lr: float = 3e-4
-    hidden: tuple[int, ...] = (512, 512, 512, 512)  # of the flow
+    polyak_rate: PolyakRate = 0.005
+    lr: Positive = 3e-4
+    hidden: Widths = (512, 512, 512, 512)  # of the flow
     needs: ClassVar[tuple[str, ...]] = ("prefixes",)
 
     def __post_init__(self) -> None:
-        flow.check_counts(
-            n_proposals=self.n_proposals,
-            flow_steps=self.flow_steps,
-            width=self.width,
-            layers=self.layers,
-            heads=self.heads,
-        )
+        check_ranges(self)
         if self.width % (2 * self.heads):
             raise UserError(
                 f"method.width={self.width} must be a multiple of 2 x method.heads={self.heads}"

@@ -27,6 +27,7 @@ from offbench import rng
 from offbench.nn import nets
 from offbench.nn.distributions import gaussian_log_prob
 from offbench.nn.optim import Adam, AdamState, polyak
+from offbench.ranges import PolyakRate, Positive, Widths, check_ranges
 from offbench.types import Batch, Metrics, Spec
 
 
@@ -42,11 +43,14 @@ class State(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class AWAC:
     # lambda: weights are exp(advantage / temperature)
-    temperature: float = 0.3333
-    max_weight: float = 100.0
-    polyak_rate: float = 0.005
-    lr: float = 3e-4
-    hidden: tuple[int, ...] = (256, 256, 256)
+    temperature: Positive = 0.3333
+    max_weight: Positive = 100.0
+    polyak_rate: PolyakRate = 0.005
+    lr: Positive = 3e-4
+    hidden: Widths = (256, 256, 256)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     def init(self, key: Tensor, spec: Spec) -> State:
         k_actor, k_critic = rng.split(key)

@@ -22,6 +22,7 @@ from offbench import rng
 from offbench.nn import nets
 from offbench.nn.distributions import gaussian_log_prob
 from offbench.nn.optim import Adam, AdamState
+from offbench.ranges import Positive, Widths, check_ranges
 from offbench.types import Batch, Metrics, Spec
 
 
@@ -33,12 +34,15 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class BC:
-    lr: float = 3e-4
-    hidden: tuple[int, ...] = (256, 256)
+    lr: Positive = 3e-4
+    hidden: Widths = (256, 256)
     # log-likelihood instead of squared error
     gaussian: bool = False
     # act by a sample of the Gaussian instead of its mean
     sample_actions: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     def init(self, key: Tensor, spec: Spec) -> State:
         mean = nets.mlp_init(key, (spec.obs_dim, *self.hidden, spec.action_dim))

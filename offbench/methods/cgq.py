@@ -26,6 +26,7 @@ from torch.func import grad_and_value
 from offbench import rng
 from offbench.nn import flow, nets
 from offbench.nn.optim import Adam, AdamState, polyak
+from offbench.ranges import Count, Fraction, PolyakRate, Positive, Widths, check_ranges
 from offbench.types import Batch, Metrics, Plan, Spec
 
 
@@ -46,18 +47,18 @@ class State(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class CGQ:
     anchor_weight: float = 0.01  # beta
-    anchor_expectile: float = 0.95
+    anchor_expectile: Fraction = 0.95
     chunk_distill_weight: float = 100.0  # alpha
     distill_weight: float = 100.0  # step_alpha
     q_aggregate: Literal["mean", "min"] = "mean"  # of the target critics
-    flow_steps: int = 10
-    polyak_rate: float = 0.005
-    lr: float = 3e-4
-    hidden: tuple[int, ...] = (512, 512, 512, 512)
+    flow_steps: Count = 10
+    polyak_rate: PolyakRate = 0.005
+    lr: Positive = 3e-4
+    hidden: Widths = (512, 512, 512, 512)
     needs: ClassVar[tuple[str, ...]] = ("prefixes",)
 
     def __post_init__(self) -> None:
-        flow.check_counts(flow_steps=self.flow_steps)
+        check_ranges(self)
 
     def init(self, key: Tensor, spec: Spec) -> State:
         k_chunk, k_step = rng.split(key)

@@ -41,6 +41,7 @@ from offbench.errors import UserError
 from offbench.nn import nets
 from offbench.nn.distributions import tanh_gaussian_sample
 from offbench.nn.optim import Adam, AdamState, polyak
+from offbench.ranges import Count, PolyakRate, Positive, Widths, check_ranges
 from offbench.types import Batch, Metrics, Spec
 
 
@@ -60,8 +61,8 @@ class State(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class CQL:
     conservative_weight: float = 10.0  # alpha
-    n_actions: int = 10  # K samples of each kind
-    softmax_temperature: float = 1.0
+    n_actions: Count = 10  # K samples of each kind
+    softmax_temperature: Positive = 1.0
     # False: plain log-sum-exp of samples and data, as CQL(rho)'s
     importance_sampling: bool = True
     # the least that (log-sum-exp - Q of the data) may count
@@ -78,15 +79,14 @@ class CQL:
     entropy_backup: bool = False
     # None: minus the number of action dimensions
     target_entropy: float | None = None
-    polyak_rate: float = 0.005
-    actor_lr: float = 3e-5  # also the temperature's
-    critic_lr: float = 3e-4  # also the multiplier's
-    hidden: tuple[int, ...] = (256, 256, 256)
-    critic_hidden: tuple[int, ...] | None = None  # None: as `hidden`
+    polyak_rate: PolyakRate = 0.005
+    actor_lr: Positive = 3e-5  # also the temperature's
+    critic_lr: Positive = 3e-4  # also the multiplier's
+    hidden: Widths = (256, 256, 256)
+    critic_hidden: Widths | None = None  # None: as `hidden`
 
     def __post_init__(self) -> None:
-        if self.n_actions < 1:
-            raise UserError(f"n_actions={self.n_actions} must be at least 1")
+        check_ranges(self)
         if self.sparse_rewards and not self.calibrated:
             raise UserError(
                 "sparse_rewards=true is about the bound of calibrated=true, which is off"

@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_map
 from offbench import rng
 from offbench.nn import nets
 from offbench.nn.optim import Adam, AdamState, polyak
+from offbench.ranges import Count, PolyakRate, Positive, Widths, check_ranges
 from offbench.types import Batch, Metrics, Spec
 
 
@@ -41,11 +42,14 @@ class State(NamedTuple):
 class DiscreteCQL:
     conservative_weight: float = 1.0  # alpha
     # updates between copies of the target; None: `polyak_rate`
-    copy_every: int | None = None
-    polyak_rate: float = 0.005
-    lr: float = 3e-4
-    hidden: tuple[int, ...] = (256, 256)
+    copy_every: Count | None = None
+    polyak_rate: PolyakRate = 0.005
+    lr: Positive = 3e-4
+    hidden: Widths = (256, 256)
     actions: ClassVar[str] = "discrete"
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     def init(self, key: Tensor, spec: Spec) -> State:
         (k,) = rng.split(key, 1)

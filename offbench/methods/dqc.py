@@ -31,6 +31,7 @@ from offbench import rng
 from offbench.errors import UserError
 from offbench.nn import flow, nets
 from offbench.nn.optim import Adam, AdamState, polyak
+from offbench.ranges import Count, Fraction, PolyakRate, Positive, Widths, check_ranges
 from offbench.types import Batch, Metrics, Plan, Spec
 
 
@@ -48,23 +49,21 @@ class State(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class DQC:
     # h_a: steps that are proposed, judged and executed
-    policy_chunk: int = 1
-    # above 1/2: optimistic about how a chunk goes on
-    distill_expectile: float = 0.5
-    # of the critic over the data's actions
-    backup_quantile: float = 0.9
-    n_proposals: int = 32
+    policy_chunk: Count = 1
+    # kappa_d, 0.5 or 0.8 in the paper; above 1/2: optimistic about how a chunk goes on
+    distill_expectile: Fraction = 0.5
+    # kappa_b, 0.5 to 0.97 in the paper: of the critic over the data's actions
+    backup_quantile: Fraction = 0.9
+    n_proposals: Count = 32
     q_aggregate: Literal["mean", "min"] = "mean"
-    flow_steps: int = 10
-    polyak_rate: float = 0.005
-    lr: float = 3e-4
-    hidden: tuple[int, ...] = (512, 512, 512, 512)
+    flow_steps: Count = 10
+    polyak_rate: PolyakRate = 0.005
+    lr: Positive = 3e-4
+    hidden: Widths = (512, 512, 512, 512)
     needs: ClassVar[tuple[str, ...]] = ("valid",)
 
     def __post_init__(self) -> None:
-        flow.check_counts(
-            policy_chunk=self.policy_chunk, n_proposals=self.n_proposals, flow_steps=self.flow_steps
-        )
+        check_ranges(self)
 
     def check(self, spec: Spec) -> None:
         if self.policy_chunk > spec.chunk:

@@ -25,6 +25,7 @@ from offbench import rng
 from offbench.errors import UserError
 from offbench.nn import transformer
 from offbench.nn.optim import AdamState, AdamW, clip_by_global_norm
+from offbench.ranges import Count, Positive, Probability, check_ranges
 from offbench.types import Batch, Context, Metrics, Spec
 
 
@@ -36,12 +37,12 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DT:
-    width: int = 128  # of a token
-    layers: int = 3
-    heads: int = 1
+    width: Count = 128  # of a token
+    layers: Count = 3
+    heads: Count = 1
     activation: Literal["relu", "gelu"] = "relu"
-    dropout: float = 0.1
-    lr: float = 1e-4
+    dropout: Probability = 0.1
+    lr: Positive = 1e-4
     # updates until the learning rate is reached
     warmup: int = 10_000
     weight_decay: float = 1e-4
@@ -51,10 +52,10 @@ class DT:
     needs: ClassVar[tuple[str, ...]] = ("context",)
 
     def __post_init__(self) -> None:
-        if min(self.width, self.layers, self.heads) < 1 or self.width % self.heads:
+        check_ranges(self)
+        if self.width % self.heads:
             raise UserError(
-                f"width={self.width}, layers={self.layers}, heads={self.heads}: each must be at "
-                "least 1, and heads must divide width"
+                f"method.width={self.width} must be a multiple of method.heads={self.heads}"
             )
 
     def init(self, key: Tensor, spec: Spec) -> State:

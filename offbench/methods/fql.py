@@ -25,6 +25,7 @@ from torch.func import grad_and_value
 from offbench import rng
 from offbench.nn import flow, nets
 from offbench.nn.optim import Adam, AdamState, polyak
+from offbench.ranges import Count, PolyakRate, Positive, Widths, check_ranges
 from offbench.types import Batch, Metrics, Spec
 
 
@@ -39,18 +40,19 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class FQL:
-    distill_weight: float = 10.0  # alpha
+    # alpha: depends on the scale of Q, so published per environment
+    distill_weight: float = 10.0
     q_aggregate: Literal["mean", "min"] = "mean"  # of the target critics
     # divide the actor's Q term by the mean of |Q|
     normalize_q: bool = False
-    flow_steps: int = 10
-    polyak_rate: float = 0.005
-    lr: float = 3e-4
-    hidden: tuple[int, ...] = (512, 512, 512, 512)
+    flow_steps: Count = 10
+    polyak_rate: PolyakRate = 0.005
+    lr: Positive = 3e-4
+    hidden: Widths = (512, 512, 512, 512)
     needs: ClassVar[tuple[str, ...]] = ("valid",)
 
     def __post_init__(self) -> None:
-        flow.check_counts(flow_steps=self.flow_steps)
+        check_ranges(self)
 
     def init(self, key: Tensor, spec: Spec) -> State:
         k_critic, k_flow, k_actor = rng.split(key, 3)

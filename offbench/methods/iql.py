@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from offbench import rng
-from offbench.errors import UserError
 from offbench.nn import nets
 from offbench.nn.distributions import gaussian_log_prob
 from offbench.nn.optim import Adam, AdamState, polyak
+from offbench.ranges import Fraction, PolyakRate, Positive, Probability, Steps, Widths, check_ranges
 from offbench.types import Batch, Metrics, Spec
 
 
@@ -44,26 +44,25 @@ class State(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class IQL:
     # tau of the expectile regression
-    expectile: float = 0.7
+    expectile: Fraction = 0.7
     # beta of the advantage weights
     inverse_temperature: float = 3.0
-    max_weight: float = 100.0
-    polyak_rate: float = 0.005
-    lr: float = 3e-4
-    hidden: tuple[int, ...] = (256, 256)
+    max_weight: Positive = 100.0
+    polyak_rate: PolyakRate = 0.005
+    lr: Positive = 3e-4
+    hidden: Widths = (256, 256)
     # actor by weighted squared error; otherwise by Gaussian likelihood
     deterministic: bool = False
     # the actor and Q learn with V of after its step
     value_first: bool = False
     # cosine decay of the actor's rate to 0 over so many updates; 0: none
-    actor_decay_steps: int = 0
+    actor_decay_steps: Steps = 0
     # probability of dropping a hidden unit of the actor while training
-    actor_dropout: float = 0.0
+    actor_dropout: Probability = 0.0
     weight_init: Literal["torch", "orthogonal"] = "torch"
 
     def __post_init__(self) -> None:
-        if self.actor_decay_steps < 0:
-            raise UserError(f"actor_decay_steps={self.actor_decay_steps} must not be negative")
+        check_ranges(self)
 
     def init(self, key: Tensor, spec: Spec) -> State:
         k_actor, k_critic, k_value = rng.split(key, 3)

@@ -27,6 +27,7 @@ from torch.func import grad_and_value
 from offbench import rng
 from offbench.nn import flow, nets
 from offbench.nn.optim import Adam, AdamState, polyak
+from offbench.ranges import Count, PolyakRate, Positive, Widths, check_ranges
 from offbench.types import Batch, Metrics, Spec
 
 
@@ -40,17 +41,17 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class QC:
-    n_proposals: int = 32  # N
+    n_proposals: Count = 32  # N
     # of the critics, where they choose and where they value
     q_aggregate: Literal["mean", "min"] = "mean"
-    flow_steps: int = 10
-    polyak_rate: float = 0.005
-    lr: float = 3e-4
-    hidden: tuple[int, ...] = (512, 512, 512, 512)
+    flow_steps: Count = 10
+    polyak_rate: PolyakRate = 0.005
+    lr: Positive = 3e-4
+    hidden: Widths = (512, 512, 512, 512)
     needs: ClassVar[tuple[str, ...]] = ("valid",)
 
     def __post_init__(self) -> None:
-        flow.check_counts(n_proposals=self.n_proposals, flow_steps=self.flow_steps)
+        check_ranges(self)
 
     def init(self, key: Tensor, spec: Spec) -> State:
         k_critic, k_flow = rng.split(key)

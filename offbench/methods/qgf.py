@@ -31,6 +31,7 @@ from torch.func import grad, grad_and_value
 from offbench import rng
 from offbench.nn import flow, nets
 from offbench.nn.optim import Adam, AdamState, polyak
+from offbench.ranges import Count, Fraction, PolyakRate, Positive, Widths, check_ranges
 from offbench.types import Batch, Metrics, Spec
 
 # "trunk" to the last hidden layer, which is not normalised, and "head"
@@ -48,19 +49,20 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class QGF:
-    # 1 / temperature of the policy exp(Q / temperature) * behaviour
+    # 1 / temperature of the policy exp(Q / temperature) * behaviour, so in units of one over Q:
+    # rescale it with the rewards and the discount
     guidance_weight: float = 0.02
-    expectile: float = 0.9
+    expectile: Fraction = 0.9
     # guided samples, of which the one of largest value acts
-    n_proposals: int = 1
-    flow_steps: int = 10  # F
-    polyak_rate: float = 0.005
-    lr: float = 3e-4
-    hidden: tuple[int, ...] = (1024, 1024, 1024, 1024)
+    n_proposals: Count = 1
+    flow_steps: Count = 10  # F
+    polyak_rate: PolyakRate = 0.005
+    lr: Positive = 3e-4
+    hidden: Widths = (1024, 1024, 1024, 1024)
     needs: ClassVar[tuple[str, ...]] = ("valid",)
 
     def __post_init__(self) -> None:
-        flow.check_counts(n_proposals=self.n_proposals, flow_steps=self.flow_steps)
+        check_ranges(self)
 
     def init(self, key: Tensor, spec: Spec) -> State:
         k_critic, k_value, k_trunk, k_head = rng.split(key, 4)

@@ -24,6 +24,7 @@ from torch.func import grad_and_value
 from offbench import rng
 from offbench.nn import nets
 from offbench.nn.optim import Adam, AdamState, polyak
+from offbench.ranges import PolyakRate, Positive, Widths, check_ranges
 from offbench.types import Batch, Metrics, Spec, minibatch
 
 
@@ -46,12 +47,15 @@ class ReBRAC:
     # sigma of the target policy's smoothing noise
     policy_noise: float = 0.2
     noise_clip: float = 0.5
-    polyak_rate: float = 0.005
-    actor_lr: float = 1e-3
-    critic_lr: float = 1e-3
-    hidden: tuple[int, ...] = (256, 256, 256)
+    polyak_rate: PolyakRate = 0.005
+    actor_lr: Positive = 1e-3
+    critic_lr: Positive = 1e-3
+    hidden: Widths = (256, 256, 256)
     minibatches: ClassVar[int] = 2
     needs: ClassVar[tuple[str, ...]] = ("next_action",)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     def init(self, key: Tensor, spec: Spec) -> State:
         k_actor, k_critic = rng.split(key)

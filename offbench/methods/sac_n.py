@@ -37,6 +37,7 @@ from offbench.errors import UserError
 from offbench.nn import nets
 from offbench.nn.distributions import tanh_gaussian_sample
 from offbench.nn.optim import Adam, AdamState, polyak
+from offbench.ranges import Count, PolyakRate, Positive, Widths, check_ranges
 from offbench.types import Batch, Metrics, Spec
 
 
@@ -52,22 +53,19 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SACN:
-    n_critics: int = 10  # N
+    n_critics: Count = 10  # N
     # eta of EDAC; None leaves the term out
     diversity_weight: float | None = None
     # bootstrap from each critic's best of K actions
     max_target_backup: bool = False
-    n_actions: int = 10  # K
-    polyak_rate: float = 0.005
-    actor_lr: float = 3e-4  # also the temperature's
-    critic_lr: float = 3e-4
-    hidden: tuple[int, ...] = (256, 256, 256)
+    n_actions: Count = 10  # K
+    polyak_rate: PolyakRate = 0.005
+    actor_lr: Positive = 3e-4  # also the temperature's
+    critic_lr: Positive = 3e-4
+    hidden: Widths = (256, 256, 256)
 
     def __post_init__(self) -> None:
-        if self.n_critics < 1:
-            raise UserError(f"n_critics={self.n_critics} must be at least 1")
-        if self.n_actions < 1:
-            raise UserError(f"n_actions={self.n_actions} must be at least 1")
+        check_ranges(self)
         if self.diversity_weight is not None and self.n_critics < 2:
             raise UserError(
                 f"n_critics={self.n_critics}: diversity_weight needs at least 2 critics"

@@ -21,6 +21,7 @@ from torch.func import grad_and_value
 from offbench import rng
 from offbench.nn import nets
 from offbench.nn.optim import Adam, AdamState, polyak
+from offbench.ranges import PolyakRate, Positive, Widths, check_ranges
 from offbench.types import Batch, Metrics, Spec, minibatch
 
 
@@ -41,10 +42,13 @@ class TD3BC:
     # sigma of the target policy's smoothing noise
     policy_noise: float = 0.2
     noise_clip: float = 0.5
-    polyak_rate: float = 0.005
-    lr: float = 3e-4
-    hidden: tuple[int, ...] = (256, 256)
+    polyak_rate: PolyakRate = 0.005
+    lr: Positive = 3e-4
+    hidden: Widths = (256, 256)
     minibatches: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     def init(self, key: Tensor, spec: Spec) -> State:
         k_actor, k_critic = rng.split(key)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from offbench import rng
-from offbench.errors import UserError
 from offbench.nn import nets
 
 
@@ -104,10 +103,3 @@ def first_argmax(x: Tensor) -> Tensor:
 def chosen(x: Tensor, place: Tensor) -> Tensor:
     """(B, n, A) -> (B, A): the row of each group that `place` (B,) names."""
     return x.gather(1, place[:, None, None].expand(-1, 1, x.shape[-1])).squeeze(1)
-
-
-def check_counts(**counts: int) -> None:
-    """Raises UserError for a hyper-parameter that counts something and is below 1."""
-    for name, n in counts.items():
-        if n < 1:
-            raise UserError(f"method.{name} must be at least 1, got {n}")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats as _scipy_stats
+from scipy import special  # scipy.stats takes a second to import
 
 from offbench.errors import UserError
 
@@ -117,7 +117,7 @@ def mean_interval(x: np.ndarray, level: float = 0.95) -> Interval:
     point = float(x.mean())
     if x.size < 2:
         return Interval(point, np.nan, np.nan)
-    half = _scipy_stats.t.ppf((1 + level) / 2, x.size - 1) * x.std(ddof=1) / np.sqrt(x.size)
+    half = special.stdtrit(x.size - 1, (1 + level) / 2) * x.std(ddof=1) / np.sqrt(x.size)
     return Interval(point, point - float(half), point + float(half))
 
 
@@ -129,7 +129,7 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:
     check_level(level)
     if n < 1 or not 0 <= successes <= n:
         raise UserError(f"{successes} successes of {n}: a share needs 0 to n of at least 1 trial")
-    z, share = float(_scipy_stats.norm.ppf((1 + level) / 2)), successes / n
+    z, share = float(special.ndtri((1 + level) / 2)), successes / n
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return Interval(share, max(0.0, middle - float(half)), min(1.0, middle + float(half)))
@@ -146,7 +146,7 @@ def welch_interval(a: np.ndarray, b: np.ndarray, level: float = 0.95) -> Interva
     if va + vb == 0:
         return Interval(point, point, point)
     freedom = (va + vb) ** 2 / (va**2 / (a.size - 1) + vb**2 / (b.size - 1))
-    half = float(_scipy_stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(va + vb))
+    half = float(special.stdtrit(freedom, (1 + level) / 2) * np.sqrt(va + vb))
     return Interval(point, point - half, point + half)
 
 

@@ -23,7 +23,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats as _scipy_stats
+from scipy import special
 
 from offbench.results.stats import Interval, Statistic, holm
 
@@ -171,7 +171,7 @@ def cell_interval(cell: Cell, pool: Pool, level: float = 0.95) -> Interval:
     variance = seeds + episodes
     each = np.array([pool.freedom(cell), max(1, cell.n_episodes - 1)])
     freedom = _freedom(np.array([seeds, episodes]), each)
-    t = float(_scipy_stats.t.ppf((1 + level) / 2, freedom))
+    t = float(special.stdtrit(freedom, (1 + level) / 2))
     if not cell.success:
         half = t * np.sqrt(variance)
         return Interval(cell.mean, cell.mean - float(half), cell.mean + float(half))
@@ -254,7 +254,7 @@ def _freedom(variances: np.ndarray, each: np.ndarray) -> np.ndarray:
 def _two_sided(difference: np.ndarray, variance: np.ndarray, freedom: np.ndarray) -> np.ndarray:
     """p-values of differences; without any variance, whether they are 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = 2 * _scipy_stats.t.sf(np.abs(difference) / np.sqrt(variance), freedom)
+        p = 2 * special.stdtr(freedom, -np.abs(difference) / np.sqrt(variance))
     return np.where(variance > 0, p, difference == 0).astype(np.float64)
 
 
@@ -312,7 +312,7 @@ def aggregate(
     shares = np.array([seed_share(c, p) for c, p in zip(cells, pools)])
     freedom = float(_freedom(shares, np.array([p.freedom(c) for c, p in zip(cells, pools)])))
     tails = [(1 - level) / 2, (1 + level) / 2]
-    wider = _scipy_stats.t.ppf(tails[1], freedom) / _scipy_stats.norm.ppf(tails[1])
+    wider = special.stdtrit(freedom, tails[1]) / special.ndtri(tails[1])
     low, high = point + wider * (np.quantile(draws, tails) - point)
     if all(c.success for c in cells):
         low, high = max(0.0, low), min(100.0, high)

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from offbench import rng
 from offbench.nn import nets
 from offbench.nn.optim import Adam, AdamState
+from offbench.ranges import Positive, Widths, check_ranges
 from offbench.types import Batch, Context, Metrics, Spec, minibatch
 
 # of a logit before exp, in the flow term
@@ -53,10 +54,13 @@ class DensityWeights:
     kl_weight: float = 0.2  # lambda_K
     # C: logits of g and of f are clipped to +-(1 + C)
     clip: float = 0.2
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     flow_discount: float = 1.0
-    lr: float = 1e-4
-    hidden: tuple[int, ...] = (256, 256)
+    lr: Positive = 1e-4
+    hidden: Widths = (256, 256)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "weight")
 
     @property
     def minibatches(self) -> int:

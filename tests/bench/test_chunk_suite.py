@@ -81,7 +81,7 @@ def test_it_is_the_published_protocol(cells):
             sparse = domain in ("scene", "puzzle-3x3")
             assert ("-sparse-" in cell.task.id) == sparse
             assert cell.n_updates == 1_000_000 and cell.pipeline["batch_size"] == 256
-            assert cell.sources["eval.episodes"] == "suite ogbench-chunking"
+            assert cell.recorded_sources["eval.episodes"] == "suite ogbench-chunking"
 
 
 @pytest.mark.parametrize(("entry", "domain"), WHOSE)
@@ -99,7 +99,9 @@ def test_every_domain_has_the_published_value_and_its_source(entry, cells):
                 want = want[i] if isinstance(want, tuple) else want
                 assert got[key] == want, (entry, cell.task.id, key)
             preset = (entry, domain) in FROM_PRESETS
-            assert any(s.startswith("preset (") for s in cell.sources.values()) == preset, (
+            assert (
+                any(s.startswith("preset (") for s in cell.recorded_sources.values()) == preset
+            ), (
                 entry,
                 domain,
             )

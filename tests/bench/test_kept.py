@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from offbench.bench import kept
+from offbench.bench.policy import load_policy
 from offbench.cli import main
 from offbench.errors import UserError
 from offbench.results.store import Store
@@ -55,7 +56,7 @@ def test_a_loaded_policy_acts_as_the_one_that_was_evaluated(entry, task, more, t
     tiny = [a for a in TINY if not (entry == "dt" and a.startswith("method.hidden"))]
     args = [f"methods=[{entry}]", f"task={task}", "n_updates=20", "seeds=[3]", *more]
     assert main(["bench", *tiny, f"results={tmp_path}", *args]) == 0
-    policy = kept.load_policy(files(tmp_path)[0])
+    policy = load_policy(files(tmp_path)[0])
     row = Store(tmp_path).episodes(stream="test").iloc[0]
     env = evaluation_env(load_task(task))
     obs, _ = env.reset(seed=int(row["env_seed"]))
@@ -70,7 +71,7 @@ def test_a_loaded_policy_acts_as_the_one_that_was_evaluated(entry, task, more, t
 def test_a_policy_is_found_by_the_beginning_of_its_run_id_and_refuses_other_sizes(tmp_path):
     run(tmp_path, "method=bc", f"task={HOPPER}", "n_updates=5", "seeds=[0,1]")
     path = files(tmp_path)[0]
-    policy = kept.load_policy(path.stem[:8], results=tmp_path)
+    policy = load_policy(path.stem[:8], results=tmp_path)
     assert policy.run.run_id == path.stem
     assert policy.act(np.zeros(11)).shape == (3,)
     with pytest.raises(UserError, match=r"5 observations after 1; reset\(\)"):
@@ -82,18 +83,18 @@ def test_a_policy_is_found_by_the_beginning_of_its_run_id_and_refuses_other_size
     ):
         policy.act(np.zeros(4))
     with pytest.raises(UserError, match="no run 'zzz'"):
-        kept.load_policy("zzz", results=tmp_path)
+        load_policy("zzz", results=tmp_path)
     with pytest.raises(UserError, match="begins 2 run ids"):
-        kept.load_policy("", results=tmp_path)
+        load_policy("", results=tmp_path)
     path.unlink()
     with pytest.raises(UserError, match="does not exist; a run keeps its policy unless keep=none"):
-        kept.load_policy(path.stem, results=tmp_path)
+        load_policy(path.stem, results=tmp_path)
     path.write_bytes(b"not a file of tensors")
     with pytest.raises(UserError, match="cannot be read as a kept policy"):
-        kept.load_policy(path)
+        load_policy(path)
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(UserError, match="is not a policy that offbench kept"):
-        kept.load_policy(path)
+        load_policy(path)
 
 
 def test_a_longer_run_goes_on_from_a_kept_state_and_ends_where_an_unbroken_one_does(
@@ -169,7 +170,7 @@ def test_actions_of_a_loaded_policy_are_in_the_units_of_the_environment(tmp_path
     # Pendulum-v1 observes three numbers and takes a torque in [-2, 2]
     args = [f"task.data={path}", "task.env=Pendulum-v1", "n_updates=600", "method.lr=0.01"]
     run(tmp_path, "method=bc", *args, "seeds=[0]")
-    policy = kept.load_policy(files(tmp_path)[0])
+    policy = load_policy(files(tmp_path)[0])
     np.testing.assert_allclose(policy.act(np.eye(3))[:, 0], [-1.5, 0.5, 2.0], atol=0.1)
 
 
@@ -191,7 +192,7 @@ def test_choices_come_back_as_their_numbers(tmp_path):
     assert (
         main(["run", *tiny, f"results={tmp_path}", "method=discrete_cql", *args, "seeds=[0]"]) == 0
     )
-    made = kept.load_policy(files(tmp_path)[0]).act(np.eye(3))
+    made = load_policy(files(tmp_path)[0]).act(np.eye(3))
     assert made.tolist() == [0, 1, 2]
 
 
@@ -236,7 +237,7 @@ def test_a_pytorch_class_of_ones_own_is_kept_by_its_state_dicts(tmp_path, monkey
         == 0
     )
     path = files(tmp_path / "r")[1]
-    policy = kept.load_policy(path)
+    policy = load_policy(path)
     episodes = Store(tmp_path / "r").episodes(run_id=policy.run.run_id)
     env = evaluation_env(load_task(HOPPER))
     obs, _ = env.reset(seed=int(episodes["env_seed"].iloc[0]))

@@ -87,7 +87,7 @@ def check_row(preset, made):
         want = made.n_updates if value == "${n_updates}" else value
         assert got[key] == (tuple(want) if isinstance(want, list) else coerced(want)), key
         by = f"preset={preset.by}" if preset.by else "preset"
-        assert made.sources[key] == f"{by} ({preset.source})"
+        assert made.recorded_sources[key] == f"{by} ({preset.source})"
     for transform, options_ in made.pipeline["transforms"].items():
         assert options_.keys() <= inspect.signature(TRANSFORMS[transform]).parameters.keys()
     assert (made.tuning["how"], made.tuning["source"]) == ("task preset", preset.source)

@@ -53,7 +53,10 @@ def test_a_task_of_the_embedded_family_stays_with_the_embedded_suite():
 
 def test_the_settings_that_quick_takes_for_its_maze_are_said_to_be_its_own():
     made = cell("method=iql", "task=offbench/pointmaze-medium-navigate-v0")
-    assert made.hparams["expectile"] == 0.9 and made.sources["method.expectile"] == "suite quick"
+    assert (
+        made.hparams["expectile"] == 0.9
+        and made.recorded_sources["method.expectile"] == "suite quick"
+    )
     assert made.tuning["how"] == "suite"
     assert cell("method=iql", "task=offbench/hopper/medium-v0").hparams["expectile"] == 0.7
 
@@ -87,7 +90,11 @@ def test_a_task_has_the_protocol_of_its_family_where_no_suite_is_named(task, sui
     assert (made.suite, made.n_updates) == (suite, 1_000_000)
     assert made.protocol["episodes"] == episodes
     assert made.hparams["hidden"] == (256, 256) and made.hparams["lr"] == 3e-4
-    assert made.sources["n_updates"] == made.sources["eval.episodes"] == f"suite {suite}"
+    assert (
+        made.recorded_sources["n_updates"]
+        == made.recorded_sources["eval.episodes"]
+        == f"suite {suite}"
+    )
     assert made.tuning["how"] == "default" and made.tuning["overridden"] == []
     published = 1_000_000 if suite in PUBLISHED else None
     assert made.tuning["published_updates"] == published
@@ -121,8 +128,12 @@ def test_the_toy_suite_for_another_task_is_used_where_it_is_named_and_is_said():
     assert made.tuning["how"] == how
     assert made.tuning["published_updates"] == 1_000_000
     assert made.hparams["distill_weight"] == 300  # the preset's, which stands
-    assert made.sources["method.hidden"] == made.sources["n_updates"] == "suite quick"
-    assert made.sources["method.distill_weight"].startswith("preset (seohongpark/fql")
+    assert (
+        made.recorded_sources["method.hidden"]
+        == made.recorded_sources["n_updates"]
+        == "suite quick"
+    )
+    assert made.recorded_sources["method.distill_weight"].startswith("preset (seohongpark/fql")
     assert made.tuning["source"].endswith("; suite quick")
     paper = cell("suite=quick", "method=rebrac", "task=d4rl/hopper-medium-v2")
     assert paper.pipeline["batch_size"] == 256 and "batch_size" in paper.tuning["overridden"]
@@ -135,7 +146,7 @@ def test_own_data_have_a_stated_budget_and_the_methods_own_settings(tmp_path):
     made = cell("method=rebrac", f"task.data={path}")
     assert (made.suite, made.n_updates, made.protocol["episodes"]) == ("other", 1_000_000, 10)
     assert made.pipeline["batch_size"] == 1024 and made.hparams["hidden"] == (256, 256, 256)
-    assert made.sources["n_updates"] == "suite other" and made.tuning["how"] == "default"
+    assert made.recorded_sources["n_updates"] == "suite other" and made.tuning["how"] == "default"
     assert made.tuning["published_updates"] is None
     with pytest.raises(UserError, match=r"^suite=other has no tasks of its own"):
         cells("suite=other")
@@ -208,7 +219,7 @@ def test_the_budget_is_the_methods_then_the_suites(overrides, updates, episodes,
 def test_the_budget_of_a_method_says_whose_it_is():
     made = cell("method=sac_n", "task=d4rl/hopper-medium-v2")
     want = "budget (CORL's configs/offline/sac_n at corl-team eeeeef2, 30 of 30)"
-    assert made.sources["n_updates"] == want
+    assert made.recorded_sources["n_updates"] == want
 
 
 def test_nothing_is_published_for_a_task_by_a_suite_of_others_or_by_a_budget_of_others():
@@ -216,9 +227,11 @@ def test_nothing_is_published_for_a_task_by_a_suite_of_others_or_by_a_budget_of_
     assert foreign.protocol["episodes"] == 10 and foreign.tuning["published_episodes"] == 50
     # CORL has no kitchen configuration of DT
     kitchen = cell("method=dt", "task=d4rl/kitchen-mixed-v0")
-    assert kitchen.sources["n_updates"] == "suite d4rl-kitchen"
+    assert kitchen.recorded_sources["n_updates"] == "suite d4rl-kitchen"
     mixed = cell("method=fql", "task=mix@0.5@0:d4rl/pen-human-v1:d4rl/pen-cloned-v1")
-    assert mixed.sources["n_updates"].startswith("carried over from its first part: budget")
+    assert mixed.recorded_sources["n_updates"].startswith(
+        "carried over from its first part: budget"
+    )
 
 
 def test_null_leaves_a_budget_to_the_suite():
@@ -292,7 +305,7 @@ def test_a_composition_without_a_row_has_the_methods_defaults_and_says_so(
     made = cell(f"methods=[{entry}]", f"task={task}")
     assert made.hparams[key] == default
     assert made.tuning["how"] == "default" and made.tuning["preset"] is None
-    assert not any(s.startswith("preset") for s in made.sources.values())
+    assert not any(s.startswith("preset") for s in made.recorded_sources.values())
     assert "reward_affine" not in made.pipeline["transforms"]
 
 

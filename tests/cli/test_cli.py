@@ -194,7 +194,7 @@ def test_a_run_keeps_the_source_of_every_setting(tmp_path):
     kept = json.loads(path.read_text())["provenance"]
     assert kept["sources"]["method.hidden"] == "command line"
     assert kept["sources"]["method.lr"] == kept["sources"]["batch_size"] == "suite quick"
-    assert kept["sources"]["method.gaussian"] == "conf/method/bc.yaml"
+    assert kept["sources"]["method.gaussian"] == "default"
     assert {"overridden", "published_updates", "preset"} <= kept["tuning"].keys()
 
 

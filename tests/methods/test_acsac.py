@@ -384,9 +384,9 @@ def test_what_lies_beyond_an_episode_changes_no_critic():
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: ACSAC(n_proposals=0), "method.n_proposals must be at least 1, got 0"),
-        (lambda: QC(n_proposals=-1), "method.n_proposals must be at least 1, got -1"),
-        (lambda: FQL(flow_steps=0), "method.flow_steps must be at least 1, got 0"),
+        (lambda: ACSAC(n_proposals=0), "method.n_proposals=0 must be at least 1"),
+        (lambda: QC(n_proposals=-1), "method.n_proposals=-1 must be at least 1"),
+        (lambda: FQL(flow_steps=0), "method.flow_steps=0 must be at least 1"),
         (lambda: ACSAC(width=100), "method.width=100 must be a multiple of 2 x method.heads=8"),
     ],
 )
