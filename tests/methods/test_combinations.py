@@ -14,10 +14,10 @@ from offbench.testing.contract import (
     SPEC,
     environment_spec,
     fake_data,
-    n_minibatches,
     spec_for,
     view_for,
 )
+from offbench.training.engine import n_minibatches
 from offbench.training.loop import diverged, train
 
 VIEWS = {"nstep1": NStep(1, 0.99), "nstep3": NStep(3, 0.99), "chunk": Chunk(3, 0.99)}
