@@ -30,12 +30,15 @@ BACKENDS = (*YARDSTICKS, *(b for b in get_args(Backend) if b != "auto"))
 
 
 class Entry(NamedTuple):
+    """How a method is trained: the backend, the seeds stacked, the precision of matrix products."""
+
     backend: str
     seeds: int = 1
     precision: str = "float32"
 
 
 def default_entries(device: torch.device) -> list[Entry]:
+    """What is timed on a device unless a user says otherwise."""
     if device.type == "cuda":
         return product((*YARDSTICKS, "eager", "cudagraph"), (1, 2, 4, 8, 16, 32, 64))
     return product(("plain", "eager"), (1, 2, 8))
@@ -54,6 +57,7 @@ def product(
 
 
 def random_data(device: torch.device, episodes: int) -> ReplayData:
+    """Episodes of 1000 random transitions, of SPEC's sizes, on the device."""
     r, n = np.random.default_rng(0), SPEC.max_episode_steps
 
     def episode() -> Episode:

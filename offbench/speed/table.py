@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 
 class Result(NamedTuple):
+    """The rows of a benchmark and the circumstances in which they were measured."""
+
     # COLUMNS, None where something was not measured
     rows: list[dict[str, Any]]
     # what was measured on what, the ceilings, what failed or was skipped
@@ -76,6 +78,7 @@ def cells_of(result: Result) -> tuple[list[str], list[list[str]]]:
 
 
 def to_rich(result: Result) -> "Table":
+    """The table for a terminal."""
     from rich.table import Table
 
     head, body = cells_of(result)
@@ -88,6 +91,7 @@ def to_rich(result: Result) -> "Table":
 
 
 def to_markdown(result: Result) -> str:
+    """The table in Markdown, numbers to the right."""
     head, body = cells_of(result)
     lines = [head, ["---"] * 3 + ["---:"] * (len(head) - 3), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

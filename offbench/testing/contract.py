@@ -79,7 +79,7 @@ CHECKS: list[Check] = [
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Tracing and compiling make so many objects that looking for garbage among them takes a sixth of the time."""
+    """Tracing and compiling allocate so many objects that collecting took about a sixth of their time."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -92,10 +92,15 @@ def _no_garbage_collection() -> Iterator[None]:
 def check_method(
     method: Method, *, spec: Spec = SPEC, report: Callable[[str], None] | None = print
 ) -> None:
-    """Runs every check, reports a line for each, and raises AssertionError naming those that failed.
+    """Runs every check of the contract on a method.
 
-    `spec` is an environment's; the checks run on what the method's `actions` and `needs` make of it,
-    and on small networks (`small`).
+    Args:
+        method: an instance with its settings; the checks run it with small networks (`small`).
+        spec: an environment's; the method meets what its `actions` and `needs` ask for (`spec_for`).
+        report: gets a line for each check, in the order of CHECKS; None for silence.
+
+    Raises:
+        AssertionError: some checks failed; the message names them, with a sentence each.
     """
     failures = []
     shrunk = small(method) if dataclasses.is_dataclass(method) else method

@@ -29,9 +29,19 @@ def fake_batch(
     dtype: torch.dtype = torch.float32,
     needs: Sequence[str] = (),
 ) -> Batch:
-    """Random elements of the right shapes, discount gamma; a leading axis when `minibatches` > 1.
+    """A batch of random transitions, none of them terminal.
 
-    With `needs` they are drawn from fake data through the view and the extras that these ask for.
+    Args:
+        spec: sizes, gamma, and whether actions are one-hot; with a chunked spec those of a chunk.
+        size: B, the transitions of a minibatch.
+        minibatches: K; above 1 every tensor has a leading axis, (K, B, ...).
+        seed: equal seeds give equal batches.
+        dtype: of all real numbers.
+        needs: names of batch extras; with them the batch is drawn from fake data through the view
+            (n-step, chunks, windows) that they ask for.
+
+    Returns:
+        obs and next_obs (B, O), action (B, A) in [-1, 1], reward and discount (B,), discount = gamma.
     """
     if needs:
         data = _same_data(environment_spec(spec), seed, dtype)
@@ -58,12 +68,12 @@ def _fake_action(key: Tensor, shape: tuple[int, ...], dtype: torch.dtype, spec: 
 
 
 def environment_spec(spec: Spec) -> Spec:
-    """The spec before a chunked view: one step's actions."""
+    """The environment's spec, one action for each step, of a spec whose actions are chunks."""
     return spec._replace(action_dim=spec.action_dim // spec.chunk, chunk=1)
 
 
 def sized(cls: type, hidden: tuple[int, ...]) -> Any:
-    """The method with networks of these widths, whatever it calls them, at full rate at once."""
+    """A method of this class with networks of these widths, whatever it calls them, and no warm-up."""
     small = {"hidden": hidden, "width": hidden[0], "layers": len(hidden), "heads": 1, "warmup": 1}
     names = {field.name for field in dataclasses.fields(cls)}
     return cls(**{name: value for name, value in small.items() if name in names})
@@ -102,7 +112,14 @@ def view_for(needs: Sequence[str], spec: Spec = SPEC) -> View | Window:
 def fake_data(
     spec: Spec = SPEC, *, episodes: int = 40, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> ReplayData:
-    """Ragged episodes of 1 to 30 steps, every second one ended by a terminal, returns that differ."""
+    """Random episodes of 1 to 30 steps, every second one ended by a terminal, the others truncated.
+
+    Args:
+        spec: sizes, and max_episode_steps where it is below 30.
+        episodes: how many; later ones have larger rewards, so returns differ.
+        seed: equal seeds give equal data.
+        dtype: of observations, actions and rewards.
+    """
 
     def episode(i: int) -> Episode:
         k = rng.split(rng.fold(rng.key(seed), i), 4)
