@@ -8,7 +8,7 @@ class Mine:
         check_ranges(self)
 """
 
-from functools import cache
+import functools
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -43,7 +43,7 @@ def check_ranges(settings: Any, group: str = "method") -> None:
             raise UserError(f"{group}.{name}={text} must be {words}")
 
 
-@cache
+@functools.cache
 def _ranges(cls: Any) -> dict[str, tuple[Ge | Gt | Le | Lt, ...]]:
     """Field -> what its annotation says of its value, or of each of its values."""
     hints = get_type_hints(cls, include_extras=True)

@@ -14,11 +14,11 @@ from offbench.testing.contract import (
     SPEC,
     environment_spec,
     fake_data,
-    n_minibatches,
     spec_for,
     view_for,
 )
 from offbench.training.loop import diverged, train
+from offbench.training.step import n_minibatches
 
 VIEWS = {"nstep1": NStep(1, 0.99), "nstep3": NStep(3, 0.99), "chunk": Chunk(3, 0.99)}
 

@@ -2,13 +2,17 @@
 
 import json
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from offbench.speed import benchmark as speed
-from offbench.speed import cost, gpu_check
-from offbench.speed.gpu_check import DRY, GPU, PARTS, Part, check, main
+from offbench.speed import cost, gpu_check, gpu_parts, gpu_report
+from offbench.speed.contenders import shipped
+from offbench.speed.gpu_check import check, main
+from offbench.speed.gpu_parts import DRY, GPU, LEADING, PARTS, Part
+from offbench.speed.table import COLUMNS
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +31,11 @@ def test_the_miniature_runs_every_part_and_passes(dry):
     found = json.loads((out / "check.json").read_text())
     assert code == 0 and list(found) == list(PARTS)
     assert not any("error" in part for part in found.values())
-    assert {r["method"] for r in found["gate"]["rows"]} == set(gpu_check.shipped())
+    assert {r["method"] for r in found["gate"]["rows"]} == set(shipped())
     assert all(r["ok"] for r in found["gate"]["rows"])
     assert found["training"]["updates"] > 0 and found["training"]["finite"]
     kinds = {(r["method"], r["backend"], r["seeds"]) for r in found["table"]["rows"]}
-    assert {(m, "eager", 2) for m in speed.LEADING} | {("iql", "plain", 1)} <= kinds
+    assert {(m, "eager", 2) for m in LEADING} | {("iql", "plain", 1)} <= kinds
     assert found["precision"]["deviation_after_100"]["float32"] == 0
 
 
@@ -107,23 +111,23 @@ def test_a_failed_gate_or_test_fails_the_check():
 
 
 def test_an_engine_that_strays_does_not_pass(monkeypatch):
-    step, carry = gpu_check._parts(gpu_check.shipped()["bc"], (8,), 2, DRY)
-    judge, ends = gpu_check.Engine(step, carry, backend="eager"), {}
-    for n in gpu_check.GATE_AT:
+    step, carry = gpu_parts.build(shipped()["bc"], (8,), 2, DRY)
+    judge, ends = gpu_parts.Engine(step, carry, backend="eager"), {}
+    for n in gpu_parts.GATE_AT:
         judge.load(carry)
         judge.run(n)
         ends[n] = judge.carry.state
-    assert gpu_check._held(step, carry, "vmap", ends)["ok"]
-    run = gpu_check.Engine.run
+    assert gpu_parts._held(step, carry, "vmap", ends)["ok"]
+    run = gpu_parts.Engine.run
     monkeypatch.setattr(
-        gpu_check.Engine, "run", lambda self, n: run(self, n + 1)
+        gpu_parts.Engine, "run", lambda self, n: run(self, n + 1)
     )  # trains in its warm-up
-    row = gpu_check._held(step, carry, "eager", ends)
+    row = gpu_parts._held(step, carry, "eager", ends)
     assert not row["ok"] and row["after_1"] > 0.1
 
 
 def test_marks_say_what_was_met_and_what_was_not_measured():
-    row = dict.fromkeys(speed.COLUMNS) | {
+    row = dict.fromkeys(COLUMNS) | {
         "hidden": "256x256",
         "method": "td3_bc",
         "precision": "float32",
@@ -135,7 +139,7 @@ def test_marks_say_what_was_met_and_what_was_not_measured():
     ]
     found = {"environment": {"device": "cuda"}, "table": {"rows": rows}}
     found["training"] = {"extrapolated_s_per_million": 200.0}
-    lines = [line for line in gpu_check._targets(found) if line.startswith("| td3_bc")]
+    lines = [line for line in gpu_report.targets(found) if line.startswith("| td3_bc")]
     verdicts = [line.split("|")[2:4] for line in lines]
     assert [[a.strip(), b.strip()] for a, b in verdicts] == [
         ["12.0x", "yes"],
@@ -144,23 +148,37 @@ def test_marks_say_what_was_met_and_what_was_not_measured():
         ["97%", "yes"],
         ["200 s", "yes"],
     ]
-    assert gpu_check._targets({"environment": {"device": "cpu"}}) == []
+    assert gpu_report.targets({"environment": {"device": "cpu"}}) == []
 
 
 def test_everything_that_is_measured_is_compiled_ahead():
     jobs = gpu_check._jobs(GPU)
     assert len(set(jobs)) == len(jobs)
-    for name in speed.LEADING:
+    for name in LEADING:
         for hidden, seeds in GPU.seeds.items():
             assert {(name, hidden, n, "float32", 100) for n in seeds} <= set(jobs)
-    assert {job[0] for job in jobs} == set(gpu_check.shipped())
+    assert {job[0] for job in jobs} == set(shipped())
     shares = [jobs[i :: gpu_check.COMPILERS] for i in range(gpu_check.COMPILERS)]
     assert sum(map(len, shares)) == len(jobs) and max(map(len, shares)) <= 4
 
 
 def test_a_compiler_that_fails_goes_on(monkeypatch, capsys):
     monkeypatch.setattr(
-        gpu_check, "_parts", lambda *a: (_ for _ in ()).throw(RuntimeError("no memory"))
+        gpu_check, "build", lambda *a: (_ for _ in ()).throw(RuntimeError("no memory"))
     )
     gpu_check.compile_ahead(DRY, 0)
     assert "no memory" in capsys.readouterr().out
+
+
+def test_the_tests_for_a_gpu_are_found_wherever_they_stand(tmp_path, monkeypatch):
+    commands, found = [], {}
+
+    def run(command, **options):
+        commands.append(command)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(gpu_parts.subprocess, "run", run)
+    gpu_parts.tests(tmp_path, DRY, found.update, time.monotonic() + 5)
+    (command,) = commands
+    names = {Path(word).name for word in command if word.endswith(".py")}
+    assert {"test_gpu.py", "test_engine.py"} <= names and found["passed"]

@@ -19,20 +19,22 @@ from offbench import rng
 from offbench.data.pipeline import make_pipeline
 from offbench.errors import UserError
 from offbench.speed import benchmark as speed
-from offbench.speed import cost
+from offbench.speed import contenders, cost, table
 from offbench.speed import reference_loops as plain
-from offbench.speed.benchmark import (
-    CONTENDERS,
+from offbench.speed.benchmark import CONTENDERS, main, measure
+from offbench.speed.contenders import (
     SPEC,
+    YARDSTICKS,
+    Cell,
+    Contender,
     Entry,
     Peer,
-    Result,
-    main,
-    measure,
+    default_entries,
     product,
 )
 from offbench.speed.cost import best_seconds, copy_ceiling, matmul_ceiling, products_ceiling
 from offbench.speed.reference_loops import PLAIN, unstacked_loop
+from offbench.speed.table import Result
 from offbench.testing.contract import fake_batch
 from offbench.training.engine import BLOCK
 from offbench.training.step import Draw, Step, initial_carry, make_step
@@ -197,7 +199,7 @@ def test_there_is_a_row_for_every_method_backend_and_number_of_seeds(result):
     kinds = [("plain", 1), ("unstacked", 1), ("eager", 1), ("eager", 3)]
     assert rows == {(m, b, n) for m in CONTENDERS for b, n in kinds}
     assert len(result.rows) == len(rows) and {r["hidden"] for r in result.rows} == {"8"}
-    assert all(list(r) == list(speed.COLUMNS) for r in result.rows)
+    assert all(list(r) == list(table.COLUMNS) for r in result.rows)
 
 
 def test_rates_ratios_and_shares_agree(result):
@@ -222,8 +224,8 @@ def test_rates_ratios_and_shares_agree(result):
 
 def test_updates_are_minibatches(monkeypatch):
     """Where a step takes a tenth of a second, TD3+BC makes 20 updates a second, at two a step."""
-    monkeypatch.setattr(speed._Contender, "time", lambda self: self.n / 10)
-    monkeypatch.setattr(speed, "plain_loop", lambda *a: lambda n: None)
+    monkeypatch.setattr(Contender, "time", lambda self: self.n / 10)
+    monkeypatch.setattr(contenders, "plain_loop", lambda *a: lambda n: None)
     rows = measure(["iql", "td3_bc"], entries=[Entry("plain")], hidden=((8,),), seconds=50.0).rows
     rates = {r["method"]: r["updates_per_s"] for r in rows}
     assert rates == pytest.approx({"iql": 10, "td3_bc": 20})
@@ -236,7 +238,7 @@ def test_contenders_take_turns_and_keep_their_best(monkeypatch):
         turns.append(self.entry.seeds)
         self.best = max(self.best, 1 / next(times))
 
-    monkeypatch.setattr(speed._Contender, "take_turn", take)
+    monkeypatch.setattr(Contender, "take_turn", take)
     rows = measure(["bc"], entries=product(["eager"], [1, 2]), **TINY).rows
     assert turns == [1, 2] * speed.ROUNDS
     assert [r["updates_per_s"] for r in rows] == pytest.approx([1 / 5, 1 / 6])
@@ -244,7 +246,7 @@ def test_contenders_take_turns_and_keep_their_best(monkeypatch):
 
 def test_without_a_plain_loop_there_is_no_ratio():
     result = measure(["bc"], entries=[Entry("eager")], **TINY)
-    assert result.rows[0]["ratio"] is None and "vs plain" not in speed.cells_of(result)[0]
+    assert result.rows[0]["ratio"] is None and "vs plain" not in table.cells_of(result)[0]
 
 
 def test_precisions_are_rows_of_their_own():
@@ -252,7 +254,7 @@ def test_precisions_are_rows_of_their_own():
     assert entries == [Entry("plain"), Entry("eager", 2), Entry("eager", 2, "bf16")]
     result = measure(["bc"], entries=entries, **TINY)
     assert [r["precision"] for r in result.rows] == ["float32", "float32", "bf16"]
-    assert "precision" in speed.cells_of(result)[0]
+    assert "precision" in table.cells_of(result)[0]
 
 
 def test_a_contender_that_fails_leaves_the_others(monkeypatch):
@@ -261,26 +263,18 @@ def test_a_contender_that_fails_leaves_the_others(monkeypatch):
             raise RuntimeError("no such kernel")
         return real(self, entry)
 
-    real = speed._Cell.build
-    monkeypatch.setattr(speed._Cell, "build", build)
+    real = Cell.build
+    monkeypatch.setattr(Cell, "build", build)
     result = measure(["bc"], entries=[Entry("plain"), Entry("eager", 2)], **TINY)
     assert [r["backend"] for r in result.rows] == ["plain"]
     assert result.facts["failed"] == {"bc 8 eager x2 float32": "RuntimeError: no such kernel"}
-    assert "no such kernel" in speed.note(result)
+    assert "no such kernel" in table.note(result)
 
 
 def test_what_time_does_not_allow_is_skipped_and_named():
     result = measure(["bc"], entries=[Entry("plain")], until=time.monotonic(), **TINY)
     assert result.rows == [] and result.facts["skipped"] == ["bc 8 plain x1 float32"]
-    assert "skipped for lack of time: bc" in speed.note(result)
-
-
-def test_the_result_is_reported_as_it_grows():
-    seen = []
-    measure(
-        ["bc", "iql"], entries=[Entry("plain")], report=lambda r: seen.append(len(r.rows)), **TINY
-    )
-    assert seen == [1, 2]
+    assert "skipped for lack of time: bc" in table.note(result)
 
 
 def test_everything_set_up_and_every_row_is_a_line_with_the_time_left():
@@ -298,7 +292,7 @@ def test_everything_set_up_and_every_row_is_a_line_with_the_time_left():
 
 
 def test_what_fails_or_is_skipped_counts_as_done(monkeypatch):
-    monkeypatch.setattr(speed._Cell, "build", lambda *a: 1 / 0)
+    monkeypatch.setattr(Cell, "build", lambda *a: 1 / 0)
     lines = []
     measure(["bc"], entries=[Entry("plain"), Entry("eager", 3)], say=lines.append, **TINY)
     assert [line[:5] for line in lines] == ["  2/4", "  4/4"] and "ZeroDivisionError" in lines[0]
@@ -370,24 +364,24 @@ def test_a_peer_that_says_nothing_ends_the_run(theirs, words):
 
 
 def test_the_texts_show_every_row_and_say_what_was_measured(result):
-    head, body = speed.cells_of(result)
+    head, body = table.cells_of(result)
     assert len(body) == len(result.rows) and all(len(line) == len(head) for line in body)
-    assert len(speed.to_markdown(result).splitlines()) == 2 + len(result.rows)
-    assert speed.to_rich(result).row_count == len(result.rows)
-    text = speed.note(result)
+    assert len(table.to_markdown(result).splitlines()) == 2 + len(result.rows)
+    assert table.to_rich(result).row_count == len(result.rows)
+    text = table.note(result)
     assert "Adam(fused=True)" in text and "1 thread," in text and "batch 8" in text
     assert "large matrix product float32" in text and "upper bound" in text
 
 
 def test_table_facts_and_picture_are_written(result, tmp_path):
-    paths = speed.write(result, tmp_path / "new")
+    paths = table.write(result, tmp_path / "new")
     assert [p.name for p in paths] == ["speed.csv", "speed.json", "speed.png"]
     with open(paths[0]) as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == list(speed.COLUMNS) and len(rows) == len(result.rows)
+    assert list(rows[0]) == list(table.COLUMNS) and len(rows) == len(result.rows)
     assert float(rows[0]["updates_per_s"]) == result.rows[0]["updates_per_s"]
     facts = json.loads(paths[1].read_text())
-    assert facts["torch"] == torch.__version__ and facts["columns"] == speed.COLUMNS
+    assert facts["torch"] == torch.__version__ and facts["columns"] == table.COLUMNS
     assert paths[2].read_bytes().startswith(b"\x89PNG")
 
 
@@ -398,14 +392,14 @@ def test_the_picture_has_a_panel_for_each_method_and_network_and_all_backends(
 
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: drawn.append(self))
-    row = dict.fromkeys(speed.COLUMNS) | {"precision": "float32"}
+    row = dict.fromkeys(table.COLUMNS) | {"precision": "float32"}
     rows = [
         row | {"method": m, "hidden": h, "backend": b, "seeds": n, "seed_updates_per_s": 100.0 * n}
         for m, h in [("bc", "8"), ("bc", "16"), ("iql", "8")]
         for b, n in [("plain", 1), ("captured", 1), ("peer", 1)]
         + [(b, n) for b in ("eager", "compile", "cudagraph", "vmap") for n in (1, 64)]
     ]
-    speed.plot(Result(rows, {"device": "a card", "batch_size": 256}), tmp_path / "x.png")
+    table.plot(Result(rows, {"device": "a card", "batch_size": 256}), tmp_path / "x.png")
     (figure,) = drawn
     panels = [a for a in figure.axes if a.get_visible()]
     assert [a.get_title() for a in panels] == ["bc, 8", "bc, 16", "iql, 8"]
@@ -423,7 +417,7 @@ def test_the_picture_has_a_panel_for_each_method_and_network_and_all_backends(
 
 def test_an_empty_result_is_written_too(tmp_path):
     result = measure(["bc"], entries=[Entry("plain")], until=0.0, **TINY)
-    assert len(speed.write(result, tmp_path)) == 3 and speed.to_rich(result).row_count == 0
+    assert len(table.write(result, tmp_path)) == 3 and table.to_rich(result).row_count == 0
 
 
 # --- the command
@@ -480,12 +474,10 @@ def test_the_command_names_a_mistake(seen):
 
 
 def test_what_is_measured_by_default_follows_the_device():
-    cpu, cuda = speed.default_entries(CPU), speed.default_entries(torch.device("cuda"))
+    cpu, cuda = default_entries(CPU), default_entries(torch.device("cuda"))
     assert {e.seeds for e in cpu} == {1, 2, 8} and {e.backend for e in cpu} == {"plain", "eager"}
     assert {e.seeds for e in cuda if e.backend == "cudagraph"} == {1, 2, 4, 8, 16, 32, 64}
-    assert [e for e in cuda if e.backend in speed.YARDSTICKS] == [
-        Entry(b) for b in speed.YARDSTICKS
-    ]
+    assert [e for e in cuda if e.backend in YARDSTICKS] == [Entry(b) for b in YARDSTICKS]
 
 
 def test_a_method_without_a_plain_loop_is_measured_by_itself():

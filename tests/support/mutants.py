@@ -194,6 +194,13 @@ OF_THE_CONTRACT = {
         "(entropy - target_entropy).detach()",
         "(entropy - target_entropy)",
     ),
+    "CQL: actor learns from the temperature's loss": (
+        FIXED,
+        CQL,
+        {},
+        "(entropy - target_entropy).detach()",
+        "(entropy - target_entropy)",
+    ),
     "TD3BC: acts on centred observations": ("check_act", TD3BC, {}, *CENTRED),
     "ReBRAC: acts on centred observations": ("check_act", ReBRAC, {}, *CENTRED),
     "IQL: acts on centred observations": (

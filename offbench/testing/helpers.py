@@ -1,0 +1,133 @@
+"""What the checks share: a method's first state and batch, altered batches, comparison and blame."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map, tree_structure
+
+from offbench import rng
+from offbench.testing.fakes import fake_batch
+from offbench.training.step import n_minibatches
+from offbench.types import Batch, Method, Plan, Spec
+
+Note = str | None
+Check = Callable[..., Note]
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raises AssertionError(sentence) unless the condition holds."""
+    if not condition:
+        raise AssertionError(sentence)
+
+
+@contextmanager
+def naming(what: str):
+    """An exception of the method becomes a sentence which says where it was raised."""
+    try:
+        yield
+    except AssertionError:
+        raise
+    except Exception as error:
+        line = (str(error).strip().splitlines() or ["no message"])[0]
+        raise AssertionError(f"{what} raised {type(error).__name__}: {line}") from error
+
+
+def close(a: Any, b: Any, tolerance: float = 0.0) -> bool:
+    """Same structure and shapes, and values within a relative and absolute tolerance."""
+    if tree_structure(a) != tree_structure(b):
+        return False
+    pairs = zip(tree_leaves(a), tree_leaves(b), strict=True)
+    if tolerance == 0:
+        return all(torch.equal(x, y) for x, y in pairs)
+    return all(
+        x.shape == y.shape
+        and torch.allclose(x.double(), y.double(), rtol=tolerance, atol=tolerance)
+        for x, y in pairs
+    )
+
+
+# what was computed for the method that was checked last
+_remembered: list[tuple[Method, Spec, dict[Any, Any]]] = []
+
+
+def remembered(method: Method, spec: Spec, what: Any, compute: Callable[[], Any]) -> Any:
+    """`compute()`, or copies of what it returned when the last method was asked for `what` before."""
+    if not (_remembered and _remembered[0][0] is method and _remembered[0][1] == spec):
+        _remembered[:] = [(method, spec, {})]
+    known = _remembered[0][2]
+    if what not in known:
+        known[what] = compute()
+    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, known[what])
+
+
+def problem(method: Method, spec: Spec, *, seed: int = 0) -> tuple[Any, Batch, Tensor]:
+    """The arguments of one update: a first state, a batch and a key of the method's own shapes."""
+
+    def compute() -> tuple[Any, Batch, Tensor]:
+        with naming("init"):
+            state = method.init(rng.key(seed), spec)
+        return state, batch_for(method, spec, seed=seed + 1), rng.key(seed + 2)
+
+    return remembered(method, spec, ("problem", seed), compute)
+
+
+def batch_for(method: Method, spec: Spec, *, seed: int = 0) -> Batch:
+    """What one update of the method consumes."""
+    needs = getattr(method, "needs", ())
+    return fake_batch(spec, minibatches=n_minibatches(method), seed=seed, needs=needs)
+
+
+def observations(method: Method, spec: Spec, n: int, *, seed: int = 0) -> Any:
+    """Observations (n, ...) as `act` sees them: those of a batch."""
+    batch = fake_batch(spec, size=max(n, 1), seed=seed, needs=getattr(method, "needs", ()))
+    return tree_map(lambda x: x[:n], batch.obs)
+
+
+def actions_of(made: Any) -> Tensor:
+    """The actions of what `act` returned."""
+    return made.action if isinstance(made, Plan) else made
+
+
+def update_once(method: Method, state: Any, batch: Batch, key: Tensor) -> tuple[Any, dict]:
+    """One update on copies, so that a method that writes into its inputs fails in one check only."""
+    with naming("update"):
+        return method.update(*tree_map(torch.clone, (state, batch, key)))
+
+
+def describe(x: Any) -> str:
+    return (
+        f"{x.dtype} {tuple(x.shape)} on {x.device}" if isinstance(x, Tensor) else type(x).__name__
+    )
+
+
+def discounted(batch: Batch, factor: Tensor) -> Batch:
+    """Every bootstrap factor of an element times `factor` (..., B), those of its prefixes too."""
+    extras = dict(batch.extras or {})
+    if "prefix_discount" in extras:
+        extras["prefix_discount"] = extras["prefix_discount"] * factor[..., None]
+    return batch._replace(discount=batch.discount * factor, extras=extras or batch.extras)
+
+
+def with_next_moved(batch: Batch, where: Tensor) -> Batch:
+    """Every next observation of the elements in `where` (..., B) moved far away."""
+    far = 7 * where.to(batch.next_obs.dtype)[..., None]
+    extras = dict(batch.extras or {})
+    if "prefix_obs" in extras:
+        extras["prefix_obs"] = extras["prefix_obs"] + far[..., None]
+    return batch._replace(next_obs=batch.next_obs + far, extras=extras or batch.extras)
+
+
+def rewarded(batch: Batch, reward: Tensor) -> Batch:
+    """The batch with these rewards (..., B), those of its prefixes too."""
+    extras = dict(batch.extras or {})
+    if "prefix_reward" in extras:
+        extras["prefix_reward"] = reward[..., None].expand_as(extras["prefix_reward"])
+    return batch._replace(reward=reward, extras=extras or batch.extras)
+
+
+def double(tree: Any) -> Any:
+    """Copies in float64, where a difference of two gradients keeps ten digits."""
+    return tree_map(lambda x: x.double() if x.is_floating_point() else x.clone(), tree)
