@@ -1,11 +1,10 @@
 """Ranges of settings: they stand on the fields of a method, and `check_ranges` holds its values to them.
 
-@dataclass(frozen=True, kw_only=True)
-class Mine:
+A method writes
+
     lr: Positive = 3e-4
 
-    def __post_init__(self) -> None:
-        check_ranges(self)
+and calls `check_ranges(self)` in its `__post_init__`, which then holds in Python as on the command line.
 """
 
 import functools
@@ -33,7 +32,7 @@ def check_ranges(settings: Any, group: str = "method") -> None:
     An update would not notice a negative learning rate, and no result survives one. Tensors, the
     values of a stack that an engine binds, were checked one by one when the stack was made.
     """
-    for name, rules in _ranges(type(settings)).items():
+    for name, rules in _ranges(settings.__class__).items():
         value = getattr(settings, name)
         numbers = value if isinstance(value, list | tuple) else (value,)
         known = [x for x in numbers if not (x is None or isinstance(x, Tensor))]
