@@ -2,17 +2,37 @@
 
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
+
+import yaml
 
 
 def shipped(name: str) -> Path:
     """A file or folder that ships with offbench, such as "conf": in the package, or the checkout."""
     package = Path(__file__).resolve().parent
     return package / name if (package / name).exists() else package.parent / name
+
+
+def read_yaml(text: str) -> Any:
+    """Plain data from YAML, with numbers as Hydra reads them: `3e-4` is one. Ten times as fast as PyYAML's
+    default. Raises yaml.YAMLError."""
+    return yaml.load(text, Loader=_YamlLoader)
+
+
+class _YamlLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    pass
+
+
+_FLOAT = r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.[\d_]+([eE][-+]?\d+)?|\.(inf|Inf|INF))|\.(nan|NaN|NAN)"
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(f"^({_FLOAT})$"), list("-+0123456789.")
+)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from offbench.errors import UserError, unknown
-from offbench.io import shipped
+from offbench.io import read_yaml, shipped
 
 GROUPS = ("method", "sampler", "view", "weight", "suite")
 
@@ -75,9 +75,7 @@ def read_option(group: str, name: str) -> Mapping[str, Any]:
 
 def _loaded(path: Path) -> Mapping[str, Any]:
     """A file that stands alone: a tenth of a second less than composing it with all others."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(OmegaConf.load(path))
+    return read_yaml(path.read_text(encoding="utf-8"))
 
 
 # a bench of many entries composes the same few files again and again

@@ -10,10 +10,9 @@ from fnmatch import fnmatch
 from functools import cache
 from typing import Any, NamedTuple
 
-import yaml
-
 from offbench.bench.hydra import conf_dir, options, read_option, split_entry
 from offbench.bench.values import flatten
+from offbench.io import read_yaml
 
 VARIANTS = ("paper", "corl")
 """Whose settings a row holds that is not the usual one of its tasks."""
@@ -126,7 +125,7 @@ def preset_table(name: str) -> tuple[Preset, ...]:
 
 
 def _read(row: Mapping[str, str]) -> dict[str, Any]:
-    return {k: yaml.safe_load(v) for k, v in row.items() if v}
+    return {k: read_yaml(v) for k, v in row.items() if v}
 
 
 def _around(words: str | None) -> tuple[str, ...]:

@@ -6,14 +6,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from offbench.bench.hydra import compose_conf, conf_dir, options, read_option
 from offbench.bench.layers import Layers
 from offbench.bench.sources import COMMAND_LINE, DEFAULT, Layer, Source
 from offbench.bench.values import coerce, flatten
 from offbench.data import composition
 from offbench.errors import UserError
+from offbench.io import read_yaml
 from offbench.tasks.locate import canonical
 from offbench.tasks.task import Task
 
@@ -56,7 +55,7 @@ def place(task: Task, suite: str) -> Place:
 @cache
 def _protocols() -> Mapping[str, Sequence[str]]:
     """Suite -> patterns of the tasks that have its protocol where no suite is named."""
-    return yaml.safe_load((conf_dir() / "protocols.yaml").read_text(encoding="utf-8"))
+    return read_yaml((conf_dir() / "protocols.yaml").read_text(encoding="utf-8"))
 
 
 def first_part(task_id: str) -> str:

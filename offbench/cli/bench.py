@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from offbench.cli.board import board_of, print_board
 from offbench.cli.console import make_console, plural
 from offbench.cli.describe import say_differences, say_protocol, say_settings, say_which
-from offbench.tasks.loading import load_data
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -134,6 +133,8 @@ def stack_limit(todo: "Sequence[Cell]", plan: "Plan") -> int | None:
     if not device.startswith("cuda"):
         return None
     import torch
+
+    from offbench.tasks.loading import load_data
 
     limits = []
     for cell in {(c.task.id, *program_of(c)): c for c in todo}.values():

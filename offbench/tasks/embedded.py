@@ -12,9 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
-
-from offbench.io import shipped
+from offbench.io import read_yaml, shipped
 from offbench.tasks.task import File, Task
 
 
@@ -45,7 +43,7 @@ def _manifests(
 
 @functools.lru_cache(maxsize=4096)
 def _read(path: Path, mtime_ns: int) -> Mapping[str, Any]:
-    return MappingProxyType(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return MappingProxyType(read_yaml(path.read_text(encoding="utf-8")))
 
 
 def task(name: str) -> Task:
