@@ -14,6 +14,8 @@ from offbench.bench.values import coerce, flatten, nest, type_hints
 from offbench.errors import UserError, unknown
 
 _SETTINGS = type_hints(Settings)
+# former name of a setting -> its name
+_RENAMED = {"sink": "logger"}
 
 
 @cache
@@ -88,6 +90,8 @@ class Layers:
 
     def _unknown(self, key: str) -> UserError:
         """Names that end alike count as near: `expectile` is `method.expectile`."""
+        if key in _RENAMED:
+            return UserError(f"setting '{key}' is now called '{_RENAMED[key]}'")
         known = [k for k in self.hints if not k.startswith("suite")]
         last = {k.rsplit(".", 1)[-1]: k for k in known}
         near = difflib.get_close_matches(key.rsplit(".", 1)[-1], last, n=1, cutoff=0.6)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offbench.bench.loggers import Sink, open_sink
+from offbench.bench.loggers import Logger, open_logger
 from offbench.bench.preflight import build, build_method, resolve_device, training_episodes
 from offbench.bench.progress import Progress, checkpoint_path, code_version
 from offbench.bench.recording import Outcome, Trained, most_earned, record
@@ -104,9 +104,9 @@ class PackRun:
         runs = [(cell.entry, run) for cell, run in self.pack.members]
         with (
             ThreadPoolExecutor(1, "evaluate") as self.evaluator,
-            open_sink(self.settings.sink, runs, self.settings.results) as sink,
+            open_logger(self.settings.logger, runs, self.settings.results) as logger,
         ):
-            for point in self.train(carry, sink):
+            for point in self.train(carry, logger):
                 self.monitor(point)
             frames = self._frames()
             self.report("evaluating", 0.9)
@@ -114,7 +114,7 @@ class PackRun:
             broken = diverged(point.state).tolist()
             frames += self._tested(final.state, broken)
             for frame in frames:
-                sink.episodes(frame)
+                logger.episodes(frame)
         outcomes = self.record(final, point.backend, broken, frames)
         # what was being written when a process was killed, too
         left = self.checkpoint.parent.glob(f".{self.checkpoint.stem}.*.tmp*")
@@ -150,7 +150,7 @@ class PackRun:
             return None, Progress(note=why)
         return found.carry, Progress.of_records(found.records, found.n_updates, self.store)
 
-    def train(self, carry: "Carry | None", sink: Sink) -> "Iterator[Point]":
+    def train(self, carry: "Carry | None", logger: Logger) -> "Iterator[Point]":
         """The points of training, with their curves; what was seen is saved before each checkpoint."""
         n, progress = self.cell.n_updates, self.progress
         mark = time.perf_counter()
@@ -164,7 +164,7 @@ class PackRun:
                 if self.validate:
                     values |= {k: v.tolist() for k, v in self.validate(point.state).items()}
                 progress.curves.append({"update": point.update} | values)
-                sink.metrics(point.update, progress.curves[-1])
+                logger.metrics(point.update, progress.curves[-1])
             self.report("training", 0.9 * point.update / n)
             yield point
             mark = time.perf_counter()

@@ -44,7 +44,7 @@ class Settings:
     max_stack: int | None = None
     checkpoint_minutes: float = 5.0
     jobs: int | Literal["auto"] = "auto"
-    sink: Literal["none", "wandb"] = "none"
+    logger: Literal["none", "wandb"] = "none"
     results: str = "results"
     tuning: Mapping[str, Any] | None = None
     label: str | None = None

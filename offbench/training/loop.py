@@ -1,4 +1,4 @@
-"""The training loop, as a generator: evaluation, checkpoints and sinks are loops over it."""
+"""The training loop, as a generator: evaluation, checkpoints and loggers are loops over it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
