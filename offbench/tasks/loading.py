@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from offbench.data import compose, composition
-from offbench.data.replay import one_hot
+from offbench.data.replay import is_one_hot
 from offbench.errors import UserError
 from offbench.io import sha256_of
 from offbench.tasks import doctor, files, ogbench
@@ -56,7 +56,7 @@ def load_data(
             known = replace(known, findings=(*known.findings, *more))
         doctor.warn_once(known)
     limit = task.max_episode_steps or int(data.episode.bincount().max()) - 1
-    discrete = one_hot(data.action, data.valid)
+    discrete = is_one_hot(data.action, data.valid)
     return data, Spec(data.obs.shape[1], data.action.shape[1], gamma, limit, discrete)
 
 

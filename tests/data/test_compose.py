@@ -168,7 +168,7 @@ def test_the_good_ones_come_back_and_the_others_only_when_all_were_there():
     other = of("mix@0.01@0:x/good-v0:x/bad-v0").index
     other = other[other[:, 0] == 1, 1]
     assert sorted(set(other)) == sorted(other)
-    many = compose.mix(GOOD, compose.take(BAD, np.arange(2)), 0.01, 0).index
+    many = compose.mix(GOOD, compose.take(BAD, np.arange(2)), 0.01, 0).origin
     assert set(np.bincount(many[many[:, 0] == 1, 1]).tolist()) <= {24, 25, 26}
 
 

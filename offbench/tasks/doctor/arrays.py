@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from offbench.data.replay import ACTION_TOLERANCE, one_hot
+from offbench.data.replay import ACTION_TOLERANCE, is_one_hot
 from offbench.tasks.doctor.report import Finding, Severity
 from offbench.tasks.doctor.rows import Facts, Flat, Rows, two_dimensional
 
@@ -97,7 +97,7 @@ def actions(rows: Rows) -> list[Finding]:
 def _last_choice(rows: Rows) -> int | None:
     """The highest choice of discrete actions (whole numbers or one-hot rows), None of continuous ones."""
     action = torch.from_numpy(np.require(rows.action, np.float32, ["C", "W"]))
-    if one_hot(action, torch.from_numpy(rows.step)):
+    if is_one_hot(action, torch.from_numpy(rows.step)):
         return rows.action.shape[1] - 1
     return int(rows.action.max()) if rows.action.dtype.kind in "iu" else None
 
