@@ -175,7 +175,7 @@ def test_the_good_ones_come_back_and_the_others_only_when_all_were_there():
 def test_a_share_that_is_met_exactly_is_not_exceeded():
     ten = from_episodes([e for e in EPISODES["x/bad-v0"] if len(e.action) == 20])
     mixed = compose.mix(ten, BAD, 0.1, 0)  # 20 episodes of 20: 0.1 is 40 steps, two episodes
-    assert (mixed.index[:, 0] == 0).sum() == 2
+    assert (mixed.origin[:, 0] == 0).sum() == 2
 
 
 def test_a_composition_is_a_function_of_its_id():
