@@ -216,7 +216,8 @@ class _Episodes:
         self.number = np.tile(np.arange(n_envs), (self.n_seeds, 1))
         self.t = np.zeros(shape, np.int64)
         self.total = np.zeros(shape, np.float64)
-        self.reward = np.zeros(shape, np.float32)  # of the last step
+        # reward of the last step
+        self.reward = np.zeros(shape, np.float32)
         # success at any step of the episode
         self.reached = np.zeros(shape, bool)
         self.policy, self.discounted = policy, np.zeros(shape, np.float64)

@@ -20,7 +20,8 @@ class Cell:
     task: Task
     # registry name, or the dotted path of an outside class
     method: str
-    target: str  # dotted path of the class
+    # dotted path of the class
+    target: str
     hparams: Mapping[str, Any]
     # view, sampler, transforms, batch_size, gamma
     pipeline: Mapping[str, Any]

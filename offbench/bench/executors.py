@@ -123,7 +123,8 @@ _worker: dict[str, Any] = {}
 def _start_worker(queue: Any, threads: int) -> None:
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    # the parent process handles interrupts
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     _worker.update(queue=queue, pools={})
 

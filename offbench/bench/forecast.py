@@ -87,7 +87,8 @@ def _update_rate(cell: Cell) -> float:
         engine = Engine(make_step(method, pipeline), carry)
     engine.run(1)
     threads, best = torch.get_num_threads(), float("inf")
-    torch.set_num_threads(1)  # as in a worker
+    # one thread, as in a worker
+    torch.set_num_threads(1)
     # one step first: an update of large networks takes seconds
     steps = 1
     for _ in range(PROBE_ROUNDS):

@@ -24,7 +24,8 @@ class Preset(NamedTuple):
 
     # task ids or patterns as in fnmatch, with spaces between them
     task: str
-    settings: Mapping[str, Any]  # dotted setting -> value
+    # dotted setting -> value
+    settings: Mapping[str, Any]
     source: str
     # one of VARIANTS: used only where `preset` asks for it
     by: str | None = None

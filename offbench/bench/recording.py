@@ -25,8 +25,10 @@ class Outcome(NamedTuple):
     """The result of one cell: scores, failures and remarks by seed."""
 
     cell: Cell
-    scores: dict[int, float]  # seed -> mean test score
-    failed: dict[int, str]  # seed -> reason
+    # seed -> mean test score
+    scores: dict[int, float]
+    # seed -> reason
+    failed: dict[int, str]
     # seed -> remark on its score
     remarks: dict[int, str]
     wall_s: float

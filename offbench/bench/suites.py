@@ -24,7 +24,8 @@ def home_of(task: "Task | str") -> str:
         return ELSEWHERE
     task_id = canonical(checked_task_id(task.id if isinstance(task, Task) else task))
     patterns = _protocols()
-    suites = [*patterns, *(s for s in options("suite") if s not in patterns)]  # of plugins, too
+    # suites of plugins, too
+    suites = [*patterns, *(s for s in options("suite") if s not in patterns)]
     part = first_part(task_id)
     for wanted in dict.fromkeys([task_id, part]):
         for suite in suites:

@@ -216,7 +216,8 @@ class Chunk(NamedTuple):
             index = t[..., None, None].expand(*t.shape, 1, plan.action.shape[-1])
             action = plan.action.gather(-2, index.to(plan.action.device)).squeeze(-2)
             lengths = torch.where(step.first[..., None].to(left.device), 0, lengths)
-            lengths = lengths + _one_hot(t, self.h) - _one_hot(t - 1, self.h)  # one step longer
+            # the current chunk is one step longer
+            lengths = lengths + _one_hot(t, self.h) - _one_hot(t - 1, self.h)
             return action, ChunkMemory(inner, plan, left - 1, lengths)
 
         return policy._replace(init=init, act=act)

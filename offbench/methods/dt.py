@@ -125,5 +125,5 @@ class DT:
             dropout=self.dropout,
             key=k_body,
         )
-        # read off the observations' tokens
+        # from the observations' tokens
         return embed("head", out[..., 1::3, :]).tanh()

@@ -98,7 +98,7 @@ class SACN:
         return nets.mlp(state.actor, obs).chunk(2, -1)[0].tanh()
 
     def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
-        """The smallest critic's, which counts the entropy to come: (E, O), (E, A) -> (E,)."""
+        """The smallest Q, which includes future entropy: (E, O), (E, A) -> (E,)."""
         return _q(state.critic, obs, action).amin(0)
 
     def _loss(

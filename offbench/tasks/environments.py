@@ -137,7 +137,8 @@ def make_env(
     # OGBench's environments make a new Box, and gymnasium this warning, whenever their space is read.
     warnings.filterwarnings("ignore", message=".*precision lowered by casting")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is out of date.*")  # v4, which is meant
+        # v4 is used on purpose
+        warnings.filterwarnings("ignore", message=".*is out of date.*")
         warnings.filterwarnings("ignore", message=".*reward functions were updated.*")
         try:
             try:

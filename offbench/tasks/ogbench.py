@@ -128,7 +128,8 @@ def task(name: str) -> Task | None:
     stem = parsed.base.removesuffix("-v0") + parsed.large + "-v0"
     file = f"{stem}-val.npz" if parsed.validation else f"{stem}.npz"
     if parsed.large:
-        file = stem  # a folder
+        # a folder of parts
+        file = stem
     visual = parsed.base.startswith("visual-")
     notes = list(_notes(parsed))
     refused = None

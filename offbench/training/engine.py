@@ -202,7 +202,8 @@ class _Block:
         if self._draws is None or not 0 <= step - self._first < BLOCK:
             self._first = step
             with torch.no_grad():
-                first = torch.full((), step, dtype=torch.int64, device=self._key.device)  # no sync
+                # filled on the device, without synchronisation
+                first = torch.full((), step, dtype=torch.int64, device=self._key.device)
                 draws = self._draw((self._key, first))
             self._draws = list(zip(*(x.unbind(0) for x in draws), strict=True))
         return Draw(*self._draws[step - self._first])

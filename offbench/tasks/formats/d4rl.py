@@ -311,7 +311,8 @@ def _follows(raw: Raw) -> np.ndarray:
     """(N - 1,) bool: the next row equals `next_observations`."""
     out = np.empty(len(raw.obs) - 1, bool)
     step = max(1, (1 << 22) // max(1, raw.obs.shape[1]))
-    for a in range(0, len(out), step):  # a few MB at a time
+    # blocks of a few MB
+    for a in range(0, len(out), step):
         b = min(a + step, len(out))
         out[a:b] = _same(raw, np.arange(a, b))
     return out

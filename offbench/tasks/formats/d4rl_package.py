@@ -57,7 +57,8 @@ def _load(path: Path, name: str, max_episode_steps: int | None) -> ReplayData:
         action_space=SimpleNamespace(shape=actions),
         _max_episode_steps=max_episode_steps or 1000,
     )
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+    # hides d4rl's progress bar
+    with contextlib.redirect_stderr(io.StringIO()):
         raw = package.offline_env.OfflineEnv.get_dataset(env, str(path))
         transitions = package.qlearning_dataset(env, dataset=raw)
     if not len(transitions["rewards"]):

@@ -199,7 +199,8 @@ def goal(task: str, name: str) -> tuple[Condition, ...]:
     env = make_env(task, {}, name)
     try:
         with numpy_seed(0):
-            env.reset(seed=0)  # sets the task
+            # sets the task
+            env.reset(seed=0)
         return _conditions(env.unwrapped, task, name)
     finally:
         env.close()
