@@ -81,8 +81,8 @@ def protocol_of(
     layers = Layers(compose_conf(), DEFAULT)
     for one in (read_option("suite", home_of(task)), home):
         layers.update(protocol_settings(one), Source(Layer.SUITE, one["id"]))
-    insisted = suite_overrides(home, None, task.id)
-    layers.update(insisted, Source(Layer.SUITE, home["id"]), lenient=True)
+    forced = suite_overrides(home, None, task.id)
+    layers.update(forced, Source(Layer.SUITE, home["id"]), lenient=True)
     layers.update({"eval.episodes": episodes} if episodes is not None else {}, COMMAND_LINE)
     asked = {k: layers.values[f"eval.{k}"] for k in ("episodes", "envs")}
     if (asked["episodes"] or 0) < 1:

@@ -50,7 +50,7 @@ class State(NamedTuple):
 class DQC:
     # h_a: steps of a proposal, all executed
     policy_chunk: Count = 1
-    # kappa_d, 0.5 or 0.8 in the paper; above 1/2: optimistic about how a chunk goes on
+    # kappa_d, 0.5 or 0.8 in the paper; above 1/2: optimistic about the rest of a chunk
     distill_expectile: Fraction = 0.5
     # kappa_b, 0.5 to 0.97 in the paper: of the critic over the data's actions
     backup_quantile: Fraction = 0.9

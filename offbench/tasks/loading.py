@@ -209,8 +209,8 @@ def of_this_copy(task: Task) -> "list[doctor.Finding]":
         return found
     if task.path.with_suffix(".regenerated.yaml").exists():
         words = (
-            f"{task.path.name} was collected again and is not the published file; a score on it belongs "
-            "beside no published one"
+            f"{task.path.name} was collected again and is not the published file; scores on it "
+            "cannot be compared with published ones"
         )
         found.append(doctor.Finding("collected_again", "severe", words))
     if (task.path / "data" / "metadata.json").is_file():

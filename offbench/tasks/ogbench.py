@@ -164,7 +164,7 @@ def _notes(parsed: Parsed) -> list[str]:
     notes = []
     if parsed.task is None:
         notes.append(
-            "goal-conditioned: no rewards; evaluated on task_id 1 to 5 in turn, the goal shown beside the observation"
+            "goal-conditioned: no rewards; evaluated on task_id 1 to 5 in turn, the goal appended to the observation"
         )
     else:
         notes.append(

@@ -64,9 +64,8 @@ def _unknown(kind: str, dataset_id: str) -> UserError:
 
 
 def sounds_like(dataset_id: str) -> tuple[str, ...]:
-    """Listed ids, other than this one, with the same words in another spelling, of the version
-    given if there are any: `hopper/medium-v0` sounds like `d4rl/hopper-medium-v0` and
-    `minari/mujoco/hopper/medium-v0`."""
+    """Other listed ids with the same words, of the same version if there are any: for
+    `hopper/medium-v0`, `d4rl/hopper-medium-v0` and `minari/mujoco/hopper/medium-v0`."""
     words, version = _sound(dataset_id)
     alike = [name for name in _by_sound().get(words, ()) if name != canonical(dataset_id)]
     same = [name for name in alike if _sound(name)[1] == version]

@@ -67,7 +67,7 @@ def parse(content: Any, what: str) -> Space:
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError(f"{what}: a {kind} cannot be made of its description ({error})") from None
+        raise UserError(f"{what}: invalid description of a {kind} ({error})") from None
     if not 0 < size <= _MOST:
         raise UserError(f"{what} has {size} features")
     return space

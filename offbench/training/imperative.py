@@ -76,7 +76,7 @@ class Imperative:
         self._takes = inspect.signature(cls).parameters
         if absent := [name for name in GIVEN[:2] if not self._accepts(name)]:
             raise UserError(
-                f"{self.name}.__init__ takes no {' and no '.join(absent)}, which it is told by name"
+                f"{self.name}.__init__ takes no {' and no '.join(absent)}, passed to it by name"
             )
 
     def _accepts(self, name: str) -> bool:

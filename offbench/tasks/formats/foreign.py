@@ -83,7 +83,7 @@ def read(
 
 
 def _paired(usual: Keys, given: Keys | None, keys: list[str]) -> dict[str, tuple[str, ...]]:
-    """Where observations are given out of `obs/`, next observations are the same out of `next_obs/`."""
+    """`given`, with next observations from `next_obs/` where observations are from `obs/`."""
     if not given or "observations" not in given or "next_observations" not in usual:
         return dict(usual)
     after = tuple(f"next_{key}" for key in given["observations"])
@@ -130,7 +130,7 @@ def guess(path: Path, *, name: str) -> Format:
         The format.
 
     Raises:
-        UserError: there is no such file, it is a pickle, or its format cannot be told.
+        UserError: there is no such file, it is a pickle, or its format is unknown.
     """
     refuse_pickle(path, name)
     if not path.exists():
@@ -148,7 +148,7 @@ def guess(path: Path, *, name: str) -> Format:
         if path.is_file() and path.suffix.lower() in _ENDINGS[format]:
             return format
     raise UserError(
-        f"{name}: the format of {path} cannot be told; say --format {'|'.join(FORMATS)}"
+        f"{name}: the format of {path} is unknown; name it with --format {'|'.join(FORMATS)}"
     )
 
 
