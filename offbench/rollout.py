@@ -1,9 +1,9 @@
-"""Stacked policies x environments -> one row per episode.
+"""Evaluates stacked policies in vectorised environments: one row per episode.
 
-Every method and seed faces the same episodes: their reset seeds are a hash of (task, stream,
-number). Episodes are dealt to environments beforehand, so a short episode cannot make room for more
-short ones, and an episode's noise depends on its number alone. Evaluation reads the state and draws
-from streams of its own: it cannot change training.
+Every method and seed plays the same episodes: their reset seeds are a hash of (task, stream,
+number). Episodes are assigned to environments beforehand, so short episodes are not overrepresented,
+and an episode's noise depends on its number alone. Evaluation has its own random streams and cannot
+change training.
 """
 
 import hashlib
@@ -42,19 +42,20 @@ def _number(text: str) -> int:
 
 
 class EnvPool:
-    """Environments of one task, made when first needed and used again for every evaluation."""
+    """Environments of one task, created when first needed and reused for every evaluation."""
 
     def __init__(self, task: Task):
         self.task = task
         self._envs: list[gymnasium.Env] = []
 
     def take(self, n: int) -> "list[gymnasium.Env]":
+        """The first n environments."""
         while len(self._envs) < n:
             self._envs.append(evaluation_env(self.task))
         return self._envs[:n]
 
     def check(self, spec: Spec) -> None:
-        """Raises UserError where the dataset's sizes are not the environment's."""
+        """Raises UserError where dataset and environment differ in observation or action size."""
         env = self.take(1)[0]
         for name, space, size in (
             ("observation", env.observation_space, spec.obs_dim),
@@ -67,8 +68,10 @@ class EnvPool:
                 )
 
     def units(self) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, int | None]:
-        """Lower and upper bounds (A,) of the actions that the environment itself takes, and the number of
-        the first choice where they are discrete. None where they are in [-1, 1], or continuous."""
+        """(low (A,), high (A,), first discrete action) of the environment's own action space.
+
+        Bounds are None where they are [-1, 1], the first action is None for continuous ones.
+        """
         from gymnasium.spaces import Discrete
         from gymnasium.wrappers import RescaleAction
 
@@ -83,23 +86,24 @@ class EnvPool:
         return None, None, None
 
     def close(self) -> None:
+        """Closes all environments."""
         for env in self._envs:
             env.close()
         self._envs.clear()
 
 
-class Expecting(NamedTuple):
-    """What a policy with values remembers: the value of the decision that began each episode."""
+class StartValues(NamedTuple):
+    """Memory of a policy with values: the value of each episode's first decision."""
 
     value: Tensor  # (N, E)
 
 
 def make_policy(method: Method, pipeline: Pipeline, *, values: bool = True) -> Policy:
-    """The method's `act` for N seeds and E environments, as it acts in the raw environment.
+    """The policy of a method in the raw environment, for N seeds and E environments.
 
-    With `values`, of a method that has a `value`, that of each episode's first decision is remembered.
+    With `values`, the value of each episode's first decision is kept, if the method has a `value`.
     """
-    # a PyTorch class as it was written: offbench.training.imperative
+    # a PyTorch class: offbench.training.imperative
     if hasattr(method, "policy"):
         return pipeline.policy(method.policy())
     valued = values and hasattr(method, "value")
@@ -118,7 +122,7 @@ def make_policy(method: Method, pipeline: Pipeline, *, values: bool = True) -> P
     value = vmap(vmap(value_of_one, in_dims=(None, 0, 0)))
     programs: dict[torch.Size, Program] = {}
 
-    def act(state: Any, step: TimeStep, carry: Any, key: Tensor) -> tuple[Any, Any]:
+    def act(state: Any, step: TimeStep, memory: Any, key: Tensor) -> tuple[Any, Any]:
         obs = step.obs
         if key.shape not in programs:
             programs[key.shape] = Program(lambda x: stacked(*x), (state, obs, key))
@@ -132,12 +136,12 @@ def make_policy(method: Method, pipeline: Pipeline, *, values: bool = True) -> P
         # untraced: a sixth of evaluation at 130 steps an episode
         if valued and step.first.any():
             new = value(state, obs, decision).cpu()
-            carry = Expecting(torch.where(step.first.cpu(), new, carry.value))
-        return decision, carry
+            memory = StartValues(torch.where(step.first.cpu(), new, memory.value))
+        return decision, memory
 
     if not valued:
         return pipeline.policy(Policy(lambda n_seeds, n_envs: (), act))
-    start = lambda n_seeds, n_envs: Expecting(torch.zeros(n_seeds, n_envs))
+    start = lambda n_seeds, n_envs: StartValues(torch.zeros(n_seeds, n_envs))
     return pipeline.policy(Policy(start, act, gamma=pipeline.view.gamma))
 
 
@@ -153,31 +157,30 @@ def evaluate(
     n_envs: int = 5,
     pool: EnvPool | None = None,
 ) -> "pd.DataFrame":
-    """Runs `episodes` episodes with each stacked state; `seeds` names the stack's entries.
+    """Plays `episodes` episodes with each stacked state; `seeds` are those of the stack's members.
 
-    `n_envs` environments per seed step together, their observations one forward pass. Episodes of a
-    goal-conditioned task are dealt to its `task_ids` in turn: number i plays task_ids[i % len]. Returns one
-    row per (member of the stack, episode), with EVALUATION_COLUMNS of `offbench.results.schema` and `member`.
+    `n_envs` environments per seed step together, with one forward pass for all. Episode i of a
+    goal-conditioned task plays task_ids[i % len]. Returns one row per (member, episode), with
+    EVALUATION_COLUMNS of `offbench.results.schema` and `member`.
 
     `success` is that of the last step; where it is the score, that of any step: D4RL and OGBench end an
     episode at the first success, Minari's antmaze goes on.
 
-    `return` and `score` are of the raw rewards. `start_value` and `discounted_return` are there to be
-    compared with each other, so both are on the rewards of the method's data, transformed as those are
-    (minus the number of goals not met at every step of OGBench's single tasks, -1 where that is sparse; 0
-    and at last 1 in D4RL's mazes, unless a transform shifts it), with the method's discount. The return
-    adds up what was received and no bootstrap: where an episode was cut short (`truncated`), what would
-    have followed, gamma ** length times a value, is not in it.
+    `return` and `score` are of raw rewards. `start_value` and `discounted_return` can be compared with each
+    other: both are of transformed rewards (in OGBench's single tasks minus the number of goals not met at
+    every step, -1 where that is sparse; in D4RL's mazes 0, 1 at the goal, before any shift), with the method's
+    discount. `discounted_return` has no bootstrap: of a `truncated` episode, gamma ** length times the value
+    of its last observation is missing.
     """
     pool = pool or EnvPool(task)
     device = next(iter(torch.utils._pytree.tree_leaves(state))).device
     run = _Episodes(pool, policy, list(seeds), episodes, min(n_envs, episodes), stream, device)
-    carry = policy.init(run.n_seeds, run.n_envs)
+    memory = policy.init(run.n_seeds, run.n_envs)
     with torch.no_grad():
         while run.active:
             step, key = run.observe()
-            action, carry = policy.act(state, step, carry, key)
-            run.step(action.cpu().numpy(), carry)
+            action, memory = policy.act(state, step, memory, key)
+            run.step(action.cpu().numpy(), memory)
     return run.frame(update)
 
 
@@ -206,14 +209,15 @@ class _Episodes:
         # (N, 1)
         self.seed_key = torch.stack([rng.fold(rng.key(s), stream_key) for s in seeds])[:, None]
         shape = (self.n_seeds, n_envs)
-        # a Box: the pool has compared its shape with that of the data
+        # a Box: the pool has checked its shape
         space: Any = self.envs[0].observation_space
         self.obs = np.zeros((*shape, *space.shape), np.float32)
         # the episode each slot plays
         self.number = np.tile(np.arange(n_envs), (self.n_seeds, 1))
         self.t = np.zeros(shape, np.int64)
         self.total = np.zeros(shape, np.float64)
-        self.reward = np.zeros(shape, np.float32)  # of the last step
+        # reward of the last step
+        self.reward = np.zeros(shape, np.float32)
         # success at any step of the episode
         self.reached = np.zeros(shape, bool)
         self.policy, self.discounted = policy, np.zeros(shape, np.float64)
@@ -250,8 +254,8 @@ class _Episodes:
         step = TimeStep(obs.to(self.device), reward.to(self.device), first.to(self.device))
         return step, key.to(self.device)
 
-    def step(self, action: "np.ndarray", carry: Any) -> None:
-        """One step everywhere; `carry` is what the policy remembers of it."""
+    def step(self, action: "np.ndarray", memory: Any) -> None:
+        """One step of every active slot; `memory` is the policy's after its decision."""
         still, gamma = [], self.policy.gamma
         for slot in self.active:
             obs, reward, terminated, truncated, info = self._env(slot).step(action[slot])
@@ -263,7 +267,7 @@ class _Episodes:
             self.reward[slot] = reward
             self.reached[slot] |= bool(info.get("success", False))
             if terminated or truncated:
-                self._record(slot, terminated, truncated, info, carry)
+                self._record(slot, terminated, truncated, info, memory)
                 self.number[slot] += self.n_envs
                 if self.number[slot] >= self.episodes:
                     continue
@@ -272,7 +276,7 @@ class _Episodes:
         self.active = still
 
     def _record(
-        self, slot: tuple[int, int], terminated: bool, truncated: bool, info: dict, carry: Any
+        self, slot: tuple[int, int], terminated: bool, truncated: bool, info: dict, memory: Any
     ) -> None:
         episode, success = int(self.number[slot]), info.get("success")
         if success is None and self.task.score == "success":
@@ -282,11 +286,11 @@ class _Episodes:
         if self.task.score == "success":
             success = self.reached[slot]
         success = None if success is None else bool(success)
-        # of a policy that executes chunks
-        lengths = getattr(carry, "lengths", None)
+        # of policies that execute chunks
+        lengths = getattr(memory, "lengths", None)
         lengths = None if lengths is None else lengths[slot].tolist()
-        inner = getattr(carry, "inner", carry)
-        valued = self.policy.gamma is not None and isinstance(inner, Expecting)
+        inner = getattr(memory, "inner", memory)
+        valued = self.policy.gamma is not None and isinstance(inner, StartValues)
         self.rows.append(
             {
                 "member": slot[0],

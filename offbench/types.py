@@ -18,7 +18,7 @@ State = TypeVar("State")
 
 
 class Spec(NamedTuple):
-    """The problem a method sees: sizes, and the discount for methods that sample from the future."""
+    """The problem a method is built for: sizes, discount, time limit."""
 
     obs_dim: int
     action_dim: int
@@ -28,25 +28,27 @@ class Spec(NamedTuple):
     discrete: bool = False
     # environment steps in one action: `action_dim` is `chunk` times the environment's
     chunk: int = 1
-    # steps in the `Context` that takes the place of an observation; 0: none does
+    # context length in steps; 0 for Markovian policies
     context: int = 0
 
 
 class Context(NamedTuple):
-    """Up to K consecutive steps of an episode, in order; what lies beyond them is padding of zeros.
+    """A window of up to K consecutive steps of an episode, padded with zeros on the right.
 
-    The padding is on the right: with causal attention no step sees it.
+    With causal attention no step attends to the padding.
     """
 
     obs: Tensor  # (B, K, O)
-    action: Tensor  # (B, K, A)  while acting, that of the last step is yet to come: zeros
-    return_to_go: Tensor  # (B, K)  scaled; while acting, the target less what was received
+    action: Tensor  # (B, K, A)  while acting, zeros at the last step
+    return_to_go: Tensor  # (B, K)  scaled; while acting, target minus the rewards received
     timestep: Tensor  # (B, K) int64, counted from the start of the episode
-    valid: Tensor  # (B, K) bool: which are steps
+    valid: Tensor  # (B, K) bool: not padding
 
 
 class Batch(NamedTuple):
-    # (B, O) Tensor; under a windowed view the `Context` of the steps
+    """A minibatch of B elements: transitions, n-step returns, chunks or windows."""
+
+    # (B, O) Tensor; under a windowed view a `Context`
     obs: Any
     action: Tensor  # (B, A)  in [-1, 1]
     reward: Tensor  # (B,)  discounted sum over the steps this element spans
@@ -57,12 +59,12 @@ class Batch(NamedTuple):
 
 
 def minibatch(batch: Batch, i: int) -> Batch:
-    """The i-th of the minibatches of one update: (K, B, ...) -> (B, ...)."""
+    """The i-th minibatch of an update: (K, B, ...) -> (B, ...)."""
     return tree_map(lambda x: x[i], batch)
 
 
 class Method(Protocol[State]):
-    """Pure functions of one seed. A frozen keyword-only dataclass whose fields are hyper-parameters.
+    """A learning algorithm as pure functions of one seed: a frozen keyword-only dataclass of hyper-parameters.
 
     `act` returns actions, or a `Plan` where the method decides how many steps of a chunk are executed.
 
@@ -70,14 +72,14 @@ class Method(Protocol[State]):
     (default 1; when more, the leading axis of the batch): a delayed actor is `minibatches = 2`, not a
     counter; `needs`, names of what it reads from `batch.extras` (default none;
     offbench/data/batch_extras.py); `actions`, the kind it learns, "continuous" (default) or "discrete".
-    It may have `check(spec)`, which raises UserError for settings that do not fit the problem. One whose state
-    has fields that one loss trains together, as an encoder and what reads it, names them in
-    `trained_together`, groups of fields: offbench.testing takes any other such pair for a missing detach.
+    It may have `check(spec)`, which raises UserError for settings that do not fit the problem. Fields of the
+    state that one loss trains together, as an encoder and its head, are listed in `trained_together`
+    as groups of names: offbench.testing reports any other such pair as a missing detach.
 
-    A method with a critic may also have `value(state, obs, action) -> (E,)`: what its critics, put
-    together as it does itself, say of executing `action`, what `act` gave at obs (a `Plan` of a method of chunks). It is a discounted return on
-    the rewards of the method's data, with whatever the method adds to it (an entropy, a penalty).
-    Evaluation keeps it for the first decision of an episode; nothing depends on it.
+    A method with a critic may also have `value(state, obs, action) -> (E,)`: what its critics,
+    combined as in its update, estimate for `action`, the result of `act` at obs (a `Plan` for methods of
+    chunks): a discounted return on the transformed rewards, with the terms that the method adds (an
+    entropy, a penalty). Evaluation records it for the first decision of an episode; nothing depends on it.
     """
 
     def init(self, key: Key, spec: Spec) -> State: ...
@@ -95,22 +97,22 @@ class Plan(NamedTuple):
 
 
 class TimeStep(NamedTuple):
-    """What environments show a policy: N seeds, E environments for each."""
+    """Observations of vectorised environments at one step: N seeds, E environments each."""
 
     obs: Any  # (N, E, O); a view may make it a tree, for instance of the last steps
-    reward: Tensor  # (N, E) of the step before, as the data of the method have it; 0 at the first
+    reward: Tensor  # (N, E) of the step before, transformed as in the data; 0 at the first
     first: Tensor  # (N, E) bool: the first step of an episode
 
 
 class Policy(NamedTuple):
-    """How stacked seeds act in vectorised environments.
+    """A policy of stacked seeds in vectorised environments.
 
-    `init(n_seeds, n_envs) -> carry`; `act(state, step, carry, key) -> (action, carry)` with key
-    (N, E) int64 and action (N, E, A). `carry` is what the policy remembers, a tree whose tensors
-    begin with (N, E); `step.first` is when it must forget.
+    `init(n_seeds, n_envs) -> memory`; `act(state, step, memory, key) -> (action, memory)` with key
+    (N, E) int64 and action (N, E, A). `memory` is the policy's recurrent state, a pytree of tensors
+    (N, E, ...), to be reset where `step.first`.
 
-    `reward` and `gamma` are the units of its method's values: a raw reward as the method's data have
-    it, and the discount per environment step; no discount where the method has no values.
+    `reward` transforms a raw reward as the method's data were; `gamma` is the discount per environment
+    step, None where the method has no `value`.
     """
 
     init: Callable[[int, int], Any]

@@ -1,4 +1,4 @@
-"""A cell: one entry on one task, as plain data that travels to worker processes."""
+"""A cell: one entry on one task, with its seeds. Plain data, pickled to worker processes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from offbench.tasks.task import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One row of the board on one task: every seed of it, trained as one stack."""
+    """One leaderboard row on one task: every seed of it, trained as one stack."""
 
     entry: str
     suite: str
@@ -20,7 +20,8 @@ class Cell:
     task: Task
     # registry name, or the dotted path of an outside class
     method: str
-    target: str  # dotted path of the class
+    # dotted path of the class
+    target: str
     hparams: Mapping[str, Any]
     # view, sampler, transforms, batch_size, gamma
     pipeline: Mapping[str, Any]
@@ -35,10 +36,11 @@ class Cell:
 
     @property
     def recorded_sources(self) -> dict[str, str]:
-        """In words, of what defines a run; those of device, engine and the like are left out."""
+        """Setting -> source in words, for the settings that define a run (not device, engine, ...)."""
         return {k: str(v) for k, v in sorted(self.sources.items()) if k.split(".")[0] in _DEFINING}
 
     def runs(self) -> list[RunSpec]:
+        """The specification of each seed's run."""
         return [
             RunSpec(
                 suite=self.suite,
@@ -62,6 +64,7 @@ class Cell:
         return self.task.environment
 
 
-TUNABLE = ("method", *AROUND, "transforms", "batch_size", "gamma")  # what tuning is about
+# groups and settings whose values count as tuning
+TUNABLE = ("method", *AROUND, "transforms", "batch_size", "gamma")
 
 _DEFINING = (*TUNABLE, "n_updates", "eval", "seeds", "loader", "precision")

@@ -1,4 +1,4 @@
-"""An entry as it is written, `iql+aw+nstep3`: the method and what is composed around it."""
+"""Parses entries such as `iql+aw+nstep3`: a method, its sampler, view and weight wrapper."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,19 +15,25 @@ from offbench.errors import UserError
 
 
 class Method(NamedTuple):
-    """A method with what is composed around it, before anything is known of the task."""
+    """A method with its sampler, view and weight wrapper, before a task is chosen."""
 
-    name: str | None  # as it was asked for
+    # as written in the entry
+    name: str | None
     # group -> option and the number in its name
     picked: Mapping[str, tuple[str, dict]]
     values: "Layers"
-    # the values without what is composed around it
+    # values of the method alone, before the entry's options
     plain: Mapping[str, Any]
     presets: "Sequence[Preset]"
     budgets: "Sequence[Preset]"
 
 
 def read_entry(entry: str | None, choices: Mapping, given: Mapping) -> Method:
+    """The method of an entry with its settings and where each came from.
+
+    `choices` are groups chosen on the command line (`view=chunk`), `given` its dotted settings.
+    Raises UserError for unknown names and classes that are no method.
+    """
     name, picked = split_entry(entry, choices)
     base = read_option("method", name) if name else {**compose_conf(), "method": {}}
     source = (base.get("known_as") or {}).get(_span_of(base, picked, given), name)
@@ -45,10 +51,10 @@ def read_entry(entry: str | None, choices: Mapping, given: Mapping) -> Method:
     plain = dict(values.values)
     for group in AROUND:
         option, extra = picked.get(group, (None, {}))
-        made = read_option(group, option) if option else {}
-        # `qc+chunk10` changes the length and keeps what else the method says of its own view
-        if option and made["_target_"] != values.values[f"{group}._target_"]:
-            values.replace(group, made, Source(Layer.OPTION, f"{group}/{option}"))
+        config = read_option(group, option) if option else {}
+        # `qc+chunk10` changes the length and keeps the other settings of the method's view
+        if option and config["_target_"] != values.values[f"{group}._target_"]:
+            values.replace(group, config, Source(Layer.OPTION, f"{group}/{option}"))
     if "method._target_" in given:
         values.replace("method", {"_target_": given["method._target_"]}, COMMAND_LINE)
     check_method(locate(values.values["method._target_"]))
@@ -62,21 +68,21 @@ def read_entry(entry: str | None, choices: Mapping, given: Mapping) -> Method:
 
 
 def _span_of(base: Mapping, picked: Mapping, given: Mapping) -> str | None:
-    """What the view of an entry spans, as its name has it: chunk5, nstep1."""
+    """The view of an entry with its length, as written in entries: chunk5, nstep1."""
     view = base["view"]
     option, extra = picked.get("view", (None, {}))
-    made = read_option("view", option) if option else view
-    if made["_target_"] == view["_target_"]:
-        made = view
+    config = read_option("view", option) if option else view
+    if config["_target_"] == view["_target_"]:
+        config = view
     for word, number in NAMES_OF_VIEWS.items():
-        if made["_target_"] == read_option("view", word)["_target_"]:
-            return f"{word}{given.get(f'view.{number}', extra.get(number, made[number]))}"
+        if config["_target_"] == read_option("view", word)["_target_"]:
+            return f"{word}{given.get(f'view.{number}', extra.get(number, config[number]))}"
     return None
 
 
 def expand_sweeps(given: Mapping[str, Any], hints: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """A list given to a number is a sweep: `method.expectile=[0.7,0.8]` trains both in one stack."""
-    # where a number may be left open (null) and still swept
+    """The points of a sweep: `method.expectile=[0.7,0.8]` trains both values in one stack."""
+    # groups in which a number that may be null can be swept
     own = ("method.", *(f"{group}." for group in AROUND))
     number = lambda k: (
         hints.get(k) in (int, float)
@@ -90,14 +96,14 @@ def expand_sweeps(given: Mapping[str, Any], hints: Mapping[str, Any]) -> Iterato
 
 
 def replaced_groups(own: "Layers") -> set[str]:
-    """The groups around a method in which another class stands for the one of its yaml."""
+    """The groups (sampler, view, weight) whose class is not the one in the method's yaml."""
     return {g for g in AROUND if own.sources[f"{g}._target_"].layer is Layer.OPTION}
 
 
 def entry_label(method: Method, target: str, changed: Mapping) -> str:
-    """What the board calls a row: the method, what was composed around it, and what was changed."""
+    """The label of a leaderboard row: `iql+aw(lr=0.001)`."""
     words = [method.name or target.rsplit(".", 1)[-1]]
-    # an entry that is another published method is still called what it was asked for as
+    # an entry that equals another published method keeps the name it was written with
     base = read_option("method", method.name) if method.name else compose_conf()
     for group in AROUND:
         option, extra = method.picked.get(group, (None, {}))

@@ -1,4 +1,4 @@
-"""Runs many packs, in this process or on several."""
+"""Runs stacks of runs (`Pack`), in this process or in several."""
 
 import multiprocessing
 import os
@@ -26,17 +26,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to one pack: a phase and its fraction, its outcomes, or an error."""
+    """Progress of one stack: a phase and its fraction, the outcomes, or an error."""
 
     index: int
     phase: str
     fraction: float = 0.0
     outcomes: tuple[Outcome, ...] = ()
-    # one line for a user's mistake, a traceback for a defect
+    # one line for a UserError, a traceback for any other
     error: str | None = None
 
 
 def n_jobs(settings: Settings, packs: int) -> int:
+    """Number of worker processes: `jobs`, or for auto one per core, one in all on a GPU."""
     if settings.jobs != "auto":
         return min(int(settings.jobs), max(packs, 1))
     if resolve_device(settings.device).startswith("cuda"):
@@ -45,17 +46,17 @@ def n_jobs(settings: Settings, packs: int) -> int:
 
 
 def _cores() -> int:
-    """Cores this process may use; all of the machine's where the system knows no affinity."""
+    """Cores this process may use; all of the machine's on systems without CPU affinity."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def run_packs(packs: Sequence[Pack], store: Store, settings: Settings) -> Iterator[Event]:
-    """Runs the packs on `settings.jobs` processes; yields what happens as it happens.
+    """Runs stacks on `settings.jobs` processes; yields events as they happen.
 
-    An error in one pack is recorded as failed runs with their reason and reported as an event; the
-    others go on. Environments and the interpreter are kept between the packs of a process.
+    An error in one stack is recorded as failed runs with the reason and reported as an event; the
+    others go on. A process reuses its environments for the next stack.
     """
     jobs = n_jobs(settings, len(packs))
     if jobs == 1:
@@ -65,7 +66,7 @@ def run_packs(packs: Sequence[Pack], store: Store, settings: Settings) -> Iterat
 
 
 def _run_here(packs: Sequence[Pack], store: Store, settings: Settings) -> Iterator[Event]:
-    """In this process, in a thread beside the caller, so that progress can be shown."""
+    """Runs in a thread of this process, so that the caller can show progress."""
     import queue
 
     events: queue.Queue[Event | None] = queue.Queue()
@@ -77,7 +78,7 @@ def _run_here(packs: Sequence[Pack], store: Store, settings: Settings) -> Iterat
         try:
             for index, pack in enumerate(packs):
                 events.put(_guarded(index, pack, store, settings, pools, events.put))
-        # the caller waits, and is the one to be told
+        # raised again in the caller's thread
         except BaseException as error:
             broken.append(error)
         events.put(None)
@@ -97,7 +98,7 @@ def _guarded(
     pools: "dict[str, EnvPool]",
     send: Callable[[Event], None],
 ) -> Event:
-    """One pack; what goes wrong becomes a record and an event."""
+    """Runs one stack; an error becomes failed records and an event."""
     start = time.perf_counter()
     report = lambda phase, f: send(Event(index, phase, f))
     try:
@@ -110,8 +111,8 @@ def _guarded(
     size, wall_s = len(pack.members), time.perf_counter() - start
     for cell, run in pack.members:
         if not store.has(run.run_id):
-            made = provenance_of(cell, settings, "cpu", settings.engine, size, wall_s, 0.0, {})
-            store.fail(run, reason, made)
+            facts = provenance_of(cell, settings, "cpu", settings.engine, size, wall_s, 0.0, {})
+            store.fail(run, reason, facts)
     return Event(index, "failed", 1.0, error=text)
 
 
@@ -122,7 +123,8 @@ _worker: dict[str, Any] = {}
 def _start_worker(queue: Any, threads: int) -> None:
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    # the parent process handles interrupts
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     _worker.update(queue=queue, pools={})
 

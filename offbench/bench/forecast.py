@@ -1,4 +1,4 @@
-"""How long cells will take, from records of the same work where there are any, else from a short probe."""
+"""Estimates of run time, memory and disk space: from records of the same cells, else from a short probe."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +21,9 @@ SETUP_S = 3.0
 
 
 class Cost(NamedTuple):
-    # of the cell, on one process
+    """Estimated run time of a cell."""
+
+    # on one process
     seconds: float
     basis: str  # "records" or "probe"
 
@@ -29,7 +31,7 @@ class Cost(NamedTuple):
 def forecast(
     cells: Sequence[Cell], store: Store, *, report: Callable[[str], None] = lambda text: None
 ) -> list[Cost]:
-    """One cost per cell. Environment steps are counted as if every episode ran to its limit."""
+    """The run time of each cell. Every episode is assumed to reach its time limit."""
     records = store.runs(status="ok") if cells else None
     rates: dict[object, float] = {}
     costs = []
@@ -38,7 +40,7 @@ def forecast(
         if known is not None:
             costs.append(Cost(known, "records"))
             continue
-        # Nets and batch decide the speed, the task's sizes hardly: one probe serves every task.
+        # speed depends on networks and batch, hardly on the task: one probe serves every task
         key = (cell.target, str(cell.hparams), str(cell.pipeline), len(cell.seeds))
         if key not in rates:
             report(f"measuring {cell.entry}")
@@ -56,7 +58,7 @@ def forecast(
 
 
 def _recorded(cell: Cell, records: "pd.DataFrame | None") -> float | None:
-    """Seconds of this cell by the records of the same entry and task, scaled to its updates and seeds."""
+    """Seconds in the latest record of the same entry and task, scaled to updates and seeds."""
     if records is None or records.empty:
         return None
     same = records[(records["entry"] == cell.entry) & (records["task"] == cell.task.id)]
@@ -68,7 +70,7 @@ def _recorded(cell: Cell, records: "pd.DataFrame | None") -> float | None:
 
 
 def _update_rate(cell: Cell) -> float:
-    """Updates per second of the whole stack, the best of a few short rounds."""
+    """Updates per second of the whole stack, the fastest of a few short rounds."""
     import torch
 
     from offbench.bench.preflight import build
@@ -85,8 +87,9 @@ def _update_rate(cell: Cell) -> float:
         engine = Engine(make_step(method, pipeline), carry)
     engine.run(1)
     threads, best = torch.get_num_threads(), float("inf")
-    torch.set_num_threads(1)  # as in a worker
-    # at first: an update of large nets takes seconds, and one says enough
+    # one thread, as in a worker
+    torch.set_num_threads(1)
+    # one step first: an update of large networks takes seconds
     steps = 1
     for _ in range(PROBE_ROUNDS):
         start = time.perf_counter()
@@ -116,7 +119,7 @@ def _step_rate(cell: Cell) -> float:
 
 
 def stack_bytes(pack: "Pack") -> int:
-    """Device memory of a stack while it trains, beside the data: states and the live tensors of an update."""
+    """Bytes of device memory of a stack in training, without the data: states and live tensors."""
     from offbench.bench.preflight import build
     from offbench.training.engine import peak_bytes
     from offbench.training.imperative import Imperative
@@ -133,7 +136,7 @@ def stack_bytes(pack: "Pack") -> int:
 
 
 def kept_bytes(packs: "Sequence[Pack]") -> dict[str, int]:
-    """Bytes of what would be kept of all runs, for every choice of `keep`."""
+    """Bytes on disk of the kept files of all runs, for each choice of `keep`."""
     from offbench.bench import kept
     from offbench.bench.preflight import build_method, build_view
     from offbench.bench.stacks import program_of

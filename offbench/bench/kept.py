@@ -1,11 +1,11 @@
-"""Trained policies and states, kept beside their records: to act with, and to train on from.
+"""Policies and training states stored with their records, to act and to resume training.
 
     results/runs/<suite>/<task>/<entry>/<run_id>.safetensors
 
 With `keep=policy` it holds the tensors that the method's `act` reads, with `keep=state` all of them, the
-run's key and its number of steps: a longer run of the same settings goes on from there. Either holds what
-acting needs beside the method: the run's specification, the fitted transforms, and the units of actions.
-Nothing is unpickled, and neither the data nor an environment is needed to load one.
+run's key and its number of steps: a longer run of the same settings resumes from there. Either holds what
+acting needs: the run's specification, the fitted transforms, and the units of actions. Nothing is
+unpickled, and neither the data nor an environment is needed to load one.
 """
 
 import json
@@ -38,7 +38,7 @@ _FORMAT = 1
 
 
 class Units(NamedTuple):
-    """What an environment takes for the actions in [-1, 1] that policies make."""
+    """Units of the environment's actions, to which a policy's [-1, 1] are scaled."""
 
     low: tuple[float, ...] | None = None  # (A,) bounds; None: actions are in [-1, 1] there, too
     high: tuple[float, ...] | None = None
@@ -47,7 +47,7 @@ class Units(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What was trained, beside its state."""
+    """A trained run without its state: method, pipeline, problem."""
 
     # dotted path of the method's class
     target: str
@@ -56,7 +56,7 @@ class Program(NamedTuple):
     # the environment's, before the view
     spec: Spec
     units: Units
-    # the view's settings that were left to the data
+    # view settings that were null and set from the data
     fitted: Mapping[str, Any]
 
 
@@ -66,24 +66,24 @@ class Program(NamedTuple):
 def save(
     path: Path,
     carry: Carry,
-    place: int,
+    member: int,
     *,
     keep: str,
     run: RunSpec,
     program: Program,
 ) -> None:
-    """Writes the policy or the state of one run, which is at a place of a stack: `carry`, on the CPU.
+    """Writes the policy or the training state of one member of a stack; `carry` is on the CPU.
 
-    Of a PyTorch class as it was written (`offbench.training.imperative`) it is the policy either way: the state
-    dicts of its modules. Whatever interrupts it, `path` holds a whole file or none.
+    For a PyTorch class (`offbench.training.imperative`) it is the policy either way: the state dicts of
+    its modules. The write is atomic.
     """
     from safetensors.torch import save as to_bytes
 
     method, pipeline, spec = program.method, program.pipeline, program.spec
     if isinstance(method, Imperative):
-        keep, tensors = "policy", _of_modules(carry.state.members[place].algorithm)
+        keep, tensors = "policy", _of_modules(carry.state.members[member].algorithm)
     else:
-        tensors = _of_carry(carry.seed(place), keep, method, pipeline.spec(spec))
+        tensors = _of_carry(carry.seed(member), keep, method, pipeline.spec(spec))
     about = {
         "format": _FORMAT,
         "kind": keep,
@@ -113,7 +113,7 @@ def _of_carry(carry: Carry, keep: str, method: Method, spec: Spec) -> dict[str, 
 
 
 def _modules(algorithm: Any) -> dict[str, torch.nn.Module]:
-    """The modules of a PyTorch class as it was written, or itself, by the names they have there."""
+    """Attribute name -> module of an object of a PyTorch class; "self" where it is a module."""
     if isinstance(algorithm, torch.nn.Module):
         return {"self": algorithm}
     return {k: x for k, x in vars(algorithm).items() if isinstance(x, torch.nn.Module)}
@@ -128,7 +128,7 @@ def _of_modules(algorithm: Any) -> dict[str, Tensor]:
 
 
 def sizes(method: Method, spec: Spec) -> dict[str, int]:
-    """Bytes of one run's file by what is kept, beside its headers; `spec` is what the method sees."""
+    """Bytes of tensors in one run's file for each choice of `keep`; `spec` is that of the view."""
     if isinstance(method, Imperative):
         held = _of_modules(method.member(rng.key(0), spec, "cpu").algorithm)
         size = sum(x.nbytes for x in held.values())
@@ -141,7 +141,7 @@ def sizes(method: Method, spec: Spec) -> dict[str, int]:
 
 
 def _named(prefix: str, tree: Any) -> dict[str, Tensor]:
-    """The leaves of a tree by where they are: "state.actor[0]['w']"."""
+    """Leaves of a pytree by path: "state.actor[0]['w']"."""
     return {prefix + keystr(path): x for path, x in tree_flatten_with_path(tree)[0]}
 
 
@@ -179,7 +179,7 @@ def _example(spec: Spec) -> Any:
 
 
 def about(path: Path) -> dict[str, Any]:
-    """What a kept file says of itself; its tensors are not read. UserError where it is none of ours."""
+    """The header of a kept file, without its tensors. UserError for any other file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -193,6 +193,7 @@ def about(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a kept file by name. UserError where it cannot be read."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -203,7 +204,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def filled(like: Any, tensors: Mapping[str, Tensor], path: Path, *, partly: bool) -> Any:
-    """The tree with the tensors of a file in their places. UserError where they do not fit."""
+    """The pytree `like` with the tensors of a file as its leaves. UserError where they do not fit.
+
+    With `partly` leaves that the file lacks stay as they are.
+    """
     leaves, tree = tree_flatten(like)
     names = list(_named("state", like))
     found = [tensors.get(name) for name in names]
@@ -239,19 +243,19 @@ def written_objects(
 # --- going on -------------------------------------------------------------------------------
 
 
-class Earlier(NamedTuple):
-    """Where a shorter run of the same settings ended, for every member of a stack."""
+class ShorterRuns(NamedTuple):
+    """Kept training states of shorter runs with the same settings, one per member of a stack."""
 
     carry: Carry  # stacked
     n_updates: int
     records: list[Record]
 
 
-def earlier(
+def find_shorter(
     store: Store, members: Sequence[tuple[str, RunSpec]], like: Carry, method: Method
-) -> "tuple[Earlier | None, str | None]":
-    """The longest kept state that all (entry, run) of a stack can go on from, in the structure of `like`;
-    and, where there is none, why a kept state of a shorter run does not serve."""
+) -> "tuple[ShorterRuns | None, str | None]":
+    """The longest kept state that every (entry, run) of a stack can resume from, shaped as `like`;
+    or None and the reason why a kept shorter run cannot be resumed."""
     found: list[dict[int, Path]] = []
     why: str | None = None
     for _, run in members:
@@ -280,18 +284,18 @@ def earlier(
         stack([c.state for c in carries]), torch.stack([c.key for c in carries]), carries[0].step
     )
     stacked = tree_map(lambda x, y: x.to(y.device), stacked, like)
-    return Earlier(stacked, n, [store.read(x[n].stem) for x in found]), None
+    return ShorterRuns(stacked, n, [store.read(x[n].stem) for x in found]), None
 
 
 def _shorter(store: Store, run: RunSpec) -> tuple[dict[int, Path], str | None]:
-    """Number of updates -> the kept state of a run that is this one but for its length; and why another
-    that was kept is none of them."""
+    """Number of updates -> kept state of a run that differs in its length only; and why another kept
+    run cannot be resumed."""
     found: dict[int, Path] = {}
     why = None
     for path in store.kept(run):
         try:
-            told = about(path)
-            other = RunSpec(**told["run"])
+            header = about(path)
+            other = RunSpec(**header["run"])
         except UserError:
             continue
         if other.n_updates >= run.n_updates or other.method != run.method:
@@ -304,7 +308,7 @@ def _shorter(store: Store, run: RunSpec) -> tuple[dict[int, Path], str | None]:
         }
         tied = _tied(other, run)
         hparams = {**other.hparams, **{k: run.hparams[k] for k in tied}}
-        if RunSpec(**{**told["run"], **same, "hparams": hparams}) != run:
+        if RunSpec(**{**header["run"], **same, "hparams": hparams}) != run:
             continue
         if tied:
             words = ", ".join(f"method.{k}" for k in tied)
@@ -312,7 +316,7 @@ def _shorter(store: Store, run: RunSpec) -> tuple[dict[int, Path], str | None]:
                 f"a run of {other.n_updates} updates was kept, but {words} follows the length of the run:"
                 " training began at 0"
             )
-        elif told["kind"] == "state":
+        elif header["kind"] == "state":
             found[other.n_updates] = path
         else:
             why = (
@@ -323,6 +327,6 @@ def _shorter(store: Store, run: RunSpec) -> tuple[dict[int, Path], str | None]:
 
 
 def _tied(other: RunSpec, run: RunSpec) -> list[str]:
-    """The settings that follow the lengths of two runs, as a decay does."""
+    """Hyper-parameters equal to the length of each run, as a decay over all of it."""
     lengths = (other.n_updates, run.n_updates)
     return [k for k, v in run.hparams.items() if (other.hparams.get(k), v) == lengths]

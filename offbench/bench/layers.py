@@ -1,4 +1,4 @@
-"""Dotted settings in layers, later ones winning, every value with where it came from."""
+"""Settings in layers: later layers win, and every value keeps its source."""
 
 import difflib
 import inspect
@@ -14,6 +14,8 @@ from offbench.bench.values import coerce, flatten, nest, type_hints
 from offbench.errors import UserError, unknown
 
 _SETTINGS = type_hints(Settings)
+# former name of a setting -> its name
+_RENAMED = {"sink": "logger"}
 
 
 @cache
@@ -22,7 +24,7 @@ def _run_yaml() -> Mapping[str, Any]:
 
 
 class Layers:
-    """Dotted settings, their types and where each value came from."""
+    """Dotted settings with their values, types and sources."""
 
     def __init__(self, values: Mapping[str, Any], source: Source):
         self.values = flatten(values)
@@ -33,6 +35,7 @@ class Layers:
         self.hints: dict[str, Any] = dict(_SETTINGS)
 
     def copy(self) -> "Layers":
+        """An independent copy."""
         other = object.__new__(Layers)
         other.values, other.sources, other.hints = (
             dict(self.values),
@@ -42,13 +45,17 @@ class Layers:
         return other
 
     def replace(self, group: str, values: Mapping[str, Any], source: Source) -> None:
+        """Replaces all values of a group."""
         for key in [k for k in self.values if k == group or k.startswith(group + ".")]:
             del self.values[key], self.sources[key]
         for key, value in flatten({group: values}).items():
             self.values[key], self.sources[key] = value, source
 
     def fill_defaults(self, group: str) -> None:
-        """The target's types and, below what the yaml says, its defaults, in the order of its parameters."""
+        """Adds the types and defaults of the group's class, in the order of its parameters.
+
+        Raises UserError for a setting that the class lacks, and for one without a value.
+        """
         target = self.values.get(f"{group}._target_")
         if target is None:
             return
@@ -57,7 +64,7 @@ class Layers:
         whole: dict[str, Any] = {}
         for key, value in self.values.items():
             if key == f"{group}._target_":
-                # a value that the yaml has takes the place of the default
+                # values of the yaml replace defaults below
                 whole |= {key: value} | {name: default for name, (_, default) in own.items()}
             elif key.startswith(f"{group}.") and key not in own:
                 raise unknown(f"setting of {target}", key, own)
@@ -74,7 +81,7 @@ class Layers:
         self.values = whole
 
     def update(self, changes: Mapping[str, Any], source: Source, *, lenient: bool = False) -> None:
-        """Sets values that exist. `lenient` skips method settings that this method does not have."""
+        """Sets existing settings. UserError for unknown ones; `lenient` skips unknown method settings."""
         for key, value in changes.items():
             if key == "transforms" or key.startswith("transforms."):
                 self._transforms(key, value, source)
@@ -87,7 +94,9 @@ class Layers:
                 raise self._unknown(key)
 
     def _unknown(self, key: str) -> UserError:
-        """Names that end alike count as near: `expectile` is `method.expectile`."""
+        """The error for an unknown key; the last part counts as near: `expectile`, `method.expectile`."""
+        if key in _RENAMED:
+            return UserError(f"setting '{key}' is now called '{_RENAMED[key]}'")
         known = [k for k in self.hints if not k.startswith("suite")]
         last = {k.rsplit(".", 1)[-1]: k for k in known}
         near = difflib.get_close_matches(key.rsplit(".", 1)[-1], last, n=1, cutoff=0.6)
@@ -117,7 +126,7 @@ class Layers:
             self.values[k], self.sources[k] = v, source
 
     def nested(self, group: str) -> dict[str, Any]:
-        """The values below a name, as they were written."""
+        """The values of a group as a nested dict, uncoerced."""
         below = {k: v for k, v in self.values.items() if k.startswith(f"{group}.")}
         return nest(below).get(group, {})
 
@@ -129,7 +138,7 @@ class Layers:
         return {k.split(".", 1)[1]: coerce(self.resolved(k), self.hints[k], k) for k in names}
 
     def resolved(self, key: str) -> Any:
-        """The value, or that of the setting it refers to, once every layer has been said."""
+        """The value of a setting, references such as `${n_updates}` followed."""
         value = self.values[key]
         if not is_reference(value):
             return value

@@ -1,4 +1,4 @@
-"""Screens on which training can be watched. The record is `results/`; a sink may be lost."""
+"""Optional loggers. Results are stored in results/, never here."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,23 +10,30 @@ if TYPE_CHECKING:
 
     from offbench.results.spec import RunSpec
 
-# the runs of a stack, place by place, each with the label of its row
+# (entry, run) of each member of a stack
 Runs = Sequence[tuple[str, "RunSpec"]]
 
 
-class Sink(Protocol):
-    # lists with one value per member of the stack
+class Logger(Protocol):
+    """Receives metrics and evaluation episodes of a stack while it trains."""
+
+    # `values`: one number per member of the stack for each metric
     def metrics(self, update: int, values: Mapping[str, Any]) -> None: ...
     def episodes(self, frame: "pd.DataFrame") -> None: ...
 
 
-class Nothing:
+class NoLogger:
+    """The logger of `logger=none`."""
+
     def metrics(self, update: int, values: Mapping[str, Any]) -> None: ...
     def episodes(self, frame: "pd.DataFrame") -> None: ...
 
 
 class Wandb:
-    """One wandb run per run, grouped by cell; offline unless an account is logged in or WANDB_MODE says so."""
+    """Logs to Weights & Biases: one wandb run per run, grouped by cell.
+
+    Offline without an account; `WANDB_MODE` overrides.
+    """
 
     def __init__(self, runs: Runs, folder: str):
         import wandb
@@ -69,12 +76,13 @@ class Wandb:
 
 
 @contextmanager
-def open_sink(name: str, runs: Runs, folder: str) -> Iterator[Sink]:
+def open_logger(name: str, runs: Runs, folder: str) -> Iterator[Logger]:
+    """The logger of the setting `logger=`; closed when the block ends. wandb writes to `folder`."""
     if name == "none":
-        yield Nothing()
+        yield NoLogger()
         return
-    sink = Wandb(runs, folder)
+    logger = Wandb(runs, folder)
     try:
-        yield sink
+        yield logger
     finally:
-        sink.close()
+        logger.close()

@@ -1,7 +1,7 @@
-"""Plays the test episodes of a task with a policy that was trained elsewhere, and records its rows.
+"""Evaluates a policy that was trained elsewhere on the test episodes of a task, and records it.
 
-The episodes, the protocol and the board are those of every other entry. Nothing is known of how the policy
-came to be, and the record says so: method `outside`, tuning "trained outside offbench".
+Episodes, protocol and leaderboard are those of every other entry. Its training is unknown, and recorded as
+such: method `outside`, tuning "trained outside offbench".
 """
 
 import time
@@ -78,9 +78,9 @@ def evaluate_policy(
         )
     finally:
         pool.close()
-    made = _provenance(entry, len(acts), time.perf_counter() - start)
+    facts = _provenance(entry, len(acts), time.perf_counter() - start)
     for i, run in enumerate(runs):
-        store.append(run, rows[rows["member"] == i].drop(columns="member"), made, remark=REMARK)
+        store.append(run, rows[rows["member"] == i].drop(columns="member"), facts, remark=REMARK)
     return rows.drop(columns="member")
 
 
@@ -123,14 +123,14 @@ def _by_seed(act: Act | Mapping[int, Act], seeds: Sequence[int] | None) -> dict[
 
 def _refuse_known(runs: Sequence[RunSpec], store: Store, entry: str) -> None:
     lines = store.runs(suite=runs[0].suite, task=runs[0].task)
-    mine = lines[lines["entry"] == entry]
+    recorded = lines[lines["entry"] == entry]
     for run in runs:
-        if run.run_id in set(mine["run_id"]):
+        if run.run_id in set(recorded["run_id"]):
             raise UserError(
                 f"{entry} version {run.hparams['version']} is recorded on {run.task} seed {run.seed} (run {run.run_id}); "
                 "another policy needs another version= and entry="
             )
-    for line in mine[~mine["config_id"].isin({run.config_id for run in runs})].itertuples():
+    for line in recorded[~recorded["config_id"].isin({run.config_id for run in runs})].itertuples():
         raise UserError(
             f"{entry} is on record on {line.task} as another policy or under another protocol (run {line.run_id}); "
             "a board holds one of each entry: use another entry="
@@ -146,11 +146,11 @@ def _policy(acts: Sequence[Act], env: "gymnasium.Env", entry: str, *, in_unit: b
         space = env.env.action_space
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
 
-    def act(state: Any, step: TimeStep, carry: Any, key: Tensor) -> tuple[Tensor, Any]:
+    def act(state: Any, step: TimeStep, memory: Any, key: Tensor) -> tuple[Tensor, Any]:
         obs, first = step.obs.numpy(), step.first.numpy()
-        made = np.stack([_acted(f, obs[i], first[i], size, entry) for i, f in enumerate(acts)])
-        action = torch.from_numpy(2 * (made - low) / (high - low) - 1)
-        return action.float().clamp(-1, 1), carry
+        raw = np.stack([_acted(f, obs[i], first[i], size, entry) for i, f in enumerate(acts)])
+        action = torch.from_numpy(2 * (raw - low) / (high - low) - 1)
+        return action.float().clamp(-1, 1), memory
 
     return Policy(lambda n_seeds, n_envs: (), act)
 
@@ -158,15 +158,15 @@ def _policy(acts: Sequence[Act], env: "gymnasium.Env", entry: str, *, in_unit: b
 def _acted(act: Act, obs: np.ndarray, first: np.ndarray, size: int, entry: str) -> np.ndarray:
     if first.any() and hasattr(act, "reset"):
         act.reset(first.copy())
-    made = act(obs.copy())
-    made = made.detach().cpu().numpy() if isinstance(made, Tensor) else np.asarray(made)
-    if made.shape != (len(obs), size):
+    action = act(obs.copy())
+    action = action.detach().cpu().numpy() if isinstance(action, Tensor) else np.asarray(action)
+    if action.shape != (len(obs), size):
         raise UserError(
-            f"{entry}: act returned {made.shape} for obs {obs.shape}: return {(len(obs), size)}"
+            f"{entry}: act returned {action.shape} for obs {obs.shape}: return {(len(obs), size)}"
         )
-    if not np.isfinite(made).all():
+    if not np.isfinite(action).all():
         raise UserError(f"{entry}: act returned actions that are not finite")
-    return made.astype(np.float64)
+    return action.astype(np.float64)
 
 
 def _provenance(entry: str, pack: int, wall_s: float) -> Provenance:

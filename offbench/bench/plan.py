@@ -1,12 +1,12 @@
-"""From a command line to cells.
+"""Plans the cells of a command line.
 
-The layers of a cell, later ones win:
+Layers of a cell's settings, later ones win:
 
     the class's own defaults < conf/method/*.yaml < the suite's protocol < the method's published budget
     < the method's preset for the task < the suite's `overrides` < the command line
 
-Where no suite is named, that of the task is used: the toy settings of `quick` reach no published task unless
-`suite=quick` is said.
+Where no suite is named, the home suite of the task is used: the toy settings of `quick` reach no published
+task unless `suite=quick` is given.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -34,12 +34,12 @@ from offbench.bench.settings import (
 )
 from offbench.bench.sources import COMMAND_LINE, NO_ENVIRONMENT, Layer, Source
 from offbench.bench.suites import (
-    Place,
+    SuiteTask,
     checked_task_id,
     home_of,
-    place,
     protocol_settings,
     suite_overrides,
+    suite_task,
 )
 from offbench.bench.targets import is_torch_class, locate, name_of
 from offbench.bench.tuning import changes, describe_tuning
@@ -48,13 +48,13 @@ from offbench.errors import UserError, unknown
 from offbench.tasks.locate import load_task, read_by
 from offbench.tasks.task import Loader, Task
 
-# (task id, loader, suite) -> the task and its place in the suite
-Places = Callable[[Any, Loader, str], Place]
+# (task id, loader, suite) -> the task in the suite
+FindTask = Callable[[Any, Loader, str], SuiteTask]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a command line asks for."""
+    """The cells and settings of a command line."""
 
     cells: tuple[Cell, ...]
     settings: Settings
@@ -64,27 +64,29 @@ class Plan:
 
     @property
     def tasks(self) -> list[str]:
+        """Task ids, each once."""
         return list(dict.fromkeys(cell.task.id for cell in self.cells))
 
     @property
     def name(self) -> str:
+        """Id of the suite."""
         return self.suite["id"]
 
 
 def plan(overrides: Sequence[str], *, bench: bool) -> Plan:
-    """The cells that a command line describes.
+    """The cells of a command line.
 
-    With `bench`, the methods are the suite's unless `methods=[...]` or `method=` says otherwise;
-    without, `method=` must be given. Raises UserError for anything misspelt, mistyped or impossible.
+    With `bench`, the methods are those of the suite unless `methods=[...]` or `method=` is given;
+    without, `method=` must be given. Raises UserError for unknown, mistyped or impossible settings.
     """
     points = parse_overrides(overrides)
     swept = {k for p in points for k, v in p.items() if v != points[0][k] and k != "preset"}
-    # one label on all of them, whatever is usual on each
+    # all tasks of a sweep get the same label
     if "task" in swept:
         swept |= points[0].keys()
-    # the folders of data are searched for a task: once for all cells of a plan
-    places = cache(_placed)
-    plans = [_plan_point(point, swept, places, bench=bench) for point in points]
+    # cached: data folders are searched once per task
+    find_task = cache(_find_task)
+    plans = [_plan_point(point, swept, find_task, bench=bench) for point in points]
     cells = tuple(cell for p in plans for cell in p.cells)
     if len(names := {p.name for p in plans}) > 1:
         raise UserError(
@@ -99,14 +101,16 @@ def plan(overrides: Sequence[str], *, bench: bool) -> Plan:
     return replace(plans[0], cells=cells)
 
 
-def _placed(name: str, loader: Loader, suite: str) -> Place:
+def _find_task(name: str, loader: Loader, suite: str) -> SuiteTask:
     task = load_task(checked_task_id(name), loader=loader)
     task.check_trainable()
-    return place(task, suite)
+    return suite_task(task, suite)
 
 
-def _plan_point(given: dict[str, Any], swept: Set[str], places: Places, *, bench: bool) -> Plan:
-    """`swept` are the settings that the command line gives several values, which a label always names."""
+def _plan_point(
+    given: dict[str, Any], swept: Set[str], find_task: FindTask, *, bench: bool
+) -> Plan:
+    """The cells of one point of a sweep; `swept` settings are always named in labels."""
     choices = {g: given.pop(g) for g in GROUPS if g in given}
     for group, name in choices.items():
         if name is not None and not isinstance(name, str):
@@ -138,25 +142,25 @@ def _plan_point(given: dict[str, Any], swept: Set[str], places: Places, *, bench
         raise UserError(
             f"method= is missing: {', '.join(options('method'))}, or method._target_=package.Class"
         )
-    made = [
+    pairs = [
         pair
         for entry in entries
-        for pair in _entry_cells(entry, choices, given, suite, swept, places)
+        for pair in _entry_cells(entry, choices, given, suite, swept, find_task)
     ]
-    settings = made[-1][1]
-    if (wanted := made[-1][1].preset) in VARIANTS:
+    settings = pairs[-1][1]
+    if (wanted := settings.preset) in VARIANTS:
         own_row = lambda source: (source.layer, source.name) == (Layer.PRESET, wanted)
-        if not any(own_row(source) for cell, _ in made for source in cell.sources.values()):
+        if not any(own_row(source) for cell, _ in pairs for source in cell.sources.values()):
             raise UserError(
                 f"preset={wanted}: no row of these methods and tasks has settings of its own; there are"
                 f" such for {', '.join(methods_with_variant(wanted))}"
             )
-    cells = tuple(cell for cell, _ in made)
+    cells = tuple(cell for cell, _ in pairs)
     return Plan(cells=cells, settings=settings, suite=suite, named=named is not None)
 
 
 def _own_task(own: Mapping[str, Any], task_id: Any) -> Task:
-    """`task.data=PATH task.env=HalfCheetah-v5`: the user's data as a task."""
+    """The task of the user's own data: `task.data=PATH task.env=HalfCheetah-v5`."""
     # its import is heavy
     from offbench.tasks.custom import own_task
 
@@ -178,22 +182,22 @@ def _entry_cells(
     given: Mapping,
     suite: Mapping,
     swept: Set[str],
-    places: Places,
+    find_task: FindTask,
 ) -> Iterator[tuple[Cell, Settings]]:
     """The cells of `iql+aw`, one per task, and of `mymodule.Class+nstep3`."""
     named = (entry or "").partition("+")[0]
-    # a class from elsewhere, without a yaml
+    # the dotted path of an outside class
     if "." in named:
         given = {**given, "method._target_": named}
     method = read_entry(entry, choices, given)
     for point in expand_sweeps(given, method.values.hints):
         lists = {k for k in point if point[k] is not given[k]}
         own = read_entry(entry, choices, point) if lists else method
-        yield from _task_cells(own, suite, point, swept | lists, places)
+        yield from _task_cells(own, suite, point, swept | lists, find_task)
 
 
 def _task_cells(
-    method: Method, suite: Mapping, given: Mapping, swept: Set[str], places: Places
+    method: Method, suite: Mapping, given: Mapping, swept: Set[str], find_task: FindTask
 ) -> Iterator[tuple[Cell, Settings]]:
     task_names = [given["task"]] if given.get("task") else suite["tasks"]
     if not given.get("task") and (only := (suite.get("only") or {}).get(method.name)):
@@ -205,27 +209,27 @@ def _task_cells(
     )
     filled = ("seeds", "n_updates", "eval.episodes")
     given = {k: v for k, v in given.items() if k not in skipped and not (v is None and k in filled)}
-    made: list[tuple[Cell, Settings]] = []
-    # by the command line, on one task at least
+    pairs: list[tuple[Cell, Settings]] = []
+    # settings that the command line changes on at least one task
     changed = set(swept)
     for task_name in task_names:
         loader = coerce(given.get("loader", "offbench"), Loader, "loader")
         if isinstance(task_name, Task):
-            where = place(read_by(task_name, loader), suite["id"])
-            where.task.check_trainable()
+            listed = suite_task(read_by(task_name, loader), suite["id"])
+            listed.task.check_trainable()
         else:
-            where = places(task_name, loader, suite["id"])
-        task = where.task
-        insisted = suite_overrides(suite, method.name, task.id)
-        if is_torch_class(locate(method.values.values["method._target_"])):  # as it was written
-            insisted = {k: v for k, v in insisted.items() if not k.startswith("method.")}
-        later = {**insisted, **given}
-        own, preset = _published(method, suite, where, later)
+            listed = find_task(task_name, loader, suite["id"])
+        task = listed.task
+        forced = suite_overrides(suite, method.name, task.id)
+        if is_torch_class(locate(method.values.values["method._target_"])):
+            forced = {k: v for k, v in forced.items() if not k.startswith("method.")}
+        later = {**forced, **given}
+        own, preset = _published(method, suite, listed, later)
         published = own.copy()
-        # a suite that is named for a task of another says nothing that was published for it
-        if where.home != suite["id"]:
-            published, _ = _published(method, read_option("suite", where.home), where, later)
-        own.update(insisted, Source(Layer.SUITE, suite["id"]), lenient=True)
+        # settings are published for the home suite of a task only
+        if listed.home != suite["id"]:
+            published, _ = _published(method, read_option("suite", listed.home), listed, later)
+        own.update(forced, Source(Layer.SUITE, suite["id"]), lenient=True)
         without = own.copy()
         own.update(given, COMMAND_LINE)
         around = ("method", *AROUND)
@@ -236,9 +240,9 @@ def _task_cells(
         check_settings(settings)
         changed |= {k for k in given if changes(own, without, k)}
         tuning = describe_tuning(own, published, settings, preset)
-        made.append((_cell(own, method, task, suite, settings, given, tuning), settings))
+        pairs.append((_cell(own, method, task, suite, settings, given, tuning), settings))
     in_label = {k: v for k, v in given.items() if k in changed}
-    for cell, settings in made:
+    for cell, settings in pairs:
         yield (
             replace(cell, entry=settings.label or entry_label(method, cell.target, in_label)),
             settings,
@@ -246,7 +250,7 @@ def _task_cells(
 
 
 def _without_environment(own: "Layers", settings: Settings, task: Task, given: Mapping) -> Settings:
-    """Without test episodes, with some of the recorded episodes held out instead."""
+    """The settings of a task without environment: no test episodes, some recorded ones held out."""
     if given.get("eval.episodes") or given.get("eval.monitor_at"):
         raise UserError(
             f"{task.id}: there is no environment to play evaluation episodes in; name one"
@@ -262,24 +266,24 @@ def _without_environment(own: "Layers", settings: Settings, task: Task, given: M
 
 
 def _published(
-    method: Method, suite: Mapping, where: Place, later: Mapping
+    method: Method, suite: Mapping, listed: SuiteTask, later: Mapping
 ) -> "tuple[Layers, Preset | None]":
-    """The settings as they are published for a method on a task, before anybody overrides them.
+    """The published settings of a method on a task, before any override.
 
-    `later` is what will be: a preset is for a composition, which it may still change.
+    `later` are the overrides to come: they can change the composition that a preset is chosen for.
     """
-    own, task = method.values.copy(), where.task
-    for one in (read_option("suite", where.home), suite):
+    own, task = method.values.copy(), listed.task
+    for one in (read_option("suite", listed.home), suite):
         own.update(protocol_settings(one), Source(Layer.SUITE, one["id"]))
-    if budget := chosen_preset(method.budgets, where.part, "usual", None):
-        carried = where.part != task.id
+    if budget := chosen_preset(method.budgets, listed.part, "usual", None):
+        carried = listed.part != task.id
         own.update(budget.settings, Source(Layer.BUDGET, "", budget.source, carried))
     asked = later.get("preset", own.values["preset"])
     choice = coerce(asked, own.hints["preset"], "preset")
     composed = None if choice == "alone" else composition_of({**own.values, **later})
     preset = chosen_preset(method.presets, task.id, choice, composed, method.plain)
     if preset:
-        # it knows the method as its yaml composes it, and gives way to what the entry says
+        # a preset sets neither replaced groups nor numbers of the entry
         fitting = {
             k: v
             for k, v in preset.settings.items()
@@ -302,10 +306,10 @@ def _cell(
     target = own.values["method._target_"]
     hparams = own.typed("method")
     if not is_torch_class(locate(target)):
-        # which refuses values that cannot be, before anything is downloaded
-        made = locate(target)(**hparams)
-        if weighted := own.values["weight._target_"]:
-            locate(weighted)(method=made, **own.typed("weight"))
+        # constructors check ranges; here before anything is downloaded
+        instance = locate(target)(**hparams)
+        if wrapper := own.values["weight._target_"]:
+            locate(wrapper)(method=instance, **own.typed("weight"))
     monitor_at = settings.eval.monitor_at or ()
     protocol = {
         "episodes": settings.eval.episodes,
@@ -316,7 +320,7 @@ def _cell(
     if settings.eval.validation:
         protocol["validation"] = settings.eval.validation
     return Cell(
-        # which depends on the other tasks
+        # set by the caller: the label depends on the other tasks
         entry="",
         suite=suite["id"],
         suite_version=suite["version"],
@@ -335,7 +339,7 @@ def _cell(
 
 
 def _pipeline(own: "Layers", settings: Settings) -> dict[str, Any]:
-    """View, sampler, transforms, batch and learned weights, as they are part of a run's identity."""
+    """View, sampler, transforms, batch and learned weights, as hashed into the run id."""
     pipeline = {
         "view": _identity_of_view(own),
         "sampler": {
@@ -346,22 +350,22 @@ def _pipeline(own: "Layers", settings: Settings) -> dict[str, Any]:
         "batch_size": settings.batch_size,
         "gamma": settings.gamma,
     }
-    # not there where they have always been so: ids of runs stay what they were
+    # keys below are left out at their defaults, so that run ids stay the same
     rewards = [name for name in pipeline["transforms"] if name.startswith("reward_")]
-    # results depend on the order, the id of a mapping does not
+    # results depend on the order of transforms, the hash of a mapping does not
     if rewards != sorted(rewards):
         pipeline["reward_order"] = rewards
     if settings.precision != "float32":
         pipeline["precision"] = settings.precision
-    if weighted := own.values["weight._target_"]:
-        pipeline["weight"] = {"name": name_of("weight", weighted), **own.typed("weight")}
+    if wrapper := own.values["weight._target_"]:
+        pipeline["weight"] = {"name": name_of("weight", wrapper), **own.typed("weight")}
     return pipeline
 
 
 def _identity_of_view(own: "Layers") -> dict[str, Any]:
-    """A view's settings; what changes nothing in single steps is left out, so that ids of runs stay."""
+    """A view's settings as hashed into the run id; defaults without effect are left out."""
     view = own.typed("view")
-    # the settings that chunks have had from the beginning, and n-step returns have not
+    # settings that n-step returns got after runs were recorded
     if "n" in view:
         usual = {"pad": True, "rewards_after_terminal": False}
         view = {k: v for k, v in view.items() if k == "n" or (view["n"] > 1 and v != usual[k])}

@@ -1,4 +1,4 @@
-"""A trained policy, read from the file that its run kept and ready to act."""
+"""A trained policy, loaded from the file that its run kept."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,8 +46,8 @@ class TrainedPolicy:
         self.reset()
 
     def reset(self) -> None:
-        """Begins new episodes; policies that plan or remember forget the last ones."""
-        self._episode, self._t, self._carry = self._episode + 1, 0, None
+        """Begins new episodes: memories of chunks and windows are cleared."""
+        self._episode, self._t, self._memory = self._episode + 1, 0, None
 
     def act(self, obs: NDArray[Any], reward: NDArray[Any] | float = 0.0) -> NDArray[Any]:
         """The action at an observation (O,) -> (A,), or at those of E environments (E, O) -> (E, A).
@@ -64,8 +64,8 @@ class TrainedPolicy:
                 f" ({self.spec.obs_dim},) or (environments, {self.spec.obs_dim})"
             )
         n = len(rows)
-        if self._carry is None:
-            self._carry, self._n = self._policy.init(1, n), n
+        if self._memory is None:
+            self._memory, self._n = self._policy.init(1, n), n
         if n != self._n:
             raise UserError(f"{n} observations after {self._n}; reset() begins new episodes")
         received = torch.as_tensor(np.broadcast_to(np.float32(reward), n).copy())[None]
@@ -74,10 +74,10 @@ class TrainedPolicy:
         )
         key = rng.fold(rng.fold(self._key, torch.arange(n) + n * self._episode), self._t)[None]
         with torch.no_grad():
-            action, self._carry = self._policy.act(self._state, step, self._carry, key)
+            action, self._memory = self._policy.act(self._state, step, self._memory, key)
         self._t += 1
-        made = self._in_units(action[0].numpy())
-        return made[0] if single else made
+        actions = self._in_units(action[0].numpy())
+        return actions[0] if single else actions
 
     __call__ = act
 
@@ -106,12 +106,12 @@ def load_policy(run: str | Path, *, results: str | Path = "results") -> TrainedP
         UserError: there is no such run, its policy was not kept, or the file does not fit.
     """
     path = _find(str(run), Path(results))
-    told, tensors = about(path), read_tensors(path)
-    spec, spec_of_run = Spec(**told["spec"]), RunSpec(**told["run"])
-    method = _method_of(told["target"], spec_of_run)
-    view = _view(spec_of_run.pipeline, told["fitted"], spec)
+    header, tensors = about(path), read_tensors(path)
+    spec, spec_of_run = Spec(**header["spec"]), RunSpec(**header["run"])
+    method = _method_of(header["target"], spec_of_run)
+    view = _view(spec_of_run.pipeline, header["fitted"], spec)
     fitted = tuple(
-        _transform(t, f"transforms[{i}].", tensors) for i, t in enumerate(told["transforms"])
+        _transform(t, f"transforms[{i}].", tensors) for i, t in enumerate(header["transforms"])
     )
     pipeline = Pipeline(None, None, view, fitted)  # type: ignore[arg-type]  # acting reads no data
     seen = view.spec(spec)
@@ -119,11 +119,11 @@ def load_policy(run: str | Path, *, results: str | Path = "results") -> TrainedP
         state = written_objects(method, seen, tensors, path)
     else:
         state = filled(
-            method.init(rng.key(0), seen), tensors, path, partly=told["kind"] == "policy"
+            method.init(rng.key(0), seen), tensors, path, partly=header["kind"] == "policy"
         )
         state = tree_map(lambda x: x[None], state)
     policy = make_policy(method, pipeline, values=False)
-    units = Units(**{k: tuple(v) if isinstance(v, list) else v for k, v in told["units"].items()})
+    units = Units(**{k: tuple(v) if isinstance(v, list) else v for k, v in header["units"].items()})
     return TrainedPolicy(spec_of_run, policy, state, spec, units)
 
 
@@ -148,14 +148,14 @@ def _find(run: str, results: Path) -> Path:
 
 def _method_of(target: str, run: RunSpec) -> Method:
     cls = locate(target)
-    made = Imperative(cls, **run.hparams) if is_torch_class(cls) else _of(cls, run.hparams)
-    if weight := dict(run.pipeline.get("weight", {})):
-        made = _of(option_of("weight", weight.pop("name")), weight, method=made)
-    return made
+    method = Imperative(cls, **run.hparams) if is_torch_class(cls) else _of(cls, run.hparams)
+    if wrapper := dict(run.pipeline.get("weight", {})):
+        method = _of(option_of("weight", wrapper.pop("name")), wrapper, method=method)
+    return method
 
 
 def _of(cls: Any, values: Mapping[str, Any], **more: Any) -> Any:
-    """An object of settings as JSON has them."""
+    """An object of `cls` with the settings of a JSON record, coerced to its types."""
     hints = parameters(cls)
     return cls(**{k: coerce(v, hints[k][0], k) for k, v in values.items()}, **more)
 
@@ -166,7 +166,7 @@ def _view(pipeline: Mapping[str, Any], fitted: Mapping[str, Any], spec: Spec) ->
     return view.to_act(spec.action_dim) if isinstance(view, Window) else view
 
 
-def _transform(told: Mapping[str, Any], prefix: str, tensors: Mapping[str, Tensor]) -> Any:
-    numbers = {k: v for k, v in told.items() if k != "kind"}
+def _transform(fields: Mapping[str, Any], prefix: str, tensors: Mapping[str, Tensor]) -> Any:
+    numbers = {k: v for k, v in fields.items() if k != "kind"}
     own = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
-    return _TRANSFORMS[told["kind"]](**numbers, **own)
+    return _TRANSFORMS[fields["kind"]](**numbers, **own)

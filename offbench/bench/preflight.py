@@ -1,4 +1,4 @@
-"""From a cell to its method and pipeline, and everything that can be known to be wrong before training."""
+"""Builds the method and pipeline of a cell; checks cells before training."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,11 +25,11 @@ def build(
 
     method = build_method(cell)
     sampler = dict(cell.pipeline["sampler"])
-    weighted = option_of("sampler", sampler.pop("name"))
+    row_weights = option_of("sampler", sampler.pop("name"))
     pipeline = make_pipeline(
         data,
         view=build_view(cell),
-        weights=[partial(weighted, **sampler)] if weighted else [],
+        weights=[partial(row_weights, **sampler)] if row_weights else [],
         transforms=cell.pipeline["transforms"],
         batch_size=cell.pipeline["batch_size"],
         lazy=lazy,
@@ -47,31 +47,34 @@ def build(
 
 
 def build_view(cell: Cell) -> Any:
-    """The cell's view, before it has seen data."""
+    """The cell's view, not fitted to data."""
     view = dict(cell.pipeline["view"])
     return option_of("view", view.pop("name"))(**view, gamma=cell.pipeline["gamma"])
 
 
 def build_method(cell: Cell) -> Any:
-    """The cell's method, in its learned weights where it has any. UserError for weights that do not fit."""
+    """The cell's method, wrapped in learned weights where it has `weight`.
+
+    Raises UserError for learned weights on a PyTorch class.
+    """
     from offbench.training.imperative import Imperative
 
-    cls, weight = locate(cell.target), dict(cell.pipeline.get("weight", {}))
+    cls, wrapper = locate(cell.target), dict(cell.pipeline.get("weight", {}))
     if not is_torch_class(cls):
         method = cls(**cell.hparams)
-    elif weight:
+    elif wrapper:
         raise UserError(
             f"{cell.method} is a PyTorch class, and learned weights need a functional method; use weight=none"
         )
     else:
         method = Imperative(cls, **cell.hparams)
-    if weight:
-        method = option_of("weight", weight.pop("name"))(method=method, **weight)
+    if wrapper:
+        method = option_of("weight", wrapper.pop("name"))(method=method, **wrapper)
     return method
 
 
 def check_batch(spec: "Spec", cell: Cell) -> None:
-    """Raises UserError for a minibatch that alone, of one seed, is larger than the machine's memory."""
+    """Raises UserError where one minibatch of one seed exceeds the machine's memory."""
     import torch
 
     has = psutil.virtual_memory().total
@@ -86,7 +89,7 @@ def check_batch(spec: "Spec", cell: Cell) -> None:
 
 
 def check_ends(data: "ReplayData", spec: "Spec", cell: Cell) -> None:
-    """Raises UserError for a recording whose episodes cannot be told apart: chunks would cross their ends."""
+    """Raises UserError where ends of episodes are not recorded: chunks would cross them."""
     if data.n_episodes == 1 and data.n_transitions > 10 * spec.max_episode_steps:
         raise UserError(
             f"{cell.task.id}: one episode of {data.n_transitions} steps where the environment allows "
@@ -95,7 +98,7 @@ def check_ends(data: "ReplayData", spec: "Spec", cell: Cell) -> None:
 
 
 def check_actions(method: Any, spec: "Spec", cell: Cell) -> None:
-    """Raises UserError where a method's kind of actions is not the data's."""
+    """Raises UserError where method and data differ in discrete or continuous actions."""
     wants = getattr(method, "actions", "continuous")
     has = "discrete" if spec.discrete else "continuous"
     if wants == "discrete" and has != "discrete":
@@ -118,10 +121,10 @@ def preflight(
     strict: bool = False,
     report: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Everything that can be known to be wrong before training: data, environment, composition.
+    """Checks data, environments and composition of all cells before training.
 
-    Raises UserError for the first mistake, with `strict` also for a severe defect of a data set, of
-    which it warns otherwise. Writes nothing but reports on data, into the cache.
+    Raises UserError for the first fault; severe defects of a data set warn, with `strict` they raise.
+    Writes reports on data into the cache, nothing else.
     """
     from offbench import rng
     from offbench.rollout import EnvPool
@@ -146,6 +149,7 @@ def preflight(
 
 
 def resolve_device(device: str) -> str:
+    """The device to use for `device=`, auto resolved. UserError for one that is not there."""
     import torch
 
     if device == "auto":
@@ -162,7 +166,7 @@ def resolve_device(device: str) -> str:
 
 
 def training_episodes(cell: Cell, data: "ReplayData") -> "tuple[ReplayData, ReplayData | None]":
-    """The episodes that are trained on, and those held out where the protocol says so."""
+    """(training, held-out) episodes; None where the protocol holds none out."""
     from offbench.training.held_out import split
 
     if not (share := cell.protocol.get("validation")):

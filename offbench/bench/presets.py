@@ -15,7 +15,7 @@ from offbench.bench.values import flatten
 from offbench.io import read_yaml
 
 VARIANTS = ("paper", "corl")
-"""Whose settings a row holds that is not the usual one of its tasks."""
+"""Values of `preset=` that choose a source of settings other than the usual one."""
 
 
 class Preset(NamedTuple):
@@ -23,40 +23,41 @@ class Preset(NamedTuple):
 
     # task ids or patterns as in fnmatch, with spaces between them
     task: str
-    settings: Mapping[str, Any]  # dotted setting -> value
+    # dotted setting -> value
+    settings: Mapping[str, Any]
     source: str
     # one of VARIANTS: used only where `preset` asks for it
     by: str | None = None
-    # what may be composed around it, as an entry has it: "aw", "chunk5"
+    # compositions it is for, as in entries: "aw", "chunk5"; "": the method alone
     around: tuple[str, ...] = ("",)
 
     def fits(self, task_id: str) -> bool:
+        """Whether a task id matches its patterns."""
         return any(fnmatch(task_id, pattern) for pattern in self.task.split())
 
 
 Composition = tuple[Any, ...]
 
-# the first entries of a composition: its view and the length of it
+# leading entries of a composition: the view and its length
 _SPAN = 3
 
 
 def composition_of(values: Mapping[str, Any]) -> Composition:
-    """What decides whether settings were published for an entry: its view and its length, its
-    sampler, its learned weights."""
+    """(view, length, sampler, learned weights) of an entry, which decide whether a preset is for it."""
     view = values["view._target_"], values.get("view.n"), values.get("view.h")
     sampler = values["sampler._target_"], values.get("sampler.fraction"), values.get("sampler.by")
     return *view, *sampler, values["weight._target_"]
 
 
 def _compositions(preset: Preset, plain: Mapping[str, Any]) -> Iterator[Composition]:
-    """Those that a row is for: around the method as its yaml has it, and as the row changes it."""
+    """The compositions that a row is for, before and after the row's own settings."""
     for words in preset.around:
         values = dict(plain)
         _, picked = split_entry(f"method+{words}" if words else "method", {})
         for group, (option, extra) in picked.items():
-            made = flatten({group: read_option(group, option)})
-            if made[f"{group}._target_"] != values[f"{group}._target_"]:
-                values = {k: v for k, v in values.items() if k.split(".")[0] != group} | made
+            config = flatten({group: read_option(group, option)})
+            if config[f"{group}._target_"] != values[f"{group}._target_"]:
+                values = {k: v for k, v in values.items() if k.split(".")[0] != group} | config
             values |= {f"{group}.{k}": v for k, v in extra.items()}
         yield composition_of(values)
         yield composition_of({**values, **preset.settings})
@@ -69,12 +70,11 @@ def chosen_preset(
     composed: Composition | None,
     plain: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> Preset | None:
-    """The first row for a task and a composition (None: any): of those that are asked for by name,
-    then of the usual ones.
+    """The first row for a task and a composition (None: any): of the variant chosen, else a usual one.
 
-    A sampler or learned weights for which nothing was published leave a method what it is, so that
-    `iql+aw` and `iql` differ in what is drawn and in nothing else: the row is carried over, and its
-    source says so. Another span of a batch element (n-step returns, chunks) is another method.
+    A row for the method alone is carried over to samplers and learned weights without a row of their
+    own, and its source says so: `iql+aw` and `iql` differ in sampling only. It is not carried over to
+    another view (n-step returns, chunks), which is another method.
     """
     matches = [p for p in presets if p.fits(task_id)]
     wanted = tuple(dict.fromkeys((choice, None))) if choice != "none" else ()
@@ -93,7 +93,7 @@ def chosen_preset(
 
 
 def methods_with_variant(by: str) -> Iterator[str]:
-    """The methods that have such rows, each with its tasks."""
+    """ "name (task patterns)" of each method with rows of a variant."""
     for name in options("method"):
         rows = (
             *preset_table(name),

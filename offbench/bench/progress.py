@@ -1,4 +1,4 @@
-"""What a pack has shown before its end, kept beside its checkpoint."""
+"""Curves and episodes of an unfinished stack, stored next to its checkpoint."""
 
 import json
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Progress:
-    """What a pack has shown before its end, kept beside its checkpoint: curves and monitor episodes."""
+    """Curves and monitor episodes of an unfinished stack, stored next to its checkpoint."""
 
     curves: list[dict[str, Any]] = field(default_factory=list)
     frames: "list[pd.DataFrame]" = field(default_factory=list)
     train_s: float = 0.0
     # the commits that trained it, the first one first
     code: list[str] = field(default_factory=list)
-    # of each member: where it did, if not at 0
-    began: list[str] = field(default_factory=list)
-    # why it began at 0, if a shorter run was kept
+    # remark on the run that each member was resumed from; empty if none was
+    resumed_from: list[str] = field(default_factory=list)
+    # why a kept shorter run was not resumed
     note: str | None = None
 
     @staticmethod
@@ -36,25 +36,27 @@ class Progress:
         return checkpoint.with_suffix(".json")
 
     def save(self, checkpoint: Path) -> None:
-        """Written before the checkpoint, so that it is never behind it; what is ahead is dropped."""
+        """Writes the progress; call it before saving the checkpoint, so that it is never behind."""
         rows = [f.astype(object).where(f.notna(), None).to_dict("list") for f in self.frames]
         body = {f.name: getattr(self, f.name) for f in fields(self)} | {"frames": rows}
         atomic_write(self.path(checkpoint), json.dumps(body).encode())
 
     @classmethod
     def load(cls, checkpoint: Path) -> "Progress":
-        """Nothing where there is no checkpoint or nothing was kept beside it."""
+        """The progress of a checkpoint; empty where either file is missing."""
         import pandas as pd
 
         path = cls.path(checkpoint)
         if not (checkpoint.exists() and path.exists()):
             return cls()
         body = json.loads(path.read_text(encoding="utf-8"))
+        # the name in files of earlier versions
+        body.setdefault("resumed_from", body.pop("began", []))
         return cls(**{**body, "frames": [typed(pd.DataFrame(f)) for f in body["frames"]]})
 
     @classmethod
     def of_records(cls, records: Sequence[Record], n_updates: int, store: Store) -> "Progress":
-        """What the records of a shorter run have, one for each member of the stack."""
+        """The progress in the records of shorter runs, one per member of the stack."""
         own = [record.metrics for record in records]
         whole = all(m is not None and m["update"].equals(own[0]["update"]) for m in own)
         names = list(own[0]) if whole else []
@@ -68,7 +70,7 @@ class Progress:
             seen = store.episodes(run_id=record.spec.run_id, stream="monitor")
             if len(seen):
                 frames.append(seen[list(EVALUATION_COLUMNS)].assign(member=i))
-        began = "went on from the kept state of run {} ({} updates)"
+        remark = "went on from the kept state of run {} ({} updates)"
         return cls(
             curves,
             frames,
@@ -78,10 +80,11 @@ class Progress:
                     _spelt_commit(r.provenance.commit, r.provenance.dirty) for r in records
                 )
             ),
-            began=[began.format(record.spec.run_id, n_updates) for record in records],
+            resumed_from=[remark.format(record.spec.run_id, n_updates) for record in records],
         )
 
     def forget_from(self, update: int) -> None:
+        """Drops points at `update` and later, which are trained again."""
         self.curves[:] = [c for c in self.curves if c["update"] < update]
         self.frames[:] = [f for f in self.frames if f["update"].iloc[0] < update]
 

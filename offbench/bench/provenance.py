@@ -1,4 +1,4 @@
-"""Facts about the code, the packages and the machine that made a result."""
+"""Provenance of a result: commit, package versions, machine."""
 
 import os
 import platform
@@ -23,6 +23,7 @@ PACKAGES = (
 
 @cache
 def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can change a result."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -42,7 +43,7 @@ def commit() -> tuple[str, bool]:
     git = ["git", "-C", str(here)]
     try:
         top = _read([*git, "rev-parse", "--show-toplevel"])
-        # installed into somebody else's repository
+        # installed inside another repository
         if Path(top) != here.parent:
             return "unknown", False
         head = _read([*git, "rev-parse", "HEAD"])
@@ -57,11 +58,12 @@ def _read(command: list[str]) -> str:
 
 
 def now() -> str:
+    """The time in UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def device_name(device: str) -> str:
-    """What computed: the GPU's name, or the processor's architecture."""
+    """The GPU's name, or "cpu" with the architecture."""
     if device.startswith("cuda"):
         import torch
 
@@ -70,4 +72,5 @@ def device_name(device: str) -> str:
 
 
 def host() -> dict[str, int | str]:
+    """Number of CPUs and the operating system."""
     return {"cpus": os.cpu_count() or 1, "system": platform.system()}

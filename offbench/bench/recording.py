@@ -1,4 +1,4 @@
-"""The records of a finished pack, with what a reader of a score must know."""
+"""Records of a finished stack, with the remarks that go with its scores."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,29 +17,31 @@ if TYPE_CHECKING:
 
     from offbench.data.pipeline import Pipeline
 
-# times what any policy could earn: no error of estimation, the values have diverged
+# a mean Q above this many times the largest possible return counts as diverged
 TOO_FAR = 10
 
 
 class Outcome(NamedTuple):
-    """What came of one cell."""
+    """The result of one cell: scores, failures and remarks by seed."""
 
     cell: Cell
-    scores: dict[int, float]  # seed -> mean test score
-    failed: dict[int, str]  # seed -> reason
-    # seed -> what to know of a score that counts
+    # seed -> mean test score
+    scores: dict[int, float]
+    # seed -> reason
+    failed: dict[int, str]
+    # seed -> remark on its score
     remarks: dict[int, str]
     wall_s: float
     # which engine ran, with the reason where a faster one was refused
     backend: str
     # seed -> action error on held-out episodes, where any were held out
     errors: dict[int, float]
-    # what is to be said once, and not of a score
+    # note on the whole stack
     note: str | None = None
 
 
 class Trained(NamedTuple):
-    """A stack that was trained, and what it has shown; lists have one value per member of the stack."""
+    """A trained stack with its curves and episodes; lists have one value per member."""
 
     backend: str
     device: str
@@ -51,31 +53,33 @@ class Trained(NamedTuple):
     curves: list[dict[str, Any]]
     wall_s: float
     train_s: float
-    # settings that were left to the data
+    # settings that were null and set from the data
     fitted: dict[str, Any]
-    # the largest discounted return that the rewards allow
-    most: float
+    # upper bound of a discounted return
+    largest_return: float
     # other commits that trained a part of it, before a checkpoint
-    earlier: list[str]
-    # where each began, if not at 0
-    began: list[str]
+    other_commits: list[str]
+    # remark on the run that each member was resumed from; empty if none was
+    resumed_from: list[str]
 
     def episodes(self, i: int) -> "list[pd.DataFrame]":
+        """The evaluation episodes of member i, a table per evaluation."""
         return [f[f["member"] == i].drop(columns="member") for f in self.frames]
 
     def curve(self, i: int) -> dict[str, list[float]]:
+        """The training curves of member i: metric -> values, nan where it was not reported."""
         names = dict.fromkeys(n for c in self.curves for n in c if n != "update")
         return {"update": [c["update"] for c in self.curves]} | {
             m: [c[m][i] if m in c else float("nan") for c in self.curves] for m in names
         }
 
     def remark(self, i: int, curve: Mapping[str, list[float]]) -> str | None:
-        """What to know of a score that counts."""
+        """Remarks on the score of member i: diverged values, resumption, other commits."""
         last = {m: values[-1] for m, values in curve.items() if m != "update"}
-        said = [exploded(last, self.most), *self.began[i : i + 1]]
-        if self.earlier:
-            said.append(f"trained in part by commit {', '.join(self.earlier)}")
-        return "; ".join(filter(None, said)) or None
+        remarks = [exploded(last, self.largest_return), *self.resumed_from[i : i + 1]]
+        if self.other_commits:
+            remarks.append(f"trained in part by commit {', '.join(self.other_commits)}")
+        return "; ".join(filter(None, remarks)) or None
 
 
 def record(
@@ -85,7 +89,7 @@ def record(
     trained: Trained,
     keep_run: Callable[[int, Path], None] | None,
 ) -> list[Outcome]:
-    """The records of all runs; `keep_run(place, path of the record)` keeps what was trained."""
+    """Stores the record of every run of a stack; `keep_run(member, path of the record)` its policy."""
     import pandas as pd
 
     outcomes = {
@@ -94,7 +98,7 @@ def record(
     }
     for i, (cell, run) in enumerate(pack.members):
         outcome = outcomes[cell.entry]
-        made = provenance_of(
+        facts = provenance_of(
             cell,
             settings,
             trained.device,
@@ -107,7 +111,7 @@ def record(
         if trained.broken[i]:
             reason = f"a parameter is not finite after {cell.n_updates} updates"
             outcome.failed[run.seed] = reason
-            store.fail(run, reason, made, status="diverged")
+            store.fail(run, reason, facts, status="diverged")
             continue
         rows, curve = trained.episodes(i), trained.curve(i)
         if remark := trained.remark(i, curve):
@@ -115,7 +119,7 @@ def record(
         if keep_run is not None:
             keep_run(i, store.path(run, cell.entry))
         episodes = pd.concat(rows, ignore_index=True) if rows else no_episodes()
-        store.append(run, episodes, made, curve, remark=remark)
+        store.append(run, episodes, facts, curve, remark=remark)
         if cell.protocol["episodes"]:
             outcome.scores[run.seed] = float(rows[-1]["score"].mean())
         for name in VALIDATION_ERRORS & curve.keys():
@@ -123,23 +127,23 @@ def record(
     return list(outcomes.values())
 
 
-def most_earned(pipeline: "Pipeline") -> float:
-    """No policy's discounted return can be larger than this, by the rewards as a method sees them."""
+def largest_return(pipeline: "Pipeline") -> float:
+    """Upper bound of any discounted return: largest |reward| / (1 - gamma), rewards transformed."""
     gamma = pipeline.view.gamma
     return float(pipeline.data.reward.abs().max()) / (1 - gamma) if gamma < 1 else float("inf")
 
 
-def exploded(metrics: Mapping[str, float], most: float) -> str | None:
-    """Says so where the mean of a method's values (`q`, else `v`) lies far beyond what can be earned.
+def exploded(metrics: Mapping[str, float], largest: float) -> str | None:
+    """A remark where the mean value (`q`, else `v`) is above TOO_FAR times the largest return.
 
     The policy is finite and its score is its score: to leave it out would be to choose the runs that
-    count by their outcome. Where all rewards are 0 there is no scale to judge by.
+    count by their outcome. None where all rewards are 0: there is no scale.
     """
     name = next((n for n in ("q", "v") if n in metrics), None)
-    if name is None or most == 0 or abs(metrics[name]) <= TOO_FAR * most:
+    if name is None or largest == 0 or abs(metrics[name]) <= TOO_FAR * largest:
         return None
     return (
-        f"values diverged: mean {name} {metrics[name]:.1e}, while the rewards allow {most:.1e} "
+        f"values diverged: mean {name} {metrics[name]:.1e}, while the rewards allow {largest:.1e} "
         "(the largest / (1 - gamma))"
     )
 

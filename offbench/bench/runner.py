@@ -1,4 +1,4 @@
-"""Runs one pack: data, stacked training, evaluation, records.
+"""Runs one stack of runs (`Pack`): data, training, evaluation, records.
 
 Whatever interrupts a benchmark costs the packs in flight, which go on from their checkpoints.
 """
@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offbench.bench.loggers import Sink, open_sink
+from offbench.bench.loggers import Logger, open_logger
 from offbench.bench.preflight import build, build_method, resolve_device, training_episodes
 from offbench.bench.progress import Progress, checkpoint_path, code_version
-from offbench.bench.recording import Outcome, Trained, most_earned, record
+from offbench.bench.recording import Outcome, Trained, largest_return, record
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import Pack
 from offbench.results.store import Store
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # how often metrics are read and progress is reported
 CURVE_POINTS = 20
 
-# phase, fraction of the pack done
+# phase, fraction of the stack done
 Report = Callable[[str, float], None]
 
 
@@ -49,7 +49,7 @@ def run_pack(
 
 
 class PackRun:
-    """One pack on its way: what is trained, and what it has shown so far.
+    """A stack being trained and evaluated.
 
     Environments step on the CPU with a copy of the states, so they can step while training goes on
     and see the same policy whatever trained it.
@@ -68,12 +68,12 @@ class PackRun:
 
         self.start = time.perf_counter()
         self.pack, self.store, self.settings, self.report = pack, store, settings, report
-        # the first stands for all: they differ in numbers only
+        # cells of a stack differ in numeric hyper-parameters only
         self.cell = cell = pack.cells[0]
         self.seeds = [run.seed for _, run in pack.members]
         self.device = resolve_device(settings.device)
         self.checkpoint = checkpoint_path(pack, settings)
-        # told in preflight
+        # preflight has reported defects
         data, self.spec = load_data(cell.task, gamma=cell.pipeline["gamma"], defects="ignore")
         data, held_out = training_episodes(cell, data)
         self.method, self.pipeline = build(cell, data, self.spec, lazy=settings.data == "host")
@@ -96,6 +96,7 @@ class PackRun:
         self.monitored: list[Future[pd.DataFrame]] = []
 
     def run(self) -> list[Outcome]:
+        """Trains, evaluates, records; deletes the checkpoint at the end."""
         from offbench.training.loop import diverged
 
         carry, self.progress = self.resume()
@@ -104,9 +105,9 @@ class PackRun:
         runs = [(cell.entry, run) for cell, run in self.pack.members]
         with (
             ThreadPoolExecutor(1, "evaluate") as self.evaluator,
-            open_sink(self.settings.sink, runs, self.settings.results) as sink,
+            open_logger(self.settings.logger, runs, self.settings.results) as logger,
         ):
-            for point in self.train(carry, sink):
+            for point in self.train(carry, logger):
                 self.monitor(point)
             frames = self._frames()
             self.report("evaluating", 0.9)
@@ -114,9 +115,9 @@ class PackRun:
             broken = diverged(point.state).tolist()
             frames += self._tested(final.state, broken)
             for frame in frames:
-                sink.episodes(frame)
+                logger.episodes(frame)
         outcomes = self.record(final, point.backend, broken, frames)
-        # what was being written when a process was killed, too
+        # temporary files of killed processes, too
         left = self.checkpoint.parent.glob(f".{self.checkpoint.stem}.*.tmp*")
         for path in (self.checkpoint, Progress.path(self.checkpoint), *left):
             path.unlink(missing_ok=True)
@@ -124,8 +125,8 @@ class PackRun:
         return [outcome._replace(note=self.progress.note) for outcome in outcomes]
 
     def resume(self) -> "tuple[Carry | None, Progress]":
-        """Where training begins and what came before: a checkpoint of these runs, else the kept state of
-        shorter runs of the same settings, else nothing."""
+        """Training state and progress to resume from: a checkpoint of these runs, else the kept state
+        of shorter runs with the same settings, else (None, no progress)."""
         from offbench.bench import kept
         from offbench.training import checkpoint
         from offbench.training.imperative import Imperative
@@ -145,13 +146,13 @@ class PackRun:
         members = [(cell.entry, run) for cell, run in pack.members]
         if written or not any(self.store.kept(run) for _, run in members):
             return None, Progress()
-        found, why = kept.earlier(self.store, members, like(), method)
+        found, why = kept.find_shorter(self.store, members, like(), method)
         if found is None:
             return None, Progress(note=why)
         return found.carry, Progress.of_records(found.records, found.n_updates, self.store)
 
-    def train(self, carry: "Carry | None", sink: Sink) -> "Iterator[Point]":
-        """The points of training, with their curves; what was seen is saved before each checkpoint."""
+    def train(self, carry: "Carry | None", logger: Logger) -> "Iterator[Point]":
+        """The points of training; appends metrics to the curves and logs them."""
         n, progress = self.cell.n_updates, self.progress
         mark = time.perf_counter()
         for point in self._points(carry):
@@ -159,18 +160,18 @@ class PackRun:
             values = {k: v.tolist() for k, v in point.metrics.items()}
             progress.train_s += time.perf_counter() - mark
             if values:
-                # what was kept ahead of the checkpoint
+                # progress saved after the checkpoint
                 progress.forget_from(point.update)
                 if self.validate:
                     values |= {k: v.tolist() for k, v in self.validate(point.state).items()}
                 progress.curves.append({"update": point.update} | values)
-                sink.metrics(point.update, progress.curves[-1])
+                logger.metrics(point.update, progress.curves[-1])
             self.report("training", 0.9 * point.update / n)
             yield point
             mark = time.perf_counter()
 
     def _points(self, carry: "Carry | None") -> "Iterator[Point]":
-        """The points of training, checkpointed on the way."""
+        """The points of training; saves checkpoints."""
         from offbench.training import checkpoint
         from offbench.training.imperative import NAME, Imperative
         from offbench.training.loop import train
@@ -199,14 +200,14 @@ class PackRun:
                 saved = time.perf_counter()
 
     def _monitor_at(self) -> set[int]:
-        """The updates at which to look, whole numbers of the method's minibatches."""
+        """The updates at which monitor episodes are played, whole steps of the method."""
         from offbench.training.step import n_minibatches
 
         n, k = self.cell.n_updates, n_minibatches(self.method)
         return {max(k, round(f * n) // k * k) for f in self.cell.protocol["monitor_at"]}
 
     def monitor(self, point: "Point") -> None:
-        """Plays episodes with the policy as it is, beside training, where the protocol says so."""
+        """Plays the monitor episodes of the protocol in a thread, while training goes on."""
         from offbench.training.imperative import Imperative
 
         if point.update not in self._monitor_at() or not point.metrics:
@@ -214,7 +215,7 @@ class PackRun:
         episodes = self.cell.protocol["monitor_episodes"]
         play = partial(self._play, _to_cpu(point.state), self.seeds, point.update)
         self.monitored.append(self.evaluator.submit(play, episodes, "monitor"))
-        # its seeds borrow the process's generators, which evaluation draws from, too
+        # its seeds use the process's generators, which evaluation draws from, too
         if isinstance(self.method, Imperative):
             self.monitored[-1].result()
 
@@ -236,11 +237,11 @@ class PackRun:
         )
 
     def _frames(self) -> "list[pd.DataFrame]":
-        """The episodes so far, one table for each update at which some were played."""
+        """Evaluation episodes so far, a table per evaluation."""
         return [*self.progress.frames, *(f.result() for f in self.monitored)]
 
     def _tested(self, state: Any, broken: list[bool]) -> "list[pd.DataFrame]":
-        """The test episodes of the members whose parameters are finite; none where none are asked for."""
+        """The test episodes of the members whose parameters are finite."""
         finite = [i for i, bad in enumerate(broken) if not bad]
         episodes = self.cell.protocol["episodes"]
         if not (finite and episodes):
@@ -252,11 +253,11 @@ class PackRun:
     def record(
         self, final: "Carry", backend: str, broken: list[bool], frames: "list[pd.DataFrame]"
     ) -> list[Outcome]:
-        """Records every run, and keeps what was trained as `keep` says."""
+        """Records every run; keeps its policy or training state as set by `keep`."""
         from offbench.bench import kept
 
         cell, pipeline, settings, progress = self.cell, self.pipeline, self.settings, self.progress
-        # the view's settings that were left open and filled in from the data
+        # view settings that were null and set from the data
         open_ = [k for k, v in cell.pipeline["view"].items() if v is None]
         fitted = {f"view.{k}": getattr(pipeline.view, k) for k in open_}
         units = self.pool.units() if cell.task.env else action_units(cell.task, self.spec.discrete)
@@ -278,9 +279,9 @@ class PackRun:
             wall_s=time.perf_counter() - self.start,
             train_s=progress.train_s,
             fitted=fitted,
-            most=most_earned(pipeline),
-            earlier=[c for c in progress.code if c != code_version()],
-            began=progress.began,
+            largest_return=largest_return(pipeline),
+            other_commits=[c for c in progress.code if c != code_version()],
+            resumed_from=progress.resumed_from,
         )
         keep = keep_run if settings.keep != "none" else None
         return record(self.pack, self.store, settings, trained, keep)
@@ -292,7 +293,7 @@ def _to_cpu(state: Any) -> Any:
     return to_device(state, "cpu")
 
 
-def _select(state: Any, places: list[int]) -> Any:
+def _select(state: Any, members: list[int]) -> Any:
     from torch.utils._pytree import tree_map
 
-    return tree_map(lambda x: x[places], state)
+    return tree_map(lambda x: x[members], state)

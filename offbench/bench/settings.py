@@ -1,4 +1,4 @@
-"""The settings of a run that are not its method's own (`conf/run.yaml`), and what values settings may have."""
+"""Settings of a run outside its method (`conf/run.yaml`), with types and checks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,12 +10,14 @@ from offbench.tasks.task import Loader
 
 Keep = Literal["policy", "state", "none"]
 
-# share of the episodes, where there is no environment and nothing else is said
+# default of eval.validation for tasks without an environment
 HELD_OUT = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSettings:
+    """The types of `eval` in conf/run.yaml."""
+
     episodes: int | None = None
     envs: int = 5
     monitor_at: tuple[float, ...] | None = None
@@ -44,7 +46,7 @@ class Settings:
     max_stack: int | None = None
     checkpoint_minutes: float = 5.0
     jobs: int | Literal["auto"] = "auto"
-    sink: Literal["none", "wandb"] = "none"
+    logger: Literal["none", "wandb"] = "none"
     results: str = "results"
     tuning: Mapping[str, Any] | None = None
     label: str | None = None
@@ -53,10 +55,13 @@ class Settings:
 
 
 def typed_transforms(transforms: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Names with their options, coerced to the types of `offbench.data.transforms`; null ones dropped."""
+    """Transforms with their options, coerced to the types of `offbench.data.transforms`; null ones dropped.
+
+    Raises UserError for unknown options.
+    """
     from offbench.data.transforms import TRANSFORMS
 
-    made: dict[str, dict[str, Any]] = {}
+    typed: dict[str, dict[str, Any]] = {}
     for name, given in transforms.items():
         if given is None:
             continue
@@ -67,11 +72,12 @@ def typed_transforms(transforms: Mapping[str, Any]) -> dict[str, dict[str, Any]]
         for key in given:
             if key not in hints:
                 raise unknown(f"option of transforms.{name}", key, hints)
-        made[name] = {k: coerce(v, hints[k], f"transforms.{name}.{k}") for k, v in given.items()}
-    return made
+        typed[name] = {k: coerce(v, hints[k], f"transforms.{name}.{k}") for k, v in given.items()}
+    return typed
 
 
 def check_settings(s: Settings) -> None:
+    """Raises UserError for values outside their ranges."""
     from offbench.data.transforms import TRANSFORMS
 
     def need(good: bool, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Where the value of a setting comes from, as data; its words are for people and for records."""
+"""Sources of settings: the layer that each value comes from."""
 
 from enum import Enum, auto
 from typing import NamedTuple
@@ -7,11 +7,16 @@ from typing import NamedTuple
 class Layer(Enum):
     """The layers of settings, in the order of `offbench.bench.plan`."""
 
-    DEFAULT = auto()  # of the class
-    RUN = auto()  # conf/run.yaml
-    METHOD = auto()  # conf/method/NAME.yaml
-    OPTION = auto()  # conf/view/NAME.yaml and the like, in place of the method's own
-    ENTRY = auto()  # the number in `iql+nstep3`
+    # of the class
+    DEFAULT = auto()
+    # conf/run.yaml
+    RUN = auto()
+    # conf/method/NAME.yaml
+    METHOD = auto()
+    # conf/view/NAME.yaml and the like, replacing that of the method
+    OPTION = auto()
+    # the number in `iql+nstep3`
+    ENTRY = auto()
     SUITE = auto()
     BUDGET = auto()
     PRESET = auto()
@@ -21,19 +26,19 @@ class Layer(Enum):
 
 
 class Source(NamedTuple):
-    """The layer that a value comes from, and which one of its kind; `str()` says it in words."""
+    """The layer of a value and its name; `str()` is the wording in records."""
 
     layer: Layer
-    # of the method, option ("view/chunk"), suite or entry; of a preset whose it is, "" for the usual one
+    # of the method, option ("view/chunk"), suite or entry; variant of a preset, "" for the usual one
     name: str = ""
     # the publication of a budget or preset
     published: str = ""
-    # a mixture's budget is that of its first part
+    # budget of the first part of a mixture
     carried: bool = False
 
     @property
     def words(self) -> str:
-        """Without the publication."""
+        """The source in words, without its publication."""
         match self.layer:
             case Layer.RUN:
                 return "conf/run.yaml"
@@ -51,7 +56,7 @@ class Source(NamedTuple):
 
     @property
     def brief(self) -> str:
-        """In a word or two, for the first lines of a benchmark."""
+        """The source in one or two words, for the header of a benchmark."""
         if self.layer in (Layer.DEFAULT, Layer.METHOD):
             return "method default"
         return "published budget" if self.layer is Layer.BUDGET else self.words

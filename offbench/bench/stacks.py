@@ -1,7 +1,7 @@
-"""Stacks: the runs that one engine trains together.
+"""Stacks of runs that one engine trains together.
 
-A pack is every seed of a cell, and of the cells that differ from it in numbers only. It is executed whole in one
-process and its records are written when it ends.
+A `Pack` is every seed of a cell, and of the cells that differ from it in numeric hyper-parameters only. It
+runs in one process, and its records are written at its end.
 """
 
 import hashlib
@@ -18,36 +18,37 @@ from offbench.tasks.task import Task
 
 @dataclass(frozen=True)
 class Pack:
-    """Cells trained as one stack: alike but for the values of numeric hyper-parameters."""
+    """A stack of runs trained together: cells that differ in numeric hyper-parameters only."""
 
     cells: tuple[Cell, ...]
 
     @property
     def members(self) -> list[tuple[Cell, RunSpec]]:
-        """The stack, place by place."""
+        """(cell, run) of each member, in the order of the stack."""
         return [(cell, run) for cell in self.cells for run in cell.runs()]
 
     @property
     def values(self) -> list[dict[str, float]] | None:
-        """The hyper-parameters that differ, one dict per place; None where none do."""
+        """The hyper-parameters that differ, one dict per member; None where none do."""
         first = self.cells[0].hparams
         names = [k for k in first if any(c.hparams[k] != first[k] for c in self.cells)]
         return [{k: cell.hparams[k] for k in names} for cell, _ in self.members] if names else None
 
     @property
     def title(self) -> str:
+        """For progress bars: "iql on d4rl/hopper-medium-v2 x5"."""
         names = self.cells[0].entry if len(self.cells) == 1 else f"{len(self.cells)} entries"
         return f"{names} on {self.cells[0].task.id} x{len(self.members)}"
 
     @property
     def name(self) -> str:
-        """A file name: what is trained, and nothing about where or how fast."""
+        """The name of its checkpoint: a hash of the run ids."""
         ids = "".join(run.run_id for _, run in self.members)
         return hashlib.sha256(ids.encode()).hexdigest()[:16]
 
 
 def missing(cells: Iterable[Cell], store: Store) -> list[Cell]:
-    """The cells with the seeds that have no record yet; cells with none left are dropped."""
+    """The cells with only the seeds that have no record yet; cells without any are dropped."""
     cells = list(cells)
     absent = {run.run_id for run in store.missing([run for cell in cells for run in cell.runs()])}
     left = [
@@ -58,9 +59,9 @@ def missing(cells: Iterable[Cell], store: Store) -> list[Cell]:
 
 
 def pack(cells: Iterable[Cell], *, max_stack: int | None = None) -> list[Pack]:
-    """Cells that may share a stack, together; no more than `max_stack` runs in one.
+    """Groups cells into stacks of at most `max_stack` runs.
 
-    Task by task, so that a process can keep its environments from one pack to the next.
+    Ordered by task, so that a process can reuse its environments for the next stack.
     """
     groups: dict[Any, list[Cell]] = {}
     for cell in sorted(cells, key=lambda c: c.task.id):
@@ -70,7 +71,7 @@ def pack(cells: Iterable[Cell], *, max_stack: int | None = None) -> list[Pack]:
 
 
 def program_of(cell: Cell) -> tuple[str, str, str]:
-    """What decides the operations and sizes of an update: cells that agree in it train as one program."""
+    """What determines the traced program of an update; all cells of a stack agree in it."""
     static = {k: v for k, v in cell.hparams.items() if not isinstance(v, float)}
     return cell.target, str(static), str(cell.pipeline)
 
@@ -93,7 +94,7 @@ def _chunks(seeds: tuple[int, ...], n: int) -> list[tuple[int, ...]]:
 def fetched(
     cells: Iterable[Cell], *, report: Callable[[str], None] = lambda text: None
 ) -> tuple[Cell, ...]:
-    """The cells with their data here: downloaded, and their sha256 part of the run's identity."""
+    """The cells with their data downloaded and the sha256 known, which is part of the run id."""
     found: dict[str, Task] = {}
     for cell in (cells := tuple(cells)):
         if cell.task.id not in found:

@@ -1,4 +1,4 @@
-"""Suites: their tasks, their protocol, and the suite of a task where none is named (`conf/protocols.yaml`)."""
+"""Suites: tasks and protocols, and the home suite of each task (`conf/protocols.yaml`)."""
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
@@ -18,12 +18,13 @@ from offbench.tasks.task import Task
 
 
 def home_of(task: "Task | str") -> str:
-    """The suite whose protocol a task has where none is named: see conf/protocols.yaml."""
+    """The home suite of a task, whose protocol it has where no suite is named (conf/protocols.yaml)."""
     if isinstance(task, Task) and task.family == "own":
         return ELSEWHERE
     task_id = canonical(checked_task_id(task.id if isinstance(task, Task) else task))
     patterns = _protocols()
-    suites = [*patterns, *(s for s in options("suite") if s not in patterns)]  # of plugins, too
+    # suites of plugins, too
+    suites = [*patterns, *(s for s in options("suite") if s not in patterns)]
     part = first_part(task_id)
     for wanted in dict.fromkeys([task_id, part]):
         for suite in suites:
@@ -36,20 +37,21 @@ def home_of(task: "Task | str") -> str:
 ELSEWHERE = "other"
 
 
-class Place(NamedTuple):
-    """A task, and whose protocol and budgets it has in a suite."""
+class SuiteTask(NamedTuple):
+    """A task in a suite, with the suite and the id whose protocol and budgets it has."""
 
     task: Task
-    # the suite, where it lists the task; else that of the task where none is named
+    # the suite where it lists the task, else the home suite of the task
     home: str
-    # the id whose budgets it has: of a mixture that no suite lists, that of its first part
+    # id whose budgets apply: the first part for a mixture that no suite lists
     part: str
 
 
-def place(task: Task, suite: str) -> Place:
+def suite_task(task: Task, suite: str) -> SuiteTask:
+    """The task as one of a suite."""
     task_id = canonical(task.id)
     home = suite if task_id in tasks_of(suite) else home_of(task)
-    return Place(task, home, task.id if task_id in tasks_of(home) else first_part(task.id))
+    return SuiteTask(task, home, task.id if task_id in tasks_of(home) else first_part(task.id))
 
 
 @cache
@@ -59,26 +61,27 @@ def _protocols() -> Mapping[str, Sequence[str]]:
 
 
 def first_part(task_id: str) -> str:
-    """The set whose protocol and budgets a mixture has; of any other task itself."""
-    made = composition.parse(task_id)
-    return made if isinstance(made, str) else canonical(made.leaves[0])
+    """The id of the first set of a mixture, whose protocol and budgets it has; other ids unchanged."""
+    parsed = composition.parse(task_id)
+    return parsed if isinstance(parsed, str) else canonical(parsed.leaves[0])
 
 
 @cache
 def tasks_of(suite: str) -> frozenset[str]:
+    """Canonical ids of the tasks that a suite lists."""
     return frozenset(canonical(name) for name in read_option("suite", suite)["tasks"])
 
 
 def protocol_of(
     task: Task, suite: str | None, episodes: int | None
 ) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """The suite that a task's rows are recorded under, and how a policy that is not trained is evaluated."""
+    """(suite, protocol) under which a policy trained elsewhere is evaluated and recorded."""
     home = read_option("suite", suite or home_of(task))
     layers = Layers(compose_conf(), DEFAULT)
     for one in (read_option("suite", home_of(task)), home):
         layers.update(protocol_settings(one), Source(Layer.SUITE, one["id"]))
-    insisted = suite_overrides(home, None, task.id)
-    layers.update(insisted, Source(Layer.SUITE, home["id"]), lenient=True)
+    forced = suite_overrides(home, None, task.id)
+    layers.update(forced, Source(Layer.SUITE, home["id"]), lenient=True)
     layers.update({"eval.episodes": episodes} if episodes is not None else {}, COMMAND_LINE)
     asked = {k: layers.values[f"eval.{k}"] for k in ("episodes", "envs")}
     if (asked["episodes"] or 0) < 1:
@@ -87,13 +90,13 @@ def protocol_of(
 
 
 def protocol_settings(suite: Mapping[str, Any]) -> dict[str, Any]:
-    """What a suite says of seeds, budget and evaluation; a method's published budget wins over it."""
+    """The seeds, budget and evaluation settings of a suite; a method's published budget wins over them."""
     own = {k: suite[k] for k in ("seeds", "n_updates") if suite.get(k) is not None}
     return own | {f"eval.{k}": v for k, v in (suite.get("eval") or {}).items()}
 
 
 def suite_overrides(suite: Mapping[str, Any], method: str | None, task_id: str) -> dict[str, Any]:
-    """What a suite insists on, whatever is published: for every method, then for one on some tasks."""
+    """Settings of a suite that win over published ones: of every method, then of one on some tasks."""
     changes = flatten(suite.get("overrides") or {})
     for pattern, more in ((suite.get("overrides_of") or {}).get(method) or {}).items():
         changes |= flatten(more) if fnmatch(task_id, pattern) else {}
@@ -101,6 +104,7 @@ def suite_overrides(suite: Mapping[str, Any], method: str | None, task_id: str) 
 
 
 def checked_task_id(name: Any) -> str:
+    """A task id as text. UserError for a file, which is written task.data=."""
     task_id = coerce(name, str, "task")
     if Path(task_id).suffix in (".hdf5", ".h5", ".npz"):
         raise UserError(

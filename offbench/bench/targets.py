@@ -1,4 +1,4 @@
-"""Classes and functions behind names: `_target_` paths, built-in views, samplers and weights, and their parameters."""
+"""Resolves `_target_` paths and names of views, samplers and weights; reads their parameters."""
 
 import importlib
 import inspect
@@ -43,21 +43,22 @@ BUILT_IN: Mapping[str, Mapping[str, str | None]] = types.MappingProxyType(
         "weight": {"dw": "offbench.training.reweighting.DensityWeights"},
     }
 )
-"""Where what a run's specification names is found. A class from elsewhere is named by its dotted path."""
+"""Group -> name in a run's specification -> dotted path. Outside classes are named by their path."""
 
 
 def name_of(group: str, target: str | None) -> str:
+    """The name of a target in a run's specification: its built-in name, else its path."""
     return next((name for name, known in BUILT_IN[group].items() if known == target), str(target))
 
 
 def option_of(group: str, name: str) -> Any:
-    """The class or function of a name in a run's specification; None where there is nothing to build."""
+    """The class or function of a name in a run's specification; None for uniform sampling."""
     target = BUILT_IN[group].get(name, name)
     return None if target is None else locate(target)
 
 
 def is_torch_class(obj: Any) -> bool:
-    """Whether a target is a class that is trained as it was written: offbench/training/imperative.py."""
+    """Whether a target is a PyTorch class with `train_step` (offbench/training/imperative.py)."""
     return inspect.isclass(obj) and hasattr(obj, "train_step")
 
 
@@ -74,9 +75,10 @@ def check_method(obj: Any) -> None:
 
 
 def parameters(target: Any) -> dict[str, tuple[Any, Any]]:
-    """Settable parameters of a class or function, or of what is at a dotted path: name -> (type, default).
+    """Settable parameters of a class, function or dotted path: name -> (type, default).
 
-    `data`, `gamma` and a wrapped `method` are the engine's, and so are a PyTorch class's sizes and device.
+    Without `data`, `gamma` and a wrapped `method`, and a PyTorch class's sizes and device: the engine sets
+    those.
     """
     return dict(_parameters(locate(target) if isinstance(target, str) else target))
 
@@ -88,7 +90,7 @@ def _parameters(obj: Any) -> dict[str, tuple[Any, Any]]:
         given, described = given | {"obs_dim", "action_dim", "device"}, obj.__init__
     try:
         hints = get_type_hints(described)
-    # a hint that is imported for type checkers alone
+    # a type imported under TYPE_CHECKING
     except NameError:
         hints = {}
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

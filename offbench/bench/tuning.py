@@ -1,4 +1,4 @@
-"""How the hyper-parameters of a cell were chosen, for its records."""
+"""Describes how the hyper-parameters of a cell were chosen, for its records."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,14 +22,14 @@ def describe_tuning(
     if extra:
         raise unknown("key of tuning", next(iter(extra)), ("configurations", "source"))
     overridden = _differing(own, published)
-    users = [k for k in overridden if k != "n_updates" and _said_by(own, k) == COMMAND_LINE]
+    users = [k for k in overridden if k != "n_updates" and _source_of(own, k) == COMMAND_LINE]
     if own.sources["method._target_"] == COMMAND_LINE:
         users = ["method._target_", *users]
     if settings.tuning or (users and not preset):
         how = "user"
     elif preset:
         how = "task preset" + _in_words(overridden)
-        by = dict.fromkeys(str(_said_by(own, k)) for k in overridden)
+        by = dict.fromkeys(str(_source_of(own, k)) for k in overridden)
         source = "; ".join([preset.source, *by])
     elif any(s.layer is Layer.SUITE for k, s in own.sources.items() if k.startswith("method.")):
         how = "suite"
@@ -49,7 +49,7 @@ def describe_tuning(
 
 
 def _differing(own: "Layers", published: "Layers") -> list[str]:
-    """The settings of a method and its data, and the number of updates, that are not what is published."""
+    """Settings of method, data and n_updates that differ from the published ones."""
     keys = [k for k in own.values if k.split(".")[0] in ("method", *AROUND, "batch_size", "gamma")]
     last = ["n_updates"] if published.values["n_updates"] is not None else []
     found = [k for k in (*keys, *last) if _differs(own, published, k)]
@@ -57,7 +57,7 @@ def _differing(own: "Layers", published: "Layers") -> list[str]:
 
 
 def changes(own: "Layers", other: "Layers", key: str) -> bool:
-    """Whether a setting is not what it is in other layers; of transforms, all together and in order."""
+    """Whether a setting differs between layers; transforms are compared together and in order."""
     if key.split(".")[0] != "transforms":
         return _differs(own, other, key)
     ours, theirs = (typed_transforms(layers.nested("transforms")) for layers in (own, other))
@@ -65,7 +65,7 @@ def changes(own: "Layers", other: "Layers", key: str) -> bool:
 
 
 def _differs(own: "Layers", published: "Layers", key: str) -> bool:
-    """As they were said: what refers to the number of updates is not changed with it."""
+    """Compared unresolved: a reference to n_updates does not differ when n_updates does."""
     if key not in published.values:
         return True
     typed = lambda v: (
@@ -74,7 +74,7 @@ def _differs(own: "Layers", published: "Layers", key: str) -> bool:
     return typed(own.values[key]) != typed(published.values[key])
 
 
-def _said_by(own: "Layers", key: str) -> Source:
+def _source_of(own: "Layers", key: str) -> Source:
     found = [s for k, s in own.sources.items() if k == key or k.startswith(f"{key}.")]
     return COMMAND_LINE if COMMAND_LINE in found or not found else found[-1]
 
@@ -90,7 +90,7 @@ def _in_words(overridden: Sequence[str]) -> str:
 
 
 def _if_published(published: "Layers", key: str) -> Any:
-    """A value of the budget, None where it is nobody's published one."""
+    """A published value of the budget, None where it was not published."""
     source = published.sources[key]
     if source.layer is Layer.SUITE:
         known = bool(read_option("suite", source.name).get("protocol"))

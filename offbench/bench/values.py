@@ -1,4 +1,4 @@
-"""Values of settings: coerced to the types of parameters, nested and flat."""
+"""Values of settings: coercion to types, nested and dotted forms."""
 
 import types
 from collections.abc import Mapping
@@ -10,10 +10,12 @@ from offbench.errors import UserError, unknown
 
 
 def short_text(value: Any) -> str:
+    """A value as written in labels, without spaces."""
     return f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one of dotted keys; empty mappings stay values."""
     out: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -24,6 +26,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
     out: dict[str, Any] = {}
     for key, value in flat.items():
         *path, last = key.split(".")
@@ -49,15 +52,16 @@ _hints = cache(get_type_hints)
 
 
 def build_settings(cls: type, values: Mapping[str, Any]) -> Any:
+    """A settings dataclass from nested values, coerced to its types; others are left out."""
     hints = _hints(cls)
-    made = {}
+    arguments = {}
     for f in fields(cls):
         if f.name in values:
             value, hint = values[f.name], hints[f.name]
-            made[f.name] = (
+            arguments[f.name] = (
                 build_settings(hint, value) if is_dataclass(hint) else coerce(value, hint, f.name)
             )
-    return cls(**made)
+    return cls(**arguments)
 
 
 def coerce(value: Any, hint: Any, name: str) -> Any:

@@ -1,7 +1,7 @@
-"""What a method may ask of the data beside a transition: it says `needs = ("next_action",)`.
+"""Extra tensors of a batch that a method asks for, as in `needs = ("next_action",)`.
 
-An extra is fitted to the transformed data once, may narrow the rows a batch element can start
-from, and adds its tensors to `batch.extras` under the names it lists. It composes with any view.
+An extra is fitted to the transformed data once, can restrict the rows that are sampled, and adds
+tensors to `batch.extras` by name. It composes with any view.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,13 @@ from offbench.data.views import Chunk, FittedWindow, View
 from offbench.errors import UserError, unknown
 from offbench.types import Batch
 
-_BLOCK = 1 << 20  # rows looked at together
+# rows per block
+_BLOCK = 1 << 20
 
 
 class Extra(Protocol):
+    """Tensors added to a batch, and the rows (S,) bool for which they exist."""
+
     def support(self, data: ReplayData, view: View) -> Tensor: ...  # (S,) bool
     def tensors(self, data: ReplayData, view: View, row: Tensor) -> Mapping[str, Tensor]: ...
 
@@ -26,8 +29,8 @@ class Extra(Protocol):
 class NextAction(NamedTuple):
     """`next_action` (B, A): the dataset's action at `next_obs` (the next chunk under a chunked view).
 
-    Rows whose span ends, without a terminal, where no action was recorded are left out. After a
-    terminal it is zeros, and a discount of 0 keeps it from mattering.
+    Rows are excluded whose span ends where no action was recorded, except at a terminal: there it is
+    zeros, and the discount is 0.
     """
 
     def support(self, data: ReplayData, view: View) -> Tensor:
@@ -47,7 +50,7 @@ class NextAction(NamedTuple):
 class ReturnToGo(NamedTuple):
     """`return_to_go` (B,): discounted sum of the rewards from this step to the episode's end.
 
-    Where a time limit or the end of the recording cut the episode it is the sum of what was seen.
+    Episodes cut by a time limit or the end of the recording have the sum up to there.
     """
 
     column: Tensor  # (S,)
@@ -64,10 +67,10 @@ class ReturnToGo(NamedTuple):
 
 
 class SparseReturnToGo(NamedTuple):
-    """`sparse_return_to_go` (B,): `return_to_go`, but failure has no end.
+    """`sparse_return_to_go` (B,): `return_to_go`, with failed episodes continued for ever.
 
-    An episode of nothing but the data's least reward r never succeeded, and each of its steps is
-    worth r / (1 - gamma), wherever the recording stopped (Nakamoto et al., 2023, their code).
+    An episode whose rewards all are the data's least reward r has failed, and its steps have
+    r / (1 - gamma), wherever the recording stopped (Nakamoto et al., 2023, their code).
     """
 
     column: Tensor  # (S,)
@@ -95,7 +98,7 @@ class SparseReturnToGo(NamedTuple):
 class Valid(NamedTuple):
     """`valid` (B, h): 1 for the steps of a chunk that belong to the episode it starts in, else 0.
 
-    Only a view that pads has zeros; a view of single steps has h = 1 and none.
+    All ones unless the view pads; h = 1 for views of single steps.
     """
 
     def support(self, data: ReplayData, view: View) -> Tensor:
@@ -108,7 +111,7 @@ class Valid(NamedTuple):
 
 
 class Prefixes(NamedTuple):
-    """The first 1, 2, ..., h steps of a chunk as spans of their own.
+    """Rewards, discounts and observations of the first 1, 2, ..., h steps of a chunk.
 
     `prefix_reward` (B, h) discounted sums of reward; `prefix_discount` (B, h) bootstrap factors,
     gamma ** steps and 0 from a terminal on; `prefix_obs` (B, h, O) observations after them; and
@@ -141,7 +144,7 @@ class Prefixes(NamedTuple):
 
 
 class InContext(NamedTuple):
-    """`context`: the observation is a `Context`, which a windowed view makes and nothing else."""
+    """`context`: the observation is a `Context`; adds no tensors, and requires a windowed view."""
 
     def support(self, data: ReplayData, view: View) -> Tensor:
         return data.valid
@@ -183,7 +186,7 @@ def fit_extras(data: ReplayData, view: View, names: Sequence[str]) -> tuple[Extr
 
 
 def support(data: ReplayData, view: View, extras: Sequence[Extra]) -> Tensor:
-    """(S,) bool: rows from which the view and every extra can start. UserError where none is left."""
+    """(S,) bool: rows that can be sampled under the view and all extras. UserError where none can."""
     rows = view.support(data)
     for extra in extras:
         rows = rows & extra.support(data, view)

@@ -1,6 +1,6 @@
-"""Data sets made of other data sets: mixed, truncated, a subset of the episodes, with noise.
+"""Builds data sets composed of others: mixtures, truncations, subsets of episodes, noise.
 
-`offbench.data.composition` has their ids.
+Their ids are parsed in `offbench.data.composition`.
 """
 
 import json
@@ -22,25 +22,25 @@ from offbench.io import atomic_write, slug
 Load = Callable[[str], ReplayData]
 
 
-class _Made(NamedTuple):
+class _Result(NamedTuple):
     data: ReplayData
-    origin: NDArray[np.int64]  # (E, 3) of each episode: the part, its episode there, steps kept
+    origin: NDArray[np.int64]  # (E, 3): part, episode in that part, steps kept
 
 
 @dataclass(frozen=True)
 class Composed:
-    """A composed set: usable wherever a loaded one is."""
+    """A composed data set, with the origin of its episodes and its description."""
 
     id: str  # canonical
     data: ReplayData
-    index: NDArray[np.int64]  # (E, 3) of each episode: the part, its episode there, steps kept
+    index: NDArray[np.int64]  # (E, 3): part, episode in that part, steps kept
     card: Mapping[str, Any]
 
 
 def build(dataset_id: str, load: Load) -> Composed:
-    """Make a composed set; `load` gives the arrays of a plain id.
+    """The composed set of an id; `load` gives the data of a plain id.
 
-    Raises UserError where the id is none, and where the parts do not go together.
+    Raises UserError for an id that is no composition, and for parts that differ in dimensions.
     """
     parsed = parse(dataset_id)
     if isinstance(parsed, str):
@@ -104,9 +104,9 @@ def _same_shape(what: Composition, parts: list[ReplayData]) -> None:
 def take(
     data: ReplayData, episodes: NDArray[np.integer], steps: NDArray[np.integer] | None = None
 ) -> ReplayData:
-    """Episodes by number, in the order given, repeats allowed; of each the first `steps`.
+    """The numbered episodes, in that order, repeats allowed; of each its first `steps`.
 
-    An episode that is cut keeps the observation it is cut at and bootstraps there.
+    A cut episode keeps the next observation and bootstraps there.
     """
     firsts = first_rows(data).numpy()
     lasts = data.last.numpy()[firsts]
@@ -125,13 +125,13 @@ def take(
 
 
 def lengths(data: ReplayData) -> NDArray[np.int64]:
-    """(E,) steps of each episode."""
+    """(E,) number of steps of each episode."""
     firsts = first_rows(data)
     return (data.last[firsts] - firsts).numpy()
 
 
 def join(parts: list[ReplayData]) -> ReplayData:
-    """One set after another."""
+    """Concatenates data sets."""
     rows = np.cumsum([0, *(len(p.last) for p in parts)])[:-1].tolist()
     episodes = np.cumsum([0, *(p.n_episodes for p in parts)])[:-1].tolist()
     moved = [
@@ -142,13 +142,13 @@ def join(parts: list[ReplayData]) -> ReplayData:
 
 def mix(
     good: ReplayData, other: ReplayData, share: float, seed: int, *, name: str = "mix"
-) -> _Made:
-    """`share` of N transitions from `good`, the rest from `other`, N the transitions of `good`.
+) -> _Result:
+    """A mixture of N transitions, `share` of them from `good`, the rest from `other`; N as in `good`.
 
     Whole trajectories of `good` are drawn with replacement until they hold `share * N`
     transitions, then whole ones of `other`, in random order (each once before any comes again),
-    until there are N: the construction of Hong et al. (2023), in which a share is of transitions,
-    not of trajectories. Good trajectories come first.
+    until there are N, as in Hong et al. (2023): the share is of transitions, not of trajectories.
+    Good trajectories come first.
     """
     rng = np.random.default_rng(seed)
     n = good.n_transitions
@@ -162,7 +162,7 @@ def mix(
         ]
     )
     chosen = [take(p, c) for p, c in ((good, lucky), (other, filler)) if len(c)]
-    return _Made(join(chosen), index.astype(np.int64))
+    return _Result(join(chosen), index.astype(np.int64))
 
 
 def _draw(
@@ -176,12 +176,12 @@ def _draw(
     return chosen[before < wanted]
 
 
-def truncate(data: ReplayData, rows: int, *, name: str = "truncate") -> _Made:
+def truncate(data: ReplayData, rows: int, *, name: str = "truncate") -> _Result:
     """The first `rows` transitions in order; the last episode may be cut."""
     return _first(data, np.arange(data.n_episodes), rows, name)
 
 
-def _first(data: ReplayData, order: NDArray[np.integer], rows: int, name: str) -> _Made:
+def _first(data: ReplayData, order: NDArray[np.integer], rows: int, name: str) -> _Result:
     if rows > data.n_transitions:
         raise UserError(f"{name}: there are only {data.n_transitions} transitions, not {rows}")
     sizes = lengths(data)[order]
@@ -192,15 +192,15 @@ def _first(data: ReplayData, order: NDArray[np.integer], rows: int, name: str) -
 
 def _kept(
     data: ReplayData, episodes: NDArray[np.integer], steps: NDArray[np.integer] | None = None
-) -> _Made:
+) -> _Result:
     steps = lengths(data)[episodes] if steps is None else steps
     index = np.stack([np.zeros(len(episodes)), episodes, steps], axis=1).astype(np.int64)
-    return _Made(take(data, episodes, steps), index)
+    return _Result(take(data, episodes, steps), index)
 
 
-def subset(data: ReplayData, by: str, *args: float, name: str = "subset") -> _Made:
-    """Some episodes: `rows` or `episodes` (count, seed), `top` or `bottom` (share by return), or
-    those with a `return` in [low, high]. Whole ones, but for the last of `rows`."""
+def subset(data: ReplayData, by: str, *args: float, name: str = "subset") -> _Result:
+    """A subset of the episodes: `rows` or `episodes` (count, seed), `top` or `bottom` (share by return),
+    or those with a `return` in [low, high]. Only the last episode of `rows` may be cut."""
     n = data.n_episodes
     if by in ("rows", "episodes"):
         count, seed = int(args[0]), int(args[1])
@@ -223,28 +223,28 @@ def subset(data: ReplayData, by: str, *args: float, name: str = "subset") -> _Ma
     return _kept(data, np.sort(ranked[: max(1, round(args[0] * n))]))
 
 
-def noise(data: ReplayData, on: str, scale: float, seed: int, *, name: str = "noise") -> _Made:
-    """Gaussian noise on every recorded `reward` or on every recorded observation (`obs`), once:
-    an observation is the same as an end of one step and as the start of the next."""
+def noise(data: ReplayData, on: str, scale: float, seed: int, *, name: str = "noise") -> _Result:
+    """Gaussian noise on every recorded `reward` or observation (`obs`). The next observation of a step
+    has the same noise as the observation of the step after it."""
     rng = np.random.default_rng(seed)
     index = _kept(data, np.arange(data.n_episodes)).origin
     if on == "obs":
         spread = data.obs.double().std(0, correction=0) * scale
         drawn = torch.from_numpy(rng.standard_normal(tuple(data.obs.shape), dtype=np.float32))
-        return _Made(data._replace(obs=drawn.mul_(spread.float()).add_(data.obs)), index)
+        return _Result(data._replace(obs=drawn.mul_(spread.float()).add_(data.obs)), index)
     spread = data.reward[data.valid].double().std(correction=0) * scale
     drawn = torch.from_numpy(rng.standard_normal(len(data.reward), dtype=np.float32))
     noisy = torch.where(data.valid, data.reward + drawn * spread.float(), data.reward)
-    return _Made(data._replace(reward=noisy), index)
+    return _Result(data._replace(reward=noisy), index)
 
 
-_BUILDERS: Mapping[str, Callable[..., _Made]] = MappingProxyType(
+_BUILDERS: Mapping[str, Callable[..., _Result]] = MappingProxyType(
     {"mix": mix, "truncate": truncate, "subset": subset, "noise": noise}
 )
 
 
 def save_index(composed: Composed, folder: Path) -> Path:
-    """Write the card and the list of trajectories of a composed set as json; returns the file."""
+    """Writes the card and the origin of each episode of a composed set as json; returns the file."""
     path = folder / f"{slug(composed.id)}.json"
     columns = ["part", "episode", "steps"]
     content = dict(composed.card) | {"columns": columns, "index": composed.index.tolist()}

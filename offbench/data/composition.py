@@ -1,4 +1,4 @@
-"""Ids of data sets made of other data sets.
+"""Ids of data sets composed of other data sets.
 
     mix@0.05@0:d4rl/hopper-expert-v2:d4rl/hopper-random-v2     5 % expert, the rest random, seed 0
     truncate@10k:d4rl/hopper-medium-v2                         the first 10,000 transitions
@@ -27,7 +27,7 @@ _MAX_DEPTH = 8
 
 @dataclass(frozen=True)
 class Composition:
-    """One operation on parts; a part is a composition or the id of a set."""
+    """A parsed id: one operation on parts, each a composition or the id of a set."""
 
     op: str
     args: tuple[str | int | float, ...]
@@ -38,24 +38,25 @@ class Composition:
 
     @property
     def leaves(self) -> tuple[str, ...]:
-        """Ids of the sets it is made of, each once, in order."""
+        """Ids of all sets in it, each once, in order."""
         found: list[str] = []
         for part in self.parts:
             found += part.leaves if isinstance(part, Composition) else [part]
         return tuple(dict.fromkeys(found))
 
     def renamed(self, name: Callable[[str], str]) -> "Composition":
-        """With the id of each set replaced by what `name` gives for it."""
+        """The composition with each id of a set mapped by `name`."""
         parts = (p.renamed(name) if isinstance(p, Composition) else name(p) for p in self.parts)
         return Composition(self.op, self.args, tuple(parts))
 
     @property
     def base(self) -> str:
-        """The set whose environment and score it has: the first."""
+        """The first set, whose environment and score the composition has."""
         return self.leaves[0]
 
 
 def spell(value: str | int | float) -> str:
+    """The canonical spelling of an argument."""
     return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
@@ -76,7 +77,7 @@ def is_composed(dataset_id: str) -> bool:
 
 
 def parse(dataset_id: str) -> Composition | str:
-    """The composition an id spells out, or the id itself if it is a plain one. UserError if broken."""
+    """The composition of an id; a plain id is returned as it is. UserError for a malformed one."""
     if not is_composed(dataset_id):
         operation = re.match(r"([a-z]+)@", dataset_id)
         if operation is not None and ":" in dataset_id:

@@ -1,4 +1,4 @@
-"""Everything between a dataset and a method, and its mirror image between a method and an environment."""
+"""Pipelines: from a dataset to batches, and from a method to a policy in the raw environment."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,10 +14,13 @@ from offbench.data.transforms import Transform, fit_transform
 from offbench.data.views import FittedWindow, NStep, View, Window
 from offbench.types import Batch, Policy, Spec
 
-Weight = Callable[[ReplayData], Tensor]  # data -> (S,) row weights
+# data -> (S,) row weights of the sampler
+RowWeights = Callable[[ReplayData], Tensor]
 
 
 class Pipeline(NamedTuple):
+    """Data with a sampler, a view, transforms and extras: the source of batches of a method."""
+
     data: ReplayData  # transformed
     sampler: Sampler
     view: View
@@ -26,10 +29,11 @@ class Pipeline(NamedTuple):
     extras: tuple[Extra, ...] = ()
 
     def spec(self, spec: Spec) -> Spec:
+        """The problem as the method sees it through the view."""
         return self.view.spec(spec)
 
     def batch(self, rows: Tensor, minibatches: int = 1) -> Batch:
-        """The batch elements at `rows`; with several minibatches a leading axis counts them."""
+        """The batch at `rows`; several minibatches get a leading axis (K, B, ...)."""
         batch = self.view.batch(self.data, rows)
         batch = add(batch, self.data, self.view, self.extras, rows)
         if minibatches == 1:
@@ -41,15 +45,15 @@ class Pipeline(NamedTuple):
         return self.batch(self.sampler(key, minibatches * self.batch_size), minibatches)
 
     def to(self, device: torch.device | str) -> "Pipeline":
-        """Made on the CPU and moved, a pipeline holds the same bits whatever the device."""
+        """The pipeline with its tensors on `device`."""
         return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, self)
 
     def uniform(self, needs: Sequence[str]) -> "Pipeline":
-        """The pipeline without its sampling weights: every row that can be drawn is equally likely."""
+        """The pipeline with uniform sampling and the extras `needs`."""
         return self._over(self.data, needs)
 
     def on(self, data: ReplayData, needs: Sequence[str]) -> "Pipeline":
-        """Other episodes, as recorded, through the transforms and view that were fitted here."""
+        """The pipeline on other raw data, with the transforms and view fitted here."""
         for transform in self.transforms:
             data = transform.data(data)
         return self._over(data, needs)
@@ -61,7 +65,7 @@ class Pipeline(NamedTuple):
         return self._replace(data=data, sampler=sampler, view=view, extras=extras)
 
     def policy(self, policy: Policy) -> Policy:
-        """The policy that acts in the raw environment: the view sees what the transforms made, as in the data."""
+        """The policy in the raw environment: observations are transformed, then viewed, as in the data."""
         parts: tuple[View | Transform, ...] = (self.view, *reversed(self.transforms))
         for part in parts:
             policy = part.policy(policy)
@@ -72,17 +76,18 @@ def make_pipeline(
     data: ReplayData,
     *,
     view: View | Window | None = None,
-    weights: Sequence[Weight] = (),
+    weights: Sequence[RowWeights] = (),
     transforms: Mapping[str, Mapping[str, Any] | None] | Sequence[str] = (),
     batch_size: int = 256,
     needs: Sequence[str] = (),
     lazy: bool = False,
 ) -> Pipeline:
-    """Fits transforms, view and extras, then draws rows by the view's support times every weight.
+    """A pipeline with transforms, view and extras fitted to `data`.
 
-    Weights see the data as recorded. `transforms` are names from `offbench.data.transforms`, in order,
-    with their options when given as a mapping; `needs` are names from `offbench.data.batch_extras`. `lazy`
-    transforms observations as batches are read, for data that memory cannot hold twice.
+    Rows are sampled in proportion to the product of `weights`, computed from the data as recorded.
+    `transforms` are names from `offbench.data.transforms`, in order, with options when given as a
+    mapping; `needs` are names from `offbench.data.batch_extras`. `lazy` transforms observations when
+    batches are read, for data that memory cannot hold twice.
     """
     recorded = data
     named = transforms if isinstance(transforms, Mapping) else {name: None for name in transforms}
@@ -93,5 +98,5 @@ def make_pipeline(
     fitted_view: View = view.fit(data) if isinstance(view, Window) else view or NStep()
     extras = fit_extras(data, fitted_view, needs)
     rows = support(data, fitted_view, extras)
-    sampler = make_sampler(rows, *(weight(recorded) for weight in weights))
+    sampler = make_sampler(rows, *(row_weights(recorded) for row_weights in weights))
     return Pipeline(data, sampler, fitted_view, tuple(fitted), batch_size, extras)

@@ -1,4 +1,4 @@
-"""One dataset, flat, immutable, on the training device; shared by every seed.
+"""A dataset as flat, immutable arrays, shared by every seed.
 
                  |<---- episode 0 ---->|<-- episode 1 -->|
 row               0    1    2    3      4    5    6
@@ -34,6 +34,8 @@ class Episode(NamedTuple):
 
 
 class ReplayData(NamedTuple):
+    """A dataset as flat tensors with S rows, one per transition and one per last observation."""
+
     obs: Tensor  # (S, O) float32, S = transitions + episodes
     action: Tensor  # (S, A) float32; the row of a last observation is padding
     reward: Tensor  # (S,) float32
@@ -43,7 +45,7 @@ class ReplayData(NamedTuple):
 
     @property
     def valid(self) -> Tensor:
-        """(S,) bool: rows that are a transition."""
+        """(S,) bool: rows that are transitions."""
         valid = torch.empty_like(self.last, dtype=torch.bool)
         for part in blocks(len(valid)):
             row = torch.arange(part.start, part.stop, device=valid.device)
@@ -52,17 +54,20 @@ class ReplayData(NamedTuple):
 
     @property
     def n_episodes(self) -> int:
+        """Number of episodes."""
         return int(self.episode[-1]) + 1
 
     @property
     def n_transitions(self) -> int:
+        """Number of transitions."""
         return len(self.last) - self.n_episodes
 
     def to(self, device: torch.device | str) -> "ReplayData":
+        """The dataset on a device."""
         return ReplayData(*(x.to(device) for x in self))
 
 
-def one_hot(action: Tensor, valid: Tensor) -> bool:
+def is_one_hot(action: Tensor, valid: Tensor) -> bool:
     """Whether every action (S, A) is a one-hot row of at least two choices: discrete actions."""
     if action.shape[1] < 2:
         return False
@@ -76,7 +81,7 @@ def one_hot(action: Tensor, valid: Tensor) -> bool:
 def from_episodes(
     episodes: Iterable[Episode], *, name: str = "dataset", terminal_inside: bool = False
 ) -> ReplayData:
-    """Episodes one after another, with the checks of `from_flat`.
+    """A dataset of episodes, with the checks of `from_flat`.
 
     `terminal_inside` permits terminals before an episode's last step: OGBench's single-task sets
     stop the bootstrap at the goal while the trajectory goes on. Raises UserError naming `name` and
@@ -118,18 +123,17 @@ def from_flat(
     name: str = "dataset",
     terminal_inside: bool = False,
 ) -> ReplayData:
-    """Rows as recorded, one per step, episodes one after another.
+    """A dataset of recorded rows, one per step, episodes one after another.
 
-    obs (N, O), action (N, A), reward (N,), terminal (N,): the environment ended at this step; a
-    time limit is none. end (N,): the last row of an episode; the last row of all is one in any
-    case, so an unfinished episode is kept and bootstraps. `next_obs` (N, O) or (E, O): the
-    observation after each row, or after the last row of each episode.
+    obs (N, O), action (N, A), reward (N,), terminal (N,): the environment terminated at this step (not
+    by a time limit). end (N,): the last row of an episode; the very last row always is one, so an
+    unfinished episode is kept and bootstraps. `next_obs` (N, O) or (E, O): the observation after each
+    row, or after the last row of each episode.
 
-    With `next_obs` every row is a transition. Without, the observation after an episode's last row
-    is unknown: a last row that is terminal keeps its action and reward (what follows a terminal is
-    never looked at; its own observation is repeated), any other gives the observation that the row
-    before leads to and nothing else, and an episode of that single row is left out. That is also
-    how OGBench writes its files: the last row holds the last observation.
+    With `next_obs` every row is a transition. Without, the observation after an episode's last row is
+    unknown. A terminal last row stays a transition (its observation is repeated as the next one, which
+    no bootstrap uses); any other last row only is the next observation of the row before, as in
+    OGBench's files, and an episode of one such row is left out.
 
     Raises UserError naming `name` and the first offending episode.
     """
@@ -142,7 +146,7 @@ def from_flat(
     start = np.concatenate([[0], stop[:-1] + 1])
     after = None if next_obs is None else _after(np.asarray(next_obs), obs, stop, name)
     extra = terminal[stop] if after is None else np.ones(len(stop), bool)
-    # not: one row, nothing known after it
+    # without episodes of one row whose next observation is unknown
     kept = extra | (stop > start)
     if not kept.any():
         raise UserError(f"{name}: no transition: every episode is a single row without a successor")
@@ -150,15 +154,16 @@ def from_flat(
     if extra.any() or not kept.all():
         rows = np.flatnonzero(np.repeat(kept, stop - start + 1)) if not kept.all() else None
         new_ends = np.cumsum(sizes) - 1
-        place = np.ones(int(sizes.sum()), bool)  # where the given rows go
-        place[new_ends[extra[kept]]] = False
+        # output rows that are recorded ones
+        recorded = np.ones(int(sizes.sum()), bool)
+        recorded[new_ends[extra[kept]]] = False
         pick = (lambda x: x) if rows is None else (lambda x: x[rows])
         last = (obs[stop] if after is None else after)[extra]
-        obs = _spread(pick(obs), place, "obs", name, fill=last)
-        action = _spread(pick(action), place, "action", name)
-        reward = _spread(pick(reward), place, "reward", name)
-        wider = np.zeros(len(place), bool)
-        wider[place] = pick(terminal)
+        obs = _spread(pick(obs), recorded, "obs", name, fill=last)
+        action = _spread(pick(action), recorded, "action", name)
+        reward = _spread(pick(reward), recorded, "reward", name)
+        wider = np.zeros(len(recorded), bool)
+        wider[recorded] = pick(terminal)
         terminal = wider
     else:
         obs, action, reward = (
@@ -171,16 +176,16 @@ def from_flat(
 
 
 def _spread(
-    x: np.ndarray, place: np.ndarray, field: str, name: str, fill: np.ndarray | float = 0.0
+    x: np.ndarray, recorded: np.ndarray, field: str, name: str, fill: np.ndarray | float = 0.0
 ) -> np.ndarray:
-    """`x` at the rows where `place`, `fill` at the others; float32."""
+    """`x` at the rows where `recorded`, `fill` at the others; float32."""
     _numeric(x, field, name)
-    out = np.empty((len(place), *x.shape[1:]), np.float32)
-    holes = np.flatnonzero(~place)
-    bounds = np.concatenate([[-1], holes, [len(place)]])
+    out = np.empty((len(recorded), *x.shape[1:]), np.float32)
+    holes = np.flatnonzero(~recorded)
+    bounds = np.concatenate([[-1], holes, [len(recorded)]])
     with np.errstate(over="ignore", invalid="ignore"):
-        if len(holes) > len(place) // 20:
-            out[place] = x
+        if len(holes) > len(recorded) // 20:
+            out[recorded] = x
         # a block of rows at a time is faster
         else:
             for i, (a, b) in enumerate(zip(bounds[:-1] + 1, bounds[1:])):
@@ -274,9 +279,9 @@ def _finish(
     name: str,
     terminal_inside: bool,
 ) -> ReplayData:
-    """The checks of values, on rows as they will be trained on, in their final types.
+    """Checks the values of the final rows and returns the dataset.
 
-    `action` is clipped in place; nothing else is written to.
+    `action` is clipped in place.
     """
     stop = np.cumsum(sizes)
 
@@ -311,7 +316,7 @@ def _finish(
 
 
 def blocks(n: int, size: int = 1 << 15) -> Iterator[slice]:
-    """n rows, `size` at a time: a set that is larger than memory is mapped and never copied whole."""
+    """Slices of n rows, `size` at a time, for mapped data larger than memory."""
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
 
@@ -347,7 +352,7 @@ def discounted_to_go(data: ReplayData, gamma: float) -> Tensor:
 
 
 def fingerprint(data: ReplayData) -> str:
-    """sha256 over the arrays as trained on: what a result row calls its data."""
+    """sha256 of the arrays."""
     digest = hashlib.sha256()
     for x in data:
         digest.update(np.ascontiguousarray(x.cpu().numpy()).data)

@@ -1,7 +1,7 @@
-"""A sampler is a distribution over start rows; distributions compose by product.
+"""Samplers: distributions over start rows, composed as products of row weights.
 
-Reweighting (Hong et al., 2023) changes which rows are drawn and nothing else, so it works with any
-method and any view: `make_sampler(view.support(data), advantage_weights(data, temperature=0.1))`.
+Reweighting (Hong et al., 2023) changes only which rows are drawn, so it works with any method and
+any view: `make_sampler(view.support(data), advantage_weights(data, temperature=0.1))`.
 """
 
 from functools import reduce
@@ -17,14 +17,15 @@ from offbench.errors import UserError
 
 
 class Sampler(Protocol):
+    """Draws row numbers with a key."""
+
     def __call__(self, key: Tensor, n: int) -> Tensor: ...  # (n,) int64 rows
 
 
 class Uniform(NamedTuple):
-    """Every row of a mask with the same probability.
+    """Uniform draws from the rows of a mask.
 
-    Kept as its runs of neighbouring rows, mostly one for an episode: the k-th row is found in them
-    exactly, without a table of all rows.
+    Stored as runs of neighbouring rows, mostly one per episode, instead of a table of all rows.
     """
 
     first: Tensor  # (R,) int64 first row of each run
@@ -38,7 +39,10 @@ class Uniform(NamedTuple):
 
 
 class Categorical(NamedTuple):
-    """Inverse-CDF draws: O(log S), no host sync, no 2**24 limit (torch.multinomial has it)."""
+    """Draws in proportion to row weights, by inverse CDF: O(log S), no host sync.
+
+    torch.multinomial is limited to 2**24 rows.
+    """
 
     cdf: Tensor  # (S,) float64, not normalised
 
@@ -90,8 +94,8 @@ def return_weights(data: ReplayData, *, temperature: float = 0.1) -> Tensor:
 def advantage_weights(data: ReplayData, *, temperature: float = 0.1) -> Tensor:
     """AW of Hong et al. (2023): return minus a least-squares fit on the first observation, (S,).
 
-    Of the rewards as recorded; their code of IQL weighs antmaze by rewards less 1, by which a shorter
-    way to the goal counts more.
+    From the rewards as recorded; the authors' IQL code subtracts 1 in antmaze first, which favours
+    short episodes.
     """
     returns = episode_returns(data).cpu().numpy()
     first = data.obs[first_rows(data)].double().cpu().numpy()

@@ -1,10 +1,9 @@
-"""Pointwise changes of the problem: of its data before training, of the policy acting in it.
+"""Transforms of observations and rewards, applied to data and to the acting policy.
 
-A transform changes the data once, when a pipeline is made, not every batch: that costs the training
-loop nothing. Of data too large for that (`lazy`) it changes observations as they are read instead;
-the numbers are the same. Either way a reward shift stays right under n-step and chunked views
-(shifting their sum would not). Trajectory weights are computed from the data as recorded, before any
-transform.
+A transform changes the data once, when a pipeline is made, at no cost in the training loop. For data
+too large for that (`lazy`), observations are transformed when read; the numbers are the same. Rewards
+are transformed per step, so a shift is right under n-step and chunked views. Row weights are computed
+from the data as recorded.
 """
 
 from collections.abc import Callable
@@ -17,13 +16,13 @@ from offbench.data.replay import ReplayData, blocks, episode_returns, first_rows
 from offbench.errors import UserError, unknown
 from offbench.types import Policy, TimeStep
 
-# whatever the environment's limit
+# in CORL's code, for every environment
 _CORL_STEPS = 1000
 
 
 class Transform(Protocol):
-    """`policy` undoes nothing: it shows the policy what `data` would have made of what is observed, and
-    one that changes rewards does so in `Policy.reward` too."""
+    """A transform of data, and of what a policy observes: `policy` applies the same to observations and
+    rewards of the environment (`Policy.reward`, too)."""
 
     def data(self, data: ReplayData, *, lazy: bool = False) -> ReplayData: ...
     def policy(self, policy: Policy) -> Policy: ...
@@ -37,7 +36,7 @@ class ObsNorm(NamedTuple):
 
     @classmethod
     def fit(cls, data: ReplayData, *, eps: float = 1e-3) -> "ObsNorm":
-        """Block by block, so that a mapped set stays on the disk (Chan, Golub and LeVeque, 1983)."""
+        """Fitted block by block, for mapped data (Chan, Golub and LeVeque, 1983)."""
         valid, n = data.valid, 0
         mean = spread = torch.zeros((), dtype=torch.float64, device=valid.device)
         for part in blocks(len(valid)):
@@ -59,20 +58,20 @@ class ObsNorm(NamedTuple):
         return (obs - self.mean) / self.std
 
     def data(self, data: ReplayData, *, lazy: bool = False) -> ReplayData:
-        # what is normalised as it is read is indexed as a tensor is
+        # indexed like a tensor
         obs: Any = Normalised(data.obs, self) if lazy else self._apply(data.obs)
         return data._replace(obs=obs)
 
     def policy(self, policy: Policy) -> Policy:
         return policy._replace(
-            act=lambda state, step, carry, key: policy.act(
-                state, step._replace(obs=self._apply(step.obs)), carry, key
+            act=lambda state, step, memory, key: policy.act(
+                state, step._replace(obs=self._apply(step.obs)), memory, key
             )
         )
 
 
 class Normalised:
-    """(S, O) observations that are normalised as rows are read: what `ObsNorm` would make of them all."""
+    """(S, O) observations normalised by an `ObsNorm` when rows are read."""
 
     def __init__(self, obs: Tensor, norm: ObsNorm):
         self._obs, self._norm = obs, norm
@@ -92,7 +91,7 @@ class RewardAffine(NamedTuple):
     shift: float = 0.0
 
     def data(self, data: ReplayData, *, lazy: bool = False) -> ReplayData:
-        """`lazy` or not: one number a row is little beside an observation."""
+        """Never lazy: rewards are small."""
         del lazy
         valid, reward = data.valid, torch.empty_like(data.reward)
         for part in blocks(len(valid)):
@@ -101,21 +100,23 @@ class RewardAffine(NamedTuple):
         return data._replace(reward=reward)
 
     def policy(self, policy: Policy) -> Policy:
-        """A policy that conditions on rewards sees them as its data had them; the first is 0."""
+        """Shows the policy transformed rewards; 0 at the first step of an episode."""
         new = lambda reward: self.scale * reward + self.shift
 
-        def act(state: Any, step: TimeStep, carry: Any, key: Tensor) -> tuple[Any, Any]:
+        def act(state: Any, step: TimeStep, memory: Any, key: Tensor) -> tuple[Any, Any]:
             reward = torch.where(step.first, 0.0, new(step.reward))
-            return policy.act(state, step._replace(reward=reward), carry, key)
+            return policy.act(state, step._replace(reward=reward), memory, key)
 
         return policy._replace(act=act, reward=lambda reward: policy.reward(new(reward)))
 
 
 def obs_norm(data: ReplayData, *, eps: float = 1e-3) -> Transform:
+    """Observations to zero mean and unit variance: (obs - mean) / (std + eps)."""
     return ObsNorm.fit(data, eps=eps)
 
 
 def reward_affine(data: ReplayData, *, scale: float = 1.0, shift: float = 0.0) -> Transform:
+    """reward <- scale * reward + shift, per step."""
     return RewardAffine(scale, shift)
 
 
@@ -124,8 +125,8 @@ def reward_range(
 ) -> Transform:
     """IQL's locomotion scaling (Kostrikov et al., 2021): reward * scale / (max - min return).
 
-    `corl_compat_split` takes the returns of what CORL's code (eeeeef2) takes for trajectories. It
-    reproduces published numbers and is of no other use. Raises UserError where all returns are equal.
+    `corl_compat_split` uses the returns of trajectories as CORL's code (eeeeef2) splits them, to
+    reproduce published numbers. Raises UserError where all returns are equal.
     """
     returns = _corl_returns(data) if corl_compat_split else episode_returns(data)
     if not (spread := float(returns.max() - returns.min())) > 0:
@@ -139,8 +140,7 @@ def reward_range(
 def reward_standard(data: ReplayData) -> Transform:
     """Rewards to zero mean and unit variance over the dataset's transitions (EDAC on adroit).
 
-    In a task that ends, a shift changes what an early end is worth. Raises UserError where all
-    rewards are equal.
+    The shift changes the value of early termination. Raises UserError where all rewards are equal.
     """
     reward = data.reward[data.valid].double()
     mean, std = reward.mean(), reward.std(unbiased=False)

@@ -1,8 +1,8 @@
-"""A view says what one batch element spans, and so what the policy must output.
+"""Views: what one element of a batch spans, and what the policy outputs.
 
-`NStep` spans up to n steps; `Chunk` spans h steps and makes the next h actions one action, which
-turns any flat-action method into its open-loop chunked self; `Window` shows k steps at once to a
-method that reads a `Context`.
+`NStep` has n-step returns; `Chunk` spans h steps and makes the next h actions one action, which turns
+any method into its open-loop chunked form; `Window` gives k steps at once to a method that reads a
+`Context`.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +17,8 @@ from offbench.types import Batch, Context, Plan, Policy, Spec, TimeStep
 
 
 class View(Protocol):
+    """A mapping from start rows to batch elements, and its inverse for the acting policy."""
+
     @property
     def gamma(self) -> float: ...
 
@@ -44,11 +46,11 @@ def _spans(data: ReplayData, row: Tensor, n: int) -> tuple[Tensor, Tensor, Tenso
 def _returns(
     data: ReplayData, row: Tensor, n: int, gamma: float, after_terminal: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of n steps: discounted rewards, whether a terminal came by each, and lengths so far, each (B, n);
+    """For the next n steps: discounted rewards, whether terminated by then, and lengths, each (B, n);
     and the powers of gamma (n + 1,).
 
-    A return adds rewards up to a terminal or the end of the episode; with `after_terminal` those that
-    were recorded after a terminal inside an episode, too. The span ends at the terminal either way.
+    A return adds rewards up to a terminal or the end of the episode; with `after_terminal` also those
+    recorded after a terminal inside an episode. The span ends at the terminal either way.
     """
     steps, inside, counts = _spans(data, row, n)
     powers = gamma ** torch.arange(n + 1, dtype=data.reward.dtype, device=row.device)
@@ -60,7 +62,7 @@ def _returns(
 def _batch(
     data: ReplayData, row: Tensor, n: int, gamma: float, after_terminal: bool = False
 ) -> Batch:
-    # the common case, without the (B, n) bookkeeping; equal to it by test
+    # fast path of the common case, tested against the general one
     if n == 1:
         discount = gamma * (~data.terminal[row]).to(data.reward.dtype)
         return Batch(data.obs[row], data.action[row], data.reward[row], discount, data.obs[row + 1])
@@ -75,7 +77,7 @@ def _end(data: ReplayData, row: Tensor, n: int) -> Tensor:
 
 
 def _support(data: ReplayData, n: int, pad: bool, name: str) -> Tensor:
-    """The rows a span of n steps can start from: all transitions with `pad`, else those with n steps left."""
+    """(S,) bool: start rows of spans of n steps; all transitions with `pad`, else those with n steps left."""
     if n < 1:
         raise UserError(f"view.{name} must be at least 1, got {n}")
     whole = torch.empty_like(data.last, dtype=torch.bool)
@@ -121,30 +123,30 @@ class NStep(NamedTuple):
         return _end(data, row, self.n)
 
     def policy(self, policy: Policy) -> Policy:
-        """A method that plans chunks plans one step here."""
+        """Actions of a method that returns a `Plan` are chunks of one step."""
 
-        def act(state: Any, step: TimeStep, carry: Any, key: Tensor) -> tuple[Tensor, Any]:
-            action, carry = policy.act(state, step, carry, key)
-            return action.action if isinstance(action, Plan) else action, carry
+        def act(state: Any, step: TimeStep, memory: Any, key: Tensor) -> tuple[Tensor, Any]:
+            action, memory = policy.act(state, step, memory, key)
+            return action.action if isinstance(action, Plan) else action, memory
 
         return policy._replace(act=act)
 
 
-class Underway(NamedTuple):
-    """What a chunked policy remembers: the policy's own memory, and the chunk of each environment."""
+class ChunkMemory(NamedTuple):
+    """Memory of a chunked policy: that of the inner policy, and the current chunk of each environment."""
 
     inner: Any
     plan: Plan | None
     left: Tensor  # (N, E) int64, steps of the chunk not yet taken
-    lengths: Tensor  # (N, E, h) int64: chunks of this episode, by the 1 to h steps taken so far
+    lengths: Tensor  # (N, E, h) int64: number of chunks of this episode by steps executed, 1 to h
 
 
 class Chunk(NamedTuple):
     """Open-loop action chunks of length h; rows without h steps left are outside the support.
 
-    With `pad` every row of an episode can start one: where the episode ends sooner the span ends
-    there and the actions left over are zeros, for methods which mask them (`needs = ("valid",)`),
-    as Q-chunking does (Li, Zhou and Levine, 2025).
+    With `pad` every transition is a start row: the span ends with the episode and further actions are
+    zeros, for methods that mask them (`needs = ("valid",)`), as Q-chunking does (Li, Zhou and Levine,
+    2025).
 
     OGBench's trajectories go on after an accidental success, which is a terminal inside an episode.
     The return ends there, as it would for an agent. With `rewards_after_terminal` the rewards
@@ -188,18 +190,18 @@ class Chunk(NamedTuple):
         return _end(data, row, self.h)
 
     def policy(self, policy: Policy) -> Policy:
-        """Keeps a chunk per environment and asks for a new one when it is used up or an episode begins.
+        """Executes a chunk per environment, and a new one after its last step or when an episode begins.
 
-        A chunk is used up after h steps, or after as many as the method's `Plan` says.
+        A chunk is executed for h steps, or for the length in the method's `Plan`.
         """
 
         def init(n_seeds: int, n_envs: int) -> Any:
             none = torch.zeros(n_seeds, n_envs, dtype=torch.long)
             lengths = torch.zeros(n_seeds, n_envs, self.h, dtype=torch.long)
-            return Underway(policy.init(n_seeds, n_envs), None, none, lengths)
+            return ChunkMemory(policy.init(n_seeds, n_envs), None, none, lengths)
 
-        def act(state: Any, step: TimeStep, carry: Any, key: Tensor) -> tuple[Tensor, Any]:
-            inner, plan, left, lengths = carry
+        def act(state: Any, step: TimeStep, memory: Any, key: Tensor) -> tuple[Tensor, Any]:
+            inner, plan, left, lengths = memory
             asks = step.first.to(left.device) | (left == 0)  # (N, E)
             if asks.any():
                 new, after = policy.act(state, step, inner, key)
@@ -214,15 +216,16 @@ class Chunk(NamedTuple):
             index = t[..., None, None].expand(*t.shape, 1, plan.action.shape[-1])
             action = plan.action.gather(-2, index.to(plan.action.device)).squeeze(-2)
             lengths = torch.where(step.first[..., None].to(left.device), 0, lengths)
-            lengths = lengths + _one_hot(t, self.h) - _one_hot(t - 1, self.h)  # one step longer
-            return action, Underway(inner, plan, left - 1, lengths)
+            # the current chunk is one step longer
+            lengths = lengths + _one_hot(t, self.h) - _one_hot(t - 1, self.h)
+            return action, ChunkMemory(inner, plan, left - 1, lengths)
 
         return policy._replace(init=init, act=act)
 
 
-def _one_hot(place: Tensor, n: int) -> Tensor:
-    """(...) -> (..., n) int64; zeros where the place is below 0."""
-    return (place[..., None] == torch.arange(n, device=place.device)).long()
+def _one_hot(index: Tensor, n: int) -> Tensor:
+    """(...) -> (..., n) int64; zeros where the index is negative."""
+    return (index[..., None] == torch.arange(n, device=index.device)).long()
 
 
 def _where(mask: Tensor, a: Any, b: Any) -> Any:
@@ -236,20 +239,20 @@ def _where(mask: Tensor, a: Any, b: Any) -> Any:
     return tree_map(pick, a, b)
 
 
-class Seen(NamedTuple):
-    """What a policy of windows remembers: its own memory, and the last steps of each environment."""
+class WindowMemory(NamedTuple):
+    """Memory of a windowed policy: that of the inner policy, and the last steps of each environment."""
 
     inner: Any
     past: Context | None
 
 
 class Window(NamedTuple):
-    """Windows of k steps with returns-to-go (Chen et al., 2021), before they have seen the data.
+    """Windows of k steps with returns-to-go (Chen et al., 2021), not fitted to data.
 
-    A window starts at any step with equal probability and is cut by the end of its episode, as in the
-    authors' code. `target_return` is what a policy is asked for, in the units of the transformed
-    rewards: by default the best return in the data. `return_scale` multiplies returns-to-go and
-    target: by default one over the largest magnitude among the data's.
+    Windows start at every step with equal probability and end with the episode, as in the authors'
+    code. `target_return` conditions the acting policy, in units of transformed rewards; by default the
+    best return in the data. `return_scale` multiplies returns-to-go and target; by default one over the
+    largest |return-to-go| in the data.
     """
 
     k: int = 20
@@ -261,7 +264,7 @@ class Window(NamedTuple):
         return spec._replace(context=self.k)
 
     def fit(self, data: ReplayData) -> "FittedWindow":
-        """With the returns-to-go of the data, and the settings that were left to them."""
+        """The view of a dataset: its returns-to-go, and defaults of null settings."""
         if self.k < 1:
             raise UserError(f"view.k must be at least 1, got {self.k}")
         if data.n_transitions == data.n_episodes:
@@ -279,7 +282,7 @@ class Window(NamedTuple):
         return FittedWindow(self.k, self.gamma, target, scale, n_actions, to_go, timestep)
 
     def to_act(self, n_actions: int) -> "FittedWindow":
-        """For a policy that acts, without data: `target_return` and `return_scale` are given."""
+        """The view for acting only, without data; needs `target_return` and `return_scale`."""
         assert self.target_return is not None and self.return_scale is not None
         none = torch.zeros(0)
         return FittedWindow(
@@ -288,7 +291,7 @@ class Window(NamedTuple):
 
 
 class FittedWindow(NamedTuple):
-    """The `Window` of one dataset. Every element's reward and discount are those of its k steps."""
+    """A `Window` fitted to a dataset. Reward and discount of an element span its k steps."""
 
     k: int
     gamma: float
@@ -299,7 +302,7 @@ class FittedWindow(NamedTuple):
     timestep: Tensor  # (S,) int64 steps since the episode began
 
     def refit(self, data: ReplayData) -> "FittedWindow":
-        """The windows of other data, with the target and the scale of these."""
+        """Fitted to other data, with the same target and scale."""
         return Window(self.k, self.gamma, self.target_return, self.return_scale).fit(data)
 
     def spec(self, spec: Spec) -> Spec:
@@ -326,27 +329,27 @@ class FittedWindow(NamedTuple):
         return _end(data, row, self.k)
 
     def policy(self, policy: Policy) -> Policy:
-        """Shows the policy the last k steps of each environment's episode.
+        """Gives the policy the last k steps of each environment's episode.
 
-        The return-to-go begins at the target and loses every reward as it is received.
+        The return-to-go starts at the target; received rewards are subtracted.
         """
 
         def init(n_seeds: int, n_envs: int) -> Any:
-            return Seen(policy.init(n_seeds, n_envs), None)
+            return WindowMemory(policy.init(n_seeds, n_envs), None)
 
-        def act(state: Any, step: TimeStep, carry: Any, key: Tensor) -> tuple[Tensor, Any]:
-            inner, past = carry
+        def act(state: Any, step: TimeStep, memory: Any, key: Tensor) -> tuple[Tensor, Any]:
+            inner, past = memory
             context, newest = self._observe(past, step)
             action, inner = policy.act(state, step._replace(obs=context), inner, key)
             taken = torch.where(
                 newest[..., None], action[:, :, None].to(newest.device), context.action
             )
-            return action, Seen(inner, context._replace(action=taken))
+            return action, WindowMemory(inner, context._replace(action=taken))
 
         return policy._replace(init=init, act=act)
 
     def _observe(self, past: Context | None, step: TimeStep) -> tuple[Context, Tensor]:
-        """The windows that end with the present step, tensors (N, E, K, ...), and its place (N, E, K)."""
+        """Windows (N, E, K, ...) that end with the current step, and a mask (N, E, K) of that step."""
         obs, first = step.obs, step.first
         if past is None:
             empty = obs.new_zeros(*first.shape, self.k)
@@ -372,8 +375,8 @@ class FittedWindow(NamedTuple):
 
 
 def _padded(context: Context) -> Context:
-    """With zeros wherever no step is valid."""
-    # a number would turn bool into int64
+    """The context with zeros where steps are not valid."""
+    # keeps the dtype: a Python 0 would turn bool into int64
     zero = lambda x: x.new_zeros(())
     return tree_map(lambda x: torch.where(_as_wide(context.valid, x), x, zero(x)), context)
 

@@ -1,1 +1,1 @@
-"""One file per method. A method imports rng, nets, optim and types, and nothing else of offbench."""
+"""One file per method. A method imports rng, nets, optim and types, and no other module of offbench."""

@@ -1,6 +1,6 @@
 """ACSAC, adaptive chunk size actor-critic (Chen et al., 2026), https://arxiv.org/abs/2605.11009
 
-A causal transformer reads (s, a_1, ..., a_H) and says the value of every prefix of the chunk. A flow
+A causal transformer reads (s, a_1, ..., a_H) and estimates the value of every prefix of the chunk. A flow
 policy clones the data's chunks; of `n_proposals` of its samples the prefix of the largest value is
 executed, and the same maximum is the bootstrap. Long chunks back values up fast, short ones react.
 
@@ -16,7 +16,7 @@ final norm, which its parameter count (2,455,065 with two stored target critics)
 weights and tanh-GELU, the defaults of the code it builds on. Two layouts have exactly its 404,224
 parameters per critic: (learned, shared) and (sinusoid, per_position). The default is neither: the
 text has a head per position, and small learned positions do not drown the actions at first; this
-is 512 parameters more. A bias of the encoders would be redundant beside learned positions.
+is 512 parameters more. A bias of the encoders would be redundant with learned positions.
 """
 
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class ACSAC:
     width: Count = 128
     layers: Count = 2
     heads: Count = 8
-    # what reads a value off a token
+    # head that maps a token to a value
     head: Literal["per_position", "shared"] = "per_position"
     positions: Literal["learned", "sinusoid"] = "learned"
     polyak_target: bool = False
@@ -87,7 +87,7 @@ class ACSAC:
         if self.polyak_target:
             target = polyak(target, critic, self.polyak_rate)
         metrics["planned_length"] = length.to(target_q.dtype).mean()
-        # how often each length wins where values are bootstrapped
+        # shares of the lengths in bootstrapped maxima
         for k in range(target_q.shape[1]):
             metrics[f"planned_{k + 1}"] = (length == k + 1).to(target_q.dtype).mean()
         return State(critic, target, velocity, opt), metrics
@@ -97,12 +97,12 @@ class ACSAC:
         return Plan(chunk, length)
 
     def value(self, state: State, obs: Tensor, plan: Plan) -> Tensor:
-        """Of the steps of the chunk that are executed: (E, O) and a plan -> (E,)."""
+        """Q of the executed steps of the chunk: (E, O) and a plan -> (E,)."""
         q = self._q(state.critic, obs, plan.action[:, None]).amin(0)[:, 0]  # (2, E, 1, H) -> (E, H)
         return q.gather(1, plan.length[:, None] - 1).squeeze(1)
 
     def _targets(self, state: State, batch: Batch, key: Tensor) -> tuple[Tensor, Tensor]:
-        """What the value of each prefix should be (B, H), and the lengths that won (B * H,)."""
+        """Targets of the prefixes (B, H), and the lengths of the maxima (B * H,)."""
         extras, critic = batch.extras, state.critic
         if self.polyak_target:
             critic = state.target_critic
@@ -119,9 +119,9 @@ class ACSAC:
         _, action = flow.propose(velocity, obs, key, n, self.flow_steps)
         action = action.unflatten(0, (len(obs), n))  # (B, N, H * A)
         q = self._q(critic, obs, action).amin(0)  # (2, B, N, H) -> (B, N, H)
-        place = flow.first_argmax(q.flatten(1))  # (B,)
-        value = q.flatten(1).gather(1, place[:, None]).squeeze(1)
-        return value, flow.chosen(action, place // q.shape[-1]), place % q.shape[-1] + 1
+        index = flow.first_argmax(q.flatten(1))  # (B,)
+        value = q.flatten(1).gather(1, index[:, None]).squeeze(1)
+        return value, flow.chosen(action, index // q.shape[-1]), index % q.shape[-1] + 1
 
     def _loss(
         self, params: tuple, batch: Batch, target_q: Tensor, key: Tensor
@@ -179,11 +179,11 @@ class ACSAC:
         step = step + position[:, None, None, 1:]  # (2, B, N, H, W)
         tokens = torch.cat([state, step.flatten(2, 3)], 2)  # (2, B, 1 + N * H, W)
 
-        place = torch.arange(1 + n * h, device=obs.device)
+        index = torch.arange(1 + n * h, device=obs.device)
         # chunk of each token, -1 for the state
-        owner = (place - 1).div(h, rounding_mode="floor")
-        sees = (owner[:, None] == owner) | (place == 0)
-        sees = sees & (place[:, None] >= place)
+        owner = (index - 1).div(h, rounding_mode="floor")
+        sees = (owner[:, None] == owner) | (index == 0)
+        sees = sees & (index[:, None] >= index)
         out = transformer.apply(
             critic["blocks"], tokens, heads=self.heads, activation="gelu_tanh", eps=1e-6, mask=sees
         )
@@ -197,7 +197,7 @@ def _linear(layer: nets.Layer, x: Tensor) -> Tensor:
 
 def sinusoid(n: int, width: int, like: Tensor) -> Tensor:
     """Fixed positions of Vaswani et al. (2017), sines then cosines: (n, width)."""
-    place = torch.arange(n, device=like.device, dtype=like.dtype)[:, None]
+    index = torch.arange(n, device=like.device, dtype=like.dtype)[:, None]
     half = torch.arange(width // 2, device=like.device, dtype=like.dtype)
-    angle = place * 10000 ** (-2 * half / width)
+    angle = index * 10000 ** (-2 * half / width)
     return torch.cat([angle.sin(), angle.cos()], -1)

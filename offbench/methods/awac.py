@@ -3,7 +3,7 @@
 An actor-critic whose actor is regression on the dataset's actions, weighted by the exponential of
 their advantage: the critic evaluates the policy's own actions, the actor never leaves the data.
 
-Follows CORL's AWAC (the table's numbers are made with it): the value of a state is that of one
+Follows CORL's AWAC, the source of the published table: the value of a state is that of one
 sample of the policy, weights are clipped, not normalised, the Gaussian's mean is not squashed
 and samples are clipped to the bounds.
 Differs from the authors' code (rail-berkeley/rlkit): there weights are a softmax over the batch, the
@@ -81,7 +81,7 @@ class AWAC:
         return nets.mlp(state.actor["mean"], obs).clamp(-1, 1)
 
     def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
-        """The smaller twin's: (E, O), (E, A) -> (E,)."""
+        """The smaller Q of the twins: (E, O), (E, A) -> (E,)."""
         return _q(state.critic, obs, action).amin(0)
 
     def _critic_loss(

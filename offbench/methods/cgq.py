@@ -78,7 +78,7 @@ class CGQ:
         params = (state.chunk, state.step)
         weights = (self.chunk_distill_weight, self.distill_weight)
         both = (batch, self._first(batch))
-        # what the losses of chunks and of steps take as given
+        # inputs without gradient of the losses of chunks and of steps
         fixed = []
         for net, target, part, weight, k in zip(
             params, state.target_critics, both, weights, rng.split(key, 2), strict=True
@@ -106,7 +106,7 @@ class CGQ:
         return Plan(torch.nn.functional.pad(action, (0, whole - size)), length)
 
     def value(self, state: State, obs: Tensor, plan: Plan) -> Tensor:
-        """By the critics of single steps: (E, O) and a plan -> (E,)."""
+        """Q of the critics of single steps: (E, O) and a plan -> (E,)."""
         first = plan.action[:, : state.step.actor[-1]["b"].shape[-1]]
         return self._aggregate(flow.q_values(state.step.critic, obs, first))
 

@@ -1,7 +1,7 @@
 """Conservative Q-learning (Kumar et al., 2020) on soft actor-critic. https://arxiv.org/abs/2006.04779
 
-CQL(H), equation 4: beside its TD error each critic pays for the log-sum-exp of Q over all actions
-and is paid for Q at the data's action, so actions that the data do not support lose value. The
+CQL(H), equation 4: the critic's loss adds the log-sum-exp of Q over all actions minus Q at the data's
+action to the TD error, so actions that the data do not support lose value. The
 integral over actions is estimated from 3 K of them and their densities (appendix F): uniform ones,
 the policy's, and the policy's at the next observation. `calibrated` is the offline part of Cal-QL
 (Nakamoto et al., 2023, https://arxiv.org/abs/2303.05479), equation 4.1: there Q of the policy's
@@ -65,13 +65,13 @@ class CQL:
     softmax_temperature: Positive = 1.0
     # False: plain log-sum-exp of samples and data, as CQL(rho)'s
     importance_sampling: bool = True
-    # the least that (log-sum-exp - Q of the data) may count
+    # lower clip of log-sum-exp - Q of the data
     clip_diff_min: float | None = None
     # learn a multiplier that holds the gap at `target_gap`
     lagrange: bool = False
     target_gap: float = 5.0  # tau
     calibrated: bool = False  # Cal-QL
-    # Cal-QL: the return of an episode that failed is that of for ever
+    # Cal-QL: failed episodes have the return of failing for ever
     sparse_rewards: bool = False
     # bootstrap from the best of K actions
     max_target_backup: bool = False
@@ -133,7 +133,7 @@ class CQL:
         return _policy(state.actor, obs)[0].tanh()
 
     def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
-        """The smaller twin's: (E, O), (E, A) -> (E,)."""
+        """The smaller Q of the twins: (E, O), (E, A) -> (E,)."""
         return _q(state.critic, obs, action[None]).amin(0)[0]  # (2, 1, E) -> (E,)
 
     def _loss(

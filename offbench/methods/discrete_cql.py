@@ -78,7 +78,7 @@ class DiscreteCQL:
         return _best(nets.mlp(state.critic, obs))
 
     def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
-        """(E, O), (E, A) one-hot -> (E,)."""
+        """Q of the action: (E, O), (E, A) one-hot -> (E,)."""
         return (nets.mlp(state.critic, obs) * action).sum(-1)
 
     def _loss(

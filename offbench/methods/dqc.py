@@ -13,7 +13,7 @@ of CGQ (Song, Park and Lee, 2026, https://arxiv.org/abs/2603.13971) compare with
 published ones of DQC on OGBench's single tasks: real values, squared and absolute errors.
 
 Differs from their code (HubertC1/cgq 533a8c46, after ColinQiyangLi/dqc df898256): one discount, theirs
-sums rewards with 0.99 and bootstraps with 0.999 unless told; the target critic follows the critic after
+sums rewards with 0.99 and bootstraps with 0.999 by default; the target critic follows the critic after
 its step, theirs the one before it; the first of equal proposals is taken, by a rule of ours; theirs
 clips the data's actions to 1 - 1e-5, here they reach 1.
 If you come from there: `distill_expectile` is `kappa_d`, `backup_quantile` is `kappa_b`, `policy_chunk` is
@@ -48,9 +48,9 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DQC:
-    # h_a: steps that are proposed, judged and executed
+    # h_a: steps of a proposal, all executed
     policy_chunk: Count = 1
-    # kappa_d, 0.5 or 0.8 in the paper; above 1/2: optimistic about how a chunk goes on
+    # kappa_d, 0.5 or 0.8 in the paper; above 1/2: optimistic about the rest of a chunk
     distill_expectile: Fraction = 0.5
     # kappa_b, 0.5 to 0.97 in the paper: of the critic over the data's actions
     backup_quantile: Fraction = 0.9
@@ -102,7 +102,7 @@ class DQC:
         return Plan(torch.nn.functional.pad(best, (0, rest)), length)
 
     def value(self, state: State, obs: Tensor, plan: Plan) -> Tensor:
-        """By the critics that chose, of the steps that are executed: (E, O) and a plan -> (E,)."""
+        """Q of the executed steps, by the critics that chose them: (E, O) and a plan -> (E,)."""
         first = plan.action[:, : state.flow[-1]["b"].shape[-1]]
         return self._aggregate(flow.q_values(state.critic, obs, first))
 

@@ -2,7 +2,7 @@
 
 A causal transformer reads (return-to-go, observation, action) of the last steps and predicts each
 action from what came before it. Asked for a large return, it acts as the episodes that had one. It
-learns from `view=window`, whose `target_return` is what is asked for.
+learns from `view=window`, whose `target_return` it is conditioned on.
 
 Differs from the authors' code (kzl/decision-transformer, gym): padding is on the right (no step
 sees it there either), weights start at standard deviation 0.02 throughout (theirs only inside the
@@ -125,5 +125,5 @@ class DT:
             dropout=self.dropout,
             key=k_body,
         )
-        # read off the observations' tokens
+        # from the observations' tokens
         return embed("head", out[..., 1::3, :]).tanh()

@@ -85,7 +85,7 @@ class FQL:
         return flow.one_step(state.actor, obs, noise).clamp(-1, 1)
 
     def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
-        """(E, O), (E, A) -> (E,)."""
+        """Q of the critics: (E, O), (E, A) -> (E,)."""
         return self._aggregate(flow.q_values(state.critic, obs, action))
 
     def _aggregate(self, q: Tensor) -> Tensor:

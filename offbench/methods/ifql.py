@@ -73,7 +73,7 @@ class IFQL:
         return flow.chosen(action.unflatten(0, (len(obs), n)), flow.first_argmax(q))
 
     def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
-        """The smaller twin's, which chose: (E, O), (E, A) -> (E,)."""
+        """The smaller Q of the twins, by which the action was chosen: (E, O), (E, A) -> (E,)."""
         return flow.q_values(state.critic, obs, action).amin(0)
 
     def _loss(

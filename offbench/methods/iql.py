@@ -45,7 +45,7 @@ class State(NamedTuple):
 class IQL:
     # tau of the expectile regression
     expectile: Fraction = 0.7
-    # beta of the advantage weights
+    # beta: 0 clones the data, larger values follow the advantage more closely
     inverse_temperature: float = 3.0
     max_weight: Positive = 100.0
     polyak_rate: PolyakRate = 0.005
@@ -99,7 +99,7 @@ class IQL:
         return nets.mlp(state.actor["mean"], obs).tanh()
 
     def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
-        """The smaller twin's: (E, O), (E, A) -> (E,)."""
+        """The smaller Q of the twins: (E, O), (E, A) -> (E,)."""
         return nets.mlp(state.critic, torch.cat([obs, action], -1)).squeeze(-1).amin(0)
 
     def _loss(

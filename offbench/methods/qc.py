@@ -83,7 +83,7 @@ class QC:
         return flow.chosen(action.unflatten(0, (len(obs), n)), flow.first_argmax(q))
 
     def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
-        """By the critics that chose: (E, O), (E, A) -> (E,)."""
+        """Q of the critics that chose: (E, O), (E, A) -> (E,)."""
         return self._aggregate(flow.q_values(state.critic, obs, action))
 
     def _aggregate(self, q: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 A flow policy clones the data and IQL's critics never see an action outside it; nothing is trained
 on the critics' advice. Only while acting does every Euler step lean towards larger values: the
-critic's slope is taken at the clean action the step predicts, where the critic knows what it says,
-and is used as it is, without the slope of that prediction.
+critic's gradient is taken at the clean action that the step predicts, where the critic is trained, and is
+not propagated through that prediction.
 
     ahat = clip(x_u + (1 - u) v(s, x_u, u)),  x <- x + (v + guidance_weight * dQbar(s, ahat)/dahat) / F
     L_V = mean expectile(min_k Qbar_k(s, a) - V(s)),  L_Q = mean (Q(s, a) - [r + discount * V(s')])^2
@@ -103,7 +103,7 @@ class QGF:
         return flow.chosen(action.unflatten(0, group), best)
 
     def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
-        """The smaller target critic's, which guides and chooses: (E, O), (E, A) -> (E,)."""
+        """The smaller Q of the target critics, which guide and choose: (E, O), (E, A) -> (E,)."""
         return _values(state.target_critic, obs, action).amin(0)
 
     def _loss(

@@ -85,7 +85,7 @@ class ReBRAC:
         return nets.mlp(state.actor, obs).tanh()
 
     def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
-        """The smaller twin's: (E, O), (E, A) -> (E,)."""
+        """The smaller Q of the twins: (E, O), (E, A) -> (E,)."""
         return _q(state.critic, obs, action).amin(0)
 
     def _critic_step(self, state: State, batch: Batch, key: Tensor) -> tuple[State, Metrics]:

@@ -9,7 +9,7 @@ The cosines of all pairs are summed as |sum of unit gradients|^2 - sum of their 
 costs N, not N^2; each critic's gradient at the data's actions comes with the forward pass for its TD
 error. All losses use the parameters from before the update, as in the authors' code.
 `max_target_backup` is theirs on pen-cloned: each critic's best of K actions, then the smallest
-critic; it is the online critics that are asked, and entropy is left out. Rewards, which they
+critic; the online critics are used, without entropy. Rewards, which they
 standardise on adroit, are the transform `reward_standard`.
 Differs from the authors' code (snu-mllab/EDAC): hidden weights start as in torch.nn.Linear, and the
 log density is exact, where theirs, and CORL's, adds 1e-6 inside the logarithm.
@@ -98,7 +98,7 @@ class SACN:
         return nets.mlp(state.actor, obs).chunk(2, -1)[0].tanh()
 
     def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
-        """The smallest critic's, which counts the entropy to come: (E, O), (E, A) -> (E,)."""
+        """The smallest Q, which includes future entropy: (E, O), (E, A) -> (E,)."""
         return _q(state.critic, obs, action).amin(0)
 
     def _loss(

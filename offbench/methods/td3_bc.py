@@ -89,7 +89,7 @@ class TD3BC:
         return nets.mlp(state.actor, obs).tanh()
 
     def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
-        """The smaller twin's: (E, O), (E, A) -> (E,)."""
+        """The smaller Q of the twins: (E, O), (E, A) -> (E,)."""
         return nets.mlp(state.critic, torch.cat([obs, action], -1)).squeeze(-1).amin(0)
 
     def _critic_loss(

@@ -48,7 +48,7 @@ class XQL:
     # of the soft maximum that V is, in units of reward
     value_temperature: Positive = 2.0
     max_exponent: float = 7.0  # (Q - V) / value_temperature is clipped above
-    # beta of the advantage weights
+    # beta: 0 clones the data, larger values follow the advantage more closely
     inverse_temperature: float = 3.0
     max_weight: Positive = 100.0
     # beyond it the critic's loss is linear
@@ -103,7 +103,7 @@ class XQL:
         return nets.mlp(state.actor["mean"], obs).tanh()
 
     def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
-        """The smaller twin's: (E, O), (E, A) -> (E,)."""
+        """The smaller Q of the twins: (E, O), (E, A) -> (E,)."""
         return nets.mlp(state.critic, torch.cat([obs, action], -1)).squeeze(-1).amin(0)
 
     def _value_loss(

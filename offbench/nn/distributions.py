@@ -20,8 +20,8 @@ def gaussian_log_prob(mean: Tensor, log_std: Tensor, x: Tensor) -> Tensor:
 def tanh_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """tanh(mean + std * noise) and its log density: (..., A) -> (..., A), (...).
 
-    The density is that of the noise, which (u - mean) / std would only return with the rounding of
-    u; the correction log(1 - tanh(u)^2) is computed from u, where it cannot underflow.
+    The density is computed from the noise, not from (u - mean) / std, which has the rounding of u; the
+    correction log(1 - tanh(u)^2) is computed from u, where it cannot underflow.
     """
     u = mean + log_std.exp() * noise
     log_prob = -(0.5 * torch.square(noise) + log_std + _LOG_SQRT_2PI).sum(-1)
@@ -29,7 +29,7 @@ def tanh_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[
 
 
 def tanh_gaussian_log_prob(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
-    """Log density of recorded actions in [-1, 1], brought inside the bounds: (..., A) -> (...)."""
+    """Log density of actions in [-1, 1], clipped to the open interval: (..., A) -> (...)."""
     u = torch.atanh(action.clamp(-_EDGE, _EDGE))
     return gaussian_log_prob(mean, log_std, u) - _log_slope(u).sum(-1)
 

@@ -1,4 +1,4 @@
-"""Flow-matching behaviour policies, and the critics that judge what they propose.
+"""Flow-matching behaviour policies, and critics that choose among their samples.
 
 A velocity network v(s, x, u) carries noise x at time u = 0 to an action at u = 1 (Lipman et al.,
 2023). It is trained by regression alone and sampled by Euler steps (Park, Li and Levine, 2025,
@@ -23,23 +23,23 @@ def velocity_init(
     *,
     layer_norm: bool = False,
 ) -> nets.Params:
-    """A velocity network on (observation, action, time)."""
+    """Parameters of a velocity network on (observation, action, time)."""
     sizes = (obs_dim + action_dim + 1, *hidden, action_dim)
     return nets.mlp_init(key, sizes, weight="xavier", layer_norm=layer_norm)
 
 
 def velocity(params: nets.Params, obs: Tensor, x: Tensor, time: Tensor) -> Tensor:
-    """(B, O), (B, A), (B, 1) -> (B, A)."""
+    """The velocity field: (B, O), (B, A), (B, 1) -> (B, A)."""
     return _network(params, obs, x, time)
 
 
 def one_step(params: nets.Params, obs: Tensor, noise: Tensor) -> Tensor:
-    """What a policy distilled from a flow makes of noise, not clipped: (B, O), (B, A) -> (B, A)."""
+    """The action of a distilled one-step policy, not clipped: (B, O), noise (B, A) -> (B, A)."""
     return _network(params, obs, noise)
 
 
 def _network(params: nets.Params, *inputs: Tensor) -> Tensor:
-    """Inputs (B, .) side by side; layers are normalised where the network was made so."""
+    """The network on concatenated inputs (B, .); layers with a scale are normalised."""
     norm: Literal["after", False] = "after" if "scale" in params[0] else False
     x = torch.cat(inputs, -1)
     return nets.mlp(params, x, activation="gelu_tanh", layer_norm=norm, eps=1e-6)
@@ -57,7 +57,7 @@ def sample(params: nets.Params, obs: Tensor, noise: Tensor, n_steps: int) -> Ten
 def propose(
     params: nets.Params, obs: Tensor, key: Tensor, n: int, n_steps: int
 ) -> tuple[Tensor, Tensor]:
-    """`n` samples for each observation, as rows: observations (B * n, O) and actions (B * n, A)."""
+    """`n` samples per observation: repeated observations (B * n, O) and actions (B * n, A)."""
     repeated = obs[:, None].expand(-1, n, -1).flatten(0, 1)
     noise = rng.normal(key, (len(repeated), params[-1]["b"].shape[-1]), obs.dtype)
     return repeated, sample(params, repeated, noise, n_steps)
@@ -66,7 +66,7 @@ def propose(
 def bc_loss(params: nets.Params, obs: Tensor, action: Tensor, valid: Tensor, key: Tensor) -> Tensor:
     """Mean squared error of the velocity at a uniform time between noise and the recorded action.
 
-    `valid` (B, h) has zeros for the steps of a padded chunk that do not count; the mean is over all.
+    `valid` (B, h) masks padded steps of chunks; the mean is over all h.
     """
     k_noise, k_time = rng.split(key)
     noise = rng.normal_like(k_noise, action)
@@ -79,27 +79,27 @@ def bc_loss(params: nets.Params, obs: Tensor, action: Tensor, valid: Tensor, key
 def critic_init(
     key: Tensor, obs_dim: int, action_dim: int, hidden: tuple[int, ...], n: int = 2
 ) -> nets.Params:
-    """`n` critics on (observation, action), with layer normalisation."""
+    """Parameters of `n` critics on (observation, action), with layer normalisation."""
     sizes = (obs_dim + action_dim, *hidden, 1)
     return nets.mlp_init(key, sizes, ensemble=n, weight="xavier", layer_norm=True)
 
 
 def q_values(critic: nets.Params, obs: Tensor, action: Tensor) -> Tensor:
-    """(B, O), (B, A) -> (n, B)."""
+    """Q of `n` critics: (B, O), (B, A) -> (n, B)."""
     x = torch.cat([obs, action], -1)
     return nets.mlp(critic, x, activation="gelu_tanh", layer_norm="after", eps=1e-6).squeeze(-1)
 
 
 def first_argmax(x: Tensor) -> Tensor:
-    """(..., n) -> (...) int64: place of the largest entry, of the first one where several tie.
+    """(..., n) -> (...) int64: index of the largest entry, the first of ties.
 
-    torch.argmax promises none in particular, and on a GPU it is not always the first.
+    torch.argmax does not specify which of tied entries it returns.
     """
     n = x.shape[-1]
-    place = torch.arange(n, device=x.device)
-    return torch.where(x == x.amax(-1, keepdim=True), place, n).amin(-1).clamp(max=n - 1)
+    index = torch.arange(n, device=x.device)
+    return torch.where(x == x.amax(-1, keepdim=True), index, n).amin(-1).clamp(max=n - 1)
 
 
-def chosen(x: Tensor, place: Tensor) -> Tensor:
-    """(B, n, A) -> (B, A): the row of each group that `place` (B,) names."""
-    return x.gather(1, place[:, None, None].expand(-1, 1, x.shape[-1])).squeeze(1)
+def chosen(x: Tensor, index: Tensor) -> Tensor:
+    """(B, n, A) -> (B, A): row `index` (B,) of each group."""
+    return x.gather(1, index[:, None, None].expand(-1, 1, x.shape[-1])).squeeze(1)

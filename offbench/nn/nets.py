@@ -23,7 +23,7 @@ Activation = Literal["relu", "gelu", "gelu_tanh", "tanh"]
 
 
 class Gaussian(TypedDict):
-    """Parameters of an actor: the mean's network and a log standard deviation per action (A,)."""
+    """Parameters of a Gaussian actor: a network for the mean, a log standard deviation (A,)."""
 
     mean: Params
     log_std: Tensor
@@ -32,7 +32,8 @@ class Gaussian(TypedDict):
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),  # flax's gelu
+    # flax's gelu
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "tanh": torch.tanh,
 }
 
@@ -123,20 +124,21 @@ def _normalised(layer: Layer, x: Tensor, eps: float) -> Tensor:
 
 
 class Net(NamedTuple):
-    """A PyTorch module as two pure functions of one seed, for the states of a method."""
+    """A PyTorch module as two pure functions of one seed, for use in a functional method."""
 
     # key -> the parameters by their names in the module
     init: Callable[[Tensor], dict[str, Tensor]]
-    apply: Callable[..., Any]  # (parameters, *inputs) -> what the module's forward returns
+    # (parameters, *inputs) -> output of the module's forward
+    apply: Callable[..., Any]
 
 
 def from_module(make: Callable[[], nn.Module]) -> Net:
-    """`from_module(lambda: MyModule(...))`: the module that `make` returns, for a functional method.
+    """A PyTorch module for a functional method: `from_module(lambda: MyModule(...))`.
 
-    `init` makes a new module with torch's generator seeded by the key, on the CPU, and puts the generator
-    back. Buffers are constants, the same for every seed. Parameters that do not require a gradient get none.
-    Raises UserError, naming it, for a part that remembers or draws: running statistics and other buffers
-    that `forward` changes, dropout in training mode, buffers that differ from one construction to the next.
+    `init` constructs a new module on the CPU with torch's generator seeded by the key, and restores the
+    generator. Buffers are constants, the same for every seed. Parameters that require no gradient get none.
+    Raises UserError, naming it, for a stateful or random part: running statistics and other buffers that
+    `forward` changes, dropout in training mode, buffers that differ between constructions.
     """
 
     def built(seed: int) -> nn.Module:
@@ -144,7 +146,7 @@ def from_module(make: Callable[[], nn.Module]) -> Net:
             torch.default_generator.manual_seed(seed)
             return make()
 
-    # vmap and tracing are of one thread, so that a method may call this inside `update`, too
+    # in another thread, outside any vmap or tracing: a method may call this inside `update`
     with ThreadPoolExecutor(1) as outside:
         module = outside.submit(lambda: _constant(built(0), built(1))).result()
     name, buffers = type(module).__name__, dict(module.named_buffers())
@@ -159,22 +161,22 @@ def from_module(make: Callable[[], nn.Module]) -> Net:
         def call(held: dict[str, Tensor]) -> Any:
             given = {k: p.detach() if k in frozen else p for k, p in params.items()} | held
             versions = {k: b._version for k, b in held.items()}
-            made = functional_call(module, given, args, kwargs)
-            # which knows no versions of tensors
+            output = functional_call(module, given, args, kwargs)
+            # dynamo has no versions of tensors
             compiling = torch.compiler.is_dynamo_compiling()
             for k, b in held.items() if not compiling else ():
                 if given[k] is not b or b._version != versions[k]:
                     raise UserError(
                         f"{name}.forward changes buffer {k!r}; buffers must be constant"
                     )
-            return made
+            return output
 
         try:
             return call({k: b.to(first.device, copy=True) for k, b in buffers.items()})
         except RuntimeError as error:
             if "randomness" in str(error):
                 raise UserError(f"{name}.forward draws random numbers; it must not") from None
-            # a buffer for each seed could be changed in place, and the change is then seen
+            # in-place changes of a shared buffer fail under vmap: detect them with one buffer per seed
             seat = torch.zeros_like(first.reshape(-1)[0])
             call({k: seat.to(b.dtype).expand(b.shape).clone().copy_(b) for k, b in buffers.items()})
             raise
@@ -183,7 +185,7 @@ def from_module(make: Callable[[], nn.Module]) -> Net:
 
 
 def _constant(module: nn.Module, again: nn.Module) -> nn.Module:
-    """The module, or a UserError for a part of it that remembers or draws."""
+    """The module. UserError for a stateful or random part."""
     name, other = type(module).__name__, dict(again.named_buffers())
     for key, buffer in module.named_buffers():
         if not torch.equal(buffer, other[key]):

@@ -1,8 +1,8 @@
 """Optimisers as pure functions: `init(params) -> state`, `step(grads, state, params)`.
 
-Adam's arithmetic is torch's own fused kernel, wrapped as a functional operator that knows how to
-be stacked: Adam is elementwise, so N seeds are one call on tensors with a leading axis. A captured
-or traced update therefore holds one node for the whole optimiser instead of ten per tensor.
+Adam is torch's fused kernel, wrapped as a functional operator with a batching rule: Adam is
+elementwise, so N seeds are one call on tensors with a leading axis, and one node of a traced update
+instead of ten per tensor.
 """
 
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ def adam_(
     b2: float,
     eps: float,
 ) -> list[Tensor]:
-    """One step in place; `count` is the number of this step, counted from 1."""
+    """One Adam step in place; returns [params, mu, nu]. `count` is the step number from 1."""
     # stacked seeds are always at the same step
     step = count.reshape(-1)[0]
     torch._fused_adam_(
@@ -81,12 +81,12 @@ def adam_formula(
     b2: float | Tensor,
     eps: float | Tensor,
 ) -> list[Tensor]:
-    """The same step as elementwise tensor operations, for a compiler to fuse; `lr` may be a tensor."""
+    """The Adam step as elementwise tensor operations, for compilers; `lr` may be a tensor."""
     mu = [torch.lerp(m, g, 1 - b1) for m, g in zip(mu, grads, strict=True)]
     nu = [torch.lerp(v, g * g, 1 - b2) for v, g in zip(nu, grads, strict=True)]
     new = []
     for p, m, v in zip(params, mu, nu, strict=True):
-        t = count.view((*count.shape, *[1] * (p.ndim - count.ndim)))  # (N,) beside (N, n_in, n_out)
+        t = count.view((*count.shape, *[1] * (p.ndim - count.ndim)))  # (N,) -> (N, 1, 1)
         step = lr / (1 - b1**t)
         new.append(p - step * m / ((v / (1 - b2**t)).sqrt() + eps))
     return [*new, *mu, *nu]
@@ -125,7 +125,7 @@ def _(start, end, weight):
 
 
 def lerp_formula(start: list[Tensor], end: list[Tensor], weight: float | Tensor) -> list[Tensor]:
-    """The same as tensor operations; `weight` may be a tensor."""
+    """start + weight (end - start) as tensor operations; `weight` may be a tensor."""
     return [a + weight * (b - a) for a, b in zip(start, end, strict=True)]
 
 
@@ -137,7 +137,9 @@ def _(info, in_dims, start, end, weight):
 
 
 class AdamState(NamedTuple):
-    # () float32, steps taken; hides tuple.count, which nobody calls
+    """State of Adam: step count and the two moments."""
+
+    # () float32, steps taken; shadows tuple.count
     count: Tensor  # type: ignore[assignment]
     mu: Any  # like the parameters
     nu: Any
@@ -190,7 +192,7 @@ class AdamW(NamedTuple):
         return Adam(self.lr).init(params)
 
     def step(self, grads: Any, state: AdamState, params: Any) -> tuple[Any, AdamState]:
-        # Adam's step does not depend on where it starts, so from zeros the fused kernel gives the step
+        # Adam's step does not depend on the parameters: from zeros the result is the step itself
         step, after = Adam(self.lr).step(grads, state, tree_map(torch.zeros_like, params))
         warm = (after.count / max(self.warmup, 1)).clamp(max=1.0)
         decay = self.lr * self.weight_decay
@@ -198,7 +200,7 @@ class AdamW(NamedTuple):
 
 
 def clip_by_global_norm(grads: Any, max_norm: float | Tensor) -> tuple[Any, Tensor]:
-    """Gradients no longer than `max_norm` all together, and how long they were, as torch clips them."""
+    """(gradients scaled to a global norm of at most `max_norm`, their norm before), as in torch."""
     norm = torch.stack([torch.square(g).sum() for g in tree_leaves(grads)]).sum().sqrt()
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     return tree_map(lambda g: g * scale, grads), norm

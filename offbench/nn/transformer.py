@@ -1,7 +1,7 @@
 """A causal transformer as pure functions: `init` makes the parameters, `apply` runs the blocks on tokens.
 
-The blocks are GPT-2's (Radford et al., 2019): each adds to its input the attention, then the
-feed-forward, of what a layer norm made of it. Embeddings, positions and heads are the caller's. An
+The blocks are GPT-2's (Radford et al., 2019): pre-norm attention and feed-forward layers with
+residual connections. Embeddings, positions and heads are the caller's. An
 ensemble is the same network with a leading axis on every parameter, as in nets.py.
 """
 
@@ -75,11 +75,10 @@ def apply(
     dropout: float = 0.0,
     key: Tensor | None = None,
 ) -> Tensor:
-    """(B, T, W) -> (B, T, W), or (E, B, T, W) when tokens or parameters have a leading ensemble axis.
+    """Runs the blocks: (B, T, W) -> (B, T, W), with a leading axis E for ensembles.
 
-    `mask` (T, T) or (B, T, T) bool says which tokens (last axis) each token sees, itself at least;
-    by default those up to itself. With a `key`, attention weights and what a block adds are dropped
-    out at rate `dropout`; without one, nothing is.
+    `mask` (T, T) or (B, T, T) bool: the tokens (last axis) that each token attends to, itself at least;
+    by default causal. With a `key`, dropout at rate `dropout` on attention weights and residuals.
     """
     n_batch, n_tokens, _ = tokens.shape[-3:]
     if mask is None:
@@ -105,7 +104,7 @@ def apply(
 
 
 def drop(x: Tensor, rate: float | Tensor, key: Tensor | None) -> Tensor:
-    """Zeroes elements with probability `rate` and scales the others up; nothing without a key."""
+    """Dropout at `rate`; the identity without a key."""
     if key is None or (not isinstance(rate, Tensor) and rate == 0):
         return x
     kept = (rng.uniform(key, tuple(x.shape), x.dtype) >= rate).to(x.dtype)

@@ -1,1 +1,1 @@
-"""Tasks: a dataset, its environment, how a return becomes a score; a registry of ids and a reader per layout."""
+"""Tasks: datasets, evaluation environments and scores; the registry of ids, a reader per file format."""

@@ -1,11 +1,10 @@
-"""Converted sets kept as memory-mapped arrays: the second load of a large set reads nothing.
+"""Cache of converted data sets as memory-mapped arrays, so that large sets load at once.
 
     cache_dir()/arrays/<path and options>/<content and loader>/{obs,action,...}.npy
 
 The inner name is a hash of size and date of every source file, of its sha256 where that is known,
 and of the loader's version; a changed file is a new entry, and the old one is deleted. An entry
-appears whole (a folder is renamed) and is a cache in the strict sense: where it cannot be written
-nothing is kept, where it is damaged it is made again.
+is written atomically. Where the cache cannot be written nothing is kept; a damaged entry is rebuilt.
 """
 
 import contextlib
@@ -24,7 +23,7 @@ import torch
 from offbench.data.replay import ReplayData
 from offbench.tasks.files import cache_dir
 
-# of the loaders: raise it when any of them gives other arrays for the same file
+# version of the loaders: raise it when one of them gives other arrays for the same file
 VERSION = 1
 # smaller sets load fast enough
 MIN_ROWS = 200_000
@@ -38,7 +37,7 @@ def cached(
     sha256: str = "",
     min_rows: int = MIN_ROWS,
 ) -> ReplayData:
-    """A converted set: from the cache, else converted and, if it is large, kept there.
+    """A converted data set: from the cache, else converted and, if large, stored there.
 
     Args:
         sources: the files that it is converted from.
@@ -53,7 +52,7 @@ def cached(
     try:
         entry = _entry(sources, options, sha256)
     except OSError:
-        # it will say what is missing
+        # a source is missing: the loader reports it
         return build()
     if (found := _read(entry)) is not None:
         return found
@@ -67,7 +66,7 @@ def cached(
 def streamed(
     sources: Sequence[Path], options: Sequence[object], parts: Iterable[ReplayData]
 ) -> ReplayData | None:
-    """A set converted in parts, kept as they come, so that one is in memory at a time.
+    """A data set converted in parts and stored one by one, so that one is in memory at a time.
 
     Args:
         sources: the files that it is converted from.
@@ -82,9 +81,9 @@ def streamed(
     if (found := _read(entry)) is not None:
         return found
     try:
-        with _written(entry) as beside:
-            rows = _append(beside, parts)
-            (beside / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+        with _written(entry) as folder:
+            rows = _append(folder, parts)
+            (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     except OSError:
         return None
     return _read(entry)
@@ -150,22 +149,22 @@ def _read(entry: Path) -> ReplayData | None:
 
 
 def _write(entry: Path, data: ReplayData) -> None:
-    with _written(entry) as beside:
+    with _written(entry) as folder:
         for field, x in data._asdict().items():
-            np.save(beside / f"{field}.npy", x.numpy(), allow_pickle=False)
-        (beside / "rows.json").write_text(json.dumps(len(data.last)), encoding="utf-8")
+            np.save(folder / f"{field}.npy", x.numpy(), allow_pickle=False)
+        (folder / "rows.json").write_text(json.dumps(len(data.last)), encoding="utf-8")
 
 
 @contextlib.contextmanager
 def _written(entry: Path) -> Iterator[Path]:
-    """A folder to write into; when all went well it becomes the entry, in place of older ones."""
+    """A temporary folder that becomes the entry, replacing older ones, if the block succeeds."""
     entry.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".writing-"))
+    folder = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".writing-"))
     try:
-        yield beside
+        yield folder
         for old in entry.parent.iterdir():
             if not old.name.startswith("."):
                 shutil.rmtree(old, ignore_errors=True)
-        os.rename(beside, entry)
+        os.rename(folder, entry)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)

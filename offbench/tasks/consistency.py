@@ -1,8 +1,8 @@
-"""Recorded steps of a dataset, repeated in the environment its task is evaluated in.
+"""Checks that a task's environment reproduces recorded steps of its dataset.
 
-The simulator is put into a recorded state, the recorded action is applied, and what follows is
-compared with what was recorded. Another time step, another version of the simulator or another
-reward show in the share of steps that agree.
+The simulator is set to a recorded state, the recorded action is applied, and the result is compared
+with the recorded one. Another time step, version of the simulator or reward lowers the share of steps
+that agree.
 
     the state is taken from            of
     infos/qpos, infos/qvel             D4RL's hands; where door, nail, ball and target are follows from
@@ -36,7 +36,10 @@ _CLIPPED = 10.0
 
 
 class Agreement(NamedTuple):
-    """Errors are those of the worst feature, in standard deviations of its change in one step."""
+    """Agreement of repeated steps with recorded ones.
+
+    Errors are those of the worst feature, in standard deviations of its change in one step.
+    """
 
     steps: int
     median: float
@@ -48,12 +51,13 @@ class Agreement(NamedTuple):
 
     @property
     def agrees(self) -> bool:
-        """Most steps do. A state kept in single precision costs some of those with a contact (a third
-        of OGBench's cube); another time step, or another sign of a reward, costs nearly all."""
+        """Whether most steps agree. Single-precision states lose some steps with contacts (a third in
+        OGBench's cube); another time step or sign of the reward loses nearly all."""
         return self.share > 0.5 and (self.rewards is None or self.rewards > 0.9)
 
     @property
     def words(self) -> str:
+        """The result as one line of text."""
         rewards = "" if self.rewards is None else f"; {self.rewards:.0%} of the rewards agree"
         return (
             f"{self.steps} recorded steps repeated: {self.share:.0%} agree to {CLOSE:g} of a step's change "
@@ -62,30 +66,30 @@ class Agreement(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Recorded steps, one per row; `state` has the columns that a file holds besides."""
+    """Recorded steps, one per row; `state` has the columns of the simulator's state in the file."""
 
     obs: "NDArray[Any]"  # (n, O)
     action: "NDArray[Any]"  # (n, A)
     reward: "NDArray[Any]"  # (n,)
     next_obs: "NDArray[Any]"  # (n, O)
-    change: "NDArray[Any]"  # (O,) standard deviation of next_obs - obs in all of the set
+    change: "NDArray[Any]"  # (O,) standard deviation of next_obs - obs in the whole set
     # qpos, qvel, button_states: (n, ·)
     state: "Mapping[str, NDArray[Any]]"
 
 
 def one_step(task: "Task", *, steps: int = 300, seed: int = 0) -> Agreement:
-    """Repeat sampled steps of a set in its task's environment.
+    """Repeats sampled steps of a task's dataset in its environment.
 
     Args:
-        task: of the set.
-        steps: how many are sampled.
-        seed: of the sample and of the environment.
+        task: the task.
+        steps: number of sampled steps.
+        seed: seed of the sample and of the environment.
 
     Returns:
-        How well what follows agrees with what was recorded.
+        The agreement of the results with the recorded steps.
 
     Raises:
-        UserError: the set does not say which state its simulator was in.
+        UserError: the dataset does not determine the state of its simulator.
     """
     recorded = _recorded(task, steps, np.random.default_rng(seed))
     env = evaluation_env(task)
@@ -115,7 +119,7 @@ def one_step(task: "Task", *, steps: int = 300, seed: int = 0) -> Agreement:
     moves = recorded.change > _STILL
     error = (np.abs(seen - recorded.next_obs)[:, moves] / recorded.change[moves]).max(1)
     near = np.abs(rewards - recorded.reward) <= CLOSE * recorded.reward.std()
-    # the goal was another one, or (Ant) the reward is of places that lag behind the state
+    # the goal differed, or (Ant) the reward depends on positions that lag behind the state
     other = (
         "maze" in task.env.lower() or task.id.startswith("ogbench/") or task.env.startswith("Ant-")
     )
@@ -225,13 +229,13 @@ def _put(task: "Task", env: Any, recorded: Steps) -> Put:
     )
 
 
-def _put_ant(inner: Any, place: "NDArray[Any]", seen: "NDArray[Any]") -> None:
-    inner.ant_env.set_state(np.concatenate([place, seen[:13]]), seen[13:27])
+def _put_ant(inner: Any, position: "NDArray[Any]", seen: "NDArray[Any]") -> None:
+    inner.ant_env.set_state(np.concatenate([position, seen[:13]]), seen[13:27])
 
 
 def _put_ogbench(inner: Any) -> Put:
-    """With places as they were one simulator step before, which is where the arm's controller looks;
-    where there are buttons OGBench brings places up to date."""
+    """Sets the state with positions of one simulator step before, which the arm's controller reads; with
+    buttons OGBench updates the positions itself."""
     import mujoco
 
     model, data = inner.model, inner.data
@@ -248,14 +252,14 @@ def _put_ogbench(inner: Any) -> Put:
 
 
 def _put_hand(inner: Any, name: str) -> Put:
-    """State of hand and object, and what differs between episodes of the model: moved until the
-    observation is the recorded one."""
+    """Sets the state of hand and object, and moves the bodies whose positions differ between episodes
+    until the observation equals the recorded one."""
     import mujoco
 
     model, data = inner.model, inner.data
 
     def put(obs: "NDArray[Any]", state: "Mapping[str, NDArray[Any]]") -> None:
-        # places in an observation are those of the simulator's step before the last one's end
+        # positions in an observation lag the state by one simulator step
         inner.set_state(state["qpos"] - model.opt.timestep * state["qvel"], state["qvel"])
         if name == "Door":
             model.body_pos[inner.door_body_id] += obs[32:35] - data.site_xpos[inner.handle_site_id]

@@ -1,4 +1,4 @@
-"""Your own data as a task: a file or folder, the environment to evaluate in, how a return is scored."""
+"""Tasks of the user's own data: a file or folder, an environment, a score."""
 
 import contextlib
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ def own_task(
     ref_min: float | None = None,
     ref_max: float | None = None,
 ) -> Task:
-    """Your own data, a file or folder in one of the layouts of `offbench.tasks.formats.arrays`.
+    """The task of the user's own data, in one of the formats of `offbench.tasks.formats.arrays`.
 
     Args:
         data: a file or folder.
@@ -38,13 +38,13 @@ def own_task(
             Without one, policies are trained and compared by validation metrics on held-out episodes.
         max_episode_steps: where the recorder cut episodes, for a file that does not mark it; else
             the time limit of the environment.
-        actions: "env": recorded as the environment takes them (without one: scaled from the range of
-            what was recorded where that goes beyond [-1, 1]); "unit": already scaled to [-1, 1].
-        n_actions: the number of choices of discrete actions, where no environment says it.
+        actions: "env": in the units of the environment (without one: scaled from the recorded range
+            where that exceeds [-1, 1]); "unit": already scaled to [-1, 1].
+        n_actions: the number of discrete actions, for data without an environment.
         ref_min, ref_max: returns that score 0 and 100; without them a score is the return itself.
 
     Raises:
-        UserError: nothing lies at `data`, or the environment is unknown.
+        UserError: `data` does not exist, or the environment is unknown.
     """
     path = Path(data).expanduser()
     name = id or f"own/{path.stem}"
@@ -93,7 +93,7 @@ def own_task(
 def _references(
     name: str, ref_min: float | None, ref_max: float | None
 ) -> tuple[float | None, float | None]:
-    """Both or none; 0 and 100, the score that is the return itself, where one is not given."""
+    """Both reference returns or none; a missing one of two is 0 or 100, as of unscaled returns."""
     if ref_min is None and ref_max is None:
         return None, None
     low, high = 0.0 if ref_min is None else ref_min, 100.0 if ref_max is None else ref_max
@@ -110,7 +110,7 @@ def read_for(
     given: bool,
     actions: str = "env",
 ) -> arrays.Reading:
-    """What an environment says of how data recorded in it are read."""
+    """How to read data recorded in an environment: its time limit, action bounds and choices."""
     from gymnasium.spaces import Box, Discrete
 
     with contextlib.closing(make_env(env, kwargs, name)) as gym:

@@ -16,7 +16,7 @@ from offbench.tasks.task import File, Task
 
 @functools.cache
 def rows() -> Mapping[str, Mapping[str, str]]:
-    """Rows of the table that name a file, by id."""
+    """Id -> row of `d4rl.csv`, for ids with a file."""
     return MappingProxyType({r["dataset_id"]: r for r in table("d4rl.csv") if r["dataset_url"]})
 
 
@@ -79,7 +79,7 @@ KITCHENS = {
 
 
 def task(name: str) -> Task | None:
-    """The task of a D4RL id without its family; None for an unknown one."""
+    """The task of a D4RL id without the prefix `d4rl/`; None for an unknown one."""
     row = rows().get(name)
     if row is None:
         return None

@@ -1,11 +1,11 @@
-"""D4RL's evaluation rules, put on the Gymnasium and Gymnasium-Robotics environments that stand in.
+"""D4RL's evaluation rules, applied to Gymnasium and Gymnasium-Robotics environments.
 
-D4RL's MuJoCo models, compiled by the MuJoCo of today, are equal field by field to the models stepped
-here but for what this file sets. Starts, goals, rewards and terminations are those of D4RL's code.
+Compiled by the same MuJoCo, D4RL's models equal the models stepped here in every field that this file
+does not set. Starts, goals, rewards and terminations are those of D4RL's code.
 `results/environments.md` has the measurements, `tests/tasks/recorded` the steps of D4RL's own code that
 are repeated here.
 
-    adapter       what D4RL has otherwise
+    adapter       differences in D4RL
     d4rl-gym      masses of capsules and contact margins as in MuJoCo 2.1.0 and earlier (mujoco-py
                   has 2.0 and 2.1)
     d4rl-ant      the same
@@ -40,10 +40,10 @@ _CHEETAH_MASS = 14.0
 
 
 def weigh_as_before(model: Any, total: float | None = None) -> None:
-    """Masses and inertias of bodies made of spheres and capsules as MuJoCo computed them until 2.1.0:
-    of a capsule as of a cylinder, half a radius longer than its straight part at both ends.
+    """Sets masses and inertias of bodies of spheres and capsules as MuJoCo computed them until 2.1.0: a
+    capsule as a cylinder, half a radius longer than its straight part at both ends.
 
-    `total` is the sum that all masses are scaled to; None: they follow from the density.
+    `total` is the sum that masses are scaled to; None: not scaled.
     """
     import mujoco
 
@@ -69,7 +69,7 @@ def weigh_as_before(model: Any, total: float | None = None) -> None:
         model.body_inertia[body] = density * moments
         model.body_ipos[body] = centre
         mujoco.mju_mat2Quat(model.body_iquat[body], axes.reshape(-1))
-    # what was compiled of the old inertial frames: those that coincide, and boxes around geoms
+    # values derived from inertial frames: frames that coincide, boxes around geoms
     model.body_sameframe[:] = model.geom_sameframe[:] = 0
     model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_MIDPHASE
     if total is not None:
@@ -97,9 +97,9 @@ def _volume(kind: int, radius: float, half: float) -> "tuple[float, float, NDArr
 
 
 def touch_as_before(model: Any, *, convex: bool = False) -> None:
-    """Contacts begin at the larger of two geoms' margins, which MuJoCo adds up from 3.6 on at the latest
-    (nearly all geoms of a model here have the same margin, so half of each adds up to the larger).
-    `convex`: and meshes, boxes and cylinders are collided by the older algorithm."""
+    """Halves contact margins: MuJoCo until 2.1 uses the larger of two geoms' margins, from 3.6 on at the
+    latest their sum (nearly all geoms of a model here have the same margin). With `convex`, meshes, boxes
+    and cylinders are collided by the older algorithm."""
     import mujoco
 
     model.geom_margin[:] /= 2
@@ -113,7 +113,7 @@ def touch_as_before(model: Any, *, convex: bool = False) -> None:
 
 
 def gym(env: "gymnasium.Env") -> "gymnasium.Env":
-    """HalfCheetah, Hopper, Walker2d, Ant: their code is that of version 2."""
+    """HalfCheetah, Hopper, Walker2d and Ant under D4RL's rules: masses and contacts; the code is unchanged."""
     cheetah = type(env.unwrapped).__name__.startswith("HalfCheetah")
     weigh_as_before(env.unwrapped.model, total=_CHEETAH_MASS if cheetah else None)
     touch_as_before(env.unwrapped.model)
@@ -124,7 +124,7 @@ def gym(env: "gymnasium.Env") -> "gymnasium.Env":
 
 
 def antmaze(env: "gymnasium.Env") -> "gymnasium.Env":
-    """The ant's model and start, and goals that end the episode."""
+    """AntMaze under D4RL's rules: the ant's model and start; goals terminate the episode."""
     inner, model = env.unwrapped, env.unwrapped.ant_env.model
     model.opt.timestep = 0.02
     model.geom_solref[:] = 0.02, 1.0
@@ -138,8 +138,8 @@ def antmaze(env: "gymnasium.Env") -> "gymnasium.Env":
 
 
 def maze2d(env: "gymnasium.Env") -> "gymnasium.Env":
-    """Starts and goals; an episode goes on at the goal. Walls are as hard as they were: a body that
-    slides along two axes counted as immovable along the third."""
+    """Maze2d under D4RL's rules: starts and goals, no termination at the goal. Wall contacts are as hard as
+    in MuJoCo 2.1, where a body with two slide joints was immovable along the third axis."""
     model = env.unwrapped.point_env.model
     model.body_invweight0[1, 0] = 2 / 3 / model.body_mass[1]
     touch_as_before(model)
@@ -147,8 +147,8 @@ def maze2d(env: "gymnasium.Env") -> "gymnasium.Env":
 
 
 def _antmaze_goal(inner: Any, rng: np.random.Generator) -> "NDArray[Any]":
-    """The middle of its cell, and noise of two parts along each axis that add up to 3/8 of a cell at
-    most. D4RL cuts it off below the first coordinate of the start, where no goal of its mazes lies."""
+    """A goal at the centre of its cell plus noise, the sum of two terms per axis, 3/8 of a cell at most.
+    D4RL clips it at the first coordinate of the start, beyond which none of its goals lies."""
     side = inner.maze.maze_size_scaling
     noise = rng.uniform(0, 0.25 * side, 2) + rng.uniform(0, 0.125 * side, 2)
     return inner.maze.unique_goal_locations[0] + noise
@@ -159,7 +159,7 @@ def _maze2d_goal(inner: Any, rng: np.random.Generator) -> "NDArray[Any]":
 
 
 def _maze2d_start(inner: Any, obs: Any, rng: np.random.Generator) -> Any:
-    """Every free cell and that of the goal alike."""
+    """A start drawn uniformly from the free cells and that of the goal."""
     maze, point = inner.maze, inner.point_env
     cells = [*maze.unique_reset_locations, *maze.unique_goal_locations]
     place = cells[rng.integers(len(cells))] + OFF_CENTRE + rng.uniform(-0.1, 0.1, 2)
@@ -199,7 +199,7 @@ def _maze(
 
 # --- hand and kitchen -----------------------------------------------------------------------
 
-# attributes of the simulator's data (kind of place) and of the environment (its index)
+# attributes of the simulator's data (kind of position) and of the environment (its index)
 _GRASPED: Mapping[str, tuple[str, str]] = {
     "Door": ("site_xpos", "handle_site_id"),
     "Hammer": ("xpos", "obj_body_id"),
@@ -211,15 +211,14 @@ _DROPPED = 0.075
 
 
 def hand(env: "gymnasium.Env") -> "gymnasium.Env":
-    """The contacts of MuJoCo 2.1 and the rewards and ends of D4RL."""
+    """Adroit under D4RL's rules: contacts of MuJoCo 2.1, rewards and terminations."""
     touch_as_before(env.unwrapped.model, convex=True)
     return hand_rewards(env)
 
 
 def hand_rewards(env: "gymnasium.Env") -> "gymnasium.Env":
-    """Gymnasium-Robotics 1.2.1 to 1.4.2 add a tenth of the distance from palm to object, in Adroit's
-    version 1; D4RL, 1.2.0 and version 2 subtract it. Of the pen the reward is the same, and it ends
-    the episode where it is dropped."""
+    """Rewards and terminations of D4RL. Gymnasium-Robotics 1.2.1 to 1.4.2 add a tenth of the distance from
+    palm to object in Adroit version 1; D4RL, 1.2.0 and version 2 subtract it. A dropped pen terminates."""
     import gymnasium
 
     name = type(env.unwrapped).__name__.removeprefix("AdroitHand").removesuffix("Env")
@@ -238,7 +237,7 @@ def hand_rewards(env: "gymnasium.Env") -> "gymnasium.Env":
 
 
 def _distance_to_object(inner: Any, name: str) -> float:
-    """From palm to handle, hammer or ball, in metres."""
+    """Distance from palm to handle, hammer or ball, in metres."""
     where, number = _GRASPED[name]
     palm = inner.data.site_xpos[getattr(inner, _PALM[name])]
     return float(np.linalg.norm(palm - getattr(inner.data, where)[getattr(inner, number)]))
@@ -249,7 +248,7 @@ _KITCHEN_NOISE = 0.1
 
 
 def kitchen(env: "gymnasium.Env") -> "gymnasium.Env":
-    """Noise of D4RL's size on robot and objects; a task is done where the noisy object is."""
+    """Kitchen under D4RL's rules: its noise on robot and objects, which rewards depend on, too."""
     from gymnasium_robotics.envs.franka_kitchen.kitchen_env import OBS_ELEMENT_INDICES
 
     inner, robot = env.unwrapped, env.unwrapped.robot_env

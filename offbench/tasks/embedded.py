@@ -1,8 +1,8 @@
-"""Embedded sets: small, in the repository and in the wheel, each described by a manifest.
+"""Embedded data sets: small, shipped in the repository and the wheel, each with a manifest.
 
-A manifest (`datasets/*.yaml`) pins the data file by sha256 and has reference returns that were
-measured. Manifests are looked for in `$OFFBENCH_DATASETS`, in `./datasets`, and in the checkout or
-the installed package; the first of an id counts.
+A manifest (`datasets/*.yaml`) has the sha256 of the data file and measured reference returns.
+Manifests are searched in `$OFFBENCH_DATASETS`, in `./datasets`, and in the checkout or the installed
+package; the first of an id is used.
 """
 
 import functools
@@ -47,7 +47,7 @@ def _read(path: Path, mtime_ns: int) -> Mapping[str, Any]:
 
 
 def task(name: str) -> Task:
-    """The task of an embedded set."""
+    """The task of the id of an embedded set."""
     root, manifest = manifests()[name]
     score, env = manifest["score"], manifest["env"]
     return Task(

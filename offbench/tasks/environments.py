@@ -1,19 +1,19 @@
-"""What a task's environment shows and takes, as its data have it.
+"""Evaluation environments with the observations and actions of a task's dataset.
 
-An adapter makes the observations of a Gymnasium environment those of a dataset:
+An adapter converts the observations of a Gymnasium environment to those of a dataset:
 
-    flat           a Dict observation flattened as the data are (`offbench.tasks.spaces`), a
-                   Discrete action taken as the largest of n numbers
-    d4rl-gym       as they are
+    flat           a Dict observation flattened as in the data (`offbench.tasks.spaces`), a
+                   Discrete action as the largest of n numbers
+    d4rl-gym       unchanged
     d4rl-ant       27 numbers and 84 zeros: contact forces, which MuJoCo 2.0 reported as 0
     d4rl-antmaze   position relative to the start, then the ant's own 27 numbers
     d4rl-maze2d    position as (row, column) of the original maze, then its velocity
-    d4rl-hand      as they are
+    d4rl-hand      unchanged
     d4rl-kitchen   positions of arm and objects (30), then the goal (30)
-    image          a picture alone, as rows of numbers
+    image          only the image, flattened
     goal           the observation, then the goal of the episode (OGBench's `info["goal"]`), both flat
 
-What `d4rl-` environments do otherwise besides is in `offbench.tasks.d4rl_envs`.
+Starts, goals, rewards and terminations of `d4rl-` environments are set in `offbench.tasks.d4rl_envs`.
 """
 
 import contextlib
@@ -73,7 +73,8 @@ MAZE2D: Mapping[str, Maze] = {
         "#......#...#", "#.##.#.#.###", "#....#.....#", "############",
     ),
 }  # fmt: skip
-_KITCHEN: Mapping[str, tuple[int, tuple[float, ...]]] = {  # first coordinate of the 30, goal there
+# object -> (index of its first coordinate among the 30, goal)
+_KITCHEN: Mapping[str, tuple[int, tuple[float, ...]]] = {
     "bottom burner": (11, (-0.88, -0.01)),
     "light switch": (17, (-0.69, -0.05)),
     "slide cabinet": (19, (0.37,)),
@@ -85,7 +86,7 @@ _CELLS = {"#": 1, ".": 0, "R": "r", "G": "g"}
 
 @contextlib.contextmanager
 def numpy_seed(seed: int) -> Iterator[None]:
-    """numpy's global generator, which OGBench's mazes draw from, seeded for a block and put back."""
+    """Seeds numpy's global generator, which OGBench's mazes draw from, and restores it afterwards."""
     kept = np.random.get_state()
     np.random.seed(seed)
     try:
@@ -95,23 +96,25 @@ def numpy_seed(seed: int) -> Iterator[None]:
 
 
 def antmaze_map(size: str) -> list[list[int | str]]:
-    """The map for Gymnasium-Robotics in whose frame D4RL's positions are a shift: there rows run
-    down the page and y up, in D4RL both run alike."""
+    """The maze map for Gymnasium-Robotics, rows reversed: its rows run against y, D4RL's with it, so that
+    positions differ by a shift only."""
     return [[_CELLS[c] for c in row] for row in reversed(ANTMAZE[size])]
 
 
 def maze2d_map(size: str) -> list[list[int | str]]:
-    """The same for a point: D4RL's first coordinate is the row, so the maze is turned as well.
+    """The maze map for Gymnasium-Robotics, rotated: D4RL's first coordinate is the row.
 
-    Every cell but the walls is a start, as it is there.
+    Every free cell is a start, as in D4RL.
     """
     rows = [[("r" if c == "." else _CELLS[c]) for c in row] for row in MAZE2D[size]]
     return [list(column) for column in reversed(list(zip(*rows)))]
 
 
 def evaluation_env(task: "Task") -> "gymnasium.Env":
-    """One evaluation environment of a task with actions in [-1, 1]. UserError where there is none, or its
-    package is missing."""
+    """A new evaluation environment of a task, with actions in [-1, 1].
+
+    Raises UserError where the task has none or its package is missing.
+    """
     if task.refused is not None:
         raise UserError(f"{task.id}: {task.refused}")
     if not task.env:
@@ -122,19 +125,20 @@ def evaluation_env(task: "Task") -> "gymnasium.Env":
 def make_env(
     env: str, kwargs: Mapping[str, Any], name: str, *, adapter: str | None = None
 ) -> "gymnasium.Env":
-    """An environment that shows flat observations and takes actions in [-1, 1].
+    """An environment with flat observations and actions in [-1, 1].
 
-    UserError where its package is missing, where it is unknown, and for arguments it does not take.
+    Raises UserError for an unknown id or argument, and where its package is missing.
     """
     import gymnasium
     from gymnasium.wrappers import RescaleAction
 
-    # state environments; without it dm_control looks for a screen
+    # no rendering: dm_control would require a display
     os.environ.setdefault("MUJOCO_GL", "disabled")
     # OGBench's environments make a new Box, and gymnasium this warning, whenever their space is read.
     warnings.filterwarnings("ignore", message=".*precision lowered by casting")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is out of date.*")  # v4, which is meant
+        # v4 is used on purpose
+        warnings.filterwarnings("ignore", message=".*is out of date.*")
         warnings.filterwarnings("ignore", message=".*reward functions were updated.*")
         try:
             try:
@@ -194,7 +198,7 @@ def _make_from_package(env: str, kwargs: Mapping[str, Any], name: str) -> "gymna
 
 
 def _nearest_env(env: str) -> str:
-    """ "; did you mean 'Hopper-v5'?", the latest version of that name or the id that is spelt alike."""
+    """ "; did you mean 'Hopper-v5'?": the latest version of that name, else the nearest id."""
     import difflib
 
     import gymnasium
@@ -212,7 +216,7 @@ def _nearest_env(env: str) -> str:
 
 
 def adapt(env: "gymnasium.Env", adapter: str | None) -> "gymnasium.Env":
-    """The environment as the data of a task have it. None: as it is, if it is a Box of numbers."""
+    """The environment with an adapter; None: unchanged if it observes a flat Box."""
     from gymnasium.spaces import Box, Discrete
 
     if adapter is not None and adapter not in (known := (*_ADAPTERS, *RULES, "goal")):
@@ -231,7 +235,7 @@ def adapt(env: "gymnasium.Env", adapter: str | None) -> "gymnasium.Env":
 
 
 def _with_goal(env: "gymnasium.Env") -> "gymnasium.Env":
-    """(2 O,): what `reset` gives as the goal stays for the episode; `task_id` is a reset option."""
+    """Observations (2 O,) with the goal of the episode, from `reset`; `task_id` is a reset option."""
     import gymnasium
     from gymnasium.spaces import Box
 
@@ -299,7 +303,7 @@ def _antmaze(env: "gymnasium.Env") -> Callable[[Any], np.ndarray]:
 
 
 def _maze2d(env: "gymnasium.Env") -> Callable[[Any], np.ndarray]:
-    """The middle of cell (row, column) is observed as (row, column) - 0.2 there."""
+    """D4RL observes the centre of cell (row, column) as (row, column) - 0.2."""
     maze = env.unwrapped.maze
     shift = np.array([maze.x_map_center, maze.y_map_center]) - 0.5 - OFF_CENTRE
     return lambda obs: np.concatenate([obs["observation"][:2] + shift, obs["observation"][2:]])

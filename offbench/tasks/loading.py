@@ -1,6 +1,6 @@
-"""The data of a task read from its files, and what is wrong with them.
+"""Loads the data of a task and reports their defects.
 
-data, spec = load_data(load_task("hopper-medium-v2"))    # downloaded where it is not here
+data, spec = load_data(load_task("hopper-medium-v2"))    # downloaded if missing
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from offbench.data import compose, composition
-from offbench.data.replay import one_hot
+from offbench.data.replay import is_one_hot
 from offbench.errors import UserError
 from offbench.io import sha256_of
 from offbench.tasks import doctor, files, ogbench
@@ -37,14 +37,14 @@ Bounds = tuple[float, ...]
 def load_data(
     task: Task, *, gamma: float = 0.99, defects: Literal["warn", "refuse", "ignore"] = "warn"
 ) -> "tuple[ReplayData, Spec]":
-    """The transitions of a task and the problem they pose, downloaded where they are not here.
+    """The dataset of a task and its `Spec`, downloaded if missing.
 
-    A severe defect, one that others have found in a set of this id or that a stored report names,
-    warns once (`offbench.tasks.doctor.DataWarning`); with "refuse" the data are examined where that
-    was not done before, and it is a UserError.
+    A severe defect, reported by others for this id or in a stored report, warns once
+    (`offbench.tasks.doctor.DataWarning`); with "refuse" data without a report are examined, and a
+    severe defect is a UserError.
 
     Raises:
-        UserError: a file is missing, damaged or not what it was.
+        UserError: a file is missing, damaged or has another checksum.
     """
     data = _READERS[task.family](task)
     if defects == "refuse":
@@ -56,7 +56,7 @@ def load_data(
             known = replace(known, findings=(*known.findings, *more))
         doctor.warn_once(known)
     limit = task.max_episode_steps or int(data.episode.bincount().max()) - 1
-    discrete = one_hot(data.action, data.valid)
+    discrete = is_one_hot(data.action, data.valid)
     return data, Spec(data.obs.shape[1], data.action.shape[1], gamma, limit, discrete)
 
 
@@ -79,8 +79,8 @@ def _published(task: Task) -> "ReplayData":
 
 
 def read(task: Task, path: Path) -> "ReplayData":
-    """The published set whose file or folder lies at `path`. Raises UserError where it is damaged,
-    or not of the dimensions that the id has."""
+    """Reads a published set from its file or folder. Raises UserError where it is damaged or has other
+    dimensions than its id."""
     data = _parse(task, path)
     for field_name, found, wanted in (
         ("observations", data.obs.shape[1], task.obs_dim),
@@ -112,7 +112,7 @@ def _parse(task: Task, path: Path) -> "ReplayData":
 
 
 def check_file(path: Path, sha256: str, name: str) -> None:
-    """Raises UserError when the file is missing or is not the one the manifest describes."""
+    """Raises UserError when the file is missing or its sha256 is not that of the manifest."""
     if not path.is_file():
         raise UserError(
             f"{name}: data file {path} is missing; rebuild it with: offbench data make {name}"
@@ -154,8 +154,10 @@ _READERS: "Mapping[Family, Callable[[Task], ReplayData]]" = {
 
 
 def action_units(task: Task, discrete: bool) -> "tuple[Bounds | None, Bounds | None, int | None]":
-    """Of a task without an environment: the bounds (A,) that recorded actions were scaled from, and the
-    number of the first choice. None where they are in [-1, 1], or continuous."""
+    """(low (A,), high (A,), first discrete action) of recorded actions, for tasks without environment.
+
+    Bounds are None where they are [-1, 1], the first action is None for continuous ones.
+    """
     if task.path is not None and (task.path / "data" / "metadata.json").is_file():
         space = minari_files.metadata(task.path, name=task.id).action
         if space.kind == "Discrete":
@@ -176,14 +178,14 @@ _OF_THIS_COPY = ("collected_again", "evaluation_maze", "action_bounds")
 
 
 def doctor_report(task: Task, data: "ReplayData | None" = None) -> "doctor.Report":
-    """What the dataset doctor says of the set: as stored when these bytes were examined before,
-    else of `data` (and stored), else what others have found in a set of this id."""
+    """The dataset doctor's report of a task: the stored one of these bytes, else a new one of `data`
+    (stored), else the known defects of the id."""
     parsed = composition.parse(task.id)
     parts = () if isinstance(parsed, str) else parsed.leaves
     sets = [load_task(part) for part in parts] or [task]
     known = tuple(f for t in sets for f in (*doctor.known_defects(t.id), *of_this_copy(t)))
     seen = task.sha256
-    # its environment says how it is read
+    # the reading of own data depends on its environment
     if task.family == "own" and seen is not None:
         seen = hashlib.sha256(f"{seen} {task.env or ''} {task.reading}".encode()).hexdigest()
     found = None if seen is None else doctor.stored(task.id, seen)
@@ -200,16 +202,15 @@ def doctor_report(task: Task, data: "ReplayData | None" = None) -> "doctor.Repor
 
 
 def of_this_copy(task: Task) -> "list[doctor.Finding]":
-    """What the files around the data say: that `offbench data make` has collected a published set
-    again, or that a Minari set's metadata name another maze, or other bounds of actions, than those of
-    the environment it is evaluated in."""
+    """Findings from files next to the data: a published set collected again by `offbench data make`, or
+    a Minari set recorded in another maze or with other action bounds than its evaluation environment."""
     found: list[doctor.Finding] = []
     if task.path is None or task.family in ("offbench", "composed"):
         return found
     if task.path.with_suffix(".regenerated.yaml").exists():
         words = (
-            f"{task.path.name} was collected again and is not the published file; a score on it belongs "
-            "beside no published one"
+            f"{task.path.name} was collected again and is not the published file; scores on it "
+            "cannot be compared with published ones"
         )
         found.append(doctor.Finding("collected_again", "severe", words))
     if (task.path / "data" / "metadata.json").is_file():
@@ -225,8 +226,8 @@ def of_this_copy(task: Task) -> "list[doctor.Finding]":
 
 
 def _other_bounds(task: Task, recorded: "Space") -> "list[doctor.Finding]":
-    """Actions are scaled from the bounds they were recorded in, and played in those of the environment.
-    Nothing where the environment cannot be made: evaluation says so."""
+    """A finding where recorded action bounds differ from the environment's. None where the environment
+    cannot be made: evaluation reports that."""
     if task.refused is not None or recorded.low is None or recorded.high is None or not task.env:
         return []
     kwargs = json.dumps(dict(task.env_kwargs), sort_keys=True, default=str)
@@ -249,6 +250,6 @@ def _other_bounds(task: Task, recorded: "Space") -> "list[doctor.Finding]":
 
 @functools.cache
 def _bounds(env: str, kwargs: str, name: str) -> tuple[Bounds, Bounds] | None:
-    """The action bounds of an environment, None where its actions are choices."""
+    """The action bounds of an environment, None for discrete actions."""
     found = read_for(env, json.loads(kwargs), name, 1, False)
     return None if found.low is None or found.high is None else (found.low, found.high)

@@ -1,7 +1,7 @@
-"""Where a task's data lie: found by id, downloaded, read by one loader or another.
+"""Finds and downloads the data of tasks.
 
-task = load_task("hopper-medium-v2")    # its path and sha256 are None where it is not here
-task = ready(task)                      # downloaded where it is not here
+task = load_task("hopper-medium-v2")    # path and sha256 are None where data are not downloaded
+task = ready(task)                      # downloaded if missing
 """
 
 import hashlib
@@ -15,8 +15,8 @@ from offbench.tasks.task import Loader, Task
 
 
 def canonical(task_id: str) -> str:
-    """The one spelling of an id, short ones and compositions of them included; see
-    `offbench.tasks.registry.canonical`. UserError for a composition that cannot be read."""
+    """The canonical form of an id or composition (`offbench.tasks.registry.canonical`). UserError for a
+    malformed composition."""
     parsed = composition.parse(composition.MIXED.get(task_id, task_id))
     if isinstance(parsed, str):
         return registry.canonical(parsed)
@@ -26,8 +26,8 @@ def canonical(task_id: str) -> str:
 def load_task(task_id: str, *, loader: Loader = "offbench") -> Task:
     """The task of a dataset id. Raises UserError naming the nearest ids for an unknown one.
 
-    Nothing is downloaded: see `ready`. With `loader="d4rl"` a D4RL file is read by the real package
-    (`offbench.tasks.formats.d4rl_package`), and the task's sha256 is another one.
+    Nothing is downloaded: see `ready`. With `loader="d4rl"` a D4RL file is read by the d4rl package
+    (`offbench.tasks.formats.d4rl_package`), and the task's sha256 differs.
     """
     name = canonical(task_id)
     if composition.is_composed(name):
@@ -39,7 +39,7 @@ def load_task(task_id: str, *, loader: Loader = "offbench") -> Task:
 
 
 def _composed(task_id: str, loader: Loader) -> Task:
-    """Evaluated as the first of its parts; its sha256 is of its id and of those of its parts."""
+    """The task of a composition, evaluated as its first part; sha256 of its id and its parts' checksums."""
     parsed = composition.parse(task_id)
     assert not isinstance(parsed, str)
     parts = [load_task(part, loader=loader) for part in parsed.leaves]
@@ -50,7 +50,7 @@ def _composed(task_id: str, loader: Loader) -> Task:
 
 
 def read_by(task: Task, loader: Loader) -> Task:
-    """The task with its data read by that loader. UserError where it cannot read them."""
+    """The task with another loader. UserError where that cannot read its data."""
     if loader == task.loader:
         return task
     if not (task.id.startswith("d4rl/") or (task.path or Path()).suffix in (".hdf5", ".h5")):
@@ -62,7 +62,7 @@ def read_by(task: Task, loader: Loader) -> Task:
 
 
 def loaded_sha256(task: Task, sha256: str | None) -> str | None:
-    """The identity of what is trained on: of the file, and of the loader where it is not ours."""
+    """The checksum that identifies loaded data: of the file, and of the loader if it is d4rl."""
     if task.loader == "offbench":
         return sha256
     # its import is heavy
@@ -79,7 +79,7 @@ def loaded_sha256(task: Task, sha256: str | None) -> str | None:
 
 
 def locate(task: Task) -> Path | None:
-    """The file or folder of a published set, ours or another package's, None where it is not here.
+    """The file or folder of a published set, in our cache or another package's; None where missing.
 
     For Minari the folder that holds `data`.
     """
@@ -90,13 +90,13 @@ def locate(task: Task) -> Path | None:
 
 
 def fetch(task: Task, progress: "files.Progress | None" = None, *, verify: bool = False) -> Path:
-    """The file or folder of a published set, downloaded where it is not here.
+    """The file or folder of a published set, downloaded if missing.
 
     Args:
-        verify: compare what was downloaded before with what it was then.
+        verify: check a file downloaded before against its recorded checksum.
 
     Raises:
-        UserError: one line with address, file and folder, where that does not work.
+        UserError: the download fails; names address, file and folder.
     """
     found = locate(task)
     ours = found is not None and found.is_relative_to(files.cache_dir())
@@ -114,8 +114,8 @@ def fetch(task: Task, progress: "files.Progress | None" = None, *, verify: bool 
 
 
 def ready(task: Task) -> Task:
-    """The task with its data here and their sha256 known, evaluated as they say where they do: the
-    metadata of a Minari set name its environment and references. UserError where they cannot be had.
+    """The task with its data downloaded and their sha256. Metadata of a Minari set determine environment
+    and references. UserError where the download fails.
     """
     if task.sha256 is not None:
         return task

@@ -1,7 +1,7 @@
 """Minari's ids: their files, reference scores and environments.
 
-What the metadata of a set that is here say comes before what is listed. `minari.csv` has reference
-scores quoted by third parties.
+Metadata of a downloaded set win over the list below. `minari.csv` has reference scores published by
+third parties.
 """
 
 import os
@@ -19,11 +19,11 @@ from offbench.tasks.embedded import manifests
 from offbench.tasks.tables import table
 from offbench.tasks.task import File, Score, Task
 
-_REMOTE = "hf://farama-minari"  # minari 0.5.4's own default
+_REMOTE = "hf://farama-minari"  # default of minari 0.5.4
 
 
 def _listed() -> dict[str, tuple[str, int, Score]]:
-    """Id -> environment, limit, score; what `metadata.json` of the set says comes first."""
+    """Id -> (environment, time limit, score); `metadata.json` of a set wins over it."""
     ids: dict[str, tuple[str, int, Score]] = {}
     robots = (
         "HalfCheetah", "Hopper", "Walker2d", "Ant", "Humanoid",
@@ -71,8 +71,8 @@ _NAME = re.compile(r"(?:[-_\w]+/)*[-_\w]+-v\d+")
 
 
 def task(name: str) -> Task | None:
-    """The task of a Minari id without its family: a listed one, or one whose data lie in a folder of
-    Minari's; None for an unknown one."""
+    """The task of a Minari id without the prefix `minari/`, listed or with its data on disk; None for an
+    unknown one."""
     if not _NAME.fullmatch(name):
         return None
     found = folder(name)
@@ -100,18 +100,18 @@ def task(name: str) -> Task | None:
 
 
 def folder(name: str) -> Path | None:
-    """Where a set lies whole, ours or minari's; a download that stopped halfway is none."""
-    for place in files.places("minari"):
-        data = place / name / "data"
+    """The folder of a complete set, in our cache or minari's; None where there is none."""
+    for root in files.search_folders("minari"):
+        data = root / name / "data"
         whole = (data / "main_data.hdf5").exists() or any(p.is_dir() for p in data.glob("*"))
         if whole and (data / "metadata.json").exists():
-            return place / name
+            return root / name
     return None
 
 
 def _files(name: str) -> tuple[File, ...]:
-    """Where minari itself looks (`minari.storage.remotes`): in a repository of the Hugging Face Hub
-    that is named by the first part of the id, or in a bucket of Google's; `MINARI_REMOTE` says which."""
+    """The files of a set at minari's remote (`minari.storage.remotes`): a Hugging Face repository named by
+    the first part of the id, or a Google bucket, by `MINARI_REMOTE`."""
     kind, _, owner = os.environ.get("MINARI_REMOTE", _REMOTE).partition("://")
     space, _, rest = name.partition("/")
     folder = {
@@ -147,7 +147,7 @@ def _env_kwargs(name: str) -> Mapping[str, Any]:
 
 
 def _with_metadata(task: Task, folder: Path) -> Task:
-    """The task as the set itself has it: environment, limit and references of `metadata.json`."""
+    """The task with environment, time limit and references of the set's `metadata.json`."""
     # its import is heavy, and needed only where data are here
     from offbench.tasks.formats.minari import metadata
 
@@ -176,7 +176,7 @@ def _with_metadata(task: Task, folder: Path) -> Task:
 
 
 def _reference(name: str) -> tuple[float | None, float | None, str]:
-    """(minimum, maximum, source); None where no table has them."""
+    """(ref_min, ref_max, source) of a published table; None where there are none."""
     plain = re.sub(r"-v\d+$", "", name)
     for row in table("minari.csv"):
         if row["minari_dataset_id_prefix"] == plain and row["ref_min_score"]:
@@ -200,7 +200,7 @@ def _reference(name: str) -> tuple[float | None, float | None, str]:
 
 
 def _measured(robot: str) -> tuple[float, float, str] | None:
-    """What we measured in the environment of the same name for the embedded sets."""
+    """Reference returns measured for an embedded set in the same environment."""
     found = manifests().get(f"offbench/{robot}/medium-replay-v0")
     if found is None or found[1]["score"]["kind"] != "return":
         return None
@@ -234,8 +234,7 @@ def _notes(name: str) -> list[str]:
 
 
 def check_hdf5(task_id: str, metadata_file: Path) -> None:
-    """UserError, before the data are downloaded, where they are Arrow files: many files, whose names
-    only a listing has."""
+    """Raises UserError, before the download, for Arrow data: many files, whose names are not known."""
     from offbench.tasks.formats.minari import metadata
 
     if metadata(metadata_file.parent.parent, name=task_id).data_format != "hdf5":

@@ -1,6 +1,6 @@
 """OGBench's ids: their files and environments.
 
-An id is a set, then perhaps its size, sparse rewards, one of its five tasks, the validation file.
+An id is a set, optionally with its size, sparse rewards, one of its five tasks, the validation file.
 """
 
 import re
@@ -23,7 +23,7 @@ _LARGE = (
 
 
 def _sets() -> dict[str, str]:
-    """Name -> its environment."""
+    """Name of a set -> its environment."""
     sets: dict[str, str] = {}
 
     def add(env: str, *kinds: str) -> None:
@@ -66,17 +66,19 @@ DEFAULT_TASKS: Mapping[str, int] = MappingProxyType(
 
 
 class Parsed(NamedTuple):
-    """An id taken apart."""
+    """A parsed id."""
 
     # the published set: "cube-single-play-v0"
     base: str
-    large: str  # "-100m" or ""
+    # "-100m" or ""
+    large: str
     sparse: bool
     task: int | None
     validation: bool
 
     @property
     def name(self) -> str:
+        """The id without the prefix `ogbench/`."""
         stem = self.base.removesuffix("-v0") + self.large
         if self.sparse:
             stem += "-sparse"
@@ -86,6 +88,7 @@ class Parsed(NamedTuple):
 
     @property
     def env(self) -> str:
+        """The environment id."""
         env = SETS[self.base].removesuffix("-v0")
         return f"{env}-v0" if self.task is None else f"{env}-singletask-task{self.task}-v0"
 
@@ -97,6 +100,7 @@ _NAME = re.compile(
 
 
 def parse(name: str) -> Parsed | None:
+    """The parts of an id without the prefix `ogbench/`; None for an unknown one."""
     match = _NAME.fullmatch(name)
     if match is None or f"{match['base']}-v0" not in SETS:
         return None
@@ -111,20 +115,21 @@ def parse(name: str) -> Parsed | None:
 
 
 def default_task(name: str) -> int:
-    """The task of a `-singletask-v0` id."""
+    """The number of the task that a `-singletask-v0` id stands for."""
     env = name.removeprefix("visual-")
     return next(task for head, task in DEFAULT_TASKS.items() if env.startswith(head))
 
 
 def task(name: str) -> Task | None:
-    """The task of an OGBench id without its family; None for an unknown one."""
+    """The task of an OGBench id without the prefix `ogbench/`; None for an unknown one."""
     parsed = parse(name)
     if parsed is None:
         return None
     stem = parsed.base.removesuffix("-v0") + parsed.large + "-v0"
     file = f"{stem}-val.npz" if parsed.validation else f"{stem}.npz"
     if parsed.large:
-        file = stem  # a folder
+        # a folder of parts
+        file = stem
     visual = parsed.base.startswith("visual-")
     notes = list(_notes(parsed))
     refused = None
@@ -159,7 +164,7 @@ def _notes(parsed: Parsed) -> list[str]:
     notes = []
     if parsed.task is None:
         notes.append(
-            "goal-conditioned: no rewards; evaluated on task_id 1 to 5 in turn, the goal shown beside the observation"
+            "goal-conditioned: no rewards; evaluated on task_id 1 to 5 in turn, the goal appended to the observation"
         )
     else:
         notes.append(
@@ -175,7 +180,7 @@ def _notes(parsed: Parsed) -> list[str]:
 
 
 def _limit(base: str) -> int:
-    """Steps of an evaluation episode, as OGBench registers them."""
+    """Time limit of evaluation episodes, as registered by OGBench."""
     env = SETS[base].removeprefix("visual-").removesuffix("-v0")
     if env.startswith("humanoidmaze"):
         return 4000 if env.endswith("giant") else 2000

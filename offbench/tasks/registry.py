@@ -1,4 +1,4 @@
-"""The registry of tasks: every id of the field, and what it stands for.
+"""The registry of tasks: dataset ids and their tasks.
 
     d4rl/hopper-medium-v2                              also: hopper-medium-v2
     minari/mujoco/hopper/medium-v0                     also: mujoco/hopper/medium-v0
@@ -9,9 +9,9 @@
     ogbench/cube-single-play-v0-val                    the validation file
     offbench/hopper/medium-replay-v0                   embedded, see datasets/
 
-`describe(id).id` is the form with the family's name: sets that sound alike but differ
-(`hopper-medium-v2`, `mujoco/hopper/medium-v0`) are never one column of a table. Each family describes
-its own ids: `d4rl`, `minari`, `ogbench`, `embedded`. Nothing heavy is imported before data are loaded.
+`describe(id).id` has the prefix of its family, so that sets with similar names (`hopper-medium-v2`,
+`mujoco/hopper/medium-v0`) are never one column of a table. The families' modules describe their ids:
+`d4rl`, `minari`, `ogbench`, `embedded`. Nothing heavy is imported before data are loaded.
 """
 
 import functools
@@ -25,13 +25,13 @@ from offbench.tasks.task import Task
 
 
 def describe(dataset_id: str, *, kind: str = "dataset") -> Task:
-    """The task of an id, without looking for its data; of a Minari set that is here, as its metadata say.
+    """The task of an id, with the metadata of a downloaded Minari set.
 
     Args:
-        kind: what an error calls it.
+        kind: what errors call the id.
 
     Raises:
-        UserError: the id is unknown; names the nearest ones.
+        UserError: the id is unknown; names the nearest ids.
     """
     name = canonical(dataset_id)
     if name in embedded.manifests():
@@ -51,7 +51,7 @@ _DESCRIBE: Mapping[str, Callable[[str], Task | None]] = {
 
 
 def _unknown(kind: str, dataset_id: str) -> UserError:
-    """Sets that sound like it where there are any, else the ids that are spelt nearly so."""
+    """The error for an unknown id, with ids of the same words, else the nearest ones."""
     alike = sounds_like(dataset_id)
     family = dataset_id.partition("/")[0]
     alike = tuple(name for name in alike if name.startswith(f"{family}/")) or alike
@@ -64,9 +64,8 @@ def _unknown(kind: str, dataset_id: str) -> UserError:
 
 
 def sounds_like(dataset_id: str) -> tuple[str, ...]:
-    """Listed ids, other than this one, with the same words in another spelling, of the version
-    given if there are any: `hopper/medium-v0` sounds like `d4rl/hopper-medium-v0` and
-    `minari/mujoco/hopper/medium-v0`."""
+    """Other listed ids with the same words, of the same version if there are any: for
+    `hopper/medium-v0`, `d4rl/hopper-medium-v0` and `minari/mujoco/hopper/medium-v0`."""
     words, version = _sound(dataset_id)
     alike = [name for name in _by_sound().get(words, ()) if name != canonical(dataset_id)]
     same = [name for name in alike if _sound(name)[1] == version]
@@ -77,7 +76,7 @@ _FAMILIES = re.compile(r"^((d4rl|minari|ogbench|offbench|mujoco|gym)/)+")
 
 
 def _sound(dataset_id: str) -> tuple[str, str]:
-    """(words, version) of an id, without the names of families and of the task in it."""
+    """(words, version) of an id, without the names of family and task."""
     plain = _FAMILIES.sub("", dataset_id.strip("/").lower())
     plain = re.sub(r"[/_ ]+", "-", plain)
     match = re.fullmatch(r"(.*?)(?:-?(v\d+))?", plain)
@@ -98,7 +97,7 @@ def _by_sound() -> Mapping[str, tuple[str, ...]]:
 
 
 def alias_note(dataset_id: str) -> str | None:
-    """What a short id was taken for, where another set sounds like it; None where nothing is to be said."""
+    """A note on the set that an ambiguous short id stands for; None for other ids."""
     name = canonical(dataset_id)
     if name == dataset_id:
         return None
@@ -107,7 +106,7 @@ def alias_note(dataset_id: str) -> str | None:
 
 
 def canonical(dataset_id: str) -> str:
-    """The id with its family in front and its task spelled out; unknown ones as they are."""
+    """The id with the prefix of its family and the number of its task; unknown ids unchanged."""
     name = dataset_id.strip("/")
     if name in embedded.manifests():
         return name
@@ -125,7 +124,7 @@ def canonical(dataset_id: str) -> str:
 
 
 def _choices(dataset_id: str) -> list[str]:
-    """Ids as they were spelled: with the family where one was given."""
+    """Listed ids to compare a misspelt one with: with prefixes where it has one."""
     family, _, rest = dataset_id.partition("/")
     known = ids()
     if not rest:
@@ -136,7 +135,7 @@ def _choices(dataset_id: str) -> list[str]:
 
 @functools.cache
 def ids() -> tuple[str, ...]:
-    """Every id that is listed, without aliases, validation files and sparse variants."""
+    """Every listed id, without aliases, validation files and sparse variants."""
     d4rl_ids = [f"d4rl/{name}" for name in d4rl.rows()]
     minari_ids = [f"minari/{name}" for name in minari.LISTED]
     sets = [f"ogbench/{name}" for name in ogbench.SETS]
@@ -150,7 +149,7 @@ def ids() -> tuple[str, ...]:
 
 
 def listing() -> list[tuple[str, str]]:
-    """(id, one line about it) of every listed set."""
+    """(id, summary) of every listed set."""
     return [(name, _summary(name)) for name in ids()]
 
 

@@ -1,6 +1,6 @@
-"""Spaces of observations and actions, and how a value becomes a row of numbers.
+"""Observation and action spaces, and their values as rows of numbers.
 
-Data and environments are flattened by the same rules, so a policy trained on one acts in the other:
+Data and environments are flattened by the same rules:
 
     Box          its numbers in C order
     Discrete     one-hot of n
@@ -20,12 +20,14 @@ import numpy as np
 
 from offbench.errors import UserError
 
-# features; more is no observation but an attack on memory
+# largest number of features, a bound on memory
 _MOST = 1 << 24
 
 
 @dataclass(frozen=True)
 class Space:
+    """A Gymnasium space as plain data."""
+
     kind: Literal["Box", "Discrete", "MultiBinary", "Dict"]
     shape: tuple[int, ...] = ()
     low: np.ndarray | None = None  # of a Box
@@ -36,14 +38,14 @@ class Space:
 
     @property
     def size(self) -> int:
-        """Features of a row."""
+        """Number of features of a flattened value."""
         if self.kind == "Dict":
             return sum(part.size for part in self.parts.values())
         return self.n if self.kind == "Discrete" else prod(self.shape)
 
 
 def parse(content: Any, what: str) -> Space:
-    """A space from the json that Minari writes. UserError naming `what` for one that is refused."""
+    """A space from Minari's JSON. Raises UserError naming `what` for an unsupported one."""
     if not isinstance(content, Mapping) or not isinstance(content.get("type"), str):
         raise UserError(f"{what} is no space")
     kind = content["type"]
@@ -65,7 +67,7 @@ def parse(content: Any, what: str) -> Space:
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError(f"{what}: a {kind} cannot be made of its description ({error})") from None
+        raise UserError(f"{what}: invalid description of a {kind} ({error})") from None
     if not 0 < size <= _MOST:
         raise UserError(f"{what} has {size} features")
     return space
@@ -87,7 +89,7 @@ def _box(content: Mapping[str, Any], what: str) -> Space:
 
 
 def of_gymnasium(space: Any, what: str) -> Space:
-    """The same of a gymnasium space."""
+    """A space from a gymnasium one. Raises UserError naming `what` for an unsupported one."""
     kind = type(space).__name__
     if kind == "Dict":
         parts = {k: of_gymnasium(v, f"{what} {k!r}") for k, v in space.spaces.items()}
@@ -142,7 +144,7 @@ def _list(shape: tuple[int, ...]) -> str:
 
 
 def check_action(space: Space, what: str) -> None:
-    """UserError where actions of the space cannot be scaled to [-1, 1]."""
+    """Raises UserError where actions of the space cannot be scaled to [-1, 1]."""
     if space.kind == "Discrete":
         return
     if space.kind != "Box":
@@ -155,7 +157,7 @@ def check_action(space: Space, what: str) -> None:
 
 
 def scale_action(space: Space, action: np.ndarray) -> np.ndarray:
-    """(T, A) from the bounds of the space to [-1, 1]; untouched where these are the bounds."""
+    """Actions (T, A) scaled from the bounds of the space to [-1, 1]."""
     if space.kind == "Discrete":
         return action
     low, high = (np.asarray(b, np.float64).reshape(-1) for b in (space.low, space.high))

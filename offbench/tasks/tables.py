@@ -1,4 +1,4 @@
-"""Tables of facts that are shipped with the tasks: reference scores, addresses."""
+"""Reads the shipped tables of reference scores and addresses."""
 
 import csv
 import functools

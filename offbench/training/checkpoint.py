@@ -1,7 +1,7 @@
-"""The carry of a training run as one safetensors file, written under another name and renamed.
+"""Checkpoints: the training state of a stack as one safetensors file, written atomically.
 
-Objects of `offbench.training.imperative` are in it as bytes of pickle, which runs code when it is read: a checkpoint
-is of this machine's own runs, no file to take from others.
+Objects of PyTorch classes (`offbench.training.imperative`) are pickled in it. Loading a pickle runs code: do not
+load checkpoints from others.
 """
 
 import pickle
@@ -18,7 +18,7 @@ from offbench.training.step import Carry
 
 
 def save(carry: Carry, path: Path) -> None:
-    """Writes the whole carry; whatever interrupts it, `path` holds the old file or the new one."""
+    """Writes a checkpoint atomically: `path` holds the old file or the new one."""
     from safetensors.torch import save_file
 
     leaves, _ = tree_flatten(carry)
@@ -28,9 +28,9 @@ def save(carry: Carry, path: Path) -> None:
 
 
 def load(path: Path, like: Carry) -> Carry:
-    """The carry saved at `path`, in the structure and on the device of `like`.
+    """The training state saved at `path`, in the structure and on the device of `like`.
 
-    Raises UserError naming the file when it is damaged or is of another method or shape.
+    Raises UserError naming the file when it is damaged or of another method or shape.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -1,10 +1,9 @@
-"""Trains all seeds of a cell at once. With tracing.py the only file that knows vmap, tracing, compilers
-and CUDA graphs.
+"""Trains all seeds of a stack at once: vmap, tracing, compilers and CUDA graphs (with tracing.py).
 
 `vmap` adds the axis of seeds to a step (`offbench.training.step`), and each of its halves, draw and
 update, is traced once into a straight-line program of tensor operations: forward, backward and
-optimiser, without an autograd tape or the method's Python. The draws of many steps are made
-together. The backends run that one program:
+optimiser, without an autograd tape or the method's Python. Rows of many steps are drawn together.
+The backends run that one program:
 
     vmap        the step itself, untraced: slow, for debugging and as the reference of the others
     eager       the traced program, operation by operation; optimisers write in place
@@ -41,7 +40,7 @@ COMPILE_FROM = 100_000
 GATE_TOLERANCE = 0.02
 # steps whose rows are drawn together, and updates per replay of a CUDA graph
 BLOCK = 32
-# a whole block is replayed, and steps beside it
+# one replayed block, and single steps after it
 GATE_STEPS = BLOCK + 5
 
 
@@ -77,10 +76,10 @@ def make_engine(
     n_steps: int = 0,
     precision: Precision = "float32",
 ) -> "tuple[Engine, str]":
-    """An engine at `carry`, and which backend it is with the reason where a faster one was refused.
+    """(engine at `carry`, name of its backend and why faster ones were refused).
 
-    The gate of `auto`: GATE_STEPS steps from `carry` must end where the eager float32 program ends,
-    within GATE_TOLERANCE of the way that was travelled. A backend that differs or fails is passed over.
+    The gate of `auto`: after GATE_STEPS steps from `carry` the state must equal that of the eager float32
+    program to GATE_TOLERANCE (`deviation`). A backend that differs or fails is refused.
     """
     host = step.gather is not None
     names = candidates(backend, carry.key.device.type, n_steps, host_data=host)
@@ -107,10 +106,10 @@ def make_engine(
 
 
 def deviation(state: Any, reference: Any, start: Any) -> float:
-    """How far apart two end states are, relative to the way from the start: the worst part of the state.
+    """Relative error of a state: max over leaves of |state - reference| / |reference - start|.
 
-    Parts are the leaves that moved; Adam's first steps have the size of the learning rate whatever
-    the gradient, so single elements may differ by rounding alone and whole leaves are compared.
+    Norms are over whole leaves: Adam's first steps have the size of the learning rate whatever the
+    gradient, so single elements can differ by rounding alone.
     """
     worst = 0.0
     for a, b, c in zip(tree_leaves(state), tree_leaves(reference), tree_leaves(start), strict=True):
@@ -122,7 +121,7 @@ def deviation(state: Any, reference: Any, start: Any) -> float:
 
 
 class Engine:
-    """Holds the carry and advances it, with one backend."""
+    """Holds the training state of a stack and advances it, with one backend."""
 
     def __init__(
         self,
@@ -142,7 +141,7 @@ class Engine:
         self._draws = (
             _HostBlock(draw, key, step.gather, device) if step.gather else _Block(draw, key)
         )
-        example = (self._state, self._draws.at(self._made))
+        example = (self._state, self._draws.at(self._step))
         with matmul_precision(precision):
             self._update = _updater(step, example, self.backend, precision)
             self._replay = None
@@ -150,29 +149,29 @@ class Engine:
                 self._replay = _Captured(draw, self._update, self._state, self._key)
 
     def load(self, carry: Carry) -> None:
-        """Goes to `carry`, which is copied."""
+        """Continues from a copy of `carry`."""
         self._state: Any = tree_map(torch.clone, carry.state)
-        self._key, self._made = carry.key.clone(), int(carry.step)
+        self._key, self._step = carry.key.clone(), int(carry.step)
 
     def run(self, n: int) -> Metrics:
-        """Makes n steps of every seed; the metrics, each (N,), are those of the last one."""
+        """n steps of every seed. Returns the metrics of the last one, each (N,)."""
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
         metrics: Metrics = {}
-        end = self._made + n
+        end = self._step + n
         with torch.no_grad(), matmul_precision(self.precision):
-            while self._replay and end - self._made >= BLOCK:
-                self._state, metrics = self._replay(self._state, self._made)
-                self._made += BLOCK
-            while self._made < end:
-                self._state, metrics = self._update((self._state, self._draws.at(self._made)))
-                self._made += 1
+            while self._replay and end - self._step >= BLOCK:
+                self._state, metrics = self._replay(self._state, self._step)
+                self._step += BLOCK
+            while self._step < end:
+                self._state, metrics = self._update((self._state, self._draws.at(self._step)))
+                self._step += 1
         return metrics
 
     @property
     def carry(self) -> Carry:
-        """A copy of the carry; running on does not change it."""
-        step = torch.tensor(self._made, device=self._key.device)
+        """A copy of the training state."""
+        step = torch.tensor(self._step, device=self._key.device)
         return Carry(tree_map(torch.clone, self._state), self._key.clone(), step)
 
 
@@ -192,7 +191,7 @@ def _drawer(step: Step, key: Tensor, *, traced: bool) -> Callable[[Any], Draw]:
 
 
 class _Block:
-    """The draws of the next BLOCK steps, made when the first of them is asked for."""
+    """Draws BLOCK steps at a time, when the first of them is asked for."""
 
     def __init__(self, draw: Callable[[Any], Draw], key: Tensor):
         self._draw, self._key = draw, key
@@ -203,7 +202,8 @@ class _Block:
         if self._draws is None or not 0 <= step - self._first < BLOCK:
             self._first = step
             with torch.no_grad():
-                first = torch.full((), step, dtype=torch.int64, device=self._key.device)  # no sync
+                # filled on the device, without synchronisation
+                first = torch.full((), step, dtype=torch.int64, device=self._key.device)
                 draws = self._draw((self._key, first))
             self._draws = list(zip(*(x.unbind(0) for x in draws), strict=True))
         return Draw(*self._draws[step - self._first])
@@ -269,7 +269,7 @@ def _updater(
 
 @contextmanager
 def matmul_precision(precision: Precision) -> Iterator[None]:
-    """float32 products strictly, or rounded to TF32 on GPUs that have it; bf16 is the program's."""
+    """Sets the precision of float32 matrix products: full or TF32. bf16 is set in the program."""
     if precision not in get_args(Precision):
         raise unknown("precision", precision, get_args(Precision))
     before = torch.get_float32_matmul_precision()
@@ -281,10 +281,10 @@ def matmul_precision(precision: Precision) -> Iterator[None]:
 
 
 def peak_bytes(step: Step, carry: Carry) -> int:
-    """Memory of one stack at its fullest: the carry, and the tensors alive at once in an update.
+    """Peak bytes of a stack: its state and the tensors alive at once in an update, an upper bound.
 
-    Counted on the traced program, where a tensor lives from the operation that makes it to its last
-    use; views are counted as if they were copies, so this is an upper bound.
+    Counted on the traced program, where a tensor lives from its operation to its last use; views are
+    counted as copies.
     """
     draws = _Block(_drawer(step, carry.key, traced=False), carry.key).at(0)
     leaves, tree = tree_flatten((carry.state, draws))

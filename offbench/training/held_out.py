@@ -1,14 +1,14 @@
-"""Validation metrics on held-out episodes, for data without an environment to evaluate in.
+"""Validation metrics on held-out episodes, for data without an environment.
 
 A share of the episodes is held out of training. At every point of the curves the held-out rows give
 
-    validation/NAME                 each metric of the method's own update (its losses), nothing learned
+    validation/NAME                 each metric of the method's update (its losses); the state is unchanged
     validation/action_error         mean squared difference of the policy's action and the recorded one,
-                                    in units of [-1, 1]; training/action_error is the same where it trained
-    validation/action_disagreement  instead, for discrete actions: the share of other choices
+                                    in units of [-1, 1]; training/action_error is the same on training rows
+    validation/action_disagreement  for discrete actions: the share of other choices
 
-None of them says what a policy would earn. An off-policy estimate of the return would be one more
-function of a state and the held-out episodes, and has its place here.
+None of them estimates a return. An off-policy estimator would be one more function of a state and the
+held-out episodes.
 """
 
 from typing import Any
@@ -28,12 +28,12 @@ from offbench.training.imperative import Imperative, Objects
 from offbench.training.step import bind, n_minibatches, to_device
 from offbench.types import Batch, Context, Method, Metrics, Plan, TimeStep, minibatch
 
-# of a minibatch that metrics are computed on
+# rows of a minibatch that metrics are computed on
 ROWS = 2048
 
 
 def split(data: ReplayData, share: float, *, name: str) -> tuple[ReplayData, ReplayData]:
-    """(training, held-out) episodes: the same ones for every method and seed, at least one of each.
+    """(training, held-out) episodes, the same for every method and seed, at least one of each.
 
     Raises UserError where there is only one episode.
     """
@@ -45,10 +45,10 @@ def split(data: ReplayData, share: float, *, name: str) -> tuple[ReplayData, Rep
 
 
 class Validation:
-    """Metrics of stacked states on a fixed sample of held-out rows, and of training rows beside it.
+    """Metrics of stacked states on fixed samples of held-out rows and of training rows.
 
-    `pipeline` is that of training: held-out rows are seen through the view and transforms as they
-    were fitted there, each row equally likely whatever the sampler of training is.
+    `pipeline` is that of training: held-out rows go through the view and transforms fitted there. Rows
+    are sampled uniformly, whatever the sampler of training.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Validation:
         }
 
     def __call__(self, state: Any) -> Metrics:
-        """Name -> (N,), of N stacked states."""
+        """Metric -> (N,), one value per stacked state."""
         if isinstance(self.method, Imperative):
             return self._of_objects(self.method, state)
         leaf = next(iter(tree_leaves(state)))
@@ -87,7 +87,7 @@ class Validation:
         return found | {f"validation/{k}": v for k, v in losses.items() if k not in _ERRORS}
 
     def _of_objects(self, method: Imperative, state: Objects) -> Metrics:
-        """Of a PyTorch class as it was written: its train_step learns, so its losses are not asked for."""
+        """The action errors of a PyTorch class; no losses, as its train_step would learn."""
         act = method.policy().act
         found, n = {}, len(state.members)
         for name, batch in self.batches.items():
@@ -125,8 +125,8 @@ _ERRORS = ("action_error", "action_disagreement")
 
 
 def _before_acting(context: Context) -> tuple[Context, Tensor]:
-    """The windows as a policy sees them, their last action yet to come, and that action (B, A)."""
-    place = torch.arange(context.valid.shape[-1], device=context.valid.device)
-    last = (place == context.valid.sum(-1, keepdim=True) - 1)[..., None]  # (B, K, 1)
+    """The windows as a policy sees them, the last action zeroed, and that action (B, A)."""
+    index = torch.arange(context.valid.shape[-1], device=context.valid.device)
+    last = (index == context.valid.sum(-1, keepdim=True) - 1)[..., None]  # (B, K, 1)
     recorded = torch.where(last, context.action, 0.0).sum(-2)
     return context._replace(action=torch.where(last, 0.0, context.action)), recorded

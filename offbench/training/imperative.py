@@ -1,13 +1,13 @@
-"""Trains a PyTorch class as its author wrote it: modules and optimisers of its own, one object per seed.
+"""Trains an unmodified PyTorch class, with its own modules and optimisers, one object per seed.
 
 The class needs `__init__(obs_dim, action_dim, ...)`, `train_step(batch) -> {name: number}` and
 `act(obs) -> actions`; `device` and `gamma` are passed where it takes them, every other parameter is a
 hyper-parameter. `batch` is an `offbench.types.Batch` on the device, `obs` an (E, O) tensor there, actions are
-(E, A) in [-1, 1], tensor or array. Rows of the data, evaluation, records and boards are those of every method;
-seeds are trained one after another, without stacking or tracing, so it is slower.
+(E, A) in [-1, 1], tensor or array. Sampled rows, evaluation and records are those of every method; seeds are
+trained one after another, without stacking or tracing, so it is slower.
 
-The global generators of torch, numpy and random belong to one seed at a time and are put back, so a seed's
-result does not depend on its neighbours. Only what a class or module shares between its objects could.
+The global generators of torch, numpy and random have a state of their own for each seed, so a seed's result
+does not depend on the others, unless objects of the class share state.
 """
 
 import copy
@@ -39,7 +39,7 @@ GIVEN = ("obs_dim", "action_dim", "device", "gamma")
 
 @dataclass
 class Member:
-    """One seed: its object, where its generators stand, and what it last reported."""
+    """One seed: its object, the states of its generators, its last metrics."""
 
     algorithm: Any
     device: str
@@ -49,16 +49,16 @@ class Member:
 
 
 class Objects(NamedTuple):
-    """The state of a stack of seeds, as a checkpoint and an evaluation take it."""
+    """The state of a stack of objects, as in a `Carry`."""
 
     finite: Tensor  # (N,) 0, nan where a parameter of the seed is not finite
     members: np.ndarray  # (N,) of Member, copies
 
 
 class Imperative:
-    """A PyTorch class with its hyper-parameters, in the place of a functional method.
+    """A PyTorch class with its hyper-parameters, used instead of a functional method.
 
-    `needs` (offbench/data/batch_extras.py) and `actions` of the class are read as those of a method are. Raises
+    The class may have `needs` (offbench/data/batch_extras.py) and `actions`, as a method has. Raises
     UserError for a class that lacks `train_step` or `act`, or does not take these hyper-parameters.
     """
 
@@ -76,14 +76,14 @@ class Imperative:
         self._takes = inspect.signature(cls).parameters
         if absent := [name for name in GIVEN[:2] if not self._accepts(name)]:
             raise UserError(
-                f"{self.name}.__init__ takes no {' and no '.join(absent)}, which it is told by name"
+                f"{self.name}.__init__ takes no {' and no '.join(absent)}, passed to it by name"
             )
 
     def _accepts(self, name: str) -> bool:
         return name in self._takes or any(p.kind is p.VAR_KEYWORD for p in self._takes.values())
 
     def check(self, spec: Spec, batch: Batch | None = None) -> None:
-        """Raises UserError where an object cannot be made for the problem, learn from `batch`, or act."""
+        """Raises UserError where construction, a training step on `batch`, or acting fails."""
         member = self.member(rng.key(0), spec, "cpu")
         if batch is not None:
             with _lent(member):
@@ -93,7 +93,7 @@ class Imperative:
     def member(
         self, key: Tensor, spec: Spec, device: str, values: Mapping[str, float] | None = None
     ) -> Member:
-        """A new object for a seed. `values` go before the hyper-parameters that the stack has in common."""
+        """A new object for a seed. `values` override the hyper-parameters common to the stack."""
         if device != "cpu" and not self._accepts("device"):
             raise UserError(f"{self.name}.__init__ takes no device; use device=cpu")
         given = dict(zip(GIVEN, (spec.obs_dim, spec.action_dim, device, spec.gamma), strict=True))
@@ -104,6 +104,7 @@ class Imperative:
         return member
 
     def train_step(self, member: Member, batch: Batch) -> dict[str, Any]:
+        """One `train_step` of the object; its metrics. UserError where it fails or returns no dict."""
         with self._calling("train_step"):
             found = member.algorithm.train_step(batch)
         if not isinstance(found, Mapping):
@@ -113,7 +114,7 @@ class Imperative:
         return dict(found)
 
     def numbers(self, found: Mapping[str, Any]) -> dict[str, float]:
-        """Metrics as plain numbers; one that is not finite is kept as it is."""
+        """Metrics as floats, not finite ones included. UserError for other values."""
         metrics = {}
         for name, value in found.items():
             try:
@@ -126,7 +127,7 @@ class Imperative:
         return metrics
 
     def policy(self) -> Policy:
-        """Acts with copies whose modules are in eval mode; what `act` draws is the evaluation key's."""
+        """The policy of copies in eval mode; random numbers in `act` are seeded by the evaluation key."""
         playing: dict[int, tuple[Member, Member]] = {}
 
         def player(i: int, member: Member) -> Member:
@@ -137,11 +138,11 @@ class Imperative:
                 playing[i] = member, twin
             return playing[i][1]
 
-        def act(state: Objects, step: TimeStep, carry: Any, key: Tensor) -> tuple[Tensor, Any]:
+        def act(state: Objects, step: TimeStep, memory: Any, key: Tensor) -> tuple[Tensor, Any]:
             actions = [
                 self._act(player(i, m), step.obs[i], key[i]) for i, m in enumerate(state.members)
             ]
-            return torch.stack(actions).clamp(-1, 1), carry
+            return torch.stack(actions).clamp(-1, 1), memory
 
         return Policy(lambda n_seeds, n_envs: (), act)
 
@@ -160,7 +161,7 @@ class Imperative:
 
     @contextmanager
     def _calling(self, what: str) -> Iterator[None]:
-        """An error of the user's code, as one line that says where."""
+        """Turns an error of the user's code into a UserError with file and line."""
         try:
             yield
         except UserError:
@@ -173,20 +174,20 @@ class Imperative:
             ) from error
 
     def bytes(self, spec: Spec) -> int:
-        """What one seed takes: its parameters, and for each a gradient and two moments, as Adam has."""
+        """Bytes of one seed: parameters, gradients and two Adam moments."""
         _, found = _copied(self.member(rng.key(0), spec, "cpu"))
         return 4 * sum(x.nbytes for x in found if isinstance(x, nn.Parameter)) or 1
 
     def like(self, seeds: Sequence[int]) -> Carry:
-        """The structure of a carry, without objects: what `offbench.training.checkpoint.load` asks for."""
+        """An empty training state, whose structure `offbench.training.checkpoint.load` needs."""
         empty = Objects(torch.zeros(len(seeds)), np.empty(len(seeds), object))
         return Carry(empty, torch.stack([rng.split(rng.key(s))[1] for s in seeds]), torch.tensor(0))
 
 
 class ImperativeEngine:
-    """The engine of `offbench.training.loop.train` for such a class: seed after seed, step by step.
+    """Trains the seeds of a PyTorch class one after another, step by step.
 
-    `name` says what ran, and why it cannot be resumed where its objects cannot be pickled.
+    `name` is the backend in records, with the reason where objects cannot be pickled for checkpoints.
     """
 
     def __init__(
@@ -205,7 +206,7 @@ class ImperativeEngine:
         self._method, self._pipeline, self._device = method, pipeline, device
         self._draw = vmap(make_draw(method, pipeline))
         carry = resume or method.like(seeds)
-        self._key, self._made = carry.key, int(carry.step)
+        self._key, self._step = carry.key, int(carry.step)
         if resume:
             self._members = [_copied(m)[0] for m in resume.state.members]
         else:
@@ -217,44 +218,44 @@ class ImperativeEngine:
         self.name = NAME
         try:
             pickle.dumps(self._members)
-        # whatever an attribute makes of being pickled
+        # pickling an attribute can raise anything
         except Exception as error:
             self.name += f" (no checkpoints: {type(error).__name__}: {error})"
 
     def run(self, n: int) -> Metrics:
-        """n steps of every seed; the metrics, each (N,), are those that were last reported, or nan."""
+        """n steps of every seed. Returns the metrics last reported, each (N,), or nan."""
         for key, member in zip(self._key, self._members, strict=True):
             with _lent(member):
                 found: dict[str, Any] = {}
                 for batch in self._batches(key, n):
                     found |= self._method.train_step(member, batch)
                 member.metrics |= self._method.numbers(found)
-        self._made += n
+        self._step += n
         names = dict.fromkeys(name for member in self._members for name in member.metrics)
         return {
             k: torch.tensor([m.metrics.get(k, float("nan")) for m in self._members]) for k in names
         }
 
     def _batches(self, key: Tensor, n: int) -> Iterator[Batch]:
-        """Of the rows that a functional method of one minibatch a step gets with this seed."""
-        key, end = key.to(self._pipeline.data.obs.device), self._made + n
-        for first in range(self._made, end, BLOCK):
+        """The n batches of a seed: the rows that a functional method gets with it."""
+        key, end = key.to(self._pipeline.data.obs.device), self._step + n
+        for first in range(self._step, end, BLOCK):
             numbers = torch.arange(first, min(first + BLOCK, end), device=key.device)
             for rows in self._draw(rng.fold(key, numbers)).rows:
                 yield to_device(self._pipeline.batch(rows), self._device)
 
     @property
     def carry(self) -> Carry:
-        """A copy; running on does not change it."""
+        """A copy of the training state."""
         copies = [_copied(member) for member in self._members]
         finite = torch.tensor([0.0 if _finite(found) else float("nan") for _, found in copies])
         members = np.empty(len(copies), object)
         members[:] = [member for member, _ in copies]
-        return Carry(Objects(finite, members), self._key.clone(), torch.tensor(self._made))
+        return Carry(Objects(finite, members), self._key.clone(), torch.tensor(self._step))
 
 
 def _copied(member: Member) -> tuple[Member, list[Any]]:
-    """A deep copy, and every object that was copied for it."""
+    """A deep copy, and every object copied for it."""
     memo: dict[int, Any] = {}
     try:
         return copy.deepcopy(member, memo), list(memo.values())
@@ -264,7 +265,7 @@ def _copied(member: Member) -> tuple[Member, list[Any]]:
 
 
 def _finite(found: Sequence[Any]) -> bool:
-    """Whether all parameters are; a mask or a bound that is held as a tensor may be infinite."""
+    """Whether all parameters are finite; other tensors (masks, bounds) may be infinite."""
     learned = (
         x
         for x in found
@@ -278,32 +279,32 @@ def _finite(found: Sequence[Any]) -> bool:
 
 @contextmanager
 def _lent(member: Member, *, seed: int | None = None) -> Iterator[None]:
-    """The process's generators are the member's, from `seed` or where they stood; then put back."""
-    torch_s = [torch.default_generator]
+    """The process's generators in the member's states, or seeded; restored after the block."""
+    generators = [torch.default_generator]
     if (device := torch.device(member.device)).type == "cuda":
         torch.cuda.init()
-        torch_s.append(torch.cuda.default_generators[device.index or 0])
-    before = _states(torch_s)
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    before = _states(generators)
     if seed is None:
-        _restore(torch_s, member.generators)
+        _restore(generators, member.generators)
     else:
-        for generator in torch_s:
+        for generator in generators:
             generator.manual_seed(seed % 2**63)
         np.random.seed(seed % 2**32)
         random.seed(seed)
     try:
         yield
     finally:
-        member.generators = _states(torch_s)
-        _restore(torch_s, before)
+        member.generators = _states(generators)
+        _restore(generators, before)
 
 
-def _states(torch_s: Sequence[torch.Generator]) -> list[Any]:
-    return [random.getstate(), np.random.get_state(), *(g.get_state() for g in torch_s)]
+def _states(generators: Sequence[torch.Generator]) -> list[Any]:
+    return [random.getstate(), np.random.get_state(), *(g.get_state() for g in generators)]
 
 
-def _restore(torch_s: Sequence[torch.Generator], states: Sequence[Any]) -> None:
+def _restore(generators: Sequence[torch.Generator], states: Sequence[Any]) -> None:
     random.setstate(states[0])
     np.random.set_state(states[1])
-    for generator, state in zip(torch_s, states[2:], strict=True):
+    for generator, state in zip(generators, states[2:], strict=True):
         generator.set_state(state)

@@ -1,4 +1,4 @@
-"""The training loop, as a generator: evaluation, checkpoints and sinks are loops over it."""
+"""The training loop, as a generator: evaluation, checkpoints and loggers are loops over it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,12 +14,13 @@ from offbench.types import Method, Metrics, Spec
 
 
 class Point(NamedTuple):
-    """Where training stands: the state in `carry` and `metrics` have a leading seed axis."""
+    """A stop of the training loop. State and metrics have a leading seed axis N."""
 
     update: int
-    carry: Carry  # a copy
+    # a copy
+    carry: Carry
     metrics: Metrics
-    # which engine ran, with the reason where a faster one was refused
+    # backend, with the reason where a faster one was refused
     backend: str
 
     @property
@@ -46,10 +47,10 @@ def train(
     An update is one minibatch: a method that takes two per step (TD3+BC) makes `n_updates / 2`
     steps, so equal `n_updates` mean equal data for every method, as the papers count.
     `device` is where training happens, by default where the data are; data elsewhere stay there.
-    `values` stacks hyper-parameters along with seeds (`offbench.training.step.initial_carry`). `resume` goes on from
-    a carry; stops up to it are not visited again, but a carry of `n_updates` is yielded once more,
-    without metrics.
-    Raises UserError for bad seeds or a number of updates the method cannot make.
+    `values` stacks hyper-parameters along with seeds (`offbench.training.step.initial_carry`). `resume`
+    is the training state to continue from; earlier stops are skipped, and a state of `n_updates` is
+    yielded once, without metrics.
+    Raises UserError for bad seeds, and for `n_updates` that is no multiple of the method's minibatches.
     """
     k = check_budget(method, n_updates)
     stops = sorted({max(k, s - s % k) for s in stop_at if 0 < s < n_updates} | {n_updates})
@@ -80,7 +81,7 @@ def train(
             precision=precision,
         )
     done = (int(resume.step) if resume else 0) * k
-    # trained before; what remains is to be judged
+    # training was complete; evaluation remains
     if done == n_updates:
         yield Point(done, engine.carry, {}, name)
     for stop in (s for s in stops if s > done):
@@ -90,7 +91,7 @@ def train(
 
 
 def check_budget(method: Method | Imperative, n_updates: int) -> int:
-    """The minibatches of one step. Raises UserError for a number of updates the method cannot make."""
+    """Minibatches per step. Raises UserError where `n_updates` is no positive multiple of them."""
     k = n_minibatches(method)
     if n_updates < 1 or n_updates % k:
         raise UserError(
@@ -101,7 +102,7 @@ def check_budget(method: Method | Imperative, n_updates: int) -> int:
 
 
 def diverged(state: Any) -> torch.Tensor:
-    """(N,) bool: seeds with a value that is not finite anywhere in their state."""
+    """(N,) bool: seeds with a nan or infinite number in their state."""
     tensors = [x for x in torch.utils._pytree.tree_leaves(state) if isinstance(x, torch.Tensor)]
     leaves = [x for x in tensors if x.is_floating_point()]
     return torch.stack([~x.reshape(len(x), -1).isfinite().all(1) for x in leaves]).any(0)

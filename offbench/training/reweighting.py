@@ -1,9 +1,8 @@
-"""Weights of batch elements that are learned while the method learns, around any method.
+"""Learned weights of batch elements: a wrapper of any method, trained with it.
 
-A weight wraps the method: its networks are part of the state, and every minibatch is drawn again
-from itself in proportion to the weights before the method sees it. A mean over the drawn minibatch
-has the weighted sum over the minibatch as its expectation, so each loss is weighted without the
-method knowing of it. Composes with any sampler and view.
+Its networks are part of the state, and every minibatch is resampled in proportion to the weights
+before the method sees it. A mean over the resampled minibatch has the weighted sum over the
+minibatch as its expectation, so every loss is weighted. Composes with any sampler and view.
 """
 
 from dataclasses import dataclass, replace
@@ -20,12 +19,14 @@ from offbench.nn.optim import Adam, AdamState
 from offbench.ranges import Positive, Widths, check_ranges
 from offbench.types import Batch, Context, Metrics, Spec, minibatch
 
-# of a logit before exp, in the flow term
+# bound of a logit before exp, in the flow term
 _LARGEST = 20.0
 
 
 class State(NamedTuple):
-    inner: Any  # of the method
+    """The state of the wrapped method and of its weights."""
+
+    inner: Any
     pair: nets.Params  # g(s, a)
     single: nets.Params  # f(s)
     low: Tensor  # () smallest reward seen
@@ -49,7 +50,8 @@ class DensityWeights:
     1 / (B sum w^2); `weight_gain` the weighted less the plain mean of the scaled reward.
     """
 
-    method: Any  # what is wrapped
+    # the wrapped method
+    method: Any
     flow_weight: float = 1.0  # lambda_F
     kl_weight: float = 0.2  # lambda_K
     # C: logits of g and of f are clipped to +-(1 + C)
@@ -76,17 +78,17 @@ class DensityWeights:
 
     @property
     def check(self) -> Any:
-        """The method's own; an AttributeError where it has none, so that the wrapper has none either."""
+        """The method's `check`; AttributeError where it has none, so the wrapper has none either."""
         return self.method.check
 
     @property
     def value(self) -> Any:
-        """As `check`."""
+        """The method's `value`; AttributeError where it has none."""
         inner = self.method.value
         return lambda state, obs, action: inner(state.inner, obs, action)
 
     def with_values(self, values: dict[str, Tensor]) -> "DensityWeights":
-        """With these hyper-parameters of the method."""
+        """A copy with other hyper-parameters of the wrapped method."""
         return replace(self, method=replace(self.method, **values))
 
     def init(self, key: Tensor, spec: Spec) -> State:
@@ -94,7 +96,7 @@ class DensityWeights:
         n_obs, n_act = spec.obs_dim, spec.action_dim
         pair = nets.mlp_init(k_pair, (n_obs + n_act, *self.hidden, 1))
         single = nets.mlp_init(k_single, (n_obs, *self.hidden, 1))
-        # finite: a state that is not has diverged
+        # finite, as infinite states count as diverged
         far = torch.full((), 1e30, device=key.device)
         opt = Adam(self.lr).init((pair, single))
         return State(self.method.init(k_inner, spec), pair, single, far, -far, opt)
@@ -116,7 +118,7 @@ class DensityWeights:
         return self.method.act(state.inner, obs, key)
 
     def _learn(self, state: State, batch: Batch) -> tuple[State, Tensor, Metrics]:
-        """One step of the weight's networks, and the weights before it: (B,), summing to 1."""
+        """One step of the weight networks, and the weights (B,) before it, which sum to 1."""
         low = torch.minimum(state.low, batch.reward.amin())
         high = torch.maximum(state.high, batch.reward.amax())
         reward = (batch.reward - low) / (high - low).clamp(min=1e-8)
@@ -129,7 +131,7 @@ class DensityWeights:
 
     def _loss(self, params: tuple, batch: Batch, reward: Tensor) -> tuple[Tensor, tuple]:
         pair, single = params
-        # a window stands for its first step
+        # a window is weighted by its first step
         obs = batch.obs.obs[..., 0, :] if isinstance(batch.obs, Context) else batch.obs
         g = nets.mlp(pair, torch.cat([obs, batch.action], -1)).squeeze(-1)  # (B,)
         f = nets.mlp(single, obs).squeeze(-1)

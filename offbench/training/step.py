@@ -1,8 +1,8 @@
-"""One training step of a method on a pipeline: its draw, its update, and the state they carry on.
+"""One training step of a method on a pipeline, for one seed, and the training state.
 
-A step is one seed's and has two halves: `draw` turns the step's key into row numbers, `update` turns
-those rows into a new state. `offbench.training.engine` adds the axis of seeds and runs it fast. The
-key of step t is a function of (run key, t).
+A step has two halves: `draw` turns the step's key into row numbers, `update` turns those rows into a
+new state. `offbench.training.engine` adds the axis of seeds. The key of step t is a function of
+(run key, t).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,22 +24,24 @@ class Carry(NamedTuple):
 
     state: Any  # stacked
     key: Tensor  # (N,) int64, the same for the whole run
-    step: Tensor  # () int64, steps made
+    step: Tensor  # () int64, steps taken
 
     def seed(self, i: int) -> "Carry":
-        """The carry of the i-th seed alone, without the seed axis."""
+        """The training state of the i-th seed, without the seed axis."""
         return Carry(unstack(self.state, i), self.key[i], self.step)
 
 
 class Draw(NamedTuple):
+    """What one step draws: rows of the data and the key of its update."""
+
     rows: Any  # (minibatches x batch_size,) int64, or the Batch itself where data stay on the host
     key: Tensor  # () int64, for the method
 
 
 class Step(NamedTuple):
-    """One step of one seed. Everything the two functions touch is an argument or immutable.
+    """One training step of one seed, as pure functions.
 
-    `gather` is there when the data stay in host memory: stacked rows (N, ...) -> stacked Batch.
+    `gather`, for data in host memory only: stacked rows (N, ...) -> stacked Batch.
     """
 
     draw: Callable[[Tensor], Draw]
@@ -55,12 +57,12 @@ class Swept(NamedTuple):
 
 
 def bind(method: Method, state: Any) -> tuple[Method, Any]:
-    """The method with the hyper-parameters that its state carries, and the method's own state."""
+    """(method with the hyper-parameters in its state, state of the method itself)."""
     if not isinstance(state, Swept):
         return method, state
     dtype = next(x.dtype for x in tree_leaves(state.state) if x.is_floating_point())
     values = {k: v.to(dtype) for k, v in state.values.items()}
-    # the values are those of the method inside
+    # a wrapper sets the values of its method
     inner: Any = method
     bound = inner.with_values(values) if hasattr(inner, "with_values") else replace(inner, **values)
     return bound, state.state
@@ -77,11 +79,12 @@ def unstack(tree: Any, i: int) -> Any:
 
 
 def n_minibatches(method: object) -> int:
+    """Minibatches that one update of the method consumes."""
     return getattr(method, "minibatches", 1)
 
 
 def make_draw(method: object, pipeline: Pipeline) -> Callable[[Tensor], Draw]:
-    """Key of a step -> the rows of its batch, drawn where they are used, and the key of its update."""
+    """A function from the key of a step to its `Draw`."""
     sampler, n_rows = pipeline.sampler, n_minibatches(method) * pipeline.batch_size
 
     def draw(key: Tensor) -> Draw:
@@ -94,8 +97,8 @@ def make_draw(method: object, pipeline: Pipeline) -> Callable[[Tensor], Draw]:
 def make_step(
     method: Method, pipeline: Pipeline, *, device: torch.device | str | None = None
 ) -> Step:
-    """The step of a method on a pipeline. Data on another device than `device` stay where they are,
-    and their batches are brought over."""
+    """The training step of a method on a pipeline. Data on another device than `device` stay there,
+    and batches are copied."""
     minibatches = n_minibatches(method)
     home = pipeline.data.obs.device
     device = torch.device(device or home)
@@ -117,7 +120,7 @@ def make_step(
 
 
 def advance(step: Step, carry: Carry) -> tuple[Carry, Metrics]:
-    """One step of one seed, as every backend must make it. `carry` has no seed axis."""
+    """One step of one seed, the reference of every backend. `carry` has no seed axis."""
     draw = step.draw(rng.fold(carry.key, carry.step))
     state, metrics = step.update(carry.state, draw)
     return Carry(state, carry.key, carry.step + 1), metrics
@@ -131,11 +134,10 @@ def initial_carry(
     *,
     values: Sequence[Mapping[str, float]] | None = None,
 ) -> Carry:
-    """States and keys before the first update; each seed's are a function of that seed alone.
+    """The training state before the first update; each seed's part is a function of that seed alone.
 
-    They are made on the CPU and moved, so they do not depend on the device either. `values` gives
-    each place of the stack hyper-parameters of its own (the same names everywhere); a seed may then
-    occur once for each.
+    Created on the CPU and moved, so it does not depend on the device. `values` gives each member of
+    the stack its own hyper-parameters (the same names for all); seeds may then repeat.
     """
     if not seeds or (values is None and len(set(seeds)) != len(seeds)):
         raise UserError(f"seeds must be a non-empty list without duplicates, got {list(seeds)}")

@@ -1,9 +1,9 @@
-"""A function of tensors as a straight-line program, and what makes such a program fast.
+"""Traces a function of tensors to a straight-line program, and optimises the program.
 
-Tracing gives a list of operations. The passes below rewrite that list where the result stays the
-same: products in the form a CPU computes fastest, repeated operations once, elementwise operations
-and optimisers in place. Whether memory may be written over is decided by one question, whose memory
-a value may show (`_owners`), and asked of the whole list: there are no branches in it.
+Tracing gives a list of operations without branches. The passes below rewrite it with equal results:
+products in the form a CPU computes fastest, repeated operations once, elementwise operations and
+optimisers in place. Memory may be overwritten where no later operation reads it through any view
+(`_owners`).
 """
 
 import operator
@@ -27,7 +27,7 @@ class Program:
 
     `fn` must be a pure function of tensors: tracing runs it once, so a Python branch on a tensor's
     value raises, as does any draw from a global generator under vmap. Tensors it closes over (the
-    dataset) are referred to, not copied. The first `reuse` leaves of the argument may be written to.
+    dataset) are not copied. The first `reuse` leaves of the argument may be overwritten.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ def _turn_thin_products(graph: GraphModule) -> None:
 
 
 def _compute_once(graph: GraphModule) -> None:
-    """One node for operations that do the same to the same values; methods and vmap repeat many."""
+    """Merges equal operations on equal values, of which methods and vmap produce many."""
     nodes = list(graph.graph.nodes)
     touched, owner = _written_to(nodes), _owners(nodes)
     seen: dict[tuple, Node] = {}
@@ -167,7 +167,7 @@ def _compute_once(graph: GraphModule) -> None:
         )
         if not pure or touched & {owner[x] for x in (node, *node.all_input_nodes)}:
             continue
-        # The name of a node is its repr, and 1, 1.0 and True differ by theirs.
+        # by repr: nodes by name, and 1, 1.0 and True differ
         key = (node.op, node.target, repr(node.args), repr(node.kwargs))
         if key in seen:
             node.replace_all_uses_with(seen[key])
@@ -180,8 +180,7 @@ def _write_over_dead_values(graph: GraphModule) -> None:
     """Elementwise operations write into an operand that nothing reads afterwards.
 
     That memory is in the cache and new memory is not, which on a CPU is half of an activation's
-    time. Only what the program itself made is written to, never an argument, a constant or a view
-    of one. What is written to counts as new from there on: nothing reads it by its old name.
+    time. Arguments, constants and views of them are never overwritten.
     """
     nodes = list(graph.graph.nodes)
     owner = _owners(nodes)
@@ -226,7 +225,7 @@ def _same_layout(a: Node, b: Node) -> bool:
 
 
 def _is_aten(node: Node) -> bool:
-    """Whether the node is one of torch's own operations and makes one tensor."""
+    """Whether the node is an aten operation with one tensor as its result."""
     target = node.target
     return (
         isinstance(target, torch._ops.OpOverload)
@@ -236,7 +235,7 @@ def _is_aten(node: Node) -> bool:
 
 
 def _written_to(nodes: list[Node]) -> set[Node]:
-    """Whose memory is written to by operations that were traced as writing."""
+    """Owners of the memory that traced in-place operations write to."""
     owner = _owners(nodes)
     return {
         owner[x]
@@ -250,8 +249,7 @@ def _written_to(nodes: list[Node]) -> set[Node]:
 def _fast_calls(graph: GraphModule, leaves: list[Tensor]) -> None:
     """Calls torch's C bindings instead of `torch.ops`, which spends 3 us more on every operation.
 
-    The bindings take the same arguments; that is not trusted but tried: the program must give the
-    same bits before and after, otherwise it is kept as traced.
+    The program is run before and after; if results differ in any bit it is kept as traced.
     """
     with torch.no_grad():
         want = graph(*leaves)
@@ -285,7 +283,7 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def _copy_what_is_given_away(graph: GraphModule, reuse: int) -> None:
-    """Results beside the first `reuse` that share memory with them: the next call would write over it."""
+    """Copies results that share memory with the first `reuse`, which the next call overwrites."""
     nodes = list(graph.graph.nodes)
     owner, results = _owners(nodes), list(nodes[-1].args[0])
     kept = {owner[x] for x in results[:reuse]}
@@ -296,11 +294,9 @@ def _copy_what_is_given_away(graph: GraphModule, reuse: int) -> None:
 
 
 def _overwritable(graph: GraphModule, reuse: int) -> list[Node]:
-    """Optimiser steps and target updates that may write into what they replace.
+    """Optimiser steps and target updates that may write in place: nothing reads the old values later.
 
-    They may where nothing reads the old values afterwards; without it every step copies all
-    parameters and both moments. Where memory may be seen twice the operator stays as it is, so the
-    program's results are the same.
+    Otherwise every step would copy all parameters and both moments.
     """
     nodes = list(graph.graph.nodes)
     owner = _owners(nodes)
@@ -324,7 +320,7 @@ def _overwritable(graph: GraphModule, reuse: int) -> list[Node]:
 
 
 def _owners(nodes: list[Node]) -> dict[Node, Node]:
-    """Each node -> the node whose memory it may show: itself, or what it is a view of."""
+    """Each node -> the node that owns its memory: itself, or the base of a view."""
     owner: dict[Node, Node] = {}
     for node in nodes:
         shows = node.op == "call_function" and _is_view(node) and node.all_input_nodes

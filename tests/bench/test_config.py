@@ -146,7 +146,7 @@ def test_every_setting_that_changes_a_result_changes_the_run_id():
     for same in (
         "jobs=1",
         "results=elsewhere",
-        "sink=wandb",
+        "logger=wandb",
         "engine=vmap",
         "label=mine",
         "method.expectile=0.70",
@@ -183,7 +183,8 @@ def test_a_cell_travels_to_another_process():
         (["method=iql", "eval.episodes=0"], "eval.episodes=0 must be at least 1"),
         (["method=iql", "eval.monitor_at=[1.5]"], "1.5 is not a fraction of training"),
         (["method=iql", "engine=fast"], "unknown value 'fast'"),
-        (["method=iql", "sink=tensorboard"], "unknown value 'tensorboard'"),
+        (["method=iql", "logger=tensorboard"], "unknown value 'tensorboard'"),
+        (["method=iql", "sink=wandb"], "setting 'sink' is now called 'logger'"),
         (
             ["method=iql", "transforms=[obs_nrm]"],
             "unknown transform 'obs_nrm': did you mean 'obs_norm'",

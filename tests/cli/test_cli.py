@@ -458,7 +458,7 @@ def test_wandb_is_a_screen_that_needs_no_account(tmp_path):
         *TINY,
         f"results={tmp_path}",
         "jobs=1",
-        "sink=wandb",
+        "logger=wandb",
         WANDB_MODE="offline",
     )
     assert done.returncode == 0, done.stderr

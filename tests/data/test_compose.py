@@ -168,14 +168,14 @@ def test_the_good_ones_come_back_and_the_others_only_when_all_were_there():
     other = of("mix@0.01@0:x/good-v0:x/bad-v0").index
     other = other[other[:, 0] == 1, 1]
     assert sorted(set(other)) == sorted(other)
-    many = compose.mix(GOOD, compose.take(BAD, np.arange(2)), 0.01, 0).index
+    many = compose.mix(GOOD, compose.take(BAD, np.arange(2)), 0.01, 0).origin
     assert set(np.bincount(many[many[:, 0] == 1, 1]).tolist()) <= {24, 25, 26}
 
 
 def test_a_share_that_is_met_exactly_is_not_exceeded():
     ten = from_episodes([e for e in EPISODES["x/bad-v0"] if len(e.action) == 20])
     mixed = compose.mix(ten, BAD, 0.1, 0)  # 20 episodes of 20: 0.1 is 40 steps, two episodes
-    assert (mixed.index[:, 0] == 0).sum() == 2
+    assert (mixed.origin[:, 0] == 0).sum() == 2
 
 
 def test_a_composition_is_a_function_of_its_id():

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from offbench.bench.recording import exploded, most_earned
+from offbench.bench.recording import exploded, largest_return
 from offbench.data.pipeline import make_pipeline
 from offbench.data.views import Chunk, NStep
 from offbench.methods.sac_n import SACN
@@ -18,9 +18,9 @@ from offbench.training.loop import train
 def test_the_most_that_can_be_earned_is_that_of_the_rewards_learned_from(view):
     data = fake_data()
     largest = max(abs(x) for x in data.reward[data.valid].tolist())
-    assert most_earned(make_pipeline(data, view=view)) == pytest.approx(largest / 0.1)
+    assert largest_return(make_pipeline(data, view=view)) == pytest.approx(largest / 0.1)
     scaled = make_pipeline(data, view=view, transforms={"reward_affine": {"scale": -3.0}})
-    assert most_earned(scaled) == pytest.approx(3 * largest / 0.1)
+    assert largest_return(scaled) == pytest.approx(3 * largest / 0.1)
     # no return's magnitude in any view is larger
     batch = make_pipeline(data, view=view).batch(view.support(data).nonzero().squeeze(1))
     assert (batch.reward.abs() + batch.discount * largest / 0.1).max() <= largest / 0.1 * (1 + 1e-5)
@@ -28,7 +28,7 @@ def test_the_most_that_can_be_earned_is_that_of_the_rewards_learned_from(view):
 
 def test_without_a_discount_nothing_is_too_much():
     pipeline = make_pipeline(fake_data(), view=NStep(1, 1.0))
-    assert most_earned(pipeline) == math.inf and exploded({"q": 1e30}, math.inf) is None
+    assert largest_return(pipeline) == math.inf and exploded({"q": 1e30}, math.inf) is None
 
 
 def test_where_nothing_can_be_earned_there_is_no_scale_to_judge_by():
@@ -62,7 +62,7 @@ def test_critics_that_agree_diverge_and_as_many_diverse_ones_do_not(diversity_we
     fast = {"hidden": (32, 32), "actor_lr": 3e-3, "critic_lr": 3e-3, "polyak_rate": 0.2}
     method = SACN(**fast, n_critics=5, diversity_weight=diversity_weight)
     (point,) = train(method, pipeline, spec, seeds=[0], n_updates=500, backend="eager")
-    remark = exploded({k: v.item() for k, v in point.metrics.items()}, most_earned(pipeline))
+    remark = exploded({k: v.item() for k, v in point.metrics.items()}, largest_return(pipeline))
     assert (remark is not None) == (diversity_weight is None)
     if diversity_weight:
-        assert point.metrics["q"].abs().item() < most_earned(pipeline) / 2
+        assert point.metrics["q"].abs().item() < largest_return(pipeline) / 2

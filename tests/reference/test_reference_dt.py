@@ -21,7 +21,6 @@ from offbench.data.views import NStep, Window
 from offbench.errors import UserError
 from offbench.methods.bc import BC
 from offbench.methods.dt import DT
-from offbench.tasks.loading import load_data
 from offbench.testing.contract import SPEC, fake_data
 from offbench.training.loop import train
 from offbench.types import Policy, Spec, TimeStep
@@ -128,7 +127,7 @@ def disagreement(method, n: int = 8) -> float:
         worst = max(worst, abs(metrics["loss"] - loss).item())
         worst = max(worst, abs(metrics["grad_norm"] - norm).item())
     other = Plain(m, Window(K).spec(SPEC)._replace(max_episode_steps=20))
-    load_data(other, state.params)
+    other.load(state.params)
     pairs = zip(net.parameters(), other.parameters(), strict=True)
     return max(worst, *((a - b).abs().max().item() for a, b in pairs))
 
@@ -147,8 +146,8 @@ MUTANTS = {
         "tokens.flatten(-3, -2)",
     ),
     "time only for observations": (
-        "[token + time for token in tokens]",
-        "[tokens[0], tokens[1] + time, tokens[2]]",
+        "[part + time for part in parts]",
+        "[parts[0], parts[1] + time, parts[2]]",
     ),
     "time past the table": ('len(params["time"]) - 1', 'len(params["time"]) - 2'),
     "no clipping": (
@@ -161,7 +160,7 @@ MUTANTS = {
         "self.weight_decay, self.warmup + 1)",
     ),
     "no decay": ("self.lr, self.weight_decay,", "self.lr, 0.0,"),
-    "no tanh": (".tanh()  # read", "  # read"),
+    "no tanh": ("out[..., 1::3, :]).tanh()", "out[..., 1::3, :])"),
     "returns and observations swapped": (
         'embed("return", context.return_to_go[..., None])',
         'embed("return", context.obs[..., :1])',

@@ -205,8 +205,8 @@ MUTANTS = {
         {"deterministic": True},
     ),
     "deterministic: mean over the dimensions": (
-        "batch.action).sum(-1)  # up",
-        "batch.action).mean(-1)  # up",
+        "mean - batch.action).sum(-1)",
+        "mean - batch.action).mean(-1)",
         {"deterministic": True},
     ),
     "value first: still the old V": (

@@ -195,7 +195,7 @@ MUTANTS = {
         "loss = -self.actor_bc_weight * bc",
     ),
     "cloning term is a mean": ("batch.action).sum(-1).mean()", "batch.action).mean()"),
-    "actor takes the larger twin": ("obs, action).amin(0)", "obs, action).amax(0)"),
+    "actor takes the larger twin": ("batch.obs, action).amin(0)", "batch.obs, action).amax(0)"),
     "scale not detached": ("q.abs().mean().detach()", "q.abs().mean()"),
     "scale of the mean's size": ("q.abs().mean()", "q.mean().abs()"),
     "norm before the activation": ('layer_norm="after"', 'layer_norm="before"'),

@@ -202,11 +202,11 @@ def test_a_screen_shows_executed_lengths_and_what_was_expected():
         def log(self, values, step):
             shown.append((step, values))
 
-    sink = object.__new__(Wandb)
-    sink._runs = [Screen(), Screen()]
+    logger = object.__new__(Wandb)
+    logger._runs = [Screen(), Screen()]
     frame = chunked(0).query("stream == 'test'").assign(member=1)
-    sink.episodes(frame)
-    sink.episodes(frame.assign(start_value=None))
+    logger.episodes(frame)
+    logger.episodes(frame.assign(start_value=None))
     (step, first), (_, second) = shown
     assert step == 100 and first["test/start_value"] == pytest.approx(frame["start_value"].mean())
     assert first["test/executed_length"] == frame["length"].sum() / frame["plans"].sum()

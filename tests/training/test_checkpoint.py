@@ -154,3 +154,7 @@ def test_what_a_pack_has_shown_is_read_back_and_what_is_ahead_of_its_checkpoint_
         pd.testing.assert_frame_equal(a, b)
     found.forget_from(30)
     assert [c["update"] for c in found.curves] == [10, 20] and len(found.frames) == 1
+    # a file of before the field had its name
+    file = Progress.path(path)
+    file.write_text(file.read_text().replace('"resumed_from": []', '"began": ["went on"]'))
+    assert Progress.load(path).resumed_from == ["went on"]

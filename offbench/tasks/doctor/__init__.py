@@ -1,8 +1,7 @@
-"""The dataset doctor: what is wrong with a set, found in its arrays or known from its id.
+"""The dataset doctor: finds defects of a dataset in its arrays, or knows them by its id.
 
-`check` looks at the raw arrays of a file (`Flat`, before episodes are split, where some defects
-are only visible) or at what is trained on (`ReplayData`) and returns a `Report` of findings, each
-with a severity:
+`check` examines the raw arrays of a file (`Flat`; some defects show only before episodes are split) or
+a loaded dataset (`ReplayData`) and returns a `Report` of findings, each with a severity:
 
     severe     transitions that never happened, numbers that cannot be trained on, or data that are
                not those of the id
@@ -54,11 +53,11 @@ __all__ = [
 
 
 def check(data: ReplayData | Flat, facts: Facts, *, sha256: str | None = None) -> Report:
-    """Examine a data set; nothing in its arrays makes this raise.
+    """Examines a dataset; never raises for what its arrays hold.
 
     Args:
-        data: the arrays of a file, or what is trained on.
-        facts: what is known of the set besides.
+        data: the arrays of a file, or a loaded dataset.
+        facts: facts that are not in the arrays.
         sha256: checksum of the data, for the report.
 
     Returns:

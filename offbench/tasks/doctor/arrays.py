@@ -1,4 +1,4 @@
-"""Checks of the arrays by themselves: shapes, types, ranges, copies."""
+"""Checks of arrays: shapes, types, ranges, duplicates."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from offbench.data.replay import ACTION_TOLERANCE, one_hot
+from offbench.data.replay import ACTION_TOLERANCE, is_one_hot
 from offbench.tasks.doctor.report import Finding, Severity
 from offbench.tasks.doctor.rows import Facts, Flat, Rows, two_dimensional
 
 
 def all_finite(flat: Flat) -> bool:
-    """Whether observations and actions are finite numbers, all of them."""
+    """Whether all observations and actions are finite numbers."""
     return all(
         np.asarray(x).dtype.kind in "fiub" and bool(np.isfinite(x).all())
         for x in (flat.observations, flat.actions)
@@ -21,7 +21,7 @@ def all_finite(flat: Flat) -> bool:
 
 
 def shapes(flat: Flat) -> list[Finding]:
-    """Arrays that are no numbers, or do not belong together; nothing else can then be checked."""
+    """Arrays that are not numeric or differ in length; no further check is possible then."""
     arrays = {k: np.asarray(v) for k, v in flat._asdict().items() if v is not None}
     bad = [k for k, v in arrays.items() if v.dtype.kind not in "fiub"]
     if bad:
@@ -44,7 +44,7 @@ def _list(words: Mapping[str, Any]) -> str:
 
 
 def dtypes(flat: Flat) -> list[Finding]:
-    """Columns that are neither float32 nor float64, images and choices apart."""
+    """Columns that are neither float32 nor float64, except images and discrete actions."""
     images = np.asarray(flat.observations).dtype == np.uint8
     choices = np.asarray(flat.actions).dtype.kind in "iu"
     names = ["rewards"] + ["observations", "next_observations"] * (not images)
@@ -74,7 +74,7 @@ def not_finite(rows: Rows) -> list[Finding]:
 
 
 def actions(rows: Rows) -> list[Finding]:
-    """Discrete actions: their number. Continuous ones: those outside [-1, 1] and at its bounds."""
+    """The number of discrete actions; the shares of continuous ones outside [-1, 1] and at the bounds."""
     top = _last_choice(rows)
     if top is not None:
         return [Finding("choices", "info", f"actions are choices 0 to {top}", {"max": top})]
@@ -95,9 +95,9 @@ def actions(rows: Rows) -> list[Finding]:
 
 
 def _last_choice(rows: Rows) -> int | None:
-    """The highest choice of discrete actions (whole numbers or one-hot rows), None of continuous ones."""
+    """The largest discrete action (whole numbers or one-hot rows), None for continuous ones."""
     action = torch.from_numpy(np.require(rows.action, np.float32, ["C", "W"]))
-    if one_hot(action, torch.from_numpy(rows.step)):
+    if is_one_hot(action, torch.from_numpy(rows.step)):
         return rows.action.shape[1] - 1
     return int(rows.action.max()) if rows.action.dtype.kind in "iu" else None
 

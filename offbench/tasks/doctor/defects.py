@@ -114,7 +114,7 @@ KNOWN_DEFECTS: tuple[Defect, ...] = (
 
 
 def known_defects(dataset_id: str) -> list[Finding]:
-    """What others have reported of a set.
+    """Published defects of a dataset.
 
     Args:
         dataset_id: as in the registry; Minari's with or without `minari/`.

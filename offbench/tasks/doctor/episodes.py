@@ -10,7 +10,7 @@ from offbench.tasks.doctor.rows import Facts, Flat, Rows, of_flat, of_replay
 
 
 def lengths_and_ends(rows: Rows, facts: Facts, *, raw: bool) -> list[Finding]:
-    """Lengths of episodes, and how they end relative to the time limit; `raw`: as in a file."""
+    """Lengths of episodes, terminations and truncations at the time limit; `raw`: rows of a file."""
     lengths, limit = rows.lengths, facts.max_episode_steps
     numbers = {"min": int(lengths.min()), "median": float(np.median(lengths))}
     numbers["max"] = int(lengths.max())
@@ -37,7 +37,7 @@ def lengths_and_ends(rows: Rows, facts: Facts, *, raw: bool) -> list[Finding]:
 
 
 def _all_alike(lengths: NDArray[np.intp], ends_terminal: NDArray[np.bool_]) -> list[Finding]:
-    """Where no limit is known: terminals that all lie at one number of steps may be time-outs."""
+    """Without a known time limit: terminals that all lie at one step number may be truncations."""
     if len(lengths) < 3 or not ends_terminal.all() or np.ptp(lengths):
         return []
     words = (
@@ -79,11 +79,11 @@ def _ends_and_limit(
 
 
 def terminals_at_limit(data: ReplayData, facts: Facts) -> list[Finding]:
-    """Terminals where time-outs are meant; the one check that needs no look at the observations.
+    """Terminals at the time limit, which should be truncations; reads no observations.
 
     Args:
-        data: what is trained on.
-        facts: what is known of the set besides.
+        data: a loaded dataset.
+        facts: facts that are not in the arrays.
 
     Returns:
         The finding, or none.
@@ -111,10 +111,10 @@ def returns_of(data: ReplayData | Flat) -> NDArray[np.float64]:
     """Undiscounted returns.
 
     Args:
-        data: the arrays of a file, or what is trained on.
+        data: the arrays of a file, or a loaded dataset.
 
     Returns:
-        (E,) the return of each episode; time-outs inside episodes end none.
+        (E,) the return of each episode; time-outs inside episodes do not end them.
     """
     return _sums(_rows(data))
 
@@ -124,10 +124,10 @@ def _rows(data: ReplayData | Flat) -> Rows:
 
 
 def apparent_limit(data: ReplayData | Flat) -> int | None:
-    """The time limit that the lengths of episodes show.
+    """The time limit inferred from the lengths of episodes.
 
     Args:
-        data: the arrays of a file, or what is trained on.
+        data: the arrays of a file, or a loaded dataset.
 
     Returns:
         The steps of the longest episodes, if one in twenty and three at least have that length and no

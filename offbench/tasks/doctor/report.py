@@ -1,4 +1,4 @@
-"""Findings of the dataset doctor, and reports: stored, read back, warned of, refused."""
+"""Findings and reports of the dataset doctor: stored, loaded, warned about, refused."""
 
 import functools
 import hashlib
@@ -15,7 +15,7 @@ from offbench.tasks.files import cache_dir
 
 Severity = Literal["info", "warning", "severe"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "severe")
-# of stored reports; raise it when a check is added or changes
+# version of stored reports: raise it when a check is added or changes
 FORMAT = 2
 
 
@@ -25,9 +25,9 @@ class DataWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found, in words and in numbers."""
+    """The finding of one check."""
 
-    # of the check
+    # name of the check
     name: str
     severity: Severity
     words: str
@@ -36,10 +36,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """All findings on one data set, severe ones first."""
+    """All findings on a dataset, severe ones first."""
 
     id: str
-    # transitions looked at
+    # transitions examined
     rows: int
     episodes: int
     findings: tuple[Finding, ...]
@@ -48,15 +48,17 @@ class Report:
 
     @property
     def severe(self) -> tuple[Finding, ...]:
+        """The severe findings."""
         return tuple(f for f in self.findings if f.severity == "severe")
 
     @property
     def worst(self) -> Severity:
+        """The highest severity."""
         found = {f.severity for f in self.findings}
         return next((s for s in reversed(SEVERITIES) if s in found), "info")
 
     def __getitem__(self, name: str) -> Finding:
-        """The finding of that name; KeyError where there is none."""
+        """The finding of a check by name; KeyError where there is none."""
         for finding in self.findings:
             if finding.name == name:
                 return finding
@@ -67,7 +69,7 @@ class Report:
 
 
 def warn_once(report: Report) -> None:
-    """Warn (DataWarning), once in a process for each set, if it has a severe defect."""
+    """Warns (DataWarning) of severe defects, once per dataset and process."""
     if report.severe:
         _warn(report.id, _summary(report))
 
@@ -77,12 +79,12 @@ def _warn(dataset_id: str, words: str) -> None:
     warnings.warn(f"{dataset_id}: {words}", DataWarning, stacklevel=4)
 
 
-def refuse(report: Report, look: str = "") -> None:
-    """Refuse a set with a severe defect.
+def refuse(report: Report, command: str = "") -> None:
+    """Raises for severe defects.
 
     Args:
-        report: of the set.
-        look: the command that shows the report, named in the error.
+        report: the report of a dataset.
+        command: the command that shows the report, for the error.
 
     Raises:
         UserError: the set has a severe defect.
@@ -90,7 +92,7 @@ def refuse(report: Report, look: str = "") -> None:
     if report.severe:
         raise UserError(
             f"{report.id}: {_summary(report)}; strict=true refuses it "
-            f"(see: {look or f'offbench data check {report.id}'})"
+            f"(see: {command or f'offbench data check {report.id}'})"
         )
 
 

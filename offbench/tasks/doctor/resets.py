@@ -1,8 +1,7 @@
-"""Resets that no mark shows, and marks where nothing was reset.
+"""Finds unmarked resets, and marks of an end without a reset.
 
-Of every pair of successive rows: how well does the second follow from the first? Measured are the
-change in each dimension, and what is left of it after a linear fit on state and action, each against
-its 99th percentile inside episodes.
+For every pair of successive rows, the change in each dimension and its residual after a linear fit on
+state and action are compared with their 99th percentiles inside episodes.
 """
 
 from typing import NamedTuple
@@ -23,15 +22,15 @@ _BEYOND = 3.0
 
 
 class _Jumps(NamedTuple):
-    """From row to row, in units of the 99th percentile inside episodes."""
+    """Changes between successive rows, in units of their 99th percentile inside episodes."""
 
-    change: NDArray[np.float64]  # (R - 1,) how far the observation moves
-    surprise: NDArray[np.float64]  # (R - 1,) how far from where a linear fit expects it
-    many: NDArray[np.bool_]  # (R - 1,) more than one dimension is far off: no mere crash or switch
+    change: NDArray[np.float64]  # (R - 1,) change of the observation
+    surprise: NDArray[np.float64]  # (R - 1,) residual of the linear fit
+    many: NDArray[np.bool_]  # (R - 1,) several dimensions jump: no mere contact or switch
 
 
 def _jumps(rows: Rows) -> _Jumps:
-    """Measure every pair of successive rows, in chunks: a large set needs little more memory."""
+    """Compares every pair of successive rows, in blocks to save memory."""
     inside = np.flatnonzero(~rows.gap)
     sample = inside[:: max(1, len(inside) // _FIT_ROWS)]
     x, y = _inputs(rows, sample), _change(rows, sample)
@@ -72,10 +71,10 @@ def _size(change: NDArray[np.float64], unit: NDArray[np.float64]) -> NDArray[np.
 
 
 def continuing(flat: Flat) -> NDArray[np.bool_]:
-    """Time-outs after which the next row goes on as if nothing had been reset.
+    """Time-outs after which the trajectory continues, which therefore end no episode.
 
-    Such a mark does not end an episode. None are reported where terminals mark no end at all: a
-    set that is one long trajectory cut at will (maze2d, D4RL issue 85) keeps its cuts.
+    None where no terminal marks an end: one long trajectory cut at will (maze2d, D4RL issue 85) keeps
+    its cuts.
 
     Args:
         flat: the arrays of a file, N rows.
@@ -94,7 +93,7 @@ def continuing(flat: Flat) -> NDArray[np.bool_]:
     inside = ~rows.gap
     resets = jumps.surprise[rows.terminal[:-1]]
     if np.median(resets) <= np.quantile(jumps.surprise[inside], 0.99):
-        # where even a reset looks like a step, nothing can be told of the marks
+        # where resets are no larger than steps, marks cannot be tested
         return none
     smooth = jumps.surprise[marks] <= np.quantile(jumps.surprise[inside], 0.95)
     if smooth.mean() < 0.1:
@@ -107,7 +106,7 @@ def continuing(flat: Flat) -> NDArray[np.bool_]:
 
 
 def unmarked(rows: Rows, facts: Facts) -> list[Finding]:
-    """Places inside episodes where the next observation does not follow, as after a reset."""
+    """Rows inside episodes whose next observation does not follow, as after a reset."""
     if not is_finite_float(rows.obs) or (~rows.gap).sum() < 100:
         return []
     if len(rows.gap) > _MAX_ROWS:
@@ -140,7 +139,7 @@ def unmarked(rows: Rows, facts: Facts) -> list[Finding]:
 
 
 def marks_inside(flat: Flat, goes_on: NDArray[np.bool_] | None) -> list[Finding]:
-    """Time-outs where nothing was reset: `goes_on` (N,) as `continuing` gives it."""
+    """Time-outs without a reset; `goes_on` (N,) is the result of `continuing`."""
     if goes_on is None or not goes_on.any():
         return []
     marks, rows = int(timeouts(flat).sum()), np.flatnonzero(goes_on)

@@ -1,4 +1,4 @@
-"""A data set as the doctor looks at it: one row per recorded step, episodes one after another."""
+"""The input of the doctor's checks: one row per recorded step, episodes one after another."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -10,7 +10,7 @@ from offbench.data.replay import ReplayData
 
 
 class Flat(NamedTuple):
-    """Arrays of a file as they are, one row per recorded step, episodes one after another."""
+    """Raw arrays of a file, one row per recorded step, episodes one after another."""
 
     observations: NDArray[Any]  # (N, O)
     actions: NDArray[Any]  # (N, A)
@@ -23,7 +23,7 @@ class Flat(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known of a set besides its arrays; whatever is None is not checked."""
+    """Facts about a dataset that are not in its arrays; None: not checked."""
 
     id: str
     max_episode_steps: int | None = None
@@ -45,7 +45,7 @@ class Facts:
 
     @classmethod
     def of(cls, task: Any, **changes: Any) -> "Facts":
-        """From a task, or anything with its attributes; `changes` replace what it says."""
+        """The facts of a task, with `changes`."""
         names = ("max_episode_steps", "score", "ref_min", "ref_max", "terminal_inside")
         known = {n: getattr(task, n) for n in names} | {"teleports": "teleport" in task.id}
         known["goals"] = bool(task.task_ids)
@@ -83,7 +83,7 @@ class Rows(NamedTuple):
 
 
 def of_replay(data: ReplayData) -> Rows:
-    """The rows of a set as it is trained on."""
+    """The rows of a loaded dataset."""
     step = data.valid.cpu().numpy()
     terminal = data.terminal.cpu().numpy().astype(bool)
     gap = ~step[:-1]
@@ -93,7 +93,7 @@ def of_replay(data: ReplayData) -> Rows:
 
 
 def of_flat(flat: Flat, ignore: NDArray[np.bool_] | None = None) -> Rows:
-    """The rows of a file; `ignore` (N,) are time-outs that end no episode."""
+    """The rows of a file; time-outs in `ignore` (N,) end no episode."""
     terminal = np.asarray(flat.terminals).astype(bool).reshape(-1)
     timeout = timeouts(flat)
     marks = terminal | (timeout if ignore is None else timeout & ~ignore)
@@ -110,12 +110,12 @@ def of_flat(flat: Flat, ignore: NDArray[np.bool_] | None = None) -> Rows:
 
 
 def two_dimensional(x: NDArray[Any]) -> NDArray[Any]:
-    """(N, ...) -> (N, features): images as rows of numbers, choices as one column."""
+    """(N, ...) -> (N, features): images flattened, discrete actions as one column."""
     return np.asarray(x).reshape(len(x), -1)
 
 
 def timeouts(flat: Flat) -> NDArray[np.bool_]:
-    """(N,) marks of a time-out, none where the file has no such column."""
+    """(N,) time-outs; all False without such a column."""
     if flat.timeouts is None:
         return np.zeros(len(flat.terminals), np.bool_)
     return np.asarray(flat.timeouts).astype(bool).reshape(-1)

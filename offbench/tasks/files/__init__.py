@@ -11,7 +11,7 @@ found in their own caches and read in place.
 from offbench.tasks.files.archive import MANIFEST, pack, unpack
 from offbench.tasks.files.digest import digest
 from offbench.tasks.files.download import Progress, fetch
-from offbench.tasks.files.folders import Kind, cache_dir, find, places
+from offbench.tasks.files.folders import Kind, cache_dir, find, search_folders
 
 __all__ = [
     "MANIFEST",
@@ -22,6 +22,6 @@ __all__ = [
     "fetch",
     "find",
     "pack",
-    "places",
+    "search_folders",
     "unpack",
 ]

@@ -22,7 +22,7 @@ MAX_BYTES = 1 << 40
 
 
 def pack(items: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    """Write files into one tar; the same files give the same archive, byte for byte.
+    """Writes files into one tar; the same files give the same archive, byte for byte.
 
     Args:
         items: name inside the archive (a plain relative path, as under `cache_dir()`) -> file or

@@ -10,7 +10,7 @@ from offbench.tasks.files.folders import cache_dir
 
 
 def digest(path: Path) -> str:
-    """The checksum of a data set, looked up by size and date if it was hashed before.
+    """The checksum of a dataset, cached by size and date of its files.
 
     Args:
         path: a file or a folder.

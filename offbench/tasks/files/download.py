@@ -120,7 +120,7 @@ class _Transfer:
 
     @property
     def notes(self) -> Path:
-        """Where the address and the ETag of the bytes in `part` are kept."""
+        """The file with the address and the ETag of the bytes in `part`."""
         return self.part.with_name(self.part.name + ".json")
 
     def run(self, retries: int, pause_s: float) -> None:

@@ -16,14 +16,14 @@ def cache_dir() -> Path:
     """`$OFFBENCH_DATA`, else `offbench` in the user's cache folder; it need not exist yet."""
     if named := os.environ.get("OFFBENCH_DATA"):
         return Path(named).expanduser()
-    # used whatever XDG_CACHE_HOME says, before platformdirs heeded it on a Mac
-    earlier = Path.home() / "Library" / "Caches" / "offbench"
-    if sys.platform == "darwin" and earlier.is_dir():
-        return earlier
+    # macOS folder of versions before platformdirs read XDG_CACHE_HOME
+    legacy = Path.home() / "Library" / "Caches" / "offbench"
+    if sys.platform == "darwin" and legacy.is_dir():
+        return legacy
     return platformdirs.user_cache_path("offbench", appauthor=False, opinion=False)
 
 
-def places(kind: Kind) -> list[Path]:
+def search_folders(kind: Kind) -> list[Path]:
     """Folders where data sets of a kind may lie, in the order they are searched.
 
     Args:
@@ -46,7 +46,7 @@ def find(kind: Kind, name: str) -> Path | None:
 
     Args:
         kind: the format of the data set.
-        name: its path relative to a folder of `places(kind)`.
+        name: its path relative to a folder of `search_folders(kind)`.
 
     Returns:
         The first one that exists, None if there is none.
@@ -55,7 +55,7 @@ def find(kind: Kind, name: str) -> Path | None:
         UserError: the name is not a plain relative path.
     """
     relative = relative_path(name)
-    return next((p / relative for p in places(kind) if (p / relative).exists()), None)
+    return next((p / relative for p in search_folders(kind) if (p / relative).exists()), None)
 
 
 def relative_path(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Your own data: arrays in memory, or a file or folder in one of the known layouts.
+"""Own data: arrays in memory, or a file or folder in a known format.
 
 HDF5 or npz with one row a step (`offbench.tasks.formats.d4rl`), npz in OGBench's layout (or a folder of
 them), a Minari folder (it holds `data`). `save_data` writes the first.
@@ -30,12 +30,12 @@ def from_arrays(
     *,
     name: str = "arrays",
 ) -> ReplayData:
-    """A set of arrays with one row a step, episodes one after another, as Gymnasium gives them.
+    """A dataset from arrays with one row per step, episodes one after another, as in Gymnasium.
 
     observations (N, O) and next_observations (N, O), the observation after each step; actions (N, A) in
-    [-1, 1], or (N,) whole numbers that are choices; rewards, terminations and truncations (N,). Without
-    next_observations the last step of an episode that was truncated gives its observation and is no
-    transition. Raises UserError naming `name` where the arrays do not go together.
+    [-1, 1], or (N,) discrete actions as whole numbers; rewards, terminations and truncations (N,).
+    Without next_observations the last row of a truncated episode only is the next observation of the
+    row before. Raises UserError naming `name` where arrays differ in length or shape.
     """
     action = d4rl.actions(np.asarray(actions), None, "actions", name)
     end = np.asarray(terminations, bool) | np.asarray(truncations, bool)
@@ -47,14 +47,14 @@ def from_arrays(
 def reading(
     path: Path, name: str, *, actions: str, n_actions: int | None, limit: int | None
 ) -> Reading:
-    """How a file of steps is read without an environment: continuous actions that go beyond [-1, 1] are
-    scaled from the range that was recorded, number by number. `actions="unit"` leaves them as they are."""
+    """The reading of a file without an environment: continuous actions beyond [-1, 1] are scaled from
+    their recorded range, per dimension. `actions="unit"` leaves them unchanged."""
     unit = actions == "unit"
     found = Reading(
         max_episode_steps=limit, limit_given=limit is not None, n_actions=n_actions, unit=unit
     )
     with columns.opened(path, name) as file:
-        # `steps` says what is missing
+        # `steps` reports the missing column
         key = columns.names(file, name).get("actions")
         recorded = np.zeros(0) if key is None else file.array(key[0])
     if recorded.dtype.kind != "f" or unit or n_actions is not None or not recorded.size:
@@ -62,14 +62,14 @@ def reading(
     rows = recorded.reshape(len(recorded), -1).astype(np.float64)
     low, high = rows.min(0), rows.max(0)
     if np.isfinite(rows).all() and max(-low.min(), high.max()) > 1 + ACTION_TOLERANCE:
-        # a number that never varies has no range
+        # a constant dimension has no range
         high = np.where(high > low, high, low + 1)
         return replace(found, low=tuple(low.tolist()), high=tuple(high.tolist()))
     return found
 
 
 def layout(path: Path, *, name: str) -> Layout:
-    """What kind of data lies at a path, by its ending and what is in it."""
+    """The format of the data at a path, by suffix and content."""
     foreign.refuse_pickle(path, name)
     if path.is_dir():
         if (path / "data").is_dir():
@@ -106,7 +106,7 @@ def _is_ogbench(keys: set[str]) -> bool:
 def load(
     path: Path, *, name: str, reading: Reading | None = None, env: str | None = None
 ) -> ReplayData:
-    """The set at a path, in whatever layout it is. UserError where it is in none.
+    """The dataset at a path, in any known format. UserError for others.
 
     A file in OGBench's layout without rewards has those of the single task that `env` names.
     """
@@ -129,16 +129,16 @@ def load(
 
 
 def steps(path: Path, *, name: str, reading: Reading) -> tuple[d4rl.Raw, d4rl.Boundaries]:
-    """The rows of a file, and where its episodes end; see `divide`."""
+    """(rows, ends of episodes) of a file; see `divide`."""
     raw = d4rl.read(path, name=name, n_actions=reading.n_actions, first_action=reading.first_action)
     return divide(raw, name=name, reading=reading)
 
 
 def divide(raw: d4rl.Raw, *, name: str, reading: Reading) -> tuple[d4rl.Raw, d4rl.Boundaries]:
-    """Rows with their actions scaled to [-1, 1], and where their episodes end.
+    """(rows with actions scaled to [-1, 1], ends of episodes).
 
-    Raises UserError for an action outside the environment's bounds, and for a file with terminals
-    alone that was cut at a limit which nobody gave.
+    Raises UserError for an action outside the environment's bounds, and for a file with terminals only
+    whose time limit is unknown.
     """
     raw = raw._replace(action=_scaled(raw.action, reading, name))
     if marked := d4rl.leads_on_at_every_mark(raw):
@@ -179,7 +179,7 @@ def _scaled(action: np.ndarray, reading: Reading, name: str) -> np.ndarray:
 
 
 def _refuse_to_guess(raw: d4rl.Raw, limit: int | None, name: str) -> None:
-    """A stretch that is longer than the limit was cut somewhere, and nothing says where."""
+    """Raises UserError for rows without an end that exceed the time limit: they were cut without a mark."""
     longest = int(
         np.diff(np.flatnonzero(raw.terminal), prepend=-1, append=len(raw.terminal) - 1).max()
     )
@@ -193,18 +193,17 @@ def _refuse_to_guess(raw: d4rl.Raw, limit: int | None, name: str) -> None:
 
 
 def save_data(data: ReplayData, path: str | Path) -> None:
-    """Write a set as an .npz or .hdf5 that `load` reads: `observations, actions, rewards, terminals`
+    """Writes a dataset as .npz or .hdf5 for `load`: `observations, actions, rewards, terminals`
     and `ends` (the last row of an episode) with one row a step, `next_observations` with one row an
-    episode. Actions are in [-1, 1], choices one-hot, as in the set.
+    episode. Actions are in [-1, 1], discrete ones one-hot.
 
-    The file gets its name when it is whole. UserError for another ending, or a folder that cannot be
-    written.
+    The write is atomic. UserError for another suffix, or a folder that cannot be written.
     """
     write(data, data.action.numpy()[data.valid.numpy()], Path(path))
 
 
 def write(data: ReplayData, action: np.ndarray, path: Path) -> None:
-    """The same with other actions, one row for each transition: as they were recorded."""
+    """As `save_data`, with actions as they were recorded, one row per transition."""
     valid = data.valid.numpy()
     last = np.flatnonzero(~valid)
     end = np.zeros(len(valid), bool)
@@ -235,11 +234,11 @@ def write(data: ReplayData, action: np.ndarray, path: Path) -> None:
 def convert(
     read: foreign.Read, dest: Path, *, name: str, reading: Reading, unit: bool = False
 ) -> tuple[ReplayData, d4rl.Boundaries]:
-    """Write the columns of a foreign file in offbench's layout, and give the set and where its episodes end.
+    """Writes the columns of a foreign file in offbench's format; returns the dataset and its ends of episodes.
 
-    Actions are written as they were recorded, in the environment's bounds (`unit`: they were recorded
-    in [-1, 1]), whole numbers as whole numbers, so that a run scales them exactly once.
-    Raises UserError for whatever a run would refuse; nothing is written then.
+    Actions are written as recorded, in the environment's bounds (`unit`: in [-1, 1]), discrete ones as
+    whole numbers, so that a run scales them exactly once. Raises UserError, before writing, for data
+    that a run would refuse.
     """
     column = dict(read.columns)
     recorded = column["actions"]
@@ -284,6 +283,6 @@ def _divided(
 
 
 def check_ending(path: Path) -> None:
-    """UserError for a file that would be written in no layout that can be read again."""
+    """Raises UserError for a suffix of no writable format."""
     if path.suffix not in (".npz", ".hdf5", ".h5"):
         raise UserError(f"{path}: offbench's own layout is written as .npz or .hdf5")

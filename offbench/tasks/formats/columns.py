@@ -1,4 +1,4 @@
-"""Arrays of a file with one row a step, under the names that people give them.
+"""Columns of a file with one row per step, under their common names.
 
     observations       observations, observation, obs, states
     actions            actions, action
@@ -12,8 +12,8 @@
     next_observations  next_observations, next_observation, next_obs, next_states
 
 HDF5 and npz are read alike; d3rlpy's files (version 1) have `episode_terminals`. A file with two
-names for one thing is refused. Other names are given as a mapping from a column to the keys it is
-made of, side by side.
+names of one column is refused. Other names are given as a mapping from a column to the keys that are
+concatenated to it.
 """
 
 import shlex
@@ -47,7 +47,7 @@ NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 Keys = Mapping[str, tuple[str, ...]]
-"""Column -> the keys of a file that it is made of, side by side."""
+"""Column -> the keys of a file that are concatenated to it."""
 
 
 class Columns(Protocol):
@@ -100,7 +100,7 @@ Arrays = Mapping[str, Callable[[], np.ndarray]]
 
 
 class Lazy:
-    """Arrays by name, each read when it is asked for; `parts` are found and not listed."""
+    """Arrays by name, read lazily; `parts` can be read but are not in `keys`."""
 
     def __init__(self, content: Arrays, name: str, parts: Arrays | None = None):
         self.content, self.name, self.loaded = content, name, dict[str, np.ndarray]()
@@ -134,7 +134,7 @@ def opened(path: Path, name: str) -> Iterator[Columns]:
 def names(
     file: Columns, name: str, given: Keys = MappingProxyType({})
 ) -> dict[str, tuple[str, ...]]:
-    """The keys of each column that a file has; `given` ones come before the names above.
+    """Column -> keys in a file; `given` ones win over the common names.
 
     UserError for two names of one column.
     """
@@ -154,7 +154,7 @@ def names(
 
 
 def read(path: Path, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The columns of a file by the names above, and what the file calls each; see `gather`."""
+    """(columns, their names in the file) of a file with common names; see `gather`."""
     with opened(path, name) as file:
         return gather(file, path, name)
 
@@ -162,7 +162,7 @@ def read(path: Path, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def gather(
     file: Columns, path: Path, name: str, given: Keys = MappingProxyType({})
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The columns of an open file, all with one row a step, and what the file calls each.
+    """(columns with one row per step, their names in the file) of an open file.
 
     Raises UserError where observations, actions, rewards or terminals (or dones) are missing, and
     for arrays that differ in length.
@@ -203,7 +203,7 @@ def _side_by_side(file: Columns, keys: tuple[str, ...]) -> np.ndarray:
 
 
 def _elsewhere(file: Columns, path: Path) -> str:
-    """Where a file goes that has another layout, by the keys at its top."""
+    """Advice for a file of another format, by its top-level keys."""
     keys = set() if path.suffix == ".npz" else set(file.keys())
     if "episode_0" in keys:
         return "; a Minari set is given as the folder that holds `data`"
@@ -214,10 +214,10 @@ def _elsewhere(file: Columns, path: Path) -> str:
 
 
 def at(path: Path, name: str) -> str:
-    """What a message begins with: the name, and the path where it is another."""
+    """The beginning of a message: the name, and the path if it differs."""
     return name if name == str(path) else f"{name}: {path}"
 
 
 def import_command(path: Path) -> str:
-    """What to type to have a file of another layout written as offbench's."""
+    """The command that converts a file of another format."""
     return f"offbench data import {shlex.quote(str(path))} --to {shlex.quote(path.stem + '-offbench.npz')}"

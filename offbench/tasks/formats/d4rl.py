@@ -1,22 +1,21 @@
-"""Files with one row a step (HDF5 or npz), D4RL's among them: no mujoco-py, no old gym.
+"""Reads files with one row per step (HDF5 or npz), as D4RL's, without mujoco-py or the old gym.
 
     observations (N, O), actions (N, A), rewards (N,), terminals (N,), timeouts (N,)
     next_observations (N, O)      in gym-mujoco v1 and v2 only
 
 Other names of these columns, and other marks of an end: `offbench.tasks.formats.columns`. An episode ends
-at a terminal, a time-out, a mark of its last row or a change of its number, on the rows as they are
-in the file. Exceptions:
+at a terminal, a time-out, a mark of its last row or a change of its number. Exceptions:
 
-- a time-out after which the recording goes on ends nothing: the next row is what the row leads to
-  by `next_observations`, or, where the file has none, it follows as rows inside episodes do
-  (`offbench.tasks.doctor.continuing`; the human demonstrations of door and its like);
-- files with terminals alone (v0) are cut at the step limit, counted from the last end;
-- where `next_observations` says that a row leads elsewhere than to the next row, the recording was
-  cut there without a mark (the replay sets); the episode ends and bootstraps. Two observations are
-  the same where they differ by no more than the rounding of the type they were stored in.
+- a time-out after which the trajectory continues ends no episode: the next row equals
+  `next_observations`, or, where the file has none, follows as rows inside episodes do
+  (`offbench.tasks.doctor.continuing`; the human demonstrations of door and similar sets);
+- files with terminals only (v0) are cut at the time limit, counted from the last end;
+- where `next_observations` differs from the next row, the recording was cut without a mark (the replay
+  sets); the episode ends and bootstraps. Observations are equal up to the rounding of the type they
+  were stored in.
 
 A time-out is never a terminal. The last episode of a file is kept, finished or not. `dones` alone are
-terminals, unless one lies at the step limit: then nobody knows, and the file is refused.
+terminals; a file with one at the time limit is refused, as it may be a truncation.
 """
 
 from collections.abc import Mapping
@@ -32,14 +31,14 @@ from offbench.tasks.formats import columns
 if TYPE_CHECKING:
     from offbench.tasks import doctor
 
-# rows in which time-outs inside episodes are looked for first
+# rows searched first for time-outs inside episodes
 _LOOK = 200_000
-# official IQL's distance below which two observations are the same, beside rounding
+# distance of equal observations in the official IQL code, besides rounding
 _SAME = 1e-6
 
 
 class Raw(NamedTuple):
-    """The arrays of a file as they are."""
+    """Raw arrays of a file."""
 
     obs: np.ndarray  # (N, O)
     action: np.ndarray  # (N, A)
@@ -56,7 +55,7 @@ class Raw(NamedTuple):
 
 
 class Boundaries(NamedTuple):
-    """Where episodes end, and why."""
+    """Ends of episodes, and their reasons."""
 
     # (N,) bool: the last row of an episode
     end: np.ndarray
@@ -73,18 +72,18 @@ def load(
     max_episode_steps: int | None = None,
     n_actions: int | None = None,
 ) -> ReplayData:
-    """The set in a file.
+    """The dataset in a file.
 
-    `max_episode_steps` cuts files that mark no time-outs. `n_actions` says that actions are
-    numbers of choices (minigrid): they become one-hot rows. Images become rows of numbers.
-    Raises UserError naming `name` for a file that is damaged or does not hold a set.
+    `max_episode_steps` cuts files without time-outs. With `n_actions` actions are discrete (minigrid)
+    and become one-hot rows. Images are flattened.
+    Raises UserError naming `name` for a file that is damaged or holds no dataset.
     """
     raw = read(path, name=name, n_actions=n_actions)
     return build(raw, boundaries(raw, max_episode_steps, name=name), name=name)
 
 
 def build(raw: Raw, at: Boundaries, *, name: str) -> ReplayData:
-    """The set of a file's arrays, cut where its episodes end."""
+    """The dataset of raw arrays with ends of episodes."""
     after = raw.next_obs
     if after is not None and len(after) == len(raw.obs):
         # all that is left to know of it
@@ -95,7 +94,7 @@ def build(raw: Raw, at: Boundaries, *, name: str) -> ReplayData:
 
 
 def read(path: Path, *, name: str, n_actions: int | None = None, first_action: int = 0) -> Raw:
-    """The arrays of a file. UserError where they are not rows of steps."""
+    """The raw arrays of a file. UserError where they are not one row per step."""
     column, called = columns.read(path, name)
     return raw(column, called, name=name, n_actions=n_actions, first_action=first_action)
 
@@ -108,7 +107,7 @@ def raw(
     n_actions: int | None = None,
     first_action: int = 0,
 ) -> Raw:
-    """The same of columns by their names (`offbench.tasks.formats.columns`), wherever they come from."""
+    """Raw arrays from columns (`offbench.tasks.formats.columns`). UserError as in `read`."""
     flags = {
         key: _flag(column[key], called[key], name)
         for key in ("terminals", "timeouts", "ends", "dones")
@@ -158,8 +157,8 @@ def _after_starts(x: np.ndarray, n: int, key: str, name: str) -> np.ndarray:
 def actions(
     x: np.ndarray, n_actions: int | None, key: str, name: str, first: int = 0
 ) -> np.ndarray:
-    """(N, A) numbers, or one-hot rows of `n_actions` choices from `first` on, or of the whole numbers
-    found."""
+    """Actions as (N, A) floats, or one-hot rows of `n_actions` discrete actions from `first` on; of whole
+    numbers the number is inferred."""
     choices = x.dtype.kind in "iu" and (x.ndim == 1 or x.shape[1:] == (1,))
     if n_actions is None and choices:
         n_actions = int(x.max(initial=0)) + 1
@@ -203,7 +202,7 @@ def _flag(x: np.ndarray, key: str, name: str) -> np.ndarray:
 
 
 def one_hot(action: np.ndarray, n: int, name: str) -> np.ndarray:
-    """(N,) or (N, 1) numbers of choices -> (N, n) float32."""
+    """Discrete actions (N,) or (N, 1) -> one-hot rows (N, n) float32."""
     number = _vector(action, "actions", name)
     if not np.array_equal(number, np.round(number)) or number.min() < 0 or number.max() >= n:
         raise UserError(
@@ -213,7 +212,7 @@ def one_hot(action: np.ndarray, n: int, name: str) -> np.ndarray:
 
 
 def boundaries(raw: Raw, max_episode_steps: int | None, *, name: str) -> Boundaries:
-    """Where the episodes of a file end, by the rules at the top, in words too.
+    """The ends of episodes of a file, by the rules of this module.
 
     UserError for `dones` that may be terminals or time-outs.
     """
@@ -260,7 +259,7 @@ def _words(end: np.ndarray, counts: Mapping[str, np.ndarray]) -> str:
 
 
 def _terminals_of_dones(raw: Raw, limit: int | None, name: str) -> np.ndarray:
-    """(N,) bool. With terminals or time-outs beside them, `dones` add nothing but ends."""
+    """(N,) bool terminals. In files with terminals or time-outs, `dones` only are ends."""
     assert raw.done is not None
     if "terminals" in raw.called:
         return raw.terminal
@@ -284,8 +283,8 @@ def _mark(raw: Raw) -> str:
 
 
 def leads_on_at_every_mark(raw: Raw) -> tuple[str, int] | None:
-    """The column of time-outs, or of starts, of which `next_observations` say at every mark, and there
-    are two at least, that nothing ends there; and the number of marks."""
+    """(column, number of marks) of time-outs or starts, where `next_observations` continues at every one
+    of at least two marks, so that none ends an episode."""
     if raw.next_obs is None or len(raw.next_obs) != len(raw.obs):
         return None
     marks = {"timeouts": raw.timeout, "starts": raw.end if "starts" in raw.called else None}
@@ -309,17 +308,18 @@ def _at_limit(terminal: np.ndarray, limit: int | None) -> np.ndarray:
 
 
 def _follows(raw: Raw) -> np.ndarray:
-    """(N - 1,) bool: the next row is what the row leads to by `next_observations`."""
+    """(N - 1,) bool: the next row equals `next_observations`."""
     out = np.empty(len(raw.obs) - 1, bool)
     step = max(1, (1 << 22) // max(1, raw.obs.shape[1]))
-    for a in range(0, len(out), step):  # a few MB at a time
+    # blocks of a few MB
+    for a in range(0, len(out), step):
         b = min(a + step, len(out))
         out[a:b] = _same(raw, np.arange(a, b))
     return out
 
 
 def _same(raw: Raw, row: np.ndarray) -> np.ndarray:
-    """(R,) bool: what the rows lead to is the observation of the next one, but for rounding."""
+    """(R,) bool: `next_observations` equal the observations of the next rows, up to rounding."""
     assert raw.next_obs is not None
     there, here = raw.next_obs[row], raw.obs[row + 1]
     gap = np.abs(np.subtract(there, here, dtype=np.float64))

@@ -1,5 +1,5 @@
-"""D4RL files as the real `d4rl` package reads them: `loader=d4rl`, for those who want what the
-published code trained on, with its faults.
+"""Reads D4RL files with the `d4rl` package (`loader=d4rl`): the transitions that published code trained
+on, with their faults.
 
 `OfflineEnv.get_dataset` and `qlearning_dataset` are the package's own. They drop the last row of
 every episode that ends by time-out and the last row of the file even where the file has
@@ -30,7 +30,7 @@ from offbench.tasks.formats import d4rl
 
 
 def version(name: str) -> str:
-    """Of the installed package. UserError naming `name`, the data set, where there is none."""
+    """The version of the installed package. UserError naming the dataset where there is none."""
     try:
         return importlib.metadata.version("d4rl")
     except importlib.metadata.PackageNotFoundError:
@@ -57,7 +57,8 @@ def _load(path: Path, name: str, max_episode_steps: int | None) -> ReplayData:
         action_space=SimpleNamespace(shape=actions),
         _max_episode_steps=max_episode_steps or 1000,
     )
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+    # hides d4rl's progress bar
+    with contextlib.redirect_stderr(io.StringIO()):
         raw = package.offline_env.OfflineEnv.get_dataset(env, str(path))
         transitions = package.qlearning_dataset(env, dataset=raw)
     if not len(transitions["rewards"]):

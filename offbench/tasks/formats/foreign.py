@@ -10,8 +10,7 @@
                side by side in the order of their names, images are left out
     npz, hdf5  offbench's own layout under other names
 
-Nothing is decided here about where episodes end: a reader gives the columns that a file has. Pickles
-are never opened.
+Ends of episodes are determined elsewhere: a reader only returns columns. Pickles are never opened.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -38,7 +37,7 @@ _ENDINGS: Mapping[str, tuple[str, ...]] = {
 
 
 class Read(NamedTuple):
-    """What was read of a file, as `columns.gather` gives it."""
+    """The columns read from a file, as from `columns.gather`."""
 
     columns: dict[str, np.ndarray]
     # column -> its names in the file
@@ -55,13 +54,13 @@ def read(
     given: Keys | None = None,
     header: tuple[str, ...] | None = None,
 ) -> Read:
-    """Read the columns of a file in another library's layout.
+    """Reads the columns of a file in another library's format.
 
     Args:
         path: the file, or a folder of Parquet files.
         format: its layout.
         name: what errors call it.
-        given: column -> the keys of the file that it is made of, where the usual ones do not hold.
+        given: column -> keys of the file, where they differ from the common names.
         header: the columns of a csv that has no header of its own.
 
     Returns:
@@ -84,7 +83,7 @@ def read(
 
 
 def _paired(usual: Keys, given: Keys | None, keys: list[str]) -> dict[str, tuple[str, ...]]:
-    """Where observations are given out of `obs/`, next observations are the same out of `next_obs/`."""
+    """`given`, with next observations from `next_obs/` where observations are from `obs/`."""
     if not given or "observations" not in given or "next_observations" not in usual:
         return dict(usual)
     after = tuple(f"next_{key}" for key in given["observations"])
@@ -93,7 +92,7 @@ def _paired(usual: Keys, given: Keys | None, keys: list[str]) -> dict[str, tuple
 
 
 def parse_map(text: str) -> Keys:
-    """The option `--map`: `observations=a+b,actions=act`.
+    """Parses the option `--map`: `observations=a+b,actions=act`.
 
     Args:
         text: as written.
@@ -121,7 +120,7 @@ def parse_map(text: str) -> Keys:
 
 
 def guess(path: Path, *, name: str) -> Format:
-    """The format of a file or folder, by its ending and what is in it.
+    """The format of a file or folder, by suffix and content.
 
     Args:
         path: the file or folder.
@@ -131,7 +130,7 @@ def guess(path: Path, *, name: str) -> Format:
         The format.
 
     Raises:
-        UserError: there is no such file, it is a pickle, or its format cannot be told.
+        UserError: there is no such file, it is a pickle, or its format is unknown.
     """
     refuse_pickle(path, name)
     if not path.exists():
@@ -149,7 +148,7 @@ def guess(path: Path, *, name: str) -> Format:
         if path.is_file() and path.suffix.lower() in _ENDINGS[format]:
             return format
     raise UserError(
-        f"{name}: the format of {path} cannot be told; say --format {'|'.join(FORMATS)}"
+        f"{name}: the format of {path} is unknown; name it with --format {'|'.join(FORMATS)}"
     )
 
 
@@ -165,7 +164,7 @@ def _guess_hdf5(path: Path, name: str) -> Format:
 
 
 def _check_format(path: Path, format: Format, name: str) -> None:
-    """UserError where a file is not of the format that it is said to be."""
+    """Raises UserError where a file is not of the given format."""
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
     refuse_pickle(path, name)
@@ -195,7 +194,7 @@ _PICKLES = (".pkl", ".pickle", ".pck", ".p", ".pt", ".pth", ".joblib")
 
 
 def refuse_pickle(path: Path, name: str) -> None:
-    """Refuse a pickle, by its ending or its first bytes: loading one can run any code.
+    """Raises for a pickle, by suffix or first bytes: loading one can run any code.
 
     Args:
         path: the file.
@@ -223,7 +222,7 @@ def refuse_pickle(path: Path, name: str) -> None:
 
 
 def _begins_as_pickle(path: Path) -> bool:
-    """Of protocol 2 to 5, in a file whose ending says nothing."""
+    """Whether a file begins as a pickle of protocol 2 to 5."""
     if (
         path.suffix.lower() in {e for endings in _ENDINGS.values() for e in endings}
         or not path.is_file()

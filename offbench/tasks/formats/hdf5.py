@@ -40,7 +40,7 @@ def check_plain_file(path: Path, name: str) -> int:
 
 
 def check_room(nbytes: int, what: str, name: str) -> None:
-    """UserError where `nbytes` is more than half of the memory of this machine can hold."""
+    """Raises UserError where `nbytes` exceed half of the machine's memory."""
     memory = psutil.virtual_memory().total
     if nbytes > memory // 2:
         raise UserError(
@@ -50,7 +50,7 @@ def check_room(nbytes: int, what: str, name: str) -> None:
 
 @contextmanager
 def opened(path: Path, name: str, what: str = "HDF5") -> "Iterator[h5py.File]":
-    """An HDF5 file; whatever goes wrong in the block is a UserError of one line."""
+    """Opens an HDF5 file; errors in the block become a UserError."""
     import h5py
 
     check_plain_file(path, name)

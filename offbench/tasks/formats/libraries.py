@@ -32,7 +32,7 @@ def read_d3rlpy(path: Path, name: str, _: object) -> Iterator[tuple[Columns, Key
 
 
 def _of_kind(action: np.ndarray, discrete: bool, name: str) -> np.ndarray:
-    """Whole numbers where actions are choices, floats where they are not."""
+    """Discrete actions as whole numbers, continuous ones as floats."""
     if not discrete:
         return action if action.dtype.kind == "f" else action.astype(np.float64)
     if not np.array_equal(action, np.round(action)):
@@ -120,7 +120,7 @@ def read_robomimic(path: Path, name: str, _: object) -> Iterator[tuple[Columns, 
 
 
 def _robomimic_columns(demo: "h5py.Group", keys: list[str], name: str) -> Keys:
-    """Vectors of `obs` side by side; those of `next_obs` where they are all there."""
+    """Concatenates the vectors of `obs`, and of `next_obs` if complete."""
     folder = hdf5.group(demo, "obs", name) if hdf5.has(demo, "obs") else {}
     vectors = [
         k for k in keys if k.startswith("obs/") and len(hdf5.shape(folder, k[4:], name)) <= 2

@@ -1,8 +1,8 @@
 """Minari datasets (HDF5 and Arrow) -> episodes.
 
 Minari keeps T + 1 observations and T actions per episode, and terminations apart from truncations;
-both facts are kept (concatenating the observations of all episodes beside the actions, as is easily
-done, shifts every episode but the first). Dict observations are flattened by sorted key and actions
+both are kept (concatenating all observations and all actions would shift every episode but the
+first). Dict observations are flattened by sorted key and actions
 scaled to [-1, 1], see `offbench.tasks.spaces`.
 
     folder/data/metadata.json           spaces, environment, counts
@@ -32,7 +32,7 @@ _MAX_METADATA = 64 << 20
 
 @dataclass(frozen=True)
 class EnvRef:
-    """An environment by its name; nothing in it is code."""
+    """An environment by id and arguments, without code."""
 
     id: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class EnvRef:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What `metadata.json` says."""
+    """The content of `metadata.json`."""
 
     observation: spaces.Space
     action: spaces.Space
@@ -54,13 +54,13 @@ class Metadata:
     total_episodes: int | None
     ref_min: float | None
     ref_max: float | None
-    # packages that the environment was made with
+    # packages of the environment
     requirements: tuple[str, ...] = ()
 
     @property
     def other_maze(self) -> bool:
-        """Whether the maze named for evaluation has its walls elsewhere than the one of the data, as
-        in Minari issue 304 (antmaze-umaze-diverse is evaluated in a maze that is turned round)."""
+        """Whether the walls of the evaluation maze differ from those of the data, as in Minari issue 304
+        (antmaze-umaze-diverse is evaluated in a rotated maze)."""
         maps = [ref.kwargs.get("maze_map") for ref in (self.env, self.eval_env) if ref is not None]
         walls = [[[cell == 1 for cell in row] for row in rows] for rows in maps if rows]
         return len(walls) == 2 and walls[0] != walls[1]
@@ -113,7 +113,7 @@ def _load(folder: Path, meta: Metadata, name: str, terminal_inside: bool) -> Rep
 
 
 def metadata(folder: Path, *, name: str) -> Metadata:
-    """What a Minari folder says of itself. UserError where it does not, or where it says nonsense."""
+    """The metadata of a Minari folder. UserError where they are missing or invalid."""
     if not folder.is_dir():
         raise UserError(f"{name}: {folder} is not a folder; a Minari set is one that holds `data`")
     path = folder / "data" / "metadata.json"
@@ -168,7 +168,7 @@ def _space(content: Mapping[str, Any], key: str, name: str) -> spaces.Space:
 
 
 def _env(text: Any, key: str, name: str) -> EnvRef | None:
-    """Name, arguments and limit of an environment. Its entry point is code and is not looked at."""
+    """Id, arguments and time limit of an environment; its entry point, which is code, is ignored."""
     if text is None:
         return None
     try:

@@ -1,5 +1,4 @@
-"""npz files of unknown origin: every declared size is checked before anything is read, and
-nothing is ever unpickled."""
+"""Reads npz files of unknown origin: declared sizes are checked before reading, nothing is unpickled."""
 
 import tokenize
 import zipfile
@@ -40,7 +39,7 @@ _BROKEN = (
 
 @dataclass(frozen=True)
 class Member:
-    """What the header of one array says, checked against the archive."""
+    """The header of one array, checked against the archive."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -54,7 +53,7 @@ class Member:
 class Npz:
     """An open archive. `members` are known before any array is read.
 
-    >>> with Npz(path, "mine") as file: obs = file.read("observations")  # doctest: +SKIP
+    >>> with Npz(path, "my data") as file: obs = file.read("observations")  # doctest: +SKIP
     """
 
     def __init__(self, path: Path, name: str):
@@ -134,14 +133,14 @@ class Npz:
         return member
 
     def member(self, key: str) -> Member:
-        """What is declared of one array. UserError where it is absent."""
+        """The header of one array. UserError where it is absent."""
         if key not in self.members:
             have = ", ".join(map(repr, list(self.members)[:12])) or "nothing"
             raise UserError(f"{self.name}: there is no {key!r} in {self.path.name} (found: {have})")
         return self.members[key]
 
     def read(self, key: str) -> np.ndarray[Any, Any]:
-        """The numbers of one array. UserError where it is absent, no numbers, or damaged."""
+        """One array. UserError where it is absent, not numeric, or damaged."""
         member = self.member(key)
         if member.dtype.kind not in "fiub":
             raise UserError(f"{self.name}: {key!r} holds {member.dtype}, not numbers")

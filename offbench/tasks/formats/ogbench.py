@@ -1,4 +1,4 @@
-"""OGBench files (npz): states and pixels, one file or the parts of a large set.
+"""Reads OGBench files (npz): states and pixels, one file or the parts of a large set.
 
     row            0    1   ...  T-1   T     0    1         as published: T + 1 rows for T steps
     observations   s0   s1       sT-1  sT    s0   s1
@@ -40,11 +40,11 @@ LARGE = 1 << 29
 def load(
     path: Path | Sequence[Path], *, name: str, task: str | None = None, sparse: bool = False
 ) -> ReplayData:
-    """The set in a file, in a folder of parts or in the parts given, in their order.
+    """The dataset in a file, a folder of parts, or the given parts in order.
 
-    `task` is the id of a single-task environment (`cube-single-singletask-task2-v0`): rewards and
-    terminals are those of its task. Without it they are those in the file, if any, else 0 and none.
-    Raises UserError naming `name` for a file that is damaged or does not hold a set.
+    `task` is the id of a single-task environment (`cube-single-singletask-task2-v0`), which determines
+    rewards and terminals. Without it they are those in the file, if any, else 0 and none.
+    Raises UserError naming `name` for a file that is damaged or holds no dataset.
     """
     files = parts(path, name=name)
 
@@ -81,7 +81,7 @@ def parts(path: Path | Sequence[Path], *, name: str) -> list[Path]:
 
 
 def has_rewards(path: Path, *, name: str) -> bool:
-    """Whether the (first) file of a set says what the steps were worth."""
+    """Whether the (first) file of a set has rewards."""
     with Npz(parts(path, name=name)[0], name) as file:
         return "rewards" in file
 
@@ -156,7 +156,7 @@ def _flag(x: np.ndarray, key: str, name: str) -> np.ndarray:
 
 
 def _following(pieces: Iterable[ReplayData], name: str) -> Iterator[ReplayData]:
-    """Parts with the rows and episodes counted on from the part before."""
+    """Parts with row and episode numbers continued from the part before."""
     rows = episodes = 0
     like: tuple[int, int] | None = None
     for piece in pieces:
@@ -182,7 +182,7 @@ def _join(pieces: list[ReplayData]) -> ReplayData:
 
 @dataclass(frozen=True)
 class Condition:
-    """Some columns of the recorded state are where they should be."""
+    """A condition of success: columns of the recorded state near a target."""
 
     # "qpos" or "button_states"
     column: str
@@ -193,13 +193,14 @@ class Condition:
 
 
 def goal(task: str, name: str) -> tuple[Condition, ...]:
-    """The conditions of a single-task environment, read from the environment itself."""
+    """The success conditions of a single-task environment, read from the environment."""
     from offbench.tasks.environments import make_env, numpy_seed
 
     env = make_env(task, {}, name)
     try:
         with numpy_seed(0):
-            env.reset(seed=0)  # sets the task
+            # sets the task
+            env.reset(seed=0)
         return _conditions(env.unwrapped, task, name)
     finally:
         env.close()
@@ -227,7 +228,7 @@ def _conditions(env: Any, task: str, name: str) -> tuple[Condition, ...]:
 def relabel(
     file: Npz, conditions: Sequence[Condition], name: str, *, sparse: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) rewards and (N,) bool, whether all conditions hold, both of the state before the action."""
+    """(rewards (N,), success (N,) bool) of a single task, from the states before the actions."""
     state = {key: file.read(key) for key in {c.column for c in conditions}}
     held: list[np.ndarray] = []
     for c in conditions:

@@ -1,4 +1,4 @@
-"""Tables, one row a step: csv and Parquet -> the columns of `offbench.tasks.formats.columns`."""
+"""Reads tables with one row per step: csv and Parquet -> the columns of `offbench.tasks.formats.columns`."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ _LEROBOT: Keys = {
 def read_csv(
     path: Path, name: str, header: tuple[str, ...] | None
 ) -> Iterator[tuple[Columns, Keys]]:
-    """The columns of a csv or tsv file; `header` names them where its first line has numbers."""
+    """The columns of a csv or tsv file; `header` names them in a file without a header."""
     import pandas as pd
 
     hdf5.check_room(4 * hdf5.check_plain_file(path, name), path.name, name)
@@ -75,7 +75,7 @@ def _is_number(word: str) -> bool:
 
 
 def _numbers_of(column: Any, what: str, key: str) -> np.ndarray:
-    """A column of a table; texts are numbered where they name episodes."""
+    """A column of a table as numbers; text labels of episodes are numbered."""
     if column.isna().any():
         raise UserError(f"{what} has {int(column.isna().sum())} missing values")
     if column.dtype.kind == "O" and key in columns.NAMES["episodes"]:
