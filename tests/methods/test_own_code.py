@@ -230,7 +230,7 @@ def test_settings_that_mean_another_engine_are_refused(data):
 # --- on the command line --------------------------------------------------------------------
 
 
-def run(tmp_path, *args, target="own_td3_bc.OwnTD3BC") -> int:
+def run(tmp_path, *args, target="support.own_td3_bc.OwnTD3BC") -> int:
     return main(["run", f"method._target_={target}", *RUN, f"results={tmp_path}", *args])
 
 
@@ -275,7 +275,7 @@ def test_seeds_do_not_depend_on_the_stack_the_monitor_or_an_interruption(tmp_pat
 
             made = plan(
                 [
-                    "method._target_=own_td3_bc.OwnTD3BC",
+                    "method._target_=support.own_td3_bc.OwnTD3BC",
                     *RUN,
                     *small,
                     "seeds=[0,1]",
@@ -350,7 +350,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(args, target, message, fol
 
 
 def test_plan_and_check_take_a_class(folder, capsys):
-    target = "method._target_=own_td3_bc.OwnTD3BC"
+    target = "method._target_=support.own_td3_bc.OwnTD3BC"
     assert main(["plan", target, *RUN, f"results={folder}"]) == 0
     assert main(["check", target, *RUN]) == 0
     assert "trained as it is written" in capsys.readouterr().out
