@@ -152,7 +152,7 @@ class Task:
     def environment(self) -> dict[str, Any]:
         """The environment, and for own data, whose id says nothing of it, how a return is scored: part of
         a run's identity."""
-        found = {"id": self.env, "kwargs": dict(self.env_kwargs), **self.rules}
+        found: dict[str, Any] = {"id": self.env, "kwargs": dict(self.env_kwargs), **self.rules}
         if self.family == "own":
             found |= {k: getattr(self, k) for k in _SCORING}
             found |= {} if self.ref_min is not None else _PLAIN
