@@ -20,6 +20,7 @@ from offbench.data.pipeline import Pipeline
 from offbench.errors import UserError
 from offbench.tasks.environments import evaluation_env
 from offbench.tasks.task import Task
+from offbench.training.imperative import Imperative
 from offbench.training.step import bind
 from offbench.training.tracing import Program
 from offbench.types import Method, Plan, Policy, Spec, TimeStep
@@ -94,13 +95,12 @@ class Expecting(NamedTuple):
     value: Tensor  # (N, E)
 
 
-def make_policy(method: Method, pipeline: Pipeline, *, values: bool = True) -> Policy:
+def make_policy(method: Method | Imperative, pipeline: Pipeline, *, values: bool = True) -> Policy:
     """The method's `act` for N seeds and E environments, as it acts in the raw environment.
 
     With `values`, of a method that has a `value`, that of each episode's first decision is remembered.
     """
-    # a PyTorch class as it was written: offbench.training.imperative
-    if hasattr(method, "policy"):
+    if isinstance(method, Imperative):
         return pipeline.policy(method.policy())
     valued = values and hasattr(method, "value")
 
