@@ -77,7 +77,8 @@ def _loaded(path: Path) -> Mapping[str, Any]:
     """A file that stands alone: a tenth of a second less than composing it with all others."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_container(OmegaConf.load(path))
+    content: Any = OmegaConf.to_container(OmegaConf.load(path))
+    return content
 
 
 # a bench of many entries composes the same few files again and again
@@ -88,7 +89,8 @@ def compose_conf(*choices: str) -> Mapping[str, Any]:
     from omegaconf import OmegaConf
 
     with _hydra():
-        return MappingProxyType(OmegaConf.to_container(compose("run", list(choices))))
+        content: Any = OmegaConf.to_container(compose("run", list(choices)))
+    return MappingProxyType(content)
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
@@ -109,11 +111,11 @@ def parse_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
             raise UserError(
                 f"{text!r}: settings are replaced (key=value), not added or deleted; null switches one off"
             )
-        key = parsed.key_or_group
+        key, value = parsed.key_or_group, parsed.value()
         if not parsed.is_sweep_override():
-            axes.append([(key, _plain(parsed.value()))])
-        elif isinstance(parsed.value(), ChoiceSweep):
-            axes.append([(key, _plain(value)) for value in parsed.value().list])
+            axes.append([(key, _plain(value))])
+        elif isinstance(value, ChoiceSweep):
+            axes.append([(key, _plain(choice)) for choice in value.list])
         else:
             raise UserError(f"{text!r}: only choices can be swept (a=1,2,3)")
     return [dict(point) for point in itertools.product(*axes)]
@@ -136,14 +138,14 @@ def split_entry(
     entry: str | None, choices: Mapping
 ) -> tuple[str | None, dict[str, tuple[str, dict]]]:
     """`iql+aw+nstep3` -> ("iql", {"sampler": ("aw", {}), "view": ("nstep", {"n": 3})})."""
-    picked = {g: (choices[g], {}) for g in AROUND if choices.get(g)}
+    picked: dict[str, tuple[str, dict]] = {g: (choices[g], {}) for g in AROUND if choices.get(g)}
     if entry is None:
         return None, picked
     name, *modifiers = entry.split("+")
-    name = None if "." in name else name
     samplers, views, weights = options("sampler"), options("view"), options("weight")
     # group -> the word of the entry that picked it
     said: dict[str, str] = {}
+    found: tuple[str, dict]
     for word in modifiers:
         match = re.fullmatch(r"([a-z_]+?)(\d+)", word)
         if word in samplers:
@@ -161,4 +163,4 @@ def split_entry(
         if group in said:
             raise UserError(f"{entry!r} names two {group}s, {said[group]} and {word}: one is used")
         said[group], picked[group] = word, found
-    return name, picked
+    return None if "." in name else name, picked

@@ -307,7 +307,7 @@ def _cell(
         if weighted := own.values["weight._target_"]:
             locate(weighted)(method=made, **own.typed("weight"))
     monitor_at = settings.eval.monitor_at or ()
-    protocol = {
+    protocol: dict[str, Any] = {
         "episodes": settings.eval.episodes,
         "envs": settings.eval.envs,
         "monitor_at": list(monitor_at),
@@ -336,7 +336,7 @@ def _cell(
 
 def _pipeline(own: "Layers", settings: Settings) -> dict[str, Any]:
     """View, sampler, transforms, batch and learned weights, as they are part of a run's identity."""
-    pipeline = {
+    pipeline: dict[str, Any] = {
         "view": _identity_of_view(own),
         "sampler": {
             "name": name_of("sampler", own.values["sampler._target_"]),
