@@ -20,6 +20,7 @@ from offbench.data.pipeline import Pipeline
 from offbench.errors import UserError
 from offbench.tasks.environments import evaluation_env
 from offbench.tasks.task import Task
+from offbench.training.imperative import Imperative
 from offbench.training.step import bind
 from offbench.training.tracing import Program
 from offbench.types import Method, Plan, Policy, Spec, TimeStep
@@ -98,13 +99,13 @@ class StartValues(NamedTuple):
     value: Tensor  # (N, E)
 
 
-def make_policy(method: Method, pipeline: Pipeline, *, values: bool = True) -> Policy:
+def make_policy(method: Method | Imperative, pipeline: Pipeline, *, values: bool = True) -> Policy:
     """The policy of a method in the raw environment, for N seeds and E environments.
 
     With `values`, the value of each episode's first decision is kept, if the method has a `value`.
     """
-    # a PyTorch class: offbench.training.imperative
-    if hasattr(method, "policy"):
+    # a PyTorch class
+    if isinstance(method, Imperative):
         return pipeline.policy(method.policy())
     valued = values and hasattr(method, "value")
 

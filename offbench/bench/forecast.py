@@ -80,6 +80,7 @@ def _update_rate(cell: Cell) -> float:
 
     data, spec = load_data(cell.task, gamma=cell.pipeline["gamma"], defects="ignore")
     method, pipeline = build(cell, data, spec)
+    engine: Engine | ImperativeEngine
     if isinstance(method, Imperative):
         engine = ImperativeEngine(method, pipeline, pipeline.spec(spec), cell.seeds, device="cpu")
     else:

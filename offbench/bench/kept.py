@@ -84,7 +84,7 @@ def save(
         keep, tensors = "policy", _of_modules(carry.state.members[member].algorithm)
     else:
         tensors = _of_carry(carry.seed(member), keep, method, pipeline.spec(spec))
-    about = {
+    about: dict[str, Any] = {
         "format": _FORMAT,
         "kind": keep,
         "run": run.as_dict(),
@@ -94,7 +94,9 @@ def save(
         "fitted": dict(program.fitted),
         "transforms": [],
     }
-    for i, transform in enumerate(pipeline.transforms):
+    # named tuples, all of them
+    transforms: Sequence[Any] = pipeline.transforms
+    for i, transform in enumerate(transforms):
         fields = transform._asdict()
         tensors |= {f"transforms[{i}].{k}": x for k, x in fields.items() if isinstance(x, Tensor)}
         numbers = {k: x for k, x in fields.items() if not isinstance(x, Tensor)}

@@ -38,7 +38,7 @@ class Wandb:
     def __init__(self, runs: Runs, folder: str):
         import wandb
 
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
         self._runs = [
             wandb.init(
                 project=os.environ.get("WANDB_PROJECT", f"offbench-{spec.suite}"),

@@ -140,7 +140,8 @@ def _refuse_known(runs: Sequence[RunSpec], store: Store, entry: str) -> None:
 def _policy(acts: Sequence[Act], env: "gymnasium.Env", entry: str, *, in_unit: bool) -> Policy:
     from gymnasium.wrappers import RescaleAction
 
-    space, size = env.action_space, env.action_space.shape[0]
+    space: Any = env.action_space
+    size = space.shape[0]
     if isinstance(env, RescaleAction) and not in_unit:
         # the environment's own, which is scaled to [-1, 1]
         space = env.env.action_space

@@ -311,7 +311,7 @@ def _cell(
         if wrapper := own.values["weight._target_"]:
             locate(wrapper)(method=instance, **own.typed("weight"))
     monitor_at = settings.eval.monitor_at or ()
-    protocol = {
+    protocol: dict[str, Any] = {
         "episodes": settings.eval.episodes,
         "envs": settings.eval.envs,
         "monitor_at": list(monitor_at),
@@ -340,7 +340,7 @@ def _cell(
 
 def _pipeline(own: "Layers", settings: Settings) -> dict[str, Any]:
     """View, sampler, transforms, batch and learned weights, as hashed into the run id."""
-    pipeline = {
+    pipeline: dict[str, Any] = {
         "view": _identity_of_view(own),
         "sampler": {
             "name": name_of("sampler", own.values["sampler._target_"]),

@@ -123,8 +123,10 @@ def load_policy(run: str | Path, *, results: str | Path = "results") -> TrainedP
         )
         state = tree_map(lambda x: x[None], state)
     policy = make_policy(method, pipeline, values=False)
-    units = Units(**{k: tuple(v) if isinstance(v, list) else v for k, v in header["units"].items()})
-    return TrainedPolicy(spec_of_run, policy, state, spec, units)
+    units: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in header["units"].items()
+    }
+    return TrainedPolicy(spec_of_run, policy, state, spec, Units(**units))
 
 
 def _find(run: str, results: Path) -> Path:
@@ -146,7 +148,7 @@ def _find(run: str, results: Path) -> Path:
     return _find(str(matches[0]), results)
 
 
-def _method_of(target: str, run: RunSpec) -> Method:
+def _method_of(target: str, run: RunSpec) -> Method | Imperative:
     cls = locate(target)
     method = Imperative(cls, **run.hparams) if is_torch_class(cls) else _of(cls, run.hparams)
     if wrapper := dict(run.pipeline.get("weight", {})):
@@ -168,5 +170,7 @@ def _view(pipeline: Mapping[str, Any], fitted: Mapping[str, Any], spec: Spec) ->
 
 def _transform(fields: Mapping[str, Any], prefix: str, tensors: Mapping[str, Tensor]) -> Any:
     numbers = {k: v for k, v in fields.items() if k != "kind"}
-    own = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
+    own: dict[str, Any] = {
+        k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)
+    }
     return _TRANSFORMS[fields["kind"]](**numbers, **own)

@@ -57,8 +57,8 @@ class Progress:
     @classmethod
     def of_records(cls, records: Sequence[Record], n_updates: int, store: Store) -> "Progress":
         """The progress in the records of shorter runs, one per member of the stack."""
-        own = [record.metrics for record in records]
-        whole = all(m is not None and m["update"].equals(own[0]["update"]) for m in own)
+        own = [m for record in records if (m := record.metrics) is not None]
+        whole = len(own) == len(records) and all(m["update"].equals(own[0]["update"]) for m in own)
         names = list(own[0]) if whole else []
         curves = [
             {"update": int(own[0]["update"][i])}

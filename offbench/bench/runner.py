@@ -17,6 +17,7 @@ from offbench.bench.progress import Progress, checkpoint_path, code_version
 from offbench.bench.recording import Outcome, Trained, largest_return, record
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import Pack
+from offbench.results.schema import Stream
 from offbench.results.store import Store
 from offbench.tasks.loading import action_units, load_data
 
@@ -220,7 +221,7 @@ class PackRun:
             self.monitored[-1].result()
 
     def _play(
-        self, state: Any, seeds: list[int], update: int, episodes: int, stream: str
+        self, state: Any, seeds: list[int], update: int, episodes: int, stream: Stream
     ) -> "pd.DataFrame":
         from offbench.rollout import evaluate
 

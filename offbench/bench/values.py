@@ -37,7 +37,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def type_hints(cls: type) -> dict[str, Any]:
+def type_hints(cls: Any) -> dict[str, Any]:
     """Dotted field -> type of a nested settings dataclass."""
     out: dict[str, Any] = {}
     for name, hint in get_type_hints(cls).items():
@@ -51,7 +51,7 @@ def type_hints(cls: type) -> dict[str, Any]:
 _hints = cache(get_type_hints)
 
 
-def build_settings(cls: type, values: Mapping[str, Any]) -> Any:
+def build_settings(cls: Any, values: Mapping[str, Any]) -> Any:
     """A settings dataclass from nested values, coerced to its types; others are left out."""
     hints = _hints(cls)
     arguments = {}

@@ -13,10 +13,10 @@ COLUMNS = 80
 class Parser(argparse.ArgumentParser):
     """Sub-commands, options and help; `more` writes the end of the help when it is asked for."""
 
-    def __init__(self, *args: Any, more: Callable[[], str] | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, more: Callable[[], str] | None = None, **kwargs: Any) -> None:
         self.options: list[str] = []
         self._more = more
-        super().__init__(*args, allow_abbrev=False, formatter_class=_formatter, **kwargs)
+        super().__init__(allow_abbrev=False, formatter_class=_formatter, **kwargs)
 
     def add_argument(self, *names: Any, **kwargs: Any) -> argparse.Action:
         self.options += [name for name in names if name.startswith("--")]

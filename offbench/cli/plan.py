@@ -101,8 +101,8 @@ def _print_absent(plan: "Plan", console: "Console") -> None:
             if is_here(part):
                 continue
             sizes = [file.size for file in part.files]
-            known = bool(sizes) and None not in sizes
-            size = f"{sum(sizes) / 1e6:,.0f} MB" if known else "size not known"
+            known = [size for size in sizes if size is not None]
+            size = f"{sum(known) / 1e6:,.0f} MB" if sizes and known == sizes else "size not known"
             how = f"{size}, {part.urls[-1]}" if part.urls else "nothing is known to download"
             if part.family == "offbench":
                 how = f"offbench data make {name}"

@@ -240,7 +240,7 @@ def reference(name: str, root: Path) -> dict[str, Any]:
 
 def uniform_return(env_id: str) -> tuple[float, float]:
     """Mean return of uniform actions over 100 episodes, and its standard error: the 0 of a score."""
-    env = _make(env_id)
+    env: Any = _make(env_id)
     return _mean_return(env, uniform(env.action_space.shape[0]))
 
 

@@ -92,9 +92,9 @@ def roll(env: gym.Env, begin: Begin, steps: int, seed: int) -> Trajectory:
             if "prev_button_states" in info:
                 rows["buttons"].append(info["prev_button_states"])
     # float32 before success is judged, as in OGBench: a distance may sit on the threshold.
-    single = {k: np.asarray(rows[k], np.float32) for k in ("obs", "action", "qpos", "qvel")}
+    single = [np.asarray(rows[k], np.float32) for k in ("obs", "action", "qpos", "qvel")]
     buttons = np.asarray(rows["buttons"], np.int64) if rows["buttons"] else None
-    return Trajectory(seed, *single.values(), buttons)
+    return Trajectory._make([seed, *single, buttons])
 
 
 class PathFollower:
@@ -120,7 +120,7 @@ class Arm:
     """
 
     def __init__(
-        self, env: gym.Env, rng: np.random.Generator, *, noisy: bool, random_actions: float
+        self, env: Any, rng: np.random.Generator, *, noisy: bool, random_actions: float
     ) -> None:
         self.env, self.rng, self.random_actions = env, rng, random_actions
         self.oracles = _oracles(env, noisy=noisy)
@@ -147,7 +147,7 @@ class Arm:
 
 def begin_navigate(env: gym.Env, rng: np.random.Generator, seed: int) -> Begun:
     """A random start, and one goal after another among the cells that are no hallway."""
-    maze = env.unwrapped
+    maze: Any = env.unwrapped
     cells, junctions = _cells(maze.maze_map)
     task = {"init_ij": _pick(cells, rng), "goal_ij": _pick(junctions, rng)}
     return (
@@ -158,7 +158,7 @@ def begin_navigate(env: gym.Env, rng: np.random.Generator, seed: int) -> Begun:
 
 def begin_stitch(env: gym.Env, rng: np.random.Generator, seed: int) -> Begun:
     """A random start, a goal four cells away, and there it stays."""
-    maze = env.unwrapped
+    maze: Any = env.unwrapped
     cells, _ = _cells(maze.maze_map)
     start = _pick(cells, rng)
     near = _at_distance(cells, start, _STITCH_CELLS)
@@ -177,7 +177,7 @@ def begin_arm(*, noisy: bool = False, random_actions: float = 0.0) -> Begin:
     return begin
 
 
-def _oracles(env: gym.Env, *, noisy: bool) -> dict[str, Any]:
+def _oracles(env: Any, *, noisy: bool) -> dict[str, Any]:
     """The package's oracle for every kind of object in the environment."""
     import importlib
 

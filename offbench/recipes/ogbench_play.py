@@ -135,7 +135,7 @@ def _collected(
             Episode(t.observations, t.actions[:-1], rewards[part], stops[part], cuts, t.seed)
         )
         start = part.stop
-    env = make(task)
+    env: Any = make(task)
     return Collected(
         episodes=episodes,
         env=task,
@@ -187,7 +187,7 @@ def _path_follower(env: gym.Env, rng: np.random.Generator, obs: Any, info: dict[
     return lambda obs, info: direction(env.unwrapped).astype(np.float32)
 
 
-def _task_planner(env: gym.Env, rng: np.random.Generator, obs: Any, info: dict[str, Any]) -> Act:
+def _task_planner(env: Any, rng: np.random.Generator, obs: Any, info: dict[str, Any]) -> Act:
     """Plan oracle without noise, told the task's goal as if it were a target of data collection."""
     from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
 

@@ -105,7 +105,8 @@ def walk(env_id: str, steps: int, seed: int) -> Mapping[str, NDArray[Any]]:
     ``goal_reached`` (steps,) marks the last step of each finished episode.
     """
     env = _environment(env_id, steps)
-    inner, rng = env.unwrapped, np.random.default_rng(seed)
+    inner: Any = env.unwrapped
+    rng = np.random.default_rng(seed)
     obs, _ = env.reset(seed=seed)
     route = _route(inner, obs)
     seen: list[Mapping[str, Any]] = [obs]
@@ -149,8 +150,12 @@ def _make(env_id: str, **kwargs: Any) -> gym.Env:
 def _route(inner: Any, obs: Mapping[str, Any]) -> deque[NDArray[np.float64]]:
     """Centres of the cells on a shortest path to the goal, and the goal itself."""
     maze, goal = inner.maze, np.asarray(obs["desired_goal"])
-    start, end = (tuple(map(int, maze.cell_xy_to_rowcol(p))) for p in (obs["achieved_goal"], goal))
-    cells = _shortest(maze.maze_map, start, end)
+
+    def cell(place: NDArray[np.float64]) -> tuple[int, int]:
+        row, column = maze.cell_xy_to_rowcol(place)
+        return int(row), int(column)
+
+    cells = _shortest(maze.maze_map, cell(obs["achieved_goal"]), cell(goal))
     return deque([*(maze.cell_rowcol_to_xy(np.asarray(c)) for c in cells[1:-1]), goal])
 
 

@@ -55,7 +55,8 @@ def train(
         marks: environment steps, increasing; training ends at the last.
         save: called with a mark and the actor's layers.
     """
-    obs_dim, act_dim = env.observation_space.shape[0], env.action_space.shape[0]
+    spaces: tuple[Any, Any] = env.observation_space, env.action_space
+    obs_dim, act_dim = (space.shape[0] for space in spaces)
     rng = np.random.default_rng(seed)
     state = _initial(rng, obs_dim, act_dim, settings.hidden)
     burst = jax.jit(lambda state, data: jax.lax.scan(partial(_update, settings), state, data)[0])

@@ -93,7 +93,7 @@ def _finished(
 
 
 def _piece(path: Path, work: Work, arguments: tuple[Any, ...]) -> None:
-    arrays = work(*arguments)
+    arrays: Mapping[str, Any] = work(*arguments)
     with replacing(path) as temporary:
         np.savez(temporary, **arrays)
 

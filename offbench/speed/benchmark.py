@@ -23,12 +23,12 @@ from offbench.methods.bc import BC
 from offbench.speed.contenders import (
     BACKENDS,
     SPEC,
-    YARDSTICKS,
     Cell,
     Contender,
     Entry,
     Peer,
     default_entries,
+    is_of_engine,
     product,
     random_data,
     shipped,
@@ -88,7 +88,7 @@ def measure(
     precisions = list(dict.fromkeys(e.precision for e in entries))
     # a plain loop is written for some methods only
     mine = {
-        name: [e for e in entries if name in CONTENDERS or e.backend not in YARDSTICKS]
+        name: [e for e in entries if name in CONTENDERS or is_of_engine(e.backend)]
         for name in methods
     }
     progress = _Progress(2 * len(hidden) * sum(map(len, mine.values())), say)
@@ -125,7 +125,7 @@ class _Progress:
         self.say(f"{self.done:3d}/{self.total}  {line}; about {left / 60:.1f} min left")
 
 
-def _take_ceilings(result: Result, device: torch.device, precisions: Sequence[str]) -> None:
+def _take_ceilings(result: Result, device: torch.device, precisions: Sequence[Precision]) -> None:
     """Measured beside every cell, the best counts, so that a busy moment does not lower them."""
     facts = result.facts
     matmul = facts["matmul_flops_per_s"]
@@ -159,7 +159,7 @@ def _check(
             raise unknown("precision", entry.precision, get_args(Precision))
         if entry.backend == "captured" and device.type != "cuda":
             raise UserError("backend captured needs a CUDA device")
-        if entry.backend not in YARDSTICKS:
+        if is_of_engine(entry.backend):
             candidates(entry.backend, device.type)
     sizes = [batch_size, *(e.seeds for e in entries)]
     if not seconds > 0 or not all(isinstance(n, int) and n > 0 for n in sizes):
@@ -325,7 +325,7 @@ def _arguments(options: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The settings of the command line as arguments of `measure`."""
     usual = default_entries(device)
     backends = options.pop("backends", list(dict.fromkeys(e.backend for e in usual)))
-    seeds = options.pop("seeds", sorted({e.seeds for e in usual if e.backend not in YARDSTICKS}))
+    seeds = options.pop("seeds", sorted({e.seeds for e in usual if is_of_engine(e.backend)}))
     entries = product(backends, seeds, options.pop("precision", ["float32"]))
     peer, pattern = options.pop("peer", None), options.pop("peer_pattern", None)
     if (peer is None) != (pattern is None):

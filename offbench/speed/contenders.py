@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeGuard, get_args
 
 import numpy as np
 import torch
@@ -20,22 +20,28 @@ from offbench.data.replay import Episode, ReplayData, from_episodes
 from offbench.data.views import Chunk, NStep, Window
 from offbench.errors import UserError
 from offbench.speed.reference_loops import PLAIN, Advance, captured_loop, plain_loop, unstacked_loop
-from offbench.training.engine import BLOCK, Backend, Engine
+from offbench.training.engine import BLOCK, Backend, Engine, Precision
 from offbench.training.step import initial_carry, make_step
 from offbench.types import Spec
 
 SPEC = Spec(obs_dim=17, action_dim=6, gamma=0.99, max_episode_steps=1000)  # the size of halfcheetah
-# of one seed, see plain.py
-YARDSTICKS = ("plain", "captured", "unstacked")
+# of one seed: offbench.speed.reference_loops
+Yardstick = Literal["plain", "captured", "unstacked"]
+YARDSTICKS: tuple[Yardstick, ...] = get_args(Yardstick)
 BACKENDS = (*YARDSTICKS, *(b for b in get_args(Backend) if b != "auto"))
+
+
+def is_of_engine(backend: Backend | Yardstick) -> TypeGuard[Backend]:
+    """Whether the engine runs it: no yardstick."""
+    return backend not in YARDSTICKS
 
 
 class Entry(NamedTuple):
     """How a method is trained: the backend, the seeds stacked, the precision of matrix products."""
 
-    backend: str
+    backend: Backend | Yardstick
     seeds: int = 1
-    precision: str = "float32"
+    precision: Precision = "float32"
 
 
 def default_entries(device: torch.device) -> list[Entry]:
@@ -46,12 +52,14 @@ def default_entries(device: torch.device) -> list[Entry]:
 
 
 def product(
-    backends: Iterable[str], seeds: Sequence[int], precisions: Sequence[str] = ("float32",)
+    backends: Iterable[Backend | Yardstick],
+    seeds: Sequence[int],
+    precisions: Sequence[Precision] = ("float32",),
 ) -> list[Entry]:
     """Every backend at every number of seeds and precision; yardsticks once."""
     found: dict[Entry, None] = {}
     for backend in backends:
-        single = backend in YARDSTICKS
+        single = not is_of_engine(backend)
         for precision in ("float32",) if single else precisions:
             found |= {Entry(backend, n, precision): None for n in ((1,) if single else seeds)}
     return list(found)
@@ -125,7 +133,7 @@ class Cell(NamedTuple):
 
     def build(self, entry: Entry) -> Advance:
         data, size = self.data, self.batch_size
-        if entry.backend in ("plain", "captured"):
+        if entry.backend == "plain" or entry.backend == "captured":
             loop = plain_loop if entry.backend == "plain" else captured_loop
             return loop(PLAIN[self.name][1], self.method, SPEC, data, size)
         if entry.backend == "unstacked":

@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from offbench import rng
-from offbench.training.engine import matmul_precision
+from offbench.training.engine import Precision, matmul_precision
 from offbench.training.step import Carry, Step
 
 # batch, rows, inner, columns
@@ -68,7 +68,8 @@ def _product(node: Node) -> Shape | None:
     if node.target not in _FACTORS:
         return None
     first = _FACTORS[node.target]
-    a, b = (x.meta["val"].shape for x in node.args[first : first + 2])
+    factors: Any = node.args[first : first + 2]
+    a, b = (x.meta["val"].shape for x in factors)
     return (a[0] if len(a) == 3 else 1, a[-2], a[-1], b[-1])
 
 
@@ -123,12 +124,12 @@ def best_seconds(
     return min(timed(n) for _ in range(rounds)) / n
 
 
-def _random(shape: tuple[int, ...], device: torch.device, precision: str) -> Tensor:
+def _random(shape: tuple[int, ...], device: torch.device, precision: Precision) -> Tensor:
     """Normal numbers: zeros would run faster than real data do."""
     return torch.randn(shape, device=device, dtype=torch.bfloat16 if precision == "bf16" else None)
 
 
-def matmul_ceiling(device: torch.device, precision: str = "float32", *, n: int = 0) -> float:
+def matmul_ceiling(device: torch.device, precision: Precision = "float32", *, n: int = 0) -> float:
     """FLOP/s of one large square product."""
     n = n or (8192 if device.type == "cuda" else 1024)
     a, b = (_random((n, n), device, precision) for _ in range(2))
@@ -137,7 +138,7 @@ def matmul_ceiling(device: torch.device, precision: str = "float32", *, n: int =
 
 
 def products_ceiling(
-    products: dict[Shape, int], device: torch.device, precision: str = "float32"
+    products: dict[Shape, int], device: torch.device, precision: Precision = "float32"
 ) -> float:
     """FLOP/s of the products of a program by themselves: the same shapes, nothing between them.
 

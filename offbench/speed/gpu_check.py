@@ -24,7 +24,7 @@ import torch
 from offbench.speed.contenders import shipped
 from offbench.speed.gpu_parts import DRY, GATE_SEEDS, GPU, LEADING, PARTS, Save, Sizes, build
 from offbench.speed.gpu_report import write
-from offbench.training.engine import Engine
+from offbench.training.engine import Engine, Precision
 
 # processes that compile ahead
 COMPILERS = 12
@@ -33,7 +33,7 @@ TOTAL_S = 460
 # --- compiling ahead
 
 
-Job = tuple[str, tuple[int, ...], int, str, int]
+Job = tuple[str, tuple[int, ...], int, Precision, int]
 
 
 def _jobs(sizes: Sizes) -> list[Job]:

@@ -24,7 +24,15 @@ from offbench.speed import benchmark
 from offbench.speed import table as tables
 from offbench.speed.contenders import SPEC, YARDSTICKS, Entry, product, random_data, shipped
 from offbench.testing.fakes import sized, view_for
-from offbench.training.engine import BLOCK, GATE_TOLERANCE, Engine, deviation, make_engine
+from offbench.training.engine import (
+    BLOCK,
+    GATE_TOLERANCE,
+    Backend,
+    Engine,
+    Precision,
+    deviation,
+    make_engine,
+)
 from offbench.training.step import initial_carry, make_step, n_minibatches
 
 # the methods that speed is judged by
@@ -41,14 +49,14 @@ class Sizes(NamedTuple):
 
     device: str
     # held against eager float32
-    backends: tuple[str, ...]
+    backends: tuple[Backend, ...]
     gate_hidden: tuple[int, ...]
     # the backend that is measured
-    fast: str
+    fast: Backend
     # network -> stacks, the most telling first
     seeds: dict[tuple[int, ...], tuple[int, ...]]
     others: tuple[Entry, ...]  # in the same table
-    precisions: tuple[str, ...]
+    precisions: tuple[Precision, ...]
     precision_seeds: tuple[int, ...]
     train_seeds: int
     train_s: float
@@ -201,7 +209,7 @@ def gate(out: Path, sizes: Sizes, save: Save, until: float) -> None:
         table.writerows(rows)
 
 
-def _held(step: Any, carry: Any, backend: str, ends: dict[int, Any]) -> dict[str, Any]:
+def _held(step: Any, carry: Any, backend: Backend, ends: dict[int, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     engine = Engine(step, carry, backend=backend)
     engine.run(1)
@@ -247,8 +255,7 @@ def training(out: Path, sizes: Sizes, save: Save, until: float) -> None:
     # a miniature is not worth compiling
     n_steps = 500_000 if carry.key.is_cuda else 0
     engine, chosen = make_engine(step, carry, backend="auto", n_steps=n_steps)
-    metrics = engine.run(BLOCK)
-    _read(metrics)
+    _read(engine.run(BLOCK))
     found: dict[str, Any] = {
         "method": name,
         "hidden": sizes.hidden,

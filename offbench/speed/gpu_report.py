@@ -123,29 +123,29 @@ def targets(found: dict[str, dict[str, Any]]) -> list[str]:
         fits = [r for r in rows if (r["method"], r["hidden"], r["backend"], r["seeds"]) == key]
         return fits[0][column] if fits and fits[0][column] is not None else float("nan")
 
-    body = []
+    body: list[tuple[str, str, bool]] = []
     for name in LEADING:
         one = get(name, "ratio", GPU.fast, 1)
-        body.append([f"{name}, 1 seed: 10x the plain loop", f"{one:.1f}x", one >= 10])
+        body.append((f"{name}, 1 seed: 10x the plain loop", f"{one:.1f}x", one >= 10))
         many = get(name, "ratio", GPU.fast, 16)
-        body.append([f"{name}, 16 seeds: 100x its seed-updates/s", f"{many:.0f}x", many >= 100])
+        body.append((f"{name}, 16 seeds: 100x its seed-updates/s", f"{many:.0f}x", many >= 100))
         share = get(name, "of_products", GPU.fast, 64)
         body.append(
-            [
+            (
                 f"{name}, 64 seeds: half the rate of the same products alone",
                 f"{share:.0%}",
                 share >= 0.5,
-            ]
+            )
         )
         rivals = [get(name, "updates_per_s", b, 1) for b in ("captured", "unstacked")]
         rival = max((x for x in rivals if x == x), default=float("nan"))
         cost = get(name, "updates_per_s", GPU.fast, 1) / rival
         body.append(
-            [f"{name}, 1 seed: 95 % of the faster single-seed loop", f"{cost:.0%}", cost >= 0.95]
+            (f"{name}, 1 seed: 95 % of the faster single-seed loop", f"{cost:.0%}", cost >= 0.95)
         )
     million = found.get("training", {}).get("extrapolated_s_per_million", float("nan"))
     mark = f"{LEADING[0]}, 16 seeds: a million updates in 300 s (extrapolated)"
-    body.append([mark, f"{million:.0f} s", million <= 300])
+    body.append((mark, f"{million:.0f} s", million <= 300))
     shown = [
         [what, got, "yes" if met else "not measured" if "nan" in got else "no"]
         for what, got, met in body

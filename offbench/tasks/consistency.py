@@ -91,8 +91,8 @@ def one_step(task: "Task", *, steps: int = 300, seed: int = 0) -> Agreement:
     Raises:
         UserError: the dataset does not determine the state of its simulator.
     """
+    env: Any = evaluation_env(task)
     recorded = _recorded(task, steps, np.random.default_rng(seed))
-    env = evaluation_env(task)
     env.reset(seed=seed)
     sizes = recorded.obs.shape[1], recorded.action.shape[1]
     shown = env.observation_space.shape[0], env.action_space.shape[0]
@@ -120,9 +120,8 @@ def one_step(task: "Task", *, steps: int = 300, seed: int = 0) -> Agreement:
     error = (np.abs(seen - recorded.next_obs)[:, moves] / recorded.change[moves]).max(1)
     near = np.abs(rewards - recorded.reward) <= CLOSE * recorded.reward.std()
     # the goal differed, or (Ant) the reward depends on positions that lag behind the state
-    other = (
-        "maze" in task.env.lower() or task.id.startswith("ogbench/") or task.env.startswith("Ant-")
-    )
+    name = task.env or ""
+    other = "maze" in name.lower() or task.id.startswith("ogbench/") or name.startswith("Ant-")
     share = None if other else float(near.mean())
     q50, q95 = np.quantile(error, (0.5, 0.95))
     return Agreement(len(error), float(q50), float(q95), float((error < CLOSE).mean()), share)
@@ -132,20 +131,15 @@ def one_step(task: "Task", *, steps: int = 300, seed: int = 0) -> Agreement:
 
 
 def _recorded(task: "Task", n: int, rng: np.random.Generator) -> Steps:
-    if task.refused is not None:
-        raise UserError(f"{task.id}: {task.refused}")
-    if (
-        task.path is not None
-        and task.family not in ("offbench", "composed")
-        and task.path.is_file()
-    ):
-        obs, action, reward, ends = _rows(task)
-        state, rows = _states(task.path), np.flatnonzero(~ends[:-1])
+    path = task.path
+    if path is not None and task.family not in ("offbench", "composed") and path.is_file():
+        obs, action, reward, ends = _rows(task, path)
+        state, rows = _states(path), np.flatnonzero(~ends[:-1])
     else:
         data, _ = load_data(task, defects="ignore")
         obs, action, reward, state = data.obs.numpy(), data.action.numpy(), data.reward.numpy(), {}
         rows = np.flatnonzero((data.valid & ~data.terminal).numpy())
-    if task.env.startswith(("Hopper", "Walker2d")):
+    if (task.env or "").startswith(("Hopper", "Walker2d")):
         rows = rows[
             (np.abs(obs[rows]) < _CLIPPED).all(1) & (np.abs(obs[rows + 1]) < _CLIPPED).all(1)
         ]
@@ -160,19 +154,19 @@ def _recorded(task: "Task", n: int, rng: np.random.Generator) -> Steps:
     return Steps(obs[at], action[at], reward[at], obs[at + 1], change, state)
 
 
-def _rows(task: "Task") -> "tuple[NDArray[Any], ...]":
+def _rows(task: "Task", path: Path) -> "tuple[NDArray[Any], ...]":
     """Observations, actions in [-1, 1], rewards and ends of episodes, as the rows of a file."""
     from offbench.tasks.formats import arrays, npz
 
-    if arrays.layout(task.path, name=task.id) == "ogbench":
-        with npz.Npz(task.path, task.id) as file:
+    if arrays.layout(path, name=task.id) == "ogbench":
+        with npz.Npz(path, task.id) as file:
             obs, action, ends = map(file.read, ("observations", "actions", "terminals"))
             reward = file.read("rewards") if "rewards" in file else np.zeros(len(obs))
         return obs, action, reward, ends.astype(bool)
     reading = task.reading or arrays.Reading(
         max_episode_steps=task.max_episode_steps, limit_given=True
     )
-    raw, at = arrays.steps(task.path, name=task.id, reading=reading)
+    raw, at = arrays.steps(path, name=task.id, reading=reading)
     return raw.obs, raw.action, raw.reward, at.end
 
 
@@ -198,7 +192,7 @@ _TORSO = {"HalfCheetah": (1, 9), "Hopper": (1, 6), "Walker2d": (1, 9), "Ant": (2
 
 def _put(task: "Task", env: Any, recorded: Steps) -> Put:
     inner = env.unwrapped
-    robot = task.env.split("-")[0]
+    robot = (task.env or "").split("-")[0]
     if robot.startswith("AdroitHand") and {"qpos", "qvel"} <= recorded.state.keys():
         return _put_hand(inner, robot.removeprefix("AdroitHand"))
     if robot in _TORSO:

@@ -120,10 +120,9 @@ def read_for(
     found = arrays.Reading(max_episode_steps=limit or 1000, limit_given=given)
     if isinstance(space, Discrete):
         return replace(found, n_actions=int(space.n), first_action=int(space.start))
-    bounded = isinstance(space, Box) and np.isfinite([space.low, space.high]).all()
     if actions == "unit":
         return replace(found, unit=True)
-    if not bounded:
+    if not isinstance(space, Box) or not np.isfinite([space.low, space.high]).all():
         return found
     return replace(
         found, low=tuple(space.low.ravel().tolist()), high=tuple(space.high.ravel().tolist())

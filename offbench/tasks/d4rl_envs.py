@@ -57,9 +57,8 @@ def weigh_as_before(model: Any, total: float | None = None) -> None:
         centre = volume @ model.geom_pos[geoms] / volume.sum()
         tensor = np.zeros((3, 3))
         for geom, (_, v, diagonal) in zip(geoms, parts):
-            turn, away = np.zeros(9), model.geom_pos[geom] - centre
-            mujoco.mju_quat2Mat(turn, model.geom_quat[geom])
-            turn = turn.reshape(3, 3)
+            turn, away = np.zeros((3, 3)), model.geom_pos[geom] - centre
+            mujoco.mju_quat2Mat(turn.reshape(-1), model.geom_quat[geom])
             tensor += turn @ np.diag(diagonal) @ turn.T
             tensor += v * (away @ away * np.eye(3) - np.outer(away, away))
         moments, axes = np.linalg.eigh(tensor)
@@ -114,9 +113,10 @@ def touch_as_before(model: Any, *, convex: bool = False) -> None:
 
 def gym(env: "gymnasium.Env") -> "gymnasium.Env":
     """HalfCheetah, Hopper, Walker2d and Ant under D4RL's rules: masses and contacts; the code is unchanged."""
-    cheetah = type(env.unwrapped).__name__.startswith("HalfCheetah")
-    weigh_as_before(env.unwrapped.model, total=_CHEETAH_MASS if cheetah else None)
-    touch_as_before(env.unwrapped.model)
+    inner: Any = env.unwrapped
+    cheetah = type(inner).__name__.startswith("HalfCheetah")
+    weigh_as_before(inner.model, total=_CHEETAH_MASS if cheetah else None)
+    touch_as_before(inner.model)
     return env
 
 
@@ -125,7 +125,8 @@ def gym(env: "gymnasium.Env") -> "gymnasium.Env":
 
 def antmaze(env: "gymnasium.Env") -> "gymnasium.Env":
     """AntMaze under D4RL's rules: the ant's model and start; goals terminate the episode."""
-    inner, model = env.unwrapped, env.unwrapped.ant_env.model
+    inner: Any = env.unwrapped
+    model = inner.ant_env.model
     model.opt.timestep = 0.02
     model.geom_solref[:] = 0.02, 1.0
     model.geom_solimp[:, :3] = 0.8, 0.8, 0.01
@@ -140,7 +141,8 @@ def antmaze(env: "gymnasium.Env") -> "gymnasium.Env":
 def maze2d(env: "gymnasium.Env") -> "gymnasium.Env":
     """Maze2d under D4RL's rules: starts and goals, no termination at the goal. Wall contacts are as hard as
     in MuJoCo 2.1, where a body with two slide joints was immovable along the third axis."""
-    model = env.unwrapped.point_env.model
+    inner: Any = env.unwrapped
+    model = inner.point_env.model
     model.body_invweight0[1, 0] = 2 / 3 / model.body_mass[1]
     touch_as_before(model)
     return _maze(env, _maze2d_goal, _maze2d_start, ends=False)
@@ -180,7 +182,7 @@ def _maze(
     class D4RLMaze(gymnasium.Wrapper):
         def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
             obs, info = self.env.reset(**kwargs)
-            inner = self.env.unwrapped
+            inner: Any = self.env.unwrapped
             # a generator of its own: the robot inside is seeded with the number of the maze
             rng = inner.np_random.spawn(1)[0]
             inner.goal = goal(inner, rng)
@@ -188,7 +190,7 @@ def _maze(
 
         def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
             obs, _, _, truncated, info = self.env.step(action)
-            inner = self.env.unwrapped
+            inner: Any = self.env.unwrapped
             distance = float(np.linalg.norm(obs["achieved_goal"] - inner.goal))
             near = distance <= NEAR
             reward = float(np.exp(-distance)) if inner.reward_type == "dense" else float(near)
@@ -212,7 +214,8 @@ _DROPPED = 0.075
 
 def hand(env: "gymnasium.Env") -> "gymnasium.Env":
     """Adroit under D4RL's rules: contacts of MuJoCo 2.1, rewards and terminations."""
-    touch_as_before(env.unwrapped.model, convex=True)
+    inner: Any = env.unwrapped
+    touch_as_before(inner.model, convex=True)
     return hand_rewards(env)
 
 
@@ -226,11 +229,11 @@ def hand_rewards(env: "gymnasium.Env") -> "gymnasium.Env":
     class D4RLHand(gymnasium.Wrapper):
         def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
             obs, reward, terminated, truncated, info = self.env.step(action)
+            inner: Any = self.env.unwrapped
             if name == "Pen":
-                inner = self.env.unwrapped
                 terminated = bool(inner.data.xpos[inner.obj_body_id][2] < _DROPPED)
             else:
-                reward = reward - 0.2 * _distance_to_object(self.env.unwrapped, name)
+                reward = float(reward) - 0.2 * _distance_to_object(inner, name)
             return obs, reward, terminated, truncated, info
 
     return D4RLHand(env)
@@ -251,7 +254,8 @@ def kitchen(env: "gymnasium.Env") -> "gymnasium.Env":
     """Kitchen under D4RL's rules: its noise on robot and objects, which rewards depend on, too."""
     from gymnasium_robotics.envs.franka_kitchen.kitchen_env import OBS_ELEMENT_INDICES
 
-    inner, robot = env.unwrapped, env.unwrapped.robot_env
+    inner: Any = env.unwrapped
+    robot = inner.robot_env
     touch_as_before(robot.model, convex=True)
     robot.robot_noise_ratio = _KITCHEN_NOISE
     # of the 21 coordinates of the objects; the specification is read for the 29 velocities, one fewer
@@ -274,7 +278,7 @@ class Rules(NamedTuple):
     version: int
 
 
-RULES: Mapping[str, Rules] = {
+RULES: dict[str, Rules] = {
     "d4rl-gym": Rules(gym, 1),
     "d4rl-ant": Rules(gym, 1),
     "d4rl-antmaze": Rules(antmaze, 1),

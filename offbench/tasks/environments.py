@@ -21,7 +21,7 @@ import io
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 
@@ -81,7 +81,7 @@ _KITCHEN: Mapping[str, tuple[int, tuple[float, ...]]] = {
     "microwave": (22, (-0.75,)),
     "kettle": (23, (-0.23, 0.75, 1.62, 0.99, 0.0, 0.0, -0.06)),
 }
-_CELLS = {"#": 1, ".": 0, "R": "r", "G": "g"}
+_CELLS: Mapping[str, int | str] = {"#": 1, ".": 0, "R": "r", "G": "g"}
 
 
 @contextlib.contextmanager
@@ -154,15 +154,15 @@ def make_env(
             gym_env.action_space,
             gym_env.observation_space,
         )
-    space = gym_env.action_space
-    bounds = [getattr(space, k, np.nan) for k in ("low", "high")]
+    space: Any = gym_env.action_space
+    bounds: list[Any] = [getattr(space, k, np.nan) for k in ("low", "high")]
     if not (np.isfinite(bounds).all() and (bounds[0] < bounds[1]).all()):
         raise UserError(
             f"{name}: environment {env} takes {space}; actions must be a Box with finite bounds, the lower"
             " below the upper, or Discrete"
         )
-    if abs(gym_env.action_space.low + 1).max() > 0 or abs(gym_env.action_space.high - 1).max() > 0:
-        gym_env = RescaleAction(gym_env, -1.0, 1.0)
+    if abs(space.low + 1).max() > 0 or abs(space.high - 1).max() > 0:
+        gym_env = RescaleAction(gym_env, np.float64(-1), np.float64(1))
     return gym_env
 
 
@@ -237,7 +237,7 @@ def adapt(env: "gymnasium.Env", adapter: str | None) -> "gymnasium.Env":
 def _with_goal(env: "gymnasium.Env") -> "gymnasium.Env":
     """Observations (2 O,) with the goal of the episode, from `reset`; `task_id` is a reset option."""
     import gymnasium
-    from gymnasium.spaces import Box
+    from gymnasium.spaces import Box, flatdim
 
     class WithGoal(gymnasium.Wrapper):
         def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -245,12 +245,13 @@ def _with_goal(env: "gymnasium.Env") -> "gymnasium.Env":
             self.goal = np.ravel(info["goal"])
             return np.concatenate([np.ravel(obs), self.goal]), info
 
-        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-            obs, *rest = self.env.step(action)
-            return np.concatenate([np.ravel(obs), self.goal]), *rest
+        def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            obs = np.concatenate([np.ravel(obs), self.goal])
+            return obs, reward, terminated, truncated, info
 
     wrapped = WithGoal(env)
-    size = 2 * int(np.prod(env.observation_space.shape))
+    size = 2 * flatdim(env.observation_space)
     wrapped.observation_space = Box(-np.inf, np.inf, (size,), np.float64)
     return wrapped
 
@@ -270,7 +271,8 @@ def _choose(env: "gymnasium.Env") -> "gymnasium.Env":
     from gymnasium.spaces import Box
     from gymnasium.wrappers import TransformAction
 
-    n, start = int(env.action_space.n), int(env.action_space.start)
+    space: Any = env.action_space
+    n, start = int(space.n), int(space.start)
     box = Box(-1.0, 1.0, (n,), np.float32)
     return TransformAction(env, lambda a: start + int(np.argmax(a)), box)
 
@@ -297,19 +299,19 @@ def _ant(env: "gymnasium.Env") -> Callable[[Any], np.ndarray]:
     return lambda obs: np.concatenate([obs, zeros])
 
 
-def _antmaze(env: "gymnasium.Env") -> Callable[[Any], np.ndarray]:
+def _antmaze(env: Any) -> Callable[[Any], np.ndarray]:
     start = np.array(env.unwrapped.maze.unique_reset_locations[0])
     return lambda obs: np.concatenate([obs["achieved_goal"] - start, obs["observation"]])
 
 
-def _maze2d(env: "gymnasium.Env") -> Callable[[Any], np.ndarray]:
+def _maze2d(env: Any) -> Callable[[Any], np.ndarray]:
     """D4RL observes the centre of cell (row, column) as (row, column) - 0.2."""
     maze = env.unwrapped.maze
     shift = np.array([maze.x_map_center, maze.y_map_center]) - 0.5 - OFF_CENTRE
     return lambda obs: np.concatenate([obs["observation"][:2] + shift, obs["observation"][2:]])
 
 
-def _kitchen(env: "gymnasium.Env") -> Callable[[Any], np.ndarray]:
+def _kitchen(env: Any) -> Callable[[Any], np.ndarray]:
     goal = np.zeros(30)
     for task in env.unwrapped.goal:
         first, values = _KITCHEN[task]
@@ -321,7 +323,7 @@ def _image(env: "gymnasium.Env") -> Callable[[Any], np.ndarray]:
     return lambda obs: np.asarray(obs["image"], np.float64).reshape(-1)
 
 
-_ADAPTERS: Mapping[str, Callable[["gymnasium.Env"], Callable[[Any], np.ndarray]]] = {
+_ADAPTERS: dict[str, Callable[["gymnasium.Env"], Callable[[Any], np.ndarray]]] = {
     "flat": _flat,
     "d4rl-ant": _ant,
     "d4rl-antmaze": _antmaze,

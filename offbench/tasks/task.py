@@ -152,7 +152,7 @@ class Task:
     @property
     def environment(self) -> dict[str, Any]:
         """The environment as hashed into the run id; for own data with the references of the score."""
-        found = {"id": self.env, "kwargs": dict(self.env_kwargs), **self.rules}
+        found: dict[str, Any] = {"id": self.env, "kwargs": dict(self.env_kwargs), **self.rules}
         if self.family == "own":
             found |= {k: getattr(self, k) for k in _SCORING}
             found |= {} if self.ref_min is not None else _PLAIN

@@ -25,7 +25,7 @@ from offbench.training.step import n_minibatches, stack
 from offbench.types import Method, Plan, Spec
 
 
-def check_act(method: Method, spec: Spec = SPEC) -> Note:
+def check_act(method: Method, spec: Spec = SPEC) -> None:
     """(E, O) -> (E, A) in [-1, 1], for one environment, many and none; each looks at its own alone."""
     state, _, key = problem(method, spec)
     for n in (1, 7, 0):
@@ -73,10 +73,10 @@ def _acts_row_by_row(method: Method, state: Any, spec: Spec, key: Tensor) -> boo
             made.append(tree_map(lambda x: x[:half], method.act(state, some, key)))
         # what torch's global generator does to an action is another check's to find
         torch.set_rng_state(before)
-    return close(*made, 1e-4)
+    return close(made[0], made[1], 1e-4)
 
 
-def check_act_draws_only_from_its_key(method: Method, spec: Spec = SPEC) -> Note:
+def check_act_draws_only_from_its_key(method: Method, spec: Spec = SPEC) -> None:
     """One state, observation and key give one action; acting changes nothing; seeds act under vmap."""
     problems = [problem(method, spec, seed=seed) for seed in (0, 10, 20)]
     states, keys = [p[0] for p in problems], [p[2] for p in problems]
@@ -137,6 +137,7 @@ def check_value(method: Method, spec: Spec = SPEC) -> Note:
         torch.allclose(together, torch.stack(alone), rtol=1e-4, atol=1e-4),
         "the value of a decision depends on what is beside it: look at each observation and seed alone.",
     )
+    return None
 
 
 def check_works_for_chunks(method: Method, spec: Spec = SPEC) -> Note:
@@ -158,3 +159,4 @@ def check_works_for_chunks(method: Method, spec: Spec = SPEC) -> Note:
         action.shape == (3, wide.action_dim),
         f"act returned {tuple(action.shape)} where spec.action_dim is {wide.action_dim}: take all sizes from the spec.",
     )
+    return None

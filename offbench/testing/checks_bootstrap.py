@@ -30,7 +30,7 @@ def _partly_terminal(batch: Batch) -> tuple[Batch, Tensor]:
     return discounted(batch, torch.where(ended, 0.0, 1.0).to(batch.discount)), ended
 
 
-def check_bootstrap_only_through_discount(method: Method, spec: Spec = SPEC) -> Note:
+def check_bootstrap_only_through_discount(method: Method, spec: Spec = SPEC) -> None:
     """Where discount is 0 the next observation changes nothing: the terminal bug."""
     state, batch, key = problem(method, spec)
     batch, ended = _partly_terminal(batch)
@@ -85,7 +85,7 @@ def _learn_from_pay(method: Method, spec: Spec) -> tuple[Any, ...]:
     return tuple(ends)
 
 
-def _hasty(method: Method) -> Method:
+def _hasty(method: Any) -> Method:
     """The method with larger steps, where its fields have the names that ours have."""
     names = [field.name for field in dataclasses.fields(method)]
     rates = {

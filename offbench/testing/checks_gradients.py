@@ -7,7 +7,7 @@ check_a_loss_trains_one_part); and which fields a loss should read. Gradients ar
 through offbench.nn.optim; other optimisers are not judged by them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -35,10 +35,10 @@ from offbench.types import Batch, Method, Spec
 
 
 @contextmanager
-def _steps_of_adam():
+def _steps_of_adam() -> Iterator[list[tuple[list[Tensor], list[Tensor]]]]:
     """Collects (parameters, gradients) of every step of offbench.nn.optim, in order."""
     seen: list[tuple[list[Tensor], list[Tensor]]] = []
-    honest = {optimiser: optimiser.step for optimiser in (Adam, AdamW)}
+    honest: dict[Any, Callable] = {optimiser: optimiser.step for optimiser in (Adam, AdamW)}
 
     def watched(step: Callable) -> Callable:
         def watch(self: Any, grads: Any, state: Any, params: Any) -> Any:
@@ -202,8 +202,9 @@ def check_what_a_part_learns_from_is_fixed(method: Method, spec: Spec = SPEC) ->
     # see check_targets_are_constants
     batch = rewarded(batch, 0.1 * batch.reward)
     cases = [(start, batch), (mixed, batch), *((mixed, _twins(batch, row)) for row in range(3))]
-    found = [_influence(method, state, some, key) for state, some in cases]
-    if None in found or not found[0].gradient:
+    influences = (_influence(method, state, some, key) for state, some in cases)
+    found = [influence for influence in influences if influence is not None]
+    if len(found) < len(cases) or not found[0].gradient:
         return NOT_SEEN
     for field in found[0].gradient:
         for other in _parts(start):

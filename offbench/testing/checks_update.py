@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,6 @@ from offbench import rng
 from offbench.data.pipeline import make_pipeline
 from offbench.testing.fakes import BATCH, SPEC, environment_spec, fake_data, view_for
 from offbench.testing.helpers import (
-    Note,
     actions_of,
     batch_for,
     close,
@@ -29,24 +29,25 @@ from offbench.training.step import initial_carry, make_step, n_minibatches, stac
 from offbench.types import Method, Spec
 
 
-def check_hparams_are_plain(method: Method, spec: Spec = SPEC) -> Note:
+def check_hparams_are_plain(method: Any, spec: Spec = SPEC) -> None:
     """Configuration is visible: a frozen keyword-only dataclass of JSON values, and nothing beside it."""
-    name = type(method).__name__
+    kind: Any = type(method)
+    name = kind.__name__
     require(
-        dataclasses.is_dataclass(method) and type(method).__dataclass_params__.frozen,
+        dataclasses.is_dataclass(method) and kind.__dataclass_params__.frozen,
         f"{name} is not a frozen dataclass: decorate it with @dataclass(frozen=True, kw_only=True).",
     )
     for field in dataclasses.fields(method):
         require(
-            field.kw_only,
+            field.kw_only is True,
             f"{name}.{field.name} can be given by position: add kw_only=True to the dataclass.",
         )
         try:
             json.dumps(getattr(method, field.name))
         except TypeError:
-            kind = type(getattr(method, field.name)).__name__
+            value = type(getattr(method, field.name)).__name__
             raise AssertionError(
-                f"{name}.{field.name} holds a {kind}, which a record cannot store: use numbers, "
+                f"{name}.{field.name} holds a {value}, which a record cannot store: use numbers, "
                 "strings, booleans and tuples of them."
             ) from None
     hidden = set(getattr(method, "__dict__", {})) - {
@@ -67,7 +68,7 @@ def check_hparams_are_plain(method: Method, spec: Spec = SPEC) -> Note:
     )
 
 
-def check_init_is_a_function_of_the_key(method: Method, spec: Spec = SPEC) -> Note:
+def check_init_is_a_function_of_the_key(method: Method, spec: Spec = SPEC) -> None:
     """A seed's first state depends on its key and nothing else."""
     before = torch.get_rng_state()
     with naming("init"):
@@ -90,7 +91,7 @@ def check_init_is_a_function_of_the_key(method: Method, spec: Spec = SPEC) -> No
     )
 
 
-def check_update_is_pure(method: Method, spec: Spec = SPEC) -> Note:
+def check_update_is_pure(method: Method, spec: Spec = SPEC) -> None:
     """Inputs stay as they were; the same inputs give the same outputs."""
     inputs = problem(method, spec)
     copy = tree_map(torch.clone, inputs)
@@ -108,7 +109,7 @@ def check_update_is_pure(method: Method, spec: Spec = SPEC) -> Note:
     )
 
 
-def check_state_is_a_fixed_point_of_shape(method: Method, spec: Spec = SPEC) -> Note:
+def check_state_is_a_fixed_point_of_shape(method: Method, spec: Spec = SPEC) -> None:
     """The state keeps its structure, shapes, types and device, so an update can be captured and repeated."""
     old, batch, key = problem(method, spec)
     new, _ = update_once(method, old, batch, key)
@@ -145,7 +146,7 @@ _VMAP_ADVICE = (
 )
 
 
-def check_seed_axis(method: Method, spec: Spec = SPEC) -> Note:
+def check_seed_axis(method: Method, spec: Spec = SPEC) -> None:
     """Three seeds under vmap equal each of them alone."""
     problems = [problem(method, spec, seed=seed) for seed in (0, 10, 20)]
     alone = [update_once(method, *problem) for problem in problems]
@@ -167,7 +168,7 @@ def check_seed_axis(method: Method, spec: Spec = SPEC) -> Note:
         )
 
 
-def check_metrics_are_scalars(method: Method, spec: Spec = SPEC) -> Note:
+def check_metrics_are_scalars(method: Method, spec: Spec = SPEC) -> None:
     """Metrics are finite scalar tensors on the device, the same keys at every update."""
     state, batch, key = problem(method, spec)
     state, first = update_once(method, state, batch, key)
@@ -191,7 +192,7 @@ def check_metrics_are_scalars(method: Method, spec: Spec = SPEC) -> Note:
         )
 
 
-def check_float64_works(method: Method, spec: Spec = SPEC) -> Note:
+def check_float64_works(method: Method, spec: Spec = SPEC) -> None:
     """With a float64 state and batch everything stays float64: how losses are tested against references."""
     state, batch, key = double(problem(method, spec))
     with naming("with float64 inputs, update or act"):
@@ -212,7 +213,7 @@ def check_float64_works(method: Method, spec: Spec = SPEC) -> Note:
     )
 
 
-def check_resume(method: Method, spec: Spec = SPEC) -> Note:
+def check_resume(method: Method, spec: Spec = SPEC) -> None:
     """15 updates, a restart and 15 more equal 30 bit for bit, and the traced program follows them."""
     needs, data = getattr(method, "needs", ()), fake_data(environment_spec(spec))
     view = view_for(needs, spec)
@@ -241,7 +242,7 @@ def check_resume(method: Method, spec: Spec = SPEC) -> Note:
     )
 
 
-def check_compiles(method: Method, spec: Spec = SPEC, *, backend: str = "aot_eager") -> Note:
+def check_compiles(method: Method, spec: Spec = SPEC, *, backend: str = "aot_eager") -> None:
     """torch.compile takes update whole. `backend="inductor"` also generates the kernels (minutes)."""
     inputs = problem(method, spec)
     want = update_once(method, *inputs)

@@ -1,6 +1,6 @@
 """What the checks share: a method's first state and batch, altered batches, comparison and blame."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ def require(condition: bool, sentence: str) -> None:
 
 
 @contextmanager
-def naming(what: str):
+def naming(what: str) -> Iterator[None]:
     """An exception of the method becomes a sentence which says where it was raised."""
     try:
         yield

@@ -392,3 +392,15 @@ def test_values_that_nobody_has_cost_nothing():
     plain = evaluate(without, slow, LINE, seeds=[0], episodes=4, n_envs=2)
     shared = [name for name in plain if name not in ("start_value", "discounted_return")]
     pd.testing.assert_frame_equal(same[shared], plain[shared])
+
+
+def test_a_setting_may_be_called_policy():
+    class Named(Goes):
+        policy = "greedy"
+
+    pipeline = line_pipeline(NStep(1, GAMMA))
+    named, plain = (
+        evaluate(make_policy(method, pipeline), STATES, LINE, seeds=[0, 1, 2], episodes=2)
+        for method in (Named(), Goes())
+    )
+    pd.testing.assert_frame_equal(named, plain)

@@ -2,10 +2,13 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from support.paths import SHARED
 
+from offbench.errors import UserError
 from offbench.tasks.consistency import one_step
+from offbench.tasks.custom import own_task
 from offbench.tasks.environments import evaluation_env
 from offbench.tasks.locate import load_task
 
@@ -49,3 +52,15 @@ def test_the_real_door_set_is_repeated_with_d4rls_rules_only(tmp_path, monkeypat
     assert found.share >= 0.97 and found.rewards >= 0.97, found.words
     plain = one_step(dataclasses.replace(task, adapter=None), steps=100)
     assert plain.share < 0.6 and plain.rewards < 0.5, plain.words
+
+
+def test_data_without_an_environment_are_told_to_name_one(tmp_path):
+    ends = np.arange(20) == 19
+    rows = {
+        "observations": np.zeros((20, 3)),
+        "actions": np.zeros((20, 2)),
+        "rewards": np.zeros(20),
+    }
+    np.savez(tmp_path / "mine.npz", **rows, terminals=ends, timeouts=np.zeros(20, bool))
+    with pytest.raises(UserError, match=r"own/mine: there is no environment; name one"):
+        one_step(own_task(tmp_path / "mine.npz"))

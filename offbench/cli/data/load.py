@@ -99,14 +99,13 @@ def _from_path(path: Path, name: str, limit: int | None, env: str | None, action
         meta = minari.metadata(path, name=name)
         ref = meta.eval_env or meta.env
         known = facts.max_episode_steps or (None if ref is None else ref.max_episode_steps)
-        found = ()
+        found: list[doctor.Finding] = []
         if task is not None or ref is not None:
             # evaluation says what its environment lacks
             with contextlib.suppress(UserError):
-                found = tuple(of_this_copy(task or own_task(path, id=name)))
-        return Loaded(
-            minari.load(path, name=name), replace(facts, max_episode_steps=known), findings=found
-        )
+                found = of_this_copy(task or own_task(path, id=name))
+        facts = replace(facts, max_episode_steps=known)
+        return Loaded(minari.load(path, name=name), facts, findings=tuple(found))
     if kind == "ogbench":
         data = arrays.load(path, name=name, env=env)
         teleports, goals = "teleport" in path.name, not bool(data.reward.any())

@@ -17,6 +17,7 @@ from offbench.tasks.locate import canonical, load_task
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.console import Console
+    from rich.text import Text
 
     from offbench.data.replay import ReplayData
 
@@ -84,7 +85,9 @@ def _print_card(
     rows["note"] = "\n".join(card.get("notes") or ()) or None
     rows["path"] = card.get("path")
     rows["sha256"] = card.get("sha256")
-    lines = [(key, str(value)) for key, value in rows.items() if value is not None]
+    lines: list[tuple[str | Text, str]] = [
+        (key, str(value)) for key, value in rows.items() if value is not None
+    ]
     lines += [
         (severity_label(finding.severity, finding.name), finding.words)
         for finding in report.findings
@@ -131,7 +134,8 @@ def draw(values: "NDArray[Any]", facts: doctor.Facts, folder: Path) -> Path:
     axes.set_ylabel("episodes")
     title = facts.id if len(facts.id) <= 72 else f"{facts.id[:70]}…"
     axes.set_title(f"{title}  ({len(values):,} episodes)", fontsize=10)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    ticks: Any = axes.yaxis.get_major_locator()
+    ticks.set_params(integer=True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
     path = folder / f"{doctor.report_path(facts.id).stem}-returns.png"

@@ -75,7 +75,7 @@ def _items(name: str) -> dict[str, Path]:
     """Name in the archive -> file or folder, for one dataset or the parts of a composition."""
     if Path(name).exists() and name not in manifests():
         return {f"files/{Path(name).resolve().name}": Path(name)}
-    items = {}
+    items: dict[str, Path] = {}
     for card in _cards(name):
         if (folder := _embedded_at(card)) is not None:
             root, manifest = manifests()[card.id][0], f"{slug(card.id)}.yaml"

@@ -29,7 +29,8 @@ def shapes(flat: Flat) -> list[Finding]:
         return [Finding("dtypes", "severe", f"no numbers: {_list(kinds)}", kinds)]
     shapes = {k: list(v.shape) for k, v in arrays.items()}
     flat_ones = ("rewards", "terminals", "timeouts", "steps")
-    wrong = [k for k in ("observations", "next_observations") if k in arrays and arrays[k].ndim < 2]
+    tables = ("observations", "next_observations")
+    wrong: list[str] = [k for k in tables if k in arrays and arrays[k].ndim < 2]
     wrong += ["actions"] * (arrays["actions"].ndim != 2 and arrays["actions"].dtype.kind == "f")
     wrong += [k for k in flat_ones if k in arrays and arrays[k].size != len(arrays[k])]
     rows = {k: (v.shape[0] if v.ndim else 0) for k, v in arrays.items()}

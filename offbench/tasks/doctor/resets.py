@@ -110,7 +110,7 @@ def unmarked(rows: Rows, facts: Facts) -> list[Finding]:
     if not is_finite_float(rows.obs) or (~rows.gap).sum() < 100:
         return []
     if len(rows.gap) > _MAX_ROWS:
-        rows = Rows(*(x[: _MAX_ROWS + 1] for x in rows[:-1]), rows.gap[:_MAX_ROWS])
+        rows = Rows._make([*(x[: _MAX_ROWS + 1] for x in rows[:-1]), rows.gap[:_MAX_ROWS]])
     change, surprise, many = _jumps(rows)
     bar = _BEYOND
     far = change[rows.gap]

@@ -38,7 +38,8 @@ def pack(items: Mapping[str, Path], out: Path) -> dict[str, Any]:
     sources = dict(_walk(items))
     if not sources:
         raise UserError("nothing to pack")
-    facts = {n: {"size": p.stat().st_size, "sha256": sha256_of(p)} for n, p in sources.items()}
+    sizes = {n: p.stat().st_size for n, p in sources.items()}
+    facts = {n: {"size": sizes[n], "sha256": sha256_of(p)} for n, p in sources.items()}
     manifest = {"format": _FORMAT, "files": facts}
     text = json.dumps(manifest, indent=1, sort_keys=True).encode()
     make_folder(out.parent)
@@ -50,7 +51,7 @@ def pack(items: Mapping[str, Path], out: Path) -> dict[str, Any]:
             archive.addfile(_member(MANIFEST, len(text)), io.BytesIO(text))
             for name, path in sources.items():
                 with path.open("rb") as file:
-                    archive.addfile(_member(name, facts[name]["size"]), file)
+                    archive.addfile(_member(name, sizes[name]), file)
     except OSError as error:
         raise UserError(f"cannot write {out} ({error.strerror or error})") from None
     return manifest

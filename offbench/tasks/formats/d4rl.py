@@ -348,4 +348,4 @@ def _goes_on(raw: Raw) -> np.ndarray:
 
 
 def _head(flat: "doctor.Flat", rows: int) -> "doctor.Flat":
-    return type(flat)(*(None if x is None else x[:rows] for x in flat))
+    return flat._replace(**{k: x[:rows] for k, x in flat._asdict().items() if x is not None})

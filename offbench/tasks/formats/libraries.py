@@ -1,8 +1,9 @@
 """HDF5 files of d3rlpy and robomimic -> the columns of `offbench.tasks.formats.columns`."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,9 @@ def read_d3rlpy(path: Path, name: str, _: object) -> Iterator[tuple[Columns, Key
             yield _d3rlpy_2(file, name), {}
             return
         keys = ("observations", "actions", "rewards", "terminals", "episode_terminals")
-        content = {k: lambda k=k: hdf5.array(file, k, name) for k in keys if hdf5.has(file, k)}
+        content: dict[str, Callable[[], np.ndarray]] = {
+            k: partial(hdf5.array, file, k, name) for k in keys if hdf5.has(file, k)
+        }
         if "actions" in content and hdf5.has(file, "discrete_action"):
             discrete = bool(hdf5.array(file, "discrete_action", name).any())
             content["actions"] = lambda: _of_kind(hdf5.array(file, "actions", name), discrete, name)
@@ -68,9 +71,9 @@ def _d3rlpy_2(file: "h5py.File", name: str) -> Columns:
     terminated = lambda: [
         bool(hdf5.array(file, f"terminated_{i}", name).any()) for i in range(count)
     ]
-    content = {
-        k: lambda k=k: concatenated(list(episodes(k)), k, name)
-        for k in ("observations", "actions", "rewards")
+    column = lambda k: concatenated(list(episodes(k)), k, name)
+    content: dict[str, Callable[[], np.ndarray]] = {
+        k: partial(column, k) for k in ("observations", "actions", "rewards")
     }
     content["terminals"] = lambda: last_rows(terminated())
     content["ends"] = lambda: last_rows([True] * count)
@@ -113,7 +116,8 @@ def read_robomimic(path: Path, name: str, _: object) -> Iterator[tuple[Columns, 
                 )
             return x
 
-        content = {k: lambda k=k: concatenated([array(d, k) for d in demos], k, name) for k in keys}
+        column = lambda k: concatenated([array(d, k) for d in demos], k, name)
+        content: dict[str, Callable[[], np.ndarray]] = {k: partial(column, k) for k in keys}
         lengths = lambda: [len(array(d, "actions")) for d in demos]
         content["demo"] = lambda: np.repeat(np.arange(len(demos)), lengths())
         yield Lazy(content, name), _robomimic_columns(demos[0], keys, name)

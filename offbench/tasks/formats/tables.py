@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +99,13 @@ def _vectors(plain: Arrays) -> dict[str, Callable[[], np.ndarray]]:
     found = {k: v for k, v in plain.items() if k not in grouped}
     for base, numbered in whole.items():
         keys = [numbered[i] for i in range(len(numbered))]
-        found[base] = lambda keys=keys: np.concatenate([_column(plain[k]()) for k in keys], axis=1)
+        found[base] = partial(_side_by_side, [plain[k] for k in keys])
     return found
 
 
-def _column(x: np.ndarray) -> np.ndarray:
-    """(N,) -> (N, 1), lists as they are."""
-    return x.reshape(len(x), -1)
+def _side_by_side(parts: list[Callable[[], np.ndarray]]) -> np.ndarray:
+    """Columns (N,) or (N, ...) -> (N, features)."""
+    return np.concatenate([(x := part()).reshape(len(x), -1) for part in parts], axis=1)
 
 
 def parquet_files(folder: Path) -> list[Path]:
