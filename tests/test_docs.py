@@ -62,3 +62,35 @@ def test_the_program_that_a_shell_runs_is_this_one():
         cwd=ROOT,
     )
     assert run.returncode == 0
+
+
+def test_every_file_that_the_design_names_is_there():
+    text = (ROOT / "docs" / "design.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "`" in line]
+    missing, named = [], 0
+    for row in rows:
+        folder = ROOT
+        for quoted in re.findall(r"`([^`]*)`", row):
+            # a bare file name lies where the one before it does
+            start = ROOT if "/" in quoted else folder
+            before, braces, after = re.fullmatch(r"([^{]*)(?:\{(.*)\})?(.*)", quoted).groups()
+            names = [before + one + after for one in (braces or "").split(",")]
+            for path in [name.replace("<name>", "iql") for name in names]:
+                named += 1
+                missing += [] if (start / path).exists() else [f"{quoted}: {row[:40]}"]
+            folder = (start / names[0]).parent
+    assert not missing and named > 30
+
+
+def test_what_texts_call_on_a_task_is_there():
+    from offbench.tasks.task import Task
+
+    texts = [*ROOT.glob("offbench/**/*.py"), *PAGES, ROOT / "README.md"]
+    calls = re.compile(r"load_task\([^()]*\)\.(\w+)")
+    gone = [
+        (path.name, name)
+        for path in texts
+        for name in calls.findall(path.read_text(encoding="utf-8"))
+        if not hasattr(Task, name) and name not in Task.__dataclass_fields__
+    ]
+    assert not gone

@@ -34,8 +34,8 @@ class TrainedPolicy:
     >>> policy.reset(); action = policy.act(obs)  # doctest: +SKIP
 
     `run` is the specification of the run it was trained in. Observations are flat, as
-    `offbench.load_task(run.task).make_env()` shows them; actions are in the units the environment takes
-    itself: numbers within its bounds, or the number of a choice.
+    `offbench.evaluation_env(offbench.load_task(run.task))` shows them; actions are in the units the
+    environment takes itself: numbers within its bounds, or the number of a choice.
     """
 
     def __init__(self, run: RunSpec, policy: Policy, state: Any, spec: Spec, units: Units):
