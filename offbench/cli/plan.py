@@ -171,7 +171,14 @@ def _effective(cell: "Cell") -> dict[str, str]:
         "method._target_": cell.target,
     }
     out |= {f"eval.{k}": v for k, v in cell.protocol.items()}
-    return {k: str(list(v) if isinstance(v, tuple) else v) for k, v in out.items()}
+    return {k: _spelt(v) for k, v in out.items()}
+
+
+def _spelt(value: Any) -> str:
+    """As it is written on the command line."""
+    if value is None:
+        return "null"
+    return str(list(value) if isinstance(value, tuple) else value)
 
 
 def _sources(cell: "Cell", key: str) -> "tuple[Source, ...]":
