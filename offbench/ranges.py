@@ -11,7 +11,6 @@ import functools
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
-from torch import Tensor
 
 from offbench.errors import UserError
 
@@ -35,7 +34,7 @@ def check_ranges(settings: Any, group: str = "method") -> None:
     for name, rules in _ranges(settings.__class__).items():
         value = getattr(settings, name)
         numbers = value if isinstance(value, list | tuple) else (value,)
-        known = [x for x in numbers if not (x is None or isinstance(x, Tensor))]
+        known = [x for x in numbers if not (x is None or type(x).__module__ == "torch")]
         if not all(isinstance(x, int | float) and _holds(r, x) for x in known for r in rules):
             text = f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
             words = f"{'widths of ' if isinstance(value, list | tuple) else ''}{_in_words(rules)}"

@@ -9,7 +9,7 @@ from offbench.bench.hydra import AROUND, NAMES_OF_VIEWS, compose_conf, read_opti
 from offbench.bench.layers import Layers
 from offbench.bench.presets import Preset, preset_table, yaml_presets
 from offbench.bench.sources import COMMAND_LINE, DEFAULT, Layer, Source
-from offbench.bench.targets import check_method, locate
+from offbench.bench.targets import check_method
 from offbench.bench.values import short_text
 from offbench.errors import UserError
 
@@ -57,7 +57,7 @@ def read_entry(entry: str | None, choices: Mapping, given: Mapping) -> Method:
             values.replace(group, config, Source(Layer.OPTION, f"{group}/{option}"))
     if "method._target_" in given:
         values.replace("method", {"_target_": given["method._target_"]}, COMMAND_LINE)
-    check_method(locate(values.values["method._target_"]))
+    check_method(values.values["method._target_"])
     for group in ("method", *AROUND):
         values.fill_defaults(group)
         _, extra = picked.get(group, (None, {}))

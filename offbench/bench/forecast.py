@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from offbench.bench.cells import Cell
 from offbench.results.store import Store
 from offbench.tasks.environments import evaluation_env
-from offbench.tasks.loading import load_data
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,6 +73,7 @@ def _update_rate(cell: Cell) -> float:
     import torch
 
     from offbench.bench.preflight import build
+    from offbench.tasks.loading import load_data
     from offbench.training.engine import Engine
     from offbench.training.imperative import Imperative, ImperativeEngine
     from offbench.training.step import initial_carry, make_step, n_minibatches
@@ -122,6 +122,7 @@ def _step_rate(cell: Cell) -> float:
 def stack_bytes(pack: "Pack") -> int:
     """Bytes of device memory of a stack in training, without the data: states and live tensors."""
     from offbench.bench.preflight import build
+    from offbench.tasks.loading import load_data
     from offbench.training.engine import peak_bytes
     from offbench.training.imperative import Imperative
     from offbench.training.step import initial_carry, make_step
@@ -141,6 +142,7 @@ def kept_bytes(packs: "Sequence[Pack]") -> dict[str, int]:
     from offbench.bench import kept
     from offbench.bench.preflight import build_method, build_view
     from offbench.bench.stacks import program_of
+    from offbench.tasks.loading import load_data
 
     specs, known = {}, {}
     total = {"none": 0, "policy": 0, "state": 0}

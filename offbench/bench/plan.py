@@ -32,6 +32,7 @@ from offbench.bench.settings import (
     check_settings,
     typed_transforms,
 )
+from offbench.bench.signatures import read_parameters
 from offbench.bench.sources import COMMAND_LINE, NO_ENVIRONMENT, Layer, Source
 from offbench.bench.suites import (
     SuiteTask,
@@ -41,7 +42,7 @@ from offbench.bench.suites import (
     suite_overrides,
     suite_task,
 )
-from offbench.bench.targets import is_torch_class, locate, name_of
+from offbench.bench.targets import is_written, locate, name_of
 from offbench.bench.tuning import changes, describe_tuning
 from offbench.bench.values import build_settings, coerce, nest
 from offbench.errors import UserError, unknown
@@ -221,7 +222,7 @@ def _task_cells(
             listed = find_task(task_name, loader, suite["id"])
         task = listed.task
         forced = suite_overrides(suite, method.name, task.id)
-        if is_torch_class(locate(method.values.values["method._target_"])):
+        if is_written(method.values.values["method._target_"]):
             forced = {k: v for k, v in forced.items() if not k.startswith("method.")}
         later = {**forced, **given}
         own, preset = _published(method, suite, listed, later)
@@ -305,7 +306,7 @@ def _cell(
 ) -> Cell:
     target = own.values["method._target_"]
     hparams = own.typed("method")
-    if not is_torch_class(locate(target)):
+    if _needs_check(own) and not is_written(target):
         # constructors check ranges; here before anything is downloaded
         instance = locate(target)(**hparams)
         if wrapper := own.values["weight._target_"]:
@@ -335,6 +336,17 @@ def _cell(
         tuning=tuning,
         overrides={k: v for k, v in given.items() if k in own.values or k.startswith("transforms")},
         sources=own.sources,
+    )
+
+
+def _needs_check(own: "Layers") -> bool:
+    """Whether a method or its wrapper is not offbench's own, or has a setting of the command line; those of
+    offbench's own files hold (tests), and training checks all of them."""
+    groups = [g for g in ("method", "weight") if own.values[f"{g}._target_"]]
+    return any(read_parameters(own.values[f"{g}._target_"]) is None for g in groups) or any(
+        source.layer is Layer.COMMAND_LINE
+        for key, source in own.sources.items()
+        if key.split(".")[0] in groups
     )
 
 

@@ -1,5 +1,6 @@
 """Builds the method and pipeline of a cell; checks cells before training."""
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,6 @@ import psutil
 from offbench.bench.cells import Cell
 from offbench.bench.targets import is_torch_class, locate, option_of
 from offbench.errors import UserError
-from offbench.tasks.loading import doctor_report, load_data
 
 if TYPE_CHECKING:
     from offbench.data.pipeline import Pipeline
@@ -129,6 +129,7 @@ def preflight(
     from offbench import rng
     from offbench.rollout import EnvPool
     from offbench.tasks import doctor
+    from offbench.tasks.loading import doctor_report, load_data
     from offbench.training.imperative import Imperative
     from offbench.training.loop import check_budget
 
@@ -148,21 +149,24 @@ def preflight(
                 method.check(pipeline.spec(spec), pipeline.sample(rng.key(0)))
 
 
+def check_device_name(device: str) -> None:
+    """UserError for what is no device, whatever this machine has."""
+    if re.fullmatch(r"(mps|xpu|meta|hpu|xla)(:\d+)?", device):
+        raise UserError(f"device={device}: runs are made on cpu and cuda only")
+    if not re.fullmatch(r"auto|(cpu|cuda)(:\d+)?", device):
+        raise UserError(f"device={device!r} is not a device; use auto, cpu or cuda")
+
+
 def resolve_device(device: str) -> str:
     """The device to use for `device=`, auto resolved. UserError for one that is not there."""
+    check_device_name(device)
     import torch
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device={device}: no CUDA device is available; use device=cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"device={device!r} is not a device; use auto, cpu or cuda") from None
-    if found.type not in ("cpu", "cuda"):
-        raise UserError(f"device={device}: runs are made on cpu and cuda only")
-    return str(found)
+    return device
 
 
 def training_episodes(cell: Cell, data: "ReplayData") -> "tuple[ReplayData, ReplayData | None]":

@@ -19,7 +19,6 @@ from offbench.bench.settings import Settings
 from offbench.bench.stacks import Pack
 from offbench.results.schema import Stream
 from offbench.results.store import Store
-from offbench.tasks.loading import action_units, load_data
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,6 +64,7 @@ class PackRun:
         report: Report,
     ):
         from offbench.rollout import EnvPool, make_policy
+        from offbench.tasks.loading import load_data
         from offbench.training.held_out import Validation
 
         self.start = time.perf_counter()
@@ -256,6 +256,7 @@ class PackRun:
     ) -> list[Outcome]:
         """Records every run; keeps its policy or training state as set by `keep`."""
         from offbench.bench import kept
+        from offbench.tasks.loading import action_units
 
         cell, pipeline, settings, progress = self.cell, self.pipeline, self.settings, self.progress
         # view settings that were null and set from the data

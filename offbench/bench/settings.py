@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
+from offbench.bench.targets import BUILT_IN, parameters
 from offbench.bench.values import coerce
 from offbench.errors import UserError, unknown
 from offbench.tasks.task import Loader
@@ -54,21 +55,21 @@ class Settings:
     loader: Loader = "offbench"
 
 
+_TRANSFORMS = BUILT_IN["transform"]
+
+
 def typed_transforms(transforms: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Transforms with their options, coerced to the types of `offbench.data.transforms`; null ones dropped.
 
     Raises UserError for unknown options.
     """
-    from offbench.data.transforms import TRANSFORMS
-
     typed: dict[str, dict[str, Any]] = {}
     for name, given in transforms.items():
         if given is None:
             continue
         if not isinstance(given, Mapping):
             raise UserError(f"transforms.{name}={given!r} must be its options, {{}} for none")
-        hints = get_type_hints(TRANSFORMS[name])
-        del hints["data"], hints["return"]
+        hints = {k: hint for k, (hint, _) in parameters(_TRANSFORMS[name] or "").items()}
         for key in given:
             if key not in hints:
                 raise unknown(f"option of transforms.{name}", key, hints)
@@ -78,7 +79,6 @@ def typed_transforms(transforms: Mapping[str, Any]) -> dict[str, dict[str, Any]]
 
 def check_settings(s: Settings) -> None:
     """Raises UserError for values outside their ranges."""
-    from offbench.data.transforms import TRANSFORMS
 
     def need(good: bool, message: str) -> None:
         if not good:
@@ -116,5 +116,5 @@ def check_settings(s: Settings) -> None:
         need(0 < x < 1, f"eval.monitor_at: {x} is not a fraction of training in (0, 1)")
     need(s.jobs == "auto" or int(s.jobs) >= 1, f"jobs={s.jobs} must be auto or at least 1")
     for name in s.transforms:
-        if name not in TRANSFORMS:
-            raise unknown("transform", name, TRANSFORMS)
+        if name not in _TRANSFORMS:
+            raise unknown("transform", name, _TRANSFORMS)

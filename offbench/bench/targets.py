@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, get_type_hints
 
+from offbench.bench.signatures import SET_BY_ENGINE, read_parameters
 from offbench.errors import UserError, unknown
 
 
@@ -41,6 +42,10 @@ BUILT_IN: Mapping[str, Mapping[str, str | None]] = types.MappingProxyType(
             "top": "offbench.data.sampling.top_fraction",
         },
         "weight": {"dw": "offbench.training.reweighting.DensityWeights"},
+        "transform": {
+            name: f"offbench.data.transforms.{name}"
+            for name in ("obs_norm", "reward_affine", "reward_range", "reward_standard")
+        },
     }
 )
 """Group -> name in a run's specification -> dotted path. Outside classes are named by their path."""
@@ -62,8 +67,17 @@ def is_torch_class(obj: Any) -> bool:
     return inspect.isclass(obj) and hasattr(obj, "train_step")
 
 
-def check_method(obj: Any) -> None:
+@cache
+def is_written(target: str) -> bool:
+    """Whether the class at a path is a PyTorch class that runs as it is written; see `is_torch_class`."""
+    return read_parameters(target) is None and is_torch_class(locate(target))
+
+
+def check_method(target: str) -> None:
     """Raises UserError for a class that is neither a functional method nor a PyTorch class."""
+    if read_parameters(target) is not None:
+        return
+    obj = locate(target)
     functional, written = ("init", "update", "act"), ("train_step", "act")
     wanted = functional if hasattr(obj, "update") and not hasattr(obj, "train_step") else written
     lacks = [name for name in wanted if not hasattr(obj, name)]
@@ -80,12 +94,15 @@ def parameters(target: Any) -> dict[str, tuple[Any, Any]]:
     Without `data`, `gamma` and a wrapped `method`, and a PyTorch class's sizes and device: the engine sets
     those.
     """
+    known = read_parameters(target) if isinstance(target, str) else None
+    if known is not None:
+        return dict(known)
     return dict(_parameters(locate(target) if isinstance(target, str) else target))
 
 
 @cache
 def _parameters(obj: Any) -> dict[str, tuple[Any, Any]]:
-    given, described = {"data", "gamma", "method"}, obj
+    given, described = SET_BY_ENGINE, obj
     if is_torch_class(obj):
         given, described = given | {"obs_dim", "action_dim", "device"}, obj.__init__
     try:

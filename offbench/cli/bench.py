@@ -32,7 +32,7 @@ def run_one(args: Sequence[str]) -> int:
 
 def _execute(args: Sequence[str], *, bench: bool) -> int:
     from offbench.bench.plan import plan
-    from offbench.bench.preflight import preflight, resolve_device
+    from offbench.bench.preflight import check_device_name, preflight, resolve_device
     from offbench.bench.stacks import fetched, missing
     from offbench.results.store import Store
 
@@ -42,7 +42,7 @@ def _execute(args: Sequence[str], *, bench: bool) -> int:
     say_protocol(wanted, console)
     say_settings(wanted, console, args)
     say_differences(wanted, console)
-    resolve_device(wanted.settings.device)
+    check_device_name(wanted.settings.device)
     with console.status("looking for the data") as status:
         wanted = replace(wanted, cells=fetched(wanted.cells, report=status.update))
     store = Store(Path(wanted.settings.results))
@@ -51,6 +51,7 @@ def _execute(args: Sequence[str], *, bench: bool) -> int:
     left = sum(len(c.seeds) for c in todo)
     console.print(f"{wanted.name}: {plural(total, 'run')}, {total - left} recorded, {left} to do")
     if todo:
+        resolve_device(wanted.settings.device)
         with console.status("checking") as status:
             preflight(todo, strict=wanted.settings.strict, report=status.update)
         store.check_writable()

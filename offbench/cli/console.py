@@ -27,10 +27,13 @@ def print_table(
     whole: Collection[int] = (),
 ) -> None:
     """A table without lines; cells are text, not markup, and the columns `whole` are not wrapped."""
+    rows = list(rows)
+    if len(rows) > _LONG and not console.is_terminal:
+        _print_lines(rows, header, title)
+        return
     from rich.table import Table
     from rich.text import Text
 
-    rows = list(rows)
     table = Table(
         box=None, pad_edge=False, show_header=bool(header), title=title, title_justify="left"
     )
@@ -39,6 +42,21 @@ def print_table(
     for row in rows:
         table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     console.print(table)
+
+
+# rows from which a pipe gets plain lines: rich measures and wraps each cell, 2 s for 1,000 rows
+_LONG = 200
+
+
+def _print_lines(
+    rows: "list[Sequence[str | Text]]", header: Sequence[str], title: str | None
+) -> None:
+    """The table with every column as wide as its widest cell, nothing wrapped."""
+    lines = [[str(cell) for cell in row] for row in ([header] if header else []) + rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    print(*([title] if title else []), sep="\n", end="\n" if title else "")
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
 
 
 def print_list(rows: Sequence[tuple[str, str]]) -> None:

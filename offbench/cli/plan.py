@@ -55,7 +55,7 @@ def _print_totals(
     from offbench.bench.stacks import pack
 
     packs = pack(todo, max_stack=stack_limit(todo, plan)) if todo else []
-    jobs = n_jobs(plan.settings, len(packs))
+    jobs = n_jobs(plan.settings, len(packs)) if packs else 1
     together = max(max(seconds, default=0.0), sum(seconds) / jobs)
     later = sum(len(c.seeds) for c in plan.cells if not is_here(c.task))
     console.print(

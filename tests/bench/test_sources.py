@@ -2,8 +2,12 @@
 
 import pytest
 
+from offbench.bench import targets
+from offbench.bench.hydra import AROUND, options, read_option
 from offbench.bench.plan import plan
+from offbench.bench.signatures import read_parameters
 from offbench.bench.sources import COMMAND_LINE, DEFAULT, NO_ENVIRONMENT, RUN, Layer, Source
+from offbench.data.transforms import TRANSFORMS
 
 PUBLISHED = "Who (2020), README: main.py (table 3)"
 
@@ -63,13 +67,41 @@ def test_a_plan_of_many_settings_looks_a_task_up_once(monkeypatch):
     assert seen == ["d4rl/hopper-medium-v2"]
 
 
-def test_a_plan_imports_no_environment():
+def test_a_plan_imports_no_torch_and_no_environment():
     import subprocess
     import sys
 
     code = (
         "import sys; from offbench.bench.plan import plan; plan(['suite=quick'], bench=True);"
-        " print({'gymnasium', 'mujoco', 'minari', 'scipy.stats'} & set(sys.modules))"
+        " print({'torch', 'gymnasium', 'mujoco', 'minari', 'scipy.stats'} & set(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
+
+
+def shipped():
+    """Every class and function that a file of conf/ names."""
+    for group in ("method", *AROUND):
+        for name in options(group):
+            config = read_option(group, name)
+            yield (config["method"] if group == "method" else config)["_target_"]
+
+
+@pytest.mark.parametrize("target", sorted({t for t in shipped() if t}))
+def test_settings_read_from_the_source_are_those_of_the_imported_class(target):
+    read, imported = read_parameters(target), targets._parameters(targets.locate(target))
+    assert list(read.items()) == list(imported.items())
+
+
+def test_what_the_source_does_not_say_is_left_to_the_import():
+    assert (
+        read_parameters("offbench.nowhere.X") is None and read_parameters("torch.nn.Linear") is None
+    )
+    # its constructor is its own
+    assert read_parameters("offbench.training.engine.Engine") is None
+
+
+def test_the_transforms_of_settings_are_those_of_pipelines():
+    assert [*targets.BUILT_IN["transform"]] == [*TRANSFORMS]
+    for name, target in targets.BUILT_IN["transform"].items():
+        assert targets.locate(target) is TRANSFORMS[name] and read_parameters(target) is not None
