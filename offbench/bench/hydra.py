@@ -74,13 +74,12 @@ def read_option(group: str, name: str) -> Mapping[str, Any]:
             f"conf/method/{name}.yaml: the first line must be '# @package _global_', no other comment"
             " above it, and below it method: {_target_: package.Class}"
         )
-    return config if group == "method" else config[group]
+    return config if group == "method" else MappingProxyType(config[group])
 
 
 def _loaded(path: Path) -> Mapping[str, Any]:
     """A file without `defaults`: 0.1 s faster than composing it."""
-    content: Any = read_yaml(path.read_text(encoding="utf-8"))
-    return content
+    return MappingProxyType(read_yaml(path.read_text(encoding="utf-8")))
 
 
 # a bench of many entries composes the same few files again and again

@@ -36,7 +36,7 @@ def draws() -> dict:
     """Name -> (row weights, wrapper of the method), from conf/sampler and conf/weight."""
     made = {}
     for name in options("sampler"):
-        settings = read_option("sampler", name)
+        settings = dict(read_option("sampler", name))
         target = settings.pop("_target_")
         made[name] = ([partial(locate(target), **settings)] if target else [], lambda m: m)
     for name in options("weight"):

@@ -1153,13 +1153,13 @@ MUTANTS = {
     "acsac: the mean critic": (_ACSAC, ".amin(0)  # (2, B, N, H)", ".mean(0)  # (2, B, N, H)"),
     "acsac: the largest of each critic, then the smaller": (
         _ACSAC,
-        "value = q.flatten(1).gather(1, place[:, None]).squeeze(1)",
+        "value = q.flatten(1).gather(1, index[:, None]).squeeze(1)",
         "value = self._q(critic, obs, action).flatten(2).amax(-1).amin(0)",
     ),
     "acsac: whole chunks only": (
         _ACSAC,
-        "place = flow.first_argmax(q.flatten(1))  # (B,)",
-        "place = flow.first_argmax(q[..., -1]) * q.shape[-1] + q.shape[-1] - 1",
+        "index = flow.first_argmax(q.flatten(1))  # (B,)",
+        "index = flow.first_argmax(q[..., -1]) * q.shape[-1] + q.shape[-1] - 1",
     ),
     "acsac: the worst prefix": (
         _ACSAC,
@@ -1168,13 +1168,13 @@ MUTANTS = {
     ),
     "acsac: one step more": (
         _ACSAC,
-        "place % q.shape[-1] + 1",
-        "(place % q.shape[-1] + 2).clamp(max=q.shape[-1])",
+        "index % q.shape[-1] + 1",
+        "(index % q.shape[-1] + 2).clamp(max=q.shape[-1])",
     ),
     "acsac: the chunk of another proposal": (
         _ACSAC,
-        "place // q.shape[-1]",
-        "(place // q.shape[-1] + 1) % n",
+        "index // q.shape[-1]",
+        "(index // q.shape[-1] + 1) % n",
     ),
     "acsac: target subtracts the future": (
         _ACSAC,
@@ -1203,14 +1203,14 @@ MUTANTS = {
     ),
     "acsac: a token sees its own chunk only": (
         _ACSAC,
-        "| (place == 0)",
-        "| ((place == 0) & (place[:, None] == 0))",
+        "| (index == 0)",
+        "| ((index == 0) & (index[:, None] == 0))",
     ),
-    "acsac: a token sees later actions": (_ACSAC, "sees & (place[:, None] >= place)", "sees"),
+    "acsac: a token sees later actions": (_ACSAC, "sees & (index[:, None] >= index)", "sees"),
     "acsac: proposals see one another": (
         _ACSAC,
-        "sees = (owner[:, None] == owner) | (place == 0)",
-        "sees = place >= 0",
+        "sees = (owner[:, None] == owner) | (index == 0)",
+        "sees = index >= 0",
     ),
     "acsac: positions are not added to actions": (
         _ACSAC,
