@@ -130,10 +130,9 @@ def from_flat(
     unfinished episode is kept and bootstraps. `next_obs` (N, O) or (E, O): the observation after each
     row, or after the last row of each episode.
 
-    With `next_obs` every row is a transition. Without, the observation after an episode's last row is
-    unknown. A terminal last row stays a transition (its observation is repeated as the next one, which
-    no bootstrap uses); any other last row only is the next observation of the row before, as in
-    OGBench's files, and an episode of one such row is left out.
+    With `next_obs` every row is a transition. Without, a terminal last row stays a transition (its
+    observation is repeated as the next one, which no bootstrap uses); any other last row only is the
+    next observation of the row before, as in OGBench's files; an episode of one such row is left out.
 
     Raises UserError naming `name` and the first offending episode.
     """

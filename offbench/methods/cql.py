@@ -172,14 +172,7 @@ class CQL:
         if self.calibrated:
             bounded = q_sampled[:, k:].maximum(batch.extras[self.needs[0]])
             q_sampled = torch.cat([q_sampled[:, :k], bounded], 1)
-        terms = torch.cat([q_data[:, None], q_sampled], 1)
-        if self.importance_sampling:
-            terms = q_sampled - log_density
-        soft_max = self.softmax_temperature * (terms / self.softmax_temperature).logsumexp(1)
-        gap = soft_max - q_data  # (2, B)
-        if self.clip_diff_min is not None:
-            gap = gap.clamp(min=self.clip_diff_min)
-        gap = gap.mean(-1)  # (2,)
+        gap = self._gap(q_data, q_sampled, log_density)
 
         multiplier = log_multiplier.exp().clamp(max=1e6) if self.lagrange else 1.0
         weight = self.conservative_weight * multiplier
@@ -199,6 +192,17 @@ class CQL:
             "multiplier": gap.new_ones(()) * multiplier,
         }
         return temperature_loss + actor_loss + critic_loss + multiplier_loss, metrics
+
+    def _gap(self, q_data: Tensor, q_sampled: Tensor, log_density: Tensor) -> Tensor:
+        """Soft maximum of Q over actions less Q of the data's: (2, B), (2, 3 K, B), (3 K, B) -> (2,)."""
+        terms = torch.cat([q_data[:, None], q_sampled], 1)
+        if self.importance_sampling:
+            terms = q_sampled - log_density
+        soft_max = self.softmax_temperature * (terms / self.softmax_temperature).logsumexp(1)
+        gap = soft_max - q_data  # (2, B)
+        if self.clip_diff_min is not None:
+            gap = gap.clamp(min=self.clip_diff_min)
+        return gap.mean(-1)
 
 
 def _policy(actor: dict[str, Any], obs: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,8 +43,7 @@ def own_task(
         n_actions: the number of discrete actions, for data without an environment.
         ref_min, ref_max: returns that score 0 and 100; without them a score is the return itself.
 
-    Raises:
-        UserError: `data` does not exist, or the environment is unknown.
+    Raises UserError where `data` does not exist, or the environment is unknown.
     """
     path = Path(data).expanduser()
     name = id or f"own/{path.stem}"
@@ -52,28 +51,23 @@ def own_task(
         raise UserError(f"{name}: {path} does not exist")
     kwargs, given = dict(env_kwargs or {}), max_episode_steps is not None
     layout = arrays.layout(path, name=name)
-    if layout == "minari":
-        meta = minari.metadata(path, name=name)
-        found = None if env else meta.eval_env or meta.env
-        if found is not None:
-            env, kwargs = found.id, {**found.kwargs, **kwargs}
-            max_episode_steps = max_episode_steps or found.max_episode_steps
-        if ref_min is None and ref_max is None and None not in (meta.ref_min, meta.ref_max):
-            ref_min, ref_max = meta.ref_min, meta.ref_max
+    meta = minari.metadata(path, name=name) if layout == "minari" else None
+    found = None if env or meta is None else meta.eval_env or meta.env
+    if found is not None:
+        env, kwargs = found.id, {**found.kwargs, **kwargs}
+        max_episode_steps = max_episode_steps or found.max_episode_steps
     env = None if env == "none" else env
-    ref_min, ref_max = _references(name, ref_min, ref_max)
-    if max_episode_steps is not None and max_episode_steps < 1:
-        raise UserError(f"{name}: max_episode_steps={max_episode_steps} must be at least 1")
+    ref_min, ref_max = _references(name, ref_min, ref_max, meta)
+    if (limit := max_episode_steps) is not None and limit < 1:
+        raise UserError(f"{name}: max_episode_steps={limit} must be at least 1")
     if actions not in get_args(Actions):
         raise unknown("actions", actions, get_args(Actions))
     reading = None
-    if env and (layout != "minari" or max_episode_steps is None):
-        reading = read_for(env, kwargs, name, max_episode_steps, given, actions)
-        max_episode_steps = reading.max_episode_steps
+    if env and (layout != "minari" or limit is None):
+        reading = read_for(env, kwargs, name, limit, given, actions)
+        limit = reading.max_episode_steps
     elif layout == "steps":
-        reading = arrays.reading(
-            path, name, actions=actions, n_actions=n_actions, limit=max_episode_steps
-        )
+        reading = arrays.reading(path, name, actions=actions, n_actions=n_actions, limit=limit)
     return Task(
         id=name,
         family="own",
@@ -81,7 +75,7 @@ def own_task(
         sha256=files.digest(path),
         env=env,
         env_kwargs=kwargs,
-        max_episode_steps=max_episode_steps or (1000 if env else 0),
+        max_episode_steps=limit or (1000 if env else 0),
         score=score,
         ref_min=ref_min,
         ref_max=ref_max,
@@ -91,11 +85,13 @@ def own_task(
 
 
 def _references(
-    name: str, ref_min: float | None, ref_max: float | None
+    name: str, ref_min: float | None, ref_max: float | None, meta: minari.Metadata | None
 ) -> tuple[float | None, float | None]:
-    """Both reference returns or none; a missing one of two is 0 or 100, as of unscaled returns."""
+    """Those given, else of the metadata, else none; 0 or 100 where only the other one is given."""
     if ref_min is None and ref_max is None:
-        return None, None
+        if meta is None or meta.ref_min is None or meta.ref_max is None:
+            return None, None
+        ref_min, ref_max = meta.ref_min, meta.ref_max
     low, high = 0.0 if ref_min is None else ref_min, 100.0 if ref_max is None else ref_max
     if not high > low:
         raise UserError(f"{name}: ref_max={high} must lie above ref_min={low}")

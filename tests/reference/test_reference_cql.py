@@ -339,7 +339,7 @@ MUTANTS = {
         "log_here[1:], log_after[n_backup:]]",
     ),
     "penalty at the next observation": ("q = _q(critic, batch.obs", "q = _q(critic, next_obs"),
-    "mean over actions": ("logsumexp(1)", "logsumexp(1) - math.log(3 * k)"),
+    "mean over actions": ("logsumexp(1)", "logsumexp(1) - math.log(terms.shape[1])"),
     "temperature forgotten": ("(terms / self.softmax_temperature)", "terms"),
     "data not subtracted": ("gap = soft_max - q_data", "gap = soft_max"),
     "clip from above": ("clamp(min=self", "clamp(max=self"),
