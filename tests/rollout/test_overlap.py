@@ -24,18 +24,18 @@ class InPlace:
     def __exit__(self, *_):
         pass
 
-    def submit(self, work, **options):
+    def submit(self, work, *given):
         done = Future()
-        done.set_result(work(**options))
+        done.set_result(work(*given))
         return done
 
 
 class Late(InPlace):
     """Evaluates when training has ended: later than any thread could."""
 
-    def submit(self, work, **options):
+    def submit(self, work, *given):
         done = Future()
-        done.result = lambda: work(**options)
+        done.result = lambda: work(*given)
         return done
 
 
