@@ -1,6 +1,6 @@
 # make bench   set up, run what is missing of the embedded suite, print the leaderboard
 # make test    set up, run the tests, with one method of each kind; minutes
-# make test-all    and then make test-slow, what it left out: the other methods, compilers, recipes
+# make test-all    and then make test-slow, what it left out: the other methods, mutants, compilers, recipes
 # make bench ARGS="methods=[iql] method.expectile=0.9"    any setting of conf/
 PYTHON ?= python3
 ARGS ?=

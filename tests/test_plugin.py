@@ -118,6 +118,7 @@ def test_a_class_in_the_working_directory_needs_no_yaml(alone):
     assert ran.returncode == 0 and "RobustBC(hidden=[16])" in ran.stdout, ran.stdout + ran.stderr
 
 
+@pytest.mark.slow
 def test_a_class_is_compared_with_methods_in_one_command_on_two_processes(alone):
     tiny = [*TINY, "jobs=2", "seeds=[0]", "method.hidden=[16]"]
     methods = "methods=[mymodule.RobustBC,mymodule.RobustBC+nstep3,td3_bc]"

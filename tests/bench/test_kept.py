@@ -46,8 +46,8 @@ def test_what_is_kept_is_what_was_asked_for_and_never_decides_what_a_run_is(keep
     "entry, task, more",
     [
         ("td3_bc", HOPPER, []),
-        ("dt", HOPPER, ["method.width=16", "view.k=4"]),
-        ("iql+chunk3", HOPPER, []),
+        pytest.param("dt", HOPPER, ["method.width=16", "view.k=4"], marks=pytest.mark.slow),
+        pytest.param("iql+chunk3", HOPPER, [], marks=pytest.mark.slow),
         ("bc+dw", HOPPER, ["weight.hidden=[8]"]),
     ],
 )

@@ -54,6 +54,7 @@ def test_values_ten_times_beyond_it_have_diverged(metrics, told):
         assert "mean" in remark and "1.0e+03" in remark and "1.0e+02" in remark
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("diversity_weight", [None, 5.0])
 def test_critics_that_agree_diverge_and_as_many_diverse_ones_do_not(diversity_weight):
     """An et al. (2021), sections 3 and 4. High rates, so that 500 updates do what takes many thousands."""

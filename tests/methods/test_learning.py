@@ -47,7 +47,7 @@ def learned(method, n_updates: int = 800) -> torch.Tensor:
 
 # IQL and TD3+BC in `make test`, the others in `make test-all` alone
 LEARNING = [
-    name if name in ("iql", "td3_bc") else pytest.param(name, marks=pytest.mark.slow)
+    name if name == "td3_bc" else pytest.param(name, marks=pytest.mark.slow)
     for name in METHODS
     if "bc" not in name or name == "td3_bc"
 ]
@@ -110,6 +110,7 @@ def mutant(name: str) -> type:
     return mutated(*MUTANTS[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_comparison_with_the_plain_implementation_finds_every_mutant(name, data64):
     method = mutant(name)(hidden=(16, 16))

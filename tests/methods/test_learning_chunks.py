@@ -92,6 +92,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", one_quick(BROKEN))
 def test_a_broken_one_does_not(name):
     method, view = METHODS[name]

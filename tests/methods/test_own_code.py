@@ -251,6 +251,7 @@ def test_a_class_is_run_recorded_and_ranked_beside_a_functional_method(tmp_path,
     assert len(faced) == 2 and faced.iloc[0] == faced.iloc[1]
 
 
+@pytest.mark.slow
 def test_seeds_do_not_depend_on_the_stack_the_monitor_or_an_interruption(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     small = ["method.width=16", "checkpoint_minutes=0"]

@@ -7,6 +7,7 @@ the actor copies the walks. Shifted to -1/0 the differences are 1 / (1 - gamma) 
 """
 
 import numpy as np
+import pytest
 import torch
 
 from offbench import rng
@@ -61,11 +62,13 @@ def steps_to_goal(transforms) -> list[int]:
     return taken.tolist()
 
 
+@pytest.mark.slow
 def test_shifted_rewards_reach_the_goal_fast_and_unshifted_ones_do_not():
     shifted, raw = steps_to_goal({"reward_affine": {"shift": -1.0}}), steps_to_goal({})
     assert max(shifted) <= 20 and min(raw) >= 30, (shifted, raw)
 
 
+@pytest.mark.slow
 def test_the_trap_is_the_scale_of_the_advantages():
     """Rewards 0/1 times 1 / (1 - gamma) do as well as -1/0: the shift does nothing else here."""
     scaled = steps_to_goal({"reward_affine": {"scale": 1 / (1 - SPEC.gamma)}})

@@ -1232,6 +1232,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_comparison_finds_every_mutant(name, data64):
     (method, view), old, new = MUTANTS[name]

@@ -146,6 +146,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_comparison_finds_every_mutant(name):
     method = mutated(DiscreteCQL, *MUTANTS[name])(**dataclasses.asdict(LOUD))

@@ -170,6 +170,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_comparison_finds_every_mutant(name):
     cls = mutated(DT, *MUTANTS[name])

@@ -216,6 +216,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_comparison_finds_every_mutant(name, data64):
     assert disagreement(LOUD, data64, n=2) < 1e-9

@@ -299,6 +299,7 @@ OF_THE_BEST = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*MUTANTS, *OF_THE_BEST])
 def test_the_comparison_finds_every_mutant(name, data64):
     settings = METHODS["best of 4"] if name in OF_THE_BEST else LOUD

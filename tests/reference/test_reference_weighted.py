@@ -319,6 +319,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_comparison_finds_every_mutant(name, data64):
     method, old, new = MUTANTS[name]

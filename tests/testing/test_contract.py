@@ -355,6 +355,7 @@ def test_a_sound_method_passes_every_check(method):
     assert failed(method) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda c: c.__name__)
 def test_a_broken_method_fails_exactly_the_check_for_its_mistake(broken):
     compiles = (

@@ -165,14 +165,15 @@ def test_precision_is_set_for_the_engine_and_put_back(data):
                 {"expectile": 0.9, "inverse_temperature": 10.0},
             ],
         ),
-        (IQL(hidden=HIDDEN), [{"lr": 1e-3}, {"lr": 1e-4}]),
+        pytest.param(IQL(hidden=HIDDEN), [{"lr": 1e-3}, {"lr": 1e-4}], marks=pytest.mark.slow),
         (
             TD3BC(hidden=HIDDEN),
             [{"alpha": 1.0, "policy_noise": 0.1}, {"alpha": 4.0, "policy_noise": 0.3}],
         ),
-        (
+        pytest.param(
             TD3BC(hidden=HIDDEN),
             [{"polyak_rate": 0.01, "noise_clip": 0.1}, {"polyak_rate": 0.5, "noise_clip": 0.9}],
+            marks=pytest.mark.slow,
         ),
         (BC(hidden=HIDDEN), [{"lr": 1e-3}, {"lr": 1e-2}]),
     ],
@@ -218,7 +219,11 @@ def test_bind_gives_a_plain_method_back_unchanged():
 
 
 @pytest.mark.parametrize("view", [NStep(1), NStep(3), Chunk(4)], ids=str)
-@pytest.mark.parametrize("method", [TD3BC(hidden=HIDDEN), BC(hidden=HIDDEN)], ids=["td3_bc", "bc"])
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(TD3BC(hidden=HIDDEN), marks=pytest.mark.slow), BC(hidden=HIDDEN)],
+    ids=["td3_bc", "bc"],
+)
 def test_batches_gathered_ahead_on_the_host_are_those_of_the_device(method, view, data):
     """Bit for bit, over several blocks, and from a step in the middle."""
     pipeline = make_pipeline(
@@ -239,7 +244,11 @@ def test_batches_gathered_ahead_on_the_host_are_those_of_the_device(method, view
 
 @pytest.mark.parametrize(
     "method",
-    [ReBRAC(hidden=HIDDEN), ACSAC(hidden=HIDDEN, width=8, layers=1, heads=2), DT(width=8)],
+    [
+        ReBRAC(hidden=HIDDEN),
+        pytest.param(ACSAC(hidden=HIDDEN, width=8, layers=1, heads=2), marks=pytest.mark.slow),
+        pytest.param(DT(width=8), marks=pytest.mark.slow),
+    ],
     ids=lambda method: type(method).__name__,
 )
 def test_batches_gathered_on_the_host_hold_what_a_method_needs(method, data):
