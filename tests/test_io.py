@@ -1,11 +1,14 @@
 """Atomic writes, checksums, and ids as file names."""
 
 import hashlib
+import io
 import os
 
 import pytest
+from omegaconf import OmegaConf
+from support.paths import ROOT
 
-from offbench.io import atomic_write, replacing, sha256_of, slug
+from offbench.io import atomic_write, read_yaml, replacing, sha256_of, slug
 
 
 def test_a_small_file_is_never_seen_half_written(tmp_path, monkeypatch):
@@ -47,3 +50,23 @@ def test_a_folder_that_is_not_there_is_created(tmp_path):
 )
 def test_an_id_is_the_name_of_one_file(name, file):
     assert slug(name) == file
+
+
+@pytest.mark.parametrize("folder", ["conf", "datasets"])
+def test_yaml_is_read_as_hydra_reads_it(folder):
+    files = sorted((ROOT / folder).rglob("*.yaml"))
+    assert files
+    for path in files:
+        assert read_yaml(path.read_text(encoding="utf-8")) == OmegaConf.to_container(
+            OmegaConf.load(path)
+        ), path
+
+
+@pytest.mark.parametrize(
+    "text",
+    "1e-3 3e-4 .5 1. -2.5e+6 1_000 0x10 .inf -.inf 12e 007 1:30 e5 true null 1e5 2 x".split(),
+)
+def test_numbers_in_yaml_are_those_of_hydra(text):
+    assert repr(read_yaml(f"x: {text}")) == repr(
+        OmegaConf.to_container(OmegaConf.load(io.StringIO(f"x: {text}")))
+    )

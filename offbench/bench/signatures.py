@@ -17,8 +17,6 @@ Parameters = dict[str, tuple[Any, Any]]
 _PACKAGE = Path(__file__).resolve().parents[1]
 # what annotations are made of, and light to import
 _LIGHT = ("typing", "collections.abc", "offbench.ranges")
-
-
 # what an engine passes, and no setting
 SET_BY_ENGINE = frozenset({"data", "gamma", "method"})
 Field = tuple[str, ast.expr | None, ast.expr | None]
@@ -32,7 +30,8 @@ def read_parameters(target: str) -> Parameters | None:
     Args:
         target: a dotted path, "offbench.methods.iql.IQL".
     """
-    package, *parts, name = target.split(".")
+    module, _, name = target.rpartition(".")
+    package, *parts = module.split(".")
     path = _PACKAGE.joinpath(*parts).with_suffix(".py")
     if package != "offbench" or not path.is_file():
         return None

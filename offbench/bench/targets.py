@@ -75,7 +75,8 @@ def is_written(target: str) -> bool:
 
 def check_method(target: str) -> None:
     """Raises UserError for a class that is neither a functional method nor a PyTorch class."""
-    if read_parameters(target) is not None:
+    # offbench's own hold the contract (tests)
+    if target.startswith("offbench.methods.") and read_parameters(target) is not None:
         return
     obj = locate(target)
     functional, written = ("init", "update", "act"), ("train_step", "act")
@@ -94,10 +95,11 @@ def parameters(target: Any) -> dict[str, tuple[Any, Any]]:
     Without `data`, `gamma` and a wrapped `method`, and a PyTorch class's sizes and device: the engine sets
     those.
     """
-    known = read_parameters(target) if isinstance(target, str) else None
-    if known is not None:
-        return dict(known)
-    return dict(_parameters(locate(target) if isinstance(target, str) else target))
+    if isinstance(target, str):
+        if (known := read_parameters(target)) is not None:
+            return dict(known)
+        target = locate(target)
+    return dict(_parameters(target))
 
 
 @cache

@@ -54,7 +54,8 @@ def _print_lines(
     """The table with every column as wide as its widest cell, nothing wrapped."""
     lines = [[str(cell) for cell in row] for row in ([header] if header else []) + rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    print(*([title] if title else []), sep="\n", end="\n" if title else "")
+    if title:
+        print(title)
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
 

@@ -46,9 +46,11 @@ def _read(path: Path, mtime_ns: int) -> Mapping[str, Any]:
     return MappingProxyType(read_yaml(path.read_text(encoding="utf-8")))
 
 
-def task(name: str) -> Task:
-    """The task of the id of an embedded set."""
-    root, manifest = manifests()[name]
+def task(name: str) -> Task | None:
+    """The task of the id of an embedded set; None for an unknown one."""
+    if (found := manifests().get(name)) is None:
+        return None
+    root, manifest = found
     score, env = manifest["score"], manifest["env"]
     return Task(
         id=name,

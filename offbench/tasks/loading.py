@@ -1,6 +1,8 @@
 """Loads the data of a task and reports their defects.
 
-data, spec = load_data(load_task("hopper-medium-v2"))    # downloaded if missing
+    data, spec = load_data(load_task("hopper-medium-v2"))
+
+Data that are missing are downloaded.
 """
 
 import contextlib

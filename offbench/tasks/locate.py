@@ -1,7 +1,9 @@
 """Finds and downloads the data of tasks.
 
-task = load_task("hopper-medium-v2")    # path and sha256 are None where data are not downloaded
-task = ready(task)                      # downloaded if missing
+    task = load_task("hopper-medium-v2")
+    task = ready(task)
+
+Of the first, path and sha256 are None where the data are not here; the second has downloaded them.
 """
 
 import hashlib

@@ -34,10 +34,10 @@ def describe(dataset_id: str, *, kind: str = "dataset") -> Task:
         UserError: the id is unknown; names the nearest ids.
     """
     name = canonical(dataset_id)
-    if name in embedded.manifests():
-        return embedded.task(name)
+    task = embedded.task(name)
     family, _, rest = name.partition("/")
-    task = _DESCRIBE[family](rest) if family in _DESCRIBE else None
+    if task is None and family in _DESCRIBE:
+        task = _DESCRIBE[family](rest)
     if task is None:
         raise _unknown(kind, dataset_id)
     return task

@@ -10,6 +10,7 @@ import pytest
 from offbench.bench.cells import Cell
 from offbench.bench.hydra import options, read_option
 from offbench.bench.plan import plan
+from offbench.bench.preflight import build_method
 from offbench.bench.targets import locate, option_of, parameters
 from offbench.bench.values import coerce
 from offbench.errors import UserError
@@ -67,6 +68,9 @@ def test_every_suite_plans_all_its_cells_once(name):
     assert {c.method for c in p.cells} == {e.split("+")[0] for e in p.suite["methods"]}
     ids = [run.run_id for c in p.cells for run in c.runs()]
     assert len(set(ids)) == len(ids)
+    # a plan leaves the ranges of what offbench ships to this test
+    for made in p.cells:
+        build_method(made)
 
 
 def test_layers_win_in_order_and_say_where_a_value_came_from():

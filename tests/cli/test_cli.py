@@ -290,6 +290,10 @@ def refused(args: list[str], capsys, results: Path | None = None) -> str:
             "fraction must be in (0, 1]",
         ),
         (["board", "results={tmp}/none"], "nothing recorded for quick"),
+        (["run", "method._target_=foo", *TINY], "unknown object in _target_=foo"),
+        # read from their source as settings are, and no methods
+        (["run", "method._target_=offbench.nn.optim.Adam", *TINY], "Adam has no train_step"),
+        (["run", "method._target_=offbench.types.Spec", *TINY], "Spec has no train_step"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(args, message, capsys, tmp_path):
