@@ -24,13 +24,18 @@ if TYPE_CHECKING:
 def show_board(args: Sequence[str]) -> int:
     """`offbench board`: prints and writes the leaderboard of what is recorded."""
     from offbench.bench.plan import plan
+    from offbench.cli.published import show_published, split_published
     from offbench.results.store import Store
 
+    args, sources = split_published(args)
     wanted = plan(args, bench=True)
     board = board_of(wanted, Store(Path(wanted.settings.results)))
     if board is None:
         raise _nothing_recorded(wanted)
-    print_board(board, wanted, make_console(), args)
+    console = make_console()
+    paths = print_board(board, wanted, console, args)
+    if sources is not None:
+        show_published(board, sources, paths[0], console)
     return 0
 
 
@@ -141,8 +146,8 @@ def draw_diagnostics(args: Sequence[str]) -> int:
 
 def print_board(
     board: "Board | ValidationTable", plan: "Plan", console: "Console", args: Sequence[str]
-) -> None:
-    """Prints a board and writes it as Markdown and csv below the results."""
+) -> tuple[Path, Path]:
+    """Prints a board and writes it as Markdown and csv below the results; returns both paths."""
     from offbench.results import render, validation_table
 
     scored = not isinstance(board, validation_table.ValidationTable)
@@ -150,10 +155,10 @@ def print_board(
     module.to_terminal(board, console)
     paths = module.write(board, _board_folder(plan), _board_name(plan))
     console.print(f"written: {', '.join(map(str, paths))}")
-    if not scored:
-        return
-    more = f"chunk lengths, values against returns: offbench diagnose {shlex.join(args)}".strip()
-    console.print(more, markup=False, soft_wrap=True)
+    if scored:
+        more = f"chunk lengths, values against returns: offbench diagnose {shlex.join(args)}"
+        console.print(more.strip(), markup=False, soft_wrap=True)
+    return paths
 
 
 def _board_folder(plan: "Plan") -> Path:
