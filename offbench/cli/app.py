@@ -54,6 +54,11 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "print the leaderboard of recorded runs and write it below results/board",
             ("board suite=quick", "board suite=d4rl-gym-9 published=[corl,iql-2021]"),
         ),
+        "reproduce": Command(
+            "plan, run and judge the cells of a published table",
+            ("reproduce", "reproduce iql-2021-table1", "reproduce corl-gym methods=[iql] --run"),
+            "[TABLE [KEY=VALUE ...] [--run]]",
+        ),
         "diagnose": Command(
             "draw chunk lengths, success by length, and values against returns",
             ("diagnose suite=quick", "diagnose suite=quick methods=[bc,iql]"),
@@ -136,6 +141,8 @@ def make_parser() -> Parser:
             command.add_argument(
                 "settings", nargs="*", metavar="KEY=VALUE", help="settings, lists as [a,b]"
             )
+        if name == "reproduce":
+            command.add_argument("--run", action="store_true", help="run what has no record")
         if name == "board":
             command.add_argument(
                 "--published",
@@ -248,6 +255,10 @@ def _run(options: argparse.Namespace) -> int:
 
             if options.published is not None:
                 options.settings.append(f"published={options.published}")
+        case "reproduce":
+            from offbench.cli.reproduce import reproduce
+
+            return reproduce(options.settings, run=options.run)
         case "diagnose":
             from offbench.cli.board import draw_diagnostics as command
         case "check":

@@ -107,7 +107,7 @@ def wanted_of(plan: "Plan", recorded: "pd.DataFrame") -> "Wanted":
             validation=cell.protocol.get("validation"),
         )
 
-    cells = [_on_recorded_data(cell, recorded) for cell in plan.cells]
+    cells = [on_recorded_data(cell, recorded) for cell in plan.cells]
     return Wanted(
         tasks={cell.task.id: protocol(cell) for cell in cells},
         run_ids={run.run_id for cell in cells for run in cell.runs()},
@@ -115,7 +115,8 @@ def wanted_of(plan: "Plan", recorded: "pd.DataFrame") -> "Wanted":
     )
 
 
-def _on_recorded_data(cell: "Cell", recorded: "pd.DataFrame") -> "Cell":
+def on_recorded_data(cell: "Cell", recorded: "pd.DataFrame") -> "Cell":
+    """A cell whose data are not here, on those that all its records name; unchanged where there are others."""
     if cell.task.sha256 is not None or recorded.empty:
         return cell
     found = recorded.loc[recorded["task"] == cell.task.id, "dataset_sha256"].unique()

@@ -49,7 +49,7 @@ class Source:
         """All that is known of the protocol, in one line."""
         parts = [f"checkpoint: {self.checkpoint}" if self.checkpoint else ""]
         parts += [self.protocol, f"read in {self.read_in}" if self.read_in else ""]
-        return "; ".join(filter(None, parts)) or "not known"
+        return "; ".join(filter(None, parts)) or "its protocol is not known"
 
 
 @cache
@@ -83,10 +83,10 @@ def published_scores(
     known = [name for name in named if not is_file(name)]
     if absent := [name for name in known if name not in published_sources()]:
         raise unknown("source of published scores", absent[0], [*published_sources(), "all"])
-    frame = _shipped()
-    parts = [frame[frame["source"] == name] for name in known]
+    shipped_scores = _shipped()
+    parts = [shipped_scores[shipped_scores["source"].isin(known)]] if known else []
     parts += [read_scores(Path(name)) for name in named if is_file(name)]
-    found = pd.concat(parts, ignore_index=True) if parts else frame.iloc[:0]
+    found = pd.concat(parts, ignore_index=True) if parts else shipped_scores.iloc[:0]
     return found if tasks is None else found[found["task"].isin(list(tasks))].reset_index(drop=True)
 
 
@@ -106,8 +106,8 @@ def _shipped() -> pd.DataFrame:
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
-    numbers = {name: pd.to_numeric(frame[name].replace("", np.nan)) for name in ("score", "std")}
-    seeds = pd.to_numeric(frame["seeds"].replace("", np.nan)).astype("Int64")
+    numbers = {name: pd.to_numeric(frame[name], errors="coerce") for name in ("score", "std")}
+    seeds = pd.to_numeric(frame["seeds"], errors="coerce").astype("Int64")
     return frame.assign(**numbers, seeds=seeds)[list(COLUMNS)]
 
 
