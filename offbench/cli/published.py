@@ -1,6 +1,7 @@
 """`offbench board published=corl`, `offbench list published`: scores of papers beside ours."""
 
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,11 @@ def _none_of(tasks: Sequence[str], names: Sequence[str]) -> str:
 
     which = "" if "all" in names else f" in {', '.join(names)}"
     text = f"no published scores of these tasks{which}"
+    means = {
+        row.source for row in published_scores(None).itertuples() if _is_mean_over(row.task, tasks)
+    }
+    if means & set(names):
+        text += ", whose scores are means over the five tasks of an environment"
     if others := list(dict.fromkeys(published_scores(tasks)["source"])):
         return f"{text}; there are some in {', '.join(others)}"
     if all(task.startswith("offbench/") for task in tasks):
@@ -78,6 +84,11 @@ def _none_of(tasks: Sequence[str], names: Sequence[str]) -> str:
     return (
         f"{text}; nearest are D4RL's in corl and OGBench's in ogbench-2024: offbench list published"
     )
+
+
+def _is_mean_over(published: str, tasks: Sequence[str]) -> bool:
+    """Whether a published score is a mean over several tasks, one of which is named."""
+    return "*" in published and any(fnmatch(task, published) for task in tasks)
 
 
 def list_sources() -> list[tuple[str, str]]:

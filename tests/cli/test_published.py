@@ -8,8 +8,9 @@ from support.records import record_cells
 
 from offbench.bench.plan import plan
 from offbench.cli import main
-from offbench.cli.published import split_published
+from offbench.cli.published import _none_of, split_published
 from offbench.errors import UserError
+from offbench.results.published import published_scores
 from offbench.results.published_table import Estimate, difference
 from offbench.results.store import Store
 
@@ -90,6 +91,13 @@ def test_sources_without_scores_of_the_tasks_are_told_in_one_line(tmp_path, caps
     assert "in ogbench-2024; there are some in corl, corl-best" in last
 
 
+def test_means_over_five_tasks_are_not_shown_as_one_task():
+    tasks = [f"ogbench/scene-play-singletask-task{i}-v0" for i in range(1, 6)]
+    assert published_scores([*tasks, "ogbench/scene-play-singletask-v0"]).empty
+    assert "means over the five tasks" in _none_of(tasks, ["qam-2026"])
+    assert "means over" not in _none_of(tasks, ["corl"])
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -110,7 +118,7 @@ def test_all_sources_are_listed(capsys):
     out = capsys.readouterr().out
     about = out.split("corl-best")[0]
     assert "30 tasks, 4 seeds: BC, 10% BC, TD3+BC" in about and "checkpoint: last" in about
-    assert out.count("\n") == 2 * 34 + 2
+    assert out.count("\n") == 2 * 35
 
 
 def test_settings_are_split_from_sources():
