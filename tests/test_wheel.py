@@ -47,6 +47,10 @@ def done(*command: str, cwd: Path) -> str:
     return ran.stdout
 
 
+def test_published_scores_are_in_the_wheel(bin_folder, tmp_path):
+    assert "corl " in done(str(bin_folder / "offbench"), "list", "published", cwd=tmp_path)
+
+
 def test_a_benchmark_runs_in_an_empty_folder(bin_folder, tmp_path):
     program = "import offbench, offbench.io as io; print(offbench.__file__, io.shipped('conf'))"
     home = bin_folder.parent.resolve()

@@ -95,12 +95,18 @@ def chosen_preset(
 def methods_with_variant(by: str) -> Iterator[str]:
     """ "name (task patterns)" of each method with rows of a variant."""
     for name in options("method"):
-        rows = (
-            *preset_table(name),
-            *yaml_presets(read_option("method", name).get("presets") or ()),
-        )
-        if tasks := [p.task for p in rows if p.by == by]:
+        if tasks := [p.task for p in _presets(name) if p.by == by]:
             yield f"{name} ({' '.join(tasks)})"
+
+
+def has_variant(name: str, task_id: str, by: str) -> bool:
+    """Whether a method has settings of its own for a task under `preset=by`."""
+    return any(p.by == by and p.fits(task_id) for p in _presets(name))
+
+
+def _presets(name: str) -> tuple[Preset, ...]:
+    yaml = yaml_presets(read_option("method", name).get("presets") or ())
+    return *preset_table(name), *yaml
 
 
 @cache

@@ -18,7 +18,7 @@ from offbench.cli.data.commands import add_data_commands, run_data_command
 from offbench.cli.parser import COLUMNS, Parser
 from offbench.errors import UserError, unknown
 
-KINDS = ("methods", "tasks", "suites", "samplers", "views", "weights")
+KINDS = ("methods", "tasks", "suites", "samplers", "views", "weights", "published")
 
 
 class Command(NamedTuple):
@@ -52,14 +52,19 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         ),
         "board": Command(
             "print the leaderboard of recorded runs and write it below results/board",
-            ("board suite=quick", "board suite=quick methods=[bc,iql]"),
+            ("board suite=quick", "board suite=d4rl-gym-9 published=[corl,iql-2021]"),
+        ),
+        "reproduce": Command(
+            "plan, run and judge the cells of a published table",
+            ("reproduce", "reproduce iql-2021-table1", "reproduce corl-gym methods=[iql] --run"),
+            "[TABLE [KEY=VALUE ...] [--run]]",
         ),
         "diagnose": Command(
             "draw chunk lengths, success by length, and values against returns",
             ("diagnose suite=quick", "diagnose suite=quick methods=[bc,iql]"),
         ),
         "list": Command(
-            "list methods, tasks, suites, samplers, views or weights",
+            "list methods, tasks, suites, samplers, views, weights or published",
             ("list methods", "list suites"),
             "|".join(KINDS),
         ),
@@ -90,7 +95,7 @@ with an `offbench.conf` entry point.
 NAMES = """\
   method.KEY, sampler.KEY, view.KEY, weight.KEY: see conf/method and the like,
   or `offbench plan method=NAME`, which prints every value with its source
-  names: offbench list methods|tasks|suites|samplers|views|weights
+  names: offbench list methods|tasks|suites|samplers|views|weights|published
   several values: method.expectile=[0.7,0.9]; a list as [a,b], null for none
 """
 
@@ -135,6 +140,14 @@ def make_parser() -> Parser:
         else:
             command.add_argument(
                 "settings", nargs="*", metavar="KEY=VALUE", help="settings, lists as [a,b]"
+            )
+        if name == "reproduce":
+            command.add_argument("--run", action="store_true", help="run what has no record")
+        if name == "board":
+            command.add_argument(
+                "--published",
+                metavar="SOURCES",
+                help="as published=SOURCES: published scores below",
             )
     return parser
 
@@ -239,6 +252,13 @@ def _run(options: argparse.Namespace) -> int:
             from offbench.cli.plan import show_plan as command
         case "board":
             from offbench.cli.board import show_board as command
+
+            if options.published is not None:
+                options.settings.append(f"published={options.published}")
+        case "reproduce":
+            from offbench.cli.reproduce import reproduce
+
+            return reproduce(options.settings, run=options.run)
         case "diagnose":
             from offbench.cli.board import draw_diagnostics as command
         case "check":

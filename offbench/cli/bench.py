@@ -32,8 +32,6 @@ def run_one(args: Sequence[str]) -> int:
 
 def _execute(args: Sequence[str], *, bench: bool) -> int:
     from offbench.bench.plan import plan
-    from offbench.bench.preflight import check_device_name, preflight, resolve_device
-    from offbench.bench.stacks import fetched, missing
     from offbench.results.store import Store
 
     start, console = time.perf_counter(), make_console()
@@ -42,10 +40,27 @@ def _execute(args: Sequence[str], *, bench: bool) -> int:
     say_protocol(wanted, console)
     say_settings(wanted, console, args)
     say_differences(wanted, console)
+    store = Store(Path(wanted.settings.results))
+    wanted, left, failures = run_missing(wanted, store, console)
+    if (board := board_of(wanted, store)) is not None:
+        print_board(board, wanted, console, args)
+        console.print(f"{plural(left, 'run')} in {time.perf_counter() - start:.0f} s")
+    return 1 if failures else 0
+
+
+def run_missing(
+    wanted: "Plan", store: "Store", console: "Console"
+) -> tuple["Plan", int, list[str]]:
+    """Fetches the data of a plan and runs what has no record, under a progress display.
+
+    Returns (the plan on its data, number of runs that were missing, one line per failure, printed too).
+    """
+    from offbench.bench.preflight import check_device_name, preflight, resolve_device
+    from offbench.bench.stacks import fetched, missing
+
     check_device_name(wanted.settings.device)
     with console.status("looking for the data") as status:
         wanted = replace(wanted, cells=fetched(wanted.cells, report=status.update))
-    store = Store(Path(wanted.settings.results))
     todo = missing(wanted.cells, store)
     total = sum(len(c.seeds) for c in wanted.cells)
     left = sum(len(c.seeds) for c in todo)
@@ -58,10 +73,7 @@ def _execute(args: Sequence[str], *, bench: bool) -> int:
     failures = _show_progress(todo, store, wanted, console) if todo else []
     for line in failures:
         print(f"offbench: {line}", file=sys.stderr)
-    if (board := board_of(wanted, store)) is not None:
-        print_board(board, wanted, console, args)
-        console.print(f"{plural(left, 'run')} in {time.perf_counter() - start:.0f} s")
-    return 1 if failures else 0
+    return wanted, left, failures
 
 
 def _show_progress(

@@ -24,13 +24,18 @@ if TYPE_CHECKING:
 def show_board(args: Sequence[str]) -> int:
     """`offbench board`: prints and writes the leaderboard of what is recorded."""
     from offbench.bench.plan import plan
+    from offbench.cli.published import show_published, split_published
     from offbench.results.store import Store
 
+    args, sources = split_published(args)
     wanted = plan(args, bench=True)
     board = board_of(wanted, Store(Path(wanted.settings.results)))
     if board is None:
         raise _nothing_recorded(wanted)
-    print_board(board, wanted, make_console(), args)
+    console = make_console()
+    paths = print_board(board, wanted, console, args)
+    if sources is not None:
+        show_published(board, sources, paths[0], console)
     return 0
 
 
@@ -102,7 +107,7 @@ def wanted_of(plan: "Plan", recorded: "pd.DataFrame") -> "Wanted":
             validation=cell.protocol.get("validation"),
         )
 
-    cells = [_on_recorded_data(cell, recorded) for cell in plan.cells]
+    cells = [on_recorded_data(cell, recorded) for cell in plan.cells]
     return Wanted(
         tasks={cell.task.id: protocol(cell) for cell in cells},
         run_ids={run.run_id for cell in cells for run in cell.runs()},
@@ -110,7 +115,8 @@ def wanted_of(plan: "Plan", recorded: "pd.DataFrame") -> "Wanted":
     )
 
 
-def _on_recorded_data(cell: "Cell", recorded: "pd.DataFrame") -> "Cell":
+def on_recorded_data(cell: "Cell", recorded: "pd.DataFrame") -> "Cell":
+    """A cell whose data are not here, on those that all its records name; unchanged where there are others."""
     if cell.task.sha256 is not None or recorded.empty:
         return cell
     found = recorded.loc[recorded["task"] == cell.task.id, "dataset_sha256"].unique()
@@ -141,8 +147,8 @@ def draw_diagnostics(args: Sequence[str]) -> int:
 
 def print_board(
     board: "Board | ValidationTable", plan: "Plan", console: "Console", args: Sequence[str]
-) -> None:
-    """Prints a board and writes it as Markdown and csv below the results."""
+) -> tuple[Path, Path]:
+    """Prints a board and writes it as Markdown and csv below the results; returns both paths."""
     from offbench.results import render, validation_table
 
     scored = not isinstance(board, validation_table.ValidationTable)
@@ -150,10 +156,10 @@ def print_board(
     module.to_terminal(board, console)
     paths = module.write(board, _board_folder(plan), _board_name(plan))
     console.print(f"written: {', '.join(map(str, paths))}")
-    if not scored:
-        return
-    more = f"chunk lengths, values against returns: offbench diagnose {shlex.join(args)}".strip()
-    console.print(more, markup=False, soft_wrap=True)
+    if scored:
+        more = f"chunk lengths, values against returns: offbench diagnose {shlex.join(args)}"
+        console.print(more.strip(), markup=False, soft_wrap=True)
+    return paths
 
 
 def _board_folder(plan: "Plan") -> Path:

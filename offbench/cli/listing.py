@@ -1,4 +1,4 @@
-"""`offbench list`: methods, tasks, suites, samplers, views and weights."""
+"""`offbench list`: methods, tasks, suites, samplers, views, weights, sources of published scores."""
 
 import sys
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from offbench.cli.console import print_list
 from offbench.cli.plan import is_here
+from offbench.cli.published import list_sources
 from offbench.errors import UserError
 from offbench.io import shipped
 
@@ -19,6 +20,7 @@ def show_list(kind: str) -> int:
         "weights": lambda: _options("weight"),
         "suites": lambda: _options("suite"),
         "tasks": _tasks,
+        "published": list_sources,
     }
     print_list(kinds[kind]())
     return 0

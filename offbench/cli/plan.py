@@ -20,19 +20,26 @@ if TYPE_CHECKING:
 
 
 def show_plan(args: Sequence[str]) -> int:
-    from offbench.bench.forecast import forecast
     from offbench.bench.plan import plan
-    from offbench.bench.stacks import missing
-    from offbench.results.store import Store
 
     console = make_console()
     wanted = plan(args, bench=not any(a.startswith(("method=", "method._target_=")) for a in args))
     say_which(wanted, console)
     say_protocol(wanted, console)
     say_differences(wanted, console)
+    _print_values(wanted, console)
+    print_runs(wanted, console)
+    return 0
+
+
+def print_runs(wanted: "Plan", console: "Console") -> None:
+    """Every run, recorded or to do, how long those to do take, and the data that are not here."""
+    from offbench.bench.forecast import forecast
+    from offbench.bench.stacks import missing
+    from offbench.results.store import Store
+
     store = Store(Path(wanted.settings.results))
     todo = missing((c for c in wanted.cells if is_here(c.task)), store)
-    _print_values(wanted, console)
     try:
         with console.status("measuring speed") as status:
             costs = forecast(todo, store, report=status.update)
@@ -43,7 +50,6 @@ def show_plan(args: Sequence[str]) -> int:
     _print_cells(wanted, todo, costs, console)
     _print_absent(wanted, console)
     _print_totals(wanted, todo, [cost.seconds for cost in costs], console)
-    return 0
 
 
 def _print_totals(

@@ -1,11 +1,14 @@
 """Rows, run specs and provenance of runs that never were."""
 
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from offbench.results.spec import Provenance, RunSpec
+from offbench.results.store import Store
 
 
 def spec(**changes: Any) -> RunSpec:
@@ -61,3 +64,17 @@ def episodes(
         "truncated": True,
     }
     return pd.DataFrame(columns | changes)
+
+
+def record_cells(store: Store, cells: Iterable[Any], scores: Callable[[Any, int], float]) -> None:
+    """Records every run of planned cells, of data that need not be here.
+
+    `scores` gives the mean score of a cell's seed; its test episodes lie one point above and below.
+    """
+    for cell in cells:
+        cell = replace(cell, task=replace(cell.task, sha256=cell.task.sha256 or "ab" * 32))
+        for run in cell.runs():
+            n = cell.protocol["episodes"]
+            around = np.where(np.arange(n) % 2, 1.0, -1.0) * (n > 1)
+            rows = episodes(n, update=run.n_updates, score=scores(cell, run.seed) + around)
+            store.append(run, rows, provenance(entry=cell.entry, tuning=cell.tuning))

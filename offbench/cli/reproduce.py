@@ -1,0 +1,207 @@
+"""`offbench reproduce TABLE`: a published table's runs planned, run, and compared with what is published."""
+
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from offbench.cli.console import make_console, plural, print_list, print_table
+from offbench.errors import UserError
+from offbench.io import atomic_write, slug
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+    from offbench.bench.cells import Cell
+    from offbench.bench.reproduce import Reproduction
+    from offbench.results.leaderboard import Board
+    from offbench.results.store import Store
+
+
+def reproduce(args: Sequence[str], *, run: bool) -> int:
+    """Prints the plan of a published table, with `run` runs what is missing, and compares what is recorded.
+
+    Without a table, lists those there are.
+    """
+    from offbench.bench.reproduce import reproduction
+    from offbench.results.store import Store
+
+    names = [arg for arg in args if "=" not in arg]
+    if len(names) > 1:
+        raise UserError(f"one table at a time: {', '.join(names)}")
+    if not names:
+        if args:
+            raise UserError(f"{args[0]}: name a table first; `offbench reproduce` lists them")
+        print_list(_tables())
+        return 0
+    console = make_console()
+    wanted = reproduction(names[0], [arg for arg in args if "=" in arg])
+    _say(wanted, console)
+    store, failures = Store(Path(wanted.plans[0].settings.results)), []
+    if run:
+        failures = _run(wanted, store, console)
+    else:
+        _print_plan(wanted, store, args, console)
+    if (board := _our_board(wanted, store)) is not None:
+        _compare(wanted, board, store, console)
+    return 1 if failures else 0
+
+
+def _tables() -> list[tuple[str, str]]:
+    from offbench.bench.reproduce import table_names
+    from offbench.results.published import published_sources
+
+    sources = published_sources()
+    return [
+        (
+            name,
+            f"{plural(len(rows), 'cell')}, {plural(rows['task'].nunique(), 'task')}:"
+            f" {sources[rows['source'].iloc[0]].citation}",
+        )
+        for name, rows in table_names()
+    ]
+
+
+def _say(wanted: "Reproduction", console: "Console") -> None:
+    """The source, what is planned of it, what cannot be, and whatever is not its protocol."""
+    from offbench.bench.reproduce import reasons
+
+    say = lambda text: console.print(text, soft_wrap=True, markup=False)
+    about = [wanted.name, wanted.source.citation, wanted.source.words]
+    say(": ".join(dict.fromkeys(about)))
+    cells, scores = len(wanted.cells), len(wanted.table)
+    say(
+        f"{plural(scores, 'published score')}, {len(wanted.rows)} of them of {plural(cells, 'cell')} that can be run here"
+    )
+    for line in reasons(wanted):
+        say(f"  cannot be run: {line}")
+    for line in wanted.assumed:
+        say(f"  assumed: {line}")
+    if wanted.changed:
+        say(f"  changed by you, so not the published settings: {' '.join(wanted.changed)}")
+
+
+def _print_plan(
+    wanted: "Reproduction", store: "Store", args: Sequence[str], console: "Console"
+) -> None:
+    """The plan of each suite that has runs to do, as `offbench plan` prints it, and how to run them."""
+    from offbench.cli.describe import say_protocol
+    from offbench.cli.plan import print_runs
+
+    recorded = set(_recorded(wanted, store)["run_id"])
+    todo = False
+    for part in wanted.plans:
+        ours = {run.run_id for cell in _on_recorded_data(part.cells, store) for run in cell.runs()}
+        if ours <= recorded:
+            console.print(f"{part.name}: {plural(len(ours), 'run')}, all recorded", markup=False)
+            continue
+        todo = True
+        say_protocol(replace(part, named=True), console)
+        print_runs(part, console)
+    if todo:
+        again = shlex.join(["offbench", "reproduce", *args, "--run"])
+        console.print(f"run it: {again}", soft_wrap=True, markup=False)
+
+
+def _run(wanted: "Reproduction", store: "Store", console: "Console") -> list[str]:
+    """Runs what is missing, suite by suite; returns the failures."""
+    from offbench.cli.bench import run_missing
+
+    failures: list[str] = []
+    for i, part in enumerate(wanted.plans):
+        done, _, failed = run_missing(part, store, console)
+        failures += failed
+        wanted.plans[i] = done
+    # on the data that were fetched
+    fetched = {(c.entry, c.task.id): c for part in wanted.plans for c in part.cells}
+    wanted.cells = {k: fetched[c.entry, c.task.id] for k, c in wanted.cells.items()}
+    return failures
+
+
+def _on_recorded_data(cells: "Iterable[Cell]", store: "Store") -> "list[Cell]":
+    """Cells whose data are not here, as run on the data of their records."""
+    from offbench.cli.board import on_recorded_data
+
+    recorded = store.runs()
+    return [on_recorded_data(cell, recorded) for cell in cells]
+
+
+def _recorded(wanted: "Reproduction", store: "Store") -> "pd.DataFrame":
+    """The records of the planned runs, under the label that they have in this plan."""
+    cells = _on_recorded_data(wanted.cells.values(), store)
+    labels = {run.run_id: cell.entry for cell in cells for run in cell.runs()}
+    runs = store.runs()
+    runs = runs[runs["run_id"].isin(list(labels))]
+    return runs.assign(entry=runs["run_id"].map(labels))
+
+
+def _our_board(wanted: "Reproduction", store: "Store") -> "Board | None":
+    """A board of the planned runs alone; None where none is recorded."""
+    from offbench.results.leaderboard import Asked, leaderboard
+
+    runs = _recorded(wanted, store)
+    if runs.empty:
+        return None
+    episodes = store.episodes(run_id=list(runs["run_id"]))
+    labels = dict(zip(runs["run_id"], runs["entry"]))
+    tasks = [task for task in dict.fromkeys(wanted.rows["task"]) if task in set(runs["task"])]
+    unscaled = {c.task.id for c in wanted.cells.values() if not c.task.scaled}
+    return leaderboard(
+        episodes.assign(entry=episodes["run_id"].map(labels)),
+        runs,
+        tasks,
+        asked=Asked(unscaled=unscaled & set(tasks)),
+    )
+
+
+def _compare(wanted: "Reproduction", board: "Board", store: "Store", console: "Console") -> None:
+    """Prints and writes ours next to the published scores, with a verdict per cell and one over all."""
+    from offbench.results.published_table import compared, known_reasons
+    from offbench.results.reproduction import conclusion, verdicts
+
+    labels = {key: cell.entry for key, cell in wanted.cells.items()}
+    planned = {key: len(cell.seeds) for key, cell in wanted.cells.items()}
+    table = compared(board, wanted.rows, labels)
+    found = verdicts(table, planned)
+    rows = [
+        (
+            row.task,
+            row.method,
+            _spelt(row.score, row.low, row.high),
+            _spelt(row.ours, row.ours_low, row.ours_high),
+            _spelt(row.difference, row.difference_low, row.difference_high, sign="+"),
+            said,
+        )
+        for row, said in zip(table.itertuples(), found)
+    ]
+    header = ("task", "method", "published", "ours", "difference", "verdict")
+    print_table(console, rows, header=header, whole=(0, 2, 3, 4))
+    say = lambda text: console.print(text, soft_wrap=True, markup=False)
+    labelled = [labels[key] for key in zip(table["entry"], table["task"])]
+    if reasons := known_reasons(table.assign(entry=labelled), board):
+        say(reasons)
+    say(conclusion(table, found))
+    if wanted.changed:
+        say(f"No test of what is published: {' '.join(wanted.changed)} changed by you.")
+    path = Path(store.root) / "reproduce" / f"{slug(Path(wanted.name).stem)}.csv"
+    _write(path, table.assign(verdict=found))
+    say(f"written: {path}")
+
+
+def _write(path: Path, table: "pd.DataFrame") -> None:
+    try:
+        atomic_write(
+            path, table.drop(columns=["misses"]).to_csv(index=False, float_format="%.6g").encode()
+        )
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _spelt(point: float, low: float, high: float, *, sign: str = "") -> str:
+    """`67.5 [60.6, 74.5]`, `--` for nan."""
+    if point != point:
+        return "--"
+    bounds = "" if low != low else f" [{low:{sign}.1f}, {high:{sign}.1f}]"
+    return f"{point:{sign}.1f}{bounds}"
