@@ -260,7 +260,7 @@ def training(out: Path, sizes: Sizes, save: Save, until: float) -> None:
         "method": name,
         "hidden": sizes.hidden,
         "seeds": sizes.train_seeds,
-        "engine": chosen,
+        "engine": str(chosen),
         "rows": sizes.episodes * SPEC.max_episode_steps,
         "setup_s": time.perf_counter() - start,
     }

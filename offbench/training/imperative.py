@@ -28,11 +28,10 @@ from torch.func import vmap
 from offbench import rng
 from offbench.data.pipeline import Pipeline
 from offbench.errors import UserError
-from offbench.training.engine import BLOCK
+from offbench.training.engine import BLOCK, Ran
 from offbench.training.step import Carry, make_draw, to_device
 from offbench.types import Batch, Metrics, Policy, Spec, TimeStep
 
-NAME = "imperative, one seed at a time"
 # parameters that are not hyper-parameters
 GIVEN = ("obs_dim", "action_dim", "device", "gamma")
 
@@ -187,7 +186,7 @@ class Imperative:
 class ImperativeEngine:
     """Trains the seeds of a PyTorch class one after another, step by step.
 
-    `name` is the backend in records, with the reason where objects cannot be pickled for checkpoints.
+    `ran` has a note where objects cannot be pickled for checkpoints.
     """
 
     def __init__(
@@ -215,12 +214,13 @@ class ImperativeEngine:
             self._members = [
                 method.member(k, spec, device, v or None) for k, v in zip(keys, each, strict=True)
             ]
-        self.name = NAME
+        self.ran = Ran("imperative, one seed at a time")
         try:
             pickle.dumps(self._members)
         # pickling an attribute can raise anything
         except Exception as error:
-            self.name += f" (no checkpoints: {type(error).__name__}: {error})"
+            why = f"no checkpoints: {type(error).__name__}: {error}"
+            self.ran = self.ran._replace(notes=(why,))
 
     def run(self, n: int) -> Metrics:
         """n steps of every seed. Returns the metrics last reported, each (N,), or nan."""

@@ -16,14 +16,20 @@ import pytest
 import yaml
 from support.paths import ROOT
 
+from offbench.bench.executors import Event
 from offbench.bench.hydra import options
+from offbench.bench.plan import plan
+from offbench.bench.recording import Outcome
+from offbench.bench.stacks import Pack
 from offbench.cli import main
+from offbench.cli.bench import _finished
 from offbench.cli.listing import _parity, _updates
 from offbench.data.replay import episode_returns
 from offbench.errors import UserError
 from offbench.tasks.doctor import DataWarning
 from offbench.tasks.loading import check_file, load_data
 from offbench.tasks.locate import load_task
+from offbench.training.engine import Ran
 
 HOPPER = "offbench/hopper/medium-replay-v0"
 TINY = [f"task={HOPPER}", "n_updates=20", "eval.episodes=1", "method.hidden=[8]"]
@@ -64,6 +70,17 @@ def test_make_bench_turns_data_into_a_board_and_a_second_run_trains_nothing(tmp_
         and frame["stream"].tolist() == ["test"]
         and frame["update"].tolist() == [20]
     )
+
+
+def test_a_finished_run_names_its_backend_where_it_has_notes():
+    """The notes are a field: brackets in a name say nothing."""
+    (cell,) = plan(["method=bc", *TINY], bench=False).cells
+    part, outcome = Pack((cell,)), Outcome(cell, {0: 12.5}, {}, {}, 1.0, Ran("eager (quick)"), {})
+    (line,) = _finished(part, Event(0, "done", 1.0, (outcome,)))
+    assert "12.5" in line and "eager" not in line
+    refused = outcome._replace(backend=Ran("eager", ("compile failed: RuntimeError",)))
+    (line,) = _finished(part, Event(0, "done", 1.0, (refused,)))
+    assert "eager (compile failed: RuntimeError)" in line
 
 
 @pytest.mark.slow
