@@ -307,9 +307,9 @@ def refused(args: list[str], capsys, results: Path | None = None) -> str:
             "fraction must be in (0, 1]",
         ),
         (["board", "results={tmp}/none"], "nothing recorded for quick"),
-        (["run", "method._target_=foo", *TINY], "unknown object in _target_=foo"),
+        (["run", "method._target_=foo", *TINY], "_target_=foo: a dotted path is needed"),
         # read from their source as settings are, and no methods
-        (["run", "method._target_=offbench.nn.optim.Adam", *TINY], "Adam has no train_step"),
+        (["run", "method._target_=offbench.nn.optim.Adam", *TINY], "Adam has no update and no act"),
         (["run", "method._target_=offbench.types.Spec", *TINY], "Spec has no train_step"),
     ],
 )
