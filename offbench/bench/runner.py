@@ -230,13 +230,12 @@ class PackRun:
         return evaluate(
             self.policy,
             state,
-            task=self.cell.task,
+            self.pool,
             seeds=seeds,
             episodes=episodes,
             stream=stream,
             update=update,
             n_envs=self.cell.protocol["envs"],
-            pool=self.pool,
         )
 
     def _frames(self) -> "list[pd.DataFrame]":

@@ -21,7 +21,7 @@ from offbench.errors import UserError
 from offbench.speed import benchmark as speed
 from offbench.speed import contenders, cost, table
 from offbench.speed import reference_loops as plain
-from offbench.speed.benchmark import CONTENDERS, main, measure
+from offbench.speed.benchmark import CONTENDERS, main
 from offbench.speed.contenders import (
     SPEC,
     YARDSTICKS,
@@ -39,21 +39,28 @@ from offbench.testing.contract import fake_batch
 from offbench.training.engine import BLOCK
 from offbench.training.step import Draw, Step, initial_carry, make_step
 
+SHAPE = ("hidden", "batch_size", "device", "episodes")
 TINY = {"hidden": ((8,),), "batch_size": 8, "seconds": 0.02}
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def little_work(monkeypatch):
-    monkeypatch.setattr(speed, "N_EPISODES", 2)
+    monkeypatch.setattr(contenders, "N_EPISODES", 2)
     for name in ("matmul_ceiling", "copy_ceiling", "products_ceiling"):
         monkeypatch.setattr(speed, name, lambda *a, **k: 1e12)
+
+
+def measure(methods=("bc",), *, entries=None, **options) -> Result:
+    """The measured rows of some methods in cells of their own."""
+    shape = {k: options.pop(k) for k in SHAPE if k in options}
+    return speed.measure(contenders.cells(methods, **shape), entries, **options)
 
 
 @pytest.fixture(scope="module")
 def result():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speed, "N_EPISODES", 2)
+        patch.setattr(contenders, "N_EPISODES", 2)
         patch.setattr(
             cost, "best_seconds", lambda *a, **k: best_seconds(*a, seconds=0.002, rounds=2)
         )
@@ -320,10 +327,12 @@ def test_the_time_left_is_that_of_the_parts_that_are_left(monkeypatch):
         ({"entries": [Entry("captured")]}, "needs a CUDA device"),
         ({"entries": [Entry("eager", 0)]}, "positive"),
         ({"seconds": 0}, "positive"),
+        ({"batch_size": 0}, "positive"),
+        ({"methods": []}, "needs a method"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_measured(arguments, words, monkeypatch):
-    monkeypatch.setattr(speed, "random_data", lambda *a: pytest.fail("measured"))
+    monkeypatch.setattr(speed, "plain_loop", lambda *a: pytest.fail("measured"))
     with pytest.raises(UserError, match=words):
         measure(**(TINY | arguments))
 
@@ -428,7 +437,8 @@ def test_an_empty_result_is_written_too(tmp_path):
 @pytest.fixture
 def seen(monkeypatch, result):
     found = {}
-    monkeypatch.setattr(speed, "measure", lambda **options: (found.update(options), result)[1])
+    monkeypatch.setattr(speed, "cells", lambda **shape: found.update(shape))
+    monkeypatch.setattr(speed, "measure", lambda _, **more: (found.update(more), result)[1])
     return found
 
 
