@@ -5,8 +5,10 @@ record that was damaged. It carries one clear line; the command line prints that
 with status 2, without a traceback. Anything else that is raised is a defect of the package.
 """
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
 
 # a suite may have hundreds of tasks; a line of choices must stay readable
 _SHOWN = 12
@@ -50,3 +52,18 @@ def unknown(kind: str, value: object, choices: Iterable[object]) -> UserError:
     "unknown method 'iqll': did you mean 'iql'? (choices: bc, iql)"
     """
     return UserError(f"unknown {kind} {str(value)!r}: {nearest(value, choices)}")
+
+
+@contextlib.contextmanager
+def calling(what: str) -> Iterator[None]:
+    """Turns an error of a user's code, run inside the block, into a UserError with its file and line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        words = " ".join(str(error).split())
+        raise UserError(
+            f"{what} raised {type(error).__name__}: {words} ({at.filename}:{at.lineno})"
+        ) from error

@@ -149,16 +149,17 @@ def make_policy(method: Method | Imperative, pipeline: Pipeline, *, values: bool
 def evaluate(
     policy: Policy,
     state: Any,
-    task: Task,
+    task: Task | EnvPool,
     *,
     seeds: Sequence[int],
     episodes: int,
     stream: "Stream" = "test",
     update: int = 0,
     n_envs: int = 5,
-    pool: EnvPool | None = None,
 ) -> "pd.DataFrame":
     """Plays `episodes` episodes with each stacked state; `seeds` are those of the stack's members.
+
+    An `EnvPool` of the task keeps its environments for the next evaluation.
 
     `n_envs` environments per seed step together, with one forward pass for all. Episode i of a
     goal-conditioned task plays task_ids[i % len]. Returns one row per (member, episode), with
@@ -173,7 +174,7 @@ def evaluate(
     discount. `discounted_return` has no bootstrap: of a `truncated` episode, gamma ** length times the value
     of its last observation is missing.
     """
-    pool = pool or EnvPool(task)
+    pool = task if isinstance(task, EnvPool) else EnvPool(task)
     device = next(iter(torch.utils._pytree.tree_leaves(state))).device
     run = _Episodes(pool, policy, list(seeds), episodes, min(n_envs, episodes), stream, device)
     memory = policy.init(run.n_seeds, run.n_envs)

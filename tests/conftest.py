@@ -1,12 +1,18 @@
 """Shared by all tests: one thread, every shipped method as a parameter, small fake data."""
 
+import gc
+
 import pytest
 import torch
 from support.shipped import shipped_methods
 
+from offbench.tasks import cache
 from offbench.testing.contract import fake_data, sized
 
 torch.set_num_threads(1)
+# tracing allocates so many objects that collecting among all that is imported took a fifth of its time
+gc.freeze()
+gc.set_threshold(100_000, 20, 20)
 
 
 # One of each kind for `make test`: one step, two minibatches, chunks, a sequence model, discrete actions.
@@ -35,7 +41,8 @@ def data64():
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """Nothing is read from, or left in, the cache of whoever runs the tests."""
+    """Nothing is read from, or left in, the cache of whoever runs the tests; it keeps small sets, too."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(cache.cached.__kwdefaults__, "min_rows", 10_000)
         patch.setenv("OFFBENCH_DATA", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -214,6 +214,43 @@ def test_no_function_is_written_twice():
     assert not copies, f"written more than once: {copies}"
 
 
+MOST_LINES, MOST_ARGUMENTS = 60, 8
+# with more arguments than that, and why
+WIDE = {
+    # settings of a public call: keyword-only, each with its default, type and name on the command line;
+    # a bag of them would hide them from `help` and let a misspelt one pass
+    "training/loop train",
+    "tasks/custom own_task",
+    # an operator of torch takes flat lists and numbers, and so do its rules and what replaces it
+    *(f"nn/optim {name}" for name in ("adam_", "_adam", "_", "adam_formula")),
+}
+
+
+def large_functions(trees: dict[str, ast.Module]) -> tuple[set[str], set[str]]:
+    """Functions that are too long, and those with too many arguments, constructors excepted."""
+    long, wide = set(), set()
+    for name, tree in trees.items():
+        for node in ast.walk(tree):
+            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            given = node.args
+            names = [a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+            names += [a.arg for a in (given.vararg, given.kwarg) if a is not None]
+            if node.end_lineno - node.lineno + 1 > MOST_LINES:
+                long.add(f"{name} {node.name}")
+            if len(names) - (names[:1] in (["self"], ["cls"])) > MOST_ARGUMENTS:
+                wide |= {f"{name} {node.name}"} if node.name != "__init__" else set()
+    return long, wide
+
+
+def test_a_function_is_read_in_one_sitting():
+    long, wide = large_functions(TREES)
+    assert not long, f"longer than {MOST_LINES} lines: {long}"
+    assert wide == WIDE, (
+        f"more than {MOST_ARGUMENTS} arguments: {wide - WIDE}; no longer: {WIDE - wide}"
+    )
+
+
 def test_a_borrowed_generator_is_always_put_back():
     for name, allowed in MAY_SET_GLOBALS.items():
         if allowed >= _BORROWED:
@@ -237,6 +274,14 @@ def test_the_rules_above_can_fail():
         + "    x += 1\n" * 10
     )
     assert [len(v) for v in functions({"a": twice}).values()] == [2]
+    eight = "a, b, c, d, e, *f, g, **h"
+    large = ast.parse(
+        "def long():\n"
+        + "    pass\n" * 60
+        + f"def wide({eight}, i=0): ...\n".replace("**h, i=0", "i=0, **h")
+        + f"class C:\n    def fits(self, {eight}): ...\n    def __init__(self, x, y, {eight}): ...\n"
+    )
+    assert large_functions({"a": large}) == ({"a long"}, {"a wide"})
 
 
 def in_a_new_process(code: str) -> str:

@@ -1,8 +1,10 @@
 """A method from outside, as its page shows it, word for word: a package found by its entry point, and
 a file in the working directory."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ TINY = [
     "n_updates=20",
     "eval.episodes=1",
     "jobs=1",
+    "engine=vmap",
 ]
 
 
@@ -42,56 +45,68 @@ def write_package(root: Path) -> None:
         (root / path).write_text(block)
 
 
-def install(root: Path, site: Path) -> dict[str, str]:
-    """A package installed by pip into a folder of its own; the environment that sees it."""
+def install(root: Path, site: Path) -> None:
+    """Installs a package with pip into a folder of its own."""
     options = ["-q", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(site)]
     command = [sys.executable, "-m", "pip", "install", *options, str(root)]
     subprocess.run(command, check=True, capture_output=True)
-    path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> dict[str, str]:
+def site(tmp_path_factory) -> Path:
+    """A folder of packages with the one of the page in it."""
     write_package(root := tmp_path_factory.mktemp("plugin"))
-    return install(root, tmp_path_factory.mktemp("site"))
+    install(root, site := tmp_path_factory.mktemp("site"))
+    return site
 
 
-def offbench(env: dict[str, str], *args: str, **more) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "offbench.cli", *args]
-    return subprocess.run(command, env=env, capture_output=True, text=True, **more)
+COMMANDS = """
+import contextlib, io, json, sys
+from offbench.cli import main
+
+for command in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = main(command)
+    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+"""
 
 
-def test_an_installed_method_is_listed_checked_and_benchmarked(installed, tmp_path):
-    listed = offbench(installed, "list", "methods")
-    assert "robust_bc" in listed.stdout and "outside offbench" in listed.stdout, listed.stderr
+def offbench(site: Path, *commands: list[str]) -> list[tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of each command, in one process that sees the folder's packages."""
+    path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", COMMANDS, json.dumps(commands)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
-    checked = offbench(installed, "check", "method=robust_bc", "method.hidden=[16]")
-    assert checked.returncode == 0, checked.stdout + checked.stderr
 
-    ran = offbench(
-        installed, "run", "method=robust_bc", "method.delta=0.5", *TINY, f"results={tmp_path}"
+def test_an_installed_method_is_listed_checked_and_benchmarked(site, tmp_path):
+    results = f"results={tmp_path}"
+    listed, misspelt, checked, ran = offbench(
+        site,
+        ["list", "methods"],
+        ["run", "method=robust_bc", "method.dleta=0.5", *TINY, results],
+        ["check", "method=robust_bc", "method.hidden=[16]"],
+        ["run", "method=robust_bc", "method.delta=0.5", *TINY, results],
     )
-    assert ran.returncode == 0 and "robust_bc(delta=0.5)" in ran.stdout, ran.stdout + ran.stderr
+    assert "robust_bc" in listed[1] and "outside offbench" in listed[1], listed
+    assert misspelt[0] == 2 and "did you mean 'method.delta'" in misspelt[2]
+    assert checked[0] == 0, checked
+    assert ran[0] == 0 and "robust_bc(delta=0.5)" in ran[1], ran
+    # of the last command alone
+    assert "2 runs, 0 recorded, 2 to do" in ran[1]
     assert len(list(tmp_path.glob("runs/**/*.parquet"))) == 2
 
 
-def test_a_misspelt_setting_of_an_installed_method_is_refused(installed, tmp_path):
-    ran = offbench(
-        installed, "run", "method=robust_bc", "method.dleta=0.5", *TINY, f"results={tmp_path}"
-    )
-    assert ran.returncode == 2 and "did you mean 'method.delta'" in ran.stderr
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_yaml_with_a_comment_above_its_header_is_refused_in_one_line(tmp_path):
+def test_a_yaml_with_a_comment_above_its_header_is_refused_in_one_line(site, tmp_path):
     """Hydra reads the header up to the first other comment: the method would lie below method.method."""
-    write_package(root := tmp_path / "plugin")
-    config = root / "robust_bc/conf/method/robust_bc.yaml"
+    shutil.copytree(site, tmp_path / "site")
+    config = tmp_path / "site/robust_bc/conf/method/robust_bc.yaml"
     config.write_text("# mine\n" + config.read_text())
-    ran = offbench(install(root, tmp_path / "site"), "plan", "method=robust_bc", *TINY)
-    assert ran.returncode == 2 and ran.stderr.count("\n") == 1
-    assert "conf/method/robust_bc.yaml: the first line must be '# @package _global_'" in ran.stderr
+    ((code, _, error),) = offbench(tmp_path / "site", ["plan", "method=robust_bc", *TINY])
+    assert code == 2 and error.count("\n") == 1
+    assert "conf/method/robust_bc.yaml: the first line must be '# @package _global_'" in error
 
 
 @pytest.fixture

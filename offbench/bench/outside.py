@@ -36,7 +36,6 @@ def evaluate_policy(
     *,
     entry: str,
     version: str,
-    seeds: Sequence[int] | None = None,
     episodes: int | None = None,
     suite: str | None = None,
     results: str = "results",
@@ -56,7 +55,7 @@ def evaluate_policy(
     actions of another shape or not finite.
     """
     task = load_task(task) if isinstance(task, str) else task
-    acts = _by_seed(act, seeds)
+    acts = _by_seed(act)
     if actions not in ("env", "unit"):
         raise UserError(f"actions={actions!r} must be 'env' or 'unit'")
     home, protocol = protocol_of(task, suite, episodes)
@@ -70,11 +69,10 @@ def evaluate_policy(
         rows = evaluate(
             _policy(list(acts.values()), pool.take(1)[0], entry, in_unit=actions == "unit"),
             torch.zeros(len(acts), 1),
-            task,
+            pool,
             seeds=list(acts),
             episodes=protocol["episodes"],
             n_envs=protocol["envs"],
-            pool=pool,
         )
     finally:
         pool.close()
@@ -101,17 +99,9 @@ def _spec(task: Task, home: Mapping, protocol: Mapping, known: Mapping, seed: in
     )
 
 
-def _by_seed(act: Act | Mapping[int, Act], seeds: Sequence[int] | None) -> dict[int, Act]:
+def _by_seed(act: Act | Mapping[int, Act]) -> dict[int, Act]:
     """Seed -> its policy. One policy under several seeds would be one result counted often."""
-    if not isinstance(act, Mapping):
-        if seeds is not None and len(seeds) != 1:
-            raise UserError(
-                f"seeds={list(seeds)}: one policy is one training seed; pass {{seed: act}}"
-            )
-        act = {(seeds or [0])[0]: act}
-    if absent := [s for s in seeds or () if s not in act]:
-        raise UserError(f"seeds={list(seeds or ())}: there is no policy for seed {absent[0]}")
-    acts = {seed: act[seed] for seed in (seeds or act)}
+    acts = dict(act) if isinstance(act, Mapping) else {0: act}
     if not acts or len({id(f) for f in acts.values()}) < len(acts):
         raise UserError(
             f"seeds {list(acts)} have {len({id(f) for f in acts.values()})} policies: one for each is needed"

@@ -45,7 +45,7 @@ from offbench.bench.suites import (
 from offbench.bench.targets import is_written, locate, name_of
 from offbench.bench.tuning import changes, describe_tuning
 from offbench.bench.values import build_settings, coerce, nest
-from offbench.errors import UserError, unknown
+from offbench.errors import UserError, calling, unknown
 from offbench.tasks.locate import load_task, read_by
 from offbench.tasks.task import Loader, Task
 
@@ -308,7 +308,8 @@ def _cell(
     hparams = own.typed("method")
     if _needs_check(own) and not is_written(target):
         # constructors check ranges; here before anything is downloaded
-        instance = locate(target)(**hparams)
+        with calling(f"{target}.__init__"):
+            instance = locate(target)(**hparams)
         if wrapper := own.values["weight._target_"]:
             locate(wrapper)(method=instance, **own.typed("weight"))
     monitor_at = settings.eval.monitor_at or ()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from offbench.data.pipeline import Pipeline
+    from offbench.training.engine import Ran
 
 # a mean Q above this many times the largest possible return counts as diverged
 TOO_FAR = 10
@@ -32,8 +33,7 @@ class Outcome(NamedTuple):
     # seed -> remark on its score
     remarks: dict[int, str]
     wall_s: float
-    # which engine ran, with the reason where a faster one was refused
-    backend: str
+    backend: "Ran"
     # seed -> action error on held-out episodes, where any were held out
     errors: dict[int, float]
     # note on the whole stack
@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
 class Trained(NamedTuple):
     """A trained stack with its curves and episodes; lists have one value per member."""
 
-    backend: str
+    backend: "Ran"
     device: str
     # whether a parameter is not finite
     broken: list[bool]
@@ -102,7 +102,7 @@ def record(
             cell,
             settings,
             trained.device,
-            trained.backend,
+            str(trained.backend),
             len(pack.members),
             trained.wall_s,
             trained.train_s,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from offbench.rollout import EnvPool
+    from offbench.training.engine import Ran
     from offbench.training.loop import Point
     from offbench.training.step import Carry
 
@@ -174,7 +175,7 @@ class PackRun:
     def _points(self, carry: "Carry | None") -> "Iterator[Point]":
         """The points of training; saves checkpoints."""
         from offbench.training import checkpoint
-        from offbench.training.imperative import NAME, Imperative
+        from offbench.training.imperative import Imperative
         from offbench.training.loop import train
 
         n, settings = self.cell.n_updates, self.settings
@@ -194,7 +195,8 @@ class PackRun:
             resume=carry,
         ):
             yield point
-            resumable = not isinstance(self.method, Imperative) or point.backend == NAME
+            # a note on a PyTorch class says that its objects cannot be pickled
+            resumable = not (isinstance(self.method, Imperative) and point.backend.notes)
             if resumable and time.perf_counter() - saved > 60 * settings.checkpoint_minutes:
                 replace(self.progress, frames=self._frames()).save(self.checkpoint)
                 checkpoint.save(point.carry, self.checkpoint)
@@ -228,13 +230,12 @@ class PackRun:
         return evaluate(
             self.policy,
             state,
-            task=self.cell.task,
+            self.pool,
             seeds=seeds,
             episodes=episodes,
             stream=stream,
             update=update,
             n_envs=self.cell.protocol["envs"],
-            pool=self.pool,
         )
 
     def _frames(self) -> "list[pd.DataFrame]":
@@ -252,7 +253,7 @@ class PackRun:
         return [test.assign(member=test["member"].map(dict(enumerate(finite))))]
 
     def record(
-        self, final: "Carry", backend: str, broken: list[bool], frames: "list[pd.DataFrame]"
+        self, final: "Carry", backend: "Ran", broken: list[bool], frames: "list[pd.DataFrame]"
     ) -> list[Outcome]:
         """Records every run; keeps its policy or training state as set by `keep`."""
         from offbench.bench import kept

@@ -1,6 +1,6 @@
 """Resolves `_target_` paths and names of views, samplers and weights; reads their parameters."""
 
-import importlib
+import importlib.util
 import inspect
 import types
 from collections.abc import Mapping
@@ -8,23 +8,35 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from offbench.bench.signatures import SET_BY_ENGINE, read_parameters
-from offbench.errors import UserError, unknown
+from offbench.errors import UserError, calling, unknown
 
 
 def locate(target: str) -> Any:
-    """The object at a dotted path. Raises UserError naming the part that is not there."""
-    module_name, _, name = target.rpartition(".")
+    """The class or function at a dotted path. Raises UserError naming the part that is not there."""
+    module_name, _, name = str(target).rpartition(".")
+    if not module_name:
+        raise UserError(f"_target_={target}: a dotted path is needed, such as package.module.Class")
     try:
-        module = importlib.import_module(module_name) if module_name else None
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"_target_={target}: no module named {error.name!r} (is the package on the path?)"
-        ) from None
-    if module is None or not hasattr(module, name):
-        names = [n for n in dir(module) if not n.startswith("_")] if module else []
+        with calling(f"_target_={target}: import {module_name}"):
+            module = importlib.import_module(module_name)
+    except UserError as error:
+        if isinstance(error.__cause__, ModuleNotFoundError):
+            absent = error.__cause__.name
+            raise UserError(
+                f"_target_={target}: no module named {absent!r} (is the package on the path?)"
+            ) from None
+        raise
+    if hasattr(module, "__path__") and importlib.util.find_spec(target):
+        raise UserError(f"_target_={target} is a module, not a class or function")
+    if not hasattr(module, name):
+        names = [n for n in dir(module) if not n.startswith("_")]
         raise unknown(f"object in _target_={target}:", name, names)
-    if not callable(found := getattr(module, name)):
-        raise UserError(f"_target_={target} is a {type(found).__name__}, not a class or function")
+    found = getattr(module, name)
+    if not (inspect.isclass(found) or inspect.isroutine(found)):
+        kind = type(found).__name__
+        raise UserError(
+            f"_target_={target} is {'an' if kind[0] in 'aeiou' else 'a'} {kind}, not a class or function"
+        )
     return found
 
 
@@ -75,18 +87,20 @@ def is_written(target: str) -> bool:
 
 def check_method(target: str) -> None:
     """Raises UserError for a class that is neither a functional method nor a PyTorch class."""
+    target = str(target)
     # offbench's own hold the contract (tests)
     if target.startswith("offbench.methods.") and read_parameters(target) is not None:
         return
     obj = locate(target)
-    functional, written = ("init", "update", "act"), ("train_step", "act")
-    wanted = functional if hasattr(obj, "update") and not hasattr(obj, "train_step") else written
-    lacks = [name for name in wanted if not hasattr(obj, name)]
-    if inspect.isclass(obj) and lacks:
-        raise UserError(
-            f"{obj.__name__} has no {' and no '.join(lacks)}: a PyTorch class needs train_step(batch) and "
-            "act(obs), a functional method init, update and act"
-        )
+    needs = "a PyTorch class needs train_step(batch) and act(obs), a functional method init, update and act"
+    if not inspect.isclass(obj):
+        raise UserError(f"method._target_={target} is a function, not a class: {needs}")
+    kinds = [("init", "update", "act"), ("train_step", "act")][hasattr(obj, "train_step") :]
+    absent = [[name for name in kind if not hasattr(obj, name)] for kind in kinds]
+    if lacks := min(absent, key=len):
+        raise UserError(f"{obj.__name__} has no {' and no '.join(lacks)}: {needs}")
+    if inspect.isabstract(obj) or getattr(obj, "_is_protocol", False):
+        raise UserError(f"{obj.__name__} is an abstract class: name one that defines all it needs")
 
 
 def parameters(target: Any) -> dict[str, tuple[Any, Any]]:

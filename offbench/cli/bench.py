@@ -172,7 +172,7 @@ def _finished(part: "Pack", event: "Event") -> list[str]:
     for o in event.outcomes:
         scores = " ".join(f"{s:.1f}" for s in o.scores.values())
         tail = f" [red]{len(o.failed)} diverged[/]" if o.failed else ""
-        engine = f" [yellow]{escape(o.backend)}[/]" if "(" in o.backend else ""  # one was refused
+        engine = f" [yellow]{escape(str(o.backend))}[/]" if o.backend.notes else ""
         if not o.cell.protocol["episodes"]:
             errors = " ".join(f"{x:.3g}" for x in o.errors.values())
             scores = f"held-out action error {errors}" if errors else ""

@@ -7,8 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
-# a recorded action at the bound has no finite pre-image
-_EDGE = 1 - 1e-6
 
 
 def gaussian_log_prob(mean: Tensor, log_std: Tensor, x: Tensor) -> Tensor:
@@ -26,12 +24,6 @@ def tanh_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[
     u = mean + log_std.exp() * noise
     log_prob = -(0.5 * torch.square(noise) + log_std + _LOG_SQRT_2PI).sum(-1)
     return u.tanh(), log_prob - _log_slope(u).sum(-1)
-
-
-def tanh_gaussian_log_prob(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
-    """Log density of actions in [-1, 1], clipped to the open interval: (..., A) -> (...)."""
-    u = torch.atanh(action.clamp(-_EDGE, _EDGE))
-    return gaussian_log_prob(mean, log_std, u) - _log_slope(u).sum(-1)
 
 
 def _log_slope(u: Tensor) -> Tensor:

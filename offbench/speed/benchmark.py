@@ -27,11 +27,10 @@ from offbench.speed.contenders import (
     Contender,
     Entry,
     Peer,
+    cells,
     default_entries,
     is_of_engine,
     product,
-    random_data,
-    shipped,
 )
 from offbench.speed.cost import copy_ceiling, cost, matmul_ceiling, products_ceiling
 from offbench.speed.reference_loops import PLAIN as CONTENDERS
@@ -40,33 +39,24 @@ from offbench.speed.table import COLUMNS, Result, note, to_rich, write
 from offbench.training.engine import Precision, candidates
 from offbench.training.step import n_minibatches
 
-N_EPISODES = 100  # of 1000 steps
 ROUNDS = 5
 
 
 def measure(
-    methods: Sequence[str] = tuple(CONTENDERS),
-    *,
+    cells: Sequence[Cell],
     entries: Sequence[Entry] | None = None,
-    hidden: Sequence[Sequence[int]] = ((64, 64), (256, 256)),
-    batch_size: int = 256,
-    device: torch.device | str = "cpu",
+    *,
     seconds: float = 3.0,
-    episodes: int = 0,
     peer: "Peer | None" = None,
     until: float = float("inf"),
     say: Callable[[str], None] = lambda line: None,
 ) -> Result:
-    """Times every entry, for each method and network; an update is a minibatch, so TD3+BC's step is two.
+    """Times every entry in each cell; an update is a minibatch, so TD3+BC's step is two.
 
     Args:
-        methods: names of the shipped methods.
+        cells: the methods and networks, see `cells`.
         entries: backends, numbers of stacked seeds and precisions; None: those usual on the device.
-        hidden: for each network the widths of its hidden layers.
-        batch_size: rows of a minibatch.
-        device: where the data and the networks are.
         seconds: timed for each row, over all its rounds.
-        episodes: of random data, each 1000 steps; 0: N_EPISODES.
         peer: a command of somebody else, measured beside each method.
         until: `time.monotonic` after which nothing more is set up.
         say: gets a line for everything that is set up and for every row that is ready.
@@ -75,29 +65,28 @@ def measure(
         The rows, and facts of the run: ceilings, `failed` (what raised) and `skipped` (for lack of time).
 
     Raises:
-        UserError: a method, backend, precision or device that is not there, a size that is not positive.
+        UserError: a backend or precision that is not there, a size that is not positive.
     """
-    device = torch.device(device)
+    if not cells:
+        raise UserError("speed needs a method and a network")
+    data, batch_size = cells[0].data, cells[0].batch_size
+    device = data.obs.device
     entries = default_entries(device) if entries is None else entries
-    _check(methods, entries, batch_size, seconds, device)
-    data = random_data(device, episodes or N_EPISODES)
+    _check(entries, seconds, device)
     # torch loads parts of itself on first use
     plain_loop(PlainBC, BC(hidden=(1,)), SPEC, data, 1)(1)
     facts = _facts(device, data, batch_size, seconds)
     result = Result([], facts)
     precisions = list(dict.fromkeys(e.precision for e in entries))
     # a plain loop is written for some methods only
-    mine = {
-        name: [e for e in entries if name in CONTENDERS or is_of_engine(e.backend)]
-        for name in methods
-    }
-    progress = _Progress(2 * len(hidden) * sum(map(len, mine.values())), say)
-    for name in methods:
-        for sizes in hidden:
-            cell = Cell(name, tuple(sizes), data, batch_size)
-            result.rows.extend(_rows(cell, mine[name], seconds, peer, until, facts, progress))
-            _take_ceilings(result, device, precisions)
-            facts["peak_rss_mb"] = _peak_memory() / 2**20
+    mine = [
+        [e for e in entries if cell.name in CONTENDERS or is_of_engine(e.backend)] for cell in cells
+    ]
+    progress = _Progress(2 * sum(map(len, mine)), say)
+    for cell, own in zip(cells, mine, strict=True):
+        result.rows.extend(_rows(cell, own, seconds, peer, until, facts, progress))
+        _take_ceilings(result, device, precisions)
+        facts["peak_rss_mb"] = _peak_memory() / 2**20
     return result
 
 
@@ -138,20 +127,7 @@ def _take_ceilings(result: Result, device: torch.device, precisions: Sequence[Pr
             row["of_copy"] = row["bytes_per_s"] / facts["copy_bytes_per_s"]
 
 
-def _check(
-    methods: Sequence[str],
-    entries: Sequence[Entry],
-    batch_size: int,
-    seconds: float,
-    device: torch.device,
-) -> None:
-    for name in methods:
-        if name not in shipped():
-            raise unknown("method", name, shipped())
-        if getattr(shipped()[name], "actions", "continuous") == "discrete":
-            raise UserError(f"speed is measured on continuous actions; {name} learns discrete ones")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda: torch finds no CUDA device here")
+def _check(entries: Sequence[Entry], seconds: float, device: torch.device) -> None:
     for entry in entries:
         if entry.backend not in BACKENDS:
             raise unknown("backend", entry.backend, BACKENDS)
@@ -161,9 +137,8 @@ def _check(
             raise UserError("backend captured needs a CUDA device")
         if is_of_engine(entry.backend):
             candidates(entry.backend, device.type)
-    sizes = [batch_size, *(e.seeds for e in entries)]
-    if not seconds > 0 or not all(isinstance(n, int) and n > 0 for n in sizes):
-        raise UserError("speed needs positive seconds, seeds and batch_size")
+    if not seconds > 0 or not all(isinstance(e.seeds, int) and e.seeds > 0 for e in entries):
+        raise UserError("speed needs positive seconds and seeds")
 
 
 def _facts(
@@ -306,7 +281,9 @@ def main(args: Sequence[str]) -> int:
     out = options.pop("out", "results/speed")
     until = time.monotonic() + 60 * _positive(options.pop("minutes", MINUTES), "minutes")
     say = partial(print, file=sys.stderr, flush=True)
-    result = measure(**_arguments(options, torch.device(device)), until=until, say=say)
+    shape = {k: options.pop(k) for k in ("methods", "hidden", "batch_size") if k in options}
+    options = _arguments(options, torch.device(device))
+    result = measure(cells(**shape, device=options.pop("device")), until=until, say=say, **options)
     console = Console(width=None if Console().is_terminal else 170, highlight=False)
     console.print(to_rich(result))
     console.print("\n" + note(result), markup=False)
@@ -322,7 +299,7 @@ def _positive(value: Any, name: str) -> float:
 
 
 def _arguments(options: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The settings of the command line as arguments of `measure`."""
+    """The settings of the command line as arguments of `measure`, and the device."""
     usual = default_entries(device)
     backends = options.pop("backends", list(dict.fromkeys(e.backend for e in usual)))
     seeds = options.pop("seeds", sorted({e.seeds for e in usual if is_of_engine(e.backend)}))

@@ -18,7 +18,7 @@ from offbench import methods as methods_package
 from offbench.data.pipeline import make_pipeline
 from offbench.data.replay import Episode, ReplayData, from_episodes
 from offbench.data.views import Chunk, NStep, Window
-from offbench.errors import UserError
+from offbench.errors import UserError, unknown
 from offbench.speed.reference_loops import PLAIN, Advance, captured_loop, plain_loop, unstacked_loop
 from offbench.training.engine import BLOCK, Backend, Engine, Precision
 from offbench.training.step import initial_carry, make_step
@@ -145,6 +145,42 @@ class Cell(NamedTuple):
             next(iter(engine.run(n).values())).tolist()
 
         return advance
+
+
+N_EPISODES = 100  # of 1000 steps
+
+
+def cells(
+    methods: Sequence[str] = tuple(PLAIN),
+    *,
+    hidden: Sequence[Sequence[int]] = ((64, 64), (256, 256)),
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    episodes: int = 0,
+) -> list[Cell]:
+    """Each of the shipped methods with each network, on one set of random data.
+
+    Args:
+        hidden: for each network the widths of its hidden layers.
+        batch_size: rows of a minibatch.
+        device: where the data and the networks are.
+        episodes: each 1000 steps; 0: N_EPISODES.
+
+    Raises:
+        UserError: a method or device that is not there, a size that is not positive.
+    """
+    device = torch.device(device)
+    for name in methods:
+        if name not in shipped():
+            raise unknown("method", name, shipped())
+        if getattr(shipped()[name], "actions", "continuous") == "discrete":
+            raise UserError(f"speed is measured on continuous actions; {name} learns discrete ones")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: torch finds no CUDA device here")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"batch_size={batch_size!r} must be a positive number of rows")
+    data = random_data(device, episodes or N_EPISODES)
+    return [Cell(name, tuple(sizes), data, batch_size) for name in methods for sizes in hidden]
 
 
 class Contender:

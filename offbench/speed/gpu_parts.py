@@ -260,7 +260,7 @@ def training(out: Path, sizes: Sizes, save: Save, until: float) -> None:
         "method": name,
         "hidden": sizes.hidden,
         "seeds": sizes.train_seeds,
-        "engine": chosen,
+        "engine": str(chosen),
         "rows": sizes.episodes * SPEC.max_episode_steps,
         "setup_s": time.perf_counter() - start,
     }
@@ -329,16 +329,14 @@ def precision(out: Path, sizes: Sizes, save: Save, until: float) -> None:
 def _measure(
     name: str, hidden: tuple[int, ...], entries: Any, sizes: Sizes, until: float
 ) -> tables.Result:
-    return benchmark.measure(
+    cells = benchmark.cells(
         [name],
         hidden=[hidden],
-        entries=entries,
         batch_size=sizes.batch_size,
         device=sizes.device,
-        seconds=sizes.seconds,
         episodes=min(100, sizes.episodes),
-        until=until,
     )
+    return benchmark.measure(cells, entries, seconds=sizes.seconds, until=until)
 
 
 def _merged(a: tables.Result, b: tables.Result) -> tables.Result:

@@ -49,22 +49,17 @@ def own_task(
     name = id or f"own/{path.stem}"
     if not path.exists():
         raise UserError(f"{name}: {path} does not exist")
-    kwargs, given = dict(env_kwargs or {}), max_episode_steps is not None
     layout = arrays.layout(path, name=name)
     meta = minari.metadata(path, name=name) if layout == "minari" else None
-    found = None if env or meta is None else meta.eval_env or meta.env
-    if found is not None:
-        env, kwargs = found.id, {**found.kwargs, **kwargs}
-        max_episode_steps = max_episode_steps or found.max_episode_steps
-    env = None if env == "none" else env
+    env, kwargs, limit = _environment(env, dict(env_kwargs or {}), max_episode_steps, meta)
     ref_min, ref_max = _references(name, ref_min, ref_max, meta)
-    if (limit := max_episode_steps) is not None and limit < 1:
+    if limit is not None and limit < 1:
         raise UserError(f"{name}: max_episode_steps={limit} must be at least 1")
     if actions not in get_args(Actions):
         raise unknown("actions", actions, get_args(Actions))
     reading = None
     if env and (layout != "minari" or limit is None):
-        reading = read_for(env, kwargs, name, limit, given, actions)
+        reading = read_for(env, kwargs, name, limit, max_episode_steps is not None, actions)
         limit = reading.max_episode_steps
     elif layout == "steps":
         reading = arrays.reading(path, name, actions=actions, n_actions=n_actions, limit=limit)
@@ -82,6 +77,16 @@ def own_task(
         terminal_inside=layout == "ogbench",
         reading=None if layout == "minari" else reading,
     )
+
+
+def _environment(
+    env: str | None, kwargs: dict[str, Any], limit: int | None, meta: minari.Metadata | None
+) -> tuple[str | None, dict[str, Any], int | None]:
+    """(id, arguments, time limit) of what is asked for, else of the metadata; no id for "none"."""
+    found = None if env or meta is None else meta.eval_env or meta.env
+    if found is None:
+        return None if env == "none" else env, kwargs, limit
+    return found.id, {**found.kwargs, **kwargs}, limit or found.max_episode_steps
 
 
 def _references(

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 from offbench.io import read_yaml, shipped
 from offbench.tasks.task import File, Task
@@ -24,16 +24,17 @@ def roots() -> list[Path]:
     return [path for path in dict.fromkeys(folders) if path.is_dir()]
 
 
-def manifests() -> Mapping[str, tuple[Path, Mapping[str, Any]]]:
-    """Every embedded set known here: id -> (root, manifest)."""
+Manifests: TypeAlias = Mapping[str, tuple[Path, Mapping[str, Any]]]
+
+
+def manifests() -> Manifests:
+    """Every embedded set known here: id -> (root, manifest). Lists the folders anew at every call."""
     files = (p for root in roots() for p in sorted(root.glob("*--*.yaml")))
     return _manifests(tuple((path, path.stat().st_mtime_ns) for path in files))
 
 
 @functools.lru_cache(maxsize=16)
-def _manifests(
-    files: tuple[tuple[Path, int], ...],
-) -> Mapping[str, tuple[Path, Mapping[str, Any]]]:
+def _manifests(files: tuple[tuple[Path, int], ...]) -> Manifests:
     found: dict[str, tuple[Path, Mapping[str, Any]]] = {}
     for path, mtime_ns in files:
         manifest = _read(path, mtime_ns)
@@ -46,9 +47,9 @@ def _read(path: Path, mtime_ns: int) -> Mapping[str, Any]:
     return MappingProxyType(read_yaml(path.read_text(encoding="utf-8")))
 
 
-def task(name: str) -> Task | None:
-    """The task of the id of an embedded set; None for an unknown one."""
-    if (found := manifests().get(name)) is None:
+def task(name: str, known: Manifests) -> Task | None:
+    """The task of the id of an embedded set, one of `known`; None for another."""
+    if (found := known.get(name)) is None:
         return None
     root, manifest = found
     score, env = manifest["score"], manifest["env"]

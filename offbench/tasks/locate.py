@@ -31,19 +31,17 @@ def load_task(task_id: str, *, loader: Loader = "offbench") -> Task:
     Nothing is downloaded: see `ready`. With `loader="d4rl"` a D4RL file is read by the d4rl package
     (`offbench.tasks.formats.d4rl_package`), and the task's sha256 differs.
     """
-    name = canonical(task_id)
-    if composition.is_composed(name):
-        return _composed(name, loader)
+    parsed = composition.parse(composition.MIXED.get(task_id, task_id))
+    if not isinstance(parsed, str):
+        return _composed(parsed.renamed(registry.canonical), loader)
     task = registry.describe(task_id, kind="task")
     if task.family != "offbench" and (path := locate(task)) is not None:
         task = replace(task, path=path, sha256=files.digest(path))
     return read_by(task, loader)
 
 
-def _composed(task_id: str, loader: Loader) -> Task:
+def _composed(parsed: composition.Composition, loader: Loader) -> Task:
     """The task of a composition, evaluated as its first part; sha256 of its id and its parts' checksums."""
-    parsed = composition.parse(task_id)
-    assert not isinstance(parsed, str)
     parts = [load_task(part, loader=loader) for part in parsed.leaves]
     found = [part.sha256 for part in parts if part.sha256 is not None]
     text = "\n".join([str(parsed), *found])

@@ -33,8 +33,9 @@ def describe(dataset_id: str, *, kind: str = "dataset") -> Task:
     Raises:
         UserError: the id is unknown; names the nearest ids.
     """
-    name = canonical(dataset_id)
-    task = embedded.task(name)
+    known = embedded.manifests()
+    name = canonical(dataset_id, known)
+    task = embedded.task(name, known)
     family, _, rest = name.partition("/")
     if task is None and family in _DESCRIBE:
         task = _DESCRIBE[family](rest)
@@ -105,10 +106,13 @@ def alias_note(dataset_id: str) -> str | None:
     return f"{dataset_id} is {name}, not {' or '.join(others)} (other data)" if others else None
 
 
-def canonical(dataset_id: str) -> str:
-    """The id with the prefix of its family and the number of its task; unknown ids unchanged."""
+def canonical(dataset_id: str, known: "embedded.Manifests | None" = None) -> str:
+    """The id with the prefix of its family and the number of its task; unknown ids unchanged.
+
+    `known` are the embedded sets, where the caller has listed them already.
+    """
     name = dataset_id.strip("/")
-    if name in embedded.manifests():
+    if name in (embedded.manifests() if known is None else known):
         return name
     family, _, rest = name.partition("/")
     if family in ("mujoco", "D4RL"):

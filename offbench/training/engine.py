@@ -19,7 +19,7 @@ import operator
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -35,6 +35,18 @@ from offbench.types import Batch, Metrics
 
 Backend = Literal["auto", "vmap", "eager", "compile", "cudagraph"]
 Precision = Literal["float32", "tf32", "bf16"]
+
+
+class Ran(NamedTuple):
+    """The backend that trains, with notes: which faster one was refused, what it cannot do."""
+
+    name: str
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return " ".join([self.name, *(f"({note})" for note in self.notes)])
+
+
 # steps on a CPU from which compiling repays itself, see `candidates`
 COMPILE_FROM = 100_000
 GATE_TOLERANCE = 0.02
@@ -75,8 +87,8 @@ def make_engine(
     backend: Backend = "auto",
     n_steps: int = 0,
     precision: Precision = "float32",
-) -> "tuple[Engine, str]":
-    """(engine at `carry`, name of its backend and why faster ones were refused).
+) -> "tuple[Engine, Ran]":
+    """(engine at `carry`, its backend with a note on each faster one that was refused).
 
     The gate of `auto`: after GATE_STEPS steps from `carry` the state must equal that of the eager float32
     program to GATE_TOLERANCE (`deviation`). A backend that differs or fails is refused.
@@ -84,7 +96,7 @@ def make_engine(
     host = step.gather is not None
     names = candidates(backend, carry.key.device.type, n_steps, host_data=host)
     if len(names) == 1:
-        return Engine(step, carry, backend=names[0], precision=precision), names[0]
+        return Engine(step, carry, backend=names[0], precision=precision), Ran(names[0])
     reference, refused = Engine(step, carry, backend="eager"), []
     reference.run(GATE_STEPS)
     for name in names[:-1]:
@@ -100,9 +112,9 @@ def make_engine(
             refused.append(f"{name} deviates by {off:.2g}")
             continue
         engine.load(carry)
-        return engine, " ".join([name, *(f"({r})" for r in refused)])
+        return engine, Ran(name, tuple(refused))
     engine = Engine(step, carry, backend=names[-1], precision=precision)
-    return engine, " ".join([names[-1], *(f"({r})" for r in refused)])
+    return engine, Ran(names[-1], tuple(refused))
 
 
 def deviation(state: Any, reference: Any, start: Any) -> float:

@@ -14,7 +14,6 @@ import copy
 import inspect
 import pickle
 import random
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,12 +26,11 @@ from torch.func import vmap
 
 from offbench import rng
 from offbench.data.pipeline import Pipeline
-from offbench.errors import UserError
-from offbench.training.engine import BLOCK
+from offbench.errors import UserError, calling
+from offbench.training.engine import BLOCK, Ran
 from offbench.training.step import Carry, make_draw, to_device
 from offbench.types import Batch, Metrics, Policy, Spec, TimeStep
 
-NAME = "imperative, one seed at a time"
 # parameters that are not hyper-parameters
 GIVEN = ("obs_dim", "action_dim", "device", "gamma")
 
@@ -99,13 +97,13 @@ class Imperative:
         given = dict(zip(GIVEN, (spec.obs_dim, spec.action_dim, device, spec.gamma), strict=True))
         given = {k: v for k, v in given.items() if self._accepts(k)}
         member = Member(None, device, spec.action_dim, [])
-        with _lent(member, seed=int(key)), self._calling("__init__"):
+        with _lent(member, seed=int(key)), calling(f"{self.name}.__init__"):
             member.algorithm = self.cls(**given, **{**self.hparams, **(values or {})})
         return member
 
     def train_step(self, member: Member, batch: Batch) -> dict[str, Any]:
         """One `train_step` of the object; its metrics. UserError where it fails or returns no dict."""
-        with self._calling("train_step"):
+        with calling(f"{self.name}.train_step"):
             found = member.algorithm.train_step(batch)
         if not isinstance(found, Mapping):
             raise UserError(
@@ -148,7 +146,7 @@ class Imperative:
 
     def _act(self, member: Member, obs: Tensor, key: Tensor) -> Tensor:
         """(E, O) -> (E, A) on the CPU."""
-        with _lent(member, seed=int(key.sum())), torch.no_grad(), self._calling("act"):
+        with _lent(member, seed=int(key.sum())), torch.no_grad(), calling(f"{self.name}.act"):
             actions = member.algorithm.act(obs.to(member.device))
             actions = torch.as_tensor(actions, dtype=torch.float32).cpu()
         if actions.shape != (want := (len(obs), member.action_dim)):
@@ -158,20 +156,6 @@ class Imperative:
         if not actions.isfinite().all():
             raise UserError(f"{self.name}.act returned actions that are not finite")
         return actions
-
-    @contextmanager
-    def _calling(self, what: str) -> Iterator[None]:
-        """Turns an error of the user's code into a UserError with file and line."""
-        try:
-            yield
-        except UserError:
-            raise
-        except Exception as error:
-            at = traceback.extract_tb(error.__traceback__)[-1]
-            words = " ".join(str(error).split())
-            raise UserError(
-                f"{self.name}.{what} raised {type(error).__name__}: {words} ({at.filename}:{at.lineno})"
-            ) from error
 
     def bytes(self, spec: Spec) -> int:
         """Bytes of one seed: parameters, gradients and two Adam moments."""
@@ -187,7 +171,7 @@ class Imperative:
 class ImperativeEngine:
     """Trains the seeds of a PyTorch class one after another, step by step.
 
-    `name` is the backend in records, with the reason where objects cannot be pickled for checkpoints.
+    `ran` has a note where objects cannot be pickled for checkpoints.
     """
 
     def __init__(
@@ -215,12 +199,13 @@ class ImperativeEngine:
             self._members = [
                 method.member(k, spec, device, v or None) for k, v in zip(keys, each, strict=True)
             ]
-        self.name = NAME
+        self.ran = Ran("imperative, one seed at a time")
         try:
             pickle.dumps(self._members)
         # pickling an attribute can raise anything
         except Exception as error:
-            self.name += f" (no checkpoints: {type(error).__name__}: {error})"
+            why = f"no checkpoints: {type(error).__name__}: {error}"
+            self.ran = self.ran._replace(notes=(why,))
 
     def run(self, n: int) -> Metrics:
         """n steps of every seed. Returns the metrics last reported, each (N,), or nan."""

@@ -7,7 +7,7 @@ import torch
 
 from offbench.data.pipeline import Pipeline
 from offbench.errors import UserError
-from offbench.training.engine import Backend, Engine, Precision, make_engine
+from offbench.training.engine import Backend, Engine, Precision, Ran, make_engine
 from offbench.training.imperative import Imperative, ImperativeEngine
 from offbench.training.step import Carry, initial_carry, make_step, n_minibatches
 from offbench.types import Method, Metrics, Spec
@@ -20,8 +20,7 @@ class Point(NamedTuple):
     # a copy
     carry: Carry
     metrics: Metrics
-    # backend, with the reason where a faster one was refused
-    backend: str
+    backend: Ran
 
     @property
     def state(self) -> Any:
@@ -70,10 +69,10 @@ def train(
             values=values,
             resume=resume,
         )
-        name = engine.name
+        ran = engine.ran
     else:
         carry = resume or initial_carry(method, pipeline.spec(spec), seeds, device, values=values)
-        engine, name = make_engine(
+        engine, ran = make_engine(
             make_step(method, pipeline, device=device),
             carry,
             backend=backend,
@@ -83,11 +82,11 @@ def train(
     done = (int(resume.step) if resume else 0) * k
     # training was complete; evaluation remains
     if done == n_updates:
-        yield Point(done, engine.carry, {}, name)
+        yield Point(done, engine.carry, {}, ran)
     for stop in (s for s in stops if s > done):
         metrics = engine.run((stop - done) // k)
         done = stop
-        yield Point(done, engine.carry, metrics, name)
+        yield Point(done, engine.carry, metrics, ran)
 
 
 def check_budget(method: Method | Imperative, n_updates: int) -> int:

@@ -14,7 +14,7 @@ from offbench.tasks.environments import evaluation_env
 from offbench.tasks.locate import load_task
 
 HOPPER = "offbench/hopper/medium-replay-v0"
-TINY = ["method.hidden=[16,16]", "batch_size=32", "eval.episodes=1", "jobs=1", "engine=eager"]
+TINY = ["method.hidden=[16,16]", "batch_size=32", "eval.episodes=1", "jobs=1", "engine=vmap"]
 
 
 def run(results, *args: str) -> int:
@@ -102,9 +102,9 @@ def test_a_longer_run_goes_on_from_a_kept_state_and_ends_where_an_unbroken_one_d
 ):
     args = ["method=td3_bc", f"task={HOPPER}", "seeds=[0,1]"]
     broken, whole = tmp_path / "broken", tmp_path / "whole"
-    run(broken, *args, "n_updates=40")
-    run(broken, *args, "n_updates=100")
-    run(whole, *args, "n_updates=100")
+    run(broken, *args, "n_updates=20")
+    run(broken, *args, "n_updates=50")
+    run(whole, *args, "n_updates=50")
     said = capsys.readouterr().out
     assert said.count("went on from the kept state of run") >= 2
     ends = {path.stem: load_file(path) for path in files(broken)}
@@ -115,10 +115,10 @@ def test_a_longer_run_goes_on_from_a_kept_state_and_ends_where_an_unbroken_one_d
         record = Store(broken).read(path.stem)
         assert (
             "went on from the kept state of run" in record.reason
-            and "(40 updates)" in record.reason
+            and "(20 updates)" in record.reason
         )
         assert record.metrics["update"].is_monotonic_increasing
-        assert record.metrics["update"].iloc[0] < 40 < record.metrics["update"].iloc[-1] == 100
+        assert record.metrics["update"].iloc[0] < 20 < record.metrics["update"].iloc[-1] == 50
     a, b = (
         Store(x).episodes(run_id=[p.stem for p in files(whole)])["return"] for x in (broken, whole)
     )
@@ -168,7 +168,13 @@ def test_actions_of_a_loaded_policy_are_in_the_units_of_the_environment(tmp_path
         timeouts=end,
     )
     # Pendulum-v1 observes three numbers and takes a torque in [-2, 2]
-    args = [f"task.data={path}", "task.env=Pendulum-v1", "n_updates=600", "method.lr=0.01"]
+    args = [
+        f"task.data={path}",
+        "task.env=Pendulum-v1",
+        "n_updates=400",
+        "method.lr=0.02",
+        "engine=eager",
+    ]
     run(tmp_path, "method=bc", *args, "seeds=[0]")
     policy = load_policy(files(tmp_path)[0])
     np.testing.assert_allclose(policy.act(np.eye(3))[:, 0], [-1.5, 0.5, 2.0], atol=0.1)
@@ -187,7 +193,7 @@ def test_choices_come_back_as_their_numbers(tmp_path):
         terminals=end,
         timeouts=np.zeros(n, bool),
     )
-    args = [f"task.data={path}", "n_updates=300", "method.lr=0.01"]
+    args = [f"task.data={path}", "n_updates=300", "method.lr=0.01", "engine=eager"]
     tiny = [a for a in TINY if not a.startswith("eval")]
     assert (
         main(["run", *tiny, f"results={tmp_path}", "method=discrete_cql", *args, "seeds=[0]"]) == 0

@@ -50,8 +50,8 @@ DEFAULTS = [
 
 
 @pytest.mark.parametrize("method", HPARAMS, ids=repr)
-def test_a_hundred_updates_equal_the_plain_implementation(method, data64):
-    assert disagreement(method, data64) < 1e-10
+def test_updates_equal_the_plain_implementation(method, data64):
+    assert disagreement(method, data64, n=40) < 1e-10
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,15 @@ def test_every_hyper_parameter_acts_in_the_settings_compared(method, name, data6
     )
 
 
-@pytest.mark.parametrize("weighted", [False, True], ids=["uniform", "aw"])
-@pytest.mark.parametrize("view", VIEWS, ids=str)
+@pytest.mark.parametrize(
+    ("view", "weighted"),
+    [
+        *((view, False) for view in VIEWS),
+        (VIEWS[0], True),
+        *(pytest.param(view, True, marks=pytest.mark.slow) for view in VIEWS[1:]),
+    ],
+    ids=lambda x: {False: "uniform", True: "aw"}.get(x) if isinstance(x, bool) else str(x),
+)
 def test_a_seed_does_not_depend_on_its_neighbours(shipped_method, view, weighted, data64):
     """Seed 1 by itself, step after step without an engine, and seed 1 among three in the engine.
 
@@ -128,10 +135,10 @@ def test_a_seed_does_not_depend_on_its_neighbours(shipped_method, view, weighted
     step = make_step(shipped_method, pipeline)
     carry = initial_carry(shipped_method, pipeline.spec(SPEC), [0, 1, 2])
     engine = Engine(step, double(carry), backend="vmap")
-    engine.run(20)
+    engine.run(8)
 
     alone = double(initial_carry(shipped_method, pipeline.spec(SPEC), [1]).seed(0))
-    for _ in range(20):
+    for _ in range(8):
         alone, _ = advance(step, alone)
     for a, b in zip(tree_leaves(alone), tree_leaves(engine.carry.seed(1)), strict=True):
         assert a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=1e-10)

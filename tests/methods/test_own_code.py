@@ -159,8 +159,8 @@ class Unpicklable(Noisy):
 
 def test_objects_that_cannot_be_pickled_train_and_the_row_says_so(data):
     point = trained(Unpicklable, data, [0], n=4)
-    assert point.backend.startswith("imperative, one seed at a time (no checkpoints: ")
-    assert trained(Noisy, data, [0], n=4).backend == "imperative, one seed at a time"
+    assert str(point.backend).startswith("imperative, one seed at a time (no checkpoints: ")
+    assert trained(Noisy, data, [0], n=4).backend == ("imperative, one seed at a time", ())
 
 
 def test_a_seed_whose_parameters_are_not_finite_has_diverged_and_a_mask_of_infinities_has_not(data):
@@ -318,12 +318,44 @@ class OnlyActs:
     def __init__(self, obs_dim, action_dim): ...
     def act(self, obs): ...
 """
+NO_METHODS = """
+import abc, dataclasses, typing
+
+def a_function(width: int = 3): return Mine(width, width)
+
+an_object = Mine(1, 1)
+
+class NoUpdate:
+    def init(self, key, spec): ...
+    def act(self, state, obs, key): ...
+
+class Whole(NoUpdate):
+    def update(self, state, batch, key): ...
+
+class Abstract(Whole, abc.ABC):
+    @abc.abstractmethod
+    def update(self, state, batch, key): ...
+
+class AProtocol(typing.Protocol):
+    def init(self, key, spec): ...
+    def update(self, state, batch, key): ...
+    def act(self, state, obs, key): ...
+
+@dataclasses.dataclass
+class NeedsWidth(Whole):
+    width: int
+
+class Refuses(Whole):
+    def __init__(self): raise ValueError("an even width")
+"""
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder to stand in, with a module in it that no path names."""
-    (tmp_path / "mine_here.py").write_text(MODULE % "self.scale.data.fill_(torch.nan) and 0.0")
+    code = MODULE % "self.scale.data.fill_(torch.nan) and 0.0" + NO_METHODS
+    (tmp_path / "mine_here.py").write_text(code)
+    (tmp_path / "broken_here.py").write_text("raise RuntimeError('no GPU here')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [p for p in __import__("sys").path if p])
     yield tmp_path
@@ -341,11 +373,35 @@ def test_a_divergence_is_a_record_and_a_module_in_the_folder_is_found(folder, ca
     [
         (["method.gian=2"], "Mine", "did you mean 'method.gain'"),
         ([], "OnlyActs", "OnlyActs has no train_step: a PyTorch class needs"),
+        ([], "a_function", "_target_=mine_here.a_function is a function, not a class: a PyTorch"),
+        ([], "an_object", "_target_=mine_here.an_object is a Mine, not a class or function"),
+        ([], "NoUpdate", "NoUpdate has no update: a PyTorch class needs"),
+        ([], "Abstract", "Abstract is an abstract class: name one that"),
+        ([], "AProtocol", "AProtocol is an abstract class: name one that"),
+        ([], "NeedsWidth", "NeedsWidth needs width, which neither"),
+        ([], "Refuses", "Refuses.__init__ raised ValueError: an even width (/"),
+        ([], "Mime", "'Mime': did you mean 'Mine'"),
         (["weight=dw"], "Mine", "use weight=none"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(args, target, message, folder, capsys):
     assert run(folder / "r", *args, target=f"mine_here.{target}") == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1 and not (folder / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("mine_here", "_target_=mine_here: a dotted path is needed"),
+        ("3", "_target_=3: a dotted path is needed"),
+        ("offbench.methods.iql", "_target_=offbench.methods.iql is a module, not a class"),
+        ("broken_here.Mine", "import broken_here raised RuntimeError: no GPU here (/"),
+        ("offbench.methods.iqq.IQL", "no module named 'offbench.methods.iqq'"),
+    ],
+)
+def test_a_target_that_is_none_is_one_line(target, message, folder, capsys):
+    assert main(["plan", f"method._target_={target}", *RUN, f"results={folder / 'r'}"]) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1 and not (folder / "r").exists()
 
@@ -655,9 +711,8 @@ same_policy = still(3)
 @pytest.mark.parametrize(
     ("act", "options", "message"),
     [
-        (still(3), {"seeds": [0, 1]}, r"one policy is one training seed; pass \{seed: act\}"),
         ({0: same_policy, 1: same_policy}, {}, r"seeds \[0, 1\] have 1 policies"),
-        ({0: still(3)}, {"seeds": [1]}, "there is no policy for seed 1"),
+        ({}, {}, r"seeds \[\] have 0 policies"),
         (still(2), {}, r"mine: act returned \(\d, 2\) for obs \(\d, 11\): return \(\d, 3\)"),
         (lambda obs: np.full((len(obs), 3), np.nan), {}, "actions that are not finite"),
         (still(3), {"actions": "raw"}, "actions='raw' must be 'env' or 'unit'"),

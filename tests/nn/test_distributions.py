@@ -5,14 +5,10 @@ from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
 from offbench import rng
-from offbench.nn.distributions import (
-    gaussian_log_prob,
-    tanh_gaussian_log_prob,
-    tanh_gaussian_sample,
-)
+from offbench.nn.distributions import gaussian_log_prob, tanh_gaussian_sample
 
 MEAN, LOG_STD, NOISE = (rng.normal(rng.key(i), (50, 3), torch.float64) for i in range(3))
-NARROW = LOG_STD.clamp(max=0) - 1  # samples away from the bounds, which clip a recorded action
+NARROW = LOG_STD.clamp(max=0) - 1  # samples away from the bounds
 BASE = Independent(Normal(MEAN, LOG_STD.exp()), 1)
 
 
@@ -25,15 +21,13 @@ def test_a_squashed_sample_has_the_density_of_the_transformed_distribution():
     base = Independent(Normal(0.3 * MEAN, NARROW.exp()), 1)
     want = TransformedDistribution(base, [TanhTransform()]).log_prob(action)
     assert torch.allclose(log_prob, want, atol=1e-8)
-    assert torch.allclose(tanh_gaussian_log_prob(0.3 * MEAN, NARROW, action), want, atol=1e-6)
 
 
 def test_far_out_densities_and_their_gradients_stay_finite():
     mean = torch.full((1, 3), 30.0, requires_grad=True)
     _, log_prob = tanh_gaussian_sample(mean, torch.zeros(3), torch.zeros(1, 3))
-    edge = tanh_gaussian_log_prob(mean, torch.zeros(3), torch.ones(1, 3))
-    (log_prob.sum() + edge.sum()).backward()
-    assert log_prob.isfinite().all() and edge.isfinite().all() and mean.grad.isfinite().all()
+    log_prob.sum().backward()
+    assert log_prob.isfinite().all() and mean.grad.isfinite().all()
 
 
 def test_a_narrow_samples_density_keeps_its_gradient():

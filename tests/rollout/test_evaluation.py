@@ -52,7 +52,7 @@ def test_streams_are_disjoint_and_the_same_for_everyone():
 def test_an_episode_does_not_depend_on_how_many_environments_step_together():
     pool = EnvPool(load_task(HOPPER))
     frames = [
-        evaluate(random_policy(3), STATE, pool.task, seeds=[4, 7], episodes=7, n_envs=n, pool=pool)
+        evaluate(random_policy(3), STATE, pool, seeds=[4, 7], episodes=7, n_envs=n)
         for n in (1, 3, 7)
     ]
     pd.testing.assert_frame_equal(frames[0], frames[1])
@@ -112,7 +112,6 @@ def test_the_return_is_the_sum_of_raw_rewards_of_the_seeded_episode():
 
 def test_evaluation_repeats_where_the_environment_uses_numpys_global_generator():
     pool = EnvPool(load_task(MAZE))
-    task = pool.task
     starts = []
     for _ in range(2):
         seen = []
@@ -125,11 +124,10 @@ def test_evaluation_repeats_where_the_environment_uses_numpys_global_generator()
         evaluate(
             Policy(lambda n, e: (), act),
             {"x": torch.zeros(1, 1)},
-            task,
+            pool,
             seeds=[0],
             episodes=2,
             n_envs=2,
-            pool=pool,
         )
         assert np.array_equal(state, np.random.get_state()[1])  # and it is left as it was found
         starts.append(torch.cat(seen))
@@ -189,10 +187,9 @@ def test_an_ant_of_minari_that_passed_its_goal_has_succeeded():
     frame = evaluate(
         Policy(lambda n, e: 0, act),
         {"x": torch.zeros(1, 1)},
-        task,
+        pool,
         seeds=[0],
         episodes=1,
-        pool=pool,
     )
     assert frame["length"].tolist() == [12] and frame["success"].tolist() == [True]
 

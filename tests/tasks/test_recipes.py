@@ -377,7 +377,7 @@ def test_goals_to_stitch_are_four_cells_away() -> None:
 
 
 @pytest.mark.env
-@pytest.mark.parametrize("maze", ["umaze", "large-dense"])
+@pytest.mark.parametrize("maze", ["umaze", pytest.param("large-dense", marks=pytest.mark.slow)])
 def test_a_pointmaze_set_is_one_for_minari_itself(
     maze: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -456,7 +456,10 @@ TINY = {
 
 
 @pytest.mark.env
-@pytest.mark.parametrize("dataset_id", TINY)
+@pytest.mark.parametrize(
+    "dataset_id",
+    [n if n.endswith("replay-v0") else pytest.param(n, marks=pytest.mark.slow) for n in TINY],
+)
 def test_tiny_recipe_is_deterministic(
     dataset_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

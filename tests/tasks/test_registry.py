@@ -17,7 +17,7 @@ from support.paths import ROOT
 from offbench.data import composition
 from offbench.data.replay import fingerprint, from_episodes
 from offbench.errors import UserError
-from offbench.tasks import registry
+from offbench.tasks import embedded, registry
 from offbench.tasks.custom import own_task
 from offbench.tasks.doctor import DataWarning
 from offbench.tasks.environments import (
@@ -156,6 +156,16 @@ def test_an_id_that_is_none_names_every_set_it_sounds_like(heard, sets):
     words = str(error.value)
     assert all(f"'{name}'" in words for name in sets) and words.count("/v0") == 0
     assert ("These are different data" in words) == (len(sets) > 1) and len(words) < 300
+
+
+@pytest.mark.parametrize(
+    "name", ["offbench/hopper/medium-replay-v0", "hopper-medium-v2", "cube-single-play-v0"]
+)
+def test_a_task_is_looked_up_with_one_listing_of_the_embedded_sets(name, monkeypatch):
+    listings, roots = [], embedded.roots
+    monkeypatch.setattr(embedded, "roots", lambda: listings.append(name) or roots())
+    load_task(name)
+    assert listings == [name]
 
 
 def test_a_short_id_says_what_it_is_not():

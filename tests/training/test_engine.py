@@ -10,7 +10,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 from offbench import rng
 from offbench.data.pipeline import make_pipeline
 from offbench.data.sampling import return_weights
-from offbench.data.views import Chunk
 from offbench.errors import UserError
 from offbench.methods.bc import BC
 from offbench.methods.iql import IQL
@@ -56,26 +55,45 @@ def close(a, b, tolerance: float) -> bool:
 
 
 def test_the_traced_program_equals_the_untraced_step(shipped_method, data64):
-    step, carry = parts(shipped_method, data64)
-    assert close(run(step, carry, 25, "vmap"), run(step, carry, 25, "eager"), 1e-12)
+    """And neither waits for the device, and optimisers write in place, under weights and transforms."""
+    step, carry = parts(shipped_method, data64, weights=[return_weights], transforms=["obs_norm"])
+    untraced, traced = (Engine(step, carry, backend=b) for b in ("vmap", "eager"))
+    for engine in (untraced, traced):
+        with NoSync() as watch:
+            engine.run(2)
+        assert watch.seen > 50
+    assert close((untraced.run(10), untraced.carry), (traced.run(10), traced.carry), 1e-12)
+    targets = [node.target for node in traced._update._run.graph.nodes]
+    assert optim.adam_ in targets and torch.ops.offbench.adam.default not in targets
+    assert torch.ops.offbench.lerp.default not in targets
 
 
-def test_the_traced_program_equals_the_untraced_step_under_chunks_and_weights(data64):
-    step, carry = parts(
-        TD3BC(hidden=HIDDEN),
-        data64,
-        view=Chunk(3),
-        weights=[return_weights],
-        transforms=["obs_norm"],
-    )
-    assert close(run(step, carry, 10, "vmap"), run(step, carry, 10, "eager"), 1e-12)
+class NoSync(TorchDispatchMode):
+    """Forbids what waits for the device: reading a value, and shapes that depend on one."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen += 1
+        name = func._schema.name.split("::")[1]
+        assert not name.startswith(self.FORBIDDEN), f"{name} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+def test_reading_a_value_waits_for_the_device():
+    with pytest.raises(AssertionError, match="waits for the device"), NoSync():
+        torch.ones(()).item()
 
 
 def test_one_seed_is_a_stack_of_one(data64):
     step, carry = parts(IQL(hidden=HIDDEN), data64, seeds=(7,))
-    got, metrics = run(step, carry, 10)
+    got, metrics = run(step, carry, 5, "vmap")
     alone = carry.seed(0)
-    for _ in range(10):
+    for _ in range(5):
         alone, want = advance(step, alone)
     assert close(got.seed(0), alone, 1e-12) and close(unstack(metrics, 0), want, 1e-12)
 
@@ -112,37 +130,63 @@ def test_the_default_backend_follows_the_device(data):
 # --- what a run is
 
 
-@pytest.mark.parametrize("backend", ["vmap", "eager"])
-def test_a_run_repeats_bit_for_bit(backend, data):
+class Twins(NamedTuple):
+    """One program, traced twice, and where a run starts."""
+
+    one: Engine
+    other: Engine
+    start: Carry
+
+    def again(self) -> tuple[Engine, Engine]:
+        for engine in (self.one, self.other):
+            engine.load(self.start)
+        return self.one, self.other
+
+
+@pytest.fixture(scope="module")
+def twins(data):
     step, carry = parts(TD3BC(hidden=HIDDEN), data)
-    assert equal(run(step, carry, 10, backend), run(step, carry, 10, backend))
+    return Twins(Engine(step, carry), Engine(step, carry), carry)
 
 
-def test_a_run_resumes_bit_for_bit_from_its_saved_carry(data, tmp_path):
+def test_a_run_repeats_bit_for_bit(twins):
+    one, other = twins.again()
+    metrics = one.run(10)
+    assert equal((other.run(10), other.carry), (metrics, one.carry))
+    other.load(twins.start)
+    assert equal((other.run(10), other.carry), (metrics, one.carry))
+
+
+def test_an_untraced_run_repeats_bit_for_bit(data):
     step, carry = parts(TD3BC(hidden=HIDDEN), data)
-    whole = run(step, carry, 20)
-    half, _ = run(step, carry, 10)
-    torch.save(half, tmp_path / "carry.pt")
-    assert equal(run(step, torch.load(tmp_path / "carry.pt", weights_only=False), 10), whole)
+    assert equal(run(step, carry, 10, "vmap"), run(step, carry, 10, "vmap"))
 
 
-def test_running_in_pieces_equals_running_at_once(data):
-    step, carry = parts(IQL(hidden=HIDDEN), data)
-    engine = Engine(step, carry, backend="eager")
+def test_a_run_resumes_bit_for_bit_from_its_saved_carry(twins, tmp_path):
+    one, other = twins.again()
+    whole = (one.run(20), one.carry)
+    other.run(10)
+    torch.save(other.carry, tmp_path / "carry.pt")
+    one.load(torch.load(tmp_path / "carry.pt", weights_only=False))
+    assert equal((one.run(10), one.carry), whole)
+
+
+def test_running_in_pieces_equals_running_at_once(twins):
+    one, other = twins.again()
     for n in (1, 4, 5):
-        engine.run(n)
-    assert equal(engine.carry, run(step, carry, 10)[0])
+        one.run(n)
+    other.run(10)
+    assert equal(one.carry, other.carry)
 
 
-def test_neither_the_first_carry_nor_a_copy_of_it_is_written_to(data):
-    step, carry = parts(TD3BC(hidden=HIDDEN), data)
-    first = tree_map(torch.clone, carry)
-    engine = Engine(step, carry, backend="eager")
+def test_neither_the_first_carry_nor_a_copy_of_it_is_written_to(twins):
+    first = tree_map(torch.clone, twins.start)
+    engine, _ = twins.again()
     engine.run(2)
     taken = engine.carry
     kept = tree_map(torch.clone, taken)
     engine.run(2)
-    assert equal(carry, first) and equal(taken, kept) and not equal(taken, engine.carry)
+    assert equal(twins.start, first) and equal(taken, kept) and not equal(taken, engine.carry)
 
 
 def test_writing_into_a_carry_does_not_reach_the_engine(data):
@@ -276,14 +320,6 @@ def test_writing_in_place_never_changes_a_result(update):
     assert equal(run(toy, carry, 5, "eager")[0], run(toy, carry, 5, "vmap")[0])
 
 
-def test_optimisers_do_write_in_place_where_they_may(shipped_method, data):
-    step, carry = parts(shipped_method, data)
-    graph = Engine(step, carry, backend="eager")._update._run.graph
-    targets = [node.target for node in graph.nodes]
-    assert optim.adam_ in targets and torch.ops.offbench.adam.default not in targets
-    assert torch.ops.offbench.lerp.default not in targets
-
-
 def test_the_first_state_of_a_seed_does_not_depend_on_the_others():
     method = IQL(hidden=HIDDEN)
     a, b = initial_carry(method, SPEC, [3, 1]), initial_carry(method, SPEC, [1])
@@ -310,37 +346,10 @@ def test_a_run_of_no_updates_is_refused(n, data):
         Engine(*parts(BC(hidden=HIDDEN), data)).run(n)
 
 
-class NoSync(TorchDispatchMode):
-    """Forbids what waits for the device: reading a value, and shapes that depend on one."""
-
-    FORBIDDEN = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique")
-
-    def __init__(self):
-        super().__init__()
-        self.seen = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.seen += 1
-        name = func._schema.name.split("::")[1]
-        assert not name.startswith(self.FORBIDDEN), f"{name} waits for the device"
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("backend", ["vmap", "eager"])
-def test_no_update_waits_for_the_device(shipped_method, backend, data):
-    step, carry = parts(shipped_method, data, weights=[return_weights], transforms=["obs_norm"])
-    engine = Engine(step, carry, backend=backend)
-    with NoSync() as watch:
-        engine.run(2)
-    assert watch.seen > 50
-    with pytest.raises(AssertionError, match="waits for the device"), NoSync():
-        torch.ones(()).item()
-
-
-def test_no_update_builds_an_autograd_tape(data):
-    step, carry = parts(IQL(hidden=HIDDEN), data)
-    got, metrics = run(step, carry, 2)
-    assert not any(x.requires_grad or x.grad_fn is not None for x in tree_leaves((got, metrics)))
+def test_no_update_builds_an_autograd_tape(twins):
+    engine, _ = twins.again()
+    found = tree_leaves((engine.run(2), engine.carry))
+    assert not any(x.requires_grad or x.grad_fn is not None for x in found)
 
 
 def test_a_method_that_reads_the_global_generator_cannot_be_run(data):
