@@ -34,12 +34,12 @@ def scored_cells(episodes: pd.DataFrame, whole: pd.DataFrame, unscaled: Collecti
         for task, x in test.groupby("task")["score"]
     }
     return {
-        (str(entry), str(task)): _scored_cell(cell, success[task], f"{entry} on {task}")
+        (str(entry), str(task)): scored_cell(cell, success[task], f"{entry} on {task}")
         for (entry, task), cell in test.sort_values(["seed", "episode"]).groupby(["entry", "task"])
     }
 
 
-def _scored_cell(test: pd.DataFrame, success: bool, name: str) -> Cell:
+def scored_cell(test: pd.DataFrame, success: bool, name: str) -> Cell:
     """Of test rows ordered by seed and episode."""
     ends = np.flatnonzero(np.diff(test["seed"])) + 1
     by_seed = np.split(test["score"].to_numpy(dtype=np.float64), ends)
