@@ -51,7 +51,7 @@ function episodeTable(cell, s, starts, seed) {
 }
 
 function seedTable(cell, starts, axis) {
-  const { seed, run_id, status, reason, score, n, seconds } = cell.seeds, rows = [], all = cell.episodes ? cell.episodes.score : [];
+  const { seed, run_id, status, reason, score, n, seconds } = cell.seeds, rows = [], all = cell.episodes.score;
   axis = [Math.min(axis[0], ...all), Math.max(axis[1], ...all)];
   seed.forEach((number, s) => {
     const below = el("tr", { hidden: true, id: `episodes-${s}` }, el("td", { colspan: 6 }));
@@ -60,7 +60,7 @@ function seedTable(cell, starts, axis) {
       open.setAttribute("aria-expanded", String(!below.hidden));
       if (!below.hidden && !below.cells[0].firstChild) below.cells[0].append(episodeTable(cell, s, starts, number));
     } }, `${n[s]} episodes`);
-    const at = offset(cell, s), scores = cell.episodes ? cell.episodes.score.slice(at, at + n[s]) : [];
+    const at = offset(cell, s), scores = all.slice(at, at + n[s]);
     const bad = status[s] === "ok" ? null : el("span", { class: "failed" }, status[s]);
     rows.push(el("tr", {},
       el("th", { scope: "row" }, `seed ${number}`),

@@ -152,7 +152,8 @@ const CHARTS = {
       Object.assign(layout.xaxis, { title: { text: "seconds per run", standoff: 8 }, type: Math.max(...rows.map((r) => r.x)) > 8 * Math.min(...rows.map((r) => r.x)) ? "log" : "linear", rangemode: "tozero" });
       layout.yaxis.title = { text: task.startsWith("all tasks") ? "IQM" : "score", standoff: 8 };
       layout.showlegend = false;
-      return { layout, data: rows.map((r) => ({ type: "scatter", mode: rows.length > 15 ? "markers" : "markers+text", x: [r.x], y: [r.y], text: [text(r.entry)], textposition: "middle right", cliponaxis: false,
+      const most = Math.max(...rows.map((r) => r.x));
+      return { layout, data: rows.map((r) => ({ type: "scatter", mode: rows.length > 15 ? "markers" : "markers+text", x: [r.x], y: [r.y], text: [text(r.entry)], textposition: r.x > 0.6 * most ? "middle left" : "middle right", cliponaxis: false,
         error_y: { type: "data", symmetric: false, array: [known(r.high) ? r.high - r.y : 0], arrayminus: [known(r.low) ? r.y - r.low : 0], thickness: 1, width: 0, color: faded(styleOf(r.entry).color).replace(".16", ".6") },
         marker: { size: 10, color: styleOf(r.entry).color, symbol: styleOf(r.entry).symbol }, hovertemplate: `${text(r.entry)}<br>%{x:.0f} s: %{y:.1f}<extra></extra>` })) };
     },
@@ -164,14 +165,14 @@ const CHARTS = {
     empty: (e) => (CHARTS.chunks.rows(e).length ? null : "No policy here executes chunks."),
     rows: (e) => (e.diagnostics ? rowsOf(e.diagnostics).filter((r) => r.what === "executed") : []),
     draw: (e) => {
-      const rows = CHARTS.chunks.rows(e), bars = [...new Set(rows.map((r) => `${r.entry} · ${short(r.task)}`))], lengths = [...new Set(rows.map((r) => r.length))].sort((a, b) => a - b);
-      const layout = baseLayout(34 * bars.length + 150), shade = (i) => `hsl(202 ${55 + 20 * i / lengths.length}% ${78 - 50 * i / Math.max(1, lengths.length - 1)}%)`;
+      const rows = CHARTS.chunks.rows(e), bar = (r) => `${text(r.entry)}<br>${text(short(r.task))}`, bars = [...new Set(rows.map(bar))], lengths = [...new Set(rows.map((r) => r.length))].sort((a, b) => a - b);
+      const layout = baseLayout(46 * bars.length + 150), shade = (i) => `hsl(202 ${55 + 20 * i / lengths.length}% ${78 - 50 * i / Math.max(1, lengths.length - 1)}%)`;
       Object.assign(layout, { barmode: "stack", bargap: 0.35 });
       layout.xaxis = { ...layout.xaxis, title: { text: "share of chunks", standoff: 8 }, range: [0, 1] };
       layout.yaxis.autorange = "reversed";
       layout.legend = { orientation: "h", x: 0, y: -90 / layout.height, yanchor: "top", traceorder: "normal", title: { text: "steps " } };
-      return { layout, data: lengths.map((length, i) => ({ type: "bar", orientation: "h", name: String(length), y: bars.map(text), marker: { color: shade(i) },
-        x: bars.map((bar) => rows.find((r) => `${r.entry} · ${short(r.task)}` === bar && r.length === length)?.value ?? 0), hovertemplate: `%{y}<br>${length} steps: %{x:.2f}<extra></extra>` })) };
+      return { layout, data: lengths.map((length, i) => ({ type: "bar", orientation: "h", name: String(length), y: bars, marker: { color: shade(i) },
+        x: bars.map((name) => rows.find((r) => bar(r) === name && r.length === length)?.value ?? 0), hovertemplate: `%{y}<br>${length} steps: %{x:.2f}<extra></extra>` })) };
     },
     table: (e) => [["Entry", "task", "steps", "share", "chunks"], CHARTS.chunks.rows(e).map((r) => [r.entry, r.task, r.length, fixed(r.value, 3), r.n])],
   },

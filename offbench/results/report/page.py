@@ -14,7 +14,11 @@ from collections.abc import Mapping
 from functools import cache
 from html import escape
 from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
+
+from offbench.errors import UserError
 
 _FILES = (
     "template.html",
@@ -73,12 +77,17 @@ def _json(data: Any) -> str:
 
 def _packed(content: bytes) -> str:
     # no time stamp: the same records give the same bytes
-    return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()
 
 
 @cache
 def _plotly() -> str:
-    return _packed(files("plotly").joinpath("package_data/plotly.min.js").read_bytes())
+    # its folder, not its import, which takes long
+    package = find_spec("plotly")
+    if package is None or package.origin is None:
+        raise UserError("a report needs the package plotly; install: pip install 'plotly>=6'")
+    path = Path(package.origin).parent / "package_data" / "plotly.min.js"
+    return _packed(path.read_bytes())
 
 
 @cache

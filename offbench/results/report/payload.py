@@ -177,64 +177,76 @@ def runs_payload(board: Board, episodes: pd.DataFrame, records: Mapping[str, Rec
         episodes: `Store.episodes()` of the board's runs.
         records: run id -> its record.
     """
-    test = episodes[episodes["stream"] == "test"].sort_values(["entry", "task", "seed", "episode"])
-    by_run = dict(tuple(test.groupby("run_id", sort=False)))
+    by_run = _episodes_of(episodes)
     of_cell: dict[tuple[str, str], list[Record]] = {}
     for record in sorted(records.values(), key=lambda r: (r.spec.seed, r.spec.run_id)):
         of_cell.setdefault((record.provenance.entry, record.spec.task), []).append(record)
-    starts = {task: _first_starts(part) for task, part in test.groupby("task")}
+    starts: dict[str, list[int]] = {}
+    for (_, task), found in of_cell.items():
+        for record in found:
+            if record.spec.run_id in by_run:
+                starts.setdefault(task, by_run[record.spec.run_id]["start"])
     cells = [
-        _cell(of_cell[entry, task], by_run, starts.get(task, []))
-        if (entry, task) in of_cell
-        else None
+        _cell(of_cell[entry, task], by_run, starts.get(task)) if (entry, task) in of_cell else None
         for entry in board.aggregate["entry"]
         for task in board.tasks
     ]
     return {"starts": [starts.get(task, []) for task in board.tasks], "cells": cells}
 
 
-def _first_starts(test: pd.DataFrame) -> list[int]:
-    first = test["run_id"].iloc[0]
-    return test.loc[test["run_id"] == first, "env_seed"].tolist()
+def _episodes_of(episodes: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Run id -> its test episodes as columns, and the mean of their scores.
+
+    Scores are shown to a tenth, returns to five digits; end is 1 for a terminal, 2 for a time limit.
+    """
+    test = episodes[episodes["stream"] == "test"].sort_values(["run_id", "episode"])
+    ids, first = np.unique(test["run_id"].to_numpy(dtype=str), return_index=True)
+    ends = [*first[1:], len(test)]
+    exact = test["score"].to_numpy()
+    shown = {
+        "score": [number(x) for x in exact.round(1)],
+        "return": [_short(x) for x in test["return"]],
+        "length": test["length"].tolist(),
+        "end": (test["terminated"].astype(int) + 2 * test["truncated"].astype(int)).tolist(),
+        "start": test["env_seed"].tolist(),
+    }
+    return {
+        run: {"mean": number(exact[a:b].mean()), **{name: x[a:b] for name, x in shown.items()}}
+        for run, a, b in zip(ids.tolist(), first.tolist(), ends, strict=True)
+    }
 
 
-def _cell(records: list[Record], by_run: Mapping[str, pd.DataFrame], starts: list[int]) -> dict:
+def _short(x: float) -> float | int:
+    short = float(f"{x:.5g}")
+    return int(short) if short.is_integer() else short
+
+
+def _cell(
+    records: list[Record], by_run: Mapping[str, dict[str, Any]], starts: list[int] | None
+) -> dict:
     first = records[0]
     spec, made = first.spec.as_dict(), first.provenance
-    seeds = [record.spec.seed for record in records]
-    parts = [by_run[r.spec.run_id] for r in records if r.spec.run_id in by_run]
-    found = {
-        "command": words_of_command(spec, made.entry, seeds),
+    ids = [r.spec.run_id for r in records]
+    parts = [by_run[run] for run in ids if run in by_run]
+    joined = lambda name: [x for part in parts for x in part[name]]
+    found: dict[str, Any] = {
+        "command": words_of_command(spec, made.entry, [r.spec.seed for r in records]),
         "settings": _settings(spec, made.sources),
         "made": [[name, _words(values)] for name, values in _made(records).items()],
         "seeds": {
-            "seed": seeds,
-            "run_id": [r.spec.run_id for r in records],
+            "seed": [r.spec.seed for r in records],
+            "run_id": ids,
             "status": [r.status for r in records],
             "reason": [r.reason for r in records],
-            "score": [_mean(by_run.get(r.spec.run_id)) for r in records],
-            "n": [len(by_run.get(r.spec.run_id, ())) for r in records],
+            "score": [by_run[run]["mean"] if run in by_run else None for run in ids],
+            "n": [len(by_run[run]["score"]) if run in by_run else 0 for run in ids],
             "seconds": [number(r.provenance.wall_s / r.provenance.pack) for r in records],
         },
-        "episodes": _episodes(pd.concat(parts)) if parts else None,
+        "episodes": {name: joined(name) for name in ("score", "return", "length", "end")},
     }
-    if parts and not all(part["env_seed"].tolist() == starts for part in parts):
-        found["starts"] = [int(x) for part in parts for x in part["env_seed"]]
+    if any(part["start"] != starts for part in parts):
+        found["starts"] = joined("start")
     return found
-
-
-def _mean(part: pd.DataFrame | None) -> float | int | None:
-    return None if part is None else number(part["score"].mean())
-
-
-def _episodes(test: pd.DataFrame) -> dict[str, list]:
-    """Columns over all seeds: scores to a tenth, returns to five digits; end 1 terminated, 2 truncated."""
-    return {
-        "score": [number(x) for x in test["score"].round(1)],
-        "return": [number(float(f"{x:.5g}")) for x in test["return"]],
-        "length": test["length"].tolist(),
-        "end": (test["terminated"].astype(int) + 2 * test["truncated"].astype(int)).tolist(),
-    }
 
 
 def _settings(spec: Mapping[str, Any], sources: Mapping[str, str]) -> list[list[str]]:

@@ -120,7 +120,7 @@ function headCell(key, name, title, ascending) {
 }
 
 // Long ids may break after "/", "-" and "_", and nowhere else.
-const breakable = (name) => name.split(/(?<=[/_-])/).flatMap((piece, i) => (i ? [el("wbr"), piece] : [piece]));
+const breakable = (name) => name.split(/(?<=[/_+(,-])/).flatMap((piece, i) => (i ? [el("wbr"), piece] : [piece]));
 
 function taskCell(row, column) {
   const i = cellIndex(row, column.task), text = DATA.cells.text[i], mean = DATA.cells.mean[i];
@@ -148,7 +148,7 @@ function drawRow(row, columns) {
     if (column.aggregate) return aggregateCell(row);
     return el("td", { class: column.wide ? "plain wide" : "plain" }, column.text(row));
   });
-  return el("tr", { "data-entry": E.entry[row] }, el("th", { scope: "row" }, rank, E.entry[row]), ...cells);
+  return el("tr", { "data-entry": E.entry[row] }, el("th", { scope: "row" }, el("span", { class: "named" }, rank, el("span", {}, ...breakable(E.entry[row])))), ...cells);
 }
 
 function drawTable() {
