@@ -12,6 +12,7 @@ import pandas as pd
 from offbench.results import render
 from offbench.results.captions import budget, counted
 from offbench.results.leaderboard import Board
+from offbench.results.published import published_scores
 from offbench.results.report.command import settings_of, spelt, words_of_command
 from offbench.results.store import Record
 
@@ -59,6 +60,7 @@ def board_payload(board: Board, runs: pd.DataFrame, unscaled: Collection[str] = 
             **{name: [number(getattr(cell, name)) for cell in cells] for name in _CELL},
         },
         "averaged": _averaged(board),
+        "published": _published(board),
         "caption": board.caption,
         "notes": list(board.notes),
     }
@@ -96,6 +98,24 @@ def _averaged(board: Board) -> dict[str, Any] | None:
         return None
     table = board.averaged[["entry", "task", "mean", "low", "high", "last", "n_seeds"]]
     return {**columns(table), "caption": render._averaged_caption(board)}
+
+
+def _published(board: Board) -> dict[str, Any] | None:
+    """Published scores of the board's tasks, rows of one source and method, those of entries here first."""
+    table = published_scores(board.tasks)
+    if table.empty:
+        return None
+    ours = {str(entry).partition("+")[0] for entry in board.aggregate["entry"]}
+    rows, place = [], {task: t for t, task in enumerate(board.tasks)}
+    for (source, entry, method), part in table.groupby(["source", "entry", "method"], sort=False):
+        scores: list[Any] = [None] * len(place)
+        for line in part.itertuples():
+            scores[place[line.task]] = [number(line.score), number(line.std), number(line.seeds)]
+        first = part.iloc[0]
+        known = [str(first[name]) for name in ("citation", "protocol", "note") if first[name]]
+        words = f"{entry} ({source})" if method == entry else f"{entry} ({source}: {method})"
+        rows.append({"name": words, "ours": entry in ours, "about": "; ".join(known), "scores": scores})
+    return {"rows": sorted(rows, key=lambda row: not row["ours"])}
 
 
 # --- facts ----------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ const COLUMNS = [
 const AGGREGATE_AXIS = RANKED ? null : axisOf(E.low, E.iqm, E.high, true);
 
 const first = () => ({
-  sort: null, descending: false, entry: "", task: "",
+  sort: null, descending: false, entry: "", task: "", published: false,
   shown: new Set(COLUMNS.filter((c) => c.shown).map((c) => c.key)),
 });
 let view = first();
@@ -151,12 +151,28 @@ function drawRow(row, columns) {
   return el("tr", { "data-entry": E.entry[row] }, el("th", { scope: "row" }, el("span", { class: "named" }, rank, el("span", {}, ...breakable(E.entry[row])))), ...cells);
 }
 
+// What is published elsewhere: below the board, in another colour, in no statistic.
+function publishedRows(columns) {
+  $("published-words").hidden = !view.published;
+  if (!view.published) return [];
+  return DATA.published.rows.filter((row) => contains(row.name, view.entry)).map((row) => {
+    const name = el("span", { class: "named" }, el("span", { class: "rank" }, "·"), el("span", {}, ...breakable(row.name)));
+    const cells = columns.map((column) => {
+      const score = column.task === undefined ? null : row.scores[column.task];
+      if (!score) return el("td", { class: "plain" }, "--");
+      const std = known(score[1]) ? el("small", {}, ` ± ${fixed(score[1])}`) : null;
+      return el("td", {}, el("div", { class: "score" }, el("span", { class: "value" }, fixed(score[0])), std));
+    });
+    return el("tr", { class: "published", title: row.about }, el("th", { scope: "row" }, name, el("span", { class: "sr" }, `, published: ${row.about}`)), ...cells);
+  });
+}
+
 function drawTable() {
   const columns = shownColumns(), rows = shownRows();
   const head = [headCell("entry", "Entry", "", true), ...columns.map((c) => headCell(c.key, c.name, c.title, c.ascending))];
   const body = document.createDocumentFragment();
   for (const row of rows) body.append(drawRow(row, columns));
-  if (typeof publishedRows === "function") body.append(...publishedRows(columns));
+  body.append(...publishedRows(columns));
   $("table").tHead.replaceChildren(el("tr", {}, ...head));
   $("table").tBodies[0].replaceChildren(body);
   const score = $("table").querySelector("button.score");
@@ -200,9 +216,12 @@ function startTable() {
   for (const [id, key] of [["filter-entry", "entry"], ["filter-task", "task"]]) {
     $(id).addEventListener("input", () => { view[key] = $(id).value.trim(); drawTable(); });
   }
+  $("published-label").hidden = !DATA.published;
+  $("published").addEventListener("change", () => { view.published = $("published").checked; drawTable(); });
   $("controls").addEventListener("submit", (event) => event.preventDefault());
   $("reset").addEventListener("click", () => {
     view = first();
+    $("published").checked = false;
     $("filter-entry").value = $("filter-task").value = "";
     drawColumnsMenu();
     drawTable();
