@@ -119,7 +119,8 @@ async function openCell(index, button) {
     body.append(el("p", { class: "empty" }, "There is no record here."));
     return;
   }
-  const [names, values, sources] = cell.settings;
+  const [names, values, sources] = cell.settings, scale = runs.scales[task];
+  cell.episodes.score ??= cell.episodes.return.map((x) => scale[0] * x + scale[1]);
   body.append(
     el("section", {}, el("h3", {}, "Seeds and episodes"), seedTable(cell, runs.starts[task], TASKS[task].axis)),
     el("section", {}, el("h3", {}, "Run it again"), ...commandBlock(cell)),

@@ -86,7 +86,7 @@ def _save(figure: "Figure", folder: Path, name: str) -> list[Path]:
     paths = [folder / f"{name}.{kind}" for kind in _FORMATS]
     for path, kind in zip(paths, _FORMATS, strict=True):
         with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=300, metadata=_METADATA.get(kind))
+            figure.savefig(temporary, dpi=200, metadata=_METADATA.get(kind))
     return paths
 
 

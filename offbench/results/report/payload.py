@@ -114,7 +114,9 @@ def _published(board: Board) -> dict[str, Any] | None:
         first = part.iloc[0]
         known = [str(first[name]) for name in ("citation", "protocol", "note") if first[name]]
         words = f"{entry} ({source})" if method == entry else f"{entry} ({source}: {method})"
-        rows.append({"name": words, "ours": entry in ours, "about": "; ".join(known), "scores": scores})
+        rows.append(
+            {"name": words, "ours": entry in ours, "about": "; ".join(known), "scores": scores}
+        )
     return {"rows": sorted(rows, key=lambda row: not row["ours"])}
 
 
@@ -197,7 +199,9 @@ def runs_payload(board: Board, episodes: pd.DataFrame, records: Mapping[str, Rec
         episodes: `Store.episodes()` of the board's runs.
         records: run id -> its record.
     """
-    by_run = _episodes_of(episodes)
+    test = episodes[episodes["stream"] == "test"].sort_values(["run_id", "episode"])
+    by_run = _episodes_of(test)
+    scales = {str(task): _scale(part) for task, part in test.groupby("task")}
     of_cell: dict[tuple[str, str], list[Record]] = {}
     for record in sorted(records.values(), key=lambda r: (r.spec.seed, r.spec.run_id)):
         of_cell.setdefault((record.provenance.entry, record.spec.task), []).append(record)
@@ -207,19 +211,38 @@ def runs_payload(board: Board, episodes: pd.DataFrame, records: Mapping[str, Rec
             if record.spec.run_id in by_run:
                 starts.setdefault(task, by_run[record.spec.run_id]["start"])
     cells = [
-        _cell(of_cell[entry, task], by_run, starts.get(task)) if (entry, task) in of_cell else None
+        _cell(of_cell[entry, task], by_run, starts.get(task), scales.get(task) is None)
+        if (entry, task) in of_cell
+        else None
         for entry in board.aggregate["entry"]
         for task in board.tasks
     ]
-    return {"starts": [starts.get(task, []) for task in board.tasks], "cells": cells}
+    return {
+        "starts": [starts.get(task, []) for task in board.tasks],
+        "scales": [scales.get(task) for task in board.tasks],
+        "cells": cells,
+    }
 
 
-def _episodes_of(episodes: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Run id -> its test episodes as columns, and the mean of their scores.
+def _scale(test: pd.DataFrame) -> list[float] | None:
+    """(slope, intercept) where scores are a line of the returns, as references make them, so that returns
+    tell them; None where they are not, as for successes."""
+    x, y = test["return"].to_numpy(), test["score"].to_numpy()
+    low, high = x.argmin(), x.argmax()
+    if x[low] == x[high]:
+        return None
+    slope = (y[high] - y[low]) / (x[high] - x[low])
+    line = y[low] + slope * (x - x[low])
+    return (
+        [float(slope), float(y[low] - slope * x[low])] if np.allclose(line, y, atol=1e-6) else None
+    )
+
+
+def _episodes_of(test: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Run id -> its test episodes as columns, and the mean of their scores; of rows by run and episode.
 
     Scores are shown to a tenth, returns to five digits; end is 1 for a terminal, 2 for a time limit.
     """
-    test = episodes[episodes["stream"] == "test"].sort_values(["run_id", "episode"])
     ids, first = np.unique(test["run_id"].to_numpy(dtype=str), return_index=True)
     ends = [*first[1:], len(test)]
     exact = test["score"].to_numpy()
@@ -242,7 +265,10 @@ def _short(x: float) -> float | int:
 
 
 def _cell(
-    records: list[Record], by_run: Mapping[str, dict[str, Any]], starts: list[int] | None
+    records: list[Record],
+    by_run: Mapping[str, dict[str, Any]],
+    starts: list[int] | None,
+    with_scores: bool,
 ) -> dict:
     first = records[0]
     spec, made = first.spec.as_dict(), first.provenance
@@ -262,8 +288,10 @@ def _cell(
             "n": [len(by_run[run]["score"]) if run in by_run else 0 for run in ids],
             "seconds": [number(r.provenance.wall_s / r.provenance.pack) for r in records],
         },
-        "episodes": {name: joined(name) for name in ("score", "return", "length", "end")},
+        "episodes": {name: joined(name) for name in ("return", "length", "end")},
     }
+    if with_scores:
+        found["episodes"]["score"] = joined("score")
     if any(part["start"] != starts for part in parts):
         found["starts"] = joined("start")
     return found
