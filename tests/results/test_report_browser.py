@@ -159,7 +159,9 @@ def test_everything_is_reached_with_the_keyboard(reader):
 def test_charts_are_drawn_when_they_are_looked_at_and_have_their_numbers_as_tables(reader):
     page = reader.page
     # plotly.js is inflated for the first chart that comes near the window
-    assert page.locator(".chart figure").count() == 0 and page.evaluate("typeof Plotly") == "undefined"
+    assert (
+        page.locator(".chart figure").count() == 0 and page.evaluate("typeof Plotly") == "undefined"
+    )
     page.set_viewport_size({"width": 1280, "height": 900})
     charts = page.locator(".chart")
     for i in range(charts.count()):

@@ -29,11 +29,15 @@ function baseLayout(height) {
   };
 }
 
+// Rows of many entries are lower, and their words smaller.
+const rowHeight = (n, usual) => (n > 20 ? 17 : usual);
+const smallWords = (n) => (n > 20 ? { tickfont: { size: 10 } } : {});
+
 // Entries one below the other, each with a point and its interval.
 function intervalChart(series, title) {
-  const names = series[0].rows.map((r) => r.entry), height = Math.max(180, 30 * names.length + 80);
+  const names = series[0].rows.map((r) => r.entry), height = Math.max(180, rowHeight(names.length, 30) * names.length + 80);
   const layout = baseLayout(height), shift = (k) => (series.length > 1 ? (k - (series.length - 1) / 2) * 0.3 : 0);
-  layout.yaxis = { ...layout.yaxis, tickvals: names.map((_, i) => i), ticktext: names.map(text), range: [names.length - 0.4, -0.6], showgrid: false, zeroline: false };
+  layout.yaxis = { ...layout.yaxis, ...smallWords(names.length), tickvals: names.map((_, i) => i), ticktext: names.map(text), range: [names.length - 0.4, -0.6], showgrid: false, zeroline: false };
   layout.xaxis.title = { text: title, standoff: 8 };
   layout.showlegend = series.length > 1;
   layout.legend.y = -60 / height;
@@ -107,14 +111,14 @@ const CHARTS = {
       const names = E.entry.filter((entry) => e.pairwise.entry.includes(entry)), n = names.length;
       const cells = new Map(rowsOf(e.pairwise).map((r) => [JSON.stringify([r.entry, r.rival]), r]));
       const z = names.map((a) => names.map((b) => cells.get(JSON.stringify([a, b]))?.improvement ?? null));
-      const layout = baseLayout(Math.max(280, 34 * n + 150)), ids = names.map((_, i) => i);
-      const ticks = { tickvals: ids, ticktext: names.map(text), showgrid: false, zeroline: false };
-      layout.xaxis = { ...layout.xaxis, ...ticks, side: "top", tickangle: -40, range: [-0.5, n - 0.5] };
+      const layout = baseLayout(Math.max(280, rowHeight(n, 34) * n + 150)), ids = names.map((_, i) => i);
+      const ticks = { ...smallWords(n), tickvals: ids, ticktext: names.map(text), showgrid: false, zeroline: false };
+      layout.xaxis = { ...layout.xaxis, ...ticks, side: "top", tickangle: n > 20 ? -90 : -40, range: [-0.5, n - 0.5] };
       layout.yaxis = { ...layout.yaxis, ...ticks, range: [n - 0.5, -0.5] };
       layout.margin.b = 10;
       const few = n <= 14, shown = z.map((row) => row.map((p) => (known(p) && few ? p.toFixed(2) : "")));
       const scale = isDark() ? [[0, "#b3541e"], [0.5, "#2a2d31"], [1, "#2f7fb5"]] : [[0, "#e08a4f"], [0.5, "#f6f4ee"], [1, "#5ba3d0"]];
-      return { layout, data: [{ type: "heatmap", x: ids, y: ids, z, zmin: 0, zmax: 1, colorscale: scale, text: shown, texttemplate: "%{text}", textfont: { size: 12 }, xgap: 2, ygap: 2,
+      return { layout, data: [{ type: "heatmap", x: ids, y: ids, z, zmin: 0, zmax: 1, colorscale: scale, text: shown, texttemplate: "%{text}", textfont: { size: 12 }, xgap: n > 20 ? 0 : 2, ygap: n > 20 ? 0 : 2,
         colorbar: { thickness: 8, outlinewidth: 0, tickvals: [0, 0.5, 1], len: 0.9 },
         customdata: names.map((a) => names.map((b) => `${text(a)} over ${text(b)}`)), hovertemplate: "%{customdata}: %{z:.2f}<extra></extra>", hoverongaps: false }] };
     },

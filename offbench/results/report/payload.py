@@ -153,7 +153,7 @@ def _facts(board: Board, runs: pd.DataFrame) -> list[list[str]]:
     whole = runs[runs["status"] == "ok"]
     n_failed, days = len(runs) - len(whole), sorted(runs["created"].str[:10].unique())
     seconds = float((runs["wall_s"] / runs["pack"]).sum())
-    made = [f"{len(whole)} finished"] + ([f"{n_failed} failed or diverged"] if n_failed else [])
+    made = [f"{len(whole):,} finished"] + ([f"{n_failed:,} failed or diverged"] if n_failed else [])
     return [
         ["Recorded", days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"],
         ["Runs", f"{', '.join(made)}; {_duration(seconds)} of training and evaluation"],
