@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -298,6 +299,10 @@ def test_figures_are_asked_for_by_an_option(results, capsys):
 def test_faults_of_a_report_are_one_line(results, tmp_path, capsys):
     assert main(["report", *ASKED, f"results={tmp_path / 'none'}"]) == 2
     assert "nothing recorded for quick" in capsys.readouterr().err
+    (results / "board" / "quick-part.html").mkdir(parents=True)
+    assert main(["bench", *ASKED, f"results={results}"]) == 0
+    assert "report: not written, cannot write the report to" in capsys.readouterr().out
+    shutil.rmtree(results / "board")
     (results / "board").write_text("a file where the folder should be")
     assert main(["report", *ASKED, f"results={results}"]) == 2
     said = capsys.readouterr().err

@@ -60,8 +60,8 @@ function bandChart(groups, titles, options = {}) {
     const { color, dash, symbol } = styleOf(entry), visible = i < 8 ? true : "legendonly";
     const has = x.map((_, j) => j).filter((j) => known(low[j]));
     if (has.length) {
-      data.push({ type: "scatter", mode: "lines", x: [...has.map((j) => x[j]), ...has.map((j) => x[j]).reverse()], y: [...has.map((j) => high[j]), ...has.map((j) => low[j]).reverse()],
-        fill: "toself", fillcolor: faded(color), line: { width: 0 }, hoverinfo: "skip", showlegend: false, legendgroup: entry, visible });
+      const edge = (bound) => ({ type: "scatter", mode: "lines", x: has.map((j) => x[j]), y: has.map((j) => bound[j]), line: { width: 0, color, shape: options.shape || "linear" }, hoverinfo: "skip", showlegend: false, legendgroup: entry, visible });
+      data.push(edge(low), { ...edge(high), fill: "tonexty", fillcolor: faded(color) });
     }
     data.push({ type: "scatter", mode: options.markers ? "lines+markers" : "lines", name: text(entry), legendgroup: entry, visible, x, y,
       line: { color, dash, width: 2, shape: options.shape || "linear" }, marker: { symbol, size: 7 }, hovertemplate: `${text(entry)}<br>%{x}: %{y:.3g}<extra></extra>` });
