@@ -24,6 +24,7 @@ from offbench.cli.report import refresh_report
 from offbench.errors import UserError
 from offbench.results import render
 from offbench.results.leaderboard import leaderboard
+from offbench.results.published import published_scores
 from offbench.results.report.command import command_of
 from offbench.results.report.evidence import evidence_payload
 from offbench.results.report.figures import write_figures
@@ -96,6 +97,19 @@ def test_words_of_cells_are_those_of_the_markdown(made, text):
         assert (f"**{words}**" if best else f" {words} ") in markdown
     for words in shown["entries"]["text"]:
         assert words in markdown
+
+
+def test_published_scores_are_rows_of_their_own_and_in_no_statistic():
+    tasks = ["d4rl/hopper-medium-v2", "d4rl/walker2d-medium-v2"]
+    board, _, runs, _ = made_board(["iql", "bc+top10"], tasks)
+    shown = board_payload(board, runs)
+    (row,) = [r for r in shown["published"]["rows"] if r["name"] == "iql (corl: IQL)"]
+    theirs = published_scores(tasks, ["corl"])
+    theirs = theirs[theirs["entry"] == "iql"].set_index("task")
+    assert [s[0] for s in row["scores"]] == [number(theirs["score"][task]) for task in tasks]
+    assert row["ours"] and "checkpoint" in row["about"]
+    assert sorted(shown["entries"]["entry"]) == ["bc+top10", "iql"]
+    assert board_payload(*made_board(["iql"], TASKS)[0:3:2])["published"] is None
 
 
 def test_entries_that_lack_a_run_are_last_and_have_no_aggregate():

@@ -153,7 +153,7 @@ function drawRow(row, columns) {
 
 // What is published elsewhere: below the board, in another colour, in no statistic.
 function publishedRows(columns) {
-  $("published-words").hidden = !view.published;
+  $("published-words").hidden = $("published-sources").hidden = !view.published;
   if (!view.published) return [];
   return DATA.published.rows.filter((row) => contains(row.name, view.entry)).map((row) => {
     const name = el("span", { class: "named" }, el("span", { class: "rank" }, "·"), el("span", {}, ...breakable(row.name)));
@@ -217,6 +217,9 @@ function startTable() {
     $(id).addEventListener("input", () => { view[key] = $(id).value.trim(); drawTable(); });
   }
   $("published-label").hidden = !DATA.published;
+  if (DATA.published) {
+    $("published-sources").append(listing("Sources of the published scores", ["Row", "Source and protocol"], DATA.published.rows.map((row) => [row.name, row.about]), { wrap: [1] }));
+  }
   $("published").addEventListener("change", () => { view.published = $("published").checked; drawTable(); });
   $("controls").addEventListener("submit", (event) => event.preventDefault());
   $("reset").addEventListener("click", () => {
