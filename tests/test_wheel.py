@@ -62,6 +62,8 @@ def test_a_benchmark_runs_in_an_empty_folder(bin_folder, tmp_path):
     assert "1 to do" in out and "bc(hidden=[8])" in out
     assert len(list(tmp_path.glob("results/runs/quick/**/*.parquet"))) == 1
     assert (tmp_path / "results/board/quick-part.md").is_file()
+    # its style and scripts are shipped
+    assert "<table" in (tmp_path / "results/board/quick-part.html").read_text()
 
 
 def test_lists_say_what_they_say_in_the_checkout(bin_folder, tmp_path, capsys):

@@ -63,6 +63,10 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "draw chunk lengths, success by length, and values against returns",
             ("diagnose suite=quick", "diagnose suite=quick methods=[bc,iql]"),
         ),
+        "report": Command(
+            "write the leaderboard with all that is behind it as one HTML file",
+            ("report suite=quick", "report suite=quick --figures"),
+        ),
         "list": Command(
             "list methods, tasks, suites, samplers, views, weights or published",
             ("list methods", "list suites"),
@@ -148,6 +152,10 @@ def make_parser() -> Parser:
                 "--published",
                 metavar="SOURCES",
                 help="as published=SOURCES: published scores below",
+            )
+        if name == "report":
+            command.add_argument(
+                "--figures", action="store_true", help="write pictures for papers too"
             )
     return parser
 
@@ -261,6 +269,10 @@ def _run(options: argparse.Namespace) -> int:
             return reproduce(options.settings, run=options.run)
         case "diagnose":
             from offbench.cli.board import draw_diagnostics as command
+        case "report":
+            from offbench.cli.report import show_report
+
+            return show_report(options.settings, figures=options.figures)
         case "check":
             from offbench.cli.contract import check_contract as command
         case "speed":

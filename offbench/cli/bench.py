@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from offbench.cli.board import board_of, print_board
 from offbench.cli.console import make_console, plural
 from offbench.cli.describe import say_differences, say_protocol, say_settings, say_which
+from offbench.cli.report import refresh_report
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,6 +45,7 @@ def _execute(args: Sequence[str], *, bench: bool) -> int:
     wanted, left, failures = run_missing(wanted, store, console)
     if (board := board_of(wanted, store)) is not None:
         print_board(board, wanted, console, args)
+        refresh_report(board, wanted, store, console)
         console.print(f"{plural(left, 'run')} in {time.perf_counter() - start:.0f} s")
     return 1 if failures else 0
 

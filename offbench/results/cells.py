@@ -34,12 +34,12 @@ def scored_cells(episodes: pd.DataFrame, whole: pd.DataFrame, unscaled: Collecti
         for task, x in test.groupby("task")["score"]
     }
     return {
-        (str(entry), str(task)): _scored_cell(cell, success[task], f"{entry} on {task}")
+        (str(entry), str(task)): scored_cell(cell, success[task], f"{entry} on {task}")
         for (entry, task), cell in test.sort_values(["seed", "episode"]).groupby(["entry", "task"])
     }
 
 
-def _scored_cell(test: pd.DataFrame, success: bool, name: str) -> Cell:
+def scored_cell(test: pd.DataFrame, success: bool, name: str) -> Cell:
     """Of test rows ordered by seed and episode."""
     ends = np.flatnonzero(np.diff(test["seed"])) + 1
     by_seed = np.split(test["score"].to_numpy(dtype=np.float64), ends)
@@ -114,7 +114,7 @@ def cell_table(
         whole = cells[(cells["task"] == task) & (cells["status"] == "ok")]
         column = [found[entry, task] for entry in whole["entry"]]
         points = np.array([cell.mean for cell in column])
-        adjusted = uncertainty.differences(column, pools[task])
+        adjusted = uncertainty.differences(column, pools[task]).adjusted()
         best = uncertainty.not_worse_than_best(points, adjusted, level)
         cells.loc[whole.index[best], "best"] = True
     return cells

@@ -144,11 +144,11 @@ class Store:
         paths = self._paths().get(run_id, ())
         if not paths:
             raise UserError(f"no record {run_id!r} in {self.root}")
-        path, body = _winner([(path, load(path)) for path in paths])
-        curves = body["metrics"]
-        metrics = None if curves is None else pd.DataFrame(curves, dtype="float64")
-        spec, provenance = RunSpec(**body["spec"]), Provenance(**body["provenance"])
-        return Record(path, body["status"], body["reason"], spec, provenance, metrics)
+        return _record(*_winner([(path, load(path)) for path in paths]))
+
+    def read_all(self, **where: Any) -> dict[str, Record]:
+        """run_id -> its record, of failed runs too; `where` as in `runs`."""
+        return {body["run_id"]: _record(path, body) for path, body in self._matching(where)}
 
     def runs(self, **where: Any) -> pd.DataFrame:
         """One line per record, failed ones too: specification and provenance, nested names dotted.
@@ -291,6 +291,13 @@ class Store:
             yield path, body
         if seen and unseen:
             raise unknown("column of the records", min(unseen), seen)
+
+
+def _record(path: Path, body: dict[str, Any]) -> Record:
+    curves = body["metrics"]
+    metrics = None if curves is None else pd.DataFrame(curves, dtype="float64")
+    spec, provenance = RunSpec(**body["spec"]), Provenance(**body["provenance"])
+    return Record(path, body["status"], body["reason"], spec, provenance, metrics)
 
 
 def _done(paths: Sequence[Path], count_failed: bool) -> bool:

@@ -1,0 +1,91 @@
+"""Learning curves: the score of every entry at each evaluation during training, with its interval.
+
+The evaluations before the last are those of the `monitor` stream (few episodes, start states of their own),
+the last is the test evaluation that the board ranks by. A curve is never ranked: whoever picks the update
+with the best score reports a maximum of noise.
+"""
+
+import numpy as np
+import pandas as pd
+
+from offbench.results import uncertainty
+from offbench.results.cells import scored_cell
+from offbench.results.selection import refuse_mixtures
+from offbench.results.uncertainty import Pool
+
+CURVE_COLUMNS = (
+    "entry",
+    "task",
+    "update",
+    "mean",
+    "low",
+    "high",
+    "n_seeds",
+    "n_episodes",
+    "stream",
+)
+# of the best entry's last score, that `updates_needed` looks for
+SHARE = 0.9
+
+
+def curve_table(episodes: pd.DataFrame, runs: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
+    """The mean score of each entry at each evaluation, one row per (entry, task, update) in CURVE_COLUMNS.
+
+    The interval is that of a cell of the board (`offbench.results.uncertainty.cell_interval`), with what all
+    entries evaluated on the task at that update say of the spread between seeds. Runs that failed or
+    diverged are left out whole, so a curve is that of the seeds whose last score counts.
+
+    Args:
+        episodes: `Store.episodes()`.
+        runs: `Store.runs()` of the same records.
+        level: confidence level of the intervals.
+
+    Returns:
+        n_seeds is the number of runs evaluated at that update, n_episodes that of their episodes in all,
+        stream is monitor, or test for the last update. Ordered by task, entry and update.
+
+    Raises:
+        UserError: the runs of an entry on a task differ in more than their seed.
+    """
+    whole = runs[runs["status"] == "ok"]
+    refuse_mixtures(whole)
+    seen = _evaluations(episodes, whole)
+    success = {task: x.isin([0.0, 100.0]).all() for task, x in seen.groupby("task")["score"]}
+    lines = []
+    for (task, update, stream), column in seen.groupby(["task", "update", "stream"]):
+        cells = {
+            entry: scored_cell(rows, success[task], f"{entry} on {task} at {update}")
+            for entry, rows in column.groupby("entry")
+        }
+        pool = Pool.of(list(cells.values()))
+        size = column.groupby("entry").size()
+        for entry, cell in cells.items():
+            interval = uncertainty.cell_interval(cell, pool, level)
+            lines.append((entry, task, update, *interval, cell.n_seeds, size[entry], stream))
+    table = pd.DataFrame(lines, columns=list(CURVE_COLUMNS))
+    return table.sort_values(["task", "entry", "update"], ignore_index=True)
+
+
+def _evaluations(episodes: pd.DataFrame, whole: pd.DataFrame) -> pd.DataFrame:
+    """The monitor episodes before the last update and the test episodes after it, by seed and number."""
+    last = episodes["run_id"].map(dict(zip(whole["run_id"], whole["n_updates"], strict=True)))
+    early = (episodes["stream"] == "monitor") & (episodes["update"] < last)
+    final = (episodes["stream"] == "test") & (episodes["update"] == last)
+    return episodes[early | final].sort_values(["seed", "episode"])
+
+
+def updates_needed(table: pd.DataFrame, share: float = SHARE) -> pd.Series:
+    """(entry, task) -> the first evaluated update whose mean is at least a share of the best last score.
+
+    The best is that of any entry on the task after its last update. nan where an entry never gets there,
+    where it has no monitor evaluations, and where the best last score is not above 0.
+
+    Args:
+        table: of `curve_table`.
+    """
+    best = table[table["stream"] == "test"].groupby("task")["mean"].max()
+    need = share * table["task"].map(best.where(best > 0))
+    reached = table["update"].where(table["mean"] >= need)
+    watched = (table["stream"] == "monitor").groupby([table["entry"], table["task"]]).any()
+    first = reached.groupby([table["entry"], table["task"]]).min()
+    return first.where(watched).astype(np.float64).rename("updates_needed")
