@@ -18,7 +18,7 @@ from offbench.results.pairwise import Scores, pairs_of
 from offbench.results.render import short_names
 from offbench.results.selection import refuse_other_protocols
 from offbench.results.uncertainty import Cell
-from offbench.results.verdict import Finding, Variance, more_needed, verdict
+from offbench.results.verdict import Finding, Variance, more_needed, spelt_seeds, verdict
 
 _REPS = 2000
 _SEED = 0
@@ -147,7 +147,7 @@ class _Pairs:
                 "more_episodes": more.episodes if more else np.nan,
             }
         )
-        return self._lacking(mine, rival, common)
+        return self._remarks(mine, rival, common)
 
     def _task(self, mine: str, rival: str, task: str) -> dict:
         entries, pairs = self.scores.columns[task]
@@ -225,16 +225,19 @@ class _Pairs:
             n_episodes=float(np.mean([c.n_episodes for own in cells for c in own])),
         )
 
-    def _lacking(self, mine: str, rival: str, common: tuple[str, ...]) -> list[str]:
-        lacks = []
+    def _remarks(self, mine: str, rival: str, common: tuple[str, ...]) -> list[str]:
+        """Tasks that one of the two lacks, and numbers of seeds that differ."""
+        lacks, seeds = [], []
         for entry in (mine, rival):
             if gone := [self.names[t] for t in self.tasks if (entry, t) not in self.scores.found]:
                 lacks.append(f"{entry} has no runs on {', '.join(gone)}")
-        if not lacks:
-            return []
-        return [
-            f"{mine} and {rival} share {len(common)} of {len(self.tasks)} tasks: {'; '.join(lacks)}"
-        ]
+            n = [c.n_seeds for c in self.scores.row(entry, common)]
+            seeds.append(spelt_seeds(min(n), max(n)))
+        share = f"{mine} and {rival} share {len(common)} of {len(self.tasks)} tasks"
+        remarks = [f"{share}: {'; '.join(lacks)}"] if lacks else []
+        if seeds[0] != seeds[1]:
+            remarks.append(f"{mine} has {seeds[0]} a task, {rival} has {seeds[1]}")
+        return remarks
 
     def explained(self) -> list[str]:
         """How p and intervals are to be read."""
@@ -267,7 +270,7 @@ def _complete_rows(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
             pd.api.types.is_integer_dtype if name != "score" else pd.api.types.is_numeric_dtype
         )
         if len(rows) and not of_kind(rows[name]):
-            raise UserError(f"rows: column {name} has {rows[name].iloc[0]!r}, not {kind}")
+            raise UserError(f"rows: column {name} has {str(rows[name].iloc[0])!r}, not {kind}")
     test = rows[rows["stream"] == "test"] if "stream" in rows else rows.assign(stream="test")
     if test.empty:
         raise UserError("rows: there are no test episodes")

@@ -116,7 +116,7 @@ def verdict(found: Finding, *, difference: float, level: float) -> str:
             f"{_where(found)}"
         )
     span = f"{found.difference:+.1f} [{found.low:.1f}, {found.high:.1f}]"
-    seeds = _seeds(*found.seeds)
+    seeds = spelt_seeds(*found.seeds)
     if found.p < 1 - level:
         word = "better" if found.difference > 0 else "worse"
         return (
@@ -160,7 +160,8 @@ def spelt_p(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
-def _seeds(few: int, many: int) -> str:
+def spelt_seeds(few: int, many: int) -> str:
+    """`3 seeds`, `3 to 5 seeds`."""
     return _count(few, "seed") if few == many else f"{few} to {many} seeds"
 
 
