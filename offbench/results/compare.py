@@ -58,37 +58,32 @@ def compare(
             or have other data, environments or protocols.
     """
     stats.check_level(level)
-    if not difference > 0:
+    if not 0 < difference < np.inf:
         raise UserError(f"difference is {difference}; it is a number of points above 0")
     rows, every = _complete_rows(rows)
     known = runs if runs is not None else every
     tasks = _tasks(tasks, known)
     scores = Scores.of(rows, known, tasks, unscaled)
-    named, chosen = rivals is not None, _names(mine, rivals, known)
+    chosen = _names(mine, rivals, known)
     whole = known[(known["status"] == "ok") & known["task"].isin(tasks)]
     _refuse_failures(scores, mine)
-    pairs, notes, left_out = _Pairs(scores, tasks, difference, level), [], []
+    pairs = _Pairs(scores, tasks, difference, level)
+    notes: list[str] = []
     for rival in chosen:
         try:
-            _refuse_failures(scores, rival)
-            common = _common_tasks(scores, mine, rival)
-            refuse_other_protocols(whole[whole["task"].isin(common)], (mine, rival))
+            notes += pairs.add(mine, rival, whole)
         except UserError as error:
-            if named:
+            if rivals is not None:
                 raise
-            left_out.append(rival)
             notes.append(f"left out: {error}")
-            continue
-        notes += pairs.add(mine, rival, common)
     if not pairs.verdicts:
-        raise UserError(notes[0] if notes else f"there is nothing to compare {mine!r} with")
-    shown = [mine, *(rival for rival in chosen if rival not in left_out)]
+        raise UserError(notes[0])
     return Comparison(
         mine=mine,
         verdicts=pairs.verdicts,
         table=pd.DataFrame(pairs.by_task),
         overall=pd.DataFrame(pairs.overall),
-        costs=_costs(whole, shown) if runs is not None else pd.DataFrame(),
+        costs=_costs(whole if runs is not None else whole.head(0), [mine, *pairs.verdicts]),
         notes=(*notes, *pairs.explained()),
         level=level,
     )
@@ -105,8 +100,15 @@ class _Pairs:
         self.verdicts: dict[str, str] = {}
         self._families: dict[tuple[str, ...], pd.DataFrame] = {}
 
-    def add(self, mine: str, rival: str, common: tuple[str, ...]) -> list[str]:
-        """Compares two entries over their common tasks; returns what a reader must know."""
+    def add(self, mine: str, rival: str, whole: pd.DataFrame) -> list[str]:
+        """Compares two entries over their common tasks; returns what a reader must know.
+
+        Args:
+            whole: the finished runs. UserError where those of the two cannot be compared.
+        """
+        _refuse_failures(self.scores, rival)
+        common = _common_tasks(self.scores, mine, rival)
+        refuse_other_protocols(whole[whole["task"].isin(common)], (mine, rival))
         lines = [self._task(mine, rival, task) for task in common]
         row = self._family(common).loc[(mine, rival)].to_dict()
         row |= {name: int(row[name]) for name in ("wins", "losses", "ties")}
@@ -346,7 +348,7 @@ def _listed(tasks: Sequence[str]) -> str:
 def _costs(whole: pd.DataFrame, entries: Sequence[str]) -> pd.DataFrame:
     """What the runs of each entry cost, and how their settings were chosen."""
     lines = []
-    for entry in entries:
+    for entry in entries if len(whole) else ():
         own = whole[whole["entry"] == entry]
         lines.append(
             {"entry": entry, "n_runs": len(own), "n_tasks": own["task"].nunique()}

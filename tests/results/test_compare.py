@@ -249,6 +249,7 @@ def test_different_numbers_of_seeds_are_compared() -> None:
         (lambda r: r, {"rivals": ["mine"]}, "'mine' is compared with itself"),
         (lambda r: r[r["entry"] == "mine"], {"rivals": None}, "it is the only entry"),
         (lambda r: r, {"difference": 0}, "difference is 0"),
+        (lambda r: r, {"difference": float("inf")}, "difference is inf"),
         (lambda r: r, {"level": 95}, "between 0 and 1"),
         (
             lambda r: r[(r["entry"] == "mine") == (r["task"] == "task0")],
