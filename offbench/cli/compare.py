@@ -35,7 +35,9 @@ def add_compare_arguments(command: Parser) -> None:
         help="folder of the records; may be given several times",
     )
     command.add_argument(
-        "--difference", metavar="POINTS", help=f"what is worth showing: {_DIFFERENCE:g}"
+        "--difference",
+        metavar="POINTS",
+        help=f"difference that is worth showing; default {_DIFFERENCE:g}",
     )
     command.add_argument("--format", choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
 

@@ -51,11 +51,10 @@ def compare(
         runs: `Store.runs()` of the same records, from which failed runs, protocols and costs are known.
         unscaled: tasks whose score is a plain return.
         difference: what is worth showing, in points: of equivalence, and of how many more runs show it.
-        level: confidence level.
 
     Raises:
-        UserError: a column is missing, a name is not there, the two have no common task, their runs failed
-            or have other data, environments or protocols.
+        UserError: a column or a name is not there, the two have no common task, their runs failed or have
+            other data, environments or protocols.
     """
     stats.check_level(level)
     if not 0 < difference < np.inf:
@@ -67,8 +66,7 @@ def compare(
     chosen = _names(mine, rivals, known)
     whole = known[(known["status"] == "ok") & known["task"].isin(tasks)]
     _refuse_failures(scores, mine)
-    pairs = _Pairs(scores, tasks, difference, level)
-    notes: list[str] = []
+    pairs, notes = _Pairs(scores, tasks, difference, level), list[str]()
     for rival in chosen:
         try:
             notes += pairs.add(mine, rival, whole)

@@ -139,6 +139,8 @@ def finding(**changes: object) -> Finding:
         ),
         ({"more": More(2, 1)}, "about 2 more seeds and 1 more test episode each would show"),
         ({"n_tasks_in_all": 5}, "over 3 of 5 tasks with"),
+        ({"low": -6.0, "high": 4.0}, "a and b cannot be told apart yet: +1.0 [-6.0, 4.0]"),
+        ({"low": -4.0, "high": 4.0}, "a and b are equivalent within 5 points: +1.0 [-4.0, 4.0]"),
         (
             {"low": 0.5, "p": 0.12, "pairs": 6, "better": ["x"]},
             "(p = 0.12 as one of 6 pairs); better on 1 (x), no difference on 2; about 7",
