@@ -1,7 +1,7 @@
 """Is an entry better than another, and where: the comparison of one entry with its rivals.
 
-Tests, intervals and corrections are those of the board of the same records (`offbench.results.pairwise`):
-whoever is told apart here is told apart there.
+Tests and corrections are those that the bold of the board of the same records comes from
+(`offbench.results.pairwise`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
