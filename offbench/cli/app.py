@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from offbench.cli.compare import add_compare_arguments
 from offbench.cli.data.commands import add_data_commands, run_data_command
 from offbench.cli.parser import COLUMNS, Parser
 from offbench.errors import UserError, unknown
@@ -58,6 +59,14 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "plan, run and judge the cells of a published table",
             ("reproduce", "reproduce iql-2021-table1", "reproduce corl-gym methods=[iql] --run"),
             "[TABLE [KEY=VALUE ...] [--run]]",
+        ),
+        "compare": Command(
+            "say whether an entry is better than others of the board, and where",
+            (
+                "compare iql+nstep10 iql",
+                "compare mine iql rebrac --suite quick --results here --results there",
+            ),
+            "ENTRY [RIVAL ...] [--suite NAME] [KEY=VALUE ...]",
         ),
         "diagnose": Command(
             "draw chunk lengths, success by length, and values against returns",
@@ -141,6 +150,8 @@ def make_parser() -> Parser:
             command.add_argument("kind", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
         elif name == "data":
             add_data_commands(command)
+        elif name == "compare":
+            add_compare_arguments(command)
         else:
             command.add_argument(
                 "settings", nargs="*", metavar="KEY=VALUE", help="settings, lists as [a,b]"
@@ -222,6 +233,10 @@ def call(argv: Sequence[str]) -> int:
     # help was printed
     except SystemExit:
         return 0
+    if rest and "names" in options:
+        # argparse takes the words before the first option alone
+        options.names += [word for word in rest if not word.startswith("-")]
+        rest = [word for word in rest if word.startswith("-")]
     if rest:
         raise _not_taken(rest[0], options)
     if options.version:
@@ -283,6 +298,10 @@ def _run(options: argparse.Namespace) -> int:
             return show_list(options.kind)
         case "data":
             return run_data_command(options)
+        case "compare":
+            from offbench.cli.compare import show_comparison
+
+            return show_comparison(options)
     return command(options.settings)
 
 

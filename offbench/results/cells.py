@@ -7,7 +7,6 @@ import pandas as pd
 
 from offbench.errors import UserError
 from offbench.results import uncertainty
-from offbench.results.episode_scores import score_table
 from offbench.results.stats import Interval
 from offbench.results.uncertainty import Cell, Pool
 
@@ -27,8 +26,7 @@ def scored_cells(episodes: pd.DataFrame, whole: pd.DataFrame, unscaled: Collecti
     test = test[test["update"] == test["run_id"].map(last)]
     if lacking := sorted(set(last) - set(test["run_id"])):
         raise UserError(f"run {lacking[0]} is recorded as done but has no test episodes here")
-    # refuses scores that are not finite
-    score_table(test)
+    _refuse_bad_scores(test)
     success = {
         task: task not in set(unscaled) and bool(x.isin([0.0, 100.0]).all())
         for task, x in test.groupby("task")["score"]
@@ -37,6 +35,20 @@ def scored_cells(episodes: pd.DataFrame, whole: pd.DataFrame, unscaled: Collecti
         (str(entry), str(task)): scored_cell(cell, success[task], f"{entry} on {task}")
         for (entry, task), cell in test.sort_values(["seed", "episode"]).groupby(["entry", "task"])
     }
+
+
+def _refuse_bad_scores(test: pd.DataFrame) -> None:
+    """UserError for a score that is not finite, and for two runs of one entry, task and seed."""
+    if not np.isfinite(test["score"]).all():
+        bad = test[~np.isfinite(test["score"])].iloc[0]
+        raise UserError(f"run {bad['run_id']} has a score which is not finite, on {bad['task']}")
+    key = ["entry", "task", "seed"]
+    claims = test[[*key, "run_id"]].drop_duplicates().sort_values([*key, "run_id"])
+    for (entry, task, seed), claim in claims[claims.duplicated(key, keep=False)].groupby(key):
+        raise UserError(
+            f"entry {entry!r} has two runs of seed {seed} on {task}: {claim['run_id'].iloc[0]} and"
+            f" {claim['run_id'].iloc[-1]}; give one of them another entry label"
+        )
 
 
 def scored_cell(test: pd.DataFrame, success: bool, name: str) -> Cell:
