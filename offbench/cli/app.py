@@ -21,12 +21,37 @@ from offbench.errors import UserError, unknown
 KINDS = ("methods", "tasks", "suites", "samplers", "views", "weights")
 
 
+class Option(NamedTuple):
+    """A `--flag` of a command besides its settings; its value is passed on as the keyword `name`."""
+
+    flag: str
+    # of `argparse.ArgumentParser.add_argument`
+    about: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.flag.removeprefix("--").replace("-", "_")
+
+
 class Command(NamedTuple):
     summary: str
     examples: tuple[str, ...]
     # what it takes, where that is not KEY=VALUE
     usage: str = "[KEY=VALUE ...]"
+    options: tuple[Option, ...] = ()
 
+
+BOARD_OPTIONS = (
+    Option(
+        "--format",
+        {
+            "choices": ("terminal", "markdown", "csv"),
+            "default": "terminal",
+            "metavar": "FORMAT",
+            "help": "print terminal, markdown or csv",
+        },
+    ),
+)
 
 COMMANDS: Mapping[str, Command] = MappingProxyType(
     {
@@ -52,7 +77,8 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         ),
         "board": Command(
             "print the leaderboard of recorded runs and write it below results/board",
-            ("board suite=quick", "board suite=quick methods=[bc,iql]"),
+            ("board suite=quick", "board suite=quick methods=[bc,iql] --format markdown"),
+            options=BOARD_OPTIONS,
         ),
         "diagnose": Command(
             "draw chunk lengths, success by length, and values against returns",
@@ -124,7 +150,7 @@ def make_parser() -> Parser:
             name,
             help=about.summary,
             description=about.summary,
-            usage=f"offbench {name} {about.usage}",
+            usage=f"offbench {name} {about.usage}{' [OPTION ...]' if about.options else ''}",
             more=(lambda name=name: _end_of_help(name)) if about.examples else None,
         )
         command.set_defaults(parser=command)
@@ -136,6 +162,8 @@ def make_parser() -> Parser:
             command.add_argument(
                 "settings", nargs="*", metavar="KEY=VALUE", help="settings, lists as [a,b]"
             )
+        for option in about.options:
+            command.add_argument(option.flag, **option.about)
     return parser
 
 
@@ -201,6 +229,10 @@ def call(argv: Sequence[str]) -> int:
     # help was printed
     except SystemExit:
         return 0
+    if "settings" in options:
+        # argparse takes no settings after an option
+        options.settings += [text for text in rest if not text.startswith("-")]
+        rest = [text for text in rest if text.startswith("-")]
     if rest:
         raise _not_taken(rest[0], options)
     if options.version:
@@ -251,7 +283,8 @@ def _run(options: argparse.Namespace) -> int:
             return show_list(options.kind)
         case "data":
             return run_data_command(options)
-    return command(options.settings)
+    own = COMMANDS[options.command].options
+    return command(options.settings, **{o.name: getattr(options, o.name) for o in own})
 
 
 _python_format = warnings.formatwarning

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from offbench.results.validation_table import ValidationTable
 
 
-def show_board(args: Sequence[str]) -> int:
+def show_board(args: Sequence[str], *, format: str = "terminal") -> int:
     """`offbench board`: prints and writes the leaderboard of what is recorded."""
     from offbench.bench.plan import plan
     from offbench.results.store import Store
@@ -30,8 +30,30 @@ def show_board(args: Sequence[str]) -> int:
     board = board_of(wanted, Store(Path(wanted.settings.results)))
     if board is None:
         raise _nothing_recorded(wanted)
-    print_board(board, wanted, make_console(), args)
+    if format == "terminal":
+        print_board(board, wanted, make_console(), args)
+    else:
+        _write(board, wanted)
+        print(_formatted(board, format), end="")
     return 0
+
+
+def _formatted(board: "Board | ValidationTable", format: str) -> str:
+    """The text of a board in one of the formats that are files."""
+    from offbench.results import render, validation_table
+
+    if isinstance(board, validation_table.ValidationTable):
+        return validation_table.formatted(board, format)
+    return render.FORMATS[format](board)
+
+
+def _write(board: "Board | ValidationTable", plan: "Plan") -> Sequence[Path]:
+    """Writes the files of a board below the results; returns their paths."""
+    from offbench.results import render, validation_table
+
+    if isinstance(board, validation_table.ValidationTable):
+        return validation_table.write(board, _board_folder(plan), _board_name(plan))
+    return render.write(board, _board_folder(plan), _board_name(plan))
 
 
 def _nothing_recorded(plan: "Plan") -> UserError:
@@ -146,10 +168,8 @@ def print_board(
     from offbench.results import render, validation_table
 
     scored = not isinstance(board, validation_table.ValidationTable)
-    module = render if scored else validation_table
-    module.to_terminal(board, console)
-    paths = module.write(board, _board_folder(plan), _board_name(plan))
-    console.print(f"written: {', '.join(map(str, paths))}")
+    (render if scored else validation_table).to_terminal(board, console)
+    console.print(f"written: {', '.join(map(str, _write(board, plan)))}")
     if not scored:
         return
     more = f"chunk lengths, values against returns: offbench diagnose {shlex.join(args)}".strip()

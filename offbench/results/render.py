@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +158,10 @@ def to_terminal(board: Board, console: "Console") -> None:
         console.print(Text(_averaged_caption(board), style="dim"))
     for note in board.notes:
         console.print(Text(f"* {note}", style="yellow"))
+
+
+FORMATS: Mapping[str, Callable[[Board], str]] = {"markdown": to_markdown, "csv": to_csv}
+"""The formats that are files, by name."""
 
 
 def write(board: Board, folder: Path, name: str) -> tuple[Path, Path]:
