@@ -114,7 +114,7 @@ def cell_table(
         whole = cells[(cells["task"] == task) & (cells["status"] == "ok")]
         column = [found[entry, task] for entry in whole["entry"]]
         points = np.array([cell.mean for cell in column])
-        adjusted = uncertainty.differences(column, pools[task])
+        adjusted = uncertainty.differences(column, pools[task]).adjusted()
         best = uncertainty.not_worse_than_best(points, adjusted, level)
         cells.loc[whole.index[best], "best"] = True
     return cells

@@ -10,7 +10,6 @@ a function of its records. A new row changes no other row's numbers but for its 
 bold, in so far as it changes the mean variance between seeds (`offbench.results.uncertainty`).
 """
 
-import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -31,7 +30,7 @@ from offbench.results.captions import (
 )
 from offbench.results.cells import averaged_table, cell_table, pools_of, scored_cells
 from offbench.results.selection import current_runs, refuse_mixtures
-from offbench.results.uncertainty import Aggregate, Cell, Generators, Pool
+from offbench.results.uncertainty import Aggregate, Cell, Pool, by_content
 
 SCALE = "0 = reference minimum, 100 = reference maximum or certain success"
 
@@ -124,7 +123,7 @@ def leaderboard(
         aggregate = _ranked(cells, whole, list(complete))
     else:
         estimate = partial(
-            uncertainty.aggregate, generator=_by_content(random_seed), reps=reps, level=level
+            uncertainty.aggregate, generator=by_content(random_seed), reps=reps, level=level
         )
         suggested = [pools[task] for task in tasks]
         aggregate = _aggregate(cells, whole, complete, suggested, estimate, level)
@@ -162,16 +161,6 @@ def _asked_tasks(
     return asked
 
 
-def _by_content(random_seed: int) -> Generators:
-    """Generators that depend on what they are for, not on what else is on the board."""
-
-    def generator(name: str, x: np.ndarray) -> np.random.Generator:
-        content = f"{random_seed} {name} {x.shape}".encode() + x.tobytes()
-        return np.random.default_rng(int.from_bytes(hashlib.sha256(content).digest()[:16], "big"))
-
-    return generator
-
-
 def _complete(cells: pd.DataFrame, tasks: tuple[str, ...]) -> tuple[str, ...]:
     """The entries that have every seed of every task."""
     whole = cells[cells["status"] == "ok"].groupby("entry").size()
@@ -202,7 +191,7 @@ def _aggregate(
     table = _lines(cells, whole, numbers)
     table["rank"] = table["iqm"].rank(ascending=False, method="min").astype("Int64")
     points = np.array([iqm[entry].interval.point for entry in entries])
-    adjusted = uncertainty.aggregate_differences([iqm[entry] for entry in entries])
+    adjusted = uncertainty.aggregate_differences([iqm[entry] for entry in entries]).adjusted()
     best = uncertainty.not_worse_than_best(points, adjusted, level)
     table["best"] = table["entry"].isin([e for e, marked in zip(entries, best) if marked])
     return _in_order(table)

@@ -17,6 +17,7 @@ same ones, and corrected by Holm (1979). Seeds of two entries have nothing in co
 paired. `results/coverage` has how often these intervals held the truth on published scores.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -184,16 +185,46 @@ def cell_interval(cell: Cell, pool: Pool, level: float = 0.95) -> Interval:
     return Interval(cell.mean, float(min(low, cell.mean)), float(max(high, cell.mean)))
 
 
-def differences(cells: Sequence[Cell], pool: Pool) -> np.ndarray:
-    """(k, k) p-values of equal means, Holm-adjusted over all pairs; nan for cells of one seed.
+class Pairs(NamedTuple):
+    """The differences of all pairs of k items, and what their tests and intervals are made of."""
+
+    # (k,) bool, items of several seeds; the pairs are theirs
+    usable: np.ndarray
+    # (n_pairs,) each: the two items of a pair, their difference, its variance, of Student's t
+    first: np.ndarray
+    second: np.ndarray
+    difference: np.ndarray
+    variance: np.ndarray
+    freedom: np.ndarray
+
+    def adjusted(self) -> np.ndarray:
+        """(k, k) p-values of no difference, Holm-adjusted over all pairs; 1 of an item with itself,
+        nan for items of one seed."""
+        found = self._square(holm(_two_sided(self.difference, self.variance, self.freedom)))
+        found[self.usable, self.usable] = 1.0
+        return np.where(np.isfinite(found), found, found.T)
+
+    def intervals(self, level: float) -> tuple[np.ndarray, np.ndarray]:
+        """(k, k) low and high of item i minus item j, each pair by itself; nan for items of one seed."""
+        half = special.stdtrit(self.freedom, (1 + level) / 2) * np.sqrt(self.variance)
+        low, high = self._square(self.difference - half), self._square(self.difference + half)
+        turned = np.isfinite(low.T)
+        return np.where(turned, -high.T, low), np.where(turned, -low.T, high)
+
+    def _square(self, values: np.ndarray) -> np.ndarray:
+        found = np.full((len(self.usable), len(self.usable)), np.nan)
+        found[self.first, self.second] = values
+        return found
+
+
+def differences(cells: Sequence[Cell], pool: Pool) -> Pairs:
+    """The differences of the means of all pairs of cells of a column.
 
     Welch's test with the moderated variances of the seeds, and with the start states: those that both
     met count by how differently the two entries fare from them, others for each by itself.
     """
     several = np.array([c.n_seeds > 1 for c in cells], bool)
     i, j = _pairs(several)
-    if not len(i):
-        return _adjusted(len(cells), several, i, j, np.empty(0))
     means = np.array([c.mean for c in cells])
     seeds = np.array([seed_share(c, pool) for c in cells])
     episodes = np.array([c.episode_variance for c in cells])
@@ -205,8 +236,7 @@ def differences(cells: Sequence[Cell], pool: Pool) -> np.ndarray:
         [seeds[i], seeds[j], np.where(met, shared, episodes[i]), np.where(met, 0.0, episodes[j])]
     )
     freedom = _freedom(variances, np.stack([n[i], n[j], m[i], m[j]]))
-    p = _two_sided(means[i] - means[j], variances.sum(0), freedom)
-    return _adjusted(len(cells), several, i, j, p)
+    return Pairs(several, i, j, means[i] - means[j], variances.sum(0), freedom)
 
 
 def _shared_episode_variance(cells: Sequence[Cell]) -> np.ndarray:
@@ -231,17 +261,6 @@ def _pairs(usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     use = np.flatnonzero(usable)
     rows, columns = np.triu_indices(len(use), 1)
     return use[rows], use[columns]
-
-
-def _adjusted(
-    k: int, usable: np.ndarray, i: np.ndarray, j: np.ndarray, p: np.ndarray
-) -> np.ndarray:
-    """(k, k) Holm-adjusted p-values of pairs; 1 of an item with itself, nan where it is not usable."""
-    found = np.full((k, k), np.nan)
-    found[usable, usable] = 1.0
-    if len(p):
-        found[i, j] = found[j, i] = holm(p)
-    return found
 
 
 def _freedom(variances: np.ndarray, each: np.ndarray) -> np.ndarray:
@@ -306,7 +325,7 @@ def aggregate(
     point = float(statistic([c.means for c in cells]))
     if any(c.n_seeds < 2 for c in cells):
         return Aggregate(Interval(point, np.nan, np.nan), np.empty(0), np.nan)
-    drawn = [_draw(c, p, generator, reps) for c, p in zip(cells, pools, strict=True)]
+    drawn = [draw(c, p, generator, reps) for c, p in zip(cells, pools, strict=True)]
     draws = np.asarray(statistic(drawn))
     draws += point - np.median(draws)
     shares = np.array([seed_share(c, p) for c, p in zip(cells, pools)])
@@ -319,7 +338,7 @@ def aggregate(
     return Aggregate(Interval(point, float(low), float(high)), draws, freedom)
 
 
-def _draw(cell: Cell, pool: Pool, generator: Generators, reps: int) -> np.ndarray:
+def draw(cell: Cell, pool: Pool, generator: Generators, reps: int) -> np.ndarray:
     """(reps, n_seeds) drawn seed means of a cell."""
     own = generator(cell.name, cell.means)
     picked = own.integers(cell.n_seeds, size=(reps, cell.n_seeds))
@@ -335,18 +354,27 @@ def _draw(cell: Cell, pool: Pool, generator: Generators, reps: int) -> np.ndarra
     return drawn + share * by_episode[again].mean(1, keepdims=True)
 
 
-def aggregate_differences(aggregates: Sequence[Aggregate]) -> np.ndarray:
-    """(k, k) p-values of equal aggregates, Holm-adjusted over all pairs; nan where a task has one seed."""
+def aggregate_differences(aggregates: Sequence[Aggregate]) -> Pairs:
+    """The differences of all pairs of aggregates, whose draws are paired by episode."""
     drawn = np.array([len(a.draws) > 0 for a in aggregates], bool)
     i, j = _pairs(drawn)
-    if not len(i):
-        return _adjusted(len(aggregates), drawn, i, j, np.empty(0))
     points = np.array([a.interval.point for a in aggregates])
     each = np.array([a.freedom for a in aggregates])
     covariance = np.full((len(aggregates), len(aggregates)), np.nan)
-    use = np.flatnonzero(drawn)
-    covariance[np.ix_(use, use)] = np.cov([aggregates[k].draws for k in use.tolist()], ddof=0)
+    if len(use := np.flatnonzero(drawn)):
+        found = np.cov([aggregates[k].draws for k in use.tolist()], ddof=0)
+        covariance[np.ix_(use, use)] = found
     own = np.diag(covariance)
     freedom = _freedom(np.stack([own[i], own[j]]), np.stack([each[i], each[j]]))
-    p = _two_sided(points[i] - points[j], own[i] + own[j] - 2 * covariance[i, j], freedom)
-    return _adjusted(len(aggregates), drawn, i, j, p)
+    variance = np.maximum(own[i] + own[j] - 2 * covariance[i, j], 0.0)
+    return Pairs(drawn, i, j, points[i] - points[j], variance, freedom)
+
+
+def by_content(random_seed: int) -> Generators:
+    """Generators that depend on what they are for, not on what else is on the board."""
+
+    def generator(name: str, x: np.ndarray) -> np.random.Generator:
+        content = f"{random_seed} {name} {x.shape}".encode() + x.tobytes()
+        return np.random.default_rng(int.from_bytes(hashlib.sha256(content).digest()[:16], "big"))
+
+    return generator

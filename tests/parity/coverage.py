@@ -97,7 +97,7 @@ def marks(
         pool = Pool.of([c for e in entries for c in e])
         for column in zip(*entries):
             points = np.array([c.mean for c in column])
-            p = uncertainty.differences(column, pool)
+            p = uncertainty.differences(column, pool).adjusted()
             lost.append(not uncertainty.not_worse_than_best(points, p, LEVEL).all())
             top = column[int(points.argmax())].means
             welch = [stats.welch_interval(top, c.means, LEVEL) for c in column]
@@ -105,7 +105,7 @@ def marks(
         options = {"generator": lambda *_: rng, "reps": 400, "level": LEVEL}
         whole = [uncertainty.aggregate(e, [pool] * n_tasks, stats.iqm, **options) for e in entries]
         points = np.array([a.interval.point for a in whole])
-        p = uncertainty.aggregate_differences(whole)
+        p = uncertainty.aggregate_differences(whole).adjusted()
         whole_lost.append(not uncertainty.not_worse_than_best(points, p, LEVEL).all())
     more = {"k": k, "n_tasks": n_tasks}
     ours, usual = np.mean(lost), np.mean(usual_lost)

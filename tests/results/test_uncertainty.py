@@ -10,7 +10,6 @@ from parity import coverage
 from support.paths import ROOT, SHARED
 
 from offbench.results import captions, stats, uncertainty
-from offbench.results import leaderboard as board
 from offbench.results.uncertainty import Cell, Pool
 
 COVERAGE = ROOT / "results" / "coverage"
@@ -52,7 +51,7 @@ def test_one_seed_has_a_mean_and_no_interval_and_is_not_compared() -> None:
     pool = Pool.of(cells)
     alone = uncertainty.cell_interval(cells[0], pool)
     assert alone.point == 90 and np.isnan([alone.low, alone.high]).all()
-    p = uncertainty.differences(cells, pool)
+    p = uncertainty.differences(cells, pool).adjusted()
     assert np.isnan(p[0]).all() and np.isnan(p[:, 0]).all()
     marked = uncertainty.not_worse_than_best(np.array([90, 51, 11]), p, 0.95)
     assert marked.tolist() == [False, True, False]
@@ -178,7 +177,7 @@ def test_pvalues_by_hand_corrected_over_all_pairs() -> None:
     # (0.5 * 4 + 2 * 4) / 3 each, over 3 seeds; two of them with 3 degrees of freedom each
     error = np.sqrt(2 * (10 / 3) / 3)
     plain = [2 * scipy.stats.t.sf(gap / error, 6) for gap in (10, 80, 70)]
-    p = uncertainty.differences(cells, pool)
+    p = uncertainty.differences(cells, pool).adjusted()
     np.testing.assert_allclose([p[0, 1], p[0, 2], p[1, 2]], stats.holm(plain))
     np.testing.assert_allclose(p, p.T)
     assert np.diag(p).tolist() == [1, 1, 1]
@@ -191,10 +190,10 @@ def test_episodes_are_paired_and_seeds_are_not() -> None:
     b = crossed(50 + luck + generator.normal(0, 2, (4, 10)))
     elsewhere = crossed(b.table, start=100)
     pool = Pool.of([a, b])
-    assert uncertainty.differences([a, b], pool)[0, 1] < 0.01
-    assert uncertainty.differences([a, elsewhere], pool)[0, 1] > 0.2
+    assert uncertainty.differences([a, b], pool).adjusted()[0, 1] < 0.01
+    assert uncertainty.differences([a, elsewhere], pool).adjusted()[0, 1] > 0.2
     turned = crossed(b.table[::-1])
-    same = [uncertainty.differences([a, x], pool)[0, 1] for x in (b, turned)]
+    same = [uncertainty.differences([a, x], pool).adjusted()[0, 1] for x in (b, turned)]
     assert same[0] == pytest.approx(same[1], rel=1e-9)
 
 
@@ -206,9 +205,9 @@ def test_an_advantage_that_depends_on_the_start_state_is_less_sure() -> None:
         tables = [
             generator.normal(0, 20, (1, 10)) + generator.normal(0, 2, (4, 10)) for _ in range(2)
         ]
-        wrong += uncertainty.differences([crossed(x) for x in tables], pool)[0, 1] < 0.05
+        wrong += uncertainty.differences([crossed(x) for x in tables], pool).adjusted()[0, 1] < 0.05
         alone = [seeds(*x.mean(1)) for x in tables]
-        blind += uncertainty.differences(alone, pool)[0, 1] < 0.05
+        blind += uncertainty.differences(alone, pool).adjusted()[0, 1] < 0.05
     assert wrong / trials < 0.09
     assert blind / trials > 0.5
 
@@ -236,7 +235,9 @@ def test_marks_follow_the_order_of_the_means_and_not_that_of_the_entries(column,
 
     def marks(cells: list[Cell]) -> np.ndarray:
         points = np.array([c.mean for c in cells])
-        return uncertainty.not_worse_than_best(points, uncertainty.differences(cells, pool), 0.95)
+        return uncertainty.not_worse_than_best(
+            points, uncertainty.differences(cells, pool).adjusted(), 0.95
+        )
 
     marked = marks(cells)
     points = np.array([c.mean for c in cells])
@@ -270,12 +271,11 @@ def test_aggregates_of_equal_episodes_are_paired() -> None:
     # the same start states are drawn for the first two, others for the third
     assert (made[0].draws - made[1].draws).std() < 3 < (made[0].draws - made[2].draws).std()
     # pairs by themselves: the correction is for as many as there are
-    assert uncertainty.aggregate_differences(made[:2])[0, 1] < 0.01
-    assert uncertainty.aggregate_differences([made[0], made[2]])[0, 1] > 0.1
+    assert uncertainty.aggregate_differences(made[:2]).adjusted()[0, 1] < 0.01
+    assert uncertainty.aggregate_differences([made[0], made[2]]).adjusted()[0, 1] > 0.1
 
 
-def by_content(name: str, x: np.ndarray) -> np.random.Generator:
-    return board._by_content(0)(name, x)
+by_content = uncertainty.by_content(0)
 
 
 def test_an_aggregate_by_hand_with_one_task_is_that_of_its_cell() -> None:
