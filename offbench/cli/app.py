@@ -45,11 +45,23 @@ BOARD_OPTIONS = (
     Option(
         "--format",
         {
-            "choices": ("terminal", "markdown", "csv"),
+            "choices": ("terminal", "markdown", "csv", "json", "latex"),
             "default": "terminal",
             "metavar": "FORMAT",
-            "help": "print terminal, markdown or csv",
+            "help": "print terminal, markdown, csv, json or latex",
         },
+    ),
+    Option("--explain", {"action": "store_true", "help": "say what every number of it means"}),
+    Option(
+        "--diff",
+        {
+            "metavar": "OLD",
+            "help": "what changed since a results folder, or a board's .json or .csv",
+        },
+    ),
+    Option(
+        "--check",
+        {"metavar": "FILE", "help": "recompute a written board from the rows beside it"},
     ),
 )
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offbench.cli.board import board_of, print_board
+from offbench.cli.board import evidence_of, print_board
 from offbench.cli.console import make_console, plural
 from offbench.cli.describe import say_differences, say_protocol, say_settings, say_which
 
@@ -58,8 +58,8 @@ def _execute(args: Sequence[str], *, bench: bool) -> int:
     failures = _show_progress(todo, store, wanted, console) if todo else []
     for line in failures:
         print(f"offbench: {line}", file=sys.stderr)
-    if (board := board_of(wanted, store)) is not None:
-        print_board(board, wanted, console, args)
+    if (found := evidence_of(wanted, store)) is not None:
+        print_board(found, wanted, console, args)
         console.print(f"{plural(left, 'run')} in {time.perf_counter() - start:.0f} s")
     return 1 if failures else 0
 

@@ -275,7 +275,7 @@ def test_aggregates_of_equal_episodes_are_paired() -> None:
     assert uncertainty.aggregate_differences([made[0], made[2]]).adjusted()[0, 1] > 0.1
 
 
-by_content = uncertainty.by_content(0)
+by_content = uncertainty.Generators()
 
 
 def test_an_aggregate_by_hand_with_one_task_is_that_of_its_cell() -> None:
@@ -350,5 +350,5 @@ def test_the_caption_says_what_was_measured() -> None:
     spans = [table[table["what"] == what]["ours"] for what in ("cell", "iqm")]
     cells, iqms = (f"{100 * x.min():.0f} to {100 * x.max():.0f} %" for x in spans)
     assert f"{cells} of cells and {iqms} of IQMs at 3 to 10 seeds" in " ".join(
-        captions._COVERAGE.split()
+        captions.COVERAGE.split()
     )
