@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from offbench.data.pipeline import make_pipeline as make_pipeline
     from offbench.errors import UserError as UserError
     from offbench.nn.nets import from_module as from_module
+    from offbench.results.compare import compare as compare
     from offbench.results.leaderboard import leaderboard as leaderboard
     from offbench.results.store import Store as Store
     from offbench.rollout import env_seeds as env_seeds
@@ -49,6 +50,7 @@ _HOME = {
     "from_module": "nn.nets",
     "Imperative": "training.imperative",
     "Store": "results.store",
+    "compare": "results.compare",
     "leaderboard": "results.leaderboard",
     "UserError": "errors",
 }

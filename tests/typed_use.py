@@ -10,6 +10,7 @@ from offbench import (
     Store,
     Task,
     UserError,
+    compare,
     evaluate,
     leaderboard,
     load_task,
@@ -55,6 +56,7 @@ def from_a_data_set_to_a_score() -> None:
         evaluate(policy, point.state, task, seeds=[0], episodes=1)
     store = assert_type(Store("results"), Store)
     leaderboard(store.episodes(), store.runs(), [task.id])
+    assert_type(compare(store.episodes(), "iql", ["bc"]).verdict, str | dict[str, str])
     raise UserError("one line")
 
 

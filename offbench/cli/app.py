@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from offbench.cli.compare import add_compare_arguments
 from offbench.cli.data.commands import add_data_commands, run_data_command
 from offbench.cli.parser import COLUMNS, Parser
 from offbench.errors import UserError, unknown
@@ -91,6 +92,14 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "print the leaderboard of recorded runs and write it below results/board",
             ("board suite=quick", "board suite=quick methods=[bc,iql] --format markdown"),
             options=BOARD_OPTIONS,
+        ),
+        "compare": Command(
+            "say whether an entry is better than others of the board, and where",
+            (
+                "compare iql+nstep10 iql",
+                "compare mine iql rebrac --suite quick --results here --results there",
+            ),
+            "ENTRY [RIVAL ...] [--suite NAME] [KEY=VALUE ...]",
         ),
         "diagnose": Command(
             "draw chunk lengths, success by length, and values against returns",
@@ -170,6 +179,8 @@ def make_parser() -> Parser:
             command.add_argument("kind", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
         elif name == "data":
             add_data_commands(command)
+        elif name == "compare":
+            add_compare_arguments(command)
         else:
             command.add_argument(
                 "settings", nargs="*", metavar="KEY=VALUE", help="settings, lists as [a,b]"
@@ -241,10 +252,11 @@ def call(argv: Sequence[str]) -> int:
     # help was printed
     except SystemExit:
         return 0
-    if "settings" in options:
-        # argparse takes no settings after an option
-        options.settings += [text for text in rest if not text.startswith("-")]
-        rest = [text for text in rest if text.startswith("-")]
+    taken = getattr(options, "settings", getattr(options, "names", None))
+    if taken is not None:
+        # argparse takes no words after an option
+        taken += [word for word in rest if not word.startswith("-")]
+        rest = [word for word in rest if word.startswith("-")]
     if rest:
         raise _not_taken(rest[0], options)
     if options.version:
@@ -295,6 +307,10 @@ def _run(options: argparse.Namespace) -> int:
             return show_list(options.kind)
         case "data":
             return run_data_command(options)
+        case "compare":
+            from offbench.cli.compare import show_comparison
+
+            return show_comparison(options)
     own = COMMANDS[options.command].options
     return command(options.settings, **{o.name: getattr(options, o.name) for o in own})
 

@@ -13,7 +13,7 @@ import numpy as np
 from offbench.results.captions import failures
 from offbench.results.leaderboard import Board
 from offbench.results.pairs_text import rank_text
-from offbench.results.render import aggregate_status, names_of_tasks, rows_of_cells
+from offbench.results.render import aggregate_status, rows_of_cells, short_names
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -66,7 +66,7 @@ def _tables(board: Board) -> Iterator[str]:
 
 def _rows(board: Board) -> list[list[str]]:
     """The heading and a row per entry, in all columns: rank, entry, tasks, IQM."""
-    names = names_of_tasks(board.tasks)
+    names = short_names(board.tasks)
     rows = [[r"\#", "entry", *(escaped(_heading(name)) for name in names), "IQM"]]
     cells = rows_of_cells(board)
     for row in board.aggregate.itertuples():

@@ -17,7 +17,6 @@ from scipy import special
 from offbench.errors import UserError
 from offbench.results import stats, uncertainty
 from offbench.results.cells import Cells, pools_of, scored_cells
-from offbench.results.resampling import performance_profile
 from offbench.results.selection import current_runs, refuse_mixtures
 from offbench.results.stats import check_level
 from offbench.results.uncertainty import Aggregate, Cell, Generators, Pairs, Pool
@@ -333,6 +332,7 @@ def profiles(
     """
     scores = Scores.of(episodes, runs, tasks, unscaled)
     entries = scores.entries(scores.tasks)
+    check_level(level)
     generator = Generators(random_seed)
     if thresholds is None:
         thresholds = _range([c.means for e in entries for c in scores.row(e, scores.tasks)])
@@ -340,13 +340,36 @@ def profiles(
     for entry in entries:
         means = [cell.means for cell in scores.row(entry, scores.tasks)]
         rng = generator(f"profile of {entry}", np.concatenate(means))
-        table = performance_profile(means, np.asarray(thresholds), rng=rng, reps=reps, level=level)
+        table = _profile(means, np.asarray(thresholds), rng, reps, level)
         if not scores.averages(scores.tasks):
             table[["point", "low", "high"]] = np.nan
         table.insert(0, "entry", entry)
         tables.append(table)
     columns = ["entry", "threshold", "point", "low", "high"]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+
+def _profile(
+    means: Sequence[np.ndarray],
+    thresholds: np.ndarray,
+    rng: np.random.Generator,
+    reps: int,
+    level: float,
+) -> pd.DataFrame:
+    """Share of runs above each threshold, with a band: seeds are resampled within each task."""
+    above = [(x[:, None] > thresholds).astype(np.float64) for x in means]
+    bounds = np.full((2, len(thresholds)), np.nan)
+    if all(len(x) > 1 for x in means):
+        draws = np.zeros((reps, len(thresholds)))
+        for share in above:
+            n = len(share)
+            # how often each seed occurs in a resample, as a share
+            often = rng.multinomial(n, np.full(n, 1 / n), size=reps) / n
+            draws += often @ share / len(above)
+        bounds = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    point = np.mean([share.mean(0) for share in above], axis=0)
+    columns = {"threshold": thresholds, "point": point, "low": bounds[0], "high": bounds[1]}
+    return pd.DataFrame(columns)
 
 
 def _range(runs: Sequence[np.ndarray]) -> np.ndarray:

@@ -266,7 +266,7 @@ def _without_common_folder(tasks: tuple[str, ...]) -> list[str]:
     return ["/".join(p[common:]) for p in parts]
 
 
-def names_of_tasks(tasks: tuple[str, ...]) -> list[str]:
+def short_names(tasks: tuple[str, ...]) -> list[str]:
     """a-v2, b-v2 -> a, b, for a heading which has no room."""
     names = _without_common_folder(tasks)
     versions = {re.search(r"-v\d+$", name) and name.rpartition("-")[2] for name in names}
@@ -327,7 +327,7 @@ def _terminal_table(
     from rich.text import Text
 
     axis = strip.axis(board.aggregate)
-    names = [_heading(name) for name in names_of_tasks(board.tasks)]
+    names = [_heading(name) for name in short_names(board.tasks)]
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     table.title = board.title if with_aggregate and board.title else None
     table.add_column("#", no_wrap=True, min_width=2)

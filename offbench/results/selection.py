@@ -177,6 +177,39 @@ def refuse_mixtures(whole: pd.DataFrame) -> None:
             )
 
 
+def refuse_other_protocols(whole: pd.DataFrame, entries: tuple[str, str]) -> None:
+    """Checks that two entries were trained and evaluated alike on each task that they share.
+
+    Numbers of updates, or of test episodes, may differ where each is the published one of its method. Of a
+    policy that was trained elsewhere neither data nor updates are known. How often training was monitored does
+    not matter.
+
+    Raises:
+        UserError: data, environment or protocol differ; says in what, with both values.
+    """
+    recorded = [str(name) for name in whole if str(name).startswith("env.")]
+    names = ["dataset_sha256", *recorded, "protocol.validation", "n_updates", "protocol.episodes"]
+    budgets = {"n_updates": "tuning.published_updates"}
+    budgets["protocol.episodes"] = "tuning.published_episodes"
+    for task, column in whole.groupby("task", sort=False):
+        rows = [column[column["entry"] == entry] for entry in entries]
+        if any(own.empty for own in rows):
+            continue
+        pair = [own.iloc[0] for own in rows]
+        outside = any(row.get("method") == OUTSIDE for row in pair)
+        for name in names:
+            if outside and name in ("dataset_sha256", "protocol.validation", "n_updates"):
+                continue
+            a, b = (row.get(name) for row in pair)
+            published = [row.get(budgets.get(name, "")) for row in pair]
+            same = a == b or spelt(a) == spelt(b) == "unset"
+            if not same and [a, b] != published:
+                raise UserError(
+                    f"{entries[0]!r} and {entries[1]!r} cannot be compared on {task}: they differ in"
+                    f" {name} ({spelt(a)}, {spelt(b)})"
+                )
+
+
 def _difference(a: pd.Series, b: pd.Series) -> str:
     """The names of the spec's fields in which two lines of `runs` differ, with both values."""
     top = ("suite_version", "dataset", "dataset_sha256", "method", "n_updates")

@@ -135,21 +135,6 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:
     return Interval(share, max(0.0, middle - float(half)), min(1.0, middle + float(half)))
 
 
-def welch_interval(a: np.ndarray, b: np.ndarray, level: float = 0.95) -> Interval:
-    """Interval of mean(a) - mean(b) for seeds that are not paired; nan bounds with one seed."""
-    check_level(level)
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    point = float(a.mean() - b.mean())
-    if min(a.size, b.size) < 2:
-        return Interval(point, np.nan, np.nan)
-    va, vb = a.var(ddof=1) / a.size, b.var(ddof=1) / b.size
-    if va + vb == 0:
-        return Interval(point, point, point)
-    freedom = (va + vb) ** 2 / (va**2 / (a.size - 1) + vb**2 / (b.size - 1))
-    half = float(special.stdtrit(freedom, (1 + level) / 2) * np.sqrt(va + vb))
-    return Interval(point, point - half, point + half)
-
-
 def check_level(level: float) -> None:
     """UserError for a confidence level that is not between 0 and 1."""
     if not 0 < level < 1:

@@ -1,5 +1,7 @@
 """Intervals of a board and its marks: by hand, in simulation, and on published scores."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -265,7 +267,7 @@ def test_aggregates_of_equal_episodes_are_paired() -> None:
     rows.append([crossed(c.table, start=100) for c in rows[1]])
     pools = [Pool.of([c for row in rows for c in row])] * 3
     made = [
-        uncertainty.aggregate(row, pools, stats.mean, generator=by_content, reps=500)
+        uncertainty.aggregate(row, pools, stats.mean, generator=generators, reps=500)
         for row in rows
     ]
     # the same start states are drawn for the first two, others for the third
@@ -275,14 +277,14 @@ def test_aggregates_of_equal_episodes_are_paired() -> None:
     assert uncertainty.aggregate_differences([made[0], made[2]]).adjusted()[0, 1] > 0.1
 
 
-by_content = uncertainty.Generators()
+generators = uncertainty.Generators()
 
 
 def test_an_aggregate_by_hand_with_one_task_is_that_of_its_cell() -> None:
     cell = seeds(10, 20, 30, 40, 50)
     other = seeds(0, 5, 0, 5, 0)
     pool = Pool.of([cell, other] * 3)
-    made = uncertainty.aggregate([cell], [pool], stats.mean, generator=by_content, reps=20_000)
+    made = uncertainty.aggregate([cell], [pool], stats.mean, generator=generators, reps=20_000)
     # of five observations four are the cell's own variance and one is the board's
     expected = np.sqrt((4 * cell.seed_variance + pool.variance) / 5 / 5)
     assert made.draws.std() == pytest.approx(expected, rel=0.02)
@@ -303,7 +305,7 @@ def test_cells_of_equal_scores_are_drawn_from_independently() -> None:
         ]
         pools = [Pool.of(cells)] * n
         return float(
-            uncertainty.aggregate(cells, pools, stats.mean, generator=by_content).draws.var()
+            uncertainty.aggregate(cells, pools, stats.mean, generator=generators).draws.var()
         )
 
     assert spread(8, same=False) == pytest.approx(spread(1, same=False) / 8, rel=0.2)
@@ -333,6 +335,28 @@ def test_intervals_hold_the_truth_on_published_seeds_where_the_usual_ones_do_not
     rows = pd.DataFrame(coverage.intervals(family, found[family], 3, boards=12)).set_index("what")
     assert rows["ours"]["cell"] > 0.93 > 0.88 > rows["usual"]["cell"]
     assert rows["ours"]["iqm"] > 0.85 > rows["usual"]["iqm"]
+
+
+@pytest.mark.parametrize("name", ["iqm", "mean"])
+def test_the_usual_interval_is_rliables_within_monte_carlo_error(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        library = pytest.importorskip("rliable.library")
+        theirs = getattr(pytest.importorskip("rliable.metrics"), f"aggregate_{name}")
+    scores, reps = rng(1).normal(50, 30, (10, 6)), 3000
+    # rliable resamples from numpy's global generator, whatever it is given
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002
+    points, bounds = library.get_interval_estimates(
+        {"x": scores}, lambda x: np.array([theirs(x)]), reps=reps
+    )
+    np.random.set_state(before)  # noqa: NPY002
+    found = coverage.bootstrap(list(scores.T), getattr(stats, name), rng(2), reps)
+    assert found.point == pytest.approx(points["x"][0], rel=1e-12)
+    # four standard errors of a 2.5 % quantile of normal draws, of which two are compared
+    sigma = (found.high - found.low) / 3.92
+    error = np.sqrt(2 * 0.025 * 0.975 / reps) / scipy.stats.norm.pdf(1.96) * sigma
+    np.testing.assert_allclose(found[1:], bounds["x"][:, 0], atol=4 * error)
 
 
 def test_equal_entries_keep_their_marks_where_uncorrected_tests_take_some() -> None:
