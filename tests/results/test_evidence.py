@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from support.boards import evidence
@@ -9,6 +10,7 @@ from support.paths import ROOT
 
 from offbench.errors import UserError
 from offbench.results import formats
+from offbench.results.cells import scored_cells
 from offbench.results.check import check, differences
 from offbench.results.evidence import paths_of, read_evidence, write_evidence
 from offbench.results.render import to_csv
@@ -146,3 +148,16 @@ def test_what_cannot_be_checked_is_told_in_a_line(written, tmp_path):
     with pytest.raises(UserError, match="has episodes of run"):
         episodes.replace(written / "cut.episodes.parquet")
         read_evidence(written, "cut")
+
+
+def test_seeds_that_met_other_start_states_have_no_table_of_seeds_by_episodes():
+    found = evidence()
+    other = found.episodes.copy()
+    other.loc[(other["entry"] == "x") & (other["seed"] == 1), "env_seed"] += 1
+    whole = found.runs[found.runs["status"] == "ok"]
+    cells = scored_cells(other, whole, ())
+    assert cells["x", "toy/a-v0"].table is None and cells["y", "toy/a-v0"].table is not None
+    assert cells["y", "toy/a-v0"].start_states == (50, 51, 52, 53)
+    np.testing.assert_array_equal(
+        cells["x", "toy/a-v0"].means, scored_cells(found.episodes, whole, ())["x", "toy/a-v0"].means
+    )
