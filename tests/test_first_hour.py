@@ -143,7 +143,7 @@ def test_what_is_composed_around_a_class_without_a_yaml_is_set_against_its_rival
     ],
 )
 def test_only_the_suite_as_it_is_writes_the_board_of_its_name(settings, name):
-    assert board._board_name(plan(settings, bench=True)) == name
+    assert board.board_name(plan(settings, bench=True)) == name
 
 
 # --- lists

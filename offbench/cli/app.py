@@ -22,12 +22,52 @@ from offbench.errors import UserError, unknown
 KINDS = ("methods", "tasks", "suites", "samplers", "views", "weights", "published")
 
 
+class Option(NamedTuple):
+    """A `--flag` of a command besides its settings; its value is passed on as the keyword `name`."""
+
+    flag: str
+    # of `argparse.ArgumentParser.add_argument`
+    about: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.flag.removeprefix("--").replace("-", "_")
+
+
 class Command(NamedTuple):
     summary: str
     examples: tuple[str, ...]
     # what it takes, where that is not KEY=VALUE
     usage: str = "[KEY=VALUE ...]"
+    options: tuple[Option, ...] = ()
 
+
+BOARD_OPTIONS = (
+    Option(
+        "--format",
+        {
+            "choices": ("terminal", "markdown", "csv", "json", "latex"),
+            "default": "terminal",
+            "metavar": "FORMAT",
+            "help": "print terminal, markdown, csv, json or latex",
+        },
+    ),
+    Option("--explain", {"action": "store_true", "help": "say what every number of it means"}),
+    Option(
+        "--diff",
+        {
+            "metavar": "OLD",
+            "help": "what changed since a results folder, or a board's .json or .csv",
+        },
+    ),
+    Option(
+        "--check",
+        {"metavar": "FILE", "help": "recompute a written board from the rows beside it"},
+    ),
+    Option(
+        "--published", {"metavar": "SOURCES", "help": "published scores below, as corl,iql-2021"}
+    ),
+)
 
 COMMANDS: Mapping[str, Command] = MappingProxyType(
     {
@@ -54,11 +94,13 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "board": Command(
             "print the leaderboard of recorded runs and write it below results/board",
             ("board suite=quick", "board suite=d4rl-gym-9 published=[corl,iql-2021]"),
+            options=BOARD_OPTIONS,
         ),
         "reproduce": Command(
             "plan, run and judge the cells of a published table",
             ("reproduce", "reproduce iql-2021-table1", "reproduce corl-gym methods=[iql] --run"),
-            "[TABLE [KEY=VALUE ...] [--run]]",
+            "[TABLE [KEY=VALUE ...]]",
+            (Option("--run", {"action": "store_true", "help": "run what has no record"}),),
         ),
         "compare": Command(
             "say whether an entry is better than others of the board, and where",
@@ -75,6 +117,11 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "report": Command(
             "write the leaderboard with all that is behind it as one HTML file",
             ("report suite=quick", "report suite=quick --figures"),
+            options=(
+                Option(
+                    "--figures", {"action": "store_true", "help": "write pictures for papers too"}
+                ),
+            ),
         ),
         "list": Command(
             "list methods, tasks, suites, samplers, views, weights or published",
@@ -142,7 +189,7 @@ def make_parser() -> Parser:
             name,
             help=about.summary,
             description=about.summary,
-            usage=f"offbench {name} {about.usage}",
+            usage=f"offbench {name} {about.usage}{' [OPTION ...]' if about.options else ''}",
             more=(lambda name=name: _end_of_help(name)) if about.examples else None,
         )
         command.set_defaults(parser=command)
@@ -156,18 +203,8 @@ def make_parser() -> Parser:
             command.add_argument(
                 "settings", nargs="*", metavar="KEY=VALUE", help="settings, lists as [a,b]"
             )
-        if name == "reproduce":
-            command.add_argument("--run", action="store_true", help="run what has no record")
-        if name == "board":
-            command.add_argument(
-                "--published",
-                metavar="SOURCES",
-                help="as published=SOURCES: published scores below",
-            )
-        if name == "report":
-            command.add_argument(
-                "--figures", action="store_true", help="write pictures for papers too"
-            )
+        for option in about.options:
+            command.add_argument(option.flag, **option.about)
     return parser
 
 
@@ -233,9 +270,10 @@ def call(argv: Sequence[str]) -> int:
     # help was printed
     except SystemExit:
         return 0
-    if rest and "names" in options:
-        # argparse takes the words before the first option alone
-        options.names += [word for word in rest if not word.startswith("-")]
+    taken = getattr(options, "settings", getattr(options, "names", None))
+    if taken is not None:
+        # argparse takes no words after an option
+        taken += [word for word in rest if not word.startswith("-")]
         rest = [word for word in rest if word.startswith("-")]
     if rest:
         raise _not_taken(rest[0], options)
@@ -275,19 +313,12 @@ def _run(options: argparse.Namespace) -> int:
             from offbench.cli.plan import show_plan as command
         case "board":
             from offbench.cli.board import show_board as command
-
-            if options.published is not None:
-                options.settings.append(f"published={options.published}")
         case "reproduce":
-            from offbench.cli.reproduce import reproduce
-
-            return reproduce(options.settings, run=options.run)
+            from offbench.cli.reproduce import reproduce as command
         case "diagnose":
             from offbench.cli.board import draw_diagnostics as command
         case "report":
-            from offbench.cli.report import show_report
-
-            return show_report(options.settings, figures=options.figures)
+            from offbench.cli.report import show_report as command
         case "check":
             from offbench.cli.contract import check_contract as command
         case "speed":
@@ -302,7 +333,8 @@ def _run(options: argparse.Namespace) -> int:
             from offbench.cli.compare import show_comparison
 
             return show_comparison(options)
-    return command(options.settings)
+    own = COMMANDS[options.command].options
+    return command(options.settings, **{o.name: getattr(options, o.name) for o in own})
 
 
 _python_format = warnings.formatwarning

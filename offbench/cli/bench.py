@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offbench.cli.board import board_of, print_board
+from offbench.cli.board import evidence_of, print_board
 from offbench.cli.console import make_console, plural
 from offbench.cli.describe import say_differences, say_protocol, say_settings, say_which
 from offbench.cli.report import refresh_report
@@ -43,9 +43,9 @@ def _execute(args: Sequence[str], *, bench: bool) -> int:
     say_differences(wanted, console)
     store = Store(Path(wanted.settings.results))
     wanted, left, failures = run_missing(wanted, store, console)
-    if (board := board_of(wanted, store)) is not None:
-        print_board(board, wanted, console, args)
-        refresh_report(board, wanted, store, console)
+    if (found := evidence_of(wanted, store)) is not None:
+        board = print_board(found, wanted, console, args)
+        refresh_report(board, wanted, store, console, args)
         console.print(f"{plural(left, 'run')} in {time.perf_counter() - start:.0f} s")
     return 1 if failures else 0
 

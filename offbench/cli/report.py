@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offbench.cli.board import _board_folder, _board_name, _nothing_recorded, board_of, wanted_of
+from offbench.cli.board import board_folder, board_name, board_of, nothing_recorded, wanted_of
 from offbench.errors import UserError
 from offbench.io import atomic_write
 
@@ -27,21 +27,25 @@ def show_report(args: Sequence[str], *, figures: bool = False) -> int:
     store = Store(Path(wanted.settings.results))
     board = board_of(wanted, store)
     if board is None:
-        raise _nothing_recorded(wanted)
-    print(f"written: {_write(_scored(board), wanted, store)}")
+        raise nothing_recorded(wanted)
+    print(f"written: {_write(_scored(board), wanted, store, args)}")
     if figures:
         from offbench.results.report.figures import write_figures
 
         runs = _runs_of(wanted, store)
         episodes = store.episodes(run_id=list(runs["run_id"]))
-        folder = _board_folder(wanted) / f"{_board_name(wanted)}-figures"
+        folder = board_folder(wanted) / f"{board_name(wanted, args)}-figures"
         for path in write_figures(_scored(board), episodes, runs, folder, _unscaled(wanted)):
             print(f"written: {path}")
     return 0
 
 
 def refresh_report(
-    board: "Board | ValidationTable", plan: "Plan", store: "Store", console: "Console"
+    board: "Board | ValidationTable",
+    plan: "Plan",
+    store: "Store",
+    console: "Console",
+    args: Sequence[str],
 ) -> None:
     """Writes the report after a bench where its runs or its page changed; says in a line if it cannot."""
     from offbench.results.leaderboard import Board
@@ -49,7 +53,7 @@ def refresh_report(
     if not isinstance(board, Board):
         return
     try:
-        words = f"report: {_write(board, plan, store, unless_same=True)}"
+        words = f"report: {_write(board, plan, store, args, unless_same=True)}"
     except UserError as error:
         words = f"report: not written, {error}"
     console.print(words, markup=False, soft_wrap=True)
@@ -66,12 +70,14 @@ def _scored(board: "Board | ValidationTable") -> "Board":
     )
 
 
-def _write(board: "Board", plan: "Plan", store: "Store", *, unless_same: bool = False) -> Path:
+def _write(
+    board: "Board", plan: "Plan", store: "Store", args: Sequence[str], *, unless_same: bool = False
+) -> Path:
     """The path of the report, written, or found as it would be written."""
     from offbench.results.report import page, payload
 
     runs, unscaled = _runs_of(plan, store), _unscaled(plan)
-    path = _board_folder(plan) / f"{_board_name(plan)}.html"
+    path = board_folder(plan) / f"{board_name(plan, args)}.html"
     shown = payload.board_payload(board, runs, unscaled)
     fingerprint = page.fingerprint_of(shown, list(runs["run_id"]))
     if unless_same and _fingerprint_in(path) == fingerprint:
@@ -81,7 +87,7 @@ def _write(board: "Board", plan: "Plan", store: "Store", *, unless_same: bool = 
     ids = list(runs["run_id"])
     episodes, records = store.episodes(run_id=ids), store.read_all(run_id=ids)
     parts = {
-        "evidence": evidence_payload(episodes, runs, board.tasks, records, unscaled),
+        "evidence": evidence_payload(board, episodes, runs, records, unscaled),
         "runs": payload.runs_payload(board, episodes, records),
     }
     text = page.page(shown, parts, fingerprint)

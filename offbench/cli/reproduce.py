@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from offbench.results.store import Store
 
 
-def reproduce(args: Sequence[str], *, run: bool) -> int:
+def reproduce(args: Sequence[str], *, run: bool = False) -> int:
     """Prints the plan of a published table, with `run` runs what is missing, and compares what is recorded.
 
     Without a table, lists those there are.

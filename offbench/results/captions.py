@@ -17,7 +17,7 @@ _ENV_PACKAGES = (
     "d4rl",
 )
 
-_COVERAGE = (
+COVERAGE = (
     "Resampled from ten published seeds of 285 cells, nominal 95 % hold the truth in 94 to 97 %"
     " of cells and 92 to 97 % of IQMs at 3 to 10 seeds (results/coverage)."
 )
@@ -93,8 +93,9 @@ def _commits(mine: pd.DataFrame) -> str:
 def notes_on(whole: pd.DataFrame, cells: pd.DataFrame, tasks: tuple[str, ...]) -> tuple[str, ...]:
     """What differs within a column of the table, and what is not there."""
     found: dict[str, list[str]] = {}
+    columns = dict(tuple(whole.groupby("task")))
     for task in tasks:
-        column = whole[whole["task"] == task]
+        column = columns.get(task, whole.iloc[:0])
         for text in _differences(column):
             found.setdefault(text, []).append(task)
     notes = [f"{_where(where, tasks)}: {text}" for text, where in found.items()]
@@ -117,13 +118,12 @@ def _remarks(whole: pd.DataFrame) -> Iterable[str]:
     """What the records say of runs whose scores count."""
     if "reason" not in whole:
         return
-    for (task, entry), cell in whole.groupby(["task", "entry"]):
-        said = cell["reason"].dropna()
-        if len(said):
-            yield (
-                f"{task}: {len(said)} of {len(cell)} runs of {entry}, whose scores count, are "
-                f"recorded with a remark, the first: {said.iloc[0]}"
-            )
+    sizes = whole.groupby(["task", "entry"]).size()
+    for (task, entry), cell in whole[whole["reason"].notna()].groupby(["task", "entry"]):
+        yield (
+            f"{task}: {len(cell)} of {sizes[task, entry]} runs of {entry}, whose scores count, are "
+            f"recorded with a remark, the first: {cell['reason'].iloc[0]}"
+        )
 
 
 def failures(line: Any) -> tuple[tuple[int, str], tuple[int, str]]:
@@ -138,17 +138,43 @@ def _where(where: list[str], tasks: tuple[str, ...]) -> str:
 
 
 def _differences(column: pd.DataFrame) -> Iterable[str]:
-    fixed = ["dataset_sha256", "n_updates", "suite_version"]
-    fixed += [f"versions.{package}" for package in _ENV_PACKAGES]
-    nested = sorted(str(name) for name in column if str(name).startswith(("env.", "protocol.")))
-    for name in [*fixed, *nested]:
-        if name not in column:
-            continue
-        values = column[name].map(spelt)
+    for name in _columns_of_a_source(column):
+        values = _spelt(column[name])
         if values.nunique() > 1:
             groups = column.groupby(values)["entry"].unique()
             shown = "; ".join(f"{value}: {', '.join(sorted(who))}" for value, who in groups.items())
             yield f"runs differ in {name.removeprefix('versions.')} ({shown})"
+
+
+def _columns_of_a_source(runs: pd.DataFrame) -> list[str]:
+    fixed = ["dataset_sha256", "n_updates", "suite_version"]
+    fixed += [f"versions.{package}" for package in _ENV_PACKAGES]
+    nested = sorted(str(name) for name in runs if str(name).startswith(("env.", "protocol.")))
+    return [name for name in [*fixed, *nested] if name in runs]
+
+
+def sources_of(whole: pd.DataFrame, tasks: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+    """task -> column of the records -> its values in the runs of the task: which data, environment,
+    protocol, numbers of updates and versions are behind its scores."""
+    columns = dict(tuple(whole.groupby("task")))
+    return {
+        task: {
+            name: sorted(set(_spelt(columns[task][name])))
+            for name in _columns_of_a_source(columns[task])
+        }
+        for task in tasks
+        if task in columns
+    }
+
+
+def _spelt(column: pd.Series) -> pd.Series:
+    """Every value by `spelt`, each kind of value once."""
+    try:
+        codes, kinds = pd.factorize(column, use_na_sentinel=False)
+    # a list within a tuple
+    except TypeError:
+        return column.map(spelt)
+    return pd.Series(np.array([spelt(kind) for kind in kinds], object)[codes], column.index)
 
 
 def spelt(value: Any) -> str:
@@ -176,11 +202,19 @@ def counted(n: str, noun: str) -> str:
 
 
 def short_caption(cells: pd.DataFrame, scale: str, level: float) -> str:
-    """What the numbers of a leaderboard mean, in two lines of a terminal."""
-    return (
-        f"{scale}; {budget(cells)} after the last update; {100 * level:g} % intervals over seeds and"
-        " start states. Bold: does not differ from the column's best (all pairs, Holm). The .md says"
-        " the rest."
+    """What the numbers of a leaderboard mean, in three lines of a terminal."""
+    short = "0-100: reference minimum to maximum, or success" if "100" in scale else scale
+    bold = f"{100 * level:g} % intervals over seeds and start states."
+    bold += " Bold: not told from the best (Holm)."
+    scored = cells[cells["n_seeds"] > 0]
+    if (scored["n_seeds"] == 1).any():
+        bold = "One seed: its interval is withheld, as nothing says how seeds differ; never bold."
+    return "\n".join(
+        [
+            f"{short}; {budget(cells)}.",
+            bold,
+            "#: rank [ranks that the tests leave]. Every number in words: board --explain",
+        ]
     )
 
 
@@ -194,7 +228,7 @@ def long_caption(cells: pd.DataFrame, scale: str, level: float, reps: int) -> st
         " variance is moderated by the mean variance of the board; of a success rate [low, high] by"
         " Wilson's interval at the number of independent episodes. IQM: interquartile mean over runs"
         f" and tasks, tasks weighing equally, with its {percent} smoothed bootstrap interval"
-        f" ({reps} resamples). Intervals are over seeds and over start states. {_COVERAGE} Bold: the best of a column and"
+        f" ({reps} resamples). Intervals are over seeds and over start states. {COVERAGE} Bold: the best of a column and"
         " whatever does not differ from it, by tests of all pairs of the column with episodes paired,"
         f" Holm-corrected so that equal entries all stay bold in {percent} of columns; what lies above a bold"
         " number is bold too."

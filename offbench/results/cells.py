@@ -1,6 +1,7 @@
 """The cells of a board: the scores of one entry on one task, with their interval and what is missing."""
 
 from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,46 +22,89 @@ def scored_cells(episodes: pd.DataFrame, whole: pd.DataFrame, unscaled: Collecti
 
     Scores that are all 0 or 100 are a success rate, unless the task's are plain returns.
     """
-    last = dict(zip(whole["run_id"], whole["n_updates"], strict=True))
-    test = episodes[(episodes["stream"] == "test") & episodes["run_id"].isin(last)]
-    test = test[test["update"] == test["run_id"].map(last)]
-    if lacking := sorted(set(last) - set(test["run_id"])):
+    whole = whole.sort_values(["entry", "task", "seed"], ignore_index=True)
+    if (twice := whole["run_id"].duplicated()).any():
+        raise UserError(f"run {whole['run_id'][twice].iloc[0]} is there twice")
+    rows = _last_test_rows(episodes, whole)
+    lengths = np.bincount(rows.run, minlength=len(whole))
+    if lacking := sorted(whole["run_id"][lengths == 0]):
         raise UserError(f"run {lacking[0]} is recorded as done but has no test episodes here")
-    _refuse_bad_scores(test)
-    success = {
-        task: task not in set(unscaled) and bool(x.isin([0.0, 100.0]).all())
-        for task, x in test.groupby("task")["score"]
-    }
-    return {
-        (str(entry), str(task)): scored_cell(cell, success[task], f"{entry} on {task}")
-        for (entry, task), cell in test.sort_values(["seed", "episode"]).groupby(["entry", "task"])
-    }
-
-
-def _refuse_bad_scores(test: pd.DataFrame) -> None:
-    """UserError for a score that is not finite, and for two runs of one entry, task and seed."""
-    if not np.isfinite(test["score"]).all():
-        bad = test[~np.isfinite(test["score"])].iloc[0]
+    if not (finite := np.isfinite(rows.score)).all():
+        bad = whole.iloc[rows.run[~finite][0]]
         raise UserError(f"run {bad['run_id']} has a score which is not finite, on {bad['task']}")
-    key = ["entry", "task", "seed"]
-    claims = test[[*key, "run_id"]].drop_duplicates().sort_values([*key, "run_id"])
-    for (entry, task, seed), claim in claims[claims.duplicated(key, keep=False)].groupby(key):
-        raise UserError(
-            f"entry {entry!r} has two runs of seed {seed} on {task}: {claim['run_id'].iloc[0]} and"
-            f" {claim['run_id'].iloc[-1]}; give one of them another entry label"
+    if whole.empty:
+        return {}
+    ends = np.cumsum(lengths)
+    zero_or_hundred = (rows.score == 0) | (rows.score == 100)
+    sure = pd.Series(np.logical_and.reduceat(zero_or_hundred, ends - lengths))
+    success = sure.groupby(whole["task"]).all().to_dict() | dict.fromkeys(unscaled, False)
+    known: dict[bytes, tuple[int, ...]] = {}
+    found, starts = {}, np.flatnonzero(~whole.duplicated(["entry", "task"]).to_numpy())
+    for first, end in zip(starts, [*starts[1:], len(whole)]):
+        entry, task = str(whole["entry"].iat[first]), str(whole["task"].iat[first])
+        part = slice(ends[first] - lengths[first], ends[end - 1])
+        states = None if rows.env_seed is None else rows.env_seed[part]
+        of_cell = rows.score[part], states, lengths[first:end]
+        found[entry, task] = scored_cell(
+            *of_cell, success=success[task], name=f"{entry} on {task}", known=known
         )
+    return found
 
 
-def scored_cell(test: pd.DataFrame, success: bool, name: str) -> Cell:
-    """Of test rows ordered by seed and episode."""
-    ends = np.flatnonzero(np.diff(test["seed"])) + 1
-    by_seed = np.split(test["score"].to_numpy(dtype=np.float64), ends)
-    means = np.array([scores.mean() for scores in by_seed])
-    faced = np.split(test["env_seed"].to_numpy(), ends) if "env_seed" in test else []
-    if len(start_states := {tuple(states.tolist()) for states in faced}) != 1:
-        return Cell(means, round(len(test) / len(means)), success=success, name=name)
-    table = np.stack(by_seed)
-    return Cell(means, table.shape[1], table, start_states.pop(), success, name)
+class _Rows(NamedTuple):
+    """Test episodes, ordered by run and number."""
+
+    # place of the run
+    run: np.ndarray
+    score: np.ndarray
+    env_seed: np.ndarray | None
+
+
+def _last_test_rows(episodes: pd.DataFrame, whole: pd.DataFrame) -> _Rows:
+    """The test episodes after the last update of some runs, by their places."""
+    place = places(episodes["run_id"], whole["run_id"])
+    last = whole["n_updates"].to_numpy()
+    use = np.flatnonzero((episodes["stream"] == "test").to_numpy() & (place >= 0))
+    use = use[episodes["update"].to_numpy()[use] == last[place[use]]]
+    run, number = place[use], episodes["episode"].to_numpy()[use]
+    key = run.astype(np.int64) * (int(number.max(initial=0)) + 1) + number
+    if (np.diff(key) < 0).any():
+        order = np.argsort(key, kind="stable")
+        use, run = use[order], run[order]
+    seeds = episodes["env_seed"].to_numpy()[use] if "env_seed" in episodes else None
+    return _Rows(run, episodes["score"].to_numpy(dtype=np.float64)[use], seeds)
+
+
+def places(names: pd.Series, among: pd.Series) -> np.ndarray:
+    """The place of every name among some that differ, -1 where it is none; categories are looked up once."""
+    index = pd.Index(among)
+    if isinstance(names.dtype, pd.CategoricalDtype):
+        return index.get_indexer(names.cat.categories)[names.cat.codes]
+    return index.get_indexer(pd.Index(names))
+
+
+def scored_cell(
+    scores: np.ndarray,
+    states: np.ndarray | None,
+    lengths: np.ndarray,
+    *,
+    success: bool,
+    name: str,
+    known: dict[bytes, tuple[int, ...]],
+) -> Cell:
+    """Of the scores and start states of its seeds, one after the other; `known` start states are kept once."""
+    shape = len(lengths), int(lengths[0])
+    if (lengths != lengths[0]).any():
+        by_seed = np.split(scores, np.cumsum(lengths)[:-1])
+        means = np.array([seed.mean() for seed in by_seed])
+        return Cell(means, round(len(scores) / len(means)), success=success, name=name)
+    table = scores.reshape(shape)
+    if states is None or (states.reshape(shape) != states[: shape[1]]).any():
+        return Cell(table.mean(1), shape[1], success=success, name=name)
+    shared = states[: shape[1]]
+    faced = known.setdefault(shared.tobytes(), ()) or tuple(shared.tolist())
+    known[shared.tobytes()] = faced
+    return Cell(table.mean(1), shape[1], table, faced, success, name)
 
 
 def pools_of(found: Cells, tasks: tuple[str, ...], unscaled: Collection[str]) -> dict[str, Pool]:
@@ -151,10 +195,11 @@ def averaged_table(
     level: float,
 ) -> pd.DataFrame:
     """The mean of the last three evaluations, each counting equally, of the cells whose runs all have them."""
-    runs, update, mean, size = _last_three(episodes[episodes["run_id"].isin(whole["run_id"])])
+    runs, update, mean, size = _last_three(episodes, whole)
     place = {run: i for i, run in enumerate(runs)}
     lines = []
-    for (entry, task), cell in whole.groupby(["entry", "task"]):
+    narrow = whole[["entry", "task", "run_id", "n_updates"]]
+    for (entry, task), cell in narrow.groupby(["entry", "task"]) if place else ():
         if not place.keys() >= set(cell["run_id"]):
             continue
         own = [place[run] for run in cell["run_id"]]
@@ -181,7 +226,7 @@ def averaged_table(
 
 
 def _last_three(
-    episodes: pd.DataFrame,
+    episodes: pd.DataFrame, whole: pd.DataFrame
 ) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
     """The test evaluation of each run and the two monitor evaluations before it, in the order of updates.
 
@@ -189,12 +234,18 @@ def _last_three(
         run ids, and (n_runs, 3) each: update, mean score and number of episodes. Runs with fewer
         evaluations are left out.
     """
-    seen = episodes[episodes["stream"].isin(["monitor", "test"])]
-    seen = seen.groupby(["run_id", "update", "stream"])["score"].agg(["mean", "size"]).reset_index()
-    test = seen[seen["stream"] == "test"]
-    end = seen["run_id"].map(test.groupby("run_id")["update"].max())
-    monitor = seen[(seen["stream"] == "monitor") & (seen["update"] < end)]
-    three = pd.concat([monitor.groupby("run_id").tail(2), test]).sort_values(["run_id", "update"])
-    three = three[three.groupby("run_id")["update"].transform("size") == 3]
+    nothing = np.empty((0, 3))
+    monitor = (episodes["stream"] == "monitor").to_numpy()
+    if not monitor.any():
+        return [], nothing, nothing, nothing
+    run, test = places(episodes["run_id"], whole["run_id"]), episodes["stream"] == "test"
+    seen = pd.DataFrame({"run": run, "test": test, **episodes[["update", "score"]]})
+    seen = seen[(run >= 0) & (monitor | test.to_numpy())]
+    seen = seen.groupby(["run", "update", "test"])["score"].agg(["mean", "size"]).reset_index()
+    last = seen[seen["test"]]
+    end = seen["run"].map(last.groupby("run")["update"].max())
+    before = seen[~seen["test"] & (seen["update"] < end)]
+    three = pd.concat([before.groupby("run").tail(2), last]).sort_values(["run", "update"])
+    three = three[three.groupby("run")["update"].transform("size") == 3]
     arrays = (three[name].to_numpy().reshape(-1, 3) for name in ("update", "mean", "size"))
-    return three["run_id"].tolist()[::3], *arrays
+    return whole["run_id"].iloc[three["run"].iloc[::3]].tolist(), *arrays

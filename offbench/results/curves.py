@@ -11,7 +11,7 @@ import pandas as pd
 from offbench.results import uncertainty
 from offbench.results.cells import scored_cell
 from offbench.results.selection import refuse_mixtures
-from offbench.results.uncertainty import Pool
+from offbench.results.uncertainty import Cell, Pool
 
 CURVE_COLUMNS = (
     "entry",
@@ -54,7 +54,7 @@ def curve_table(episodes: pd.DataFrame, runs: pd.DataFrame, *, level: float = 0.
     lines = []
     for (task, update, stream), column in seen.groupby(["task", "update", "stream"]):
         cells = {
-            entry: scored_cell(rows, success[task], f"{entry} on {task} at {update}")
+            entry: _cell(rows, bool(success[task]), f"{entry} on {task} at {update}")
             for entry, rows in column.groupby("entry")
         }
         pool = Pool.of(list(cells.values()))
@@ -64,6 +64,13 @@ def curve_table(episodes: pd.DataFrame, runs: pd.DataFrame, *, level: float = 0.
             lines.append((entry, task, update, *interval, cell.n_seeds, size[entry], stream))
     table = pd.DataFrame(lines, columns=list(CURVE_COLUMNS))
     return table.sort_values(["task", "entry", "update"], ignore_index=True)
+
+
+def _cell(rows: pd.DataFrame, success: bool, name: str) -> Cell:
+    """Of the episodes of an entry at one update, ordered by seed and number."""
+    lengths = rows.groupby("seed").size().to_numpy()
+    scores, states = rows["score"].to_numpy(dtype=np.float64), rows["env_seed"].to_numpy()
+    return scored_cell(scores, states, lengths, success=success, name=name, known={})
 
 
 def _evaluations(episodes: pd.DataFrame, whole: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ a function of its records. A new row changes no other row's numbers but for its 
 bold, in so far as it changes the mean variance between seeds (`offbench.results.uncertainty`).
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -27,10 +27,12 @@ from offbench.results.captions import (
     notes_on,
     notes_on_ranks,
     short_caption,
+    sources_of,
 )
 from offbench.results.cells import averaged_table, cell_table, pools_of, scored_cells
+from offbench.results.pairwise import Scores, pairs_of, ranks_of
 from offbench.results.selection import current_runs, refuse_mixtures
-from offbench.results.uncertainty import Aggregate, Cell, Pool, by_content
+from offbench.results.uncertainty import Aggregate, Generators
 
 SCALE = "0 = reference minimum, 100 = reference maximum or certain success"
 
@@ -46,7 +48,8 @@ class Board:
     cells, one row per (entry, task): entry, task, mean, low, high, n_seeds, n_episodes (in all),
     n_asked (seeds asked for), n_failed, n_diverged, status (ok | partial | failed | diverged | missing |
     left out), missing, best, success (whether the score is a success rate).
-    aggregate, one row per entry, in rank order: rank, entry, mean_rank (instead of iqm and mean where
+    aggregate, one row per entry, in rank order: rank, rank_low and rank_high (the ranks that the
+    tests of all pairs leave it), entry, mean_rank (instead of iqm and mean where
     tasks have returns of several scales), complete, n_asked (tasks that the suite
     asks it for), n_tasks, iqm, low, high, mean, mean_low, mean_high, best, n_seeds (fewest of a task),
     n_seeds_max, n_episodes, n_tuned (tasks run with a per-task preset), tuning, commit, n_updates,
@@ -65,6 +68,15 @@ class Board:
     caption: str
     # the caption in two lines, for a terminal
     summary: str
+    # of the intervals and of bold
+    level: float
+    # resamples of the aggregates' intervals
+    reps: int
+    # task -> what its runs have in common or differ in: data, environment, protocol and versions
+    sources: Mapping[str, Mapping[str, list[str]]]
+    # of the complete entries, as of `offbench.results.pairwise`: mean ranks, and all ordered pairs
+    ranks: pd.DataFrame
+    pairwise: pd.DataFrame
 
 
 class Asked(NamedTuple):
@@ -118,15 +130,19 @@ def leaderboard(
     plain = [task for task in tasks if task in set(asked.unscaled)]
     mixed = plain if len(tasks) > 1 else []
     scale = _RETURNS if len(plain) == len(tasks) else SCALE
-    complete = {e: [found[e, task] for task in tasks] for e in _complete(cells, tasks)}
-    if mixed:
-        aggregate = _ranked(cells, whole, list(complete))
-    else:
-        estimate = partial(
-            uncertainty.aggregate, generator=by_content(random_seed), reps=reps, level=level
-        )
-        suggested = [pools[task] for task in tasks]
-        aggregate = _aggregate(cells, whole, complete, suggested, estimate, level)
+    not_whole = cells.loc[cells["status"] != "ok", ["entry", "task"]]
+    failed = frozenset(not_whole.itertuples(index=False, name=None))
+    scores = Scores(tasks, found, pools, failed, frozenset(plain))
+    complete = _complete(cells, tasks)
+    estimates = _Estimates.of(scores, complete, Generators(random_seed), reps, level)
+    pairs = pairs_of(
+        scores, complete, tasks, level=level, reps=reps, seed=random_seed, found=estimates.iqm
+    )
+    aggregate = (
+        _ranked(cells, whole, complete)
+        if mixed
+        else _aggregate(cells, whole, complete, estimates, level)
+    )
     return Board(
         title=title,
         tasks=tasks,
@@ -136,6 +152,11 @@ def leaderboard(
         notes=(*notes_on_ranks(mixed, tasks), *notes_on(whole, cells, tasks)),
         caption=long_caption(cells, scale, level, reps),
         summary=short_caption(cells, scale, level),
+        level=level,
+        reps=reps,
+        ranks=ranks_of(scores, complete, estimates.drawn_means, level),
+        pairwise=pairs,
+        sources=sources_of(whole, tasks),
     )
 
 
@@ -167,21 +188,45 @@ def _complete(cells: pd.DataFrame, tasks: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(str(entry) for entry in whole.index[whole == len(tasks)])
 
 
+class _Estimates(NamedTuple):
+    """Of the complete entries, in their order."""
+
+    iqm: list[Aggregate]
+    mean: list[Aggregate]
+    # (reps, n_tasks) each
+    drawn_means: list[np.ndarray]
+
+    @classmethod
+    def of(
+        cls,
+        scores: Scores,
+        entries: Sequence[str],
+        generator: Generators,
+        reps: int,
+        level: float,
+    ) -> "_Estimates":
+        pools, made = [scores.pools[task] for task in scores.tasks], cls([], [], [])
+        estimate = partial(uncertainty.aggregate, generator=generator, reps=reps, level=level)
+        for entry in entries:
+            cells = scores.row(entry, scores.tasks)
+            drawn = [uncertainty.draw(c, p, generator, reps) for c, p in zip(cells, pools)]
+            made.iqm.append(estimate(cells, pools, stats.iqm, drawn=drawn))
+            made.mean.append(estimate(cells, pools, stats.mean, drawn=drawn))
+            made.drawn_means.append(np.stack([x.mean(1) for x in drawn], -1))
+        return made
+
+
 def _aggregate(
     cells: pd.DataFrame,
     whole: pd.DataFrame,
-    complete: Mapping[str, Sequence[Cell]],
-    pools: Sequence[Pool],
-    estimate: Callable[..., Aggregate],
+    entries: Sequence[str],
+    estimates: _Estimates,
     level: float,
 ) -> pd.DataFrame:
-    """One line per entry; IQM and mean for the complete ones, by their cells, one a task."""
-    entries = list(complete)
-    iqm = {entry: estimate(own, pools, stats.iqm) for entry, own in complete.items()}
-    mean = {entry: estimate(own, pools, stats.mean) for entry, own in complete.items()}
+    """One line per entry; IQM and mean for the complete ones."""
     numbers = {}
-    for entry in entries:
-        middle, average = iqm[entry].interval, mean[entry].interval
+    for entry, iqm, mean in zip(entries, estimates.iqm, estimates.mean):
+        middle, average = iqm.interval, mean.interval
         numbers[entry] = {"iqm": middle.point, "low": middle.low, "high": middle.high}
         numbers[entry] |= {
             "mean": average.point,
@@ -190,11 +235,26 @@ def _aggregate(
         }
     table = _lines(cells, whole, numbers)
     table["rank"] = table["iqm"].rank(ascending=False, method="min").astype("Int64")
-    points = np.array([iqm[entry].interval.point for entry in entries])
-    adjusted = uncertainty.aggregate_differences([iqm[entry] for entry in entries]).adjusted()
+    points = np.array([iqm.interval.point for iqm in estimates.iqm])
+    adjusted = uncertainty.aggregate_differences(estimates.iqm).adjusted()
     best = uncertainty.not_worse_than_best(points, adjusted, level)
     table["best"] = table["entry"].isin([e for e, marked in zip(entries, best) if marked])
-    return _in_order(table)
+    return _in_order(_with_ranks(table, entries, points, adjusted < 1 - level))
+
+
+def _with_ranks(
+    table: pd.DataFrame, entries: Sequence[str], points: np.ndarray, differs: np.ndarray
+) -> pd.DataFrame:
+    """With the ranks that an entry may have: behind those which are better by a test, before those which are
+    worse (Mogstad, Romano, Shaikh and Wilhelm 2024, "Inference for ranks")."""
+    higher = points[:, None] > points
+    worse, better = (differs & higher).sum(1), (differs & higher.T).sum(1)
+    # without a test, with one seed, any
+    first = dict(zip(entries, (1 + better).tolist()))
+    last = dict(zip(entries, (len(points) - worse).tolist()))
+    table["rank_low"] = table["entry"].map(first).astype("Int64")
+    table["rank_high"] = table["entry"].map(last).astype("Int64")
+    return table
 
 
 def _ranked(cells: pd.DataFrame, whole: pd.DataFrame, entries: Sequence[str]) -> pd.DataFrame:
@@ -205,6 +265,7 @@ def _ranked(cells: pd.DataFrame, whole: pd.DataFrame, entries: Sequence[str]) ->
     numbers = {e: {"mean_rank": x} for e, x in ranks.groupby(compared["entry"]).mean().items()}
     table = _lines(cells, whole, numbers)
     table["rank"] = table["mean_rank"].rank(method="min").astype("Int64")
+    table["rank_low"] = table["rank_high"] = pd.Series(pd.NA, table.index, dtype="Int64")
     return _in_order(table)
 
 
@@ -213,6 +274,7 @@ def _lines(
 ) -> pd.DataFrame:
     """What is told of each entry besides its cells; `numbers` of the complete ones."""
     lines = []
+    runs = dict(tuple(whole.groupby("entry")))
     for entry, row in cells.groupby("entry"):
         asked = row[row["status"] != "left out"]
         lines.append(
@@ -227,7 +289,7 @@ def _lines(
                 "n_seeds_max": int(row["n_seeds"].max()),
                 "n_episodes": int(row["n_episodes"].sum()),
                 "best": False,
-                **how_trained(whole[whole["entry"] == entry]),
+                **how_trained(runs.get(entry, whole.iloc[:0])),
                 **numbers.get(str(entry), {}),
             }
         )

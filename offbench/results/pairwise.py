@@ -19,7 +19,7 @@ from offbench.results import stats, uncertainty
 from offbench.results.cells import Cells, pools_of, scored_cells
 from offbench.results.selection import current_runs, refuse_mixtures
 from offbench.results.stats import check_level
-from offbench.results.uncertainty import Aggregate, Cell, Pairs, Pool, by_content
+from offbench.results.uncertainty import Aggregate, Cell, Generators, Pairs, Pool
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Scores:
         """The IQM over some tasks of each entry, with draws that are paired between entries."""
         pools = [self.pools[task] for task in tasks]
         estimate = partial(
-            uncertainty.aggregate, generator=by_content(seed), reps=reps, level=level
+            uncertainty.aggregate, generator=Generators(seed), reps=reps, level=level
         )
         return [estimate(self.row(entry, tasks), pools, stats.iqm) for entry in entries]
 
@@ -132,13 +132,15 @@ def pairs_of(
     level: float,
     reps: int,
     seed: int,
+    found: Sequence[Aggregate] = (),
 ) -> pd.DataFrame:
-    """`pairwise` of some entries, all whole on some of the tasks; columns are tested as on the whole board."""
+    """`pairwise` of some entries, all whole on some of the tasks; columns are tested as on the whole board.
+    `found` are their IQMs where they are known already."""
     check_level(level)
     k = len(entries)
     gap, low, high, p = np.full((4, k, k), np.nan)
     if k and scores.averages(tasks):
-        found = scores.aggregates(entries, tasks, reps=reps, level=level, seed=seed)
+        found = found or scores.aggregates(entries, tasks, reps=reps, level=level, seed=seed)
         points = np.array([a.interval.point for a in found])
         pairs = uncertainty.aggregate_differences(found)
         gap, p = points[:, None] - points, pairs.adjusted()
@@ -224,11 +226,14 @@ def _reaches(
     point: np.ndarray, n: np.ndarray, m: np.ndarray, less: np.ndarray, level: float
 ) -> np.ndarray:
     """The lowest probability from which the found one lies no further than its standard errors, by bisection."""
-    z = float(special.ndtri((1 + level) / 2))
+    z, n_tasks, times = float(special.ndtri((1 + level) / 2)), len(n), 1
+    if (n == n[:1]).all() and (m == m[:1]).all():
+        # the same sum for all tasks
+        n, m, times = n[:1], m[:1], n_tasks
     below, above = np.zeros_like(point), point.copy()
     for _ in range(40):
         middle = (below + above) / 2
-        error = np.sqrt(less * _variance(middle, n, m).sum(0)) / len(n)
+        error = np.sqrt(less * times * _variance(middle, n, m).sum(0)) / n_tasks
         far = point - middle > z * error
         below, above = np.where(far, middle, below), np.where(far, above, middle)
     return below
@@ -257,14 +262,29 @@ def ranks(
     """
     scores = Scores.of(episodes, runs, tasks, unscaled)
     entries = scores.entries(scores.tasks)
+    generator = Generators(random_seed)
+
+    def again(entry: str) -> np.ndarray:
+        drawn = [
+            uncertainty.draw(scores.found[entry, task], scores.pools[task], generator, reps).mean(1)
+            for task in scores.tasks
+        ]
+        return np.stack(drawn, -1)
+
+    return ranks_of(scores, entries, [again(entry) for entry in entries], level)
+
+
+def ranks_of(
+    scores: Scores, entries: Sequence[str], drawn_means: Sequence[np.ndarray], level: float
+) -> pd.DataFrame:
+    """`ranks` of some entries, each with its drawn means (reps, n_tasks)."""
     check_level(level)
-    k, generator = len(entries), by_content(random_seed)
-    point, drawn = np.zeros(k), np.zeros((reps, k))
-    for task in scores.tasks if k else ():
-        cells = [scores.found[entry, task] for entry in entries]
-        point += _ranked(np.array([c.mean for c in cells])) / len(scores.tasks)
-        again = [uncertainty.draw(c, scores.pools[task], generator, reps).mean(1) for c in cells]
-        drawn += _ranked(np.stack(again, -1)) / len(scores.tasks)
+    k, n_tasks = len(entries), len(scores.tasks)
+    point, drawn = np.zeros(k), np.zeros((len(drawn_means[0]) if k else 0, k))
+    for index, task in enumerate(scores.tasks if k else ()):
+        means = np.array([scores.found[entry, task].mean for entry in entries])
+        point += _ranked(means) / n_tasks
+        drawn += _ranked(np.stack([again[:, index] for again in drawn_means], -1)) / n_tasks
     low, high = np.full((2, k), np.nan)
     if k:
         drawn = np.clip(drawn + point - np.median(drawn, axis=0), 1, k)
@@ -278,9 +298,16 @@ def ranks(
 
 def _ranked(x: np.ndarray) -> np.ndarray:  # (..., k) -> (..., k)
     """Ranks, 1 the highest, ties their mean."""
-    above = (x[..., None, :] > x[..., :, None]).sum(-1)
-    level = (x[..., None, :] == x[..., :, None]).sum(-1)
-    return above + (level + 1) / 2
+    order = np.argsort(-x, axis=-1)
+    places = np.empty(x.shape)
+    np.put_along_axis(places, order, np.broadcast_to(np.arange(1.0, x.shape[-1] + 1), x.shape), -1)
+    tied = (np.diff(np.take_along_axis(x, order, -1)) == 0).any(-1)
+    if tied.any():
+        rows = x[tied]
+        above = (rows[..., None, :] > rows[..., :, None]).sum(-1)
+        level = (rows[..., None, :] == rows[..., :, None]).sum(-1)
+        places[tied] = above + (level + 1) / 2
+    return places
 
 
 def profiles(
@@ -306,7 +333,7 @@ def profiles(
     scores = Scores.of(episodes, runs, tasks, unscaled)
     entries = scores.entries(scores.tasks)
     check_level(level)
-    generator = by_content(random_seed)
+    generator = Generators(random_seed)
     if thresholds is None:
         thresholds = _range([c.means for e in entries for c in scores.row(e, scores.tasks)])
     tables = []

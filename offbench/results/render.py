@@ -5,30 +5,34 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from offbench.errors import UserError
 from offbench.io import atomic_write
+from offbench.results import pairs_text, strip
 from offbench.results.captions import failures
 from offbench.results.leaderboard import Board
+from offbench.results.pairs_text import rank_text
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 _TASK_WIDTH = 9  # "100.0±12" and a star
 
-_STRIP_WIDTH = 14
+# the mean is no order of its own
+_UNRANKED = {"rank": "", "rank_low": "", "rank_high": ""}
 
 _SHORT = {"failed": "failed", "diverged": "div."}
 
 
 def to_markdown(board: Board) -> str:
     """A GitHub table, its caption and its notes."""
-    names = _without_common_folder(board.tasks)
+    names = without_common_folder(board.tasks)
     head = ["#", "entry", *names, "IQM", "mean", "seeds", "episodes", "tuned", "tuning", "updates"]
     head += ["s/run", "commit"]
     lines = [
@@ -37,15 +41,15 @@ def to_markdown(board: Board) -> str:
             ["---:", "---"] + ["---:"] * (len(names) + 5) + ["---", "---:", "---:", "---"]
         ),
     ]
-    rows = _rows_of_cells(board)
+    rows = rows_of_cells(board)
     for row in board.aggregate.itertuples():
         cells = rows[row.entry]
         seeds = f"{row.n_seeds}-{row.n_seeds_max}"
         texts = [
-            "--" if pd.isna(row.rank) else str(row.rank),
+            rank_text(row),
             row.entry,
-            *(_bold(_cell_text(cell), cell.best) for cell in cells),
-            _bold(_aggregate_text(row), row.best),
+            *(_bold(cell_text(cell), cell.best) for cell in cells),
+            _bold(aggregate_text(row), row.best),
             "--" if np.isnan(row.mean) else f"{row.mean:.1f}",
             str(row.n_seeds) if row.n_seeds == row.n_seeds_max else seeds,
             str(row.n_episodes),
@@ -59,7 +63,8 @@ def to_markdown(board: Board) -> str:
     parts = [f"# {board.title}"] if board.title else []
     parts += ["\n".join(lines), board.caption]
     if len(board.averaged):
-        parts += [_averaged_markdown(board, names), _averaged_caption(board)]
+        parts += [_averaged_markdown(board, names), averaged_caption(board)]
+    parts += pairs_text.markdown(board)
     if board.notes:
         parts.append("Notes:\n\n" + "\n".join(f"* {note}" for note in board.notes))
     return "\n\n".join(parts) + "\n"
@@ -70,7 +75,7 @@ def _averaged_markdown(board: Board, names: list[str]) -> str:
         _markdown_row(["entry", *names, "mean of tasks", "the last alone"]),
         _markdown_row(["---", *["---:"] * (len(names) + 2)]),
     ]
-    found, rows = board.averaged.set_index(["entry", "task"]), _rows_of_cells(board)
+    found, rows = board.averaged.set_index(["entry", "task"]), rows_of_cells(board)
     for entry in board.aggregate["entry"]:
         if entry not in set(board.averaged["entry"]):
             continue
@@ -99,7 +104,7 @@ def _averaged_means(board: Board, entry: str) -> tuple[float, float] | None:
     return float(mine["mean"].mean()), float(mine["last"].mean())
 
 
-def _averaged_caption(board: Board) -> str:
+def averaged_caption(board: Board) -> str:
     designs = board.averaged.groupby(["at", "each"]).size().index
     shown = "; ".join(
         f"after {' %, '.join(f'{100 * x:g}' for x in at)} % of the updates, on"
@@ -118,7 +123,15 @@ def to_csv(board: Board) -> str:
     sink = io.StringIO()
     columns = ["kind", "entry", "task", "statistic", "value", "low", "high", "n_seeds"]
     columns += ["n_episodes", "status", "best", "rank", "n_failed", "n_diverged", "n_tuned"]
-    columns += ["tuning", "n_updates", "published_updates", "wall_s", "commit"]
+    columns += [
+        "tuning",
+        "n_updates",
+        "published_updates",
+        "wall_s",
+        "commit",
+        "rank_low",
+        "rank_high",
+    ]
     writer = csv.DictWriter(sink, columns, restval="", lineterminator="\n")
     writer.writeheader()
     for cell in board.cells.itertuples():
@@ -128,14 +141,14 @@ def to_csv(board: Board) -> str:
         )
     for row in board.aggregate.itertuples():
         common = {name: getattr(row, name) for name in columns if hasattr(row, name)}
-        common |= {"kind": "aggregate", "status": _aggregate_status(row)}
+        common |= {"kind": "aggregate", "status": aggregate_status(row)}
         if not np.isnan(row.mean_rank):
             writer.writerow(_csv_line({**common, "statistic": "mean rank", "value": row.mean_rank}))
             continue
         writer.writerow(_csv_line({**common, "statistic": "iqm", "value": row.iqm}))
         bounds = {"low": row.mean_low, "high": row.mean_high, "best": ""}
         writer.writerow(
-            _csv_line({**common, "statistic": "mean", "value": row.mean, **bounds, "rank": ""})
+            _csv_line({**common, "statistic": "mean", "value": row.mean, **bounds, **_UNRANKED})
         )
     for cell in board.averaged.itertuples():
         common = {name: getattr(cell, name) for name in columns if hasattr(cell, name)}
@@ -148,21 +161,17 @@ def to_terminal(board: Board, console: "Console") -> None:
     """Prints the board; more tasks than fit one width continue in further tables."""
     from rich.text import Text
 
-    first = True
-    for tasks in _blocks(board, console.width):
-        console.print(_terminal_table(board, tasks, with_aggregate=first))
-        first = False
-    console.print(Text(board.summary, style="dim"))
+    layout = _layout(board, console.width)
+    for number, tasks in enumerate(layout.blocks):
+        console.print(_terminal_table(board, tasks, with_aggregate=not number, drawn=layout.drawn))
+    for words in (pairs_text.sentence(board), *board.summary.splitlines()):
+        if words:
+            console.print(Text(words, style="dim"))
     if len(board.averaged):
         console.print(_averaged_table(board))
-        console.print(Text(_averaged_caption(board), style="dim"))
+        console.print(Text(averaged_caption(board), style="dim"))
     for note in board.notes:
         console.print(Text(f"* {note}", style="yellow"))
-
-
-def write(board: Board, folder: Path, name: str) -> tuple[Path, Path]:
-    """Writes `<name>.md` and `<name>.csv`; the same records give the same bytes."""
-    return write_texts(Path(folder), name, to_markdown(board), to_csv(board))
 
 
 def write_texts(folder: Path, name: str, markdown: str, table: str) -> tuple[Path, Path]:
@@ -176,7 +185,7 @@ def write_texts(folder: Path, name: str, markdown: str, table: str) -> tuple[Pat
     return paths
 
 
-def _rows_of_cells(board: Board) -> dict[str, list[Any]]:
+def rows_of_cells(board: Board) -> dict[str, list[Any]]:
     """Entry -> its cells, in the order of the tasks."""
     found = {(cell.entry, cell.task): cell for cell in board.cells.itertuples(index=False)}
     return {
@@ -184,7 +193,7 @@ def _rows_of_cells(board: Board) -> dict[str, list[Any]]:
     }
 
 
-def _aggregate_status(row: Any) -> str:
+def aggregate_status(row: Any) -> str:
     if row.complete == row.n_tasks:
         return "ok"
     if row.complete == row.n_asked:
@@ -192,15 +201,15 @@ def _aggregate_status(row: Any) -> str:
     return f"incomplete ({row.complete}/{row.n_asked} tasks)"
 
 
-def _aggregate_text(row: Any) -> str:
+def aggregate_text(row: Any) -> str:
     if not np.isnan(row.mean_rank):
         return f"mean rank {row.mean_rank:.1f}"
     if np.isnan(row.iqm):
-        return "--" if row.complete == row.n_tasks else _aggregate_status(row)
+        return "--" if row.complete == row.n_tasks else aggregate_status(row)
     return f"{row.iqm:.1f}" + ("" if np.isnan(row.low) else f" [{row.low:.1f}, {row.high:.1f}]")
 
 
-def _cell_text(cell: Any, *, short: bool = False) -> str:
+def cell_text(cell: Any, *, short: bool = False) -> str:
     """`60.5 ± 33.1`; of a success rate, whose interval is not symmetric, `33.3 [8.1, 73.0]`."""
     if cell.missing:
         return "--" if cell.status in ("missing", "left out") else cell.status
@@ -248,7 +257,7 @@ def _csv_value(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def _without_common_folder(tasks: tuple[str, ...]) -> list[str]:
+def without_common_folder(tasks: tuple[str, ...]) -> list[str]:
     """d4rl/a, d4rl/b/c -> a, b/c; ids of several worlds stay as they are."""
     parts = [task.split("/") for task in tasks]
     common = 0
@@ -259,7 +268,7 @@ def _without_common_folder(tasks: tuple[str, ...]) -> list[str]:
 
 def short_names(tasks: tuple[str, ...]) -> list[str]:
     """a-v2, b-v2 -> a, b, for a heading which has no room."""
-    names = _without_common_folder(tasks)
+    names = without_common_folder(tasks)
     versions = {re.search(r"-v\d+$", name) and name.rpartition("-")[2] for name in names}
     if len(versions) == 1 and None not in versions:
         return [name.rpartition("-")[0] for name in names]
@@ -280,54 +289,88 @@ def _heading(task: str) -> str:
     return "\n".join(lines)
 
 
-def _blocks(board: Board, width: int) -> list[list[int]]:
-    """Column numbers of the tasks, split so that every table fits the width."""
+class _Layout(NamedTuple):
+    """How a board is laid out within a width."""
+
+    # column numbers of the tasks of every table
+    blocks: list[list[int]]
+    # whether the interval of the IQM is drawn, or else printed below it
+    drawn: bool
+
+
+def _layout(board: Board, width: int) -> _Layout:
+    """As few tables as possible; the strip is drawn where it costs no column."""
     name = max([len("entry"), *(len(entry) for entry in board.aggregate["entry"])])
+    rank = max([2, *(len(rank_text(row)) for row in board.aggregate.itertuples())])
     # rank, gap, entry; every further column brings its gap
-    room = width - (2 + 1 + name)
-    first = max(1, (room - (1 + 5 + 1 + _STRIP_WIDTH)) // (_TASK_WIDTH + 1))
-    later = max(1, room // (_TASK_WIDTH + 1))
+    room = width - (rank + 1 + name)
     columns = list(range(len(board.tasks)))
+    with_strip, printed = (
+        max(1, (room - aside) // (_TASK_WIDTH + 1))
+        for aside in (1 + 5 + 1 + strip.WIDTH, 1 + _TASK_WIDTH)
+    )
+    drawn = with_strip >= min(printed, len(columns))
+    first = with_strip if drawn else printed
+    later = max(1, room // (_TASK_WIDTH + 1))
     blocks, columns = [columns[:first]], columns[first:]
     while columns:
         blocks.append(columns[:later])
         columns = columns[later:]
-    return blocks
+    return _Layout(blocks, drawn)
 
 
-def _terminal_table(board: Board, columns: list[int], *, with_aggregate: bool) -> "Table":
+def _terminal_table(
+    board: Board, columns: list[int], *, with_aggregate: bool, drawn: bool
+) -> "Table":
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    low, high = _axis(board.aggregate)
+    axis = strip.axis(board.aggregate)
     names = [_heading(name) for name in short_names(board.tasks)]
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     table.title = board.title if with_aggregate and board.title else None
-    table.add_column("#", justify="right", no_wrap=True, min_width=2)
+    table.add_column("#", no_wrap=True, min_width=2)
     table.add_column("entry", no_wrap=True, vertical="top")
     for column in columns:
         table.add_column(names[column], justify="right", width=_TASK_WIDTH)
-    if with_aggregate:
+    if with_aggregate and drawn:
         table.add_column("IQM", justify="right", no_wrap=True, min_width=5)
-        table.add_column(_axis_heading(low, high), no_wrap=True, min_width=_STRIP_WIDTH)
-    rows = _rows_of_cells(board)
+        table.add_column(strip.axis_heading(*axis), no_wrap=True, min_width=strip.WIDTH)
+    elif with_aggregate:
+        table.add_column("IQM", justify="right", width=_TASK_WIDTH)
+    rows = rows_of_cells(board)
     for row in board.aggregate.itertuples():
-        cells = rows[row.entry]
-        line = [Text("--" if pd.isna(row.rank) else str(row.rank)), Text(row.entry)]
+        line = [Text(rank_text(row)), Text(row.entry)]
         for column in columns:
-            cell = cells[column]
-            line.append(Text(_cell_text(cell, short=True), style="bold" if cell.best else ""))
+            cell = rows[row.entry][column]
+            line.append(Text(cell_text(cell, short=True), style="bold" if cell.best else ""))
         if with_aggregate:
-            whole = not np.isnan(row.iqm)
-            line.append(Text(f"{row.iqm:.1f}" if whole else "--", style="bold" if row.best else ""))
-            line.append(
-                Text(_strip(row.low, row.iqm, row.high, low, high), style="cyan")
-                if whole
-                else Text(_aggregate_text(row).replace(" (", "\n("), style="dim")
-            )
+            line += _aggregate_texts(row, axis) if drawn else [_aggregate_in_column(row)]
         table.add_row(*line)
     return table
+
+
+def _aggregate_texts(row: Any, axis: tuple[float, float]) -> "list[Text]":
+    """The IQM, and its interval drawn; what stands for them where there is none."""
+    from rich.text import Text
+
+    if np.isnan(row.iqm):
+        return [Text("--"), Text(aggregate_text(row).replace(" (", "\n("), style="dim")]
+    drawn = strip.draw(row.low, row.iqm, row.high, *axis)
+    return [Text(f"{row.iqm:.1f}", style="bold" if row.best else ""), Text(drawn, style="cyan")]
+
+
+def _aggregate_in_column(row: Any) -> "Text":
+    """The IQM with its interval below it, as wide as a cell."""
+    from rich.text import Text
+
+    if not np.isnan(row.mean_rank):
+        return Text(f"mean rank\n{row.mean_rank:.1f}", style="dim")
+    if np.isnan(row.iqm):
+        return Text(f"--\n{row.complete}/{row.n_tasks} tasks", style="dim")
+    bounds = "" if np.isnan(row.low) else f"\n[{row.low:.0f}, {row.high:.0f}]"
+    return Text(f"{row.iqm:.1f}{bounds}", style="bold" if row.best else "")
 
 
 def _averaged_table(board: Board) -> "Table":
@@ -346,32 +389,3 @@ def _averaged_table(board: Board) -> "Table":
         elif entry in set(board.averaged["entry"]):
             table.add_row(entry, "--", "--")
     return table
-
-
-def _axis(aggregate: pd.DataFrame) -> tuple[float, float]:
-    """Whole tens around everything that is drawn."""
-    ends = aggregate[["low", "iqm", "high"]].to_numpy(dtype=np.float64)
-    if np.isnan(ends).all():
-        return 0.0, 100.0
-    low, high = 10 * np.floor(np.nanmin(ends) / 10), 10 * np.ceil(np.nanmax(ends) / 10)
-    return float(low), float(high if high > low else low + 10)
-
-
-def _axis_heading(low: float, high: float) -> str:
-    left, right = f"{low:.0f}", f"{high:.0f}"
-    return left + right.rjust(_STRIP_WIDTH - len(left))
-
-
-def _strip(low: float, point: float, high: float, start: float, end: float) -> str:
-    """An interval on an axis of text: "   ├──●─┤    "."""
-
-    def place(value: float) -> int:
-        return round((value - start) / (end - start) * (_STRIP_WIDTH - 1))
-
-    strip = [" "] * _STRIP_WIDTH
-    if not np.isnan(low):
-        first, last = place(low), place(high)
-        strip[first : last + 1] = "─" * (last + 1 - first)
-        strip[first], strip[last] = "├", "┤"
-    strip[place(point)] = "●"
-    return "".join(strip)

@@ -165,7 +165,8 @@ def refuse_mixtures(whole: pd.DataFrame) -> None:
             f" and {b['run_id']}, which differ in {_difference(a, b)}; give one of them another"
             " entry label, or select one of them"
         )
-    for _, cell in whole.groupby(["entry", "task"]):
+    kinds = whole.groupby(["entry", "task"])["config_id"].transform("nunique")
+    for _, cell in whole[kinds > 1].groupby(["entry", "task"]):
         other = cell[cell["config_id"] != cell["config_id"].iloc[0]]
         if not other.empty:
             a, b = cell.iloc[0], other.iloc[0]

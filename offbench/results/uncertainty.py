@@ -18,7 +18,7 @@ paired. `results/coverage` has how often these intervals held the truth on publi
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -28,12 +28,35 @@ from scipy import special
 
 from offbench.results.stats import Interval, Statistic, holm
 
-Generators = Callable[[str, np.ndarray], np.random.Generator]
 # of the board's variance, in observations; chosen for coverage on published scores (results/coverage)
 _PRIOR_WEIGHT = 0.5
 _MANY_CELLS = 6
 # of a board without mixed success rates; the mean over published antmaze scores is 0.12
 _DEFAULT_CORRELATION = 0.1
+
+
+class Generators:
+    """Random numbers that depend on what they are for, not on what else is on the board."""
+
+    def __init__(self, random_seed: int = 0) -> None:
+        self._seed = random_seed
+        self._shares: dict[tuple[bytes, int], np.ndarray] = {}
+
+    def __call__(self, name: str, x: np.ndarray) -> np.random.Generator:
+        """A generator for a name and the numbers that it is to depend on."""
+        content = f"{self._seed} {name} {x.shape}".encode() + x.tobytes()
+        return np.random.default_rng(int.from_bytes(hashlib.sha256(content).digest()[:16], "big"))
+
+    def shares(self, start_states: tuple[int, ...], reps: int) -> np.ndarray:
+        """(reps, n) how often each start state is in a resample, as a share; drawn once for all that met them."""
+        states = np.array(start_states)
+        key = states.tobytes(), reps
+        if key not in self._shares:
+            n = len(states)
+            again = self("", states).integers(n, size=(reps, n))
+            counts = np.bincount((again + n * np.arange(reps)[:, None]).ravel(), minlength=reps * n)
+            self._shares[key] = counts.reshape(reps, n) / n
+        return self._shares[key]
 
 
 @dataclass(frozen=True)
@@ -312,6 +335,7 @@ def aggregate(
     generator: Generators,
     reps: int = 2000,
     level: float = 0.95,
+    drawn: Sequence[np.ndarray] | None = None,
 ) -> Aggregate:
     """`statistic` over an entry's cells, one a task, with its smoothed bootstrap interval.
 
@@ -319,13 +343,14 @@ def aggregate(
     board's, over their number. Start states are drawn too, the same ones for every entry that
     met the same, so the draws of two entries are paired by episode. The draws are centred at the
     statistic, which noise would otherwise shift, and their quantiles are stretched from the normal
-    to Student's t with Satterthwaite's degrees of freedom. `generator` makes a generator from a
-    name and the numbers that it is to depend on.
+    to Student's t with Satterthwaite's degrees of freedom. `drawn` has what `draw` made of the cells
+    where it was made before.
     """
     point = float(statistic([c.means for c in cells]))
     if any(c.n_seeds < 2 for c in cells):
         return Aggregate(Interval(point, np.nan, np.nan), np.empty(0), np.nan)
-    drawn = [draw(c, p, generator, reps) for c, p in zip(cells, pools, strict=True)]
+    if drawn is None:
+        drawn = [draw(c, p, generator, reps) for c, p in zip(cells, pools, strict=True)]
     draws = np.asarray(statistic(drawn))
     draws += point - np.median(draws)
     shares = np.array([seed_share(c, p) for c, p in zip(cells, pools)])
@@ -346,12 +371,10 @@ def draw(cell: Cell, pool: Pool, generator: Generators, reps: int) -> np.ndarray
     drawn = cell.means[picked] + noise * own.standard_normal(picked.shape)
     if cell.episode_variance == 0:
         return drawn
-    states = generator("", np.array(cell.start_states))
-    again = states.integers(cell.n_episodes, size=(reps, cell.n_episodes))
     by_episode = cell.by_episode - cell.mean
     # without what seeds x episodes add to it: the spread between seeds has that already
     share = np.sqrt(cell.episode_variance * cell.n_episodes / by_episode.var(ddof=1))
-    return drawn + share * by_episode[again].mean(1, keepdims=True)
+    return drawn + share * (generator.shares(cell.start_states, reps) @ by_episode)[:, None]
 
 
 def aggregate_differences(aggregates: Sequence[Aggregate]) -> Pairs:
@@ -368,13 +391,3 @@ def aggregate_differences(aggregates: Sequence[Aggregate]) -> Pairs:
     freedom = _freedom(np.stack([own[i], own[j]]), np.stack([each[i], each[j]]))
     variance = np.maximum(own[i] + own[j] - 2 * covariance[i, j], 0.0)
     return Pairs(drawn, i, j, points[i] - points[j], variance, freedom)
-
-
-def by_content(random_seed: int) -> Generators:
-    """Generators that depend on what they are for, not on what else is on the board."""
-
-    def generator(name: str, x: np.ndarray) -> np.random.Generator:
-        content = f"{random_seed} {name} {x.shape}".encode() + x.tobytes()
-        return np.random.default_rng(int.from_bytes(hashlib.sha256(content).digest()[:16], "big"))
-
-    return generator

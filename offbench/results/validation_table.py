@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from offbench.errors import unknown
 from offbench.results.captions import count
 from offbench.results.render import write_texts
 from offbench.results.schema import VALIDATION_ERRORS
@@ -133,8 +134,21 @@ def to_terminal(table: ValidationTable, console: "Console") -> None:
         console.print(Text(f"* {note}", style="yellow"))
 
 
-def write(table: ValidationTable, folder: Path, name: str) -> tuple[Path, Path]:
-    """Writes `<name>.md` and `<name>.csv`; the same records give the same bytes."""
+def to_csv(table: ValidationTable) -> str:
+    """The rows as csv."""
     text = io.StringIO()
     table.rows.to_csv(text, index=False, lineterminator="\n")
-    return write_texts(folder, name, to_markdown(table), text.getvalue())
+    return text.getvalue()
+
+
+def formatted(table: ValidationTable, format: str) -> str:
+    """The table as markdown or csv; UserError for another format."""
+    formats = {"markdown": to_markdown, "csv": to_csv}
+    if format not in formats:
+        raise unknown("--format of a board of validation metrics", format, formats)
+    return formats[format](table)
+
+
+def write(table: ValidationTable, folder: Path, name: str) -> tuple[Path, Path]:
+    """Writes `<name>.md` and `<name>.csv`; the same records give the same bytes."""
+    return write_texts(folder, name, to_markdown(table), to_csv(table))

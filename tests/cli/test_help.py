@@ -11,7 +11,7 @@ import pytest
 from support.paths import ROOT
 
 from offbench.cli import console
-from offbench.cli.app import COMMANDS, SPEED_SETTINGS, call
+from offbench.cli.app import COMMANDS, SPEED_SETTINGS, call, make_parser
 from offbench.cli.data.commands import EXAMPLES, SUMMARIES
 from offbench.errors import UserError
 
@@ -44,7 +44,8 @@ def test_the_examples_of_settings_are_planned():
 
     planned = []
     for example in (e for about in COMMANDS.values() for e in about.examples):
-        command, *args = shlex.split(example)
+        command = example.split()[0]
+        args = getattr(make_parser().parse_args(shlex.split(example)), "settings", [])
         if command in ("run", "bench", "plan", "board", "diagnose") and "my" not in example:
             bench = command != "run" and not any(a.startswith("method=") for a in args)
             assert plan(split_published(args)[0], bench=bench).cells, example

@@ -11,9 +11,10 @@ import pytest
 from rich.console import Console
 
 from offbench.errors import UserError
-from offbench.results import render
+from offbench.results import strip
+from offbench.results.formats import write
 from offbench.results.leaderboard import Asked, Board, leaderboard
-from offbench.results.render import to_csv, to_markdown, to_terminal, write
+from offbench.results.render import to_csv, to_markdown, to_terminal
 from offbench.results.spec import Provenance, RunSpec
 from offbench.results.store import Store
 
@@ -27,7 +28,7 @@ def records(scores: dict[tuple[str, str], Any], **columns: Any) -> Frames:
     runs: list[dict[str, Any]] = []
     for (entry, task), seeds in scores.items():
         for seed, values in enumerate(seeds):
-            run_id = f"{entry}-{task[-4]}-{seed}"
+            run_id = f"{entry}-{task.split('/')[-1][:-3]}-{seed}"
             run = {
                 "run_id": run_id,
                 "config_id": f"{entry} on {task}",
@@ -544,7 +545,8 @@ def test_markdown_tables_have_one_width_and_escape_bars() -> None:
     board = leaderboard(*noisy(["a|b", "c"], [A, B]), [A, B], title="toy")
     text = to_markdown(board)
     assert text.startswith("# toy\n\n| #")
-    table = [x.replace("\\|", "/") for x in text.splitlines() if x.startswith("|")]
+    first = text.split("\n\n")[1]
+    table = [x.replace("\\|", "/") for x in first.splitlines()]
     assert len({x.count("|") for x in table}) == 1
     assert "| a-v0 | b-v0 |" in table[0]
     assert text.endswith(".\n")
@@ -574,7 +576,10 @@ def test_five_tasks_and_long_names_fit_a_hundred_columns_uncut() -> None:
     row = next(x for x in text.splitlines() if "rebrac" in x)
     assert "…" not in row
     assert row.count("±") == 5
-    assert "●" in row
+    # no room for the strip: the interval stands below the IQM
+    iqm = board.aggregate.iloc[0]
+    assert f"[{iqm['low']:.0f}, {iqm['high']:.0f}]" in text and "●" not in text
+    assert "●" in printed(board, width=110)
 
 
 def test_more_tasks_continue_in_further_tables() -> None:
@@ -588,13 +593,13 @@ def test_more_tasks_continue_in_further_tables() -> None:
 
 
 def test_a_strip_draws_the_interval_to_scale() -> None:
-    width = render._STRIP_WIDTH
-    strip = render._strip(0.0, 50.0, 100.0, 0.0, 100.0)
-    assert len(strip) == width
-    assert (strip[0], strip[-1]) == ("├", "┤")
-    assert strip.index("●") in (width // 2 - 1, width // 2)
-    assert render._strip(np.nan, 0.0, np.nan, 0.0, 100.0) == "●" + " " * (width - 1)
-    assert render._strip(50.0, 50.0, 50.0, 0.0, 100.0).strip() == "●"
+    width = strip.WIDTH
+    drawn = strip.draw(0.0, 50.0, 100.0, 0.0, 100.0)
+    assert len(drawn) == width
+    assert (drawn[0], drawn[-1]) == ("├", "┤")
+    assert drawn.index("●") in (width // 2 - 1, width // 2)
+    assert strip.draw(np.nan, 0.0, np.nan, 0.0, 100.0) == "●" + " " * (width - 1)
+    assert strip.draw(50.0, 50.0, 50.0, 0.0, 100.0).strip() == "●"
 
 
 def test_writing_twice_gives_the_same_bytes_and_no_debris(tmp_path: Path) -> None:
@@ -603,8 +608,8 @@ def test_writing_twice_gives_the_same_bytes_and_no_debris(tmp_path: Path) -> Non
     before = [path.read_bytes() for path in first]
     again = write(leaderboard(*frames, [A, B]), tmp_path / "board", "toy")
     assert [path.read_bytes() for path in again] == before
-    assert [path.name for path in again] == ["toy.md", "toy.csv"]
-    assert len(list((tmp_path / "board").iterdir())) == 2
+    assert [path.name for path in again] == ["toy.md", "toy.csv", "toy.json", "toy.tex"]
+    assert len(list((tmp_path / "board").iterdir())) == 4
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write the board"):
         write(leaderboard(*frames, [A, B]), tmp_path / "file", "toy")
@@ -622,7 +627,7 @@ def test_a_write_that_fails_leaves_the_old_board(tmp_path: Path, monkeypatch) ->
     with pytest.raises(UserError, match="No space left"):
         write(leaderboard(*frames, [A], title="new"), tmp_path, "toy")
     assert paths[0].read_bytes() == before
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_a_store_makes_a_board(tmp_path: Path) -> None:
@@ -802,7 +807,7 @@ def test_the_last_three_evaluations_are_averaged_beside_the_last_alone() -> None
     returns = to_markdown(
         leaderboard(*monitored(frames, monitor), [A, B], asked=Asked(unscaled=[B]))
     )
-    assert returns.count("| -- | -- |") == 2 and not any(
+    assert returns.split("| mean rank |")[0].count("| -- | -- |") == 2 and not any(
         f"| {three:.1f} | {last:.1f} |" in returns
         for three, last in (np.mean(x, 0) for x in means.values())
     )

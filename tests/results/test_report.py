@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.boards import made_board
+from support.random_boards import made_board
 from support.records import episodes as made_episodes
 from support.records import provenance, spec
 
@@ -45,7 +45,7 @@ def whole_page(made) -> str:
     board, episodes, runs, records = made
     shown = board_payload(board, runs)
     parts = {
-        "evidence": evidence_payload(episodes, runs, board.tasks, records),
+        "evidence": evidence_payload(board, episodes, runs, records),
         "runs": runs_payload(board, episodes, records),
     }
     return page(shown, parts, fingerprint_of(shown, list(runs["run_id"])))

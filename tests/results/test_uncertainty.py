@@ -267,7 +267,7 @@ def test_aggregates_of_equal_episodes_are_paired() -> None:
     rows.append([crossed(c.table, start=100) for c in rows[1]])
     pools = [Pool.of([c for row in rows for c in row])] * 3
     made = [
-        uncertainty.aggregate(row, pools, stats.mean, generator=by_content, reps=500)
+        uncertainty.aggregate(row, pools, stats.mean, generator=generators, reps=500)
         for row in rows
     ]
     # the same start states are drawn for the first two, others for the third
@@ -277,14 +277,14 @@ def test_aggregates_of_equal_episodes_are_paired() -> None:
     assert uncertainty.aggregate_differences([made[0], made[2]]).adjusted()[0, 1] > 0.1
 
 
-by_content = uncertainty.by_content(0)
+generators = uncertainty.Generators()
 
 
 def test_an_aggregate_by_hand_with_one_task_is_that_of_its_cell() -> None:
     cell = seeds(10, 20, 30, 40, 50)
     other = seeds(0, 5, 0, 5, 0)
     pool = Pool.of([cell, other] * 3)
-    made = uncertainty.aggregate([cell], [pool], stats.mean, generator=by_content, reps=20_000)
+    made = uncertainty.aggregate([cell], [pool], stats.mean, generator=generators, reps=20_000)
     # of five observations four are the cell's own variance and one is the board's
     expected = np.sqrt((4 * cell.seed_variance + pool.variance) / 5 / 5)
     assert made.draws.std() == pytest.approx(expected, rel=0.02)
@@ -305,7 +305,7 @@ def test_cells_of_equal_scores_are_drawn_from_independently() -> None:
         ]
         pools = [Pool.of(cells)] * n
         return float(
-            uncertainty.aggregate(cells, pools, stats.mean, generator=by_content).draws.var()
+            uncertainty.aggregate(cells, pools, stats.mean, generator=generators).draws.var()
         )
 
     assert spread(8, same=False) == pytest.approx(spread(1, same=False) / 8, rel=0.2)
@@ -374,5 +374,5 @@ def test_the_caption_says_what_was_measured() -> None:
     spans = [table[table["what"] == what]["ours"] for what in ("cell", "iqm")]
     cells, iqms = (f"{100 * x.min():.0f} to {100 * x.max():.0f} %" for x in spans)
     assert f"{cells} of cells and {iqms} of IQMs at 3 to 10 seeds" in " ".join(
-        captions._COVERAGE.split()
+        captions.COVERAGE.split()
     )

@@ -1,37 +1,39 @@
 """The evidence behind a board, as the charts of a report draw it: pairs, ranks, profiles, curves, values."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pandas as pd
 
 from offbench.results import diagnostics
 from offbench.results.curves import curve_table
-from offbench.results.pairwise import pairwise, profiles, ranks
+from offbench.results.leaderboard import Board
+from offbench.results.pairwise import profiles
 from offbench.results.report.payload import columns
 from offbench.results.store import Record
 
 
 def evidence_payload(
+    board: Board,
     episodes: pd.DataFrame,
     runs: pd.DataFrame,
-    tasks: Sequence[str],
     records: Mapping[str, Record],
     unscaled: Collection[str] = (),
 ) -> dict[str, Any]:
     """Tables as columns: pairwise, ranks, profiles, curves, diagnostics (chunk lengths) and values.
 
     Args:
+        board: the leaderboard of these runs.
         episodes: `Store.episodes()`.
         runs: `Store.runs()` of the same records.
-        tasks: ids, in the order of the board.
         records: run id -> its record.
         unscaled: tasks whose score is a plain return; with others they have no profile.
     """
+    tasks = board.tasks
     mixed = len(tasks) > 1 and bool(set(unscaled) & set(tasks))
     found = {
-        "pairwise": columns(pairwise(episodes, runs, tasks, unscaled=unscaled)),
-        "ranks": columns(ranks(episodes, runs, tasks, unscaled=unscaled)),
+        "pairwise": columns(board.pairwise),
+        "ranks": columns(board.ranks),
         "curves": columns(curve_table(episodes, runs)),
         "diagnostics": columns(_chunks(episodes, runs, records)),
         "values": columns(_values(episodes, runs)),

@@ -28,7 +28,7 @@ def board_payload(board: Board, runs: pd.DataFrame, unscaled: Collection[str] = 
         runs: lines of `Store.runs()` of the board.
         unscaled: tasks whose score is a plain return.
     """
-    rows = render._rows_of_cells(board)
+    rows = render.rows_of_cells(board)
     cells = [cell for entry in board.aggregate["entry"] for cell in rows[entry]]
     entries = list(board.aggregate.itertuples(index=False))
     return {
@@ -37,12 +37,12 @@ def board_payload(board: Board, runs: pd.DataFrame, unscaled: Collection[str] = 
         "facts": _facts(board, runs),
         "made": _machine(runs),
         "tasks": list(board.tasks),
-        "names": render._without_common_folder(board.tasks),
+        "names": render.without_common_folder(board.tasks),
         "unscaled": [task in set(unscaled) for task in board.tasks],
         "entries": {
             "entry": [row.entry for row in entries],
             "rank": [None if pd.isna(row.rank) else int(row.rank) for row in entries],
-            "text": [render._aggregate_text(row) for row in entries],
+            "text": [render.aggregate_text(row) for row in entries],
             "best": [bool(row.best) for row in entries],
             **{name: [number(getattr(row, name)) for row in entries] for name in _AGGREGATE},
             **{name: [int(getattr(row, name)) for row in entries] for name in _COUNTS},
@@ -52,7 +52,7 @@ def board_payload(board: Board, runs: pd.DataFrame, unscaled: Collection[str] = 
             },
         },
         "cells": {
-            "text": [render._cell_text(cell) for cell in cells],
+            "text": [render.cell_text(cell) for cell in cells],
             "status": [cell.status for cell in cells],
             "best": [int(cell.best) for cell in cells],
             "success": [int(cell.success) for cell in cells],
@@ -97,7 +97,7 @@ def _averaged(board: Board) -> dict[str, Any] | None:
     if board.averaged.empty:
         return None
     table = board.averaged[["entry", "task", "mean", "low", "high", "last", "n_seeds"]]
-    return {**columns(table), "caption": render._averaged_caption(board)}
+    return {**columns(table), "caption": render.averaged_caption(board)}
 
 
 def _published(board: Board) -> dict[str, Any] | None:
