@@ -103,7 +103,14 @@ def test_of_many_entries_only_where_their_settings_are_shown():
 
 @pytest.mark.env
 def test_a_run_begins_with_them(tmp_path, capsys):
-    args = [HOPPER, "n_updates=20", "eval.episodes=1", "method.hidden=[8]", f"results={tmp_path}"]
+    args = [
+        HOPPER,
+        "n_updates=20",
+        "eval.episodes=1",
+        "eval.monitor_at=[]",
+        "method.hidden=[8]",
+        f"results={tmp_path}",
+    ]
     assert main(["run", "method=bc", "seeds=[0]", "jobs=1", *args]) == 0
     assert (
         "  bc(hidden=[8]): hidden (8,) [command line], lr 1e-3 [suite quick]"

@@ -15,7 +15,7 @@ from offbench.bench.loggers import Logger, open_logger
 from offbench.bench.preflight import build, build_method, resolve_device, training_episodes
 from offbench.bench.progress import Progress, checkpoint_path, code_version
 from offbench.bench.recording import Outcome, Trained, largest_return, record
-from offbench.bench.settings import Settings
+from offbench.bench.settings import Settings, monitor_plan
 from offbench.bench.stacks import Pack
 from offbench.results.schema import Stream
 from offbench.results.store import Store
@@ -109,14 +109,14 @@ class PackRun:
             open_logger(self.settings.logger, runs, self.settings.results) as logger,
         ):
             for point in self.train(carry, logger):
-                self.monitor(point)
+                self.monitor(point, logger)
             frames = self._frames()
             self.report("evaluating", 0.9)
             final = _to_cpu(point.carry)
             broken = diverged(point.state).tolist()
-            frames += self._tested(final.state, broken)
-            for frame in frames:
+            for frame in (tested := self._tested(final.state, broken)):
                 logger.episodes(frame)
+            frames += tested
         outcomes = self.record(final, point.backend, broken, frames)
         # temporary files of killed processes, too
         left = self.checkpoint.parent.glob(f".{self.checkpoint.stem}.*.tmp*")
@@ -187,7 +187,7 @@ class PackRun:
             seeds=self.seeds,
             values=self.pack.values,
             n_updates=n,
-            stop_at=sorted(stops | self._monitor_at()),
+            stop_at=sorted(stops | self._monitor_at().keys()),
             backend=settings.engine,
             precision=settings.precision,
             device=self.device,
@@ -200,25 +200,43 @@ class PackRun:
                 checkpoint.save(point.carry, self.checkpoint)
                 saved = time.perf_counter()
 
-    def _monitor_at(self) -> set[int]:
-        """The updates at which monitor episodes are played, whole steps of the method."""
+    def _monitor_at(self) -> dict[int, int]:
+        """Update, a whole step of the method -> the monitor episodes that are played there."""
         from offbench.training.step import n_minibatches
 
-        n, k = self.cell.n_updates, n_minibatches(self.method)
-        return {max(k, round(f * n) // k * k) for f in self.cell.protocol["monitor_at"]}
+        n, k, protocol = self.cell.n_updates, n_minibatches(self.method), self.cell.protocol
+        shares = monitor_plan(protocol["monitor_at"], protocol["monitor_episodes"])
+        return {max(k, round(f * n) // k * k): episodes for f, episodes in shares.items()}
 
-    def monitor(self, point: "Point") -> None:
+    def monitor(self, point: "Point", logger: Logger) -> None:
         """Plays the monitor episodes of the protocol in a thread, while training goes on."""
         from offbench.training.imperative import Imperative
 
-        if point.update not in self._monitor_at() or not point.metrics:
+        episodes = self._monitor_at().get(point.update)
+        # the last update is tested
+        if episodes is None or point.update == self.cell.n_updates or not point.metrics:
             return
-        episodes = self.cell.protocol["monitor_episodes"]
-        play = partial(self._play, _to_cpu(point.state), self.seeds, point.update)
-        self.monitored.append(self.evaluator.submit(play, episodes, "monitor"))
+        play = partial(self._watch, _to_cpu(point.state), point.update, episodes, logger)
+        self.monitored.append(self.evaluator.submit(play))
         # its seeds use the process's generators, which evaluation draws from, too
         if isinstance(self.method, Imperative):
             self.monitored[-1].result()
+
+    def _watch(
+        self, state: Any, update: int, episodes: int, logger: Logger
+    ) -> "pd.DataFrame | None":
+        """Monitor episodes; None, and a remark on the runs, where they cannot be played: training goes on."""
+        try:
+            frame = self._play(state, self.seeds, update, episodes, "monitor")
+        except Exception as error:
+            words = " ".join(f"{type(error).__name__}: {error}".split())
+            self.progress.unwatched[str(update)] = words
+            return None
+        # of parameters that are not finite
+        finite = frame.groupby("member")["score"].transform(lambda x: x.abs().max() < float("inf"))
+        frame = frame[finite.to_numpy(dtype=bool)]
+        logger.episodes(frame)
+        return frame
 
     def _play(
         self, state: Any, seeds: list[int], update: int, episodes: int, stream: Stream
@@ -239,7 +257,8 @@ class PackRun:
 
     def _frames(self) -> "list[pd.DataFrame]":
         """Evaluation episodes so far, a table per evaluation."""
-        return [*self.progress.frames, *(f.result() for f in self.monitored)]
+        frames = [*self.progress.frames, *(f.result() for f in self.monitored)]
+        return [frame for frame in frames if frame is not None and len(frame)]
 
     def _tested(self, state: Any, broken: list[bool]) -> "list[pd.DataFrame]":
         """The test episodes of the members whose parameters are finite."""
@@ -284,6 +303,7 @@ class PackRun:
             largest_return=largest_return(pipeline),
             other_commits=[c for c in progress.code if c != code_version()],
             resumed_from=progress.resumed_from,
+            unwatched=progress.unwatched,
         )
         keep = keep_run if settings.keep != "none" else None
         return record(self.pack, self.store, settings, trained, keep)

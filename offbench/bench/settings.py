@@ -1,6 +1,6 @@
 """Settings of a run outside its method (`conf/run.yaml`), with types and checks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ class EvalSettings:
     episodes: int | None = None
     envs: int = 5
     monitor_at: tuple[float, ...] | None = None
-    monitor_episodes: int = 3
+    monitor_episodes: int | tuple[int, ...] = 3
     validation: float | None = None
 
 
@@ -77,6 +77,29 @@ def typed_transforms(transforms: Mapping[str, Any]) -> dict[str, dict[str, Any]]
     return typed
 
 
+def monitor_plan(monitor_at: Sequence[float], episodes: int | Sequence[int]) -> dict[float, int]:
+    """Fraction of training -> its monitor episodes, of a number for all or one for each."""
+    each = [episodes] * len(monitor_at) if isinstance(episodes, int) else episodes
+    return dict(zip(monitor_at, each, strict=True))
+
+
+def _check_monitor(s: EvalSettings, need: Callable[[bool, str], None]) -> None:
+    points, given = s.monitor_at or (), s.monitor_episodes
+    for x in points:
+        need(0 < x < 1, f"eval.monitor_at: {x} is not a fraction of training in (0, 1)")
+    need(
+        list(points) == sorted(set(points)),
+        f"eval.monitor_at={list(points)} must ascend, each once",
+    )
+    each = (given,) if isinstance(given, int) else given
+    shown = given if isinstance(given, int) else list(given)
+    need(min(each, default=0) >= 1, f"eval.monitor_episodes={shown} must be at least 1")
+    need(
+        isinstance(given, int) or not points or len(each) == len(points),
+        f"eval.monitor_episodes={shown} must be one number, or one for each of eval.monitor_at={list(points)}",
+    )
+
+
 def check_settings(s: Settings) -> None:
     """Raises UserError for values outside their ranges."""
 
@@ -108,12 +131,7 @@ def check_settings(s: Settings) -> None:
         "precision=bf16 needs a traced engine: engine=eager, compile or cudagraph",
     )
     need(s.eval.envs >= 1, f"eval.envs={s.eval.envs} must be at least 1")
-    need(
-        s.eval.monitor_episodes >= 1,
-        f"eval.monitor_episodes={s.eval.monitor_episodes} must be at least 1",
-    )
-    for x in s.eval.monitor_at or ():
-        need(0 < x < 1, f"eval.monitor_at: {x} is not a fraction of training in (0, 1)")
+    _check_monitor(s.eval, need)
     need(s.jobs == "auto" or int(s.jobs) >= 1, f"jobs={s.jobs} must be auto or at least 1")
     for name in s.transforms:
         if name not in _TRANSFORMS:

@@ -54,6 +54,10 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "print the leaderboard of recorded runs and write it below results/board",
             ("board suite=quick", "board suite=quick methods=[bc,iql]"),
         ),
+        "curves": Command(
+            "print and draw the learning curves of recorded runs",
+            ("curves suite=quick", "curves suite=quick methods=[bc,iql]"),
+        ),
         "diagnose": Command(
             "draw chunk lengths, success by length, and values against returns",
             ("diagnose suite=quick", "diagnose suite=quick methods=[bc,iql]"),
@@ -241,6 +245,8 @@ def _run(options: argparse.Namespace) -> int:
             from offbench.cli.board import show_board as command
         case "diagnose":
             from offbench.cli.board import draw_diagnostics as command
+        case "curves":
+            from offbench.cli.curves import show_curves as command
         case "check":
             from offbench.cli.contract import check_contract as command
         case "speed":
