@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette without yellow, which is faint on white
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# entries of a panel up to which their intervals are drawn as bands: more cover each other
+_BANDS = 4
 _DASHES = ("-", "--", ":", "-.")
 
 
 def write_figure(table: pd.DataFrame, path: Path, title: str = "") -> None:
     """Draws the rows of `curve_table`; an entry has one colour in all panels. The write is atomic.
 
-    Small dots are monitor evaluations, the large one is the test evaluation; both have their interval.
+    Small dots are monitor evaluations, with their intervals as bands where a panel has few entries; the large
+    dot beside the last is the test evaluation with its interval.
     """
     import io
 
@@ -49,15 +52,18 @@ def write_figure(table: pd.DataFrame, path: Path, title: str = "") -> None:
 
 
 def _draw_task(axis: "Axes", table: pd.DataFrame, styles: dict[str, tuple[str, Any]]) -> None:
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     last = table["update"].max()
+    banded = table["entry"].nunique() <= _BANDS
     finals = [e for e in styles if e in set(table["entry"])]
     for entry, curve in table.groupby("entry"):
         colour, dash = styles[str(entry)]
         update, mean = curve["update"].to_numpy(), curve["mean"].to_numpy()
         axis.plot(update, mean, dash, color=colour, linewidth=1.3, marker="o", markersize=2.5)
-        axis.fill_between(update, curve["low"], curve["high"], color=colour, alpha=0.1, linewidth=0)
+        if banded:
+            band = {"color": colour, "alpha": 0.13, "linewidth": 0}
+            axis.fill_between(update, curve["low"], curve["high"], **band)
         final = curve[curve["stream"] == "test"]
         # side by side, so that intervals can be told apart
         shift = last * (0.03 + 0.018 * finals.index(str(entry)))
@@ -71,12 +77,14 @@ def _draw_task(axis: "Axes", table: pd.DataFrame, styles: dict[str, tuple[str, A
             markersize=4.5,
             elinewidth=1.2,
         )
+    bounds = table if banded else table[table["stream"] == "test"]
     # an interval of a few seeds can be far wider than the scores
-    seen = np.concatenate([table["mean"], table["low"].clip(0), table["high"].clip(upper=100)])
+    seen = np.concatenate([table["mean"], bounds["low"].clip(0), bounds["high"].clip(upper=100)])
     low, high = np.nanmin(seen), np.nanmax(seen)
     margin = 0.05 * max(high - low, 1.0)
     axis.set_ylim(low - margin, high + margin)
     axis.set_xlim(0, last * (1.06 + 0.018 * len(finals)))
+    axis.set_xticks([x for x in MaxNLocator(5).tick_values(0, last) if x <= last])
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.25, linewidth=0.5)
@@ -101,6 +109,6 @@ def _legend(
             handles=lines, loc="outside lower center", ncols=columns, fontsize=8.5, frameon=False
         )
     figure.supxlabel(
-        "updates (small dots: monitor episodes; large dots: test episodes, as on the board)",
+        "updates (large dots: test episodes after the last update, as on the board; before it: monitor episodes)",
         fontsize=8.5,
     )
