@@ -154,6 +154,13 @@ def exploded(metrics: Mapping[str, float], largest: float) -> str | None:
     )
 
 
+def facts_of(cell: Cell, settings: Settings, device: str) -> dict[str, Any]:
+    """What is known of a run before it is trained, in the words of its provenance."""
+    facts = provenance_of(cell, settings, device, settings.engine, 1, 0.0, 0.0, {}).as_dict()
+    later = ("entry", "backend", "pack", "wall_s", "train_s", "created", "fitted")
+    return {name: value for name, value in facts.items() if name not in later}
+
+
 def provenance_of(
     cell: Cell,
     settings: Settings,

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offbench.bench.loggers import Logger, open_logger
+from offbench.bench.loggers import Logged, Loggers, open_loggers
 from offbench.bench.preflight import build, build_method, resolve_device, training_episodes
 from offbench.bench.progress import Progress, checkpoint_path, code_version
-from offbench.bench.recording import Outcome, Trained, largest_return, record
+from offbench.bench.recording import Outcome, Trained, facts_of, largest_return, record
 from offbench.bench.settings import Settings, monitor_plan
 from offbench.bench.stacks import Pack
 from offbench.results.schema import Stream
@@ -103,10 +103,9 @@ class PackRun:
         carry, self.progress = self.resume()
         code = [*self.progress.code, code_version()]
         self.progress.code = list(dict.fromkeys(code))
-        runs = [(cell.entry, run) for cell, run in self.pack.members]
         with (
             ThreadPoolExecutor(1, "evaluate") as self.evaluator,
-            open_logger(self.settings.logger, runs, self.settings.results) as logger,
+            open_loggers(self.settings, self._logged(), self._resumed_at()) as logger,
         ):
             for point in self.train(carry, logger):
                 self.monitor(point, logger)
@@ -117,13 +116,26 @@ class PackRun:
             for frame in (tested := self._tested(final.state, broken)):
                 logger.episodes(frame)
             frames += tested
-        outcomes = self.record(final, point.backend, broken, frames)
+            # before the logger is waited for
+            outcomes = self.record(final, point.backend, broken, frames)
         # temporary files of killed processes, too
         left = self.checkpoint.parent.glob(f".{self.checkpoint.stem}.*.tmp*")
         for path in (self.checkpoint, Progress.path(self.checkpoint), *left):
             path.unlink(missing_ok=True)
         self.report("done", 1.0)
-        return [outcome._replace(note=self.progress.note) for outcome in outcomes]
+        notes = "; ".join(filter(None, [self.progress.note, *logger.warnings]))
+        return [outcome._replace(note=notes or None) for outcome in outcomes]
+
+    def _logged(self) -> list[Logged]:
+        """The runs as loggers show them."""
+        return [
+            Logged(cell.entry, run, facts_of(cell, self.settings, self.device))
+            for cell, run in self.pack.members
+        ]
+
+    def _resumed_at(self) -> int:
+        curves = self.progress.curves
+        return curves[-1]["update"] if curves else 0
 
     def resume(self) -> "tuple[Carry | None, Progress]":
         """Training state and progress to resume from: a checkpoint of these runs, else the kept state
@@ -152,7 +164,7 @@ class PackRun:
             return None, Progress(note=why)
         return found.carry, Progress.of_records(found.records, found.n_updates, self.store)
 
-    def train(self, carry: "Carry | None", logger: Logger) -> "Iterator[Point]":
+    def train(self, carry: "Carry | None", logger: Loggers) -> "Iterator[Point]":
         """The points of training; appends metrics to the curves and logs them."""
         n, progress = self.cell.n_updates, self.progress
         mark = time.perf_counter()
@@ -166,7 +178,7 @@ class PackRun:
                 if self.validate:
                     values |= {k: v.tolist() for k, v in self.validate(point.state).items()}
                 progress.curves.append({"update": point.update} | values)
-                logger.metrics(point.update, progress.curves[-1])
+                logger.metrics(point.update, values)
             self.report("training", 0.9 * point.update / n)
             yield point
             mark = time.perf_counter()
@@ -208,7 +220,7 @@ class PackRun:
         shares = monitor_plan(protocol["monitor_at"], protocol["monitor_episodes"])
         return {max(k, round(f * n) // k * k): episodes for f, episodes in shares.items()}
 
-    def monitor(self, point: "Point", logger: Logger) -> None:
+    def monitor(self, point: "Point", logger: Loggers) -> None:
         """Plays the monitor episodes of the protocol in a thread, while training goes on."""
         from offbench.training.imperative import Imperative
 
@@ -223,7 +235,7 @@ class PackRun:
             self.monitored[-1].result()
 
     def _watch(
-        self, state: Any, update: int, episodes: int, logger: Logger
+        self, state: Any, update: int, episodes: int, logger: Loggers
     ) -> "pd.DataFrame | None":
         """Monitor episodes; None, and a remark on the runs, where they cannot be played: training goes on."""
         try:

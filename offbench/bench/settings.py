@@ -26,6 +26,21 @@ class EvalSettings:
     validation: float | None = None
 
 
+LoggerName = Literal["none", "wandb", "tensorboard"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbSettings:
+    """The types of `wandb` in conf/run.yaml."""
+
+    project: str | None = None
+    entity: str | None = None
+    group: str | None = None
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    mode: Literal["online", "offline", "disabled"] | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The types of conf/run.yaml."""
@@ -47,12 +62,19 @@ class Settings:
     max_stack: int | None = None
     checkpoint_minutes: float = 5.0
     jobs: int | Literal["auto"] = "auto"
-    logger: Literal["none", "wandb"] = "none"
+    logger: LoggerName | tuple[LoggerName, ...] = "none"
+    wandb: WandbSettings = WandbSettings()
     results: str = "results"
     tuning: Mapping[str, Any] | None = None
     label: str | None = None
     strict: bool = False
     loader: Loader = "offbench"
+
+    @property
+    def loggers(self) -> tuple[str, ...]:
+        """The names of the loggers, each once."""
+        names = (self.logger,) if isinstance(self.logger, str) else self.logger
+        return tuple(dict.fromkeys(name for name in names if name != "none"))
 
 
 _TRANSFORMS = BUILT_IN["transform"]
@@ -130,6 +152,10 @@ def check_settings(s: Settings) -> None:
         s.precision != "bf16" or s.engine != "vmap",
         "precision=bf16 needs a traced engine: engine=eager, compile or cudagraph",
     )
+    if "tensorboard" in s.loggers:
+        from offbench.bench.event_files import check_installed
+
+        check_installed()
     need(s.eval.envs >= 1, f"eval.envs={s.eval.envs} must be at least 1")
     _check_monitor(s.eval, need)
     need(s.jobs == "auto" or int(s.jobs) >= 1, f"jobs={s.jobs} must be auto or at least 1")

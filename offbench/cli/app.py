@@ -62,6 +62,11 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "draw chunk lengths, success by length, and values against returns",
             ("diagnose suite=quick", "diagnose suite=quick methods=[bc,iql]"),
         ),
+        "sync": Command(
+            "send recorded runs to wandb or TensorBoard, each once",
+            ("sync --wandb suite=quick", "sync --tensorboard events methods=[bc,iql]"),
+            "[--wandb] [--tensorboard DIR] [KEY=VALUE ...]",
+        ),
         "list": Command(
             "list methods, tasks, suites, samplers, views or weights",
             ("list methods", "list suites"),
@@ -140,6 +145,9 @@ def make_parser() -> Parser:
             command.add_argument(
                 "settings", nargs="*", metavar="KEY=VALUE", help="settings, lists as [a,b]"
             )
+        if name == "sync":
+            command.add_argument("--wandb", action="store_true", help="to Weights & Biases")
+            command.add_argument("--tensorboard", metavar="DIR", help="as event files")
     return parser
 
 
@@ -251,6 +259,11 @@ def _run(options: argparse.Namespace) -> int:
             from offbench.cli.contract import check_contract as command
         case "speed":
             from offbench.speed.benchmark import main as command
+        case "sync":
+            from offbench.cli.sync import sync_runs
+
+            where = {"wandb": options.wandb, "tensorboard": options.tensorboard}
+            return sync_runs(options.settings, **where)
         case "list":
             from offbench.cli.listing import show_list
 

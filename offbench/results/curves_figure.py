@@ -62,8 +62,8 @@ def _draw_task(axis: "Axes", table: pd.DataFrame, styles: dict[str, tuple[str, A
         update, mean = curve["update"].to_numpy(), curve["mean"].to_numpy()
         axis.plot(update, mean, dash, color=colour, linewidth=1.3, marker="o", markersize=2.5)
         if banded:
-            band = {"color": colour, "alpha": 0.13, "linewidth": 0}
-            axis.fill_between(update, curve["low"], curve["high"], **band)
+            low, high = curve["low"], curve["high"]
+            axis.fill_between(update, low, high, color=colour, alpha=0.13, linewidth=0)
         final = curve[curve["stream"] == "test"]
         # side by side, so that intervals can be told apart
         shift = last * (0.03 + 0.018 * finals.index(str(entry)))

@@ -474,6 +474,7 @@ def test_a_diverged_seed_is_a_record_with_its_reason_and_exit_code_1(tmp_path, c
     ]
     assert main(args) == 1
     out = capsys.readouterr()
+    assert "diverged" in out.out and "not finite" in out.err
     import json
 
     (record,) = [json.loads(p.read_text()) for p in tmp_path.glob("runs/**/*.json")]
