@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offbench.bench.loggers import Logged, evaluation_means
+from offbench.bench.logged import Logged, evaluation_means
 from offbench.errors import UserError
 from offbench.io import slug
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class EventFiles:
-    """A sink (`offbench.bench.loggers.Sink`) of one folder of event files per run."""
+    """A sink (`offbench.bench.logged.Sink`) of one folder of event files per run."""
 
     def __init__(self, runs: Sequence[Logged], folder: Path, *, resumed_at: int = 0):
         check_installed()

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offbench.bench.loggers import Logged, Loggers, open_loggers
+from offbench.bench.logged import Logged
+from offbench.bench.loggers import Loggers, open_loggers
 from offbench.bench.preflight import build, build_method, resolve_device, training_episodes
 from offbench.bench.progress import Progress, checkpoint_path, code_version
 from offbench.bench.recording import Outcome, Trained, facts_of, largest_return, record

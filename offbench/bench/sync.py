@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offbench.bench.event_files import EventFiles, check_installed, run_folder
-from offbench.bench.loggers import Logged, Sink
+from offbench.bench.logged import Logged, Sink
 from offbench.bench.settings import WandbSettings
 from offbench.bench.wandb_runs import Wandb, mark
 

@@ -11,7 +11,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offbench.bench.loggers import Logged, evaluation_means
+from offbench.bench.logged import Logged, evaluation_means
 from offbench.bench.settings import WandbSettings
 from offbench.io import slug
 
@@ -24,7 +24,7 @@ _TABLE = ("episode", "env_seed", "return", "score", "length", "success", "termin
 
 
 class Wandb:
-    """A sink (`offbench.bench.loggers.Sink`) of one wandb run per run, named by the run's id.
+    """A sink (`offbench.bench.logged.Sink`) of one wandb run per run, named by the run's id.
 
     A run that was interrupted, or is sent again, goes on in the wandb run of the same id.
     """

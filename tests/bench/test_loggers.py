@@ -12,7 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from offbench.bench import loggers
 from offbench.bench.event_files import EventFiles, run_folder
-from offbench.bench.loggers import Background, Logged, Loggers, evaluation_means
+from offbench.bench.logged import Logged, evaluation_means
+from offbench.bench.loggers import Background, Loggers
 from offbench.bench.plan import plan
 from offbench.bench.settings import WandbSettings
 from offbench.bench.sync import to_event_files

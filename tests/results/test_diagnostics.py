@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from support.records import episodes, provenance, spec
 
-from offbench.bench.loggers import evaluation_means
+from offbench.bench.logged import evaluation_means
 from offbench.cli import main
 from offbench.errors import UserError
 from offbench.results.diagnostics import COLUMNS, mean_lengths, measure, start_values, write
