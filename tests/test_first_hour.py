@@ -59,8 +59,9 @@ def test_the_help_of_a_run_has_every_setting_with_its_default(capsys):
     assert main(["run", "-h"]) == 0
     words = capsys.readouterr().out
     settings = yaml.safe_load((ROOT / "conf/run.yaml").read_text())
-    keys = [k for k in settings if k not in ("defaults", "eval")]
-    for key in [*keys, *(f"eval.{k}" for k in settings["eval"]), "suite", "view", "method"]:
+    keys = [k for k in settings if k not in ("defaults", "eval", "wandb")]
+    keys += [f"{above}.{k}" for above in ("eval", "wandb") for k in settings[above]]
+    for key in [*keys, "suite", "view", "method"]:
         assert re.search(rf"^  {re.escape(key)}=", words, re.MULTILINE), key
     assert "batch_size=256" in words and "conf/method" in words and "offbench list" in words
 
@@ -103,7 +104,14 @@ def test_of_many_entries_only_where_their_settings_are_shown():
 
 @pytest.mark.env
 def test_a_run_begins_with_them(tmp_path, capsys):
-    args = [HOPPER, "n_updates=20", "eval.episodes=1", "method.hidden=[8]", f"results={tmp_path}"]
+    args = [
+        HOPPER,
+        "n_updates=20",
+        "eval.episodes=1",
+        "eval.monitor_at=[]",
+        "method.hidden=[8]",
+        f"results={tmp_path}",
+    ]
     assert main(["run", "method=bc", "seeds=[0]", "jobs=1", *args]) == 0
     assert (
         "  bc(hidden=[8]): hidden (8,) [command line], lr 1e-3 [suite quick]"

@@ -20,6 +20,7 @@ TINY = [
     "seeds=[0,1]",
     "n_updates=20",
     "eval.episodes=1",
+    "eval.monitor_at=[]",
     "jobs=1",
     "engine=vmap",
 ]

@@ -253,7 +253,7 @@ def test_a_run_ends_where_the_names_of_unix_are_absent(tmp_path):
     program = WITHOUT.format(modules=MODULES, names=OS)
     settings = (
         "method=bc task=offbench/hopper/medium-replay-v0 suite=quick seeds=[0] n_updates=20"
-        f" method.hidden=[8] eval.episodes=1 results={tmp_path}"
+        f" method.hidden=[8] eval.episodes=1 eval.monitor_at=[] results={tmp_path}"
     )
     ran = subprocess.run(
         [sys.executable, "-c", program, "run", *settings.split()],

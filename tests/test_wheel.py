@@ -56,7 +56,14 @@ def test_a_benchmark_runs_in_an_empty_folder(bin_folder, tmp_path):
     home = bin_folder.parent.resolve()
     for path in done(str(bin_folder / "python"), "-c", program, cwd=tmp_path).split():
         assert Path(path).is_relative_to(home)
-    tiny = ["methods=[bc]", "seeds=[0]", "n_updates=20", "eval.episodes=2", "method.hidden=[8]"]
+    tiny = [
+        "methods=[bc]",
+        "seeds=[0]",
+        "n_updates=20",
+        "eval.episodes=2",
+        "eval.monitor_at=[]",
+        "method.hidden=[8]",
+    ]
     bench = [str(bin_folder / "offbench"), "bench", f"task={HOPPER}", *tiny, "jobs=1"]
     out = done(*bench, cwd=tmp_path)
     assert "1 to do" in out and "bc(hidden=[8])" in out

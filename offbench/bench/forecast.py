@@ -1,10 +1,11 @@
 """Estimates of run time, memory and disk space: from records of the same cells, else from a short probe."""
 
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from offbench.bench.cells import Cell
+from offbench.bench.settings import monitor_plan
 from offbench.results.store import Store
 from offbench.tasks.environments import evaluation_env
 
@@ -25,6 +26,8 @@ class Cost(NamedTuple):
     # on one process
     seconds: float
     basis: str  # "records" or "probe"
+    # of the seconds, those of monitor episodes
+    monitor: float = 0.0
 
 
 def forecast(
@@ -37,7 +40,7 @@ def forecast(
     for cell in cells:
         known = _recorded(cell, records)
         if known is not None:
-            costs.append(Cost(known, "records"))
+            costs.append(known)
             continue
         # speed depends on networks and batch, hardly on the task: one probe serves every task
         key = (cell.target, str(cell.hparams), str(cell.pipeline), len(cell.seeds))
@@ -47,25 +50,34 @@ def forecast(
         if cell.task.id not in rates:
             report(f"measuring {cell.task.env}")
             rates[cell.task.id] = _step_rate(cell) if cell.task.env else float("inf")
-        p = cell.protocol
-        episodes = p["episodes"] + len(p["monitor_at"]) * p["monitor_episodes"]
-        steps = episodes * len(cell.seeds) * cell.task.max_episode_steps
-        costs.append(
-            Cost(SETUP_S + cell.n_updates / rates[key] + steps / rates[cell.task.id], "probe")
-        )
+        played = len(cell.seeds) * cell.task.max_episode_steps / rates[cell.task.id]
+        monitor = _monitored(cell.protocol) * played
+        seconds = SETUP_S + cell.n_updates / rates[key] + cell.protocol["episodes"] * played
+        costs.append(Cost(seconds + monitor, "probe", monitor))
     return costs
 
 
-def _recorded(cell: Cell, records: "pd.DataFrame | None") -> float | None:
-    """Seconds in the latest record of the same entry and task, scaled to updates and seeds."""
+def _monitored(protocol: Mapping[str, Any]) -> int:
+    """Monitor episodes of a seed, all evaluations together."""
+    return sum(monitor_plan(protocol["monitor_at"], protocol["monitor_episodes"]).values())
+
+
+def _recorded(cell: Cell, records: "pd.DataFrame | None") -> Cost | None:
+    """The latest record of the same entry and task, scaled to updates and seeds."""
     if records is None or records.empty:
         return None
     same = records[(records["entry"] == cell.entry) & (records["task"] == cell.task.id)]
     if same.empty:
         return None
     row = same.iloc[-1]
-    scale = cell.n_updates / row["n_updates"] * len(cell.seeds) / row["pack"]
-    return float(row["wall_s"] * scale)
+    seeds = len(cell.seeds) / row["pack"]
+    scale = cell.n_updates / row["n_updates"] * seeds
+    # what is not training is the test episodes
+    played = max(0.0, row["wall_s"] - row["train_s"] - SETUP_S)
+    episode = seeds * played / max(1, row["protocol.episodes"])
+    monitor = episode * _monitored(cell.protocol)
+    more = 0.0 if row["protocol.monitor_at"] else monitor
+    return Cost(float(row["wall_s"] * scale + more), "records", float(monitor))
 
 
 def _update_rate(cell: Cell) -> float:

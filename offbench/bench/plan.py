@@ -317,7 +317,7 @@ def _cell(
         "episodes": settings.eval.episodes,
         "envs": settings.eval.envs,
         "monitor_at": list(monitor_at),
-        "monitor_episodes": settings.eval.monitor_episodes if monitor_at else 0,
+        "monitor_episodes": _plain(settings.eval.monitor_episodes) if monitor_at else 0,
     }
     if settings.eval.validation:
         protocol["validation"] = settings.eval.validation
@@ -338,6 +338,10 @@ def _cell(
         overrides={k: v for k, v in given.items() if k in own.values or k.startswith("transforms")},
         sources=own.sources,
     )
+
+
+def _plain(value: "int | tuple[int, ...]") -> "int | list[int]":
+    return value if isinstance(value, int) else list(value)
 
 
 def _needs_check(own: "Layers") -> bool:

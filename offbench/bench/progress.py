@@ -28,6 +28,8 @@ class Progress:
     code: list[str] = field(default_factory=list)
     # remark on the run that each member was resumed from; empty if none was
     resumed_from: list[str] = field(default_factory=list)
+    # update -> why its monitor episodes could not be played
+    unwatched: dict[str, str] = field(default_factory=dict)
     # why a kept shorter run was not resumed
     note: str | None = None
 
@@ -67,7 +69,7 @@ class Progress:
         ]
         frames = []
         for i, record in enumerate(records):
-            seen = store.episodes(run_id=record.spec.run_id, stream="monitor")
+            seen = store.episodes(run_id=record.path.stem, stream="monitor")
             if len(seen):
                 frames.append(seen[list(EVALUATION_COLUMNS)].assign(member=i))
         remark = "went on from the kept state of run {} ({} updates)"
@@ -87,6 +89,7 @@ class Progress:
         """Drops points at `update` and later, which are trained again."""
         self.curves[:] = [c for c in self.curves if c["update"] < update]
         self.frames[:] = [f for f in self.frames if f["update"].iloc[0] < update]
+        self.unwatched = {u: why for u, why in self.unwatched.items() if int(u) < update}
 
 
 def code_version() -> str:

@@ -61,10 +61,13 @@ class Trained(NamedTuple):
     other_commits: list[str]
     # remark on the run that each member was resumed from; empty if none was
     resumed_from: list[str]
+    # update -> why its monitor episodes could not be played
+    unwatched: dict[str, str]
 
     def episodes(self, i: int) -> "list[pd.DataFrame]":
         """The evaluation episodes of member i, a table per evaluation."""
-        return [f[f["member"] == i].drop(columns="member") for f in self.frames]
+        own = (f[f["member"] == i].drop(columns="member") for f in self.frames)
+        return [rows for rows in own if len(rows)]
 
     def curve(self, i: int) -> dict[str, list[float]]:
         """The training curves of member i: metric -> values, nan where it was not reported."""
@@ -74,11 +77,14 @@ class Trained(NamedTuple):
         }
 
     def remark(self, i: int, curve: Mapping[str, list[float]]) -> str | None:
-        """Remarks on the score of member i: diverged values, resumption, other commits."""
+        """Remarks on the score of member i: diverged values, resumption, other commits, lost monitor
+        evaluations."""
         last = {m: values[-1] for m, values in curve.items() if m != "update"}
         remarks = [exploded(last, self.largest_return), *self.resumed_from[i : i + 1]]
         if self.other_commits:
             remarks.append(f"trained in part by commit {', '.join(self.other_commits)}")
+        for update, why in self.unwatched.items():
+            remarks.append(f"no monitor episodes at update {update}: {why}")
         return "; ".join(filter(None, remarks)) or None
 
 
@@ -146,6 +152,13 @@ def exploded(metrics: Mapping[str, float], largest: float) -> str | None:
         f"values diverged: mean {name} {metrics[name]:.1e}, while the rewards allow {largest:.1e} "
         "(the largest / (1 - gamma))"
     )
+
+
+def facts_of(cell: Cell, settings: Settings, device: str) -> dict[str, Any]:
+    """What is known of a run before it is trained, in the words of its provenance."""
+    facts = provenance_of(cell, settings, device, settings.engine, 1, 0.0, 0.0, {}).as_dict()
+    later = ("entry", "backend", "pack", "wall_s", "train_s", "created", "fitted")
+    return {name: value for name, value in facts.items() if name not in later}
 
 
 def provenance_of(

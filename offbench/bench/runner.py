@@ -11,11 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offbench.bench.loggers import Logger, open_logger
+from offbench.bench.logged import Logged
+from offbench.bench.loggers import Loggers, open_loggers
 from offbench.bench.preflight import build, build_method, resolve_device, training_episodes
 from offbench.bench.progress import Progress, checkpoint_path, code_version
-from offbench.bench.recording import Outcome, Trained, largest_return, record
-from offbench.bench.settings import Settings
+from offbench.bench.recording import Outcome, Trained, facts_of, largest_return, record
+from offbench.bench.settings import Settings, monitor_plan
 from offbench.bench.stacks import Pack
 from offbench.results.schema import Stream
 from offbench.results.store import Store
@@ -104,27 +105,39 @@ class PackRun:
         carry, self.progress = self.resume()
         code = [*self.progress.code, code_version()]
         self.progress.code = list(dict.fromkeys(code))
-        runs = [(cell.entry, run) for cell, run in self.pack.members]
         with (
             ThreadPoolExecutor(1, "evaluate") as self.evaluator,
-            open_logger(self.settings.logger, runs, self.settings.results) as logger,
+            open_loggers(self.settings, self._logged(), self._resumed_at()) as logger,
         ):
             for point in self.train(carry, logger):
-                self.monitor(point)
+                self.monitor(point, logger)
             frames = self._frames()
             self.report("evaluating", 0.9)
             final = _to_cpu(point.carry)
             broken = diverged(point.state).tolist()
-            frames += self._tested(final.state, broken)
-            for frame in frames:
+            for frame in (tested := self._tested(final.state, broken)):
                 logger.episodes(frame)
-        outcomes = self.record(final, point.backend, broken, frames)
+            frames += tested
+            # before the logger is waited for
+            outcomes = self.record(final, point.backend, broken, frames)
         # temporary files of killed processes, too
         left = self.checkpoint.parent.glob(f".{self.checkpoint.stem}.*.tmp*")
         for path in (self.checkpoint, Progress.path(self.checkpoint), *left):
             path.unlink(missing_ok=True)
         self.report("done", 1.0)
-        return [outcome._replace(note=self.progress.note) for outcome in outcomes]
+        notes = "; ".join(filter(None, [self.progress.note, *logger.warnings]))
+        return [outcome._replace(note=notes or None) for outcome in outcomes]
+
+    def _logged(self) -> list[Logged]:
+        """The runs as loggers show them."""
+        return [
+            Logged(cell.entry, run, facts_of(cell, self.settings, self.device))
+            for cell, run in self.pack.members
+        ]
+
+    def _resumed_at(self) -> int:
+        curves = self.progress.curves
+        return curves[-1]["update"] if curves else 0
 
     def resume(self) -> "tuple[Carry | None, Progress]":
         """Training state and progress to resume from: a checkpoint of these runs, else the kept state
@@ -153,7 +166,7 @@ class PackRun:
             return None, Progress(note=why)
         return found.carry, Progress.of_records(found.records, found.n_updates, self.store)
 
-    def train(self, carry: "Carry | None", logger: Logger) -> "Iterator[Point]":
+    def train(self, carry: "Carry | None", logger: Loggers) -> "Iterator[Point]":
         """The points of training; appends metrics to the curves and logs them."""
         n, progress = self.cell.n_updates, self.progress
         mark = time.perf_counter()
@@ -167,7 +180,7 @@ class PackRun:
                 if self.validate:
                     values |= {k: v.tolist() for k, v in self.validate(point.state).items()}
                 progress.curves.append({"update": point.update} | values)
-                logger.metrics(point.update, progress.curves[-1])
+                logger.metrics(point.update, values)
             self.report("training", 0.9 * point.update / n)
             yield point
             mark = time.perf_counter()
@@ -188,7 +201,7 @@ class PackRun:
             seeds=self.seeds,
             values=self.pack.values,
             n_updates=n,
-            stop_at=sorted(stops | self._monitor_at()),
+            stop_at=sorted(stops | self._monitor_at().keys()),
             backend=settings.engine,
             precision=settings.precision,
             device=self.device,
@@ -202,25 +215,43 @@ class PackRun:
                 checkpoint.save(point.carry, self.checkpoint)
                 saved = time.perf_counter()
 
-    def _monitor_at(self) -> set[int]:
-        """The updates at which monitor episodes are played, whole steps of the method."""
+    def _monitor_at(self) -> dict[int, int]:
+        """Update, a whole step of the method -> the monitor episodes that are played there."""
         from offbench.training.step import n_minibatches
 
-        n, k = self.cell.n_updates, n_minibatches(self.method)
-        return {max(k, round(f * n) // k * k) for f in self.cell.protocol["monitor_at"]}
+        n, k, protocol = self.cell.n_updates, n_minibatches(self.method), self.cell.protocol
+        shares = monitor_plan(protocol["monitor_at"], protocol["monitor_episodes"])
+        return {max(k, round(f * n) // k * k): episodes for f, episodes in shares.items()}
 
-    def monitor(self, point: "Point") -> None:
+    def monitor(self, point: "Point", logger: Loggers) -> None:
         """Plays the monitor episodes of the protocol in a thread, while training goes on."""
         from offbench.training.imperative import Imperative
 
-        if point.update not in self._monitor_at() or not point.metrics:
+        episodes = self._monitor_at().get(point.update)
+        # the last update is tested
+        if episodes is None or point.update == self.cell.n_updates or not point.metrics:
             return
-        episodes = self.cell.protocol["monitor_episodes"]
-        play = partial(self._play, _to_cpu(point.state), self.seeds, point.update)
-        self.monitored.append(self.evaluator.submit(play, episodes, "monitor"))
+        play = partial(self._watch, _to_cpu(point.state), point.update, episodes, logger)
+        self.monitored.append(self.evaluator.submit(play))
         # its seeds use the process's generators, which evaluation draws from, too
         if isinstance(self.method, Imperative):
             self.monitored[-1].result()
+
+    def _watch(
+        self, state: Any, update: int, episodes: int, logger: Loggers
+    ) -> "pd.DataFrame | None":
+        """Monitor episodes; None, and a remark on the runs, where they cannot be played: training goes on."""
+        try:
+            frame = self._play(state, self.seeds, update, episodes, "monitor")
+        except Exception as error:
+            words = " ".join(f"{type(error).__name__}: {error}".split())
+            self.progress.unwatched[str(update)] = words
+            return None
+        # of parameters that are not finite
+        finite = frame.groupby("member")["score"].transform(lambda x: x.abs().max() < float("inf"))
+        frame = frame[finite.to_numpy(dtype=bool)]
+        logger.episodes(frame)
+        return frame
 
     def _play(
         self, state: Any, seeds: list[int], update: int, episodes: int, stream: Stream
@@ -240,7 +271,8 @@ class PackRun:
 
     def _frames(self) -> "list[pd.DataFrame]":
         """Evaluation episodes so far, a table per evaluation."""
-        return [*self.progress.frames, *(f.result() for f in self.monitored)]
+        frames = [*self.progress.frames, *(f.result() for f in self.monitored)]
+        return [frame for frame in frames if frame is not None and len(frame)]
 
     def _tested(self, state: Any, broken: list[bool]) -> "list[pd.DataFrame]":
         """The test episodes of the members whose parameters are finite."""
@@ -285,6 +317,7 @@ class PackRun:
             largest_return=largest_return(pipeline),
             other_commits=[c for c in progress.code if c != code_version()],
             resumed_from=progress.resumed_from,
+            unwatched=progress.unwatched,
         )
         keep = keep_run if settings.keep != "none" else None
         return record(self.pack, self.store, settings, trained, keep)

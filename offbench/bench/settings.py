@@ -1,6 +1,6 @@
 """Settings of a run outside its method (`conf/run.yaml`), with types and checks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,8 +22,23 @@ class EvalSettings:
     episodes: int | None = None
     envs: int = 5
     monitor_at: tuple[float, ...] | None = None
-    monitor_episodes: int = 3
+    monitor_episodes: int | tuple[int, ...] = 3
     validation: float | None = None
+
+
+LoggerName = Literal["none", "wandb", "tensorboard"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbSettings:
+    """The types of `wandb` in conf/run.yaml."""
+
+    project: str | None = None
+    entity: str | None = None
+    group: str | None = None
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    mode: Literal["online", "offline", "disabled"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +62,19 @@ class Settings:
     max_stack: int | None = None
     checkpoint_minutes: float = 5.0
     jobs: int | Literal["auto"] = "auto"
-    logger: Literal["none", "wandb"] = "none"
+    logger: LoggerName | tuple[LoggerName, ...] = "none"
+    wandb: WandbSettings = WandbSettings()
     results: str = "results"
     tuning: Mapping[str, Any] | None = None
     label: str | None = None
     strict: bool = False
     loader: Loader = "offbench"
+
+    @property
+    def loggers(self) -> tuple[str, ...]:
+        """The names of the loggers, each once."""
+        names = (self.logger,) if isinstance(self.logger, str) else self.logger
+        return tuple(dict.fromkeys(name for name in names if name != "none"))
 
 
 _TRANSFORMS = BUILT_IN["transform"]
@@ -75,6 +97,29 @@ def typed_transforms(transforms: Mapping[str, Any]) -> dict[str, dict[str, Any]]
                 raise unknown(f"option of transforms.{name}", key, hints)
         typed[name] = {k: coerce(v, hints[k], f"transforms.{name}.{k}") for k, v in given.items()}
     return typed
+
+
+def monitor_plan(monitor_at: Sequence[float], episodes: int | Sequence[int]) -> dict[float, int]:
+    """Fraction of training -> its monitor episodes, of a number for all or one for each."""
+    each = [episodes] * len(monitor_at) if isinstance(episodes, int) else episodes
+    return dict(zip(monitor_at, each, strict=True))
+
+
+def _check_monitor(s: EvalSettings, need: Callable[[bool, str], None]) -> None:
+    points, given = s.monitor_at or (), s.monitor_episodes
+    for x in points:
+        need(0 < x < 1, f"eval.monitor_at: {x} is not a fraction of training in (0, 1)")
+    need(
+        list(points) == sorted(set(points)),
+        f"eval.monitor_at={list(points)} must ascend, each once",
+    )
+    each = (given,) if isinstance(given, int) else given
+    shown = given if isinstance(given, int) else list(given)
+    need(min(each, default=0) >= 1, f"eval.monitor_episodes={shown} must be at least 1")
+    need(
+        isinstance(given, int) or not points or len(each) == len(points),
+        f"eval.monitor_episodes={shown} must be one number, or one for each of eval.monitor_at={list(points)}",
+    )
 
 
 def check_settings(s: Settings) -> None:
@@ -107,13 +152,12 @@ def check_settings(s: Settings) -> None:
         s.precision != "bf16" or s.engine != "vmap",
         "precision=bf16 needs a traced engine: engine=eager, compile or cudagraph",
     )
+    if "tensorboard" in s.loggers:
+        from offbench.bench.event_files import check_installed
+
+        check_installed()
     need(s.eval.envs >= 1, f"eval.envs={s.eval.envs} must be at least 1")
-    need(
-        s.eval.monitor_episodes >= 1,
-        f"eval.monitor_episodes={s.eval.monitor_episodes} must be at least 1",
-    )
-    for x in s.eval.monitor_at or ():
-        need(0 < x < 1, f"eval.monitor_at: {x} is not a fraction of training in (0, 1)")
+    _check_monitor(s.eval, need)
     need(s.jobs == "auto" or int(s.jobs) >= 1, f"jobs={s.jobs} must be auto or at least 1")
     for name in s.transforms:
         if name not in _TRANSFORMS:

@@ -110,6 +110,10 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             ),
             "ENTRY [RIVAL ...] [--suite NAME] [KEY=VALUE ...]",
         ),
+        "curves": Command(
+            "print and draw the learning curves of recorded runs",
+            ("curves suite=quick", "curves suite=quick methods=[bc,iql]"),
+        ),
         "diagnose": Command(
             "draw chunk lengths, success by length, and values against returns",
             ("diagnose suite=quick", "diagnose suite=quick methods=[bc,iql]"),
@@ -121,6 +125,14 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 Option(
                     "--figures", {"action": "store_true", "help": "write pictures for papers too"}
                 ),
+            ),
+        ),
+        "sync": Command(
+            "send recorded runs to wandb or TensorBoard, each once",
+            ("sync --wandb suite=quick", "sync --tensorboard events methods=[bc,iql]"),
+            options=(
+                Option("--wandb", {"action": "store_true", "help": "to Weights & Biases"}),
+                Option("--tensorboard", {"metavar": "DIR", "help": "as event files"}),
             ),
         ),
         "list": Command(
@@ -319,10 +331,17 @@ def _run(options: argparse.Namespace) -> int:
             from offbench.cli.board import draw_diagnostics as command
         case "report":
             from offbench.cli.report import show_report as command
+        case "curves":
+            from offbench.cli.curves import show_curves as command
         case "check":
             from offbench.cli.contract import check_contract as command
         case "speed":
             from offbench.speed.benchmark import main as command
+        case "sync":
+            from offbench.cli.sync import sync_runs
+
+            where = {"wandb": options.wandb, "tensorboard": options.tensorboard}
+            return sync_runs(options.settings, **where)
         case "list":
             from offbench.cli.listing import show_list
 

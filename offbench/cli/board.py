@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from offbench.results.evidence import Evidence
     from offbench.results.leaderboard import Board
     from offbench.results.selection import Wanted
+    from offbench.results.spec import RunSpec
     from offbench.results.store import Store
     from offbench.results.validation_table import ValidationTable
 
@@ -191,11 +192,17 @@ def wanted_of(plan: "Plan", recorded: "pd.DataFrame") -> "Wanted":
         )
 
     cells = [on_recorded_data(cell, recorded) for cell in plan.cells]
+    names = set(recorded["run_id"])
     return Wanted(
         tasks={cell.task.id: protocol(cell) for cell in cells},
-        run_ids={run.run_id for cell in cells for run in cell.runs()},
+        run_ids={_recorded_id(run, names) for cell in cells for run in cell.runs()},
         entries={cell.entry for cell in cells},
     )
+
+
+def _recorded_id(run: "RunSpec", names: set[str]) -> str:
+    """The name that a run is recorded under, or would be."""
+    return next((name for name in run.recorded_ids if name in names), run.run_id)
 
 
 def on_recorded_data(cell: "Cell", recorded: "pd.DataFrame") -> "Cell":
@@ -278,6 +285,7 @@ def board_name(plan: "Plan", args: Sequence[str] | None = None) -> str:
         # what the suite plans, without planning it once more
         return plan.name
     from offbench.bench.plan import plan as read
+    from offbench.results.spec import unmonitored
 
     what = lambda c: (
         c.entry,
@@ -287,7 +295,7 @@ def board_name(plan: "Plan", args: Sequence[str] | None = None) -> str:
         c.pipeline,
         c.n_updates,
         c.seeds,
-        c.protocol,
+        unmonitored(c.protocol),
     )
     whole = plan.tasks == plan.suite["tasks"] and plan.settings.loader == "offbench"
     if whole and list(map(what, plan.cells)) == [

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from offbench.bench.cells import Cell
+    from offbench.bench.forecast import Cost
     from offbench.bench.plan import Plan
     from offbench.bench.sources import Source
     from offbench.tasks.task import Task
@@ -49,17 +50,18 @@ def print_runs(wanted: "Plan", console: "Console") -> None:
         raise
     _print_cells(wanted, todo, costs, console)
     _print_absent(wanted, console)
-    _print_totals(wanted, todo, [cost.seconds for cost in costs], console)
+    _print_totals(wanted, todo, costs, console)
 
 
 def _print_totals(
-    plan: "Plan", todo: "Sequence[Cell]", seconds: Sequence[float], console: "Console"
+    plan: "Plan", todo: "Sequence[Cell]", costs: "Sequence[Cost]", console: "Console"
 ) -> None:
     """How long all runs take on the processes there are, their memory, and the files they leave."""
     from offbench.bench.executors import n_jobs
     from offbench.bench.forecast import kept_bytes, stack_bytes
     from offbench.bench.stacks import pack
 
+    seconds = [cost.seconds for cost in costs]
     packs = pack(todo, max_stack=stack_limit(todo, plan)) if todo else []
     jobs = n_jobs(plan.settings, len(packs)) if packs else 1
     together = max(max(seconds, default=0.0), sum(seconds) / jobs)
@@ -71,6 +73,11 @@ def _print_totals(
     )
     if not packs:
         return
+    if monitor := sum(cost.monitor for cost in costs):
+        console.print(
+            f"monitor episodes, for learning curves: {100 * monitor / sum(seconds):.0f} % of the time "
+            "(eval.monitor_at=[] leaves them out)"
+        )
     sizes = [len(p.members) for p in packs]
     span = f"{min(sizes)} to " if min(sizes) < max(sizes) else ""
     memory = max(stack_bytes(p) for p in {p.cells[0].entry: p for p in packs}.values())

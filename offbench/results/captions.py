@@ -139,6 +139,9 @@ def _where(where: list[str], tasks: tuple[str, ...]) -> str:
 
 def _differences(column: pd.DataFrame) -> Iterable[str]:
     for name in _columns_of_a_source(column):
+        # monitor evaluations change no score
+        if name.startswith("protocol.monitor"):
+            continue
         values = _spelt(column[name])
         if values.nunique() > 1:
             groups = column.groupby(values)["entry"].unique()

@@ -206,6 +206,9 @@ def averaged_table(
         shares = np.round(update[own] / cell["n_updates"].to_numpy()[:, None], 4)
         if np.ptp(shares, 0).any() or np.ptp(size[own], 0).any():
             continue
+        # a few episodes are for a learning curve; here each evaluation counts as much as the last
+        if (2 * size[own] < size[own, -1:]).any():
+            continue
         at, each = tuple(shares[0].tolist()), tuple(size[own[0]].tolist())
         # as many episodes, of one evaluation, as the mean of three evaluations is worth
         worth = max(1, round(9 / (1 / size[own[0]]).sum()))

@@ -5,13 +5,15 @@ the last is the test evaluation that the board ranks by. A curve is never ranked
 with the best score reports a maximum of noise.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 import pandas as pd
 
 from offbench.results import uncertainty
-from offbench.results.cells import scored_cell
+from offbench.results.cells import pools_of, scored_cell
 from offbench.results.selection import refuse_mixtures
-from offbench.results.uncertainty import Cell, Pool
+from offbench.results.uncertainty import Cell
 
 CURVE_COLUMNS = (
     "entry",
@@ -28,17 +30,25 @@ CURVE_COLUMNS = (
 SHARE = 0.9
 
 
-def curve_table(episodes: pd.DataFrame, runs: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
+def curve_table(
+    episodes: pd.DataFrame,
+    runs: pd.DataFrame,
+    *,
+    level: float = 0.95,
+    unscaled: Collection[str] = (),
+) -> pd.DataFrame:
     """The mean score of each entry at each evaluation, one row per (entry, task, update) in CURVE_COLUMNS.
 
     The interval is that of a cell of the board (`offbench.results.uncertainty.cell_interval`), with what all
-    entries evaluated on the task at that update say of the spread between seeds. Runs that failed or
-    diverged are left out whole, so a curve is that of the seeds whose last score counts.
+    cells evaluated at that share of their updates say of the spread between seeds: after the last update it
+    is the board's. Runs that failed or diverged are left out whole, so a curve is that of the seeds whose
+    last score counts.
 
     Args:
         episodes: `Store.episodes()`.
         runs: `Store.runs()` of the same records.
         level: confidence level of the intervals.
+        unscaled: tasks whose score is a plain return, which says nothing about the spread on others.
 
     Returns:
         n_seeds is the number of runs evaluated at that update, n_episodes that of their episodes in all,
@@ -50,18 +60,20 @@ def curve_table(episodes: pd.DataFrame, runs: pd.DataFrame, *, level: float = 0.
     whole = runs[runs["status"] == "ok"]
     refuse_mixtures(whole)
     seen = _evaluations(episodes, whole)
-    success = {task: x.isin([0.0, 100.0]).all() for task, x in seen.groupby("task")["score"]}
+    success = {
+        task: task not in set(unscaled) and bool(x.isin([0.0, 100.0]).all())
+        for task, x in seen.groupby("task")["score"]
+    }
     lines = []
-    for (task, update, stream), column in seen.groupby(["task", "update", "stream"]):
-        cells = {
-            entry: _cell(rows, bool(success[task]), f"{entry} on {task} at {update}")
-            for entry, rows in column.groupby("entry")
-        }
-        pool = Pool.of(list(cells.values()))
-        size = column.groupby("entry").size()
-        for entry, cell in cells.items():
-            interval = uncertainty.cell_interval(cell, pool, level)
-            lines.append((entry, task, update, *interval, cell.n_seeds, size[entry], stream))
+    for (stream, _), column in seen.groupby(["stream", "share"]):
+        rows = dict(list(column.groupby(["entry", "task"])))
+        cells = {k: _cell(x, success[k[1]], f"{k[0]} on {k[1]}") for k, x in rows.items()}
+        pools = pools_of(cells, tuple(success), unscaled)
+        for (entry, task), cell in cells.items():
+            interval = uncertainty.cell_interval(cell, pools[task], level)
+            own = rows[entry, task]
+            line = (entry, task, own["update"].iloc[0], *interval, cell.n_seeds, len(own), stream)
+            lines.append(line)
     table = pd.DataFrame(lines, columns=list(CURVE_COLUMNS))
     return table.sort_values(["task", "entry", "update"], ignore_index=True)
 
@@ -74,11 +86,13 @@ def _cell(rows: pd.DataFrame, success: bool, name: str) -> Cell:
 
 
 def _evaluations(episodes: pd.DataFrame, whole: pd.DataFrame) -> pd.DataFrame:
-    """The monitor episodes before the last update and the test episodes after it, by seed and number."""
+    """The monitor episodes before the last update and the test episodes after it, by seed and number, with
+    their share of the updates."""
     last = episodes["run_id"].map(dict(zip(whole["run_id"], whole["n_updates"], strict=True)))
     early = (episodes["stream"] == "monitor") & (episodes["update"] < last)
     final = (episodes["stream"] == "test") & (episodes["update"] == last)
-    return episodes[early | final].sort_values(["seed", "episode"])
+    seen = episodes.assign(share=(episodes["update"] / last).round(6))
+    return seen[early | final].sort_values(["seed", "episode"])
 
 
 def updates_needed(table: pd.DataFrame, share: float = SHARE) -> pd.Series:

@@ -113,6 +113,9 @@ def load(path: Path) -> dict[str, Any]:
     if body["run_id"] != path.stem:
         raise UserError(f"damaged record: {path} is the record of run {body['run_id']}")
     body["spec"]["pipeline"] = with_names(body["spec"]["pipeline"])
+    # older records were hashed with what was monitored
+    if body["spec"]["protocol"].get("monitor_at"):
+        body["config_id"] = RunSpec(**body["spec"]).config_id
     return body
 
 

@@ -57,7 +57,7 @@ class RunSpec:
     pipeline: Mapping[str, Any]
     n_updates: int
     seed: int
-    # episodes, streams, monitor_at
+    # episodes, streams, monitor_at; what is monitored is recorded, and no part of the run's name
     protocol: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -75,8 +75,20 @@ class RunSpec:
         """The same without the seed: equal for runs which are repetitions of one another."""
         return _digest({name: value for name, value in self._identity().items() if name != "seed"})
 
+    @cached_property
+    def recorded_ids(self) -> tuple[str, ...]:
+        """The names under which a record of this run may lie: `run_id`, and those of earlier records, which
+        were hashed with the monitor evaluations that were asked for, or that OGBench's suites had."""
+        usual = {**self.protocol, "monitor_at": [0.8, 0.9], "monitor_episodes": 50}
+        old = (
+            _digest(self._identity() | {"protocol": protocol})
+            for protocol in (self.protocol, usual)
+        )
+        return tuple(dict.fromkeys([self.run_id, *old]))
+
     def _identity(self) -> dict[str, Any]:
-        return self.as_dict() | {"pipeline": _as_first_recorded(self.pipeline)}
+        pipeline, protocol = _as_first_recorded(self.pipeline), unmonitored(self.protocol)
+        return self.as_dict() | {"pipeline": pipeline, "protocol": protocol}
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, in plain JSON values."""
@@ -264,6 +276,12 @@ def _respelt(
             rest = {k: v for k, v in option.items() if k != old}
             made[group] = {new: known.get(option[old], option[old]), **rest}
     return made
+
+
+def unmonitored(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """A protocol with what its score depends on: monitor evaluations read the policy and change nothing."""
+    none = {"monitor_at": [], "monitor_episodes": 0}
+    return {**protocol, **{name: value for name, value in none.items() if name in protocol}}
 
 
 def _digest(value: dict[str, Any]) -> str:

@@ -86,7 +86,8 @@ class Store:
         """
         wanted = list(dict.fromkeys(runs))
         found = self._paths({run.suite for run in wanted}, {run.task for run in wanted})
-        return [run for run in wanted if not _done(found.get(run.run_id, ()), count_failed)]
+        done = lambda name: _done(found.get(name, ()), count_failed)
+        return [run for run in wanted if not any(map(done, run.recorded_ids))]
 
     def has(self, run_id: str, *, count_failed: bool = False) -> bool:
         """Whether a run has a whole record; with `count_failed`, or a failed one."""

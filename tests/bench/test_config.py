@@ -187,7 +187,13 @@ def test_a_cell_travels_to_another_process():
         (["method=iql", "eval.episodes=0"], "eval.episodes=0 must be at least 1"),
         (["method=iql", "eval.monitor_at=[1.5]"], "1.5 is not a fraction of training"),
         (["method=iql", "engine=fast"], "unknown value 'fast'"),
-        (["method=iql", "logger=tensorboard"], "unknown value 'tensorboard'"),
+        (["method=iql", "logger=tensorbord"], "logger='tensorbord' must be 'none' or 'wandb'"),
+        (["method=iql", "eval.monitor_at=[0.5,0.2]"], "eval.monitor_at=[0.5, 0.2] must ascend"),
+        (["method=iql", "eval.monitor_at=[0.5]", "eval.monitor_episodes=0"], "must be at least 1"),
+        (
+            ["method=iql", "eval.monitor_at=[0.2,0.5]", "eval.monitor_episodes=[1,2,3]"],
+            "must be one number, or one for each of eval.monitor_at=[0.2, 0.5]",
+        ),
         (["method=iql", "sink=wandb"], "setting 'sink' is now called 'logger'"),
         (
             ["method=iql", "transforms=[obs_nrm]"],

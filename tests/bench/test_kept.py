@@ -14,7 +14,14 @@ from offbench.tasks.environments import evaluation_env
 from offbench.tasks.locate import load_task
 
 HOPPER = "offbench/hopper/medium-replay-v0"
-TINY = ["method.hidden=[16,16]", "batch_size=32", "eval.episodes=1", "jobs=1", "engine=vmap"]
+TINY = [
+    "method.hidden=[16,16]",
+    "batch_size=32",
+    "eval.episodes=1",
+    "eval.monitor_at=[]",
+    "jobs=1",
+    "engine=vmap",
+]
 
 
 def run(results, *args: str) -> int:

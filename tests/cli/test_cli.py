@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from safetensors.torch import load_file
 from support.paths import ROOT
 
 from offbench.bench.executors import Event
@@ -26,6 +27,7 @@ from offbench.cli.bench import _finished
 from offbench.cli.listing import _parity, _updates
 from offbench.data.replay import episode_returns
 from offbench.errors import UserError
+from offbench.results.store import Store
 from offbench.tasks.doctor import DataWarning
 from offbench.tasks.loading import check_file, load_data
 from offbench.tasks.locate import load_task
@@ -37,6 +39,7 @@ TINY = [
     "n_updates=20",
     "eval.episodes=1",
     "engine=vmap",
+    "eval.monitor_at=[]",
     "method.hidden=[8]",
 ]
 pytestmark = pytest.mark.env
@@ -110,7 +113,7 @@ def test_a_stack_of_seeds_on_processes_equals_one_process(tmp_path):
     pd.testing.assert_frame_equal(read("a"), read("b"))
 
 
-def test_looking_at_training_does_not_change_it(tmp_path):
+def test_looking_at_training_does_not_change_it(tmp_path, capsys):
     """Monitoring has its own episodes and random streams."""
     for name, extra in (
         ("quiet", []),
@@ -141,6 +144,36 @@ def test_looking_at_training_does_not_change_it(tmp_path):
     ]  # TD3+BC moves two at a time
     assert test["return"].tolist() == quiet["return"].tolist()
     assert not set(watched[watched.stream == "monitor"].env_seed) & set(test.env_seed)
+    kept = [next((tmp_path / n).glob("runs/**/*.safetensors")) for n in ("quiet", "watched")]
+    assert kept[0].name == kept[1].name
+    before, after = map(load_file, kept)
+    assert before.keys() == after.keys() and all(x.equal(after[k]) for k, x in before.items())
+    # whoever asks for curves later does not train it again
+    more = [*TINY, "method=td3_bc", "seeds=[0]", f"results={tmp_path / 'quiet'}"]
+    capsys.readouterr()
+    assert main(["run", *more, "eval.monitor_at=[0.5]"]) == 0
+    assert "1 run, 1 recorded, 0 to do" in capsys.readouterr().out
+
+
+def test_monitor_episodes_that_fail_are_said_and_the_run_goes_on(tmp_path, capsys, monkeypatch):
+    from offbench import rollout
+
+    real, broken = rollout.evaluate, [10]
+
+    def evaluate(*args, stream, update, **more):
+        if stream == "monitor" and update in broken:
+            raise RuntimeError("the simulator\nis unstable")
+        return real(*args, stream=stream, update=update, **more)
+
+    monkeypatch.setattr(rollout, "evaluate", evaluate)
+    watch = ["eval.monitor_at=[0.25,0.5]", "eval.monitor_episodes=[1,2]"]
+    args = ["run", "method=bc", "seeds=[0]", "jobs=1", *TINY, *watch, f"results={tmp_path}"]
+    assert main(args) == 0
+    store = Store(tmp_path)
+    assert sorted(store.episodes()["update"]) == [5, 20]
+    words = "no monitor episodes at update 10: RuntimeError: the simulator is unstable"
+    assert store.runs()["reason"].tolist() == [words]
+    assert words in " ".join(capsys.readouterr().out.split())
 
 
 def test_plan_shows_every_run_and_writes_nothing(tmp_path, capsys):
@@ -184,7 +217,14 @@ def test_a_plan_fetches_nothing_and_says_what_a_run_would(nothing_here, tmp_path
 
 
 def test_a_plan_estimates_the_rest_where_some_data_are_not_here(nothing_here, tmp_path, capsys):
-    args = ["methods=[bc]", "seeds=[0]", "eval.episodes=1", "n_updates=20", "suite=quick"]
+    args = [
+        "methods=[bc]",
+        "seeds=[0]",
+        "eval.episodes=1",
+        "eval.monitor_at=[]",
+        "n_updates=20",
+        "suite=quick",
+    ]
     tasks = f"task={HOPPER},d4rl/hopper-medium-v2"
     assert main(["plan", *args, tasks, f"results={tmp_path / 'r'}"]) == 0
     said = capsys.readouterr().out
@@ -206,7 +246,12 @@ def test_a_plan_begins_with_whose_protocol_it_is_and_shows_a_departure(nothing_h
     assert "300k of 1M" in rows[0] and "300k of 3M" in rows[1]
     assert main(["plan", "method=bc", task]) == 0
     assert "  1M updates, 10 test episodes (suite d4rl-gym-9)" in capsys.readouterr().out
-    own = [f"task.data={load_task(HOPPER).path}", "n_updates=20", "eval.episodes=1"]
+    own = [
+        f"task.data={load_task(HOPPER).path}",
+        "n_updates=20",
+        "eval.episodes=1",
+        "eval.monitor_at=[]",
+    ]
     assert main(["plan", "method=bc", "seeds=[0]", *own]) == 0
     assert capsys.readouterr().out.startswith(
         "suite other v1, that of own/medium-replay-v0: no suite was named; protocol: this project's"
@@ -516,6 +561,7 @@ def test_a_severe_defect_is_warned_of_in_words_and_refused_with_strict(
         "seeds=[0]",
         "n_updates=2",
         "eval.episodes=1",
+        "eval.monitor_at=[]",
         "jobs=1",
         "method.hidden=[8,8]",
         f"results={tmp_path}/results",
@@ -596,6 +642,7 @@ def test_runs_in_another_environment_are_left_out_of_the_board_and_block_nothing
         "method.hidden=[8]",
         "n_updates=3",
         "eval.episodes=2",
+        "eval.monitor_at=[]",
         "seeds=[0,1]",
         "jobs=1",
     ]

@@ -42,7 +42,14 @@ from offbench.training.step import make_step, stack
 from offbench.types import TimeStep, minibatch
 
 HOPPER = "offbench/hopper/medium-replay-v0"
-RUN = [f"task={HOPPER}", "n_updates=40", "eval.episodes=2", "jobs=1", "device=cpu"]
+RUN = [
+    f"task={HOPPER}",
+    "n_updates=40",
+    "eval.episodes=2",
+    "eval.monitor_at=[]",
+    "jobs=1",
+    "device=cpu",
+]
 
 
 class Noisy:

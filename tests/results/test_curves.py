@@ -6,7 +6,7 @@ import pytest
 
 from offbench.errors import UserError
 from offbench.results.curves import CURVE_COLUMNS, curve_table, updates_needed
-from offbench.results.leaderboard import leaderboard
+from offbench.results.leaderboard import Asked, leaderboard
 
 TASK, OTHER = "toy/point-v0", "toy/line-v0"
 
@@ -56,11 +56,17 @@ def test_a_point_is_the_mean_over_seeds_with_the_counts_behind_it():
 
 
 def test_the_last_point_is_the_cell_of_the_board():
-    frames = recorded({"iql": IQL, "bc": BC})
-    cells = leaderboard(*frames, [TASK]).cells.set_index("entry")
-    last = curve_table(*frames).query("stream == 'test'").set_index("entry")
+    won = {50: [[0, 0], [0, 0]], 200: [[100, 0], [100, 100]]}
+    frames = together(
+        recorded({"iql": IQL, "bc": BC}), recorded({"iql": won, "bc": {200: won[200]}}, OTHER)
+    )
     columns = ["mean", "low", "high", "n_seeds", "n_episodes"]
-    pd.testing.assert_frame_equal(last[columns].sort_index(), cells[columns].sort_index())
+    for unscaled in ([], [OTHER]):
+        board = leaderboard(*frames, [TASK, OTHER], asked=Asked(unscaled=unscaled))
+        last = curve_table(*frames, unscaled=unscaled).query("stream == 'test'")
+        pd.testing.assert_frame_equal(
+            *(x.set_index(["entry", "task"])[columns].sort_index() for x in (last, board.cells))
+        )
 
 
 def test_failed_runs_and_other_streams_are_not_mixed_in():

@@ -822,6 +822,9 @@ def test_without_monitor_evaluations_nothing_is_said_of_three() -> None:
     board = leaderboard(*frames, [A])
     one = monitored(frames, {f"iql-a-{s}": {90: [1.0]} for s in range(5)})
     assert board.averaged.empty and leaderboard(*one, [A]).averaged.empty
+    # nor of the few episodes of a learning curve
+    few = monitored(frames, {f"iql-a-{s}": {80: [1.0], 90: [1.0]} for s in range(5)})
+    assert len(few[0]) > len(frames[0]) and leaderboard(*few, [A]).averaged.empty
     for text in (to_markdown(board), to_csv(board), printed(board)):
         assert "last three" not in text and "last 3" not in text
 

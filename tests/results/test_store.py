@@ -94,7 +94,9 @@ def test_the_configuration_is_the_run_without_its_seed() -> None:
 
 
 def test_a_name_does_not_change_with_the_version_of_the_code() -> None:
-    assert spec().run_id == "10b8e4ebf76b44da"
+    assert spec().run_id == "c510132bcad14942"
+    # of when names said what was monitored
+    assert "10b8e4ebf76b44da" in spec().recorded_ids
 
 
 def test_a_number_is_its_value_and_true_is_not_one() -> None:
@@ -267,6 +269,43 @@ def test_records_are_selected_by_value_or_collection(store: Store) -> None:
     assert store.runs(task="toy/none").empty
     with pytest.raises(UserError, match="did you mean 'entry'"):
         store.runs(entri="bc")
+
+
+def watched(*monitor_at: float) -> RunSpec:
+    return spec(
+        protocol={"episodes": 3, "monitor_at": monitor_at, "monitor_episodes": len(monitor_at)}
+    )
+
+
+def test_what_is_monitored_is_recorded_and_changes_no_name(store: Store) -> None:
+    plain, often = watched(), watched(0.2, 0.5)
+    assert plain == often and plain.config_id == often.config_id
+    assert often.as_dict()["protocol"]["monitor_at"] == [0.2, 0.5]
+    # the name of a run that nothing watched is the one that it always had
+    assert plain.run_id == "304079c552f5db17"
+    assert spec(protocol={"episodes": 4, "monitor_at": []}) != spec(
+        protocol={"episodes": 3, "monitor_at": []}
+    )
+    store.append(plain, episodes(), provenance())
+    assert store.missing([often]) == []
+
+
+@pytest.mark.parametrize("monitor_at", [(0.2, 0.5), (0.8, 0.9)])
+def test_a_record_that_was_named_with_what_is_monitored_still_counts(
+    store: Store, monkeypatch: pytest.MonkeyPatch, monitor_at: tuple[float, ...]
+) -> None:
+    protocol = {"episodes": 3, "monitor_at": monitor_at, "monitor_episodes": 50}
+    earlier, now = spec(protocol=protocol), spec(protocol=protocol | {"monitor_at": [0.2, 0.5]})
+    with monkeypatch.context() as patch:
+        patch.setattr("offbench.results.spec.unmonitored", dict)
+        path = store.append(earlier, episodes(), provenance())
+    assert path.stem == spec(protocol=protocol).recorded_ids[1] != now.run_id
+    assert store.missing([now]) == [] and len(store.episodes()) == 3
+    # seeds of before and after are repetitions of one configuration
+    assert store.runs()["config_id"][0] == now.config_id
+    # both, of a folder where it had been run either way
+    store.append(now, episodes(), provenance())
+    assert store.missing([now]) == [] and len(store.runs()) == 2
 
 
 def test_an_empty_store_has_empty_tables_with_their_columns(store: Store) -> None:

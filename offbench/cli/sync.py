@@ -1,0 +1,46 @@
+"""`offbench sync`: sends recorded runs to wandb or TensorBoard."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from offbench.cli.board import nothing_recorded, wanted_of
+from offbench.cli.console import make_console, plural
+from offbench.errors import UserError
+
+
+def sync_runs(args: Sequence[str], *, wandb: bool, tensorboard: str | None) -> int:
+    """`offbench sync`: sends the whole runs of a plan, each once."""
+    from offbench.bench import sync
+    from offbench.bench.plan import plan
+    from offbench.results.selection import select
+    from offbench.results.store import Store
+
+    if not (wandb or tensorboard):
+        raise UserError("say where to send the runs: --wandb or --tensorboard DIR")
+    wanted, console = plan(args, bench=True), make_console()
+    folder = Path(wanted.settings.results)
+    store = Store(folder)
+    recorded = store.runs(suite=wanted.name)
+    runs, _ = select(recorded, wanted_of(wanted, recorded))
+    ids = list(runs.loc[runs["status"] == "ok", "run_id"])
+    if not ids:
+        raise nothing_recorded(wanted)
+    targets: dict[str, Callable[..., bool]] = {}
+    if wandb:
+        targets["wandb"] = lambda run, rows: sync.to_wandb(run, rows, folder, wanted.settings.wandb)
+    if tensorboard:
+        targets[str(tensorboard)] = lambda run, rows: sync.to_event_files(
+            run, rows, Path(tensorboard)
+        )
+    for name, send in targets.items():
+        with console.status(f"sending to {name}"):
+            sent = sum(send(*_read(store, run_id)) for run_id in ids)
+        there = len(ids) - sent
+        more = f", {there} there already" if there else ""
+        console.print(f"{name}: {plural(sent, 'run')} sent{more}", soft_wrap=True, markup=False)
+    return 0
+
+
+def _read(store: Any, run_id: str) -> tuple[Any, Any]:
+    return store.read(run_id), store.episodes(run_id=run_id)
