@@ -96,10 +96,13 @@ def protocol_settings(suite: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def suite_overrides(suite: Mapping[str, Any], method: str | None, task_id: str) -> dict[str, Any]:
-    """Settings of a suite that win over published ones: of every method, then of one on some tasks."""
+    """Settings of a suite that win over published ones: of every method, then on some tasks of every method
+    ("*") and of one."""
     changes = flatten(suite.get("overrides") or {})
-    for pattern, more in ((suite.get("overrides_of") or {}).get(method) or {}).items():
-        changes |= flatten(more) if fnmatch(task_id, pattern) else {}
+    of_methods = suite.get("overrides_of") or {}
+    for name in ("*", method):
+        for pattern, more in (of_methods.get(name) or {}).items():
+            changes |= flatten(more) if fnmatch(task_id, pattern) else {}
     return changes
 
 

@@ -181,7 +181,7 @@ def test_with_an_environment_episodes_can_be_held_out_as_well(tmp_path, capsys):
     assert "1 test episodes, 20 % of the episodes held out for validation metrics" in said
     record = Store(tmp_path).read(Store(tmp_path).records()[0].stem)
     assert "validation/action_error" in record.metrics
-    assert len(Store(tmp_path).episodes()) == 2
+    assert len(Store(tmp_path).episodes(stream="test")) == 2
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
