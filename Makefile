@@ -6,6 +6,8 @@ PYTHON ?= python3
 ARGS ?=
 VENV := .venv
 READY := $(VENV)/.ready
+# with what the tests and linters need
+TESTED := $(VENV)/.tested
 
 .PHONY: bench test test-slow test-all lint speed gpu-check clean
 
@@ -14,15 +16,15 @@ bench: $(READY)
 
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist loadfile
 
-test: $(READY)
+test: $(TESTED)
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: test test-slow
 
-test-slow: $(READY)
+test-slow: $(TESTED)
 	$(PYTEST) -m slow $(ARGS)
 
-lint: $(READY)
+lint: $(TESTED)
 	$(VENV)/bin/ruff check offbench tests
 	$(VENV)/bin/ruff format --check offbench tests
 	$(VENV)/bin/lint-imports
@@ -31,12 +33,19 @@ lint: $(READY)
 speed: $(READY)
 	@$(VENV)/bin/offbench speed $(ARGS)
 
+# modules are compiled when they are first imported: most never are
+INSTALL = $(VENV)/bin/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt
+
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "offbench needs Python 3.11 to 3.13, $(PYTHON) is %d.%d; use: make PYTHON=python3.11" % v)'
 	@echo "setting up $(VENV) (a few minutes the first time)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(INSTALL) -e .
 	@touch $(READY)
+
+$(TESTED): $(READY)
+	@$(INSTALL) -e '.[test]'
+	@touch $(TESTED)
 
 gpu-check: $(READY)
 	@$(VENV)/bin/python -m offbench.speed.gpu_check $(or $(OUT),results/gpu_check)

@@ -93,7 +93,9 @@ def test_settings_that_differ_by_task_say_so():
     mixed = replace(wanted, cells=(replace(first, hparams={**first.hparams, "lr": 0.5}), *rest))
     console = Console(file=io.StringIO(), width=80)
     describe.say_settings(mixed, console, [])
-    assert "hidden (64, 64) [suite quick], lr [differs by task]," in console.file.getvalue()
+    assert (
+        "hidden (64, 64) [suite quick], lr, n_updates [differs by task]," in console.file.getvalue()
+    )
 
 
 def test_of_many_entries_only_where_their_settings_are_shown():
@@ -135,11 +137,14 @@ def test_what_is_composed_around_a_class_without_a_yaml_is_set_against_its_rival
 # --- the name of a board
 
 
+SEEDS = "seeds=[0,1,2,3,4,5]"
+
+
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
         ([], "quick"),
-        (["suite=quick", "jobs=1", "device=cpu", "n_updates=6000", "seeds=[0,1,2]"], "quick"),
+        (["suite=quick", "jobs=1", "device=cpu", "batch_size=64", SEEDS], "quick"),
         (["n_updates=20"], "quick-part"),
         (["seeds=[0]"], "quick-part"),
         (["methods=[bc]"], "quick-part"),

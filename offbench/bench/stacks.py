@@ -61,10 +61,11 @@ def missing(cells: Iterable[Cell], store: Store) -> list[Cell]:
 def pack(cells: Iterable[Cell], *, max_stack: int | None = None) -> list[Pack]:
     """Groups cells into stacks of at most `max_stack` runs.
 
-    Ordered by task, so that a process can reuse its environments for the next stack.
+    The longest first, so that no process waits long for another at the end, and by task, so that one can
+    reuse its environments for the next stack.
     """
     groups: dict[Any, list[Cell]] = {}
-    for cell in sorted(cells, key=lambda c: c.task.id):
+    for cell in sorted(cells, key=lambda c: (-c.n_updates, c.task.id)):
         key = (cell.task.id, *program_of(cell), cell.n_updates, str(cell.protocol))
         groups.setdefault(key, []).append(cell)
     return [Pack(part) for group in groups.values() for part in _split(group, max_stack)]

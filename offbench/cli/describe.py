@@ -22,7 +22,7 @@ def say_protocol(plan: "Plan", console: "Console") -> None:
     console.print(
         f"suite {suite['id']} v{suite['version']}{why}; protocol: {whose}", soft_wrap=True
     )
-    said: dict[str, dict[str, None]] = {}
+    said: dict[str, list[Cell]] = {}
     for cell in plan.cells:
         keys = ("n_updates", "eval.episodes") if cell.task.env else ("n_updates",)
         whose = dict.fromkeys(str(cell.sources[k]) for k in keys)
@@ -31,10 +31,17 @@ def say_protocol(plan: "Plan", console: "Console") -> None:
             held = f"{100 * share:g} % of the episodes held out for validation metrics"
             tested = f"{tested}, {held}" if cell.task.env else f"no environment: {held}, no score"
         budget = f"{updates_of(cell)} updates, {tested} ({'; '.join(whose)})"
-        said.setdefault(budget, {})[cell.entry] = None
-    for budget, entries in said.items():
-        names = f" for {', '.join(entries)}" if len(said) > 1 else ""
-        console.print(f"  {budget}{names}", soft_wrap=True, markup=False)
+        said.setdefault(budget, []).append(cell)
+    entries = {
+        budget: list(dict.fromkeys(c.entry for c in cells)) for budget, cells in said.items()
+    }
+    by_task = len({tuple(names) for names in entries.values()}) == 1
+    for budget, cells in said.items():
+        tasks = dict.fromkeys(c.task.id for c in cells)
+        which = f"on {', '.join(tasks)}" if by_task else f"for {', '.join(entries[budget])}"
+        console.print(
+            f"  {budget}{f' {which}' if len(said) > 1 else ''}", soft_wrap=True, markup=False
+        )
 
 
 def say_settings(plan: "Plan", console: "Console", args: Sequence[str]) -> None:

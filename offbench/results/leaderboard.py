@@ -124,25 +124,20 @@ def leaderboard(
     refuse_mixtures(whole)
     found = scored_cells(episodes, whole, asked.unscaled)
     pools = pools_of(found, tasks, asked.unscaled)
-    cells = cell_table(
-        runs, found, pools, _asked_tasks(runs, tasks, asked.only), asked.seeds, level
-    )
+    asked_tasks = _asked_tasks(runs, tasks, asked.only)
+    cells = cell_table(runs, found, pools, asked_tasks, asked.seeds, level)
     plain = [task for task in tasks if task in set(asked.unscaled)]
     mixed = plain if len(tasks) > 1 else []
-    scale = _RETURNS if len(plain) == len(tasks) else SCALE
-    not_whole = cells.loc[cells["status"] != "ok", ["entry", "task"]]
-    failed = frozenset(not_whole.itertuples(index=False, name=None))
-    scores = Scores(tasks, found, pools, failed, frozenset(plain))
+    scores = Scores(tasks, found, pools, _not_whole(cells), frozenset(plain))
     complete = _complete(cells, tasks)
     estimates = _Estimates.of(scores, complete, Generators(random_seed), reps, level)
     pairs = pairs_of(
         scores, complete, tasks, level=level, reps=reps, seed=random_seed, found=estimates.iqm
     )
-    aggregate = (
-        _ranked(cells, whole, complete)
-        if mixed
-        else _aggregate(cells, whole, complete, estimates, level)
-    )
+    if mixed:
+        aggregate = _ranked(cells, whole, complete)
+    else:
+        aggregate = _aggregate(cells, whole, complete, estimates, level)
     return Board(
         title=title,
         tasks=tasks,
@@ -150,8 +145,8 @@ def leaderboard(
         aggregate=aggregate,
         averaged=averaged_table(episodes, whole, found, pools, level),
         notes=(*notes_on_ranks(mixed, tasks), *notes_on(whole, cells, tasks)),
-        caption=long_caption(cells, scale, level, reps),
-        summary=short_caption(cells, scale, level),
+        caption=long_caption(cells, _scale(tasks, plain), level, reps),
+        summary=short_caption(cells, _scale(tasks, plain), level),
         level=level,
         reps=reps,
         ranks=ranks_of(scores, complete, estimates.drawn_means, level),
@@ -180,6 +175,16 @@ def _asked_tasks(
         chosen = {t for t in tasks for p in patterns if any(fnmatch(t, x) for x in p)}
         asked[str(entry)] = set(mine["task"]) | chosen if patterns else set(tasks)
     return asked
+
+
+def _scale(tasks: tuple[str, ...], plain: Sequence[str]) -> str:
+    return _RETURNS if len(plain) == len(tasks) else SCALE
+
+
+def _not_whole(cells: pd.DataFrame) -> frozenset[tuple[str, str]]:
+    """(entry, task) of the cells that lack a seed."""
+    lacking = cells.loc[cells["status"] != "ok", ["entry", "task"]]
+    return frozenset(lacking.itertuples(index=False, name=None))
 
 
 def _complete(cells: pd.DataFrame, tasks: tuple[str, ...]) -> tuple[str, ...]:

@@ -84,14 +84,14 @@ def test_layers_win_in_order_and_say_where_a_value_came_from():
         and plain.recorded_sources["method.expectile"] == "default"
     )
     assert changed.hparams["lr"] == 0.5 and changed.recorded_sources["method.lr"] == "command line"
-    assert changed.pipeline["batch_size"] == 8 and plain.pipeline["batch_size"] == 256
+    assert changed.pipeline["batch_size"] == 8 and plain.pipeline["batch_size"] == 64
     assert plain.tuning["how"] == "suite" and changed.tuning["how"] == "user"
     assert plain.entry == "iql" and changed.entry == "iql(lr=0.5,batch_size=8)"
 
 
 def test_a_setting_may_be_that_of_another_once_all_layers_are_said():
     refers = "method.actor_decay_steps=${n_updates}"
-    for n in (6000, 70):
+    for n in (4000, 70):
         made = cell("method=iql", refers, f"n_updates={n}")
         spelt = cell("method=iql", f"method.actor_decay_steps={n}", f"n_updates={n}")
         assert made.hparams["actor_decay_steps"] == n
@@ -268,7 +268,7 @@ def test_null_switches_a_transform_off_on_the_command_line_and_in_a_preset():
         (["transforms=[obs_norm]"], "bc"),
         (["transforms={obs_norm: {}}"], "bc"),
         (["transforms.obs_norm={}"], "bc"),
-        (["method.lr=1e-3", "batch_size=256", "gamma=0.99", "precision=float32"], "bc"),
+        (["method.lr=1e-3", "batch_size=64", "gamma=0.99", "precision=float32"], "bc"),
         (["transforms=[]"], "bc(transforms=[])"),
         (["method.lr=3e-4"], "bc(lr=0.0003)"),  # its yaml's; the suite has another
         (["transforms=[obs_norm]", "method.lr=0.5"], "bc(lr=0.5)"),

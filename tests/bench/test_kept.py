@@ -245,7 +245,7 @@ def test_a_pytorch_class_of_ones_own_is_kept_by_its_state_dicts(tmp_path, monkey
     args = ["method._target_=own_cloner.Cloner", f"task={HOPPER}", "n_updates=30", "seeds=[0,1]"]
     assert (
         main(
-            ["run", *TINY[1:3], "jobs=1", f"results={tmp_path / 'r'}", "eval.validation=0.2", *args]
+            ["run", *TINY[1:4], "jobs=1", f"results={tmp_path / 'r'}", "eval.validation=0.2", *args]
         )
         == 0
     )

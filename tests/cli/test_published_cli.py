@@ -33,7 +33,7 @@ def board(results: Path, *more: str) -> int:
 
 
 def files(results: Path) -> dict[str, str]:
-    return {p.name: p.read_text(encoding="utf-8") for p in (results / "board").iterdir()}
+    return {p.name: p.read_text(encoding="utf-8") for p in (results / "board").glob("*.[cm]*")}
 
 
 def test_published_scores_stand_under_the_board_and_change_nothing_of_it(results, capsys):

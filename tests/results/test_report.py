@@ -281,7 +281,7 @@ def results(tmp_path):
     store = Store(tmp_path / "results")
     for cell in plan(ASKED, bench=True).cells:
         for run in cell.runs():
-            store.append(run, made_episodes(10, update=6000), provenance(entry=cell.entry))
+            store.append(run, made_episodes(5, update=run.n_updates), provenance(entry=cell.entry))
     return tmp_path / "results"
 
 
@@ -301,7 +301,8 @@ def test_a_report_is_written_and_a_bench_writes_it_again_when_runs_changed(resul
     assert main(["board", *ASKED, f"results={results}"]) == 0
 
     wanted = plan([*ASKED, f"results={results}"], bench=True)
-    refresh_report(board_now(wanted, Store(results)), wanted, Store(results), make_console())
+    now = board_now(wanted, Store(results))
+    refresh_report(now, wanted, Store(results), make_console(), ASKED)
     assert len(path.read_text()) > 100_000 and path.read_text() != first
 
 

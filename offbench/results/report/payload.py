@@ -243,6 +243,8 @@ def _episodes_of(test: pd.DataFrame) -> dict[str, dict[str, Any]]:
 
     Scores are shown to a tenth, returns to five digits; end is 1 for a terminal, 2 for a time limit.
     """
+    if test.empty:
+        return {}
     ids, first = np.unique(test["run_id"].to_numpy(dtype=str), return_index=True)
     ends = [*first[1:], len(test)]
     exact = test["score"].to_numpy()
