@@ -456,7 +456,7 @@ def test_methods_of_flows_learn_from_n_steps_as_entries(entry):
     assert cell.pipeline["view"] == {"name": "nstep", "n": 5} | added
     _, pipeline = build(cell, fake_data(), Spec(5, 2, 0.99, 100))
     assert pipeline.spec(Spec(5, 2, 0.99, 100)).chunk == 1
-    assert pipeline.sample(rng.key(0)).extras["valid"].shape == (256, 1)
+    assert pipeline.sample(rng.key(0)).extras["valid"].shape == (64, 1)
 
 
 def test_a_methods_own_view_keeps_its_settings_when_the_length_is_changed():
