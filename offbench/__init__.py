@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from offbench.data.pipeline import make_pipeline as make_pipeline
     from offbench.errors import UserError as UserError
     from offbench.nn.nets import from_module as from_module
+    from offbench.results.board.leaderboard import leaderboard as leaderboard
     from offbench.results.compare import compare as compare
-    from offbench.results.leaderboard import leaderboard as leaderboard
     from offbench.results.store import Store as Store
     from offbench.rollout import env_seeds as env_seeds
     from offbench.rollout import evaluate as evaluate
@@ -51,7 +51,7 @@ _HOME = {
     "Imperative": "training.imperative",
     "Store": "results.store",
     "compare": "results.compare",
-    "leaderboard": "results.leaderboard",
+    "leaderboard": "results.board.leaderboard",
     "UserError": "errors",
 }
 __all__ = sorted(_HOME)

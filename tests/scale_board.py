@@ -2,7 +2,7 @@
 
 By default 200 entries x 100 tasks x 10 seeds x 100 episodes, 20 million rows. Prints the seconds of the
 board and the peak memory of the process, from frames in memory and from the two files of
-`offbench.results.evidence` on disk (`--disk FOLDER`, which a first run writes).
+`offbench.results.board.evidence` on disk (`--disk FOLDER`, which a first run writes).
 """
 
 import argparse
@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from offbench.results.evidence import Evidence, paths_of, read_evidence, write_evidence
-from offbench.results.leaderboard import Asked
+from offbench.results.board.evidence import Evidence, paths_of, read_evidence, write_evidence
+from offbench.results.board.leaderboard import Asked
 
 
 def evidence(entries: int, tasks: int, seeds: int, episodes: int) -> Evidence:

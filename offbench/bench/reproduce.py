@@ -18,7 +18,7 @@ from offbench.bench.plan import Plan, plan
 from offbench.bench.presets import has_variant
 from offbench.bench.suites import home_of
 from offbench.errors import UserError, unknown
-from offbench.results.published import (
+from offbench.results.published.scores import (
     Source,
     is_file,
     published_scores,

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from offbench.bench.cells import Cell
     from offbench.bench.plan import Plan
-    from offbench.results.evidence import Evidence
-    from offbench.results.leaderboard import Board
+    from offbench.results.board.evidence import Evidence
+    from offbench.results.board.leaderboard import Board
+    from offbench.results.board.validation_table import ValidationTable
     from offbench.results.selection import Wanted
     from offbench.results.spec import RunSpec
     from offbench.results.store import Store
-    from offbench.results.validation_table import ValidationTable
 
 
 def show_board(
@@ -62,7 +62,7 @@ def show_board(
 
 def _check_board(path: Path) -> int:
     """Whether a written board is that of its rows: a line for each difference, and exit code 1."""
-    from offbench.results.check import check
+    from offbench.results.board.check import check
 
     lines = check(path)
     print("\n".join(lines) or f"{path}: every number is that of its rows")
@@ -73,8 +73,8 @@ def _show_changes(
     found: "Evidence | ValidationTable", plan: "Plan", old: Path, console: "Console"
 ) -> int:
     """What changed since an older board, and whether it is more than noise."""
-    from offbench.results.changes import changes, read_scores, scores_of
-    from offbench.results.evidence import Evidence
+    from offbench.results.board.changes import changes, read_scores, scores_of
+    from offbench.results.board.evidence import Evidence
 
     if not isinstance(found, Evidence):
         raise UserError(f"{plan.name} has no board of scores that could be compared with {old}")
@@ -92,9 +92,9 @@ def _show_changes(
 
 
 def _explain(found: "Evidence | ValidationTable", console: "Console") -> int:
-    from offbench.results.evidence import Evidence
-    from offbench.results.explain import explanation
-    from offbench.results.validation_table import CAPTION
+    from offbench.results.board.evidence import Evidence
+    from offbench.results.board.explain import explanation
+    from offbench.results.board.validation_table import CAPTION
 
     paragraphs = (
         explanation(found.board()) if isinstance(found, Evidence) else [("action error", CAPTION)]
@@ -109,7 +109,7 @@ def _explain(found: "Evidence | ValidationTable", console: "Console") -> int:
 
 def _formatted(board: "Board | ValidationTable", format: str) -> str:
     """The text of a board in one of the formats that are files."""
-    from offbench.results import formats, validation_table
+    from offbench.results.board import formats, validation_table
 
     if isinstance(board, validation_table.ValidationTable):
         return validation_table.formatted(board, format)
@@ -127,7 +127,7 @@ def board_of(plan: "Plan", store: "Store") -> "Board | ValidationTable | None":
 
     Of data without an environment it is a table of validation metrics.
     """
-    from offbench.results.evidence import Evidence
+    from offbench.results.board.evidence import Evidence
 
     found = evidence_of(plan, store)
     return found.board() if isinstance(found, Evidence) else found
@@ -138,10 +138,10 @@ def evidence_of(plan: "Plan", store: "Store") -> "Evidence | ValidationTable | N
 
     Data without an environment have a table of validation metrics instead.
     """
-    from offbench.results.evidence import Evidence
-    from offbench.results.leaderboard import Asked
+    from offbench.results.board.evidence import Evidence
+    from offbench.results.board.leaderboard import Asked
+    from offbench.results.board.validation_table import validation_table
     from offbench.results.selection import select
-    from offbench.results.validation_table import validation_table
 
     recorded = store.runs(suite=plan.name)
     runs, left_out = select(recorded, wanted_of(plan, recorded))
@@ -250,8 +250,8 @@ def write_board(
     found: "Evidence | ValidationTable", plan: "Plan", args: Sequence[str]
 ) -> "tuple[Board | ValidationTable, Sequence[Path]]":
     """Writes the board of what `evidence_of` found in every format, and its rows; returns the paths, too."""
-    from offbench.results import formats, validation_table
-    from offbench.results.evidence import Evidence, write_evidence
+    from offbench.results.board import formats, validation_table
+    from offbench.results.board.evidence import Evidence, write_evidence
 
     folder, name = board_folder(plan), board_name(plan, args)
     if not isinstance(found, Evidence):
@@ -266,7 +266,7 @@ def _print(
     console: "Console",
     args: Sequence[str],
 ) -> None:
-    from offbench.results import render, validation_table
+    from offbench.results.board import render, validation_table
 
     scored = not isinstance(board, validation_table.ValidationTable)
     (render if scored else validation_table).to_terminal(board, console)

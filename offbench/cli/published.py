@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from offbench.results.leaderboard import Board
-    from offbench.results.published import Source
-    from offbench.results.validation_table import ValidationTable
+    from offbench.results.board.leaderboard import Board
+    from offbench.results.board.validation_table import ValidationTable
+    from offbench.results.published.scores import Source
 
 KEY = "published="
 
@@ -41,7 +41,7 @@ def split_published(args: Sequence[str]) -> tuple[list[str], list[str] | None]:
 
 
 def _find(tasks: Sequence[str], names: Sequence[str]) -> "pd.DataFrame":
-    from offbench.results.published import published_scores
+    from offbench.results.published.scores import published_scores
 
     return published_scores(tasks, None if "all" in names else names)
 
@@ -50,8 +50,8 @@ def show_published(
     board: "Board | ValidationTable", names: Sequence[str], path: Path, console: "Console"
 ) -> None:
     """Prints published scores under a board, and appends them to its Markdown file."""
-    from offbench.results import published_table
-    from offbench.results.validation_table import ValidationTable
+    from offbench.results.board.validation_table import ValidationTable
+    from offbench.results.published import table as published_table
 
     if isinstance(board, ValidationTable):
         console.print("no published scores: validation metrics are compared with nothing")
@@ -68,7 +68,7 @@ def show_published(
 
 def _none_of(tasks: Sequence[str], names: Sequence[str]) -> str:
     """That nothing is published, and which sources have scores of these tasks or, failing that, of others."""
-    from offbench.results.published import published_scores
+    from offbench.results.published.scores import published_scores
 
     which = "" if "all" in names else f" in {', '.join(names)}"
     text = f"no published scores of these tasks{which}"
@@ -93,7 +93,7 @@ def _is_mean_over(published: str, tasks: Sequence[str]) -> bool:
 
 def list_sources() -> list[tuple[str, str]]:
     """Every source with its citation, what it has scores of, and its protocol."""
-    from offbench.results.published import published_scores, published_sources
+    from offbench.results.published.scores import published_scores, published_sources
 
     scores, rows = published_scores(None), []
     for name, source in published_sources().items():

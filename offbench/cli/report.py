@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from offbench.bench.plan import Plan
-    from offbench.results.leaderboard import Board
+    from offbench.results.board.leaderboard import Board
+    from offbench.results.board.validation_table import ValidationTable
     from offbench.results.store import Store
-    from offbench.results.validation_table import ValidationTable
 
 
 def show_report(args: Sequence[str], *, figures: bool = False) -> int:
@@ -48,7 +48,7 @@ def refresh_report(
     args: Sequence[str],
 ) -> None:
     """Writes the report after a bench where its runs or its page changed; says in a line if it cannot."""
-    from offbench.results.leaderboard import Board
+    from offbench.results.board.leaderboard import Board
 
     if not isinstance(board, Board):
         return
@@ -60,7 +60,7 @@ def refresh_report(
 
 
 def _scored(board: "Board | ValidationTable") -> "Board":
-    from offbench.results.leaderboard import Board
+    from offbench.results.board.leaderboard import Board
 
     if isinstance(board, Board):
         return board

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from offbench.bench.cells import Cell
     from offbench.bench.reproduce import Reproduction
-    from offbench.results.leaderboard import Board
+    from offbench.results.board.leaderboard import Board
     from offbench.results.store import Store
 
 
@@ -51,7 +51,7 @@ def reproduce(args: Sequence[str], *, run: bool = False) -> int:
 
 def _tables() -> list[tuple[str, str]]:
     from offbench.bench.reproduce import table_names
-    from offbench.results.published import published_sources
+    from offbench.results.published.scores import published_sources
 
     sources = published_sources()
     return [
@@ -139,7 +139,7 @@ def _recorded(wanted: "Reproduction", store: "Store") -> "pd.DataFrame":
 
 def _our_board(wanted: "Reproduction", store: "Store") -> "Board | None":
     """A board of the planned runs alone; None where none is recorded."""
-    from offbench.results.leaderboard import Asked, leaderboard
+    from offbench.results.board.leaderboard import Asked, leaderboard
 
     runs = _recorded(wanted, store)
     if runs.empty:
@@ -158,8 +158,8 @@ def _our_board(wanted: "Reproduction", store: "Store") -> "Board | None":
 
 def _compare(wanted: "Reproduction", board: "Board", store: "Store", console: "Console") -> None:
     """Prints and writes ours next to the published scores, with a verdict per cell and one over all."""
-    from offbench.results.published_table import compared, known_reasons
-    from offbench.results.reproduction import conclusion, verdicts
+    from offbench.results.published.reproduction import conclusion, verdicts
+    from offbench.results.published.table import compared, known_reasons
 
     labels = {key: cell.entry for key, cell in wanted.cells.items()}
     planned = {key: len(cell.seeds) for key, cell in wanted.cells.items()}

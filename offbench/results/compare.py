@@ -12,10 +12,10 @@ import pandas as pd
 
 from offbench.errors import UserError, unknown
 from offbench.results import stats
+from offbench.results.board.render import short_names
 from offbench.results.captions import how_trained
 from offbench.results.comparison import Comparison
 from offbench.results.pairwise import Scores, pairs_of
-from offbench.results.render import short_names
 from offbench.results.selection import refuse_other_protocols
 from offbench.results.uncertainty import Cell
 from offbench.results.verdict import Finding, Variance, more_needed, spelt_seeds, verdict

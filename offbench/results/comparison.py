@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from offbench.results.render import short_names
+from offbench.results.board.render import short_names
 from offbench.results.verdict import spelt_p
 
 _WIDTH = 80

@@ -9,7 +9,7 @@ whole one, or an error which names the file.
     root/runs/<suite>/<task, "/" as "--">/<entry>/<run_id>.parquet
                                                    <run_id>.json        written last
 
-Nothing here reads or writes means; tables are recomputed from the rows (`offbench.results.leaderboard`).
+Nothing here reads or writes means; tables are recomputed from the rows (`offbench.results.board.leaderboard`).
 """
 
 import os

@@ -10,8 +10,8 @@ from offbench.bench.plan import plan
 from offbench.cli import main
 from offbench.cli.published import _none_of, split_published
 from offbench.errors import UserError
-from offbench.results.published import published_scores
-from offbench.results.published_table import Estimate, difference
+from offbench.results.published.scores import published_scores
+from offbench.results.published.table import Estimate, difference
 from offbench.results.store import Store
 
 HOPPER, PEN = "d4rl/hopper-medium-v2", "d4rl/pen-human-v1"

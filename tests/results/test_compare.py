@@ -11,9 +11,9 @@ import scipy.stats
 import offbench
 from offbench.errors import UserError
 from offbench.results import stats, uncertainty
+from offbench.results.board.leaderboard import leaderboard
 from offbench.results.compare import compare
 from offbench.results.comparison import Comparison
-from offbench.results.leaderboard import leaderboard
 from offbench.results.pairwise import Scores, pairwise
 from offbench.results.verdict import Finding, More, Variance, more_needed, verdict
 

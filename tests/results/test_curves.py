@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from offbench.errors import UserError
+from offbench.results.board.leaderboard import Asked, leaderboard
 from offbench.results.curves import CURVE_COLUMNS, curve_table, updates_needed
-from offbench.results.leaderboard import Asked, leaderboard
 
 TASK, OTHER = "toy/point-v0", "toy/line-v0"
 

@@ -10,7 +10,7 @@ import pytest
 
 from offbench.errors import UserError
 from offbench.results import stats, uncertainty
-from offbench.results.leaderboard import leaderboard
+from offbench.results.board.leaderboard import leaderboard
 from offbench.results.pairwise import Scores, improvement, pairwise, profiles, ranks
 
 Frames = tuple[pd.DataFrame, pd.DataFrame]
@@ -265,7 +265,7 @@ def test_ranks_by_hand() -> None:
 
 
 def _unscaled(*tasks: str):
-    from offbench.results.leaderboard import Asked
+    from offbench.results.board.leaderboard import Asked
 
     return Asked(unscaled=tasks)
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from offbench.results.evidence import Evidence
-from offbench.results.leaderboard import Asked
+from offbench.results.board.evidence import Evidence
+from offbench.results.board.leaderboard import Asked
 
 TASKS = ("toy/a-v0", "toy/b-v0", "toy/c-v0")
 

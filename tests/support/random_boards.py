@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from support.records import provenance, spec
 
-from offbench.results.leaderboard import Board, leaderboard
+from offbench.results.board.leaderboard import Board, leaderboard
 from offbench.results.record import line_of
 from offbench.results.schema import LATER_COLUMNS, typed
 from offbench.results.store import Record

@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 
 from offbench.results import diagnostics
+from offbench.results.board.leaderboard import Board
 from offbench.results.curves import curve_table
-from offbench.results.leaderboard import Board
 from offbench.results.pairwise import profiles
 from offbench.results.report.payload import columns
 from offbench.results.store import Record

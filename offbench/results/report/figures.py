@@ -14,8 +14,8 @@ import pandas as pd
 
 from offbench.errors import UserError
 from offbench.io import replacing, slug
+from offbench.results.board.leaderboard import Board
 from offbench.results.curves import curve_table
-from offbench.results.leaderboard import Board
 from offbench.results.pairwise import profiles
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from offbench.results import render
+from offbench.results.board import render
+from offbench.results.board.leaderboard import Board
 from offbench.results.captions import budget, counted
-from offbench.results.leaderboard import Board
-from offbench.results.published import published_scores
+from offbench.results.published.scores import published_scores
 from offbench.results.report.command import settings_of, spelt, words_of_command
 from offbench.results.store import Record
 

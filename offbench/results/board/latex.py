@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from offbench.results.board.leaderboard import Board
+from offbench.results.board.pairs_text import rank_text
+from offbench.results.board.render import aggregate_status, rows_of_cells, short_names
 from offbench.results.captions import failures
-from offbench.results.leaderboard import Board
-from offbench.results.pairs_text import rank_text
-from offbench.results.render import aggregate_status, rows_of_cells, short_names
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",

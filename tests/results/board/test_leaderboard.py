@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from offbench.errors import UserError
-from offbench.results import strip
-from offbench.results.formats import write
-from offbench.results.leaderboard import Asked, Board, leaderboard
-from offbench.results.render import to_csv, to_markdown, to_terminal
+from offbench.results.board import strip
+from offbench.results.board.formats import write
+from offbench.results.board.leaderboard import Asked, Board, leaderboard
+from offbench.results.board.render import to_csv, to_markdown, to_terminal
 from offbench.results.spec import Provenance, RunSpec
 from offbench.results.store import Store
 

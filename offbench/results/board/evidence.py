@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from offbench.errors import UserError
 from offbench.io import replacing
+from offbench.results.board.leaderboard import Asked, Board, leaderboard
 from offbench.results.cells import places
-from offbench.results.leaderboard import Asked, Board, leaderboard
 
 FORMAT = 1
 

@@ -9,11 +9,11 @@ from support.boards import evidence
 from support.paths import ROOT
 
 from offbench.errors import UserError
-from offbench.results import formats
+from offbench.results.board import formats
+from offbench.results.board.check import check, differences
+from offbench.results.board.evidence import paths_of, read_evidence, write_evidence
+from offbench.results.board.render import to_csv
 from offbench.results.cells import scored_cells
-from offbench.results.check import check, differences
-from offbench.results.evidence import paths_of, read_evidence, write_evidence
-from offbench.results.render import to_csv
 
 COMMITTED = sorted((ROOT / "results/board").glob("*.runs.parquet"))
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from offbench.results.board.leaderboard import Board
 from offbench.results.captions import COVERAGE, budget
-from offbench.results.leaderboard import Board
 
 
 def explanation(board: Board) -> list[tuple[str, str]]:

@@ -11,9 +11,9 @@ import pandas as pd
 
 from offbench.errors import UserError
 from offbench.io import atomic_write
-from offbench.results.latex import to_latex
-from offbench.results.leaderboard import Board
-from offbench.results.render import to_csv, to_markdown
+from offbench.results.board.latex import to_latex
+from offbench.results.board.leaderboard import Board
+from offbench.results.board.render import to_csv, to_markdown
 
 JSON_FORMAT = 1
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from offbench.errors import UserError
-from offbench.results.evidence import paths_of, read_evidence
-from offbench.results.formats import ENDINGS, FORMATS
+from offbench.results.board.evidence import paths_of, read_evidence
+from offbench.results.board.formats import ENDINGS, FORMATS
 
 # of six digits
 _TOLERANCE = 2e-5

@@ -22,9 +22,9 @@ from offbench.cli.board import board_of as board_now
 from offbench.cli.console import make_console
 from offbench.cli.report import refresh_report
 from offbench.errors import UserError
-from offbench.results import render
-from offbench.results.leaderboard import leaderboard
-from offbench.results.published import published_scores
+from offbench.results.board import render
+from offbench.results.board.leaderboard import leaderboard
+from offbench.results.published.scores import published_scores
 from offbench.results.report.command import command_of
 from offbench.results.report.evidence import evidence_payload
 from offbench.results.report.figures import write_figures

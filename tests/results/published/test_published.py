@@ -10,7 +10,7 @@ from support import published as builder
 from support.paths import ROOT, SHARED
 
 from offbench.errors import UserError
-from offbench.results.published import (
+from offbench.results.published.scores import (
     COLUMNS,
     intervals,
     published_scores,

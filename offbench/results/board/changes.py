@@ -19,7 +19,7 @@ import pandas as pd
 from scipy import special
 
 from offbench.errors import UserError
-from offbench.results.leaderboard import Board
+from offbench.results.board.leaderboard import Board
 from offbench.results.stats import holm
 
 if TYPE_CHECKING:

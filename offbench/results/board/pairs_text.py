@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from offbench.results.leaderboard import Board
+from offbench.results.board.leaderboard import Board
 
 # entries of which a sentence tells, and of which Markdown has every pair
 _TOLD, _PAIRS = 6, 12

@@ -12,10 +12,10 @@ import pandas as pd
 
 from offbench.errors import UserError
 from offbench.io import atomic_write
-from offbench.results import pairs_text, strip
+from offbench.results.board import pairs_text, strip
+from offbench.results.board.leaderboard import Board
+from offbench.results.board.pairs_text import rank_text
 from offbench.results.captions import failures
-from offbench.results.leaderboard import Board
-from offbench.results.pairs_text import rank_text
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,8 +12,8 @@ from support.boards import TASKS, evidence
 from support.paths import ROOT
 
 from offbench.errors import UserError
-from offbench.results import formats
-from offbench.results.changes import IQM, Scores, changes, read_scores, scores_of
+from offbench.results.board import formats
+from offbench.results.board.changes import IQM, Scores, changes, read_scores, scores_of
 
 LEVEL = 0.95
 

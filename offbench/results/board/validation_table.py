@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from offbench.errors import unknown
+from offbench.results.board.render import write_texts
 from offbench.results.captions import count
-from offbench.results.render import write_texts
 from offbench.results.schema import VALIDATION_ERRORS
 from offbench.results.selection import refuse_mixtures
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from support.boards import TASKS, evidence
 
-from offbench.results import formats, latex
-from offbench.results.leaderboard import Board
-from offbench.results.render import to_terminal
+from offbench.results.board import formats, latex
+from offbench.results.board.leaderboard import Board
+from offbench.results.board.render import to_terminal
 
 Numbers = dict[tuple[str, str], tuple[float, ...]]
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from offbench.results.board.leaderboard import Board
 from offbench.results.captions import count
-from offbench.results.leaderboard import Board
-from offbench.results.published import intervals, published_sources, updates_of
+from offbench.results.published.scores import intervals, published_sources, updates_of
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,0 +1,1 @@
+"""The leaderboard: ranking, tables, files, the rows behind it, and what changed since another."""

@@ -1,0 +1,1 @@
+"""Scores that papers have published, beside ours, and verdicts on their tables run again."""
