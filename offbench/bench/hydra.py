@@ -70,7 +70,7 @@ def read_option(group: str, name: str) -> Mapping[str, Any]:
     if plain is not None and group != "method":
         return plain
     if plain is not None and _is_global(path):
-        config = _merged(compose_conf(), plain)
+        config: Mapping[str, Any] = _merged(compose_conf(), plain)
     else:
         config = compose_conf(f"{group}={name}")
     if group == "method" and "_target_" not in config["method"]:

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 import pytest
 
 from offbench.bench.cells import Cell
-from offbench.bench.hydra import options, read_option
+from offbench.bench.hydra import compose_conf, options, read_option
 from offbench.bench.plan import plan
 from offbench.bench.preflight import build_method
 from offbench.bench.targets import locate, option_of, parameters
@@ -350,3 +350,12 @@ def test_how_own_data_are_scored_is_part_of_the_name():
     others = ("task.ref_max=5000", "task.score=success", "task.max_episode_steps=50")
     ids = [own(*more).runs()[0].run_id for more in ([], *([x] for x in others))]
     assert len(set(ids)) == 4
+
+
+@pytest.mark.parametrize("group", ["method", "sampler", "view", "weight", "suite"])
+def test_a_file_that_is_read_without_hydra_says_what_hydra_composes(group):
+    for name in options(group):
+        composed = compose_conf(f"{group}={name}")
+        assert read_option(group, name) == (composed if group == "method" else composed[group]), (
+            name
+        )
