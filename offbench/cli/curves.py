@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from offbench.bench.plan import Plan
 
 _WIDTH = 80
-# evaluations that are shown beside the last
+# at most so many evaluations are shown before the last
 _POINTS = 9
 
 _NOTE = (

@@ -1,4 +1,4 @@
-"""What is recorded of a plan: its runs and those comparable with them, and where their board is written."""
+"""The recorded runs of a plan and those comparable with them, and where their board is written."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +38,7 @@ class Recorded:
 
 
 def recorded_runs(plan: "Plan", store: "Store") -> Recorded:
-    """What a store has of a plan; there may be no run."""
+    """The runs in a store that count for a plan; there may be none."""
     from offbench.results.selection import select
 
     runs = store.runs(suite=plan.name)
@@ -46,7 +46,7 @@ def recorded_runs(plan: "Plan", store: "Store") -> Recorded:
 
 
 def read_recorded(args: Sequence[str]) -> Recorded:
-    """What is recorded of the plan of a command line. Raises UserError where no run is."""
+    """The recorded runs that count for the plan of a command line. Raises UserError where there are none."""
     from offbench.bench.plan import plan
     from offbench.results.store import Store
 
@@ -101,7 +101,7 @@ def _recorded_id(run: "RunSpec", names: set[str]) -> str:
 
 
 def on_recorded_data(cell: "Cell", recorded: "pd.DataFrame") -> "Cell":
-    """A cell whose data are not here, on those that all its records name; unchanged where there are others."""
+    """A cell; where its data are not here, with the checksum of the data that all its records were trained on."""
     if cell.task.sha256 is not None or recorded.empty:
         return cell
     found = recorded.loc[recorded["task"] == cell.task.id, "dataset_sha256"].unique()
@@ -115,7 +115,8 @@ def board_folder(plan: "Plan") -> Path:
 
 
 def board_name(plan: "Plan", args: Sequence[str] | None = None) -> str:
-    """The suite's name for the suite as it is: other methods, seeds or settings do not replace its board."""
+    """`SUITE` for a suite as it is defined; `SUITE-part`, with which other methods, seeds or settings do not
+    replace its board."""
     if args is not None and {arg.partition("=")[0] for arg in args} <= {"suite", "results"}:
         # what the suite plans, without planning it once more
         return plan.name

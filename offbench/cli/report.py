@@ -94,11 +94,11 @@ def _write(
     fingerprint = page.fingerprint_of(shown, ids)
     if unless_same and _fingerprint_in(path) == fingerprint:
         return path
-    from offbench.results.report.evidence import evidence_payload
+    from offbench.results.report.charts import charts_payload
 
     records = store.read_all(run_id=ids)
     parts = {
-        "evidence": evidence_payload(board, found.episodes, runs, records, unscaled),
+        "evidence": charts_payload(board, found.episodes, runs, records, unscaled),
         "runs": payload.runs_payload(board, found.episodes, records),
     }
     text = page.page(shown, parts, fingerprint)

@@ -10,7 +10,7 @@ from offbench.errors import UserError
 
 
 def sync_runs(args: Sequence[str], *, wandb: bool, tensorboard: str | None) -> int:
-    """`offbench sync`: sends the whole runs of a plan, each once."""
+    """`offbench sync`: sends the finished runs of a plan, each once."""
     from offbench.bench import sync
 
     if not (wandb or tensorboard):

@@ -25,8 +25,8 @@ from offbench.errors import UserError
 from offbench.results.board import render
 from offbench.results.board.leaderboard import leaderboard
 from offbench.results.published.scores import published_scores
+from offbench.results.report.charts import charts_payload
 from offbench.results.report.command import command_of
-from offbench.results.report.evidence import evidence_payload
 from offbench.results.report.figures import write_figures
 from offbench.results.report.page import fingerprint_of, page, recorded_fingerprint
 from offbench.results.report.payload import board_payload, number, runs_payload
@@ -45,7 +45,7 @@ def whole_page(made) -> str:
     board, episodes, runs, records = made
     shown = board_payload(board, runs)
     parts = {
-        "evidence": evidence_payload(board, episodes, runs, records),
+        "evidence": charts_payload(board, episodes, runs, records),
         "runs": runs_payload(board, episodes, records),
     }
     return page(shown, parts, fingerprint_of(shown, list(runs["run_id"])))
