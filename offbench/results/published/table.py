@@ -141,17 +141,18 @@ def to_terminal(table: pd.DataFrame, board: Board, console: "Console") -> None:
     from rich.text import Text
 
     label = max(len(f"{method} {source}") for (source, method), _ in _by_method(table))
-    fit = max(1, (console.width - label - 1) // (TASK_WIDTH + 1))
+    width = max(TASK_WIDTH, *map(len, _texts(table, wide=False).split("\n")))
+    fit = max(1, (console.width - label - 1) // (width + 1))
     headings = dict(zip(board.tasks, column_headings(board.tasks), strict=True))
     for start in range(0, len(board.tasks), fit):
         tasks = board.tasks[start : start + fit]
-        console.print(_terminal_table(table, {task: headings[task] for task in tasks}))
+        console.print(_terminal_table(table, {task: headings[task] for task in tasks}, width))
     for line in (LEGEND, known_reasons(table, board), *sources_line(table)):
         if line:
             console.print(Text(line, style="dim"))
 
 
-def _terminal_table(table: pd.DataFrame, headings: Mapping[str, str]) -> "Table":
+def _terminal_table(table: pd.DataFrame, headings: Mapping[str, str], width: int) -> "Table":
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -160,7 +161,7 @@ def _terminal_table(table: pd.DataFrame, headings: Mapping[str, str]) -> "Table"
     shown.title = "published"
     shown.add_column("method", no_wrap=True)
     for heading in headings.values():
-        shown.add_column(heading, justify="right", width=TASK_WIDTH)
+        shown.add_column(heading, justify="right", width=width)
     for (source, method), rows in _by_method(table):
         line = [Text(f"{method} {source}", style="dim italic")]
         for task in headings:
