@@ -1,4 +1,4 @@
-"""What loggers are told: runs, metrics and evaluations."""
+"""What loggers receive: runs, metrics and evaluations."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol

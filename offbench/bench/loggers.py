@@ -26,7 +26,7 @@ _given_up: set[str] = set()
 
 
 class Background:
-    """A sink in a thread of its own, which training neither waits for nor fails with."""
+    """Calls a sink in a background thread; training neither waits for it nor fails with it."""
 
     def __init__(self, name: str, start: Callable[[], Sink]):
         self.name, self._start = name, start

@@ -69,6 +69,11 @@ class Plan:
         return list(dict.fromkeys(cell.task.id for cell in self.cells))
 
     @property
+    def unscaled(self) -> set[str]:
+        """Tasks whose score is a plain return."""
+        return {cell.task.id for cell in self.cells if not cell.task.scaled}
+
+    @property
     def name(self) -> str:
         """Id of the suite."""
         return self.suite["id"]

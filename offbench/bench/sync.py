@@ -36,7 +36,7 @@ def logged(record: "Record") -> Logged:
 def to_wandb(
     record: "Record", episodes: "pd.DataFrame", folder: Path, settings: WandbSettings
 ) -> bool:
-    """Sends a run to wandb, of one that the server has in part the rest; False where it is there already."""
+    """Sends a run to wandb, or what the server lacks of it; False where all of it is there already."""
     run = logged(record)
     if mark(run, folder, settings).exists():
         return False
@@ -55,7 +55,7 @@ def to_event_files(record: "Record", episodes: "pd.DataFrame", folder: Path) -> 
     final = run_folder(folder, run)
     if final.exists():
         return False
-    # under another name until it is whole
+    # under another name until all of it is written
     unfinished = folder / f".{run.spec.run_id}.{os.getpid()}.tmp"
     try:
         sink = EventFiles([run], unfinished)
@@ -71,7 +71,7 @@ def to_event_files(record: "Record", episodes: "pd.DataFrame", folder: Path) -> 
 
 
 def _replay(record: "Record", episodes: "pd.DataFrame", sink: Sink, *, after: int = -1) -> None:
-    """The calls that a logger beside training gets, in the order of updates, of those after one."""
+    """Calls a sink as training did, in the order of updates, for the updates after one."""
     calls: list[tuple[int, int, Callable[[], None]]] = []
     if record.metrics is not None:
         for row in record.metrics.to_dict("records"):

@@ -40,9 +40,9 @@ class Wandb:
         if "finish_timeout" in wandb.Settings.model_fields:
             own["finish_timeout"] = _FINISH_S
         self.runs: list[Any] = []
-        # of each run: the file that says it is there whole, and whether it is
+        # for each run: the file that says that wandb has all of it, and whether it has
         self._marks = [mark(logged, folder, settings) for logged in runs]
-        self._whole = [False] * len(runs)
+        self._complete = [False] * len(runs)
         for logged in runs:
             arguments = run_arguments(logged, settings)
             run = wandb.init(
@@ -73,12 +73,12 @@ class Wandb:
                 run.summary[name] = value
             shown = rows[list(_TABLE)].astype(object).where(rows[list(_TABLE)].notna(), None)
             run.log({"test/episodes": self._table(list(_TABLE), shown.to_numpy().tolist())})
-            self._whole[i] = True
+            self._complete[i] = True
 
     def close(self) -> None:
-        for run, mark, whole in zip(self.runs, self._marks, self._whole, strict=True):
+        for run, mark, complete in zip(self.runs, self._marks, self._complete, strict=True):
             run.finish()
-            if whole:
+            if complete:
                 mark.parent.mkdir(exist_ok=True)
                 mark.touch()
 
@@ -102,7 +102,7 @@ def _usual_mode() -> str:
 
 
 def run_arguments(logged: Logged, settings: WandbSettings) -> dict[str, Any]:
-    """What `wandb.init` is told of a run."""
+    """The arguments of `wandb.init` for a run."""
     spec, commit = logged.spec, str(logged.facts.get("commit", ""))
     chosen = lambda given, variable, default: given or os.environ.get(variable) or default
     cell = f"{logged.entry}-{spec.task}"

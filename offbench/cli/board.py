@@ -3,25 +3,27 @@
 import shlex
 import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offbench.cli.console import make_console
 from offbench.cli.parser import COLUMNS
+from offbench.cli.recorded import (
+    board_folder,
+    board_name,
+    nothing_recorded,
+    read_recorded,
+    recorded_runs,
+)
 from offbench.errors import UserError
 
 if TYPE_CHECKING:
-    import pandas as pd
     from rich.console import Console
 
-    from offbench.bench.cells import Cell
     from offbench.bench.plan import Plan
     from offbench.results.board.evidence import Evidence
     from offbench.results.board.leaderboard import Board
     from offbench.results.board.validation_table import ValidationTable
-    from offbench.results.selection import Wanted
-    from offbench.results.spec import RunSpec
     from offbench.results.store import Store
 
 
@@ -116,23 +118,6 @@ def _formatted(board: "Board | ValidationTable", format: str) -> str:
     return formats.FORMATS[format](board)
 
 
-def nothing_recorded(plan: "Plan") -> UserError:
-    return UserError(
-        f"nothing recorded for {plan.name} with these settings in {plan.settings.results}; run: offbench bench"
-    )
-
-
-def board_of(plan: "Plan", store: "Store") -> "Board | ValidationTable | None":
-    """The leaderboard of a plan's runs and those comparable with them; None where nothing is recorded.
-
-    Of data without an environment it is a table of validation metrics.
-    """
-    from offbench.results.board.evidence import Evidence
-
-    found = evidence_of(plan, store)
-    return found.board() if isinstance(found, Evidence) else found
-
-
 def evidence_of(plan: "Plan", store: "Store") -> "Evidence | ValidationTable | None":
     """What the leaderboard of a plan is computed from; None where nothing is recorded.
 
@@ -141,98 +126,41 @@ def evidence_of(plan: "Plan", store: "Store") -> "Evidence | ValidationTable | N
     from offbench.results.board.evidence import Evidence
     from offbench.results.board.leaderboard import Asked
     from offbench.results.board.validation_table import validation_table
-    from offbench.results.selection import select
 
-    recorded = store.runs(suite=plan.name)
-    runs, left_out = select(recorded, wanted_of(plan, recorded))
-    if runs.empty:
+    found = recorded_runs(plan, store)
+    if found.runs.empty:
         return None
     seeds = {cell.task.id: cell.seeds for cell in plan.cells}
     title = f"{plan.name} v{plan.suite['version']}"
     if not plan.cells[0].task.env:
-        curves = store.curves(run_id=list(runs["run_id"]))
-        return validation_table(runs, curves, seeds=seeds, title=title)
+        curves = store.curves(run_id=found.ids)
+        return validation_table(found.runs, curves, seeds=seeds, title=title)
     notes = (
-        f"{left_out} recorded runs of these tasks are left out: their environment, or its rules, or how"
+        f"{found.left_out} recorded runs of these tasks are left out: their environment, or its rules, or how"
         " a return is scored was another",
     )
     return Evidence(
-        episodes=store.episodes(run_id=list(runs["run_id"])),
-        runs=runs,
+        episodes=found.episodes(),
+        runs=found.runs,
         tasks=tuple(plan.tasks),
         asked=Asked(
             only=plan.suite.get("only") or {},
             seeds=seeds,
-            unscaled={cell.task.id for cell in plan.cells if not cell.task.scaled},
+            unscaled=plan.unscaled,
         ),
         title=title,
-        notes=notes if left_out else (),
+        notes=notes if found.left_out else (),
     )
-
-
-def wanted_of(plan: "Plan", recorded: "pd.DataFrame") -> "Wanted":
-    """What the board of a plan asks for; of a task with several cells, by the protocol of the last.
-
-    Args:
-        recorded: lines of `Store.runs()`. Where the data of a task are not here, they say which data its
-            runs were trained on, if all say the same.
-    """
-    from offbench.results.record import columns
-    from offbench.results.selection import Budget, Protocol, Wanted
-
-    def protocol(cell: "Cell") -> Protocol:
-        published = cell.tuning.get
-        return Protocol(
-            dataset_sha256=cell.task.sha256,
-            environment=columns(cell.environment, "env."),
-            updates=Budget(cell.n_updates, published("published_updates")),
-            episodes=Budget(cell.protocol["episodes"], published("published_episodes")),
-            seeds=cell.seeds,
-            validation=cell.protocol.get("validation"),
-        )
-
-    cells = [on_recorded_data(cell, recorded) for cell in plan.cells]
-    names = set(recorded["run_id"])
-    return Wanted(
-        tasks={cell.task.id: protocol(cell) for cell in cells},
-        run_ids={_recorded_id(run, names) for cell in cells for run in cell.runs()},
-        entries={cell.entry for cell in cells},
-    )
-
-
-def _recorded_id(run: "RunSpec", names: set[str]) -> str:
-    """The name that a run is recorded under, or would be."""
-    if run.run_id in names:
-        return run.run_id
-    return next((name for name in run.recorded_ids if name in names), run.run_id)
-
-
-def on_recorded_data(cell: "Cell", recorded: "pd.DataFrame") -> "Cell":
-    """A cell whose data are not here, on those that all its records name; unchanged where there are others."""
-    if cell.task.sha256 is not None or recorded.empty:
-        return cell
-    found = recorded.loc[recorded["task"] == cell.task.id, "dataset_sha256"].unique()
-    if len(found) != 1:
-        return cell
-    return replace(cell, task=replace(cell.task, sha256=str(found[0])))
 
 
 def draw_diagnostics(args: Sequence[str]) -> int:
     """`offbench diagnose`: writes chunk lengths and values against returns as numbers and pictures."""
-    from offbench.bench.plan import plan
     from offbench.results.diagnostics import write
-    from offbench.results.selection import select
-    from offbench.results.store import Store
 
-    wanted = plan(args, bench=True)
-    store = Store(Path(wanted.settings.results))
-    recorded = store.runs(suite=wanted.name)
-    runs, _ = select(recorded, wanted_of(wanted, recorded))
-    if runs.empty:
-        raise nothing_recorded(wanted)
-    ids = list(runs["run_id"])
-    folder = board_folder(wanted) / f"{board_name(wanted, args)}-diagnostics"
-    for path in write(store.episodes(run_id=ids), runs, store.curves(run_id=ids), folder):
+    found = read_recorded(args)
+    folder = board_folder(found.plan) / f"{board_name(found.plan, args)}-diagnostics"
+    curves = found.store.curves(run_id=found.ids)
+    for path in write(found.episodes(), found.runs, curves, folder):
         print(f"written: {path}")
     return 0
 
@@ -275,33 +203,3 @@ def _print(
     if scored:
         more = f"chunk lengths, values against returns: offbench diagnose {shlex.join(args)}"
         console.print(more.strip(), markup=False, soft_wrap=True)
-
-
-def board_folder(plan: "Plan") -> Path:
-    return Path(plan.settings.results) / "board"
-
-
-def board_name(plan: "Plan", args: Sequence[str] | None = None) -> str:
-    """The suite's name for the suite as it is: other methods, seeds or settings do not replace its board."""
-    if args is not None and {arg.partition("=")[0] for arg in args} <= {"suite", "results"}:
-        # what the suite plans, without planning it once more
-        return plan.name
-    from offbench.bench.plan import plan as read
-    from offbench.results.spec import unmonitored
-
-    what = lambda c: (
-        c.entry,
-        c.task.id,
-        c.target,
-        c.hparams,
-        c.pipeline,
-        c.n_updates,
-        c.seeds,
-        unmonitored(c.protocol),
-    )
-    whole = plan.tasks == plan.suite["tasks"] and plan.settings.loader == "offbench"
-    if whole and list(map(what, plan.cells)) == [
-        what(c) for c in read([f"suite={plan.name}"], bench=True).cells
-    ]:
-        return plan.name
-    return f"{plan.name}-part"

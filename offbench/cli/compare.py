@@ -111,7 +111,7 @@ def _compared(names: list[str], settings: list[str], own: dict[str, Any]) -> "Co
         names[1:] or None,
         [task for task in wanted.tasks if task in set(runs["task"])],
         runs=runs,
-        unscaled={cell.task.id for cell in wanted.cells if not cell.task.scaled},
+        unscaled=wanted.unscaled,
         difference=difference,
     )
 
@@ -125,7 +125,7 @@ def _number(value: Any) -> float:
 
 def _wanted(plan: "Plan", recorded: "pd.DataFrame", *, seeds: bool) -> "Wanted":
     """What the board of a plan asks for, with all recorded seeds unless `seeds` are given."""
-    from offbench.cli.board import wanted_of
+    from offbench.cli.recorded import wanted_of
 
     if not seeds:
         every = tuple(sorted({int(seed) for seed in recorded["seed"]}))

@@ -1,11 +1,10 @@
 """`offbench curves`: the learning curves of recorded runs, in the terminal, as csv and as a picture."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offbench.cli.board import board_folder, board_name, nothing_recorded, wanted_of
 from offbench.cli.console import make_console, print_wrapped
+from offbench.cli.recorded import board_folder, board_name, read_recorded
 from offbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from offbench.bench.plan import Plan
 
 _WIDTH = 80
-# evaluations that are shown beside the last
+# at most so many evaluations are shown before the last
 _POINTS = 9
 
 _NOTE = (
@@ -27,24 +26,13 @@ _NOTE = (
 
 def show_curves(args: Sequence[str]) -> int:
     """`offbench curves`: prints and writes the learning curves of what is recorded."""
-    from offbench.bench.plan import plan
     from offbench.io import atomic_write
     from offbench.results.curves import curve_table, updates_needed
     from offbench.results.curves_figure import write_figure
-    from offbench.results.selection import select
-    from offbench.results.store import Store
 
-    wanted, console = plan(args, bench=True), make_console()
-    store = Store(Path(wanted.settings.results))
-    recorded = store.runs(suite=wanted.name)
-    runs, _ = select(recorded, wanted_of(wanted, recorded))
-    if runs.empty:
-        raise nothing_recorded(wanted)
-    table = curve_table(
-        store.episodes(run_id=list(runs["run_id"])),
-        runs,
-        unscaled={cell.task.id for cell in wanted.cells if not cell.task.scaled},
-    )
+    found, console = read_recorded(args), make_console()
+    wanted = found.plan
+    table = curve_table(found.episodes(), found.runs, unscaled=wanted.unscaled)
     watched = table[table["stream"] == "monitor"]
     if watched.empty:
         raise UserError(

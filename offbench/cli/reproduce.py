@@ -121,8 +121,8 @@ def _run(wanted: "Reproduction", store: "Store", console: "Console") -> list[str
 
 
 def _on_recorded_data(cells: "Iterable[Cell]", store: "Store") -> "list[Cell]":
-    """Cells whose data are not here, as run on the data of their records."""
-    from offbench.cli.board import on_recorded_data
+    """The cells; those whose data are not here have the checksum of the data in their records."""
+    from offbench.cli.recorded import on_recorded_data
 
     recorded = store.runs()
     return [on_recorded_data(cell, recorded) for cell in cells]

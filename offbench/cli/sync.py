@@ -4,25 +4,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from offbench.cli.board import nothing_recorded, wanted_of
 from offbench.cli.console import make_console, plural
+from offbench.cli.recorded import nothing_recorded, read_recorded
 from offbench.errors import UserError
 
 
 def sync_runs(args: Sequence[str], *, wandb: bool, tensorboard: str | None) -> int:
-    """`offbench sync`: sends the whole runs of a plan, each once."""
+    """`offbench sync`: sends the finished runs of a plan, each once."""
     from offbench.bench import sync
-    from offbench.bench.plan import plan
-    from offbench.results.selection import select
-    from offbench.results.store import Store
 
     if not (wandb or tensorboard):
         raise UserError("say where to send the runs: --wandb or --tensorboard DIR")
-    wanted, console = plan(args, bench=True), make_console()
+    found, console = read_recorded(args), make_console()
+    wanted, store, runs = found.plan, found.store, found.runs
     folder = Path(wanted.settings.results)
-    store = Store(folder)
-    recorded = store.runs(suite=wanted.name)
-    runs, _ = select(recorded, wanted_of(wanted, recorded))
     ids = list(runs.loc[runs["status"] == "ok", "run_id"])
     if not ids:
         raise nothing_recorded(wanted)

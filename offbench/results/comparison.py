@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from offbench.results import markdown
 from offbench.results.board.render import short_names
 from offbench.results.verdict import spelt_p
 
@@ -73,11 +74,13 @@ class Comparison:
         parts = [f"# {self.mine}"]
         for rival, sentence in self.verdicts.items():
             rows = [_task(row) for row in self._tasks(rival)]
-            parts += [f"**{sentence}**", _markdown(self._head(rival), rows)]
+            parts += [f"**{sentence}**", markdown.table(self._head(rival), rows)]
             (row,) = self.overall[self.overall["rival"] == rival].itertuples()
-            parts.append(_markdown(["", self.mine, rival, "", ""], _statistics(row)))
+            parts.append(markdown.table(["", self.mine, rival, "", ""], _statistics(row)))
         if len(self.costs):
-            parts.append(_markdown(_COST_HEAD, [_cost(row) for row in self.costs.itertuples()]))
+            parts.append(
+                markdown.table(_COST_HEAD, [_cost(row) for row in self.costs.itertuples()])
+            )
         parts += ["\n".join(f"* {note}" for note in self.notes)] if self.notes else []
         return "\n\n".join(parts) + "\n"
 
@@ -203,13 +206,6 @@ def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
         lead = "  ".join(cells) + "  "
         lines += [(lead if i == 0 else " " * len(lead)) + part for i, part in enumerate(last)]
     return [line.rstrip() for line in lines]
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(
-        "| " + " | ".join(x.replace("|", "\\|") for x in line) + " |" for line in lines
-    )
 
 
 def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:

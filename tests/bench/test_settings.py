@@ -10,7 +10,7 @@ import pytest
 from offbench.bench.hydra import options, read_option
 from offbench.bench.plan import plan
 from offbench.bench.suites import home_of, tasks_of
-from offbench.cli.board import wanted_of
+from offbench.cli.recorded import wanted_of
 from offbench.data.composition import MIXED
 from offbench.errors import UserError
 from offbench.results.selection import select

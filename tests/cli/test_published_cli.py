@@ -72,11 +72,16 @@ def test_what_is_known_to_differ_is_said(results, capsys, tmp_path):
         capsys.readouterr().out.split()
     )
     mine = tmp_path / "mine.csv"
-    mine.write_text(f"task,entry,score,std,seeds,steps\n{HOPPER},iql,47.4,2,5,300k\n")
+    mine.write_text(
+        f"task,entry,score,std,seeds,steps,method\n{HOPPER},iql,47.4,2,5,300k,IQL|old\n"
+    )
     assert board(results, f"published={mine}") == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "iql: 300k updates there, 1M here" in out and "47.4±2.5 " in out
     assert "≠" not in out.split("≠: ours")[0]
+    # a method's name ends no cell of the Markdown table
+    (written,) = (results / "board").glob("*.md")
+    assert r"| IQL\|old |" in written.read_text()
 
 
 def test_sources_without_scores_of_the_tasks_are_told_in_one_line(tmp_path, capsys, results):

@@ -1,4 +1,4 @@
-"""Whether written boards say what their rows say: recomputed from the evidence and compared number by number.
+"""Checks written boards: computes them again from their rows and compares number by number.
 
 A number may differ in the last of the digits that are written, which is what another processor's rounding
 does.

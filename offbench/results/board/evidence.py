@@ -1,4 +1,4 @@
-"""The rows behind a board in two parquet files beside it, from which anybody computes it again.
+"""The rows behind a board: two parquet files next to it, from which anybody can compute it again.
 
     NAME.runs.parquet       a line per run, as `Store.runs()` has it
     NAME.episodes.parquet   run, stream, update, number, start state and score of every episode; what
@@ -54,7 +54,7 @@ class Evidence:
     tasks: tuple[str, ...]
     asked: Asked
     title: str
-    # of the selection of the runs, beside those of the board
+    # on the selection of the runs; the board adds its own
     notes: tuple[str, ...] = ()
 
     def board(self, **options: Any) -> Board:
@@ -74,7 +74,7 @@ def paths_of(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def write_evidence(evidence: Evidence, folder: Path, name: str) -> tuple[Path, Path]:
-    """Writes the two files, each whole or not at all; the same records give the same bytes.
+    """Writes the two files atomically; the same records give the same bytes.
 
     Raises:
         UserError: the folder cannot be written to.

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from offbench.results import markdown
 from offbench.results.board.leaderboard import Board
 
 # entries of which a sentence tells, and of which Markdown has every pair
@@ -49,7 +50,7 @@ def _ranges(numbers: Sequence[int]) -> str:
     return " ".join(word for group in long for word in group)
 
 
-def markdown(board: Board) -> Iterator[str]:
+def paragraphs(board: Board) -> Iterator[str]:
     """The tables of mean ranks and of all pairs, with what their numbers are."""
     if len(board.ranks) < 2:
         return
@@ -63,7 +64,7 @@ def markdown(board: Board) -> Iterator[str]:
         ]
         for row in board.ranks.itertuples()
     ]
-    yield _table(head, rows)
+    yield markdown.table(head, rows)
     yield (
         f"Mean rank within the tasks with its {percent} interval (seeds and start states drawn again), and the"
         " share of rivals that an entry is above, mean over tasks."
@@ -76,7 +77,7 @@ def markdown(board: Board) -> Iterator[str]:
         return
     pairs = pairs.sort_values(["entry", "rival"], key=lambda names: names.map(order))
     head = ["entry", "rival", "difference of IQM", "p", "improvement", "better", "worse", "neither"]
-    yield _table(head, [list(_pair(row)) for row in pairs.itertuples()])
+    yield markdown.table(head, [list(_pair(row)) for row in pairs.itertuples()], left=(0, 1))
     yield (
         f"All pairs: difference of the IQMs with its {percent} interval, its p-value (Holm over all pairs), the"
         " probability that a run of the entry has a higher score than one of the rival (mean over tasks), and"
@@ -99,10 +100,3 @@ def _pair(row: Any) -> Iterator[str]:
 
 def _bounds(low: float, high: float, digits: int) -> str:
     return "" if np.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    words = sum(name in ("entry", "rival") for name in head)
-    ruler = ["---"] * words + ["---:"] * (len(head) - words)
-    lines = [head, ruler, *([text.replace("|", "\\|") for text in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -3,7 +3,6 @@
 import csv
 import io
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +11,7 @@ import pandas as pd
 
 from offbench.errors import UserError
 from offbench.io import atomic_write
+from offbench.results import markdown
 from offbench.results.board import pairs_text, strip
 from offbench.results.board.leaderboard import Board
 from offbench.results.board.pairs_text import rank_text
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-_TASK_WIDTH = 9  # "100.0±12" and a star
+# of a column of scores: "100.0±12" and a star
+TASK_WIDTH = 9
 
 # the mean is no order of its own
 _UNRANKED = {"rank": "", "rank_low": "", "rank_high": ""}
@@ -35,12 +36,7 @@ def to_markdown(board: Board) -> str:
     names = without_common_folder(board.tasks)
     head = ["#", "entry", *names, "IQM", "mean", "seeds", "episodes", "tuned", "tuning", "updates"]
     head += ["s/run", "commit"]
-    lines = [
-        _markdown_row(head),
-        _markdown_row(
-            ["---:", "---"] + ["---:"] * (len(names) + 5) + ["---", "---:", "---:", "---"]
-        ),
-    ]
+    lines = []
     rows = rows_of_cells(board)
     for row in board.aggregate.itertuples():
         cells = rows[row.entry]
@@ -59,22 +55,20 @@ def to_markdown(board: Board) -> str:
             "--" if np.isnan(row.wall_s) else f"{row.wall_s:.0f}",
             row.commit or "--",
         ]
-        lines.append(_markdown_row(texts))
+        lines.append(texts)
+    words = [head.index(name) for name in ("entry", "tuning", "commit")]
     parts = [f"# {board.title}"] if board.title else []
-    parts += ["\n".join(lines), board.caption]
+    parts += [markdown.table(head, lines, left=words), board.caption]
     if len(board.averaged):
         parts += [_averaged_markdown(board, names), averaged_caption(board)]
-    parts += pairs_text.markdown(board)
+    parts += pairs_text.paragraphs(board)
     if board.notes:
         parts.append("Notes:\n\n" + "\n".join(f"* {note}" for note in board.notes))
     return "\n\n".join(parts) + "\n"
 
 
 def _averaged_markdown(board: Board, names: list[str]) -> str:
-    lines = [
-        _markdown_row(["entry", *names, "mean of tasks", "the last alone"]),
-        _markdown_row(["---", *["---:"] * (len(names) + 2)]),
-    ]
+    lines = []
     found, rows = board.averaged.set_index(["entry", "task"]), rows_of_cells(board)
     for entry in board.aggregate["entry"]:
         if entry not in set(board.averaged["entry"]):
@@ -90,8 +84,8 @@ def _averaged_markdown(board: Board, names: list[str]) -> str:
             texts.append(text)
         means = _averaged_means(board, entry)
         texts += ["--", "--"] if means is None else [f"{x:.1f}" for x in means]
-        lines.append(_markdown_row(texts))
-    return "\n".join(lines)
+        lines.append(texts)
+    return markdown.table(["entry", *names, "mean of tasks", "the last alone"], lines)
 
 
 def _averaged_means(board: Board, entry: str) -> tuple[float, float] | None:
@@ -241,10 +235,6 @@ def _bold(text: str, best: bool) -> str:
     return f"**{text}**" if best else text
 
 
-def _markdown_row(texts: Sequence[str]) -> str:
-    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
-
-
 def _csv_line(line: dict[str, Any]) -> dict[str, Any]:
     return {name: _csv_value(value) for name, value in line.items()}
 
@@ -275,14 +265,19 @@ def short_names(tasks: tuple[str, ...]) -> list[str]:
     return names
 
 
+def column_headings(tasks: tuple[str, ...]) -> list[str]:
+    """Names of tasks in lines as wide as a column of scores."""
+    return [_heading(name) for name in short_names(tasks)]
+
+
 def _heading(task: str) -> str:
-    """A task id in lines of at most _TASK_WIDTH, broken where words end."""
+    """A task id in lines of at most TASK_WIDTH, broken where words end."""
     words = [word for word in re.split(r"[-/_ ]+", task) if word]
     lines: list[str] = []
     for word in words:
         word = word.replace("halfcheetah", "cheetah").replace("humanoid", "hum.")
-        word = word if len(word) <= _TASK_WIDTH else word[: _TASK_WIDTH - 1] + "…"
-        if lines and len(lines[-1]) + 1 + len(word) <= _TASK_WIDTH:
+        word = word if len(word) <= TASK_WIDTH else word[: TASK_WIDTH - 1] + "…"
+        if lines and len(lines[-1]) + 1 + len(word) <= TASK_WIDTH:
             lines[-1] += f" {word}"
         else:
             lines.append(word)
@@ -306,12 +301,12 @@ def _layout(board: Board, width: int) -> _Layout:
     room = width - (rank + 1 + name)
     columns = list(range(len(board.tasks)))
     with_strip, printed = (
-        max(1, (room - aside) // (_TASK_WIDTH + 1))
-        for aside in (1 + 5 + 1 + strip.WIDTH, 1 + _TASK_WIDTH)
+        max(1, (room - aside) // (TASK_WIDTH + 1))
+        for aside in (1 + 5 + 1 + strip.WIDTH, 1 + TASK_WIDTH)
     )
     drawn = with_strip >= min(printed, len(columns))
     first = with_strip if drawn else printed
-    later = max(1, room // (_TASK_WIDTH + 1))
+    later = max(1, room // (TASK_WIDTH + 1))
     blocks, columns = [columns[:first]], columns[first:]
     while columns:
         blocks.append(columns[:later])
@@ -327,18 +322,18 @@ def _terminal_table(
     from rich.text import Text
 
     axis = strip.axis(board.aggregate)
-    names = [_heading(name) for name in short_names(board.tasks)]
+    names = column_headings(board.tasks)
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     table.title = board.title if with_aggregate and board.title else None
     table.add_column("#", no_wrap=True, min_width=2)
     table.add_column("entry", no_wrap=True, vertical="top")
     for column in columns:
-        table.add_column(names[column], justify="right", width=_TASK_WIDTH)
+        table.add_column(names[column], justify="right", width=TASK_WIDTH)
     if with_aggregate and drawn:
         table.add_column("IQM", justify="right", no_wrap=True, min_width=5)
         table.add_column(strip.axis_heading(*axis), no_wrap=True, min_width=strip.WIDTH)
     elif with_aggregate:
-        table.add_column("IQM", justify="right", width=_TASK_WIDTH)
+        table.add_column("IQM", justify="right", width=TASK_WIDTH)
     rows = rows_of_cells(board)
     for row in board.aggregate.itertuples():
         line = [Text(rank_text(row)), Text(row.entry)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from offbench.errors import unknown
+from offbench.results import markdown
 from offbench.results.board.render import write_texts
 from offbench.results.captions import count
 from offbench.results.schema import VALIDATION_ERRORS
@@ -107,14 +108,8 @@ def to_markdown(table: ValidationTable) -> str:
     """A GitHub table per task, the caption and the notes."""
     lines = [f"# {table.title}"]
     for task, rows in table.rows.groupby("task"):
-        lines += [
-            "",
-            f"## {task}",
-            "",
-            f"| {' | '.join(_COLUMNS)} |",
-            "| " + " | ".join(["---"] * 6) + " |",
-        ]
-        lines += [f"| {' | '.join(_texts(row))} |" for _, row in rows.iterrows()]
+        texts = [_texts(row) for _, row in rows.iterrows()]
+        lines += ["", f"## {task}", "", markdown.table(_COLUMNS, texts, left=range(6))]
     lines += ["", CAPTION, *(f"\n* {note}" for note in table.notes)]
     return "\n".join(lines) + "\n"
 

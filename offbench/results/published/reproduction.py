@@ -15,7 +15,7 @@ def verdict(row: Any, planned: int) -> str:
     """What can be said of one cell.
 
     Args:
-        row: of `published_table.compared`.
+        row: of `offbench.results.published.table.compared`.
         planned: number of seeds that the cell was planned with.
     """
     if row.status in ("missing", "left out"):
@@ -34,7 +34,7 @@ def verdict(row: Any, planned: int) -> str:
 
 
 def verdicts(table: pd.DataFrame, planned: Mapping[tuple[str, str], int]) -> pd.Series:
-    """A verdict for each row of `published_table.compared`; `planned` has the seeds of (entry, task)."""
+    """A verdict for each row of `offbench.results.published.table.compared`; `planned` has the seeds of (entry, task)."""
     found = [verdict(row, planned[row.entry, row.task]) for row in table.itertuples()]
     return pd.Series(found, index=table.index, dtype=object)
 

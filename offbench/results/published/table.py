@@ -3,13 +3,15 @@
 They enter no rank, aggregate, interval or bold of ours.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from offbench.results import markdown
 from offbench.results.board.leaderboard import Board
+from offbench.results.board.render import TASK_WIDTH, column_headings, without_common_folder
 from offbench.results.captions import count
 from offbench.results.published.scores import intervals, published_sources, updates_of
 
@@ -24,8 +26,6 @@ LEGEND = (
     " known spread over seeds, theirs lies outside our interval). Published scores enter no rank, mean,"
     " interval or bold."
 )
-
-_WIDTH = 9
 
 
 class Estimate(NamedTuple):
@@ -119,14 +119,19 @@ def sources_line(table: pd.DataFrame) -> Iterable[str]:
 
 def to_markdown(table: pd.DataFrame, board: Board) -> str:
     """A second table under a board's: a line per source and method, and what is known of the sources."""
-    head = ["method", "source", "entry here", *_short(board.tasks), "seeds", "updates"]
-    lines = ["| " + " | ".join(head) + " |", "|---|---|---|" + "---:|" * (len(head) - 3)]
+    names = without_common_folder(board.tasks)
+    head, lines = ["method", "source", "entry here", *names, "seeds", "updates"], []
     for (source, method), rows in _by_method(table):
         cells = [_texts(rows[rows["task"] == task], wide=True) for task in board.tasks]
         more = ["/".join(_distinct(rows[name])) or "--" for name in ("seeds", "steps")]
         entry = rows["entry"].iloc[0] if rows["ours"].notna().any() else "--"
-        lines.append("| " + " | ".join([method, source, entry, *cells, *more]) + " |")
-    parts = ["## Published", "\n".join(lines), LEGEND, known_reasons(table, board)]
+        lines.append([method, source, entry, *cells, *more])
+    parts = [
+        "## Published",
+        markdown.table(head, lines, left=range(3)),
+        LEGEND,
+        known_reasons(table, board),
+    ]
     parts.append("\n".join(f"* {line}" for line in sources_line(table)))
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -136,15 +141,18 @@ def to_terminal(table: pd.DataFrame, board: Board, console: "Console") -> None:
     from rich.text import Text
 
     label = max(len(f"{method} {source}") for (source, method), _ in _by_method(table))
-    fit = max(1, (console.width - label - 1) // (_WIDTH + 1))
+    width = max(TASK_WIDTH, *map(len, _texts(table, wide=False).split("\n")))
+    fit = max(1, (console.width - label - 1) // (width + 1))
+    headings = dict(zip(board.tasks, column_headings(board.tasks), strict=True))
     for start in range(0, len(board.tasks), fit):
-        console.print(_terminal_table(table, board.tasks[start : start + fit]))
+        tasks = board.tasks[start : start + fit]
+        console.print(_terminal_table(table, {task: headings[task] for task in tasks}, width))
     for line in (LEGEND, known_reasons(table, board), *sources_line(table)):
         if line:
             console.print(Text(line, style="dim"))
 
 
-def _terminal_table(table: pd.DataFrame, tasks: Sequence[str]) -> "Table":
+def _terminal_table(table: pd.DataFrame, headings: Mapping[str, str], width: int) -> "Table":
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -152,11 +160,11 @@ def _terminal_table(table: pd.DataFrame, tasks: Sequence[str]) -> "Table":
     shown = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     shown.title = "published"
     shown.add_column("method", no_wrap=True)
-    for task in tasks:
-        shown.add_column(_heading(task), justify="right", width=_WIDTH)
+    for heading in headings.values():
+        shown.add_column(heading, justify="right", width=width)
     for (source, method), rows in _by_method(table):
         line = [Text(f"{method} {source}", style="dim italic")]
-        for task in tasks:
+        for task in headings:
             text = _texts(rows[rows["task"] == task], wide=False)
             line.append(Text(text, style="yellow italic" if MISS in text else "dim italic"))
         shown.add_row(*line)
@@ -182,16 +190,3 @@ def _texts(rows: pd.DataFrame, *, wide: bool) -> str:
             text += f" ± {half:.1f}" if wide else f"±{short}"
         words.append(text + ((" " if wide else "") + MISS if row.misses else ""))
     return ("<br>" if wide else "\n").join(words) or "--"
-
-
-def _short(tasks: Sequence[str]) -> list[str]:
-    """Ids without their folder, where all have the same."""
-    folders = {task.rpartition("/")[0] for task in tasks}
-    return [task.rpartition("/")[2] if len(folders) == 1 else task for task in tasks]
-
-
-def _heading(task: str) -> str:
-    """The end of a task's id in lines as wide as a column, as on the board."""
-    name = task.rpartition("/")[2].replace("halfcheetah", "cheetah").replace("humanoid", "hum.")
-    words = (name.rpartition("-v")[0] or name).split("-")
-    return "\n".join(word if len(word) <= _WIDTH else f"{word[: _WIDTH - 1]}…" for word in words)

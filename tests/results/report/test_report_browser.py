@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.random_boards import made_board
 
-from offbench.results.report.evidence import evidence_payload
+from offbench.results.report.charts import charts_payload
 from offbench.results.report.page import page
 from offbench.results.report.payload import board_payload, runs_payload
 
@@ -29,7 +29,7 @@ def report(tmp_path_factory) -> str:
     """The address of a report on disk."""
     board, episodes, runs, records = made_board(ENTRIES, TASKS, monitored=True)
     parts = {
-        "evidence": evidence_payload(board, episodes, runs, records),
+        "evidence": charts_payload(board, episodes, runs, records),
         "runs": runs_payload(board, episodes, records),
     }
     path = tmp_path_factory.mktemp("report") / "toy.html"

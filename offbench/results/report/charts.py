@@ -1,4 +1,4 @@
-"""The evidence behind a board, as the charts of a report draw it: pairs, ranks, profiles, curves, values."""
+"""The tables behind the charts of a report: pairs, ranks, profiles, curves, chunk lengths, values."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from offbench.results.report.payload import columns
 from offbench.results.store import Record
 
 
-def evidence_payload(
+def charts_payload(
     board: Board,
     episodes: pd.DataFrame,
     runs: pd.DataFrame,

@@ -1,0 +1,143 @@
+"""The recorded runs of a plan and those comparable with them, and where their board is written."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from offbench.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from offbench.bench.cells import Cell
+    from offbench.bench.plan import Plan
+    from offbench.results.selection import Wanted
+    from offbench.results.spec import RunSpec
+    from offbench.results.store import Store
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The recorded runs that count on the board of a plan."""
+
+    plan: "Plan"
+    store: "Store"
+    # lines of `Store.runs()`
+    runs: "pd.DataFrame"
+    # number of runs of these tasks that were evaluated in another environment or by other rules
+    left_out: int
+
+    @property
+    def ids(self) -> list[str]:
+        return list(self.runs["run_id"])
+
+    def episodes(self) -> "pd.DataFrame":
+        """`Store.episodes()` of the runs."""
+        return self.store.episodes(run_id=self.ids)
+
+
+def recorded_runs(plan: "Plan", store: "Store") -> Recorded:
+    """The runs in a store that count for a plan; there may be none."""
+    from offbench.results.selection import select
+
+    runs = store.runs(suite=plan.name)
+    return Recorded(plan, store, *select(runs, wanted_of(plan, runs)))
+
+
+def read_recorded(args: Sequence[str]) -> Recorded:
+    """The recorded runs that count for the plan of a command line. Raises UserError where there are none."""
+    from offbench.bench.plan import plan
+    from offbench.results.store import Store
+
+    wanted = plan(args, bench=True)
+    found = recorded_runs(wanted, Store(Path(wanted.settings.results)))
+    if found.runs.empty:
+        raise nothing_recorded(wanted)
+    return found
+
+
+def nothing_recorded(plan: "Plan") -> UserError:
+    return UserError(
+        f"nothing recorded for {plan.name} with these settings in {plan.settings.results}; run: offbench bench"
+    )
+
+
+def wanted_of(plan: "Plan", recorded: "pd.DataFrame") -> "Wanted":
+    """What the board of a plan asks for; of a task with several cells, by the protocol of the last.
+
+    Args:
+        recorded: lines of `Store.runs()`. Where the data of a task are not here, they say which data its
+            runs were trained on, if all say the same.
+    """
+    from offbench.results.record import columns
+    from offbench.results.selection import Budget, Protocol, Wanted
+
+    def protocol(cell: "Cell") -> Protocol:
+        published = cell.tuning.get
+        return Protocol(
+            dataset_sha256=cell.task.sha256,
+            environment=columns(cell.environment, "env."),
+            updates=Budget(cell.n_updates, published("published_updates")),
+            episodes=Budget(cell.protocol["episodes"], published("published_episodes")),
+            seeds=cell.seeds,
+            validation=cell.protocol.get("validation"),
+        )
+
+    cells = [on_recorded_data(cell, recorded) for cell in plan.cells]
+    names = set(recorded["run_id"])
+    return Wanted(
+        tasks={cell.task.id: protocol(cell) for cell in cells},
+        run_ids={_recorded_id(run, names) for cell in cells for run in cell.runs()},
+        entries={cell.entry for cell in cells},
+    )
+
+
+def _recorded_id(run: "RunSpec", names: set[str]) -> str:
+    """The name that a run is recorded under, or would be."""
+    if run.run_id in names:
+        return run.run_id
+    if run.run_id in names:
+        return run.run_id
+    return next((name for name in run.recorded_ids if name in names), run.run_id)
+
+
+def on_recorded_data(cell: "Cell", recorded: "pd.DataFrame") -> "Cell":
+    """A cell; where its data are not here, with the checksum of the data that all its records were trained on."""
+    if cell.task.sha256 is not None or recorded.empty:
+        return cell
+    found = recorded.loc[recorded["task"] == cell.task.id, "dataset_sha256"].unique()
+    if len(found) != 1:
+        return cell
+    return replace(cell, task=replace(cell.task, sha256=str(found[0])))
+
+
+def board_folder(plan: "Plan") -> Path:
+    return Path(plan.settings.results) / "board"
+
+
+def board_name(plan: "Plan", args: Sequence[str] | None = None) -> str:
+    """`SUITE` for a suite as it is defined; `SUITE-part`, with which other methods, seeds or settings do not
+    replace its board."""
+    if args is not None and {arg.partition("=")[0] for arg in args} <= {"suite", "results"}:
+        # what the suite plans, without planning it once more
+        return plan.name
+    from offbench.bench.plan import plan as read
+    from offbench.results.spec import unmonitored
+
+    what = lambda c: (
+        c.entry,
+        c.task.id,
+        c.target,
+        c.hparams,
+        c.pipeline,
+        c.n_updates,
+        c.seeds,
+        unmonitored(c.protocol),
+    )
+    whole = plan.tasks == plan.suite["tasks"] and plan.settings.loader == "offbench"
+    if whole and list(map(what, plan.cells)) == [
+        what(c) for c in read([f"suite={plan.name}"], bench=True).cells
+    ]:
+        return plan.name
+    return f"{plan.name}-part"
