@@ -136,15 +136,16 @@ def to_terminal(table: pd.DataFrame, board: Board, console: "Console") -> None:
     from rich.text import Text
 
     label = max(len(f"{method} {source}") for (source, method), _ in _by_method(table))
-    fit = max(1, (console.width - label - 1) // (_WIDTH + 1))
+    width = max(_WIDTH, *map(len, _texts(table, wide=False).split("\n")))
+    fit = max(1, (console.width - label - 1) // (width + 1))
     for start in range(0, len(board.tasks), fit):
-        console.print(_terminal_table(table, board.tasks[start : start + fit]))
+        console.print(_terminal_table(table, board.tasks[start : start + fit], width))
     for line in (LEGEND, known_reasons(table, board), *sources_line(table)):
         if line:
             console.print(Text(line, style="dim"))
 
 
-def _terminal_table(table: pd.DataFrame, tasks: Sequence[str]) -> "Table":
+def _terminal_table(table: pd.DataFrame, tasks: Sequence[str], width: int) -> "Table":
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -153,7 +154,7 @@ def _terminal_table(table: pd.DataFrame, tasks: Sequence[str]) -> "Table":
     shown.title = "published"
     shown.add_column("method", no_wrap=True)
     for task in tasks:
-        shown.add_column(_heading(task), justify="right", width=_WIDTH)
+        shown.add_column(_heading(task), justify="right", width=width)
     for (source, method), rows in _by_method(table):
         line = [Text(f"{method} {source}", style="dim italic")]
         for task in tasks:

@@ -79,6 +79,13 @@ def test_what_is_known_to_differ_is_said(results, capsys, tmp_path):
     assert "≠" not in out.split("≠: ours")[0]
 
 
+def test_a_wide_score_keeps_its_mark_in_the_terminal(results, capsys, tmp_path):
+    mine = tmp_path / "mine.csv"
+    mine.write_text(f"task,entry,score,std,seeds\n{HOPPER},iql,110.04,0.4,5\n")
+    assert board(results, f"published={mine}") == 0
+    assert "110.0±0.5≠" in capsys.readouterr().out
+
+
 def test_sources_without_scores_of_the_tasks_are_told_in_one_line(tmp_path, capsys, results):
     cells = plan([f"task={QUICK}", "methods=[bc]"], bench=True).cells
     record_cells(Store(tmp_path), cells, lambda cell, seed: seed)
