@@ -92,6 +92,10 @@ def test_each_cell_has_a_verdict_and_the_table_one_sentence(tmp_path, capsys):
     assert found["bc", tasks[1]] == found["dt", tasks[1]] == "not run"
     assert "3 of 4 cells agree; expected by chance at 95 %: at most 0.2 misses; 5 not run" in out
     assert "changed by you" not in out
+    lines = [line for line in out.splitlines() if line[:6] in ("BC    ", "IQL   ", "DT    ")]
+    assert len(lines) == 9 and max(map(len, lines)) <= 80
+    assert sum("  differs -19.6 [" in line for line in lines) == 1
+    assert sum(line.endswith("  cannot tell: 2 of 4 seeds") for line in lines) == 1
 
 
 def test_one_seed_tells_nothing(tmp_path, capsys):
