@@ -1,7 +1,8 @@
 """Optional loggers beside training: wandb and TensorBoard. Results are stored in results/, never here.
 
-Each logger has a thread and a queue of its own: training hands over numbers and goes on. A logger that raises,
-hangs or falls behind is given up with one warning; training and its results do not depend on it.
+Each logger has a thread and a queue of its own: training hands over numbers and goes on. When a stack of runs
+is recorded, its loggers have CLOSE_S to send what is left. One that raises or hangs is given up with one
+warning, one that falls behind loses values and says so; training and its results do not depend on it.
 """
 
 import queue
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _QUEUE_SIZE = 10_000
 # seconds that a logger has to send what is left, when training has ended and when it was interrupted
 CLOSE_S, INTERRUPTED_S = 120.0, 5.0
-# loggers that could not be started: they are not tried again in this process
+# loggers that could not be started, or did not end: they are not tried again in this process
 _given_up: set[str] = set()
 
 
@@ -53,6 +54,7 @@ class Background:
             pass
         self._thread.join(seconds)
         if self._thread.is_alive():
+            _given_up.add(self.name)
             self._give_up(f"does not answer for {seconds:g} s")
         elif self._dropped and self.warning is None:
             self.warning = (

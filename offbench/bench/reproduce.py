@@ -1,7 +1,7 @@
 """Plans of published tables: the cells of a source of published scores, as far as they can be run here.
 
-A cell has the number of seeds and updates of its source where they are known, our preset of that source, and
-for the rest the protocol of the task's suite. `Reproduction` says what was assumed and what cannot be run.
+A cell has the number of seeds and updates of its source where they are known, our preset of that source where
+there is one, and for the rest the usual hyper-parameters and the protocol of the task's suite. `Reproduction` says what was assumed and what cannot be run.
 """
 
 import re
@@ -134,8 +134,8 @@ def reproduction(name: str, overrides: Sequence[str]) -> Reproduction:
     table = table.sort_values("task", kind="stable", ignore_index=True).astype({"task": str})
     result = Reproduction(name=name, source=source, table=table, rows=table)
     given = [o for o in overrides if o.partition("=")[0] not in _CHOOSE]
-    if len(parse_overrides(given)) > 1:
-        raise UserError(f"{' '.join(given)}: a sweep has several cells for one published score")
+    if sweeps := [o for o in given if len(parse_overrides([o])) > 1]:
+        raise UserError(f"{' '.join(sweeps)}: a sweep has several cells for one published score")
     result.changed = [o for o in given if _matters(o.partition("=")[0])]
     for task in dict.fromkeys(table["task"]):
         _plan_task(result, table[table["task"] == task], given)
@@ -184,7 +184,7 @@ def _plan_task(result: Reproduction, rows: pd.DataFrame, given: Sequence[str]) -
         ).append(task)
         return
     for entry, of_entry in rows.groupby("entry", sort=False):
-        if re.split(r"[+(]", entry)[0] not in here:
+        if _method(entry) not in here:
             what = result.impossible.setdefault("no such method here", [])
             what += [m for m in of_entry["method"].unique() if m not in what]
             continue
@@ -203,11 +203,16 @@ def _plan_task(result: Reproduction, rows: pd.DataFrame, given: Sequence[str]) -
         _add(result, (entry, task), found)
 
 
+def _method(entry: str) -> str:
+    """Of an entry such as `iql+aw` or `dt(preset=corl)`."""
+    return re.split(r"[+(]", entry)[0]
+
+
 def _protocol(source: Source, row: Any) -> list[str]:
     """The settings under which one published cell is planned, but for its number of updates."""
-    name = row["entry"].partition("+")[0]
+    name = _method(row["entry"])
     args = [f"suite={home_of(row['task'])}", f"task={row['task']}", f"methods=[{row['entry']}]"]
-    if source.preset != "usual" and has_variant(name, row["task"], source.preset):
+    if name in source.settings and has_variant(name, row["task"], source.preset):
         args.append(f"preset={source.preset}")
     if pd.notna(row["seeds"]):
         args.append(f"seeds=[{','.join(map(str, range(int(row['seeds']))))}]")
@@ -254,6 +259,11 @@ def _assume(result: Reproduction) -> None:
     if len(unclear) and "n_updates" not in changed:
         used = {result.cells[k].n_updates for k in zip(unclear["entry"], unclear["task"])}
         result.assumed.append(f"updates of {len(unclear)} cells are not known: {spelt(used)}")
+    methods = dict.fromkeys(map(_method, rows["entry"]))
+    if names := ", ".join(name for name in methods if name not in result.source.settings):
+        result.assumed.append(
+            f"hyper-parameters of {names}: the usual ones here; its own may differ"
+        )
     if "eval.episodes" not in changed:
         episodes = spelt(c.protocol["episodes"] for c in cells)
         result.assumed.append(f"test episodes per seed, of the suites and methods here: {episodes}")

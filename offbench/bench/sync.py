@@ -66,7 +66,9 @@ def to_event_files(record: "Record", episodes: "pd.DataFrame", folder: Path) -> 
         final.parent.mkdir(parents=True, exist_ok=True)
         os.replace(run_folder(unfinished, run), final)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        # those of killed processes, too
+        for left in folder.glob(f".{run.spec.run_id}.*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
     return True
 
 

@@ -17,9 +17,9 @@ _WIDTH = 80
 _POINTS = 9
 
 _NOTE = (
-    "Mean score over n seeds, after the last update with its 95 % interval: the test evaluation of the board."
-    " The evaluations before it are a few monitor episodes on start states of their own. 90 %: the first"
-    " evaluation at 90 % of the best entry's last score. This is no ranking: the best of several noisy"
+    "Mean scores of n seeds. The last column is the test evaluation of the board, with its 95 % interval;"
+    " those before it are a few monitor episodes on start states of their own. 90 %: the first evaluation"
+    " that reaches 90 % of the best entry's last score. This is no ranking: the best of several noisy"
     " evaluations is too good."
 )
 
@@ -104,7 +104,7 @@ def task_lines(task: str, table: "pd.DataFrame", needed: "pd.Series") -> list[st
             f"{name:{names}}{means}{test['mean']:{final}.{digits}f} {tails[entry]:{side}}"
             f"{test['n_seeds']:>3}{short_count(got) if got == got else '':>7}"
         )
-    return lines
+    return [line.rstrip() for line in lines]
 
 
 def _spread(updates: list[int], n: int) -> list[int]:

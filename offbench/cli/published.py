@@ -75,8 +75,10 @@ def _none_of(tasks: Sequence[str], names: Sequence[str]) -> str:
     means = {
         row.source for row in published_scores(None).itertuples() if _is_mean_over(row.task, tasks)
     }
-    if means & set(names):
-        text += ", whose scores are means over the five tasks of an environment"
+    if named := sorted(means if "all" in names else means & set(names)):
+        return (
+            f"{text}; those in {', '.join(named)} are means over the five tasks of an environment"
+        )
     if others := list(dict.fromkeys(published_scores(tasks)["source"])):
         return f"{text}; there are some in {', '.join(others)}"
     if all(task.startswith("offbench/") for task in tasks):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offbench.cli.console import make_console, plural, print_list, print_table
+from offbench.cli.console import make_console, plural, print_list
 from offbench.errors import UserError
 from offbench.io import atomic_write, slug
 
@@ -165,20 +165,9 @@ def _compare(wanted: "Reproduction", board: "Board", store: "Store", console: "C
     planned = {key: len(cell.seeds) for key, cell in wanted.cells.items()}
     table = compared(board, wanted.rows, labels)
     found = verdicts(table, planned)
-    rows = [
-        (
-            row.task,
-            row.method,
-            _spelt(row.score, row.low, row.high),
-            _spelt(row.ours, row.ours_low, row.ours_high),
-            _spelt(row.difference, row.difference_low, row.difference_high, sign="+"),
-            said,
-        )
-        for row, said in zip(table.itertuples(), found)
-    ]
-    header = ("task", "method", "published", "ours", "difference", "verdict")
-    print_table(console, rows, header=header, whole=(0, 2, 3, 4))
     say = lambda text: console.print(text, soft_wrap=True, markup=False)
+    for line in cell_lines(table, found):
+        say(line)
     labelled = [labels[key] for key in zip(table["entry"], table["task"])]
     if reasons := known_reasons(table.assign(entry=labelled), board):
         say(reasons)
@@ -188,6 +177,31 @@ def _compare(wanted: "Reproduction", board: "Board", store: "Store", console: "C
     path = Path(store.root) / "reproduce" / f"{slug(Path(wanted.name).stem)}.csv"
     _write(path, table.assign(verdict=found))
     say(f"written: {path}")
+
+
+def cell_lines(table: "pd.DataFrame", found: "pd.Series") -> list[str]:
+    """A line per published cell under its task: published, ours, the difference; at most 80 columns for names of 12.
+
+    Args:
+        table: of `published_table.compared`.
+        found: of `offbench.results.reproduction.verdicts`.
+    """
+    rows = [("method", "published", "ours", "ours - published")]
+    for row, said in zip(table.itertuples(), found):
+        half = "" if row.low != row.low else f"±{(row.high - row.low) / 2:.1f}"
+        if (word := said.partition(":")[0]) in ("agrees", "differs"):
+            bounds = (row.difference, row.difference_low, row.difference_high)
+            said = f"{word} {_spelt(*bounds, sign='+')}"
+        ours = _spelt(row.ours, row.ours_low, row.ours_high)
+        rows.append((row.method, f"{row.score:.1f}{half}", ours, said))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{x:{n}}" for x, n in zip(row, widths)).rstrip() for row in rows]
+    shown, task = lines[:1], None
+    for line, name in zip(lines[1:], table["task"]):
+        shown += [name] if name != task else []
+        shown.append(line)
+        task = name
+    return shown
 
 
 def _write(path: Path, table: "pd.DataFrame") -> None:

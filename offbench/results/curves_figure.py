@@ -20,18 +20,26 @@ _DASHES = ("-", "--", ":", "-.")
 
 
 def write_figure(table: pd.DataFrame, path: Path, title: str = "") -> None:
-    """Draws the rows of `curve_table`; an entry has one colour in all panels. The write is atomic.
-
-    Small dots are monitor evaluations, with their intervals as bands where a panel has few entries; the large
-    dot beside the last is the test evaluation with its interval.
-    """
+    """Draws the rows of `curve_table` into a PNG file. The write is atomic."""
     import io
 
+    image = io.BytesIO()
+    draw_figure(table, title).savefig(image, dpi=150)
+    atomic_write(path, image.getvalue())
+
+
+def draw_figure(table: pd.DataFrame, title: str = "") -> "Figure":
+    """The curves of `curve_table`; an entry has one colour in all panels.
+
+    Small dots are evaluations, with their intervals as bands where a panel has few entries. Beside the last
+    update, on grey, the test evaluations stand once more, large and side by side with their intervals.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     tasks, entries = list(dict.fromkeys(table["task"])), list(dict.fromkeys(table["entry"]))
-    columns = min(3, len(tasks))
+    # four as a square
+    columns = 2 if len(tasks) == 4 else min(3, len(tasks))
     rows = -(-len(tasks) // columns)
     figure = Figure(figsize=(max(4.6, 3.5 * columns), 2.7 * rows + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
@@ -46,9 +54,7 @@ def write_figure(table: pd.DataFrame, path: Path, title: str = "") -> None:
         axis.set_ylabel("score", fontsize=9)
     _legend(figure, axes, styles, len(tasks))
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-    image = io.BytesIO()
-    figure.savefig(image, dpi=150)
-    atomic_write(path, image.getvalue())
+    return figure
 
 
 def _draw_task(axis: "Axes", table: pd.DataFrame, styles: dict[str, tuple[str, Any]]) -> None:
@@ -83,8 +89,11 @@ def _draw_task(axis: "Axes", table: pd.DataFrame, styles: dict[str, tuple[str, A
     low, high = np.nanmin(seen), np.nanmax(seen)
     margin = 0.05 * max(high - low, 1.0)
     axis.set_ylim(low - margin, high + margin)
-    axis.set_xlim(0, last * (1.06 + 0.018 * len(finals)))
-    axis.set_xticks([x for x in MaxNLocator(5).tick_values(0, last) if x <= last])
+    end = last * (1.05 + 0.018 * len(finals))
+    axis.axvspan(last * 1.015, end, color="0.95", linewidth=0, zorder=0)
+    axis.set_xlim(0, end)
+    ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(0, last)
+    axis.set_xticks([x for x in ticks if x <= last])
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.25, linewidth=0.5)
@@ -100,15 +109,22 @@ def _legend(
         Line2D([], [], color=c, linestyle=d, marker="o", markersize=4, label=entry)
         for entry, (c, d) in styles.items()
     ]
+    about = "updates (on grey: test episodes of the board; before: monitor episodes)"
     if n_tasks < axes.size:
         free = axes.flat[n_tasks]
         free.legend(handles=lines, loc="upper left", fontsize=9, frameon=False)
-    else:
-        columns = min(len(lines), 3 * axes.shape[1])
-        figure.legend(
-            handles=lines, loc="outside lower center", ncols=columns, fontsize=8.5, frameon=False
-        )
-    figure.supxlabel(
-        "updates (large dots: test episodes after the last update, as on the board; before it: monitor episodes)",
+        figure.supxlabel(about, fontsize=8.5)
+        return
+    # inches of an entry: its line and, at this size, 0.075 for a letter
+    wide = 0.55 + 0.075 * max(map(len, styles))
+    rows = -(-len(lines) // max(1, int(figure.get_figwidth() / wide)))
+    figure.legend(
+        handles=lines,
+        loc="outside lower center",
+        ncols=-(-len(lines) // rows),
         fontsize=8.5,
+        frameon=False,
+        # a label of the figure would lie on the entries
+        title=about,
+        title_fontsize=8.5,
     )

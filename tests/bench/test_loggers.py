@@ -110,6 +110,8 @@ def test_nobody_waits_for_what_hangs(monkeypatch):
     stack.close(0.05)
     assert stack.warnings == [w for w in stack.warnings if "does not answer for 0.05 s" in w]
     assert len(stack.warnings) == 1
+    # the next stack does not wait for it again
+    assert "x" in loggers._given_up
     hangs.set()
 
 
@@ -212,8 +214,11 @@ def test_a_recorded_run_is_written_once_and_whole(tmp_path, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             to_event_files(record, seen, tmp_path / "events")
     assert not list((tmp_path / "events").iterdir())
+    # of a process that was killed
+    (tmp_path / "events" / f".{spec().run_id}.1.tmp" / "toy").mkdir(parents=True)
     assert to_event_files(record, seen, tmp_path / "events")
     assert not to_event_files(record, seen, tmp_path / "events")
+    assert [path.name for path in (tmp_path / "events").iterdir()] == ["toy"]
     (folder,) = (tmp_path / "events").glob("toy/*/iql/seed-0-*")
     assert len(list(folder.iterdir())) == 1
     found = scalars(folder)

@@ -7,7 +7,7 @@ from support.records import episodes, provenance, spec
 from offbench.cli import main
 from offbench.cli.curves import short_count, task_lines
 from offbench.results.curves import curve_table, updates_needed
-from offbench.results.curves_figure import write_figure
+from offbench.results.curves_figure import draw_figure, write_figure
 from offbench.results.store import Store
 
 WHAT = [
@@ -65,6 +65,24 @@ def test_a_picture_is_written_whole(tmp_path, entries):
     write_figure(curve_table(*frames), tmp_path / "x.png", "title")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     assert [p.name for p in tmp_path.glob("*.png*")] == ["x.png"]
+
+
+@pytest.mark.parametrize(("n_tasks", "n_entries"), [(1, 2), (3, 7), (4, 7), (5, 9)])
+def test_the_legend_of_a_picture_lies_free_and_within_it(tmp_path, n_tasks, n_entries):
+    table = curve_table(
+        *stored(tmp_path, [250_000], [f"m{i}+nstep10+aw" for i in range(n_entries)])
+    )
+    tasks = [f"offbench/halfcheetah/medium-replay-v{i}" for i in range(n_tasks)]
+    figure = draw_figure(pd.concat([table.assign(task=task) for task in tasks]), "title")
+    figure.draw_without_rendering()
+    legends = [x.get_legend() for x in figure.axes if x.get_legend()] + figure.legends
+    (legend,) = [x.get_window_extent() for x in legends]
+    assert figure.bbox.contains(legend.x0, legend.y0) and figure.bbox.contains(legend.x1, legend.y1)
+    panels = [x.get_tightbbox() for x in figure.axes if x.axison]
+    assert not any(legend.overlaps(panel) for panel in panels)
+    if figure._supxlabel:
+        label = figure._supxlabel.get_window_extent()
+        assert not label.overlaps(legend) and 0 <= label.x0 and label.x1 <= figure.bbox.x1
 
 
 @pytest.mark.env

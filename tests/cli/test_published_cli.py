@@ -84,6 +84,13 @@ def test_what_is_known_to_differ_is_said(results, capsys, tmp_path):
     assert r"| IQL\|old |" in written.read_text()
 
 
+def test_a_wide_score_keeps_its_mark_in_the_terminal(results, capsys, tmp_path):
+    mine = tmp_path / "mine.csv"
+    mine.write_text(f"task,entry,score,std,seeds\n{HOPPER},iql,110.04,0.4,5\n")
+    assert board(results, f"published={mine}") == 0
+    assert "110.0±0.5≠" in capsys.readouterr().out
+
+
 def test_sources_without_scores_of_the_tasks_are_told_in_one_line(tmp_path, capsys, results):
     cells = plan([f"task={QUICK}", "methods=[bc]"], bench=True).cells
     record_cells(Store(tmp_path), cells, lambda cell, seed: seed)
@@ -99,7 +106,10 @@ def test_sources_without_scores_of_the_tasks_are_told_in_one_line(tmp_path, caps
 def test_means_over_five_tasks_are_not_shown_as_one_task():
     tasks = [f"ogbench/scene-play-singletask-task{i}-v0" for i in range(1, 6)]
     assert published_scores([*tasks, "ogbench/scene-play-singletask-v0"]).empty
-    assert "means over the five tasks" in _none_of(tasks, ["qam-2026"])
+    for names in (["qam-2026"], ["all"]):
+        assert _none_of(tasks, names).endswith(
+            "in qam-2026 are means over the five tasks of an environment"
+        )
     assert "means over" not in _none_of(tasks, ["corl"])
 
 

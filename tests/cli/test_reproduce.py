@@ -92,6 +92,10 @@ def test_each_cell_has_a_verdict_and_the_table_one_sentence(tmp_path, capsys):
     assert found["bc", tasks[1]] == found["dt", tasks[1]] == "not run"
     assert "3 of 4 cells agree; expected by chance at 95 %: at most 0.2 misses; 5 not run" in out
     assert "changed by you" not in out
+    lines = [line for line in out.splitlines() if line[:6] in ("BC    ", "IQL   ", "DT    ")]
+    assert len(lines) == 9 and max(map(len, lines)) <= 80
+    assert sum("  differs -19.6 [" in line for line in lines) == 1
+    assert sum(line.endswith("  cannot tell: 2 of 4 seeds") for line in lines) == 1
 
 
 def test_one_seed_tells_nothing(tmp_path, capsys):
@@ -116,12 +120,25 @@ def test_what_a_source_does_not_say_is_said():
     assert len(wanted.cells) == 15 and list(wanted.impossible) == ["no such method here"]
     assert {c.entry for c in wanted.cells.values()} == {"iql(preset=paper)"}
     assert wanted.assumed[0] == "its number of seeds is not known: 4, of the suite"
-    assert not wanted.changed
+    assert not wanted.changed and not any("hyper-parameters" in x for x in wanted.assumed)
     # ReBRAC's ten seeds, SAC-N's three million updates
     ten = reproduction("rebrac-2023-gym", ["task=d4rl/hopper-medium-v2", "methods=[rebrac]"])
     assert [len(c.seeds) for c in ten.cells.values()] == [10]
     long = reproduction("corl-gym", ["task=d4rl/hopper-medium-v2", "methods=[sac_n]"])
     assert [c.n_updates for c in long.cells.values()] == [3_000_000]
+
+
+def test_settings_are_the_published_ones_or_it_is_said_that_they_are_not():
+    wanted = reproduction("rebrac-2023", ["methods=[rebrac,iql,td3_bc]"])
+    rebrac = [row for row in wanted.rows.itertuples() if row.entry == "rebrac"]
+    assert len(rebrac) == 28
+    for row in rebrac:
+        used = wanted.cells[row.entry, row.task].hparams
+        noted = [float(part.partition("=")[2]) for part in row.note.split()]
+        assert [used["actor_bc_weight"], used["critic_bc_weight"]] == noted, row.task
+    # tuned per dataset there
+    (said,) = [line for line in wanted.assumed if line.startswith("hyper-parameters")]
+    assert said == "hyper-parameters of td3_bc, iql: the usual ones here; its own may differ"
 
 
 def test_every_table_that_is_listed_is_found(capsys):
@@ -146,7 +163,10 @@ def test_every_table_that_is_listed_is_found(capsys):
         (["corl-gym", "methods=[iqll]"], "unknown entry of corl-gym 'iqll': did you mean 'iql'"),
         (["corl-gym", "task=d4rl/x"], "unknown task of corl-gym 'd4rl/x'"),
         (["corl-gym", "methods=[bc]", "mathod=1"], "offbench: unknown setting 'mathod'"),
-        (["corl-gym", "methods=[bc]", "n_updates=1,2"], "a sweep has several cells for one"),
+        (
+            ["corl-gym", "seeds=[0]", "n_updates=1,2"],
+            "offbench: n_updates=1,2: a sweep has several",
+        ),
         (["corl-gym", "method=bc"], "method= is set by the table"),
         (["corl-gym", "iql-2021"], "one table at a time: corl-gym, iql-2021"),
         (["seeds=[0]"], "name a table first"),

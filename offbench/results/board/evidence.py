@@ -110,7 +110,8 @@ def _run_table(runs: pd.DataFrame) -> pa.Table:
 
 
 def _is_text(column: pd.Series) -> bool:
-    return all(isinstance(value, str) for value in column.dropna().unique())
+    # a value may be a list, as a maze's map is
+    return all(isinstance(value, str) for value in column.dropna())
 
 
 def _as_json(value: Any) -> str | None:

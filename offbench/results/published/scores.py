@@ -39,7 +39,8 @@ class Source:
     # what the column `std` is: std, std0 (ddof=0), episodes, unknown
     spread: str = "unknown"
     protocol: str = ""
-    # `preset=` under which our methods have its settings
+    # methods of ours that have its hyper-parameters, under `preset=`
+    settings: tuple[str, ...] = ()
     preset: str = "usual"
     # its tables' names for `offbench reproduce`
     tables: tuple[str, ...] = ()
@@ -56,8 +57,9 @@ class Source:
 def published_sources() -> Mapping[str, Source]:
     """Short name -> source, of the scores that ship with offbench."""
     text = (shipped("conf") / "published" / "sources.yaml").read_text(encoding="utf-8")
+    lists = lambda fields: {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
     return {
-        name: Source(name=name, **{**fields, "tables": tuple(fields.get("tables", ()))})
+        name: Source(name=name, **{**fields, **lists(fields)})
         for name, fields in read_yaml(text).items()
     }
 

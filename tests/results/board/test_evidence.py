@@ -55,6 +55,14 @@ def test_rows_make_the_same_board_after_writing_and_reading(written):
         assert list(rows[0][name]) == list(rows[1][name]), name
 
 
+def test_a_map_of_a_maze_is_kept(tmp_path):
+    found, name = evidence(), "env.kwargs.maze_map"
+    # as antmaze's records have it
+    runs = found.runs.assign(**{name: [([1, "g"], [1, 1])] * len(found.runs)})
+    write_evidence(type(found)(**{**vars(found), "runs": runs}), tmp_path, "toy")
+    assert read_evidence(tmp_path, "toy").runs[name][0] == ([1, "g"], [1, 1])
+
+
 def test_the_same_rows_are_the_same_bytes_in_whatever_order_they_come(written):
     before = [path.read_bytes() for path in paths_of(written, "toy")]
     found = evidence()
