@@ -45,7 +45,7 @@ def _execute(args: Sequence[str], *, bench: bool) -> int:
     wanted, left, failures = run_missing(wanted, store, console)
     if (found := evidence_of(wanted, store)) is not None:
         board = print_board(found, wanted, console, args)
-        refresh_report(board, wanted, store, console, args)
+        refresh_report(found, board, wanted, store, console, args)
         console.print(f"{plural(left, 'run')} in {time.perf_counter() - start:.0f} s")
     return 1 if failures else 0
 

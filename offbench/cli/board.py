@@ -122,17 +122,6 @@ def nothing_recorded(plan: "Plan") -> UserError:
     )
 
 
-def board_of(plan: "Plan", store: "Store") -> "Board | ValidationTable | None":
-    """The leaderboard of a plan's runs and those comparable with them; None where nothing is recorded.
-
-    Of data without an environment it is a table of validation metrics.
-    """
-    from offbench.results.evidence import Evidence
-
-    found = evidence_of(plan, store)
-    return found.board() if isinstance(found, Evidence) else found
-
-
 def evidence_of(plan: "Plan", store: "Store") -> "Evidence | ValidationTable | None":
     """What the leaderboard of a plan is computed from; None where nothing is recorded.
 

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offbench.cli.board import board_folder, board_name, board_of, nothing_recorded, wanted_of
+from offbench.cli.board import board_folder, board_name, evidence_of, nothing_recorded
 from offbench.errors import UserError
 from offbench.io import atomic_write
 
 if TYPE_CHECKING:
-    import pandas as pd
     from rich.console import Console
 
     from offbench.bench.plan import Plan
+    from offbench.results.evidence import Evidence
     from offbench.results.leaderboard import Board
     from offbench.results.store import Store
     from offbench.results.validation_table import ValidationTable
@@ -25,45 +25,50 @@ def show_report(args: Sequence[str], *, figures: bool = False) -> int:
 
     wanted = plan(args, bench=True)
     store = Store(Path(wanted.settings.results))
-    board = board_of(wanted, store)
-    if board is None:
-        raise nothing_recorded(wanted)
-    print(f"written: {_write(_scored(board), wanted, store, args)}")
+    found = _scored(evidence_of(wanted, store), wanted)
+    board = found.board()
+    print(f"written: {_write(found, board, wanted, store, args)}")
     if figures:
         from offbench.results.report.figures import write_figures
 
-        runs = _runs_of(wanted, store)
-        episodes = store.episodes(run_id=list(runs["run_id"]))
         folder = board_folder(wanted) / f"{board_name(wanted, args)}-figures"
-        for path in write_figures(_scored(board), episodes, runs, folder, _unscaled(wanted)):
+        for path in write_figures(board, found.episodes, found.runs, folder, found.asked.unscaled):
             print(f"written: {path}")
     return 0
 
 
 def refresh_report(
+    found: "Evidence | ValidationTable",
     board: "Board | ValidationTable",
     plan: "Plan",
     store: "Store",
     console: "Console",
     args: Sequence[str],
 ) -> None:
-    """Writes the report after a bench where its runs or its page changed; says in a line if it cannot."""
+    """Writes the report after a bench where its runs or its page changed; says in a line if it cannot.
+
+    Args:
+        found: what `evidence_of` found; `board` is its board.
+    """
+    from offbench.results.evidence import Evidence
     from offbench.results.leaderboard import Board
 
-    if not isinstance(board, Board):
+    if not (isinstance(found, Evidence) and isinstance(board, Board)):
         return
     try:
-        words = f"report: {_write(board, plan, store, args, unless_same=True)}"
+        words = f"report: {_write(found, board, plan, store, args, unless_same=True)}"
     except UserError as error:
         words = f"report: not written, {error}"
     console.print(words, markup=False, soft_wrap=True)
 
 
-def _scored(board: "Board | ValidationTable") -> "Board":
-    from offbench.results.leaderboard import Board
+def _scored(found: "Evidence | ValidationTable | None", plan: "Plan") -> "Evidence":
+    from offbench.results.evidence import Evidence
 
-    if isinstance(board, Board):
-        return board
+    if found is None:
+        raise nothing_recorded(plan)
+    if isinstance(found, Evidence):
+        return found
     raise UserError(
         "these data have no environment and so no scores: a report is of scores, the table of validation"
         " metrics is printed by: offbench board"
@@ -71,24 +76,29 @@ def _scored(board: "Board | ValidationTable") -> "Board":
 
 
 def _write(
-    board: "Board", plan: "Plan", store: "Store", args: Sequence[str], *, unless_same: bool = False
+    found: "Evidence",
+    board: "Board",
+    plan: "Plan",
+    store: "Store",
+    args: Sequence[str],
+    *,
+    unless_same: bool = False,
 ) -> Path:
     """The path of the report, written, or found as it would be written."""
     from offbench.results.report import page, payload
 
-    runs, unscaled = _runs_of(plan, store), _unscaled(plan)
+    runs, unscaled, ids = found.runs, found.asked.unscaled, list(found.runs["run_id"])
     path = board_folder(plan) / f"{board_name(plan, args)}.html"
     shown = payload.board_payload(board, runs, unscaled)
-    fingerprint = page.fingerprint_of(shown, list(runs["run_id"]))
+    fingerprint = page.fingerprint_of(shown, ids)
     if unless_same and _fingerprint_in(path) == fingerprint:
         return path
     from offbench.results.report.evidence import evidence_payload
 
-    ids = list(runs["run_id"])
-    episodes, records = store.episodes(run_id=ids), store.read_all(run_id=ids)
+    records = store.read_all(run_id=ids)
     parts = {
-        "evidence": evidence_payload(board, episodes, runs, records, unscaled),
-        "runs": payload.runs_payload(board, episodes, records),
+        "evidence": evidence_payload(board, found.episodes, runs, records, unscaled),
+        "runs": payload.runs_payload(board, found.episodes, records),
     }
     text = page.page(shown, parts, fingerprint)
     try:
@@ -96,17 +106,6 @@ def _write(
     except OSError as error:
         raise UserError(f"cannot write the report to {path}: {error.strerror}") from None
     return path
-
-
-def _runs_of(plan: "Plan", store: "Store") -> "pd.DataFrame":
-    from offbench.results.selection import select
-
-    recorded = store.runs(suite=plan.name)
-    return select(recorded, wanted_of(plan, recorded)).runs
-
-
-def _unscaled(plan: "Plan") -> set[str]:
-    return {cell.task.id for cell in plan.cells if not cell.task.scaled}
 
 
 def _fingerprint_in(path: Path) -> str | None:
