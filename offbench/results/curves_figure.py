@@ -1,5 +1,7 @@
 """Learning curves as a picture: one panel per task, a line with its interval per entry."""
 
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,23 +22,38 @@ _DASHES = ("-", "--", ":", "-.")
 
 
 def write_figure(table: pd.DataFrame, path: Path, title: str = "") -> None:
-    """Draws the rows of `curve_table`; an entry has one colour in all panels. The write is atomic.
-
-    Small dots are monitor evaluations, with their intervals as bands where a panel has few entries; the large
-    dot beside the last is the test evaluation with its interval.
-    """
+    """Writes `curves_figure` as PNG, whole or not at all."""
     import io
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = curves_figure(table, title)
+    FigureCanvasAgg(figure)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=150)
+    atomic_write(path, image.getvalue())
+
+
+def curves_figure(
+    table: pd.DataFrame, title: str = "", order: Sequence[str] | None = None
+) -> "Figure":
+    """Draws the rows of `curve_table`; an entry has one colour in all panels.
+
+    Small dots are monitor evaluations, with their intervals as bands where a panel has few entries; the large
+    dot beside the last is the test evaluation with its interval.
+
+    Args:
+        order: entries in the order of their colours; None: by name.
+    """
     from matplotlib.figure import Figure
 
-    tasks, entries = list(dict.fromkeys(table["task"])), list(dict.fromkeys(table["entry"]))
+    tasks, entries = list(dict.fromkeys(table["task"])), set(table["entry"])
+    order = sorted(entries) if order is None else [e for e in order if e in entries]
     columns = min(3, len(tasks))
     rows = -(-len(tasks) // columns)
     figure = Figure(figsize=(max(4.6, 3.5 * columns), 2.7 * rows + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)
-    styles = {e: (_COLOURS[i % 7], _DASHES[i // 7 % 4]) for i, e in enumerate(sorted(entries))}
+    styles = {e: (_COLOURS[i % 7], _DASHES[i // 7 % 4]) for i, e in enumerate(order)}
     for axis, task in zip(axes.flat, tasks, strict=False):
         _draw_task(axis, table[table["task"] == task], styles)
         axis.set_title(task, fontsize=8.5, loc="left")
@@ -46,9 +63,7 @@ def write_figure(table: pd.DataFrame, path: Path, title: str = "") -> None:
         axis.set_ylabel("score", fontsize=9)
     _legend(figure, axes, styles, len(tasks))
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-    image = io.BytesIO()
-    figure.savefig(image, dpi=150)
-    atomic_write(path, image.getvalue())
+    return figure
 
 
 def _draw_task(axis: "Axes", table: pd.DataFrame, styles: dict[str, tuple[str, Any]]) -> None:
@@ -108,7 +123,5 @@ def _legend(
         figure.legend(
             handles=lines, loc="outside lower center", ncols=columns, fontsize=8.5, frameon=False
         )
-    figure.supxlabel(
-        "updates (large dots: test episodes after the last update, as on the board; before it: monitor episodes)",
-        fontsize=8.5,
-    )
+    words = "updates (large dots: test episodes after the last update, as on the board; before it: monitor episodes)"
+    figure.supxlabel(textwrap.fill(words, int(14 * figure.get_figwidth())), fontsize=8.5)

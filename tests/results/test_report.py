@@ -273,7 +273,7 @@ def test_own_data_have_a_path_to_fill_in_and_a_policy_from_elsewhere_no_command(
 def test_figures_are_vector_graphics_with_their_words(tmp_path, made):
     board, episodes, runs, _ = made_board(["iql", "bc"], TASKS[:1], monitored=True)
     paths = write_figures(board, episodes, runs, tmp_path)
-    stems = {"aggregates", "profiles", "curves-toy--point-v0"}
+    stems = {"aggregates", "profiles", "curves"}
     assert {p.stem for p in paths} == stems and {p.suffix for p in paths} == {
         ".pdf",
         ".svg",
