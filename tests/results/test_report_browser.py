@@ -119,11 +119,13 @@ def test_the_table_is_filtered_by_entry_and_task_and_columns_are_chosen(reader):
 
 def test_a_score_leads_to_its_seeds_episodes_settings_and_command(reader):
     page = reader.page
+    words = page.locator("button.score.best").first.get_attribute("aria-label")
+    assert words.endswith(", not told from the best")
     page.locator("tr[data-entry=iql] button.score").first.click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_text("seed 0", exact=True).first.wait_for()
     assert "iql on toy/point-medium-v0" in dialog.locator("h2").inner_text()
-    dialog.get_by_role("button", name="3 episodes").nth(1).click()
+    dialog.get_by_role("button", name="3 episodes of seed 1").click()
     assert dialog.locator("#episodes-1 tbody tr").count() == 3
     command = dialog.locator("#command")
     assert "offbench run method=iql" in command.inner_text()
@@ -135,6 +137,7 @@ def test_a_score_leads_to_its_seeds_episodes_settings_and_command(reader):
     assert page.locator("dialog[open]").count() == 0
 
 
+@pytest.mark.slow
 def test_everything_is_reached_with_the_keyboard(reader):
     page = reader.page
     page.keyboard.press("Tab")
@@ -175,6 +178,9 @@ def test_charts_are_drawn_when_they_are_looked_at_and_have_their_numbers_as_tabl
     assert curves.locator(".cartesianlayer > .subplot").count() == len(ENTRIES)
     curves.get_by_text("The numbers as a table").click()
     assert curves.locator("tbody tr").count() == 2 * len(ENTRIES)
+    many = "Array(50).fill({ entry: 'iql', x: [1], y: [1], low: [0], high: [2] })"
+    axes = "Object.keys(panelChart(MANY, ['', ''], 1000).layout).filter((k) => /^yaxis/.test(k))"
+    assert len(page.evaluate(axes.replace("MANY", many))) == 20
     # names of neighbours stand on different sides of their marks, and within the chart
     near = "[{ entry: 'iql+nstep10', x: 5, y: 28.6 }, { entry: 'iql+aw', x: 4.9, y: 28.4 }, { entry: 'bc', x: 2, y: 5 }]"
     assert page.evaluate(f"namePlaces({near}, 1000, 370, false)") == [

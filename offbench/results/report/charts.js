@@ -69,15 +69,15 @@ function bandChart(groups, titles, options = {}) {
   return { data, layout };
 }
 
-// One small chart per entry, with its band, over the lines of all others in grey; axes are in common.
+// One small chart per entry, of the first twenty, with its band, over the lines of all others in grey; axes are in common.
 function panelChart(groups, titles, width) {
-  const n = groups.length, across = Math.min(n, 4, Math.max(1, Math.floor(width / 165))), down = Math.ceil(n / across);
+  const shown = groups.slice(0, 20), n = shown.length, across = Math.min(n, 4, Math.max(1, Math.floor(width / 165))), down = Math.ceil(n / across);
   const height = (n > 2 ? 190 : 340) * down + 60, layout = baseLayout(height), gap = [16 / width, 44 / height];
   const size = [(1 - gap[0] * (across - 1)) / across, (1 - gap[1] * (down - 1)) / down], data = [];
   const grey = { type: "scatter", mode: "lines", hoverinfo: "skip", line: { color: css("--strong"), width: 1 }, x: groups.flatMap((g) => [...g.x, null]), y: groups.flatMap((g) => [...g.y, null]) };
   Object.assign(layout, { showlegend: false, annotations: [{ text: titles[0], font: { size: 15.5 }, x: 0.5, y: 0, yshift: -40, xref: "paper", yref: "paper", showarrow: false }] });
   layout.margin.t = 26;
-  groups.forEach(({ entry, x, y, low, high }, i) => {
+  shown.forEach(({ entry, x, y, low, high }, i) => {
     const column = i % across, left = column * (size[0] + gap[0]), top = 1 - Math.floor(i / across) * (size[1] + gap[1]), id = i ? String(i + 1) : "";
     const { color } = styleOf(entry), on = { xaxis: `x${id}`, yaxis: `y${id}`, type: "scatter" }, shared = i ? { matches: "x" } : {};
     const has = x.map((_, j) => j).filter((j) => known(low[j])), edge = (bound) => ({ ...on, mode: "lines", x: has.map((j) => x[j]), y: has.map((j) => bound[j]), line: { width: 0, color }, hoverinfo: "skip" });
@@ -172,7 +172,7 @@ const CHARTS = {
   },
   curves: {
     title: "Score during training",
-    about: "Monitor episodes, which are other ones than the test episodes; the last point is the test. Each entry with its band over seeds and start states, over all others in grey. Curves are looked at and never ranked.",
+    about: "Monitor episodes, which are other ones than the test episodes; the last point is the test. Each entry, of a long board the first twenty, with its band over seeds and start states, over all others in grey. Curves are looked at and never ranked.",
     choice: () => DATA.tasks,
     empty: (e) => (e.curves?.stream.includes("monitor") ? null : "No run here was evaluated during training. Ask for it with eval.monitor_at=[0.25,0.5,0.75]; it changes no score."),
     rows: (e, task) => rowsOf(e.curves).filter((r) => r.task === task),

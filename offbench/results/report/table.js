@@ -137,7 +137,7 @@ function taskCell(row, column) {
     const why = DATA.cells.status[i] === "left out" ? "not asked for" : DATA.cells.status[i];
     return el("td", { class: "plain" }, "--", el("span", { class: "sr" }, ` ${why}`));
   }
-  const words = `${E.entry[row]} on ${column.title}: ${text}${best ? ", not worse than the best" : ""}`;
+  const words = `${E.entry[row]} on ${column.title}: ${text}${best ? ", not told from the best" : ""}`;
   const button = el("button", { type: "button", class: `score${best}`, "data-cell": i, tabindex: -1, "aria-label": words, "aria-haspopup": "dialog" }, ...spelt(text));
   if (known(mean)) button.append(strip(column.axis, DATA.cells.low[i], mean, DATA.cells.high[i]));
   return el("td", {}, button);
