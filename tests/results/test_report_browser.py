@@ -137,7 +137,6 @@ def test_a_score_leads_to_its_seeds_episodes_settings_and_command(reader):
     assert page.locator("dialog[open]").count() == 0
 
 
-@pytest.mark.slow
 def test_everything_is_reached_with_the_keyboard(reader):
     page = reader.page
     page.keyboard.press("Tab")
