@@ -1,5 +1,6 @@
 """Learning curves as a picture: one panel per task, a line with its interval per entry."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ _DASHES = ("-", "--", ":", "-.")
 
 
 def write_figure(table: pd.DataFrame, path: Path, title: str = "") -> None:
-    """Draws the rows of `curve_table` into a PNG file. The write is atomic."""
+    """Writes `draw_figure` as PNG, whole or not at all."""
     import io
 
     image = io.BytesIO()
@@ -28,23 +29,29 @@ def write_figure(table: pd.DataFrame, path: Path, title: str = "") -> None:
     atomic_write(path, image.getvalue())
 
 
-def draw_figure(table: pd.DataFrame, title: str = "") -> "Figure":
+def draw_figure(
+    table: pd.DataFrame, title: str = "", order: Sequence[str] | None = None
+) -> "Figure":
     """The curves of `curve_table`; an entry has one colour in all panels.
 
     Small dots are evaluations, with their intervals as bands where a panel has few entries. Beside the last
     update, on grey, the test evaluations stand once more, large and side by side with their intervals.
+
+    Args:
+        order: entries in the order of their colours; None: by name.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    tasks, entries = list(dict.fromkeys(table["task"])), list(dict.fromkeys(table["entry"]))
+    tasks, entries = list(dict.fromkeys(table["task"])), set(table["entry"])
+    order = sorted(entries) if order is None else [e for e in order if e in entries]
     # four as a square
     columns = 2 if len(tasks) == 4 else min(3, len(tasks))
     rows = -(-len(tasks) // columns)
     figure = Figure(figsize=(max(4.6, 3.5 * columns), 2.7 * rows + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)
-    styles = {e: (_COLOURS[i % 7], _DASHES[i // 7 % 4]) for i, e in enumerate(sorted(entries))}
+    styles = {e: (_COLOURS[i % 7], _DASHES[i // 7 % 4]) for i, e in enumerate(order)}
     for axis, task in zip(axes.flat, tasks, strict=False):
         _draw_task(axis, table[table["task"] == task], styles)
         axis.set_title(task, fontsize=8.5, loc="left")

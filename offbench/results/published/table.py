@@ -141,29 +141,18 @@ def to_terminal(table: pd.DataFrame, board: Board, console: "Console") -> None:
     from rich.text import Text
 
     label = max(len(f"{method} {source}") for (source, method), _ in _by_method(table))
-<<<<<<< HEAD:offbench/results/published/table.py
     width = max(TASK_WIDTH, *map(len, _texts(table, wide=False).split("\n")))
     fit = max(1, (console.width - label - 1) // (width + 1))
     headings = dict(zip(board.tasks, column_headings(board.tasks), strict=True))
     for start in range(0, len(board.tasks), fit):
         tasks = board.tasks[start : start + fit]
         console.print(_terminal_table(table, {task: headings[task] for task in tasks}, width))
-=======
-    width = max(_WIDTH, *map(len, _texts(table, wide=False).split("\n")))
-    fit = max(1, (console.width - label - 1) // (width + 1))
-    for start in range(0, len(board.tasks), fit):
-        console.print(_terminal_table(table, board.tasks[start : start + fit], width))
->>>>>>> r3:offbench/results/published_table.py
     for line in (LEGEND, known_reasons(table, board), *sources_line(table)):
         if line:
             console.print(Text(line, style="dim"))
 
 
-<<<<<<< HEAD:offbench/results/published/table.py
 def _terminal_table(table: pd.DataFrame, headings: Mapping[str, str], width: int) -> "Table":
-=======
-def _terminal_table(table: pd.DataFrame, tasks: Sequence[str], width: int) -> "Table":
->>>>>>> r3:offbench/results/published_table.py
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -171,13 +160,8 @@ def _terminal_table(table: pd.DataFrame, tasks: Sequence[str], width: int) -> "T
     shown = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     shown.title = "published"
     shown.add_column("method", no_wrap=True)
-<<<<<<< HEAD:offbench/results/published/table.py
     for heading in headings.values():
         shown.add_column(heading, justify="right", width=width)
-=======
-    for task in tasks:
-        shown.add_column(_heading(task), justify="right", width=width)
->>>>>>> r3:offbench/results/published_table.py
     for (source, method), rows in _by_method(table):
         line = [Text(f"{method} {source}", style="dim italic")]
         for task in headings:

@@ -55,7 +55,7 @@ function seedTable(cell, starts, axis) {
   axis = [Math.min(axis[0], ...all), Math.max(axis[1], ...all)];
   seed.forEach((number, s) => {
     const below = el("tr", { hidden: true, id: `episodes-${s}` }, el("td", { colspan: 6 }));
-    const open = el("button", { type: "button", class: "quiet", "aria-expanded": "false", "aria-controls": `episodes-${s}`, onclick: () => {
+    const open = el("button", { type: "button", class: "quiet", "aria-expanded": "false", "aria-controls": `episodes-${s}`, "aria-label": `${n[s]} episodes of seed ${number}`, onclick: () => {
       below.hidden = !below.hidden;
       open.setAttribute("aria-expanded", String(!below.hidden));
       if (!below.hidden && !below.cells[0].firstChild) below.cells[0].append(episodeTable(cell, s, starts, number));

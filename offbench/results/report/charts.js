@@ -57,16 +57,54 @@ function bandChart(groups, titles, options = {}) {
   layout.yaxis.title = { text: titles[1], standoff: 8 };
   Object.assign(layout.yaxis, options.yaxis || {});
   groups.forEach(({ entry, x, y, low, high }, i) => {
-    const { color, dash, symbol } = styleOf(entry), visible = i < 8 ? true : "legendonly";
+    const { color, dash } = styleOf(entry), visible = i < 8 ? true : "legendonly";
     const has = x.map((_, j) => j).filter((j) => known(low[j]));
     if (has.length) {
       const edge = (bound) => ({ type: "scatter", mode: "lines", x: has.map((j) => x[j]), y: has.map((j) => bound[j]), line: { width: 0, color, shape: options.shape || "linear" }, hoverinfo: "skip", showlegend: false, legendgroup: entry, visible });
       data.push(edge(low), { ...edge(high), fill: "tonexty", fillcolor: faded(color) });
     }
-    data.push({ type: "scatter", mode: options.markers ? "lines+markers" : "lines", name: text(entry), legendgroup: entry, visible, x, y,
-      line: { color, dash, width: 2, shape: options.shape || "linear" }, marker: { symbol, size: 7 }, hovertemplate: `${text(entry)}<br>%{x}: %{y:.3g}<extra></extra>` });
+    data.push({ type: "scatter", mode: "lines", name: text(entry), legendgroup: entry, visible, x, y,
+      line: { color, dash, width: 2, shape: options.shape || "linear" }, hovertemplate: `${text(entry)}<br>%{x}: %{y:.3g}<extra></extra>` });
   });
   return { data, layout };
+}
+
+// One small chart per entry, of the first twenty, with its band, over the lines of all others in grey; axes are in common.
+function panelChart(groups, titles, width) {
+  const shown = groups.slice(0, 20), n = shown.length, across = Math.min(n, 4, Math.max(1, Math.floor(width / 165))), down = Math.ceil(n / across);
+  const height = (n > 2 ? 190 : 340) * down + 60, layout = baseLayout(height), gap = [16 / width, 44 / height];
+  const size = [(1 - gap[0] * (across - 1)) / across, (1 - gap[1] * (down - 1)) / down], data = [];
+  const grey = { type: "scatter", mode: "lines", hoverinfo: "skip", line: { color: css("--strong"), width: 1 }, x: groups.flatMap((g) => [...g.x, null]), y: groups.flatMap((g) => [...g.y, null]) };
+  Object.assign(layout, { showlegend: false, annotations: [{ text: titles[0], font: { size: 15.5 }, x: 0.5, y: 0, yshift: -40, xref: "paper", yref: "paper", showarrow: false }] });
+  layout.margin.t = 26;
+  shown.forEach(({ entry, x, y, low, high }, i) => {
+    const column = i % across, left = column * (size[0] + gap[0]), top = 1 - Math.floor(i / across) * (size[1] + gap[1]), id = i ? String(i + 1) : "";
+    const { color } = styleOf(entry), on = { xaxis: `x${id}`, yaxis: `y${id}`, type: "scatter" }, shared = i ? { matches: "x" } : {};
+    const has = x.map((_, j) => j).filter((j) => known(low[j])), edge = (bound) => ({ ...on, mode: "lines", x: has.map((j) => x[j]), y: has.map((j) => bound[j]), line: { width: 0, color }, hoverinfo: "skip" });
+    const axis = baseLayout(height).xaxis;
+    layout[`xaxis${id}`] = { ...axis, ...shared, domain: [left, left + size[0]], anchor: `y${id}`, showticklabels: i + across >= n, tickformat: "~s", nticks: 5 };
+    layout[`yaxis${id}`] = { ...axis, ...(i ? { matches: "y" } : { title: { text: titles[1], standoff: 8 } }), domain: [top - size[1], top], anchor: `x${id}`, showticklabels: column === 0, nticks: 5 };
+    layout.annotations.push({ text: text(entry), x: left, y: top, xref: "paper", yref: "paper", xanchor: "left", yanchor: "bottom", showarrow: false });
+    data.push({ ...grey, ...on }, edge(low), { ...edge(high), fill: "tonexty", fillcolor: faded(color).replace(".16", ".22") },
+      { ...on, mode: "lines+markers", x, y, line: { color, width: 2 }, marker: { size: 6 }, hovertemplate: `${text(entry)}<br>%{x}: %{y:.3g}<extra></extra>` });
+  });
+  return { data, layout };
+}
+
+// On which side of its mark each name stands, so that names cover neither names nor marks, by a rough size.
+function namePlaces(rows, width, height, logarithmic) {
+  const scaled = (values, size) => { const low = Math.min(...values), high = Math.max(...values); return values.map((v) => (high > low ? 0.05 + 0.9 * (v - low) / (high - low) : 0.5) * size); };
+  const x = scaled(rows.map((r) => (logarithmic ? Math.log(r.x) : r.x)).concat(logarithmic ? [] : [0]), width);
+  const y = scaled(rows.flatMap((r) => [r.y, r.low ?? r.y, r.high ?? r.y]), height).filter((_, i) => i % 3 === 0);
+  const taken = rows.map((_, i) => [x[i] - 6, x[i] + 6, y[i] - 6, y[i] + 6]);
+  return rows.map((r, i) => {
+    const wide = 7.5 * r.entry.length, box = (left, low) => [x[i] + left, x[i] + left + wide, y[i] + low, y[i] + low + 15];
+    const places = { "middle right": box(8, -7), "middle left": box(-8 - wide, -7), "top center": box(-wide / 2, 8), "bottom center": box(-wide / 2, -23), "top left": box(-8 - wide, 8), "bottom left": box(-8 - wide, -23) };
+    const free = ([a, b, c, d]) => a >= 0 && b <= width && taken.every(([e, f, g, h], j) => j === i || b < e || f < a || d < g || h < c);
+    const place = Object.keys(places).find((name) => free(places[name])) ?? (x[i] > width / 2 ? "middle left" : "middle right");
+    taken.push(places[place]);
+    return place;
+  });
 }
 
 function groupsOf(rows, x, y) {
@@ -79,7 +117,7 @@ function groupsOf(rows, x, y) {
   return [...groups.values()].sort((a, b) => E.entry.indexOf(a.entry) - E.entry.indexOf(b.entry));
 }
 
-const inOrder = (rows) => [...rows].sort((a, b) => E.entry.indexOf(a.entry) - E.entry.indexOf(b.entry));
+const inOrder = (rows) => [...rows].sort((a, b) => E.entry.indexOf(a.entry) - E.entry.indexOf(b.entry) || DATA.tasks.indexOf(a.task) - DATA.tasks.indexOf(b.task));
 const RETURNS = "Tasks here have returns of several scales, which have no mean: entries are ordered by their ranks.";
 const FEW = "Fewer than two entries have every seed of every task, so there is nothing to compare.";
 const ranked = () => E.entry.map((entry, r) => ({ entry, r })).filter(({ r }) => known(E.iqm[r]));
@@ -134,11 +172,11 @@ const CHARTS = {
   },
   curves: {
     title: "Score during training",
-    about: "Monitor episodes, which are other ones than the test episodes; the last point is the test. Bands over seeds and start states. Curves are looked at and never ranked.",
+    about: "Monitor episodes, which are other ones than the test episodes; the last point is the test. Each entry, of a long board the first twenty, with its band over seeds and start states, over all others in grey. Curves are looked at and never ranked.",
     choice: () => DATA.tasks,
     empty: (e) => (e.curves?.stream.includes("monitor") ? null : "No run here was evaluated during training. Ask for it with eval.monitor_at=[0.25,0.5,0.75]; it changes no score."),
     rows: (e, task) => rowsOf(e.curves).filter((r) => r.task === task),
-    draw: (e, task) => bandChart(groupsOf(CHARTS.curves.rows(e, task), "update", "mean"), ["update", "score"], { markers: true, height: 460 }),
+    draw: (e, task, width) => panelChart(groupsOf(CHARTS.curves.rows(e, task), "update", "mean"), ["update", "score"], width),
     table: (e, task) => [["Entry", "update", "score", "low", "high", "seeds", "episodes", "stream"], inOrder(CHARTS.curves.rows(e, task)).map((r) => [r.entry, r.update, fixed(r.mean), fixed(r.low), fixed(r.high), r.n_seeds, r.n_episodes, r.stream])],
   },
   time: {
@@ -151,13 +189,13 @@ const CHARTS = {
       const of = (r) => (t < 0 ? { x: E.wall_s[r], y: E.iqm[r], low: E.low[r], high: E.high[r] } : { x: DATA.cells.wall_s[at(r)], y: DATA.cells.mean[at(r)], low: DATA.cells.low[at(r)], high: DATA.cells.high[at(r)] });
       return E.entry.map((entry, r) => ({ entry, ...of(r) })).filter((r) => known(r.x) && known(r.y));
     },
-    draw: (e, task) => {
-      const rows = CHARTS.time.rows(task), layout = baseLayout(440);
-      Object.assign(layout.xaxis, { title: { text: "seconds per run", standoff: 8 }, type: Math.max(...rows.map((r) => r.x)) > 8 * Math.min(...rows.map((r) => r.x)) ? "log" : "linear", rangemode: "tozero" });
+    draw: (e, task, width) => {
+      const rows = CHARTS.time.rows(task), layout = baseLayout(440), times = rows.map((r) => r.x), logarithmic = Math.max(...times) > 8 * Math.min(...times);
+      Object.assign(layout.xaxis, { title: { text: "seconds per run", standoff: 8 }, type: logarithmic ? "log" : "linear", rangemode: "tozero" });
       layout.yaxis.title = { text: task.startsWith("all tasks") ? "IQM" : "score", standoff: 8 };
       layout.showlegend = false;
-      const most = Math.max(...rows.map((r) => r.x));
-      return { layout, data: rows.map((r) => ({ type: "scatter", mode: rows.length > 15 ? "markers" : "markers+text", x: [r.x], y: [r.y], text: [text(r.entry)], textposition: r.x > 0.6 * most ? "middle left" : "middle right", cliponaxis: false,
+      const places = namePlaces(rows, width - 70, 370, logarithmic);
+      return { layout, data: rows.map((r, i) => ({ type: "scatter", mode: rows.length > 15 ? "markers" : "markers+text", x: [r.x], y: [r.y], text: [text(r.entry)], textposition: places[i], cliponaxis: false,
         error_y: { type: "data", symmetric: false, array: [known(r.high) ? r.high - r.y : 0], arrayminus: [known(r.low) ? r.y - r.low : 0], thickness: 1, width: 0, color: faded(styleOf(r.entry).color).replace(".16", ".6") },
         marker: { size: 10, color: styleOf(r.entry).color, symbol: styleOf(r.entry).symbol }, hovertemplate: `${text(r.entry)}<br>%{x:.0f} s: %{y:.1f}<extra></extra>` })) };
     },
@@ -167,7 +205,7 @@ const CHARTS = {
     title: "Executed chunk lengths",
     about: "How many steps of each planned chunk were executed before the policy was asked again, in the test episodes.",
     empty: (e) => (CHARTS.chunks.rows(e).length ? null : "No policy here executes chunks."),
-    rows: (e) => (e.diagnostics ? rowsOf(e.diagnostics).filter((r) => r.what === "executed") : []),
+    rows: (e) => (e.diagnostics ? inOrder(rowsOf(e.diagnostics).filter((r) => r.what === "executed")) : []),
     draw: (e) => {
       const rows = CHARTS.chunks.rows(e), bar = (r) => `${text(r.entry)}<br>${text(short(r.task))}`, bars = [...new Set(rows.map(bar))], lengths = [...new Set(rows.map((r) => r.length))].sort((a, b) => a - b);
       const layout = baseLayout(46 * bars.length + 150), shade = (i) => `hsl(202 ${55 + 20 * i / lengths.length}% ${78 - 50 * i / Math.max(1, lengths.length - 1)}%)`;
@@ -183,9 +221,9 @@ const CHARTS = {
   values: {
     title: "Values against returns",
     about: "What the critics said of the first decision of each test episode, against the discounted return that followed, both in the units of the data. On the line they come true; hollow marks: some returns were cut short and could still have grown or shrunk.",
-    choice: (e) => [...new Set(CHARTS.values.rows(e).map((r) => r.task))],
+    choice: (e) => DATA.tasks.filter((task) => e.values.task.includes(task)),
     empty: (e) => (CHARTS.values.rows(e).length ? null : "No policy here values its decisions."),
-    rows: (e) => (e.values ? rowsOf(e.values) : []),
+    rows: (e) => (e.values ? inOrder(rowsOf(e.values)) : []),
     draw: (e, task) => {
       const rows = CHARTS.values.rows(e).filter((r) => r.task === task), all = rows.flatMap((r) => [r.value, r.return]), layout = baseLayout(400);
       layout.xaxis.title = { text: "mean value of the first decision", standoff: 8 };
@@ -231,7 +269,7 @@ async function startChart(place) {
   };
   details.addEventListener("toggle", fill);
   const draw = async () => {
-    const Plotly = await loadPlotly(), { data, layout } = chart.draw(evidence, chosen());
+    const Plotly = await loadPlotly(), { data, layout } = chart.draw(evidence, chosen(), plot.clientWidth);
     await Plotly.react(plot, data, layout, { displayModeBar: false, responsive: true });
   };
   const save = (format) => el("button", { type: "button", class: "quiet", "aria-label": `Save ${chart.title} as ${format.toUpperCase()}`, onclick: async () => {

@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from offbench.errors import UserError
-from offbench.io import replacing, slug
+from offbench.io import replacing
 from offbench.results.board.leaderboard import Board
 from offbench.results.curves import curve_table
+from offbench.results.curves_figure import draw_figure
 from offbench.results.pairwise import profiles
 
 if TYPE_CHECKING:
@@ -64,10 +65,11 @@ def write_figures(
         found = profiles(episodes, runs, board.tasks, unscaled=unscaled)
         pictures["aggregates"] = partial(_aggregates, board.aggregate)
         pictures["profiles"] = partial(_profiles, found, order)
-    for task in board.tasks:
-        if task in watched:
-            mine = curves[curves["task"] == task]
-            pictures[f"curves-{slug(task)}"] = partial(_curves, mine, task, order)
+    if watched:
+        shown = curves[curves["task"].isin(watched)]
+        place = {task: i for i, task in enumerate(board.tasks)}
+        shown = shown.sort_values("task", key=lambda x: x.map(place), kind="stable")
+        pictures["curves"] = partial(draw_figure, shown, order=order)
     if not pictures:
         raise UserError(
             "nothing to draw: no entry has every seed of every task, and no run was evaluated during training"
@@ -120,36 +122,24 @@ def _aggregates(aggregate: pd.DataFrame) -> "Figure":
     axis.set_yticks(y, table["entry"])
     axis.invert_yaxis()
     axis.set_xlabel("score")
-    axis.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
 def _profiles(table: pd.DataFrame, order: Sequence[str]) -> "Figure":
-    figure, axis = _figure(5.0, 3.4)
-    _lines(axis, table, order, ("threshold", "point"), drawstyle="steps-post")
-    axis.set(xlabel="score threshold", ylabel="share of runs above", ylim=(-0.02, 1.02))
-    return figure
-
-
-def _curves(table: pd.DataFrame, task: str, order: Sequence[str]) -> "Figure":
-    figure, axis = _figure(5.0, 3.4)
-    _lines(axis, table, order, ("update", "mean"), marker="o", markersize=3)
-    axis.set(xlabel="update", ylabel="score", title=task)
-    return figure
-
-
-def _lines(
-    axis: "Axes", table: pd.DataFrame, order: Sequence[str], names: tuple[str, str], **style: Any
-) -> None:
     """A line with its band for each entry, in the order of the board."""
-    step: Any = "post" if "drawstyle" in style else None
     known = set(table["entry"])
     shown = [entry for entry in order if entry in known]
+    columns = min(4, len(shown))
+    figure, axis = _figure(5.0, 3.4 + 0.17 * -(-len(shown) // columns))
     for i, (entry, colour) in enumerate(zip(shown, cycle(_COLOURS))):
-        mine = table[table["entry"] == entry].sort_values(names[0])
-        x, y = (mine[name].to_numpy(dtype=float) for name in names)
-        dash = _DASHES[i % len(_DASHES)]
-        axis.plot(x, y, color=colour, linestyle=dash, linewidth=1.4, label=entry, **style)
-        low, high = mine["low"].to_numpy(dtype=float), mine["high"].to_numpy(dtype=float)
-        axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0, step=step)
-    axis.legend(frameon=False, fontsize=8, ncols=1 + len(shown) // 12)
+        mine = table[table["entry"] == entry].sort_values("threshold")
+        x, y, low, high = (
+            mine[name].to_numpy(dtype=float) for name in ("threshold", "point", "low", "high")
+        )
+        style: dict[str, Any] = {"linestyle": _DASHES[i % len(_DASHES)], "linewidth": 1.4}
+        axis.plot(x, y, color=colour, label=entry, drawstyle="steps-post", **style)
+        axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0, step="post")
+    axis.set(xlabel="score threshold", ylabel="share of runs above", ylim=(-0.02, 1.02))
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+    return figure

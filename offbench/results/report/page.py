@@ -76,8 +76,8 @@ def _json(data: Any) -> str:
 
 
 def _packed(content: bytes) -> str:
-    # no time stamp: the same records give the same bytes
-    return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()
+    # no time stamp: the same records give the same bytes; level 6 is 4 % smaller and takes 60 % longer
+    return base64.b64encode(gzip.compress(content, 4, mtime=0)).decode()
 
 
 @cache

@@ -11,6 +11,7 @@ import pandas as pd
 
 from offbench.results.board import render
 from offbench.results.board.leaderboard import Board
+from offbench.results.board.pairs_text import rank_text
 from offbench.results.captions import budget, counted
 from offbench.results.published.scores import published_scores
 from offbench.results.report.command import settings_of, spelt, words_of_command
@@ -42,6 +43,7 @@ def board_payload(board: Board, runs: pd.DataFrame, unscaled: Collection[str] = 
         "entries": {
             "entry": [row.entry for row in entries],
             "rank": [None if pd.isna(row.rank) else int(row.rank) for row in entries],
+            "rank_text": [rank_text(row) for row in entries],
             "text": [render.aggregate_text(row) for row in entries],
             "best": [bool(row.best) for row in entries],
             **{name: [number(getattr(row, name)) for row in entries] for name in _AGGREGATE},
@@ -139,13 +141,16 @@ def _lede(board: Board) -> str:
     if not np.isnan(first["mean_rank"]):
         return f"{words}. The best mean rank is {first['mean_rank']:.1f}, of {first['entry']}."
     words += f". The highest IQM is {first['iqm']:.1f}, of {first['entry']}"
-    tied = int(ranked["best"].sum()) - bool(first["best"])
+    tied = [row.entry for row in ranked.iloc[1:].itertuples() if row.best]
     if not ranked["best"].any() or len(ranked) == 1:
         return f"{words}."
-    if tied == len(ranked) - 1:
+    if not tied:
+        return f"{words}; every other is below it."
+    if len(tied) == len(ranked) - 1:
         return f"{words}; no other can be told from it."
-    others = {0: "every other is below it", 1: "one other cannot be told from it"}
-    return f"{words}; {others.get(tied, f'{tied} others cannot be told from it')}."
+    few = f"{', '.join(tied[:-1])} and {tied[-1]}" if len(tied) > 1 else tied[0]
+    names = few if len(tied) <= 3 else f"{len(tied)} others"
+    return f"{words}; {names} cannot be told from it."
 
 
 def _facts(board: Board, runs: pd.DataFrame) -> list[list[str]]:

@@ -1,6 +1,7 @@
 // The leaderboard: sorted, filtered, its columns chosen.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
+const E = DATA.entries;
 const $ = (id) => document.getElementById(id);
 
 // An element with text, attributes and children; text is never read as HTML.
@@ -54,10 +55,16 @@ function spelt(text) {
 }
 
 const TASKS = DATA.tasks.map((task, t) => ({
-  key: `task-${t}`, name: DATA.names[t], title: task, task: t, shown: true,
+  key: `task-${t}`, name: DATA.names[t], title: task, task: t, shown: true, unit: unitOf(t),
   axis: columnAxis(t),
   value: (row) => DATA.cells.mean[cellIndex(row, t)],
 }));
+
+// What a column's numbers are, where they are no scores between references.
+function unitOf(t) {
+  if (DATA.unscaled[t]) return "return";
+  return E.entry.some((_, row) => DATA.cells.success[cellIndex(row, t)]) ? "success, %" : null;
+}
 
 function columnAxis(t) {
   const rows = DATA.entries.entry.map((_, row) => cellIndex(row, t));
@@ -65,7 +72,6 @@ function columnAxis(t) {
   return axisOf(of("low"), of("mean"), of("high"), !DATA.unscaled[t]);
 }
 
-const E = DATA.entries;
 const RANKED = E.mean_rank.some(known);
 const span = (a, b) => (a === b ? String(a) : `${a}-${b}`);
 const COLUMNS = [
@@ -90,6 +96,8 @@ const first = () => ({
 });
 let view = first();
 
+const FIRST_ROWS = 16;
+
 const contains = (text, words) => words.toLowerCase().split(/\s+/).every((word) => text.toLowerCase().includes(word));
 const shownColumns = () => COLUMNS.filter((c) => view.shown.has(c.key) && (c.task === undefined || contains(c.title, view.task)));
 
@@ -107,7 +115,7 @@ function shownRows() {
   return rows.sort(compare);
 }
 
-function headCell(key, name, title, ascending) {
+function headCell(key, name, title, ascending, unit) {
   const sorted = view.sort === key;
   const turn = () => {
     view.descending = sorted ? !view.descending : !ascending;
@@ -116,7 +124,7 @@ function headCell(key, name, title, ascending) {
     document.querySelector(`#table thead [data-key="${key}"]`).focus();
   };
   const order = sorted ? (view.descending ? "descending" : "ascending") : null;
-  return el("th", { scope: "col", "aria-sort": order }, el("button", { type: "button", "data-key": key, title: title || null, onclick: turn }, el("span", { class: "word" }, ...breakable(name))));
+  return el("th", { scope: "col", "aria-sort": order }, el("button", { type: "button", "data-key": key, title: title || null, onclick: turn }, el("span", { class: "word" }, ...breakable(name)), unit && el("span", { class: "note" }, unit)));
 }
 
 // Long ids may break after "/", "-" and "_", and nowhere else.
@@ -129,7 +137,7 @@ function taskCell(row, column) {
     const why = DATA.cells.status[i] === "left out" ? "not asked for" : DATA.cells.status[i];
     return el("td", { class: "plain" }, "--", el("span", { class: "sr" }, ` ${why}`));
   }
-  const words = `${E.entry[row]} on ${column.title}: ${text}${best ? ", not worse than the best" : ""}`;
+  const words = `${E.entry[row]} on ${column.title}: ${text}${best ? ", not told from the best" : ""}`;
   const button = el("button", { type: "button", class: `score${best}`, "data-cell": i, tabindex: -1, "aria-label": words, "aria-haspopup": "dialog" }, ...spelt(text));
   if (known(mean)) button.append(strip(column.axis, DATA.cells.low[i], mean, DATA.cells.high[i]));
   return el("td", {}, button);
@@ -142,13 +150,13 @@ function aggregateCell(row) {
 }
 
 function drawRow(row, columns) {
-  const rank = el("span", { class: "rank" }, known(E.rank[row]) ? String(E.rank[row]) : "--");
+  const [rank, possible] = E.rank_text[row].split(" ");
   const cells = columns.map((column) => {
     if (column.task !== undefined) return taskCell(row, column);
     if (column.aggregate) return aggregateCell(row);
     return el("td", { class: column.wide ? "plain wide" : "plain" }, column.text(row));
   });
-  return el("tr", { "data-entry": E.entry[row] }, el("th", { scope: "row" }, el("span", { class: "named" }, rank, el("span", {}, ...breakable(E.entry[row])))), ...cells);
+  return el("tr", { "data-entry": E.entry[row] }, el("th", { scope: "row" }, el("span", { class: "named" }, el("span", { class: "rank" }, rank), el("span", {}, ...breakable(E.entry[row]), possible && el("span", { class: "note" }, "rank ", possible.slice(1, -1))))), ...cells);
 }
 
 // What is published elsewhere: below the board, in another colour, in no statistic.
@@ -167,11 +175,11 @@ function publishedRows(columns) {
   });
 }
 
-function drawTable() {
+function drawTable(most = Infinity) {
   const columns = shownColumns(), rows = shownRows();
-  const head = [headCell("entry", "Entry", "", true), ...columns.map((c) => headCell(c.key, c.name, c.title, c.ascending))];
+  const head = [headCell("entry", "Entry", "", true), ...columns.map((c) => headCell(c.key, c.name, c.title, c.ascending, c.unit))];
   const body = document.createDocumentFragment();
-  for (const row of rows) body.append(drawRow(row, columns));
+  for (const row of rows.slice(0, most)) body.append(drawRow(row, columns));
   body.append(...publishedRows(columns));
   $("table").tHead.replaceChildren(el("tr", {}, ...head));
   $("table").tBodies[0].replaceChildren(body);
@@ -239,5 +247,7 @@ function startTable() {
     if (button) openCell(Number(button.dataset.cell), button);
   });
   drawColumnsMenu();
-  drawTable();
+  // a screenful is painted before the rest of a long board is drawn
+  drawTable(FIRST_ROWS);
+  if (E.entry.length > FIRST_ROWS) requestAnimationFrame(() => setTimeout(drawTable));
 }

@@ -99,6 +99,28 @@ def test_words_of_cells_are_those_of_the_markdown(made, text):
         assert words in markdown
 
 
+def test_ranks_are_shown_with_those_that_the_tests_leave(made, text):
+    shown, markdown = board_of(text), render.to_markdown(made[0])
+    first = shown["entries"]["rank_text"][0]
+    assert re.fullmatch(r"1 \[1(-\d)?\]", first) and f"| {first} |" in markdown
+
+
+@pytest.mark.parametrize(
+    ("best", "words"),
+    [
+        ([True, False, False, False, False], "; every other is below it."),
+        ([True, True, False, False, False], "; b cannot be told from it."),
+        ([True, True, False, True, True], "; b, d and e cannot be told from it."),
+        ([True, True, True, True, True], "; no other can be told from it."),
+    ],
+)
+def test_the_first_sentence_names_who_cannot_be_told_from_the_first(best, words):
+    board, _, runs, _ = made_board(list("abcde"), TASKS[:1])
+    table = board.aggregate.assign(entry=list("abcde"), best=best)
+    said = board_payload(replace(board, aggregate=table), runs)["lede"]
+    assert said == f"5 entries on 1 task. The highest IQM is {table['iqm'][0]:.1f}, of a{words}"
+
+
 def test_published_scores_are_rows_of_their_own_and_in_no_statistic():
     tasks = ["d4rl/hopper-medium-v2", "d4rl/walker2d-medium-v2"]
     board, _, runs, _ = made_board(["iql", "bc+top10"], tasks)
@@ -251,7 +273,7 @@ def test_own_data_have_a_path_to_fill_in_and_a_policy_from_elsewhere_no_command(
 def test_figures_are_vector_graphics_with_their_words(tmp_path, made):
     board, episodes, runs, _ = made_board(["iql", "bc"], TASKS[:1], monitored=True)
     paths = write_figures(board, episodes, runs, tmp_path)
-    stems = {"aggregates", "profiles", "curves-toy--point-v0"}
+    stems = {"aggregates", "profiles", "curves"}
     assert {p.stem for p in paths} == stems and {p.suffix for p in paths} == {
         ".pdf",
         ".svg",
