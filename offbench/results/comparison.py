@@ -24,7 +24,7 @@ class Comparison:
 
     table, one row per rival and common task: rival, task, mine_score, rival_score (mean over seeds),
     difference, low, high (of this difference alone), p (the board's: Holm-adjusted over all pairs of the
-    column), outcome (better | worse | no difference | one seed), mine_seeds, rival_seeds.
+    column), outcome (better | worse | not told apart | one seed), mine_seeds, rival_seeds.
     overall, one row per rival: rival, verdict, n_tasks, difference (of the IQM), low, high, p (Holm-adjusted
     over n_pairs), improvement, improvement_low, improvement_high, wins, losses, ties, mine_ and rival_ iqm,
     mean, median and optimality_gap (mean shortfall below 100), n_pairs, n_seeds, n_seeds_max, more_seeds and
@@ -129,7 +129,7 @@ class Comparison:
         lines = _aligned(table[0], table[1:])
         if averages:
             lines.insert(1 + len(rows), "")
-        counts = f"tasks: {row.wins} better, {row.losses} worse, {row.ties} no difference"
+        counts = f"tasks: {row.wins} better, {row.losses} worse, {row.ties} not told apart"
         return [*lines, "", counts, _improvement(row, self.mine)]
 
 
@@ -143,7 +143,7 @@ def _cost(row: Any) -> list[str]:
 
 
 def _task(row: Any) -> list[str]:
-    outcome = "" if row.outcome == "no difference" else row.outcome
+    outcome = "" if row.outcome == "not told apart" else row.outcome
     scores = [f"{row.mine_score:.1f}", f"{row.rival_score:.1f}"]
     return [row.name, *scores, _span(row.difference, row.low, row.high), _p(row.p), outcome]
 
