@@ -258,10 +258,14 @@ def _csv_value(value: Any) -> Any:
 
 
 def without_common_folder(tasks: tuple[str, ...]) -> list[str]:
-    """d4rl/a, d4rl/b/c -> a, b/c; ids of several worlds stay as they are."""
+    """d4rl/a, d4rl/b/c -> a, b/c; ids of several worlds stay as they are.
+
+    Of what is in folders below the first, the last one stays, as it names the environment:
+    offbench/hopper/a -> hopper/a.
+    """
     parts = [task.split("/") for task in tasks]
     common = 0
-    while all(len(p) > common + 1 and p[common] == parts[0][common] for p in parts):
+    while all(len(p) > common + 1 + (common > 0) and p[common] == parts[0][common] for p in parts):
         common += 1
     return ["/".join(p[common:]) for p in parts]
 
