@@ -125,7 +125,7 @@ class Comparison:
             [x if i not in (1, 2) else _cut(x, _NAME) for i, x in enumerate(line)] for line in table
         ]
         others = sum(max(len(line[i]) for line in table) for i in range(1, 6)) + 10
-        table = [[_cut(line[0], max(12, _WIDTH - others)), *line[1:]] for line in table]
+        table = [[_shortened(line[0], max(12, _WIDTH - others)), *line[1:]] for line in table]
         lines = _aligned(table[0], table[1:])
         if averages:
             lines.insert(1 + len(rows), "")
@@ -181,10 +181,19 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
+def _shortened(text: str, width: int) -> str:
+    """Without its middle: tasks differ at their ends, as hopper-medium and hopper-medium-replay do."""
+    tail = 2 * (width - 1) // 5
+    return text if len(text) <= width else f"{text[: width - 1 - tail]}…{text[-tail:]}"
+
+
 def _wrapped(text: str, indent: str = "") -> list[str]:
-    return textwrap.wrap(
+    # p stays on the line of its value
+    text = text.replace("p = ", "p\xa0=\xa0").replace("p < ", "p\xa0<\xa0")
+    lines = textwrap.wrap(
         text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
+    return [line.replace("\xa0", " ") for line in lines]
 
 
 def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -12,7 +12,7 @@ import offbench
 from offbench.errors import UserError
 from offbench.results import stats, uncertainty
 from offbench.results.compare import compare
-from offbench.results.comparison import Comparison
+from offbench.results.comparison import Comparison, _wrapped
 from offbench.results.leaderboard import leaderboard
 from offbench.results.pairwise import Scores, pairwise
 from offbench.results.verdict import Finding, More, Variance, more_needed, spelt_p, verdict
@@ -202,6 +202,19 @@ def test_of_an_entry_with_one_seed_no_pair_is_counted() -> None:
     found = compare(rows, "a")
     assert found.overall.set_index("rival")["n_pairs"].to_dict() == {"b": 3, "c": 3, "d": 3}
     assert "tasks: 0 better, 0 worse, 4 not told apart" in str(compare(rows, "a", "d"))
+
+
+def test_long_names_of_tasks_stay_different_and_p_stays_with_its_value() -> None:
+    rows = normal({"a-long-name": 50.0, "another-name": 60.0}, tasks=3)
+    names = {
+        f"task{i}": f"halfcheetah-{x}"
+        for i, x in enumerate(("medium", "medium-replay", "medium-expert"))
+    }
+    text = str(compare(rows.assign(task=rows["task"].map(names)), "a-long-name", "another-name"))
+    shown = [line.split("  ")[0] for line in text.splitlines() if line.startswith("halfch")]
+    assert len(set(shown)) == 3 and max(map(len, text.splitlines())) <= 80
+    for words in (f"{'x' * n} (p = 0.02); y" for n in range(60, 80)):
+        assert any("(p = 0.02)" in line for line in _wrapped(words))
 
 
 def test_what_a_reader_must_know_of_own_rows_is_said() -> None:
