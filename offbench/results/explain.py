@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from offbench.results.captions import COVERAGE, budget
 from offbench.results.leaderboard import Board
@@ -84,18 +85,14 @@ def _of_aggregates(board: Board) -> Iterator[tuple[str, str]]:
             f" a bootstrap over seeds and start states ({board.reps} resamples).",
         )
         yield "mean", "The mean over tasks of the cells; one very high or low task moves it."
-    words = (
-        "The order by IQM. Behind it, in brackets, the ranks that the tests of all pairs leave it (Holm):"
-        " behind the entries that are better by a test, before those that are worse."
-        f" [1-{len(ranked)}] says that nothing is known of its place."
-    )
+    words = f"The order by {'mean rank' if board.aggregate['mean_rank'].notna().any() else 'IQM'}."
     best = next(ranked.itertuples(), None)
-    if best is not None and best.rank_low is not None and len(ranked) > 1:
-        beaten = (ranked["rank"].notna()).sum() - int(
-            best.rank_high if _known(best) else len(ranked)
-        )
+    if best is not None and pd.notna(best.rank_high):
         words += (
-            f" Here {best.entry} is better than {beaten} of {len(ranked) - 1} rivals by a test."
+            " Behind it, in brackets, the ranks that the tests of all pairs leave it (Holm):"
+            " behind the entries that are better by a test, before those that are worse."
+            f" [1-{len(ranked)}] says that nothing is known of its place. Here {best.entry} is better than"
+            f" {len(ranked) - best.rank_high} of {len(ranked) - 1} rivals by a test."
         )
     yield "rank", words
     yield (
@@ -110,10 +107,6 @@ def _of_aggregates(board: Board) -> Iterator[tuple[str, str]]:
             "The mean of the last three evaluations, of which two are monitor evaluations on other"
             " episodes. It shows whether the last update was a lucky one. Nothing is ranked by it.",
         )
-
-
-def _known(row: Any) -> bool:
-    return row.rank_high is not None and row.rank_high == row.rank_high
 
 
 def _of_training(n_tasks: int) -> Iterator[tuple[str, str]]:

@@ -213,9 +213,10 @@ def cell_text(cell: Any, *, short: bool = False) -> str:
     """`60.5 ± 33.1`; of a success rate, whose interval is not symmetric, `33.3 [8.1, 73.0]`."""
     if cell.missing:
         return "--" if cell.status in ("missing", "left out") else cell.status
-    text = f"{cell.mean:.1f}"
-    if not np.isnan(cell.low):
-        text += _interval_text(cell, short)
+    text = f"{cell.mean:.1f}" + _interval_text(cell, short)
+    if short and len(text.partition("\n")[0]) > _TASK_WIDTH:
+        # whole numbers rather than cut ones: 5012±8 of 5012.2±8.3
+        text = f"{cell.mean:.0f}" + _interval_text(cell, short, whole=True)
     notes = [
         f"{count} {_SHORT[word] if short else word}" for count, word in failures(cell) if count
     ]
@@ -224,7 +225,9 @@ def cell_text(cell: Any, *, short: bool = False) -> str:
     return text + "".join(f"\n{note}" if short else f" ({note})" for note in notes)
 
 
-def _interval_text(cell: Any, short: bool) -> str:
+def _interval_text(cell: Any, short: bool, whole: bool = False) -> str:
+    if np.isnan(cell.low):
+        return ""
     if cell.success:
         return (
             f"\n[{cell.low:.0f}, {cell.high:.0f}]"
@@ -233,7 +236,7 @@ def _interval_text(cell: Any, short: bool) -> str:
         )
     half = (cell.high - cell.low) / 2
     if short:
-        return f"±{half:.0f}" if half >= 9.95 else f"±{half:.1f}"
+        return f"±{half:.0f}" if whole or half >= 9.95 else f"±{half:.1f}"
     return f" ± {half:.1f}"
 
 
