@@ -84,7 +84,7 @@ def _averaged_markdown(board: Board, names: list[str]) -> str:
             text = "--"
             if (entry, task) in found.index:
                 cell = found.loc[entry, task]
-                shown = "" if np.isnan(cell["low"]) else _interval_text(cell, short=False)
+                shown = _interval_text(cell, short=False)
                 text = f"{cell['mean']:.1f}{shown} ({cell['last']:.1f})"
                 text += "".join(f" ({n} {word})" for n, word in failures(whole) if n)
             texts.append(text)
