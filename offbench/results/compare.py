@@ -16,7 +16,7 @@ from offbench.results.captions import how_trained
 from offbench.results.comparison import Comparison
 from offbench.results.pairwise import Scores, pairs_of
 from offbench.results.render import short_names
-from offbench.results.rows import complete_rows, refuse_half_runs, refuse_shares, uneven_episodes
+from offbench.results.rows import complete_rows, refuse_shares, uneven_episodes
 from offbench.results.selection import refuse_other_protocols
 from offbench.results.uncertainty import Cell
 from offbench.results.verdict import Finding, Variance, more_needed, spelt_seeds, verdict
@@ -59,17 +59,15 @@ def compare(
     stats.check_level(level)
     if not 0 < difference < np.inf:
         raise UserError(f"difference is {difference}; it is a number of points above 0")
-    rows, every = complete_rows(rows)
+    rows, every = complete_rows(rows, alone=runs is None)
     known = runs if runs is not None else every
     tasks = _tasks(tasks, known)
-    if runs is None:
-        refuse_half_runs(every)
-    small = refuse_shares(rows, set(tasks) - set(unscaled))
+    notes = refuse_shares(rows, set(tasks) - set(unscaled))
     scores = Scores.of(rows, known, tasks, unscaled)
     mine, chosen = _names(mine, rivals, known)
     whole = known[(known["status"] == "ok") & known["task"].isin(tasks)]
     _refuse_failures(scores, mine)
-    pairs, notes = _Pairs(scores, tasks, difference, level), small
+    pairs = _Pairs(scores, tasks, difference, level)
     for rival in chosen:
         try:
             notes += pairs.add(mine, rival, whole)

@@ -10,8 +10,12 @@ from offbench.errors import UserError
 _COLUMNS = ("entry", "task", "seed", "episode", "score")
 
 
-def complete_rows(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The test rows with what a record has beside them, and the runs that they are of."""
+def complete_rows(rows: pd.DataFrame, *, alone: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The test rows with what a record has beside them, and the runs that they are of.
+
+    Args:
+        alone: nothing else says which runs are whole.
+    """
     if absent := [name for name in _COLUMNS if name not in rows]:
         raise UserError(
             f"rows: no column {', '.join(absent)}; needed are {', '.join(_COLUMNS)},"
@@ -43,10 +47,12 @@ def complete_rows(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
             f"rows: {row['entry']} on {row['task']}, seed {row['seed']}, has episode {row['episode']} twice"
         )
     runs = test.groupby([*key, "run_id"], as_index=False).agg(n_updates=("update", "max"))
+    if alone:
+        _refuse_half_runs(runs)
     return test, runs.assign(status="ok", config_id=runs["entry"] + " on " + runs["task"])
 
 
-def refuse_half_runs(runs: pd.DataFrame) -> None:
+def _refuse_half_runs(runs: pd.DataFrame) -> None:
     """UserError where the seeds of an entry on a task end at different updates."""
     ends = runs.groupby(["entry", "task"])["n_updates"].agg(["min", "max"])
     for (entry, task), end in ends[ends["min"] < ends["max"]].iterrows():
