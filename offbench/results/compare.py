@@ -16,7 +16,7 @@ from offbench.results.captions import how_trained
 from offbench.results.comparison import Comparison
 from offbench.results.pairwise import Scores, pairs_of
 from offbench.results.render import short_names
-from offbench.results.rows import complete_rows, refuse_shares, uneven_episodes
+from offbench.results.rows import complete_rows, remarks_on
 from offbench.results.selection import refuse_other_protocols
 from offbench.results.uncertainty import Cell
 from offbench.results.verdict import Finding, Variance, more_needed, spelt_seeds, verdict
@@ -61,13 +61,12 @@ def compare(
         raise UserError(f"difference is {difference}; it is a number of points above 0")
     rows, every = complete_rows(rows, alone=runs is None)
     known = runs if runs is not None else every
-    tasks = _tasks(tasks, known)
-    notes = refuse_shares(rows, set(tasks) - set(unscaled))
+    about = remarks_on(rows, tasks := _tasks(tasks, known), unscaled)
     scores = Scores.of(rows, known, tasks, unscaled)
     mine, chosen = _names(mine, rivals, known)
     whole = known[(known["status"] == "ok") & known["task"].isin(tasks)]
     _refuse_failures(scores, mine)
-    pairs = _Pairs(scores, tasks, difference, level)
+    pairs, notes = _Pairs(scores, tasks, difference, level), list[str]()
     for rival in chosen:
         try:
             notes += pairs.add(mine, rival, whole)
@@ -83,7 +82,7 @@ def compare(
         table=pd.DataFrame(pairs.by_task),
         overall=pd.DataFrame(pairs.overall),
         costs=_costs(whole if runs is not None else whole.head(0), [mine, *pairs.verdicts]),
-        notes=(*notes, *uneven_episodes(rows, [mine, *pairs.verdicts], tasks), *pairs.explained()),
+        notes=(*about, *notes, *pairs.explained()),
         level=level,
     )
 

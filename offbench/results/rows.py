@@ -62,29 +62,26 @@ def _refuse_half_runs(runs: pd.DataFrame) -> None:
         )
 
 
-def refuse_shares(rows: pd.DataFrame, tasks: Collection[str]) -> list[str]:
-    """UserError for tasks with a success of 1 instead of 100, which would make every difference small.
+def remarks_on(rows: pd.DataFrame, tasks: Collection[str], unscaled: Collection[str]) -> list[str]:
+    """What a reader must know of the scores of some tasks, and of the number of episodes of their runs.
 
-    Returns what to know where all scores are as small, but for another reason perhaps.
+    Raises:
+        UserError: a success is 1 instead of 100, which would make every difference small.
     """
-    for task, scores in rows[rows["task"].isin(list(tasks))].groupby("task")["score"]:
+    rows = rows[rows["task"].isin(list(tasks))]
+    scaled = rows[~rows["task"].isin(list(unscaled))]
+    for task, scores in scaled.groupby("task")["score"]:
         if scores.isin([0, 1]).all() and scores.any():
             raise UserError(f"rows: the scores on {task} are 0 or 1; a success is 100 points here")
-    most = rows["score"][rows["task"].isin(list(tasks))].abs().max()
-    if not 0 < most <= 1:
-        return []
-    return [f"no score is above {most:.2g}: if 1 is the reference maximum, it must be given as 100"]
-
-
-def uneven_episodes(
-    rows: pd.DataFrame, entries: Collection[str], tasks: Collection[str]
-) -> list[str]:
-    """Where the seeds of an entry on a task have different numbers of test episodes."""
-    rows = rows[rows["entry"].isin(list(entries)) & rows["task"].isin(list(tasks))]
+    remarks, most = [], scaled["score"].abs().max()
+    if 0 < most <= 1:
+        remarks = [
+            f"no score is above {most:.2g}: if 1 is the reference maximum, it must be given as 100"
+        ]
     last = rows[rows["update"] == rows.groupby("run_id")["update"].transform("max")]
     n = last.groupby(["entry", "task", "run_id"]).size().groupby(["entry", "task"])
     n = n.agg(["min", "max"])
-    return [
+    return remarks + [
         f"{entry} on {task} has {few} to {many} test episodes a seed"
         for (entry, task), few, many in n[n["min"] < n["max"]].itertuples()
     ]
