@@ -58,8 +58,19 @@ def read_recorded(args: Sequence[str]) -> Recorded:
 
 
 def nothing_recorded(plan: "Plan") -> UserError:
+    """What to say where no record is that of a plan: how many there are of other settings or versions."""
+    from offbench.results.store import Store
+
+    recorded, others = Store(Path(plan.settings.results)).runs(suite=plan.name), ""
+    if len(recorded):
+        versions = ", ".join(f"v{n}" for n in sorted(set(recorded["suite_version"])))
+        others = (
+            f" ({len(recorded)} runs of {plan.name} {versions} are there, with other settings or seeds"
+            f" than v{plan.suite['version']} has)"
+        )
     return UserError(
-        f"nothing recorded for {plan.name} with these settings in {plan.settings.results}; run: offbench bench"
+        f"nothing recorded for {plan.name} with these settings in {plan.settings.results}{others};"
+        " run: offbench bench"
     )
 
 

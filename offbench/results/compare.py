@@ -16,13 +16,13 @@ from offbench.results.board.render import short_names
 from offbench.results.captions import how_trained
 from offbench.results.comparison import Comparison
 from offbench.results.pairwise import Scores, pairs_of
+from offbench.results.rows import complete_rows, remarks_on
 from offbench.results.selection import refuse_other_protocols
 from offbench.results.uncertainty import Cell
 from offbench.results.verdict import Finding, Variance, more_needed, spelt_seeds, verdict
 
 _REPS = 2000
 _SEED = 0
-_COLUMNS = ("entry", "task", "seed", "episode", "score")
 
 
 def compare(
@@ -59,11 +59,11 @@ def compare(
     stats.check_level(level)
     if not 0 < difference < np.inf:
         raise UserError(f"difference is {difference}; it is a number of points above 0")
-    rows, every = _complete_rows(rows)
+    rows, every = complete_rows(rows, alone=runs is None)
     known = runs if runs is not None else every
-    tasks = _tasks(tasks, known)
+    about = remarks_on(rows, tasks := _tasks(tasks, known), unscaled)
     scores = Scores.of(rows, known, tasks, unscaled)
-    chosen = _names(mine, rivals, known)
+    mine, chosen = _names(mine, rivals, known)
     whole = known[(known["status"] == "ok") & known["task"].isin(tasks)]
     _refuse_failures(scores, mine)
     pairs, notes = _Pairs(scores, tasks, difference, level), list[str]()
@@ -82,7 +82,7 @@ def compare(
         table=pd.DataFrame(pairs.by_task),
         overall=pd.DataFrame(pairs.overall),
         costs=_costs(whole if runs is not None else whole.head(0), [mine, *pairs.verdicts]),
-        notes=(*notes, *pairs.explained()),
+        notes=(*about, *notes, *pairs.explained()),
         level=level,
     )
 
@@ -113,15 +113,11 @@ class _Pairs:
         outcome = {word: [x["task"] for x in lines if x["outcome"] == word] for word in _OUTCOMES}
         cells = {entry: self.scores.row(entry, common) for entry in (mine, rival)}
         n = [c.n_seeds for own in cells.values() for c in own]
-        k = len(self.scores.entries(common))
+        n_pairs = self._n_pairs(common)
         more = None
         if np.isfinite(row["p"]):
-            more = more_needed(
-                self._variance(mine, rival, common),
-                self.difference,
-                pairs=k * (k - 1) // 2,
-                level=self.level,
-            )
+            variance = self._variance(mine, rival, common)
+            more = more_needed(variance, self.difference, pairs=n_pairs, level=self.level)
         finding = Finding(
             mine=mine,
             rival=rival,
@@ -133,7 +129,7 @@ class _Pairs:
             seeds=(min(n), max(n)),
             single=[e for e, own in cells.items() if any(c.n_seeds < 2 for c in own)],
             unit="of return" if self.scores.unscaled & set(common) else "points",
-            pairs=k * (k - 1) // 2,
+            pairs=n_pairs,
             more=more,
         )
         self.by_task += lines
@@ -157,7 +153,7 @@ class _Pairs:
         if a.success and b.success:
             low, high = max(low, -100.0), min(high, 100.0)
         p, gap = float(pairs.adjusted()[at]), a.mean - b.mean
-        outcome = "no difference"
+        outcome = "not told apart"
         if np.isnan(p):
             outcome = "one seed"
         elif p < 1 - self.level:
@@ -175,6 +171,12 @@ class _Pairs:
             "mine_seeds": a.n_seeds,
             "rival_seeds": b.n_seeds,
         }
+
+    def _n_pairs(self, common: tuple[str, ...]) -> int:
+        """Pairs of entries that p is corrected for: of those with several seeds on all of some tasks."""
+        rows = [self.scores.row(entry, common) for entry in self.scores.entries(common)]
+        k = sum(all(c.n_seeds > 1 for c in own) for own in rows)
+        return k * (k - 1) // 2
 
     def _family(self, common: tuple[str, ...]) -> pd.DataFrame:
         """`pairwise` of all entries that are whole on some tasks."""
@@ -244,50 +246,20 @@ class _Pairs:
         pairs = sorted({x["n_pairs"] for x in self.overall})
         if pairs[-1] < 2:
             return []
+        seeds = {cell.n_seeds for cell in self.scores.found.values()}
+        fewer = (
+            "entries with fewer seeds count here; a board leaves those that lack a seed out of its tests,"
+            " so its p-values are then of fewer pairs"
+        )
         return [
+            *([fewer] if len(seeds) > 1 else []),
             "p-values are corrected for all pairs of the entries of a column (Holm), overall for"
             f" {' or '.join(map(str, pairs))} pairs; an interval is of its difference alone, so it may leave"
-            " out 0 where p does not"
+            " out 0 where p does not",
         ]
 
 
 _OUTCOMES = ("better", "worse")
-
-
-def _complete_rows(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The test rows with what a record has beside them, and the runs that they are of."""
-    if absent := [name for name in _COLUMNS if name not in rows]:
-        raise UserError(
-            f"rows: no column {', '.join(absent)}; needed are {', '.join(_COLUMNS)},"
-            f" found are {', '.join(map(str, rows.columns))}"
-        )
-    for name, kind in (
-        ("seed", "whole numbers"),
-        ("episode", "whole numbers"),
-        ("score", "numbers"),
-    ):
-        of_kind = (
-            pd.api.types.is_integer_dtype if name != "score" else pd.api.types.is_numeric_dtype
-        )
-        if len(rows) and not of_kind(rows[name]):
-            raise UserError(f"rows: column {name} has {str(rows[name].iloc[0])!r}, not {kind}")
-    test = rows[rows["stream"] == "test"] if "stream" in rows else rows.assign(stream="test")
-    if test.empty:
-        raise UserError("rows: there are no test episodes")
-    key = ["entry", "task", "seed"]
-    test = test.astype({"entry": str, "task": str, "score": np.float64})
-    if "update" not in test:
-        test = test.assign(update=0)
-    if "run_id" not in test:
-        text = test["entry"] + " on " + test["task"] + ", seed " + test["seed"].astype(str)
-        test = test.assign(run_id=text)
-    if (twice := test.duplicated(["run_id", "update", "episode"])).any():
-        row = test[twice].iloc[0]
-        raise UserError(
-            f"rows: {row['entry']} on {row['task']}, seed {row['seed']}, has episode {row['episode']} twice"
-        )
-    runs = test.groupby([*key, "run_id"], as_index=False).agg(n_updates=("update", "max"))
-    return test, runs.assign(status="ok", config_id=runs["entry"] + " on " + runs["task"])
 
 
 def _tasks(tasks: Sequence[str] | None, runs: pd.DataFrame) -> tuple[str, ...]:
@@ -302,21 +274,24 @@ def _tasks(tasks: Sequence[str] | None, runs: pd.DataFrame) -> tuple[str, ...]:
     return tuple(dict.fromkeys(tasks))
 
 
-def _names(mine: str, rivals: str | Sequence[str] | None, runs: pd.DataFrame) -> list[str]:
-    """The rivals, each once."""
-    known = sorted(set(runs["entry"].astype(str)))
-    if isinstance(rivals, str):
-        rivals = [rivals]
+def _names(
+    mine: str, rivals: str | Sequence[str] | None, runs: pd.DataFrame
+) -> tuple[str, list[str]]:
+    """The entry and its rivals, each once; labels that are numbers are their texts."""
+    known, mine = sorted(set(runs["entry"].astype(str))), str(mine)
     if rivals is None:
         rivals = [entry for entry in known if entry != mine]
+        if not rivals and mine in known:
+            raise UserError(f"there is nothing to compare {mine!r} with: it is the only entry")
+    rivals = [str(rival) for rival in ([rivals] if np.isscalar(rivals) else rivals)]
     for name in (mine, *rivals):
         if name not in known:
             raise unknown("entry", name, known)
     if mine in rivals:
         raise UserError(f"{mine!r} is compared with itself")
     if not rivals:
-        raise UserError(f"there is nothing to compare {mine!r} with: it is the only entry")
-    return list(dict.fromkeys(rivals))
+        raise UserError(f"no rival of {mine!r} is named")
+    return mine, list(dict.fromkeys(rivals))
 
 
 def _refuse_failures(scores: Scores, entry: str) -> None:

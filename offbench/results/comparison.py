@@ -25,7 +25,7 @@ class Comparison:
 
     table, one row per rival and common task: rival, task, mine_score, rival_score (mean over seeds),
     difference, low, high (of this difference alone), p (the board's: Holm-adjusted over all pairs of the
-    column), outcome (better | worse | no difference | one seed), mine_seeds, rival_seeds.
+    column), outcome (better | worse | not told apart | one seed), mine_seeds, rival_seeds.
     overall, one row per rival: rival, verdict, n_tasks, difference (of the IQM), low, high, p (Holm-adjusted
     over n_pairs), improvement, improvement_low, improvement_high, wins, losses, ties, mine_ and rival_ iqm,
     mean, median and optimality_gap (mean shortfall below 100), n_pairs, n_seeds, n_seeds_max, more_seeds and
@@ -128,11 +128,11 @@ class Comparison:
             [x if i not in (1, 2) else _cut(x, _NAME) for i, x in enumerate(line)] for line in table
         ]
         others = sum(max(len(line[i]) for line in table) for i in range(1, 6)) + 10
-        table = [[_cut(line[0], max(12, _WIDTH - others)), *line[1:]] for line in table]
+        table = [[_shortened(line[0], max(12, _WIDTH - others)), *line[1:]] for line in table]
         lines = _aligned(table[0], table[1:])
         if averages:
             lines.insert(1 + len(rows), "")
-        counts = f"tasks: {row.wins} better, {row.losses} worse, {row.ties} no difference"
+        counts = f"tasks: {row.wins} better, {row.losses} worse, {row.ties} not told apart"
         return [*lines, "", counts, _improvement(row, self.mine)]
 
 
@@ -146,7 +146,7 @@ def _cost(row: Any) -> list[str]:
 
 
 def _task(row: Any) -> list[str]:
-    outcome = "" if row.outcome == "no difference" else row.outcome
+    outcome = "" if row.outcome == "not told apart" else row.outcome
     scores = [f"{row.mine_score:.1f}", f"{row.rival_score:.1f}"]
     return [row.name, *scores, _span(row.difference, row.low, row.high), _p(row.p), outcome]
 
@@ -184,10 +184,19 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
+def _shortened(text: str, width: int) -> str:
+    """Without its middle: tasks differ at their ends, as hopper-medium and hopper-medium-replay do."""
+    tail = 2 * (width - 1) // 5
+    return text if len(text) <= width else f"{text[: width - 1 - tail]}…{text[-tail:]}"
+
+
 def _wrapped(text: str, indent: str = "") -> list[str]:
-    return textwrap.wrap(
+    # p stays on the line of its value
+    text = text.replace("p = ", "p\xa0=\xa0").replace("p < ", "p\xa0<\xa0")
+    lines = textwrap.wrap(
         text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
+    return [line.replace("\xa0", " ") for line in lines]
 
 
 def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -145,6 +145,8 @@ def pairs_of(
         pairs = uncertainty.aggregate_differences(found)
         gap, p = points[:, None] - points, pairs.adjusted()
         low, high = pairs.intervals(level)
+        if all(cell.success for entry in entries for cell in scores.row(entry, tasks)):
+            low, high = np.maximum(low, -100.0), np.minimum(high, 100.0)
     better = won(scores, entries, tasks, level).sum(0)
     point, point_low, point_high = improvement(scores, entries, tasks, level)
     i, j = np.nonzero(~np.eye(k, dtype=bool))

@@ -146,18 +146,20 @@ def _outlook(more: More | None, difference: float) -> str:
 
 
 def _where(found: Finding) -> str:
-    """`better on 3, worse on 1 (walker2d), no difference on 1`."""
+    """`better on 3, worse on 1 (walker2d), not told apart on 1`."""
     parts = []
     for word, tasks in (("better", found.better), ("worse", found.worse)):
         named = f" ({', '.join(tasks)})" if 0 < len(tasks) <= 2 else ""
         parts += [f"{word} on {len(tasks)}{named}"] if tasks else []
     rest = found.n_tasks - len(found.better) - len(found.worse)
-    return ", ".join([*parts, *([f"no difference on {rest}"] if rest else [])])
+    return ", ".join([*parts, *([f"not told apart on {rest}"] if rest else [])])
 
 
 def spelt_p(p: float) -> str:
-    """`p = 0.013`, `p < 0.001`."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+    """`p = 0.013`, `p < 0.001`; 0.0496 keeps the digit that says on which side of 0.05 it is."""
+    if p < 0.001:
+        return "p < 0.001"
+    return f"p = {p:.2g}" if abs(p - 0.05) > 0.0006 else f"p = {p:.3g}"
 
 
 def spelt_seeds(few: int, many: int) -> str:

@@ -61,8 +61,11 @@ def marks(results: Path) -> list[Path]:
     return sorted((results / "runs").rglob("*.json"))
 
 
-def test_no_records_are_told(tmp_path, capsys):
-    assert "nothing recorded for quick with these settings" in refused(capsys, tmp_path)
+def test_no_records_are_told(results, capsys):
+    line = refused(capsys, results / "none")
+    assert line.endswith(f"with these settings in {results}/none; run: offbench bench\n")
+    version = plan([], bench=True).suite["version"]
+    assert f"(4 runs of quick v{version} are there, with" in refused(capsys, results, "seeds=[77]")
 
 
 @pytest.mark.parametrize("damage", ["gone", "half", "other rows"])
@@ -162,6 +165,8 @@ def test_every_number_is_explained(results, capsys):
     names = {line for line in out.splitlines() if line and not line.startswith(" ")}
     assert names >= {"score", "cell", "interval", "bold", "status", "IQM", "mean", "rank", "pairs"}
     assert names >= {"tuned", "tuning", "updates", "s/run"}
+    words = " ".join(out.split())
+    assert "[1-2] says that nothing is known of its place" in words and "`0/1` is none" in words
     assert max(map(len, out.splitlines())) <= 80
     assert not (results / "board").exists()
 

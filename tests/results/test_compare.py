@@ -13,9 +13,9 @@ from offbench.errors import UserError
 from offbench.results import stats, uncertainty
 from offbench.results.board.leaderboard import leaderboard
 from offbench.results.compare import compare
-from offbench.results.comparison import Comparison
+from offbench.results.comparison import Comparison, _wrapped
 from offbench.results.pairwise import Scores, pairwise
-from offbench.results.verdict import Finding, More, Variance, more_needed, verdict
+from offbench.results.verdict import Finding, More, Variance, more_needed, spelt_p, verdict
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -76,11 +76,11 @@ def test_the_verdict_of_a_better_entry_names_where_it_is_worse() -> None:
     assert found.verdict == (
         f"mine is better than iql: +{row['difference']:.1f} points [{row['low']:.1f}, {row['high']:.1f}]"
         f" over 5 tasks (p {'< 0.001' if row['p'] < 1e-3 else '= ' + format(row['p'], '.2g')});"
-        " better on 3, worse on 1 (task3), no difference on 1"
+        " better on 3, worse on 1 (task3), not told apart on 1"
     )
     back = compare(rows, "iql", ["mine"])
     assert back.verdict.startswith("iql is worse than mine: -")
-    assert "better on 1 (task3), worse on 3, no difference on 1" in back.verdict
+    assert "better on 1 (task3), worse on 3, not told apart on 1" in back.verdict
     assert back.overall.iloc[0]["low"] == pytest.approx(-row["high"])
 
 
@@ -143,7 +143,7 @@ def finding(**changes: object) -> Finding:
         ({"low": -4.0, "high": 4.0}, "a and b are equivalent within 5 points: +1.0 [-4.0, 4.0]"),
         (
             {"low": 0.5, "p": 0.12, "pairs": 6, "better": ["x"]},
-            "(p = 0.12 as one of 6 pairs); better on 1 (x), no difference on 2; about 7",
+            "(p = 0.12 as one of 6 pairs); better on 1 (x), not told apart on 2; about 7",
         ),
         ({"difference": np.nan, "worse": ["x", "y", "z"]}, "no mean; worse on 3"),
         ({"unit": "of return", "p": 0.0001}, "a is better than b: +1.0 of return [-6.0, 8.0]"),
@@ -193,13 +193,67 @@ def test_success_rates_differ_by_no_more_than_100_points() -> None:
     row = found.table.iloc[0]
     assert -100 <= row["low"] < row["difference"] < row["high"] == 100
 
+    both = compare(rows_of({(e, t): x for e, x in won.items() for t in "tuv"}), "a", "b").overall
+    assert both.iloc[0]["low"] < both.iloc[0]["difference"] <= both.iloc[0]["high"] == 100
+
+
+def test_of_an_entry_with_one_seed_no_pair_is_counted() -> None:
+    rows = pd.concat([normal({"a": 50.0, "b": 60.0, "c": 55.0}), normal({"d": 50.0}, seeds=1)])
+    found = compare(rows, "a")
+    assert found.overall.set_index("rival")["n_pairs"].to_dict() == {"b": 3, "c": 3, "d": 3}
+    assert "tasks: 0 better, 0 worse, 4 not told apart" in str(compare(rows, "a", "d"))
+
+
+def test_long_names_of_tasks_stay_different_and_p_stays_with_its_value() -> None:
+    rows = normal({"a-long-name": 50.0, "another-name": 60.0}, tasks=3)
+    names = {
+        f"task{i}": f"halfcheetah-{x}"
+        for i, x in enumerate(("medium", "medium-replay", "medium-expert"))
+    }
+    text = str(compare(rows.assign(task=rows["task"].map(names)), "a-long-name", "another-name"))
+    shown = [line.split("  ")[0] for line in text.splitlines() if line.startswith("halfch")]
+    assert len(set(shown)) == 3 and max(map(len, text.splitlines())) <= 80
+    for words in (f"{'x' * n} (p = 0.02); y" for n in range(60, 80)):
+        assert any("(p = 0.02)" in line for line in _wrapped(words))
+
+
+def test_what_a_reader_must_know_of_own_rows_is_said() -> None:
+    rows = normal({"a": 50.0, "b": 50.0, "c": 50.0})
+    assert compare(rows.astype({"seed": float}), "a", "b").table.equals(
+        compare(rows, "a", "b").table
+    )
+    numbered = rows.assign(entry=rows["entry"].map({"a": 1, "b": 2, "c": 3}))
+    assert set(compare(numbered, 1, 2).verdicts) == {"2"}  # type: ignore[arg-type]
+    cut = rows[~((rows["entry"] == "a") & (rows["seed"] == 0) & (rows["episode"] > 0))]
+    notes = compare(cut, "a", "b", ["task1"]).notes
+    assert "a on task1 has 1 to 4 test episodes a seed" in notes and len(notes) == 2
+    small = compare(rows.assign(score=rows["score"] / 100), "a", "b").notes[0]
+    assert small.startswith("no score is above 0.5") and small.endswith("must be given as 100")
+    fewer = rows[~((rows["entry"] == "c") & (rows["seed"] == 0))]
+    assert any("a board leaves those" in x for x in compare(fewer, "a", "b").notes)
+    assert not any("a board leaves those" in x for x in compare(rows, "a", "b").notes)
+
+
+@pytest.mark.parametrize(
+    ("p", "words"),
+    [
+        (0.0496, "p = 0.0496"),
+        (0.0503, "p = 0.0503"),
+        (0.013, "p = 0.013"),
+        (1e-4, "p < 0.001"),
+        (1, "p = 1"),
+    ],
+)
+def test_a_p_value_near_the_level_keeps_the_digit_that_decides(p, words) -> None:
+    assert spelt_p(p) == words
+
 
 def test_returns_of_several_scales_are_compared_by_task() -> None:
     rows = normal({"a": [50, 4000, 50, 50], "b": [50, 3000, 90, 50]})
     found = compare(rows, "a", "b", unscaled=["task1"])
     assert found.verdict == (
         "a against b: the returns of these tasks have no common scale and no mean; better on 1 (task1),"
-        " worse on 1 (task2), no difference on 2"
+        " worse on 1 (task2), not told apart on 2"
     )
     assert found.overall[["difference", "mine_iqm", "mine_mean"]].isna().all(axis=None)
     one = compare(rows, "a", "b", ["task1"], unscaled=["task1"])
@@ -242,6 +296,27 @@ def test_different_numbers_of_seeds_are_compared() -> None:
         (lambda r: r.assign(score=np.nan), {}, "not finite"),
         (lambda r: r.assign(score="x"), {}, "column score has 'x', not numbers"),
         (lambda r: r.assign(seed=r["seed"] + 0.5), {}, "column seed has '0.5', not whole numbers"),
+        (
+            lambda r: r.assign(seed=r["seed"].where(r.index > 9)),
+            {},
+            "column seed has 'nan', not whole",
+        ),
+        (
+            lambda r: r.assign(entry=r["entry"].where(r.index > 9)),
+            {},
+            "column entry is empty in 10 rows",
+        ),
+        (
+            lambda r: r.assign(score=(r["score"] > 50) * 1.0),
+            {},
+            "task0 are 0 or 1; a success is 100",
+        ),
+        (
+            lambda r: r.assign(update=np.where((r["entry"] == "iql") & (r["seed"] == 0), 5, 10)),
+            {},
+            "rows: iql on task0 has seeds that end at update 5 and at 10",
+        ),
+        (lambda r: r, {"rivals": []}, "no rival of 'mine' is named"),
         (lambda r: pd.concat([r, r.head(1)]), {}, "mine on task0, seed 0, has episode 0 twice"),
         (lambda r: r.assign(stream="monitor"), {}, "no test episodes"),
         (lambda r: r.head(0), {}, "no test episodes"),

@@ -130,9 +130,8 @@ class Changes:
             for x in sure.itertuples()
         ]
         shown = f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
-        verb = "is" if len(sure) == 1 else "are"
         return (
-            f"{len(sure)} of {len(found)} scores {verb} another by more than noise{shown};"
+            f"{len(sure)} of {len(found)} scores moved by more than noise{shown};"
             f" {moved} moved within noise, {same} are the same"
         )
 

@@ -30,6 +30,8 @@ def check(path: Path) -> list[str]:
         UserError: there is no such board, or its rows are not there or damaged.
     """
     folder, name = path.parent, board_name(path)
+    if path.suffix == ".html":
+        raise UserError(f"{path} is a report; what can be checked is the board: {path.stem}.csv")
     written = {kind: folder / f"{name}.{ending}" for kind, ending in ENDINGS.items()}
     written = {kind: file for kind, file in written.items() if file.is_file()}
     if not written:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from offbench.results.board.leaderboard import Board
 from offbench.results.captions import COVERAGE, budget
@@ -14,7 +15,7 @@ def explanation(board: Board) -> list[tuple[str, str]]:
     return [
         *_of_cells(board),
         *_of_aggregates(board),
-        *_of_training(),
+        *_of_training(len(board.tasks)),
         *((f"note {number}", note) for number, note in enumerate(board.notes, 1)),
     ]
 
@@ -32,8 +33,8 @@ def _of_cells(board: Board) -> Iterator[tuple[str, str]]:
     )
     yield (
         "interval",
-        f"Where the mean would lie with other seeds and other start states, in {percent} of cases: ± half"
-        " of its width (Student's t), or [low, high] of a success rate (Wilson's, within 0 and 100). With"
+        "Where the mean over all seeds and start states that could be drawn lies, not where another run"
+        f" would; such intervals hold it in {percent} of cases. ± half of its width (Student's t), or [low, high] of a success rate (Wilson's, within 0 and 100). With"
         " few seeds a cell says little about how seeds differ, so the variance of all cells of the board"
         f" counts as one more observation. {COVERAGE}",
     )
@@ -84,18 +85,14 @@ def _of_aggregates(board: Board) -> Iterator[tuple[str, str]]:
             f" a bootstrap over seeds and start states ({board.reps} resamples).",
         )
         yield "mean", "The mean over tasks of the cells; one very high or low task moves it."
-    words = (
-        "The order by IQM. Behind it, in brackets, the ranks that the tests of all pairs leave it (Holm):"
-        " behind the entries that are better by a test, before those that are worse. [1-6] of six says that"
-        " nothing is known of the order."
-    )
+    words = f"The order by {'mean rank' if board.aggregate['mean_rank'].notna().any() else 'IQM'}."
     best = next(ranked.itertuples(), None)
-    if best is not None and best.rank_low is not None and len(ranked) > 1:
-        beaten = (ranked["rank"].notna()).sum() - int(
-            best.rank_high if _known(best) else len(ranked)
-        )
+    if best is not None and pd.notna(best.rank_high):
         words += (
-            f" Here {best.entry} is better than {beaten} of {len(ranked) - 1} rivals by a test."
+            " Behind it, in brackets, the ranks that the tests of all pairs leave it (Holm):"
+            " behind the entries that are better by a test, before those that are worse."
+            f" [1-{len(ranked)}] says that nothing is known of its place. Here {best.entry} is better than"
+            f" {len(ranked) - best.rank_high} of {len(ranked) - 1} rivals by a test."
         )
     yield "rank", words
     yield (
@@ -112,20 +109,17 @@ def _of_aggregates(board: Board) -> Iterator[tuple[str, str]]:
         )
 
 
-def _known(row: Any) -> bool:
-    return row.rank_high is not None and row.rank_high == row.rank_high
-
-
-def _of_training() -> Iterator[tuple[str, str]]:
+def _of_training(n_tasks: int) -> Iterator[tuple[str, str]]:
     yield (
         "tuned",
-        "On how many of its tasks an entry had hyper-parameters of that task: `0/5` is one setting for all.",
+        "On how many of its tasks an entry had hyper-parameters published for that very task:"
+        f" `0/{n_tasks}` is none.",
     )
     yield (
         "tuning",
         "Where the hyper-parameters came from: `default` of the method, `published` for the family of"
-        " tasks, `suite`, `task preset` (one published for this very task), `user` (the command line), and"
-        " how many configurations were tried.",
+        " tasks, `suite` (its own choice, which may differ by task), `task preset` (one published for this"
+        " very task), `user` (the command line), and how many configurations were tried.",
     )
     yield (
         "updates",

@@ -78,7 +78,7 @@ def _averaged_markdown(board: Board, names: list[str]) -> str:
             text = "--"
             if (entry, task) in found.index:
                 cell = found.loc[entry, task]
-                shown = "" if np.isnan(cell["low"]) else _interval_text(cell, short=False)
+                shown = _interval_text(cell, short=False)
                 text = f"{cell['mean']:.1f}{shown} ({cell['last']:.1f})"
                 text += "".join(f" ({n} {word})" for n, word in failures(whole) if n)
             texts.append(text)
@@ -207,9 +207,10 @@ def cell_text(cell: Any, *, short: bool = False) -> str:
     """`60.5 ± 33.1`; of a success rate, whose interval is not symmetric, `33.3 [8.1, 73.0]`."""
     if cell.missing:
         return "--" if cell.status in ("missing", "left out") else cell.status
-    text = f"{cell.mean:.1f}"
-    if not np.isnan(cell.low):
-        text += _interval_text(cell, short)
+    text = f"{cell.mean:.1f}" + _interval_text(cell, short)
+    if short and len(text.partition("\n")[0]) > TASK_WIDTH:
+        # whole numbers rather than cut ones: 5012±8 of 5012.2±8.3
+        text = f"{cell.mean:.0f}" + _interval_text(cell, short, whole=True)
     notes = [
         f"{count} {_SHORT[word] if short else word}" for count, word in failures(cell) if count
     ]
@@ -218,7 +219,9 @@ def cell_text(cell: Any, *, short: bool = False) -> str:
     return text + "".join(f"\n{note}" if short else f" ({note})" for note in notes)
 
 
-def _interval_text(cell: Any, short: bool) -> str:
+def _interval_text(cell: Any, short: bool, whole: bool = False) -> str:
+    if np.isnan(cell.low):
+        return ""
     if cell.success:
         return (
             f"\n[{cell.low:.0f}, {cell.high:.0f}]"
@@ -227,7 +230,7 @@ def _interval_text(cell: Any, short: bool) -> str:
         )
     half = (cell.high - cell.low) / 2
     if short:
-        return f"±{half:.0f}" if half >= 9.95 else f"±{half:.1f}"
+        return f"±{half:.0f}" if whole or half >= 9.95 else f"±{half:.1f}"
     return f" ± {half:.1f}"
 
 
@@ -248,10 +251,14 @@ def _csv_value(value: Any) -> Any:
 
 
 def without_common_folder(tasks: tuple[str, ...]) -> list[str]:
-    """d4rl/a, d4rl/b/c -> a, b/c; ids of several worlds stay as they are."""
+    """d4rl/a, d4rl/b/c -> a, b/c; ids of several worlds stay as they are.
+
+    Of what is in folders below the first, the last one stays, as it names the environment:
+    offbench/hopper/a -> hopper/a.
+    """
     parts = [task.split("/") for task in tasks]
     common = 0
-    while all(len(p) > common + 1 and p[common] == parts[0][common] for p in parts):
+    while all(len(p) > common + 1 + (common > 0) and p[common] == parts[0][common] for p in parts):
         common += 1
     return ["/".join(p[common:]) for p in parts]
 

@@ -135,6 +135,8 @@ def test_the_last_written_digit_may_be_rounded_otherwise():
 def test_what_cannot_be_checked_is_told_in_a_line(written, tmp_path):
     with pytest.raises(UserError, match=r"there is no nothing\.md, \.csv, \.json or \.tex"):
         check(tmp_path / "nothing.csv")
+    with pytest.raises(UserError, match=r"toy\.html is a report; what can be checked"):
+        check(written / "toy.html")
     (tmp_path / "alone.csv").write_text("kind\n")
     with pytest.raises(UserError, match="alone has no rows to recompute it from"):
         check(tmp_path / "alone.csv")

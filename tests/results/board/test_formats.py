@@ -14,7 +14,7 @@ from support.boards import TASKS, evidence
 
 from offbench.results.board import formats, latex
 from offbench.results.board.leaderboard import Board
-from offbench.results.board.render import to_terminal
+from offbench.results.board.render import short_names, to_terminal
 
 Numbers = dict[tuple[str, str], tuple[float, ...]]
 
@@ -146,6 +146,16 @@ def test_the_terminal_says_who_beats_whom_within_eighty_columns(board):
     assert any(
         line.startswith("1 beats 2 3; 2 beats 3 (IQM, all pairs, p < 0.05") for line in lines
     )
+
+
+def test_short_names_keep_the_environment():
+    assert short_names(("offbench/hopper/medium-replay-v0",)) == ["hopper/medium-replay"]
+    assert short_names(("o/cheetah/a-v0", "o/cheetah/b-v0")) == ["cheetah/a", "cheetah/b"]
+    assert short_names(("d4rl/hopper-medium-v2",)) == ["hopper-medium"]
+    assert short_names(("minari/mujoco/ant/a-v0", "minari/mujoco/ant/b-v1")) == [
+        "ant/a-v0",
+        "ant/b-v1",
+    ]
 
 
 def test_texts_are_escaped_for_latex():

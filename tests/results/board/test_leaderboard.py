@@ -3,6 +3,7 @@
 import csv
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from rich.console import Console
 
 from offbench.errors import UserError
 from offbench.results.board import strip
+from offbench.results.board.explain import explanation
 from offbench.results.board.formats import write
 from offbench.results.board.leaderboard import Asked, Board, leaderboard
-from offbench.results.board.render import to_csv, to_markdown, to_terminal
+from offbench.results.board.render import cell_text, to_csv, to_markdown, to_terminal
 from offbench.results.spec import Provenance, RunSpec
 from offbench.results.store import Store
 
@@ -138,6 +140,7 @@ def test_returns_without_references_are_never_averaged_with_scores() -> None:
         }
     )
     board = leaderboard(*frames, [A, B], asked=Asked(unscaled=[B]))
+    assert dict(explanation(board))["rank"] == "The order by mean rank."
     numbers = board.aggregate[["iqm", "low", "high", "mean", "mean_low", "mean_high"]]
     assert numbers.isna().all(axis=None) and not board.aggregate["best"].any()
     # ranked by the mean of the ranks within the tasks; bc lacks one
@@ -851,3 +854,20 @@ def test_a_cell_with_an_incomplete_run_is_not_averaged_and_its_entry_has_no_mean
         "| bc | 2.8 ± 4.1 (5.5) | 3.3 (7.0) (1 failed) | -- | -- |",
         "| iql | 1.5 ± 4.1 (1.5) | -- | -- | -- |",
     ]
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "words"),
+    [
+        (5012.2, 8.6, "5012±9"),
+        (4999.1, 11, "4999.1±11"),
+        (60.5, 3.1, "60.5±3.1"),
+        (-1234.6, 22, "-1235±22"),
+        (-12345678.9, np.nan, "-12345679"),
+    ],
+)
+def test_a_number_that_does_not_fit_loses_its_decimals_and_is_not_cut(mean, half, words) -> None:
+    counts = {"n_failed": 0, "n_diverged": 0, "n_seeds": 3, "n_asked": 3}
+    bounds = {"mean": mean, "low": mean - half, "high": mean + half}
+    cell = SimpleNamespace(**bounds, **counts, missing=False, success=False)
+    assert cell_text(cell, short=True) == words
