@@ -122,6 +122,11 @@ class Cell:
         return beyond_noise / self.n_episodes if beyond_noise > negligible else 0.0
 
     @property
+    def unanimous(self) -> bool:
+        """Whether all episodes of a success rate ended alike, which says nothing about how seeds differ."""
+        return self.success and self.mean in (0.0, 100.0)
+
+    @property
     def chance(self) -> float:
         """p (1 - p) of a success rate in squared points, never 0: one success and failure added."""
         n = self.n_seeds * self.n_episodes
@@ -176,8 +181,7 @@ def seed_share(cell: Cell, pool: Pool) -> float:
     """Variance of a cell's mean that comes from the seeds, moderated; nan with one seed."""
     n, prior = cell.n_seeds, pool.prior(cell)
     own = cell.seed_variance
-    if cell.success and cell.mean in (0.0, 100.0) and n > 1:
-        # all episodes ended alike, which says nothing about how seeds differ
+    if cell.unanimous and n > 1:
         own = prior
     few = pool.n_cells < _MANY_CELLS
     moderated = (_PRIOR_WEIGHT * prior + (n - 1) * own) / (n - few * (1 - _PRIOR_WEIGHT))
@@ -367,7 +371,8 @@ def draw(cell: Cell, pool: Pool, generator: Generators, reps: int) -> np.ndarray
     """(reps, n_seeds) drawn seed means of a cell."""
     own = generator(cell.name, cell.means)
     picked = own.integers(cell.n_seeds, size=(reps, cell.n_seeds))
-    noise = np.sqrt(pool.prior(cell) / cell.n_seeds)
+    # drawing again from equal seeds adds no variance
+    noise = np.sqrt(pool.prior(cell) / (1 if cell.unanimous else cell.n_seeds))
     drawn = cell.means[picked] + noise * own.standard_normal(picked.shape)
     if cell.episode_variance == 0:
         return drawn

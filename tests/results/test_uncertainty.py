@@ -296,6 +296,16 @@ def test_an_aggregate_by_hand_with_one_task_is_that_of_its_cell() -> None:
     assert half == pytest.approx(wider * plain)
 
 
+def test_a_success_rate_without_any_success_is_as_unsure_in_an_aggregate_as_in_its_cell() -> None:
+    """Drawing again from seeds that are all 0 adds no variance; the board's must stand for it."""
+    none = seeds(0, 0, 0, 0, 0, 0, episodes=5, success=True)
+    pool = Pool(variance=0.0, correlation=0.5)
+    found = uncertainty.aggregate(
+        [none], [pool], stats.mean, generator=uncertainty.Generators(0), reps=4000
+    )
+    assert found.draws.std() == pytest.approx(np.sqrt(uncertainty.seed_share(none, pool)), rel=0.05)
+
+
 def test_cells_of_equal_scores_are_drawn_from_independently() -> None:
     """No success on many tasks: the mean over tasks is the surer, the more there are."""
 
