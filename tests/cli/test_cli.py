@@ -524,6 +524,7 @@ def test_values_that_exploded_are_told_beside_a_score_that_counts(tmp_path, caps
     assert "1 of 1 runs of td3_bc(hidden=[8],gamma=0,lr=1000)" in " ".join(out.split())
 
 
+@pytest.mark.slow
 def test_wandb_is_a_screen_that_needs_no_account(tmp_path):
     done = offbench(
         "run",
