@@ -6,11 +6,15 @@ from collections.abc import Sequence
 
 def check_contract(args: Sequence[str]) -> int:
     """Tests each method that `args` name; 1 where one breaks the contract."""
+    import torch
+
     from offbench.bench.plan import plan
     from offbench.bench.targets import is_torch_class, locate
     from offbench.testing.contract import SPEC, check_method, fake_batch
     from offbench.training.imperative import Imperative
 
+    # networks of a few units: on a busy machine more threads took six times as long
+    torch.set_num_threads(1)
     for cell in {c.entry: c for c in plan(args, bench=False).cells}.values():
         print(cell.entry)
         if is_torch_class(locate(cell.target)):
