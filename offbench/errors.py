@@ -18,6 +18,10 @@ class UserError(ValueError):
     """A mistake of the user, told in one line."""
 
 
+class Interrupted(BaseException):
+    """Work ends here because its process was asked to stop; no failure of what was running."""
+
+
 def nearest(value: object, choices: Iterable[object], n: int = 3) -> str:
     """What the user probably meant, and what there is.
 

@@ -66,9 +66,53 @@ def pack(cells: Iterable[Cell], *, max_stack: int | None = None) -> list[Pack]:
     """
     groups: dict[Any, list[Cell]] = {}
     for cell in sorted(cells, key=lambda c: (-c.n_updates, c.task.id)):
-        key = (cell.task.id, *program_of(cell), cell.n_updates, str(cell.protocol))
-        groups.setdefault(key, []).append(cell)
+        groups.setdefault(_group_of(cell), []).append(cell)
     return [Pack(part) for group in groups.values() for part in _split(group, max_stack)]
+
+
+def whole_stacks(packs: Iterable[Pack], planned: Iterable[Cell], store: Store) -> list[Pack]:
+    """The stacks, with those that were recorded in part as they were when they were trained.
+
+    Numbers depend on the stack by rounding. Where a process died while it recorded a stack, the runs without
+    a record are trained once more with the runs that have one, so that they come out as they would have.
+
+    Args:
+        planned: the cells of the plan, with all their seeds.
+    """
+    groups: dict[Any, list[Cell]] = {}
+    for cell in planned:
+        groups.setdefault(_group_of(cell), []).append(cell)
+    out: list[Pack] = []
+    for part in packs:
+        found = _stack_before(part, groups[_group_of(part.cells[0])], store)
+        out += [found] if found not in out else []
+    return out
+
+
+def _stack_before(part: Pack, group: Sequence[Cell], store: Store) -> Pack:
+    """The stack in which the runs of `part` were trained before; `part` where no record says so."""
+    mine = {run.run_id for _, run in part.members}
+    runs = [run for cell in group for run in cell.runs()]
+    absent = {run.run_id for run in store.missing(runs)}
+    others = [run.run_id for run in runs if run.run_id not in absent]
+    # nothing of it was recorded; or it was, as failed
+    if not others or len(store.missing(runs, count_failed=True)) < len(absent):
+        return part
+    for name in others:
+        if mine <= set(stack := store.read(name).provenance.stack):
+            cells = (
+                replace(cell, seeds=tuple(r.seed for r in cell.runs() if r.run_id in stack))
+                for cell in group
+            )
+            again = Pack(tuple(cell for cell in cells if cell.seeds))
+            if [run.run_id for _, run in again.members] == list(stack):
+                return again
+    return part
+
+
+def _group_of(cell: Cell) -> Any:
+    """What cells agree in that can be stacked."""
+    return cell.task.id, *program_of(cell), cell.n_updates, str(cell.protocol)
 
 
 def program_of(cell: Cell) -> tuple[str, str, str]:

@@ -57,7 +57,7 @@ def _print_totals(
     plan: "Plan", todo: "Sequence[Cell]", costs: "Sequence[Cost]", console: "Console"
 ) -> None:
     """How long all runs take on the processes there are, their memory, and the files they leave."""
-    from offbench.bench.executors import n_jobs
+    from offbench.bench.executors.executor import n_jobs
     from offbench.bench.forecast import kept_bytes, stack_bytes
     from offbench.bench.stacks import pack
 

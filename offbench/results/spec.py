@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from offbench.errors import UserError, unknown
 
@@ -146,6 +146,8 @@ class Provenance:
     fitted: Mapping[str, Any] = field(default_factory=dict)
     # setting -> where its value came from
     sources: Mapping[str, Any] = field(default_factory=dict)
+    # run ids of the runs that were stacked with this one, in their order; rounding depends on them
+    stack: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -177,6 +179,13 @@ def _from_dict(cls: type, value: object) -> Any:
     return cls(**value)
 
 
+class _Named(NamedTuple):
+    """A name and type, as of a field."""
+
+    name: str
+    type: Any
+
+
 def _checked(item: Any, value: Any) -> Any:
     """The value of one field, copied into plain JSON types, or a UserError naming the field."""
     name, kind = item.name, item.type
@@ -198,6 +207,10 @@ def _checked(item: Any, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(f"{name}: {value!r} is not a number")
         return float(_plain(value, name))
+    if kind == Sequence[str]:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise UserError(f"{name}: {value!r} is not a list of names")
+        return [_checked(_Named(name, str), item) for item in value]
     if not isinstance(value, Mapping):
         raise UserError(f"{name}: {value!r} is not a mapping")
     return _plain(value, name)

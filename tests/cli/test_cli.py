@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from support.paths import ROOT
 
-from offbench.bench.executors import Event
+from offbench.bench.job import Event
 from offbench.bench.hydra import options
 from offbench.bench.plan import plan
 from offbench.bench.recording import Outcome
@@ -505,7 +505,7 @@ def test_a_pack_that_raises_is_told_and_exit_code_1(tmp_path, capsys, monkeypatc
     def raises(*args, **kwargs):
         raise UserError("not like this")
 
-    monkeypatch.setattr("offbench.bench.executors.run_pack", raises)
+    monkeypatch.setattr("offbench.bench.job.run_pack", raises)
     assert main(["run", "method=bc", "seeds=[0,1]", *TINY, f"results={tmp_path}", "jobs=1"]) == 1
     assert "not like this" in capsys.readouterr().err
 
