@@ -48,12 +48,21 @@ class Pack:
 
 
 def missing(cells: Iterable[Cell], store: Store) -> list[Cell]:
-    """The cells with only the seeds that have no record yet; cells without any are dropped."""
+    """The cells with only the seeds that have no record yet; cells without any are dropped.
+
+    Records are opened only where one has the name of a run.
+    """
     cells = list(cells)
-    absent = {run.run_id for run in store.missing([run for cell in cells for run in cell.runs()])}
+    names = {path.stem for path in store.records()}
+    found = lambda cell: not names.isdisjoint([*cell.run_ids(), *cell.earlier_ids()])
+    begun = [bool(names) and found(cell) for cell in cells]
+    runs = [run for cell, some in zip(cells, begun) if some for run in cell.runs()]
+    absent = {run.run_id for run in store.missing(runs)} if runs else set()
     left = [
         replace(cell, seeds=tuple(r.seed for r in cell.runs() if r.run_id in absent))
-        for cell in cells
+        if some
+        else cell
+        for cell, some in zip(cells, begun)
     ]
     return [cell for cell in left if cell.seeds]
 
@@ -66,15 +75,14 @@ def pack(cells: Iterable[Cell], *, max_stack: int | None = None) -> list[Pack]:
     """
     groups: dict[Any, list[Cell]] = {}
     for cell in sorted(cells, key=lambda c: (-c.n_updates, c.task.id)):
-        key = (cell.task.id, *program_of(cell), cell.n_updates, str(cell.protocol))
+        key = (cell.task.id, *program_of(cell), cell.n_updates, cell.protocol.shown)
         groups.setdefault(key, []).append(cell)
     return [Pack(part) for group in groups.values() for part in _split(group, max_stack)]
 
 
 def program_of(cell: Cell) -> tuple[str, str, str]:
     """What determines the traced program of an update; all cells of a stack agree in it."""
-    static = {k: v for k, v in cell.hparams.items() if not isinstance(v, float)}
-    return cell.target, str(static), str(cell.pipeline)
+    return cell.target, cell.hparams.fixed, cell.pipeline.shown
 
 
 def _split(cells: Sequence[Cell], limit: int | None) -> Iterator[tuple[Cell, ...]]:
