@@ -11,6 +11,7 @@ task unless `suite=quick` is given.
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from offbench.bench.cells import Cell
@@ -94,6 +95,7 @@ def plan(overrides: Sequence[str], *, bench: bool) -> Plan:
     known = Known()
     plans = [_plan_point(point, swept, known, bench=bench) for point in points]
     cells = tuple(cell for p in plans for cell in p.cells)
+    _check_folder(plans[0].settings.results)
     if len(names := {p.name for p in plans}) > 1:
         raise UserError(
             f"one board, one suite, and these are of {', '.join(sorted(names))}: name one with suite="
@@ -105,6 +107,16 @@ def plan(overrides: Sequence[str], *, bench: bool) -> Plan:
                 f"{cell.entry} on {cell.task.id} is asked for twice; give the rows different labels"
             )
     return replace(plans[0], cells=cells)
+
+
+def _check_folder(results: str) -> None:
+    """Raises UserError where a file has the name of the results folder or of one above it."""
+    folder = Path(results)
+    for path in (folder, *folder.parents):
+        if path.exists():
+            if not path.is_dir():
+                raise UserError(f"results={results}: {path} is a file, and results are a folder")
+            return
 
 
 def _plan_point(given: dict[str, Any], swept: Set[str], known: Known, *, bench: bool) -> Plan:

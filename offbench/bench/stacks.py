@@ -23,6 +23,15 @@ class Pack:
     cells: tuple[Cell, ...]
 
     @property
+    def size(self) -> int:
+        """The number of its members."""
+        return sum(len(cell.seeds) for cell in self.cells)
+
+    def first(self, size: int) -> "Pack":
+        """The stack of the first members of this one."""
+        return self if size >= self.size else Pack(next(_split(self.cells, size)))
+
+    @property
     def members(self) -> list[tuple[Cell, RunSpec]]:
         """(cell, run) of each member, in the order of the stack."""
         return [(cell, run) for cell in self.cells for run in cell.runs()]
@@ -32,13 +41,17 @@ class Pack:
         """The hyper-parameters that differ, one dict per member; None where none do."""
         first = self.cells[0].hparams
         names = [k for k in first if any(c.hparams[k] != first[k] for c in self.cells)]
-        return [{k: cell.hparams[k] for k in names} for cell, _ in self.members] if names else None
+        return (
+            [{k: cell.hparams[k] for k in names} for cell in self.cells for _ in cell.seeds]
+            if names
+            else None
+        )
 
     @property
     def title(self) -> str:
         """For progress bars: "iql on d4rl/hopper-medium-v2 x5"."""
         names = self.cells[0].entry if len(self.cells) == 1 else f"{len(self.cells)} entries"
-        return f"{names} on {self.cells[0].task.id} x{len(self.members)}"
+        return f"{names} on {self.cells[0].task.id} x{self.size}"
 
     @property
     def name(self) -> str:
@@ -67,8 +80,10 @@ def missing(cells: Iterable[Cell], store: Store) -> list[Cell]:
     return [cell for cell in left if cell.seeds]
 
 
-def pack(cells: Iterable[Cell], *, max_stack: int | None = None) -> list[Pack]:
-    """Groups cells into stacks of at most `max_stack` runs.
+def pack(
+    cells: Iterable[Cell], *, max_stack: int | Callable[[Cell], int | None] | None = None
+) -> list[Pack]:
+    """Groups cells into stacks of at most `max_stack` runs, a number or a function of a stack's first cell.
 
     The longest first, so that no process waits long for another at the end, and by task, so that one can
     reuse its environments for the next stack.
@@ -77,7 +92,8 @@ def pack(cells: Iterable[Cell], *, max_stack: int | None = None) -> list[Pack]:
     for cell in sorted(cells, key=lambda c: (-c.n_updates, c.task.id)):
         key = (cell.task.id, *program_of(cell), cell.n_updates, cell.protocol.shown)
         groups.setdefault(key, []).append(cell)
-    return [Pack(part) for group in groups.values() for part in _split(group, max_stack)]
+    limit = lambda cell: max_stack(cell) if callable(max_stack) else max_stack
+    return [Pack(part) for group in groups.values() for part in _split(group, limit(group[0]))]
 
 
 def program_of(cell: Cell) -> tuple[str, str, str]:

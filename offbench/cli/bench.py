@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,7 @@ def run_missing(
 
     Returns (the plan on its data, number of runs that were missing, one line per failure, printed too).
     """
+    from offbench.bench.memory import check_one
     from offbench.bench.preflight import check_device_name, preflight, resolve_device
     from offbench.bench.stacks import fetched, missing
 
@@ -70,7 +72,8 @@ def run_missing(
     if todo:
         resolve_device(wanted.settings.device)
         with console.status("checking") as status:
-            preflight(todo, strict=wanted.settings.strict, report=status.update)
+            fits = partial(check_one, settings=wanted.settings)
+            preflight(todo, strict=wanted.settings.strict, fits=fits, report=status.update)
         store.check_writable()
     failures = _show_progress(todo, store, wanted, console) if todo else []
     for line in failures:
@@ -85,9 +88,10 @@ def _show_progress(
     from rich.markup import escape
 
     from offbench.bench.executors import run_packs
+    from offbench.bench.memory import stack_limit
     from offbench.bench.stacks import pack
 
-    packs = pack(todo, max_stack=stack_limit(todo, plan))
+    packs = pack(todo, max_stack=stack_limit(todo, plan.settings))
     failures: list[str] = []
     with _bars(console) as bars:
         overall = bars.add_task("all", total=sum(len(p.members) for p in packs))
@@ -134,31 +138,6 @@ def _bars(console: "Console") -> "Progress":
         transient=True,
         expand=True,
     )
-
-
-def stack_limit(todo: "Sequence[Cell]", plan: "Plan") -> int | None:
-    """The most runs of one stack: what was asked for, or what a GPU's memory holds."""
-    from offbench.bench.forecast import stack_bytes
-    from offbench.bench.preflight import resolve_device
-    from offbench.bench.stacks import Pack, program_of
-
-    if plan.settings.max_stack is not None:
-        return plan.settings.max_stack
-    device = resolve_device(plan.settings.device)
-    if not device.startswith("cuda"):
-        return None
-    import torch
-
-    from offbench.tasks.loading import load_data
-
-    limits = []
-    for cell in {(c.task.id, *program_of(c)): c for c in todo}.values():
-        data, _ = load_data(cell.task, defects="ignore")
-        size = sum(x.nbytes for x in data) if plan.settings.data == "device" else 0
-        free, _ = torch.cuda.mem_get_info(device)
-        per_run = stack_bytes(Pack((replace(cell, seeds=cell.seeds[:1]),)))
-        limits.append(max(1, int((0.8 * free - size) // per_run)))  # a fifth is left alone
-    return min(limits)
 
 
 def _title(cell: "Cell") -> str:
