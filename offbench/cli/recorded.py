@@ -134,7 +134,7 @@ def board_name(plan: "Plan", args: Sequence[str] | None = None) -> str:
         # what the suite plans, without planning it once more
         return plan.name
     from offbench.bench.plan import plan as read
-    from offbench.results.spec import unmonitored
+    from offbench.results.identity import unmonitored
 
     what = lambda c: (
         c.entry,
