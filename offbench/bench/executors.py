@@ -112,7 +112,12 @@ def _guarded(
     for cell, run in pack.members:
         if not store.has(run.run_id):
             facts = provenance_of(cell, settings, "cpu", settings.engine, size, wall_s, 0.0, {})
-            store.fail(run, reason, facts)
+            try:
+                store.fail(run, reason, facts)
+            # a full disk takes no record of that, either
+            except UserError as error:
+                text = text if str(error) == text else f"{text.rstrip()}; {error}"
+                break
     return Event(index, "failed", 1.0, error=text)
 
 

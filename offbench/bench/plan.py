@@ -43,6 +43,7 @@ from offbench.bench.suites import (
     suite_task,
 )
 from offbench.bench.targets import is_written, locate, name_of
+from offbench.bench.trust import check_target
 from offbench.bench.tuning import changes, describe_tuning
 from offbench.bench.values import build_settings, coerce, nest
 from offbench.errors import UserError, calling, unknown
@@ -144,6 +145,10 @@ def _plan_point(
         entries = (
             coerce(given.get("methods"), tuple[str, ...] | None, "methods") or suite["methods"]
         )
+        if not given.get("methods"):
+            for name in (str(entry).partition("+")[0] for entry in entries):
+                if "." in name:
+                    check_target(name, f"suite {suite['id']}")
     else:
         raise UserError(
             f"method= is missing: {', '.join(options('method'))}, or method._target_=package.Class"

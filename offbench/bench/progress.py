@@ -9,7 +9,7 @@ from offbench.bench import provenance
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import Pack
 from offbench.results.schema import EVALUATION_COLUMNS, typed
-from offbench.results.store import Record, Store
+from offbench.results.store import Record, Store, inside
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,4 +117,5 @@ def _spelt_commit(commit: str, dirty: bool) -> str:
 
 
 def checkpoint_path(pack: Pack, settings: Settings) -> Path:
-    return Path(settings.results) / "checkpoints" / f"{pack.name}.safetensors"
+    root = Path(settings.results)
+    return inside(root, root / "checkpoints" / f"{pack.name}.safetensors")

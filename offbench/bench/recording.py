@@ -8,6 +8,7 @@ from offbench.bench import provenance
 from offbench.bench.cells import Cell
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import Pack
+from offbench.errors import publishable
 from offbench.results.schema import VALIDATION_ERRORS, no_episodes
 from offbench.results.spec import Provenance
 from offbench.results.store import Store
@@ -188,7 +189,12 @@ def provenance_of(
         train_s=round(train_s, 3),
         tuning=cell.tuning,
         created=provenance.now(),
-        overrides={k: v for k, v in cell.overrides.items() if v is not None},
+        # where records lie is no part of how they came to be, and says who lives there
+        overrides={
+            k: publishable(v) if isinstance(v, str) else v
+            for k, v in cell.overrides.items()
+            if v is not None and k != "results"
+        },
         host=provenance.host(),
         fitted=fitted,
         sources=cell.recorded_sources,
