@@ -187,6 +187,7 @@ def test_no_port_is_open_to_other_machines_while_a_bench_runs(tmp_path):
     assert seen <= {"127.0.0.1", "::1"}
 
 
+@pytest.mark.slow
 def test_importing_offbench_opens_no_port_and_asks_no_one():
     code = (
         "import json, psutil, offbench, offbench.cli, offbench.bench.runner, offbench.rollout\n"

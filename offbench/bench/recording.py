@@ -88,7 +88,6 @@ class Trained(NamedTuple):
             remarks.append(f"trained in part by commit {', '.join(self.other_commits)}")
         for update, why in self.unwatched.items():
             remarks.append(f"no monitor episodes at update {update}: {why}")
-        remarks += self.remarks
         return "; ".join(filter(None, remarks)) or None
 
 
@@ -129,6 +128,8 @@ def record(
         if keep_run is not None:
             keep_run(i, store.path(run, cell.entry))
         episodes = pd.concat(rows, ignore_index=True) if rows else no_episodes()
+        # those on the whole stack are shown once, as its note
+        remark = "; ".join(filter(None, [remark, *trained.remarks])) or None
         store.append(run, episodes, facts, curve, remark=remark)
         if cell.protocol["episodes"]:
             outcome.scores[run.seed] = float(rows[-1]["score"].mean())

@@ -1,11 +1,15 @@
 """Records, policies, boards, reports and event files say nothing of who or where they were made."""
 
+import contextlib
 import os
 import platform
 import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
 from offbench.cli import main
@@ -72,10 +76,34 @@ def words_of(path: Path) -> str:
     return f"{path.name}\n{text}"
 
 
+@contextlib.contextmanager
+def listeners() -> Iterator[set[str | None]]:
+    """The addresses on which this process and its children listen, as long as the block runs; and None."""
+    seen: set[str | None] = set()
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.05):
+            everyone = [psutil.Process(), *psutil.Process().children(recursive=True)]
+            for port in (s for one in everyone for s in one.net_connections("inet")):
+                seen.add(port.laddr.ip if port.status == psutil.CONN_LISTEN else None)
+            seen.add(None)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
+
+
 def test_what_a_bench_writes_tells_nothing_of_its_machine(place, capsys):
     results = f"results={place / 'r'}"
     own = ["method=bc", "method.hidden=[4]", "keep=policy", "logger=tensorboard"]
-    assert main(["run", *own, *TINY, results]) == 0
+    with listeners() as seen:
+        assert main(["run", *own, *TINY, results]) == 0
+    assert seen == {None}
     assert main(["run", "method._target_=failing_here.Fails", *TINY, results]) != 0
     assert main(["report", *own, *TINY, results]) == 0
     files = [p for p in (place / "r").rglob("*") if p.is_file()]

@@ -19,7 +19,7 @@ NAMES = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(NAMES)
 @example("../../x")
 @example("/etc/passwd")
