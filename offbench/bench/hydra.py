@@ -105,13 +105,35 @@ def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
 # a bench of many entries composes the same few files again and again
 @cache
 def compose_conf(*choices: str) -> Mapping[str, Any]:
-    """conf/run.yaml with these options as plain data, not to be changed."""
-    from hydra import compose
-    from omegaconf import OmegaConf
+    """conf/run.yaml with these options as plain data, not to be changed.
 
-    with _hydra():
-        content: Any = OmegaConf.to_container(compose("run", list(choices)))
+    Raises UserError for an option that cannot be composed, or names a file outside its configuration.
+    """
+    from hydra import compose
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        with _hydra() as loader:
+            if choices:
+                files = loader.compute_defaults_list("run", list(choices), RunMode.RUN).defaults
+                _refuse_outside([str(file.config_path) for file in files], choices)
+            content: Any = OmegaConf.to_container(compose("run", list(choices)))
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        why = str(error).strip().split("\n")[0]
+        raise UserError(f"{' '.join(choices)}: its yaml cannot be read ({why})") from None
     return MappingProxyType(content)
+
+
+def _refuse_outside(files: Sequence[str], choices: Sequence[str]) -> None:
+    for file in files:
+        if ".." in file.split("/") or ":" in file or file.startswith("/"):
+            raise UserError(
+                f"{' '.join(choices)}: its yaml names {file}, outside the configuration of its package"
+            )
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from offbench.bench.presets import VARIANTS, methods_with_variant
 from offbench.bench.settings import Settings
 from offbench.bench.sources import Layer
 from offbench.bench.suites import SuiteTask, checked_task_id, home_of, suite_task
+from offbench.bench.trust import check_target
 from offbench.bench.values import coerce
 from offbench.errors import UserError, unknown
 from offbench.tasks.locate import load_task
@@ -148,6 +149,10 @@ def _plan_point(given: dict[str, Any], swept: Set[str], known: Known, *, bench: 
         entries = (
             coerce(given.get("methods"), tuple[str, ...] | None, "methods") or suite["methods"]
         )
+        if not given.get("methods"):
+            for name in (str(entry).partition("+")[0] for entry in entries):
+                if "." in name:
+                    check_target(name, f"suite {suite['id']}")
     else:
         raise UserError(
             f"method= is missing: {', '.join(options('method'))}, or method._target_=package.Class"

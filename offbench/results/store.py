@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import pandas as pd
 import pyarrow as pa
 
-from offbench.errors import UserError, unknown
+from offbench.errors import UserError, publishable, unknown
 from offbench.io import atomic_write, slug
 from offbench.results.commit import finished_file, holding, place, sync_folder
 from offbench.results.record import (
@@ -259,7 +259,8 @@ class Store:
     # --- inside -----------------------------------------------------------------------------
 
     def _folder(self, run: RunSpec, entry: str) -> Path:
-        return self.root / "runs" / _safe(run.suite) / _safe(run.task) / _safe(entry)
+        folder = self.root / "runs" / _safe(run.suite) / _safe(run.task) / _safe(entry)
+        return inside(self.root, folder)
 
     def _body(
         self, run: RunSpec, provenance: Provenance, status: Status, reason: str | None
@@ -269,7 +270,7 @@ class Store:
             "run_id": run.run_id,
             "config_id": run.config_id,
             "status": status,
-            "reason": reason,
+            "reason": None if reason is None else publishable(reason),
             "spec": run.as_dict(),
             "provenance": provenance.as_dict(),
         }
@@ -419,6 +420,13 @@ def _as_set(value: Any) -> tuple[Any, ...]:
 
 def _is_in(value: Any, values: tuple[Any, ...]) -> bool:
     return value in values or (isinstance(value, tuple) and value == values)
+
+
+def inside(root: Path, path: Path) -> Path:
+    """The path, which lies below `root`. UserError where a link on the way leads elsewhere."""
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{path} leads out of {root} to {path.resolve()}: results= names a folder")
+    return path
 
 
 def _safe(name: str) -> str:
