@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from offbench.bench import provenance
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import Pack
+from offbench.results.commit import inside
 from offbench.results.schema import EVALUATION_COLUMNS, typed
-from offbench.results.store import Record, Store, inside
+from offbench.results.store import Record, Store
 
 if TYPE_CHECKING:
     import pandas as pd

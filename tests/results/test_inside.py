@@ -9,7 +9,8 @@ from support.records import episodes, provenance, spec
 
 from offbench.errors import UserError
 from offbench.io import slug
-from offbench.results.store import Store, inside
+from offbench.results.commit import inside
+from offbench.results.store import Store
 
 # what leads elsewhere on some system, among other text
 PARTS = ["..", ".", "/", "\\", "~", ":", "C:", "\0", "\n", "%2e", "%2F", "a", "é", " ", "--"]
