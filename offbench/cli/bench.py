@@ -11,6 +11,8 @@ from offbench.cli.board import evidence_of, print_board
 from offbench.cli.console import make_console, plural
 from offbench.cli.describe import say_differences, say_protocol, say_settings, say_which
 from offbench.cli.report import refresh_report
+from offbench.cli.until import run_until_decided
+from offbench.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,12 +39,18 @@ def _execute(args: Sequence[str], *, bench: bool) -> int:
 
     start, console = time.perf_counter(), make_console()
     wanted = plan(args, bench=bench)
+    decided = wanted.settings.bench.until == "decided"
+    if decided and not bench:
+        raise UserError("bench.until=decided compares entries: use offbench bench methods=[...]")
     say_which(wanted, console)
     say_protocol(wanted, console)
     say_settings(wanted, console, args)
     say_differences(wanted, console)
     store = Store(Path(wanted.settings.results))
-    wanted, left, failures = run_missing(wanted, store, console)
+    if decided:
+        wanted, left, failures = run_until_decided(wanted, store, console, run_missing)
+    else:
+        wanted, left, failures = run_missing(wanted, store, console)
     if (found := evidence_of(wanted, store)) is not None:
         board = print_board(found, wanted, console, args)
         refresh_report(found, board, wanted, store, console, args)

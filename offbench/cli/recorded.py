@@ -42,7 +42,15 @@ def recorded_runs(plan: "Plan", store: "Store") -> Recorded:
     from offbench.results.selection import select
 
     runs = store.runs(suite=plan.name)
-    return Recorded(plan, store, *select(runs, wanted_of(plan, runs)))
+    return Recorded(plan, store, *select(runs, wanted_of(_with_possible_seeds(plan), runs)))
+
+
+def _with_possible_seeds(plan: "Plan") -> "Plan":
+    """The plan; with bench.until=decided, with all seeds that its runs may have."""
+    if plan.settings.bench.until == "seeds":
+        return plan
+    seeds = plan.settings.possible_seeds
+    return replace(plan, cells=tuple(replace(cell, seeds=seeds) for cell in plan.cells))
 
 
 def read_recorded(args: Sequence[str]) -> Recorded:
@@ -129,7 +137,7 @@ def board_folder(plan: "Plan") -> Path:
 
 def board_name(plan: "Plan", args: Sequence[str] | None = None) -> str:
     """`SUITE` for a suite as it is defined; `SUITE-part`, with which other methods, seeds or settings do not
-    replace its board."""
+    replace its board, and `-decided` behind either where a rule adds seeds."""
     if args is not None and {arg.partition("=")[0] for arg in args} <= {"suite", "results"}:
         # what the suite plans, without planning it once more
         return plan.name
@@ -147,8 +155,8 @@ def board_name(plan: "Plan", args: Sequence[str] | None = None) -> str:
         unmonitored(c.protocol),
     )
     whole = plan.tasks == plan.suite["tasks"] and plan.settings.loader == "offbench"
-    if whole and list(map(what, plan.cells)) == [
+    whole = whole and list(map(what, plan.cells)) == [
         what(c) for c in read([f"suite={plan.name}"], bench=True).cells
-    ]:
-        return plan.name
-    return f"{plan.name}-part"
+    ]
+    rule = "-decided" if plan.settings.bench.until == "decided" else ""
+    return f"{plan.name}{'' if whole else '-part'}{rule}"
