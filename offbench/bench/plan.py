@@ -94,6 +94,8 @@ def plan(overrides: Sequence[str], *, bench: bool) -> Plan:
     find_task = cache(_find_task)
     plans = [_plan_point(point, swept, find_task, bench=bench) for point in points]
     cells = tuple(cell for p in plans for cell in p.cells)
+    if not bench and plans[0].settings.bench.until == "decided":
+        raise UserError("bench.until=decided compares entries: use offbench bench methods=[...]")
     if len(names := {p.name for p in plans}) > 1:
         raise UserError(
             f"one board, one suite, and these are of {', '.join(sorted(names))}: name one with suite="

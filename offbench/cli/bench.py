@@ -12,7 +12,6 @@ from offbench.cli.console import make_console, plural
 from offbench.cli.describe import say_differences, say_protocol, say_settings, say_which
 from offbench.cli.report import refresh_report
 from offbench.cli.until import run_until_decided
-from offbench.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,15 +38,12 @@ def _execute(args: Sequence[str], *, bench: bool) -> int:
 
     start, console = time.perf_counter(), make_console()
     wanted = plan(args, bench=bench)
-    decided = wanted.settings.bench.until == "decided"
-    if decided and not bench:
-        raise UserError("bench.until=decided compares entries: use offbench bench methods=[...]")
     say_which(wanted, console)
     say_protocol(wanted, console)
     say_settings(wanted, console, args)
     say_differences(wanted, console)
     store = Store(Path(wanted.settings.results))
-    if decided:
+    if wanted.settings.bench.until == "decided":
         wanted, left, failures = run_until_decided(wanted, store, console, run_missing)
     else:
         wanted, left, failures = run_missing(wanted, store, console)

@@ -144,7 +144,8 @@ def notes_of(found: "Progress") -> tuple[str, ...]:
 
     error = f"{100 * found.rule.error:g} %"
     above: dict[str, list[str]] = {}
-    same, rest = [], []
+    same: list[str] = []
+    rest: list[str] = []
     for (a, b), outcome in sorted(found.decided.items()):
         if outcome == EQUIVALENT:
             same.append(f"{a} and {b}")
@@ -158,6 +159,8 @@ def notes_of(found: "Progress") -> tuple[str, ...]:
         parts.append(f"equivalent within {found.rule.margin:g} points: {'; '.join(same)}")
     if rest:
         parts.append(f"not decided: {'; '.join(rest)}")
+    if found.looks and (lost := found.n_pairs - len(found.decided) - len(rest)):
+        parts.append(f"left out, as an entry has a failed run: {plural(lost, 'pair')}")
     decided = (
         f"{len(found.decided)} of {found.n_pairs} pairs decided in {plural(len(found.looks), 'look')}"
         f" (at most {error} chance that equal entries are called different)"

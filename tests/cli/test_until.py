@@ -14,9 +14,11 @@ from offbench.bench.plan import plan
 from offbench.bench.stacks import missing
 from offbench.cli import main
 from offbench.cli.board import evidence_of
+from offbench.cli.describe import say_protocol
 from offbench.cli.recorded import board_name
-from offbench.cli.until import progress_of, run_until_decided
+from offbench.cli.until import notes_of, progress_of, run_until_decided
 from offbench.errors import UserError
+from offbench.results.sequential import EQUIVALENT, Look, Progress, Rule
 from offbench.results.store import Store
 
 HOPPER = "offbench/hopper/medium-replay-v0"
@@ -103,6 +105,16 @@ def test_the_board_counts_every_seed_and_says_how_they_came_about(tmp_path) -> N
     assert board_name(usual, found.args[1:]) == "quick-part"
 
 
+def test_the_notes_name_what_is_left_out() -> None:
+    look = Look(3, {("a", "b"): EQUIVALENT}, (("a", "c"),))
+    _, words = notes_of(Progress(Rule((3, 5)), (look,), {}, 6))
+    assert words == (
+        "1 of 6 pairs decided in 1 look (at most 5 % chance that equal entries are called different)."
+        " equivalent within 5 points: a and b. not decided: a and c."
+        " left out, as an entry has a failed run: 4 pairs"
+    )
+
+
 def test_settings_of_the_rule_are_no_part_of_a_run() -> None:
     usual, ruled = (
         plan([*ENTRIES, "seeds=[0,1,2]", *words], bench=True)
@@ -143,6 +155,21 @@ def test_run_trains_one_entry_and_has_no_rule(tmp_path, capsys) -> None:
     assert main(["run", *args]) == 2
     assert "bench.until=decided compares entries: use offbench bench" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
+
+
+def test_a_published_table_has_its_own_seeds(capsys) -> None:
+    assert main(["reproduce", "corl-gym", "bench.until=decided"]) == 2
+    assert "bench.until= is set by the table" in capsys.readouterr().err
+
+
+def test_a_plan_says_when_it_looks() -> None:
+    text = io.StringIO()
+    wanted = plan([*ENTRIES, "bench.until=decided"], bench=True)
+    say_protocol(wanted, Console(file=text, width=200))
+    assert (
+        "those not decided get more (bench.until=decided): looks at 6, 9, 14, 20 seeds"
+        in text.getvalue()
+    )
 
 
 def test_tasks_without_a_common_number_are_refused(tmp_path) -> None:
