@@ -29,7 +29,7 @@ _TAIL = ',\n "checksum": "%s"\n}\n'
 
 _TAIL_LENGTH = len(_TAIL % ("0" * 64))
 
-_TAIL_PATTERN = re.compile(re.escape(_TAIL).replace("%s", "([0-9a-f]{64})"))
+_TAIL_PATTERN = re.compile(re.escape(_TAIL).replace("%s", "([0-9a-f]{64})").encode())
 
 # --- writing --------------------------------------------------------------------------------
 
@@ -98,6 +98,20 @@ def _sync_folder(folder: Path) -> None:
 # --- reading --------------------------------------------------------------------------------
 
 
+def unsealed(content: bytes) -> dict[str, Any]:
+    """The body of a record's json as it was sealed. Raises UserError, without a path, for any other bytes."""
+    head, tail = content[:-_TAIL_LENGTH] + b"\n}", _TAIL_PATTERN.fullmatch(content[-_TAIL_LENGTH:])
+    if tail is None or hashlib.sha256(head).hexdigest().encode() != tail[1]:
+        raise UserError("is truncated or was edited")
+    try:
+        body = json.loads(head)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"is no record: {error}") from None
+    if not isinstance(body, dict):
+        raise UserError("is no record")
+    return body
+
+
 def load(path: Path) -> dict[str, Any]:
     """The body of a sealed json, not to be changed; raises UserError with the path when anything in it changed."""
     try:
@@ -111,14 +125,11 @@ def load(path: Path) -> dict[str, Any]:
 @lru_cache(maxsize=4096)
 def _load(path: Path, *version: int) -> dict[str, Any]:
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
+        body = unsealed(path.read_bytes())
+    except OSError as error:
         raise UserError(f"damaged record: {path} cannot be read: {error}") from None
-    head, tail = text[:-_TAIL_LENGTH] + "\n}", _TAIL_PATTERN.fullmatch(text[-_TAIL_LENGTH:])
-    if tail is None or hashlib.sha256(head.encode()).hexdigest() != tail[1]:
-        raise UserError(f"damaged record: {path} is truncated or was edited")
-    body = json.loads(head)
+    except UserError as error:
+        raise UserError(f"damaged record: {path} {error}") from None
     if body["format"] != FORMAT:
         raise UserError(f"{path} has record format {body['format']}, this offbench reads {FORMAT}")
     if body["run_id"] != path.stem:
