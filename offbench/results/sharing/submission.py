@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from offbench.errors import UserError, unknown
-from offbench.io import replacing
+from offbench.io import replacing, slug
 from offbench.results.record import seal
 from offbench.results.sharing.files import Found, examine, scan
 from offbench.results.sharing.private import without_private
@@ -48,32 +48,28 @@ def select(root: Path, entries: Sequence[str], suite: str | None) -> list[Found]
         UserError: an entry or the suite is not recorded, the entries are of several suites and none is named, or
             a record is damaged.
     """
-    found = [examine(files, rows=True) for files in scan(existing(root))]
-    known = [f for f in found if f.run is not None]
-    for entry in entries:
-        if not any(_entry(f) == entry for f in known):
-            raise unknown("entry", entry, {_entry(f) for f in known})
-    own = [f for f in known if _entry(f) in entries]
-    suites = sorted({f.run.suite for f in own if f.run is not None})
+    every = list(scan(existing(root)))
+    # a level of folders is a suite, a task, an entry
+    known = {files.folder.name for files in every}
+    if absent := [entry for entry in entries if slug(entry) not in known]:
+        raise unknown("entry", absent[0], known)
+    folders = {slug(entry) for entry in entries}
+    own = [files for files in every if files.folder.name in folders]
+    suites = sorted({files.folder.parts[-3] for files in own})
     if suite is None and len(suites) > 1:
-        raise UserError(
-            f"{', '.join(entries)}: recorded on {', '.join(suites)}; say which: --suite"
-        )
-    suite = suites[0] if suite is None else suite
-    if suite not in suites:
+        words = f"{', '.join(entries)}: recorded on {', '.join(suites)}"
+        raise UserError(f"{words}; say which: --suite")
+    name = suites[0] if suite is None else slug(suite)
+    if name not in suites:
         raise unknown(f"suite of {', '.join(entries)}", suite, suites)
-    own = [f for f in own if f.run is not None and f.run.suite == suite]
-    newest = max(f.run.suite_version for f in own if f.run is not None)
-    own = [f for f in own if f.run is not None and f.run.suite_version == newest]
-    for f in own:
-        if fault := [*f.faults, *f.beside]:
-            raise UserError(f"{fault[0]}; offbench results verify --repair results={root}")
-    return own
-
-
-def _entry(found: Found) -> str:
-    assert found.body is not None
-    return found.body["provenance"]["entry"]
+    found = [examine(files, rows=True) for files in own if files.folder.parts[-3] == name]
+    # a record that cannot be read might be one that its author would rather not show
+    if faults := [fault for f in found for fault in [*f.faults, *f.beside]]:
+        raise UserError(f"{faults[0]}; offbench results verify --repair results={root}")
+    versions = [f.run.suite_version for f in found if f.run is not None]
+    if not versions:
+        raise UserError(f"nothing recorded of {', '.join(entries)} on {name} in {root}")
+    return [f for f in found if f.run is not None and f.run.suite_version == max(versions)]
 
 
 def pack(records: Sequence[Found], out: Path, *, policies: bool = False) -> int:
@@ -197,9 +193,6 @@ def _extract(path: Path, folder: Path) -> None:
     """Writes the members of a submission, each checked against the manifest, below `folder`."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-        # nothing is larger than the file that it is in: a small file cannot fill a disk
-        if sum(info.file_size for info in members) > path.stat().st_size:
-            raise UserError(f"{path} declares more bytes than it has")
         for info in members:
             if info.filename != MANIFEST and not _MEMBER.fullmatch(info.filename):
                 raise UserError(
@@ -209,6 +202,9 @@ def _extract(path: Path, folder: Path) -> None:
                 raise UserError(
                     f"{path}: {info.filename} is compressed; records are packed as they are"
                 )
+        # a small file cannot fill a disk
+        if sum(info.file_size for info in members) > path.stat().st_size:
+            raise UserError(f"{path} declares more bytes than it has")
         manifest = _listed(path, archive, [info.filename for info in members])
         for info in members:
             if info.filename == MANIFEST:
