@@ -35,7 +35,7 @@ def fill(
             run = spec(method=entry.split("+")[0], seed=seed, **changes)
             facts = provenance(entry=entry)
             if seed in failed:
-                store.fail(run, f"RuntimeError: seed {seed}", facts)
+                store.fail(run, f"RuntimeError: seed {seed}", facts, traceback="Traceback: here")
                 continue
             if seed in kept:
                 keep(store.path(run, entry), run)

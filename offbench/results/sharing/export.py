@@ -113,7 +113,7 @@ def _rows(found: Found) -> pa.Table:
     values = found.body["provenance"] | found.run.as_dict() | {"remark": found.body["reason"]}
     values |= {"config_id": found.run.config_id}
     values |= {name: json.dumps(values[name], sort_keys=True) for name in _JSON}
-    table = read_episodes(found.episodes, found.body["episodes"])
+    table = read_episodes(found.files.mark, found.body["episodes"])
     for field in RUN_SCHEMA:
         table = table.append_column(
             field, pa.repeat(pa.scalar(values[field.name], field.type), len(table))

@@ -12,14 +12,21 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from offbench.errors import UserError
-from offbench.io import slug
-from offbench.results.record import FORMAT, read_episodes, unsealed
+from offbench.io import sha256_of, slug
+from offbench.results.record import (
+    FORMAT,
+    Damage,
+    DamageError,
+    episodes_file,
+    read_episodes,
+    unsealed,
+)
 from offbench.results.schema import episode_table, to_frame
 from offbench.results.sharing.policies import policy_fault
 from offbench.results.spec import Provenance, RunSpec
 
-# what `offbench.io.replacing` names the file of a writer that has not finished
-TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp(\.\w+)?")
+# the file of a writer that has not finished: of `offbench.io.replacing` and `offbench.results.commit`
+TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8,16}\.tmp(\.\w+)?|\.[0-9a-f]{16}\.hold")
 
 
 class Files(NamedTuple):
@@ -39,16 +46,6 @@ class Files(NamedTuple):
         return self.folder / f"{self.run_id}.safetensors"
 
 
-class Fault(NamedTuple):
-    """A damaged file and what is wrong with it."""
-
-    path: Path
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.path} {self.what}"
-
-
 class Found(NamedTuple):
     """The files of a run after all of them were read."""
 
@@ -60,9 +57,9 @@ class Found(NamedTuple):
     # the files of the record, its json last
     members: tuple[Path, ...]
     # what is wrong with the record: its run has to be trained again
-    faults: tuple[Fault, ...]
+    faults: tuple[Damage, ...]
     # with what lies beside it: a kept policy, a traceback
-    beside: tuple[Fault, ...]
+    beside: tuple[Damage, ...]
     # files that belong to no record
     orphans: tuple[Path, ...]
 
@@ -74,12 +71,6 @@ class Found(NamedTuple):
     def ok(self) -> bool:
         """Whether it is the whole record of a run that did not fail."""
         return self.whole and self.body is not None and self.body["status"] == "ok"
-
-    @property
-    def episodes(self) -> Path:
-        """The file of its episodes; of a run that did not fail."""
-        assert self.body is not None
-        return self.files.folder / episodes_name(self.files.run_id, self.body)
 
 
 def scan(root: Path) -> Iterator[Files]:
@@ -113,27 +104,26 @@ def examine(files: Files, *, rows: bool = False) -> Found:
     try:
         body = unsealed(mark.read_bytes())
         run = _run_of(body, files) if body["format"] == FORMAT else None
-        faults = [fault] if (fault := _episodes_fault(files, body, run, rows)) else []
+        faults = [fault] if (fault := _episodes_fault(mark, body, run, rows)) else []
         own = [files.policy, *_traceback(files, body)]
     except OSError as error:
-        return unclear._replace(faults=(Fault(mark, f"cannot be read: {error.strerror}"),))
+        return unclear._replace(faults=(Damage(mark, f"cannot be read: {error.strerror}"),))
     except UserError as error:
-        return unclear._replace(faults=(Fault(mark, str(error)),))
+        return unclear._replace(faults=(Damage(mark, str(error)),))
     # sealed, and not as a record is written
     except (KeyError, TypeError, AttributeError) as error:
         words = f"is no record: {type(error).__name__} {error}"
-        return unclear._replace(faults=(Fault(mark, words),))
-    beside = [fault for path in own if path in files.paths and (fault := _fault_beside(path, run))]
-    if body.get("episodes"):
-        own.append(files.folder / episodes_name(files.run_id, body))
+        return unclear._replace(faults=(Damage(mark, words),))
+    beside = [
+        Damage(path, what)
+        for path in own
+        if path in files.paths and (what := _fault_beside(path, body, run))
+    ]
+    if body.get("episodes") and not (faults and faults[0].path == mark):
+        own.append(episodes_file(mark, body["episodes"]))
     members = (*(path for path in own if path in files.paths), mark)
     orphans = tuple(path for path in files.paths if path not in members)
     return Found(files, body, run, members, tuple(faults), tuple(beside), orphans)
-
-
-def episodes_name(run_id: str, body: dict[str, Any]) -> str:
-    """The name of the file of a record's episodes."""
-    return body["episodes"].get("file") or f"{run_id}.parquet"
 
 
 def _run_of(body: dict[str, Any], files: Files) -> RunSpec:
@@ -155,29 +145,26 @@ def _run_of(body: dict[str, Any], files: Files) -> RunSpec:
 
 
 def _episodes_fault(
-    files: Files, body: dict[str, Any], run: RunSpec | None, rows: bool
-) -> Fault | None:
+    mark: Path, body: dict[str, Any], run: RunSpec | None, rows: bool
+) -> Damage | None:
     about = body.get("episodes")
     if about is None:
-        return Fault(files.mark, "has no episodes") if body.get("status") == "ok" else None
-    name = episodes_name(files.run_id, body)
-    if not re.fullmatch(re.escape(files.run_id) + r"(\.[0-9a-f]{8})?\.parquet", name):
-        return Fault(files.mark, f"names {name!r} as the file of its episodes")
-    path = files.folder / name
-    if path not in files.paths:
-        return Fault(path, "is missing")
+        return Damage(mark, "has no episodes") if body.get("status") == "ok" else None
+    path = mark
     try:
+        path = episodes_file(mark, about)
         if run is None:
             same = hashlib.sha256(path.read_bytes()).hexdigest() == about["sha256"]
-            return None if same else Fault(path, "is truncated or was edited")
-        table = read_episodes(path, about)
+            return None if same else Damage(path, "is truncated or was edited")
+        table = read_episodes(mark, about)
         if rows:
             episode_table(run, to_frame(table), body["provenance"]["entry"])
+    except DamageError as error:
+        return error.damage
     except OSError as error:
-        return Fault(path, f"cannot be read: {error.strerror}")
+        return Damage(path, f"cannot be read: {error.strerror}")
     except (UserError, pa.ArrowException) as error:
-        words = str(error).removeprefix(f"damaged record: {path} ").splitlines()
-        return Fault(path, words[0])
+        return Damage(path, str(error).splitlines()[0])
     return None
 
 
@@ -185,17 +172,17 @@ def _episodes_fault(
 
 
 def _traceback(files: Files, body: dict[str, Any]) -> list[Path]:
-    name = (body.get("failure") or {}).get("traceback")
-    return [files.folder / f"{files.run_id}.traceback.txt"] if name else []
+    """Where the traceback of a failed run lies, if one was kept."""
+    kept = (body.get("failure") or {}).get("traceback")
+    return [files.folder / f"{files.run_id}.traceback.txt"] if kept else []
 
 
-def _fault_beside(path: Path, run: RunSpec | None) -> Fault | None:
+def _fault_beside(path: Path, body: dict[str, Any], run: RunSpec | None) -> str | None:
+    """What is wrong with a kept policy or a traceback."""
     try:
         if path.suffix == ".safetensors":
-            what = policy_fault(path, run)
-        else:
-            path.read_bytes().decode()
-            what = None
-    except (OSError, UnicodeDecodeError) as error:
-        what = f"cannot be read: {error}"
-    return Fault(path, what) if what else None
+            return policy_fault(path, run)
+        wanted = body["failure"].get("sha256")
+        return None if wanted in (None, sha256_of(path)) else "is truncated or was edited"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from offbench.errors import UserError
 from offbench.io import replacing
+from offbench.results.commit import finished_file, holding, place, sync_folder
 from offbench.results.record import read_episodes
 from offbench.results.sharing.files import Files, Found, examine, scan
 from offbench.results.sharing.review import review
@@ -85,7 +86,9 @@ def _take(
     if own is not None and own.faults:
         result.damaged.append(f"{own.faults[0]}; offbench results verify --repair results={root}")
         return
-    if own is not None and own.body is not None and (own.ok or not theirs.ok):
+    # files of no record are none
+    failed = own.files.mark if own is not None and own.whole else None
+    if own is not None and own.whole and (own.ok or not theirs.ok):
         if own.ok and theirs.ok and not _same_episodes(own, theirs):
             result.conflicts.append(
                 f"run {files.run_id} has other episodes in {own.files.mark}, which is kept, than in"
@@ -94,18 +97,21 @@ def _take(
             return
         result.skipped += 1
         return
-    place = root.joinpath(*files.folder.parts[-4:])
+    target = root.joinpath(*files.folder.parts[-4:])
     left_out = {fault.path for fault in theirs.beside} | (set() if policies else {files.policy})
     members = [path for path in theirs.members if path not in left_out]
     try:
-        for path in members:
-            _copy(path, place / path.name)
-        # a failure under another label of the entry
-        if own is not None and own.body is not None and own.files.folder != place:
-            own.files.mark.unlink(missing_ok=True)
+        for path in members[:-1]:
+            with replacing(target / path.name) as temporary:
+                shutil.copyfile(path, temporary)
+        _publish(files.mark, target / files.mark.name, failed)
+    except FileExistsError:
+        # by a bench, at the same time
+        result.skipped += 1
+        return
     except OSError as error:
-        raise UserError(f"cannot write {place}: {error.strerror}") from None
-    ours[files.run_id] = Files(place, files.run_id, tuple(place / path.name for path in members))
+        raise UserError(f"cannot write {target}: {error.strerror}") from None
+    ours[files.run_id] = Files(target, files.run_id, tuple(target / path.name for path in members))
     result.taken += 1
 
 
@@ -117,11 +123,23 @@ def _same_episodes(a: Found, b: Found) -> bool:
         return True
     if a.run is None or b.run is None:
         return False
-    tables = [read_episodes(x.episodes, known) for x, known in zip((a, b), about)]
+    tables = [read_episodes(x.files.mark, known) for x, known in zip((a, b), about)]
     # the entry's label is no part of the run
     return tables[0].drop(["entry", "run_id"]).equals(tables[1].drop(["entry", "run_id"]))
 
 
-def _copy(path: Path, target: Path) -> None:
-    with replacing(target) as temporary:
-        shutil.copyfile(path, temporary)
+def _publish(json: Path, mark: Path, failed: Path | None) -> None:
+    """Puts the json of a record in its place, in that of a failure of this run, or where there is none.
+
+    Raises FileExistsError where another process has recorded the run meanwhile.
+    """
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    hold = mark.parent.with_name(f".{mark.stem}.hold")
+    with finished_file(json.read_bytes(), mark) as file, holding(hold, file):
+        place(file, hold, mark, replace=mark == failed)
+        sync_folder(mark.parent)
+        if failed is not None:
+            failed.with_suffix(".traceback.txt").unlink(missing_ok=True)
+            # under another label of the entry
+            if failed != mark:
+                failed.unlink(missing_ok=True)

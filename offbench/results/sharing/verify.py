@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from offbench.errors import UserError
-from offbench.results.sharing.files import Fault, Found, examine, scan, temporary_files
+from offbench.results.record import Damage
+from offbench.results.sharing.files import Found, examine, scan, temporary_files
 
 DAMAGED = "damaged"
 """The folder of a store that damaged records are moved to."""
@@ -20,7 +21,7 @@ class Verified:
     failed: int = 0
     # records whose run has to be trained again
     damaged: int = 0
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[Damage] = field(default_factory=list)
     # files that belong to no record, and temporary files of writers that were killed
     orphans: list[Path] = field(default_factory=list)
     # of the faults that were repaired, where the damaged file lies now
@@ -43,7 +44,7 @@ def verify(root: Path, *, repair: bool = False) -> Verified:
         found = examine(files)
         if found.ok and (first := seen.setdefault(files.run_id, found)) is not found:
             words = f"is a second record of its run, beside {first.files.mark}"
-            found = found._replace(faults=(Fault(files.mark, words),))
+            found = found._replace(faults=(Damage(files.mark, words),))
         result.orphans += found.orphans
         result.faults += [*found.faults, *found.beside]
         result.damaged += bool(found.faults)

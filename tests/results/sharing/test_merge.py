@@ -10,6 +10,7 @@ from support.stores import contents, fill, flip
 
 from offbench.errors import UserError
 from offbench.results.record import seal, unsealed
+from offbench.results.sharing import merge as sharing_merge
 from offbench.results.sharing.merge import merge
 from offbench.results.sharing.verify import verify
 from offbench.results.store import Store
@@ -92,6 +93,7 @@ def test_a_failure_gives_way_to_a_whole_record_and_never_replaces_one(tmp_path):
     before = contents(whole.root)
     assert merge([failed.root], whole.root).skipped == 4
     assert contents(whole.root) == before
+    assert any(failed.root.rglob("*.traceback.txt"))
     assert merge([whole.root], failed.root).taken == 4
     assert contents(failed.root) == before
     assert len(failed.episodes()) == 12
@@ -99,10 +101,26 @@ def test_a_failure_gives_way_to_a_whole_record_and_never_replaces_one(tmp_path):
 
 def test_a_failure_under_another_label_goes_when_the_run_is_taken_over(tmp_path):
     ours, theirs = Store(tmp_path / "a"), Store(tmp_path / "b")
-    ours.fail(spec(), "RuntimeError: x", provenance(entry="old"))
+    ours.fail(spec(), "RuntimeError: x", provenance(entry="old"), traceback="x")
     theirs.append(spec(), episodes(), provenance(entry="new"))
     assert merge([theirs.root], ours.root).taken == 1
     assert [path.parent.name for path in ours.records()] == ["new"]
+    assert not verify(ours.root).orphans
+
+
+def test_a_run_that_a_bench_records_meanwhile_is_not_written_over(tmp_path, monkeypatch):
+    ours, theirs = Store(tmp_path / "a"), fill(tmp_path / "b", entries=["iql"], seeds=[0])
+    run = spec(method="iql", seed=0)
+    real = sharing_merge._publish
+
+    def late(*args):
+        ours.append(run, episodes(), provenance(entry="iql"))
+        real(*args)
+
+    monkeypatch.setattr(sharing_merge, "_publish", late)
+    assert merge([theirs.root], ours.root).skipped == 1
+    assert ours.episodes()["score"].tolist() == [0.0, 50.0, 100.0]
+    assert not verify(ours.root).faults
 
 
 def test_a_damaged_record_is_named_and_left_out_and_the_others_come(tmp_path):
