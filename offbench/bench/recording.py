@@ -63,6 +63,8 @@ class Trained(NamedTuple):
     resumed_from: list[str]
     # update -> why its monitor episodes could not be played
     unwatched: dict[str, str]
+    # remarks on every run of the stack
+    remarks: list[str]
 
     def episodes(self, i: int) -> "list[pd.DataFrame]":
         """The evaluation episodes of member i, a table per evaluation."""
@@ -85,6 +87,7 @@ class Trained(NamedTuple):
             remarks.append(f"trained in part by commit {', '.join(self.other_commits)}")
         for update, why in self.unwatched.items():
             remarks.append(f"no monitor episodes at update {update}: {why}")
+        remarks += self.remarks
         return "; ".join(filter(None, remarks)) or None
 
 

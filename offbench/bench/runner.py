@@ -120,12 +120,13 @@ class PackRun:
             frames += tested
             # before the logger is waited for
             outcomes = self.record(final, point.backend, broken, frames)
-        # temporary files of killed processes, too
+        # temporary files of killed processes, and the side file of earlier versions, too
         left = self.checkpoint.parent.glob(f".{self.checkpoint.stem}.*.tmp*")
-        for path in (self.checkpoint, Progress.path(self.checkpoint), *left):
+        for path in (self.checkpoint, self.checkpoint.with_suffix(".json"), *left):
             path.unlink(missing_ok=True)
         self.report("done", 1.0)
-        notes = "; ".join(filter(None, [self.progress.note, *logger.warnings]))
+        said = [self.progress.note, self.progress.unsaved, *logger.warnings]
+        notes = "; ".join(filter(None, said))
         return [outcome._replace(note=notes or None) for outcome in outcomes]
 
     def _logged(self) -> list[Logged]:
@@ -143,7 +144,6 @@ class PackRun:
         """Training state and progress to resume from: a checkpoint of these runs, else the kept state
         of shorter runs with the same settings, else (None, no progress)."""
         from offbench.bench import kept
-        from offbench.training import checkpoint
         from offbench.training.imperative import Imperative
         from offbench.training.step import initial_carry
 
@@ -151,13 +151,13 @@ class PackRun:
         written = isinstance(method, Imperative)
 
         def like() -> "Carry":
-            if written:
-                return method.like(self.seeds)
             seen = self.pipeline.spec(self.spec)
+            if written:
+                return method.like(self.seeds, seen, self.device, pack.values)
             return initial_carry(method, seen, self.seeds, self.device, values=pack.values)
 
         if self.checkpoint.exists():
-            return checkpoint.load(self.checkpoint, like()), Progress.load(self.checkpoint)
+            return Progress.load(self.checkpoint, like())
         members = [(cell.entry, run) for cell, run in pack.members]
         if written or not any(self.store.kept(run) for _, run in members):
             return None, Progress()
@@ -175,8 +175,6 @@ class PackRun:
             values = {k: v.tolist() for k, v in point.metrics.items()}
             progress.train_s += time.perf_counter() - mark
             if values:
-                # progress saved after the checkpoint
-                progress.forget_from(point.update)
                 if self.validate:
                     values |= {k: v.tolist() for k, v in self.validate(point.state).items()}
                 progress.curves.append({"update": point.update} | values)
@@ -187,13 +185,12 @@ class PackRun:
 
     def _points(self, carry: "Carry | None") -> "Iterator[Point]":
         """The points of training; saves checkpoints."""
-        from offbench.training import checkpoint
         from offbench.training.imperative import Imperative
         from offbench.training.loop import train
 
         n, settings = self.cell.n_updates, self.settings
         stops = {n * (i + 1) // CURVE_POINTS for i in range(CURVE_POINTS)}
-        saved = time.perf_counter()
+        saved, resumable = time.perf_counter(), True
         for point in train(
             self.method,
             self.pipeline.to(self.device) if settings.data == "device" else self.pipeline,
@@ -208,12 +205,20 @@ class PackRun:
             resume=carry,
         ):
             yield point
-            # a note on a PyTorch class says that its objects cannot be pickled
-            resumable = not (isinstance(self.method, Imperative) and point.backend.notes)
+            # a note on a PyTorch class says that its objects cannot be stored
+            resumable = resumable and not (
+                isinstance(self.method, Imperative) and point.backend.notes
+            )
             if resumable and time.perf_counter() - saved > 60 * settings.checkpoint_minutes:
-                replace(self.progress, frames=self._frames()).save(self.checkpoint)
-                checkpoint.save(point.carry, self.checkpoint)
+                resumable = self._save(point.carry)
                 saved = time.perf_counter()
+
+    def _save(self, carry: "Carry") -> bool:
+        """Writes a checkpoint; whether it is worth trying again. A full disk is a note, not an error."""
+        progress = replace(self.progress, frames=self._frames())
+        again = progress.save(carry, self.checkpoint)
+        self.progress.unsaved = progress.unsaved
+        return again
 
     def _monitor_at(self) -> dict[int, int]:
         """Update, a whole step of the method -> the monitor episodes that are played there."""
@@ -318,6 +323,7 @@ class PackRun:
             other_commits=[c for c in progress.code if c != code_version()],
             resumed_from=progress.resumed_from,
             unwatched=progress.unwatched,
+            remarks=progress.remarks,
         )
         keep = keep_run if settings.keep != "none" else None
         return record(self.pack, self.store, settings, trained, keep)
