@@ -86,7 +86,7 @@ def _candidates(
             yield path, "file without a record"
         if policies and files.policy in found.members:
             yield files.policy, "kept policy"
-    yield from _checkpoints(root, recorded)
+    yield from _checkpoints(root, recorded, damaged)
     yield from _of_dead_workers(root, now)
     if damaged:
         for path in sorted((root / DAMAGED).rglob("*")):
@@ -94,16 +94,25 @@ def _candidates(
                 yield path, "damaged file"
 
 
-def _checkpoints(root: Path, recorded: set[str]) -> Iterator[tuple[Path, str]]:
-    """Checkpoints of which every run is recorded, as the file beside each says."""
-    for path in sorted(root.glob("checkpoints/*.json")):
-        try:
-            runs = json.loads(path.read_bytes())["runs"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+def _checkpoints(root: Path, recorded: set[str], damaged: bool) -> Iterator[tuple[Path, str]]:
+    """Checkpoints that say which runs they are of, where each of those is recorded."""
+    for path in sorted(root.glob("checkpoints/*.safetensors")):
+        runs = _runs_of(path)
         if runs and recorded.issuperset(runs):
-            yield path.with_suffix(".safetensors"), "checkpoint of recorded runs"
             yield path, "checkpoint of recorded runs"
+    for path in sorted(root.glob("checkpoints/*.damaged")) if damaged else ():
+        yield path, "damaged checkpoint"
+
+
+def _runs_of(checkpoint: Path) -> list[str]:
+    """The runs of a stack, as its checkpoint has them; none of one that cannot be read, or of older ones."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(checkpoint, "np") as file:
+            return list(json.loads(file.get_tensor("about").tobytes())["about"]["runs"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _of_dead_workers(root: Path, now: float) -> Iterator[tuple[Path, str]]:
