@@ -10,12 +10,11 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from support.records import episodes, provenance, spec
-from support.stores import contents, fill, flip
+from support.stores import fill, flip
 
 from offbench.errors import UserError
 from offbench.results.schema import EPISODE_COLUMNS
 from offbench.results.sharing.export import SCHEMA, export
-from offbench.results.store import Store
 
 
 @pytest.fixture
@@ -94,10 +93,10 @@ def test_a_driver_or_a_protocol_that_is_not_there_is_one_line(store, monkeypatch
     def missing(url, mode):
         raise ImportError("Install s3fs to access S3")
 
-    with pytest.raises(UserError, match="cannot write nope://b/x.csv: Protocol not known: nope"):
+    with pytest.raises(UserError, match=r"cannot write nope://b/x\.csv: Protocol not known: nope"):
         export(store.root, "nope://b/x.csv", {})
     monkeypatch.setattr(fsspec, "open", missing)
-    with pytest.raises(UserError, match="cannot write s3://b/x.csv: Install s3fs to access S3"):
+    with pytest.raises(UserError, match=r"cannot write s3://b/x\.csv: Install s3fs to access S3"):
         export(store.root, "s3://b/x.csv", {})
 
 
@@ -122,5 +121,3 @@ def test_pandas_and_pyarrow_read_a_store_directly(store, tmp_path):
     assert len(frame) == 9 and set(frame["entry"]) == {"iql", "bc", "iql+x"}
     table = ds.dataset(files, format="parquet").to_table(filter=ds.field("entry") == "bc")
     assert table.num_rows == 3
-    assert len(contents(store.root)) == len(files) * 2 + 4
-    assert isinstance(store, Store)
