@@ -71,7 +71,7 @@ def test_policies_are_packed_on_request_alone(packed, tmp_path):
     assert merge([path], tmp_path / "new").taken == 2
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(at=st.integers(0), mask=st.integers(1, 255))
 def test_any_flipped_byte_refuses_the_whole_submission(packed, at, mask, tmp_path_factory):
     folder = tmp_path_factory.mktemp("flipped")

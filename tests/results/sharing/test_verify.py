@@ -37,7 +37,7 @@ def whole(tmp_path_factory):
     return fill(tmp_path_factory.mktemp("whole") / "results", entries=["iql"], failed=[1], kept=[0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_any_flipped_byte_is_found_and_its_file_named(whole, data):
     names = list(contents(whole.root))
@@ -51,7 +51,7 @@ def test_any_flipped_byte_is_found_and_its_file_named(whole, data):
     assert not verify(whole.root).faults
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.data())
 def test_any_file_that_is_cut_off_or_added_to_is_found(whole, data):
     path = whole.root / data.draw(st.sampled_from(list(contents(whole.root))))
