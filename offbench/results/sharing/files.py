@@ -6,6 +6,7 @@ Nothing here stops at the first fault, as a reader of one record does: every fil
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,7 +130,14 @@ def examine(files: Files, *, rows: bool = False) -> Found:
 def _run_of(body: dict[str, Any], files: Files) -> RunSpec:
     """The run of a json. Raises UserError where the json contradicts itself, its name or its folder."""
     try:
-        run, facts = RunSpec(**body["spec"]), Provenance(**body["provenance"])
+        run = RunSpec(**body["spec"])
+        # a later version may say more of how a result came to be
+        known = {
+            f.name: body["provenance"][f.name]
+            for f in fields(Provenance)
+            if f.name in body["provenance"]
+        }
+        facts = Provenance(**known)
     except UserError as error:
         raise UserError(f"holds no run: {error}") from None
     if body["run_id"] != files.run_id:

@@ -103,6 +103,12 @@ def test_a_json_of_a_later_format_is_checked_by_its_checksums_alone(store):
     assert len(verify(store.root).faults) == 1
 
 
+def test_a_later_version_may_say_more_of_how_a_result_came_to_be(store):
+    mark = next(f.mark for f in scan(store.root) if store.has(f.run_id))
+    rewrite(mark, provenance=unsealed(mark.read_bytes())["provenance"] | {"more": {"a": 1}})
+    assert not verify(store.root).faults
+
+
 def test_a_run_that_is_recorded_twice_is_named(store, tmp_path):
     run = spec(method="iql", seed=0)
     other = Store(tmp_path / "other")
