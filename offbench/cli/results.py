@@ -26,7 +26,7 @@ EXAMPLES = {
 }
 
 # exit code where records are damaged or contradict each other
-DAMAGED = 3
+FAULTY = 3
 
 _FILTERS = {"suite": "suite", "methods": "entry", "task": "task", "seeds": "seed"}
 
@@ -110,14 +110,13 @@ def _no_names(names: Sequence[str], command: str) -> None:
 def verify(options: argparse.Namespace) -> int:
     """`offbench results verify`: a line for each damaged file."""
     from offbench.cli.console import plural
-    from offbench.results.sharing.verify import verify
+    from offbench.results.sharing.verify import DAMAGED, verify
 
     names, root, _ = _read(options.names)
     _no_names(names, "verify")
     found = verify(root, repair=options.repair)
     for fault in found.faults:
-        moved = found.moved.get(fault.path)
-        print(f"{fault}{f'; moved to {moved}' if moved else ''}")
+        print(f"{fault}{f'; moved to {root / DAMAGED}' if options.repair else ''}")
     for path in found.orphans:
         print(f"{path} belongs to no record")
     print(
@@ -132,7 +131,7 @@ def verify(options: argparse.Namespace) -> int:
         )
     if found.orphans:
         print(f"offbench results gc results={root} removes what belongs to no record")
-    return DAMAGED if found.faults else 0
+    return FAULTY if found.faults else 0
 
 
 def merge(options: argparse.Namespace) -> int:
@@ -153,7 +152,7 @@ def merge(options: argparse.Namespace) -> int:
         f"{root}: {plural(found.taken, 'record')} taken over, {found.skipped:,} there already,"
         f" {len(found.damaged):,} damaged, {plural(len(found.conflicts), 'conflict')}"
     )
-    return DAMAGED if found.damaged or found.conflicts else 0
+    return FAULTY if found.damaged or found.conflicts else 0
 
 
 def collect(options: argparse.Namespace) -> int:
@@ -190,7 +189,7 @@ def export(options: argparse.Namespace) -> int:
     for line in damaged:
         print(line)
     print(f"written: {names[0]}, {plural(rows, 'episode')} of {plural(runs, 'run')}")
-    return DAMAGED if damaged else 0
+    return FAULTY if damaged else 0
 
 
 def submit(options: argparse.Namespace) -> int:
@@ -211,6 +210,6 @@ def submit(options: argparse.Namespace) -> int:
     n_cut = pack(records, out, policies=options.policies)
     print("\n".join(review(records)))
     if n_cut:
-        print(f"paths and names were cut in {plural(n_cut, 'record')}")
+        print(f"paths, names or tracebacks were left out of {plural(n_cut, 'record')}")
     print(f"written: {out}, {plural(len(records), 'record')}, {out.stat().st_size:,} bytes")
     return 0

@@ -110,10 +110,10 @@ def examine(files: Files, *, rows: bool = False) -> Found:
     except OSError as error:
         return unclear._replace(faults=(Damage(mark, f"cannot be read: {error.strerror}"),))
     except UserError as error:
-        return unclear._replace(faults=(Damage(mark, str(error)),))
+        return unclear._replace(faults=(Damage(mark, printable(str(error))),))
     # sealed, and not as a record is written
-    except (KeyError, TypeError, AttributeError) as error:
-        words = f"is no record: {type(error).__name__} {error}"
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        words = printable(f"is no record: {type(error).__name__} {error}")
         return unclear._replace(faults=(Damage(mark, words),))
     beside = [
         Damage(path, what)
@@ -125,6 +125,12 @@ def examine(files: Files, *, rows: bool = False) -> Found:
     members = (*(path for path in own if path in files.paths), mark)
     orphans = tuple(path for path in files.paths if path not in members)
     return Found(files, body, run, members, tuple(faults), tuple(beside), orphans)
+
+
+def printable(text: str) -> str:
+    """Text of a record in one line: others may have written it, and a terminal obeys what is not printable."""
+    line = "".join(c if c.isprintable() else "?" for c in text)
+    return line if len(line) <= 300 else f"{line[:297]}..."
 
 
 def _run_of(body: dict[str, Any], files: Files) -> RunSpec:
@@ -172,7 +178,7 @@ def _episodes_fault(
     except OSError as error:
         return Damage(path, f"cannot be read: {error.strerror}")
     except (UserError, pa.ArrowException) as error:
-        return Damage(path, str(error).splitlines()[0])
+        return Damage(path, printable(str(error).splitlines()[0]))
     return None
 
 

@@ -97,14 +97,14 @@ def _candidates(
 def _checkpoints(root: Path, recorded: set[str], damaged: bool) -> Iterator[tuple[Path, str]]:
     """Checkpoints that say which runs they are of, where each of those is recorded."""
     for path in sorted(root.glob("checkpoints/*.safetensors")):
-        runs = _runs_of(path)
+        runs = runs_of(path)
         if runs and recorded.issuperset(runs):
             yield path, "checkpoint of recorded runs"
     for path in sorted(root.glob("checkpoints/*.damaged")) if damaged else ():
         yield path, "damaged checkpoint"
 
 
-def _runs_of(checkpoint: Path) -> list[str]:
+def runs_of(checkpoint: Path) -> list[str]:
     """The runs of a stack, as its checkpoint has them; none of one that cannot be read, or of older ones."""
     from safetensors import SafetensorError, safe_open
 

@@ -27,7 +27,8 @@ def without_private(body: dict[str, Any]) -> dict[str, Any]:
     if body["reason"] is not None:
         public["reason"] = _without_names(_cut(body["reason"]))
     if body.get("failure") is not None:
-        public["failure"] = _cut(body["failure"]) | {"traceback": None}
+        failure = {k: v for k, v in body["failure"].items() if k != "sha256"}
+        public["failure"] = _cut(failure) | {"traceback": None}
     return public
 
 

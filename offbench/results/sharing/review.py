@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from offbench.results.sharing.files import Found
+from offbench.results.sharing.files import Found, printable
 
 
 def review(records: Iterable[Found]) -> list[str]:
@@ -14,7 +14,7 @@ def review(records: Iterable[Found]) -> list[str]:
             name = (found.body["provenance"]["entry"], found.run.suite, found.run.suite_version)
             by_entry.setdefault(name, []).append(found)
     return [
-        line
+        printable(line)
         for (entry, suite, version), own in sorted(by_entry.items())
         for line in (f"{entry} on {suite} v{version}", *_of_entry(own))
     ]

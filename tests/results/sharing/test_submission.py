@@ -250,6 +250,14 @@ def test_a_reviewer_sees_tasks_seeds_data_commits_and_tuning(tmp_path):
         assert words in lines
 
 
+def test_what_others_wrote_is_printed_in_one_line_without_control_characters(tmp_path):
+    store = Store(tmp_path / "a")
+    store.fail(spec(), "bad\n::error::\x1b[2Jx" + "y" * 999, provenance(commit="c\x1b[31m"))
+    lines = review(select(store.root, ["iql"], None))
+    assert all(line.isprintable() and len(line) <= 300 for line in lines)
+    assert any("bad?::error::?[2Jx" in line for line in lines)
+
+
 # --- what would say who somebody is ---------------------------------------------------------
 
 

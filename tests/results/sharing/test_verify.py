@@ -84,6 +84,7 @@ def test_a_missing_parquet_is_named(store):
         ({"provenance": provenance(entry="other").as_dict()}, "belongs into runs/toy/toy--point-v0/other"),
         ({"episodes": {"file": "../../x.parquet", "rows": 3, "sha256": "0"}}, "names '../../x.parquet'"),
         ({"episodes": 5}, "is no record"),
+        ({"run_id": "a\n::error::\x1b[2J"}, "is the record of run a?::error::?[2J"),
     ],
 )  # fmt: skip
 def test_a_json_that_contradicts_itself_is_damaged_though_its_checksum_is_right(
@@ -178,6 +179,19 @@ def test_a_policy_of_another_run_is_named(store):
     path = keep(store.path(spec(method="iql", seed=0), "iql"), spec(method="iql", seed=5))
     (fault,) = verify(store.root).faults
     assert fault.path == path and "is the policy of run" in fault.what
+
+
+def test_a_policy_whose_checksum_is_none_is_named(store):
+    """One changed byte must not turn it into one of before there were checksums."""
+    path = store.path(spec(method="iql", seed=0), "iql").with_suffix(".safetensors")
+    whole = path.read_bytes()
+    at = whole.index(b'"sha256":"')
+    for place in (at + 3, at + 12):
+        changed = bytearray(whole)
+        changed[place] ^= 0x40
+        path.write_bytes(changed)
+        (fault,) = verify(store.root).faults
+        assert fault.path == path
 
 
 def test_a_policy_from_before_there_were_checksums_is_whole(store):
