@@ -28,6 +28,7 @@ from offbench import rng
 from offbench.data.pipeline import Pipeline
 from offbench.errors import UserError
 from offbench.io import atomic_write
+from offbench.results.sharing.policies import UNSEALED, policy_fault, sealed
 from offbench.results.spec import RunSpec
 from offbench.results.store import Record, Store
 from offbench.training.imperative import Imperative, Objects
@@ -102,8 +103,9 @@ def save(
         numbers = {k: x for k, x in fields.items() if not isinstance(x, Tensor)}
         about["transforms"].append({"kind": type(transform).__name__, **numbers})
     tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
+    metadata = {"offbench": json.dumps(about), "sha256": UNSEALED}
     try:
-        atomic_write(path, to_bytes(tensors, metadata={"offbench": json.dumps(about)}))
+        atomic_write(path, sealed(to_bytes(tensors, metadata=metadata)))
     except OSError as error:
         raise UserError(f"cannot keep a policy in {path}: {error.strerror}") from None
 
@@ -198,11 +200,13 @@ def about(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a kept file by name. UserError where it cannot be read."""
+    """The tensors of a kept file by name. UserError where it cannot be read, or anything in it changed."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
+        if fault := policy_fault(path):
+            raise UserError(f"{path} {fault}; train the run again")
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}); train the run again") from None

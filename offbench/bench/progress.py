@@ -35,6 +35,8 @@ class Progress:
     note: str | None = None
     # remarks on every run of the stack
     remarks: list[str] = field(default_factory=list)
+    # the ids of its runs, so that nobody has to plan them to know whether they are recorded
+    runs: list[str] = field(default_factory=list)
     # why a checkpoint could not be written; about this process, and not stored
     unsaved: str | None = None
 

@@ -126,6 +126,7 @@ class PackRun:
         self.saved = time.perf_counter()
         code = [*self.progress.code, code_version()]
         self.progress.code = list(dict.fromkeys(code))
+        self.progress.runs = [run.run_id for _, run in self.pack.members]
         with (
             ThreadPoolExecutor(1, "evaluate") as self.evaluator,
             open_loggers(self.settings, self._logged(), self._resumed_at()) as logger,

@@ -19,6 +19,7 @@ from offbench.bench.trust import FLAG, allowing_code
 from offbench.cli.compare import add_compare_arguments
 from offbench.cli.data.commands import add_data_commands, run_data_command
 from offbench.cli.parser import COLUMNS, Parser
+from offbench.cli.results import add_results_commands, add_submit_arguments, run_results_command
 from offbench.errors import Interrupted, UserError, unknown
 
 KINDS = ("methods", "tasks", "suites", "samplers", "views", "weights", "published")
@@ -156,6 +157,12 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 Option("--tensorboard", {"metavar": "DIR", "help": "as event files"}),
             ),
         ),
+        "results": Command("verify, merge, clear up and export recorded runs", (), "COMMAND ..."),
+        "submit": Command(
+            "pack the records of entries into one file that others can merge",
+            ("submit iql+aw --suite quick", "submit mine iql --suite quick --out mine.zip"),
+            "ENTRY ... [--suite NAME] [results=FOLDER]",
+        ),
         "list": Command(
             "list methods, tasks, suites, samplers, views, weights or published",
             ("list methods", "list suites"),
@@ -235,6 +242,10 @@ def make_parser() -> Parser:
             command.add_argument("kind", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
         elif name == "data":
             add_data_commands(command)
+        elif name == "results":
+            add_results_commands(command)
+        elif name == "submit":
+            add_submit_arguments(command)
         elif name == "compare":
             add_compare_arguments(command)
         else:
@@ -251,7 +262,7 @@ def _end_of_help(command: str) -> str:
     lines = ["examples:", *(f"  offbench {example}" for example in COMMANDS[command].examples)]
     if command == "speed":
         lines += ["", SPEED_SETTINGS.rstrip()]
-    elif command != "list":
+    elif command not in ("list", "submit"):
         lines += ["", "settings and their defaults (conf/run.yaml):"]
         for key, default, words in run_settings():
             head = f"  {key}={default}"
@@ -371,6 +382,8 @@ def _run(options: argparse.Namespace) -> int:
             return show_list(options.kind)
         case "data":
             return run_data_command(options)
+        case "results" | "submit":
+            return run_results_command(options)
         case "compare":
             from offbench.cli.compare import show_comparison
 

@@ -75,6 +75,9 @@ class Damage(NamedTuple):
     # "is truncated or was edited"
     what: str
 
+    def __str__(self) -> str:
+        return f"{self.path} {self.what}"
+
 
 class DamageError(UserError):
     """A record cannot be read because a file of it is not what was written."""
@@ -132,6 +135,20 @@ def seal(body: Mapping[str, Any]) -> str:
 # --- reading --------------------------------------------------------------------------------
 
 
+def unsealed(content: bytes) -> dict[str, Any]:
+    """The body of a record's json as it was sealed. Raises UserError, without a path, for any other bytes."""
+    head, tail = content[:-_TAIL_LENGTH] + b"\n}", _TAIL_PATTERN.fullmatch(content[-_TAIL_LENGTH:])
+    if tail is None or hashlib.sha256(head).hexdigest().encode() != tail[1]:
+        raise UserError("is truncated or was edited")
+    try:
+        body = json.loads(head)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"is no record: {error}") from None
+    if not isinstance(body, dict):
+        raise UserError("is no record")
+    return body
+
+
 def load(path: Path) -> dict[str, Any]:
     """The body of a sealed json, not to be changed; raises UserError with the path when anything in it changed."""
     try:
@@ -145,13 +162,11 @@ def load(path: Path) -> dict[str, Any]:
 @lru_cache(maxsize=4096)
 def _load(path: Path, *version: int) -> dict[str, Any]:
     try:
-        content = path.read_bytes()
+        body = unsealed(path.read_bytes())
     except OSError as error:
         raise DamageError(path, f"cannot be read: {error.strerror}") from None
-    head, tail = content[:-_TAIL_LENGTH] + b"\n}", _TAIL_PATTERN.fullmatch(content[-_TAIL_LENGTH:])
-    if tail is None or hashlib.sha256(head).hexdigest().encode() != tail[1]:
-        raise DamageError(path, "is truncated or was edited")
-    body = json.loads(head)
+    except UserError as error:
+        raise DamageError(path, str(error)) from None
     if body["format"] != FORMAT:
         raise UserError(f"{path} has record format {body['format']}, this offbench reads {FORMAT}")
     if body["run_id"] != path.stem:

@@ -22,6 +22,7 @@ from offbench.bench.progress import Progress
 from offbench.data.pipeline import make_pipeline
 from offbench.methods.bc import BC
 from offbench.methods.td3_bc import TD3BC
+from offbench.results.sharing.gc import runs_of
 from offbench.testing.contract import SPEC
 from offbench.training import checkpoint
 from offbench.training.checkpoint import Damaged
@@ -179,6 +180,8 @@ def test_a_killed_run_ends_with_the_numbers_of_one_that_was_not(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not list((tmp_path / "killed").glob("runs/**/*.json"))  # it had not finished
+    (saved,) = (tmp_path / "killed").glob("checkpoints/[!.]*.safetensors")
+    assert len(set(runs_of(saved))) == 2
 
     rows, reasons = [], []
     for name in ("killed", "whole"):
@@ -228,6 +231,14 @@ def test_what_a_pack_has_shown_is_read_back_with_its_state(tmp_path):
     for a, b in zip(found.frames, shown.frames, strict=True):
         pd.testing.assert_frame_equal(a, b)
     assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+def test_a_checkpoint_says_which_runs_it_is_of(tmp_path):
+    path = tmp_path / "c.safetensors"
+    assert Progress(runs=["a" * 16, "b" * 16]).save(small(), path)
+    assert runs_of(path) == ["a" * 16, "b" * 16]
+    path.write_bytes(path.read_bytes()[:100])
+    assert runs_of(path) == []
 
 
 def test_a_damaged_checkpoint_is_set_aside_once_and_training_begins_again(tmp_path):

@@ -1,0 +1,1 @@
+"""Records kept whole, put together, cleared up, exported and packed for others."""

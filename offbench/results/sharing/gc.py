@@ -1,0 +1,135 @@
+"""What of a results folder nobody needs any more, and its removal."""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from offbench.errors import UserError
+from offbench.results.sharing.files import examine, scan, temporary_files
+from offbench.results.sharing.verify import DAMAGED, existing
+
+# what a running bench may own is younger than this, in seconds
+_AGE = 3600.0
+
+
+class Rubbish(NamedTuple):
+    """A file that can go."""
+
+    path: Path
+    # why: "temporary file of a writer that was killed"
+    kind: str
+    bytes: int
+    changed: float  # its time of change
+
+
+def rubbish(root: Path, *, damaged: bool = False, policies: bool = False) -> list[Rubbish]:
+    """The files of a store that nobody needs; nothing that changed within the last hour.
+
+    Args:
+        damaged: those, too, that `verify --repair` put aside.
+        policies: kept policies, too.
+
+    Raises:
+        UserError: there is no such store, or it cannot be written.
+    """
+    existing(root)
+    found, now = [], _now(root)
+    for path, kind in _candidates(root, now, damaged, policies):
+        try:
+            about = path.stat()
+        # somebody else was quicker
+        except FileNotFoundError:
+            continue
+        found.append(Rubbish(path, kind, about.st_size, about.st_mtime))
+    return [one for one in found if now - one.changed > _AGE]
+
+
+def remove(found: list[Rubbish]) -> list[Rubbish]:
+    """Deletes files that have not changed since; returns those that are gone. Raises UserError."""
+    gone = []
+    for one in found:
+        try:
+            if one.path.stat().st_mtime == one.changed:
+                one.path.unlink()
+                gone.append(one)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise UserError(f"cannot remove {one.path}: {error.strerror}") from None
+    return gone
+
+
+def _now(root: Path) -> float:
+    """The time by the clock of the file system, which another machine's may be."""
+    try:
+        with tempfile.TemporaryFile(dir=root) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError as error:
+        raise UserError(f"cannot write {root}: {error.strerror}") from None
+
+
+def _candidates(
+    root: Path, now: float, damaged: bool, policies: bool
+) -> Iterator[tuple[Path, str]]:
+    for path in temporary_files(root):
+        yield path, "temporary file"
+    recorded = set()
+    for files in scan(root):
+        found = examine(files)
+        if found.ok:
+            recorded |= {files.run_id, *(found.run.recorded_ids if found.run else ())}
+        for path in found.orphans:
+            yield path, "file without a record"
+        if policies and files.policy in found.members:
+            yield files.policy, "kept policy"
+    yield from _checkpoints(root, recorded, damaged)
+    yield from _of_dead_workers(root, now)
+    if damaged:
+        for path in sorted((root / DAMAGED).rglob("*")):
+            if path.is_file():
+                yield path, "damaged file"
+
+
+def _checkpoints(root: Path, recorded: set[str], damaged: bool) -> Iterator[tuple[Path, str]]:
+    """Checkpoints that say which runs they are of, where each of those is recorded."""
+    for path in sorted(root.glob("checkpoints/*.safetensors")):
+        runs = runs_of(path)
+        if runs and recorded.issuperset(runs):
+            yield path, "checkpoint of recorded runs"
+    for path in sorted(root.glob("checkpoints/*.damaged")) if damaged else ():
+        yield path, "damaged checkpoint"
+
+
+def runs_of(checkpoint: Path) -> list[str]:
+    """The runs of a stack, as its checkpoint has them; none of one that cannot be read, or of older ones."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(checkpoint, "np") as file:
+            return list(json.loads(file.get_tensor("about").tobytes())["about"]["runs"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _of_dead_workers(root: Path, now: float) -> Iterator[tuple[Path, str]]:
+    """Heartbeats that stopped, and the claims of workers without one."""
+    alive = set()
+    for path in sorted(root.glob("workers/*.json")):
+        if now - path.stat().st_mtime > _AGE:
+            yield path, "heartbeat of a dead worker"
+        else:
+            alive.add(path.stem)
+    for path in sorted(root.glob("claims/*")):
+        if re.fullmatch(r"[0-9a-f]{16}\.\d+", path.name) and _text(path) not in alive:
+            yield path, "claim of a dead worker"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""

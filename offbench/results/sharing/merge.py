@@ -1,0 +1,145 @@
+"""The records of other results folders, and of submissions, taken over into one."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from offbench.errors import UserError
+from offbench.io import replacing
+from offbench.results.commit import finished_file, holding, place, sync_folder
+from offbench.results.record import read_episodes
+from offbench.results.sharing.files import Files, Found, examine, scan
+from offbench.results.sharing.review import review
+from offbench.results.sharing.submission import unpacked
+from offbench.results.sharing.verify import existing
+
+
+@dataclass
+class Merged:
+    """What became of the records of the sources."""
+
+    taken: int = 0
+    # the same run with the same episodes was there, or it failed and nothing was to gain
+    skipped: int = 0
+    # lines: records that are damaged, and runs that have other episodes here
+    damaged: list[str] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)
+    # what the submissions hold
+    reviews: list[str] = field(default_factory=list)
+
+
+def merge(sources: Sequence[Path], root: Path, *, policies: bool = True) -> Merged:
+    """Takes over the records that a store lacks from other stores and files of `offbench submit`.
+
+    A record appears whole or not at all, its json last, so this can be interrupted and repeated. A failed
+    record gives way to a whole one.
+
+    Args:
+        sources: folders and files; every file is read and checked before the first record is taken.
+        policies: take kept policies, too.
+
+    Raises:
+        UserError: a source is neither a results folder nor a submission, a submission was changed, or the
+            store cannot be written.
+    """
+    with ExitStack() as opened:
+        folders = [_folder(source, root, opened) for source in sources]
+        result = Merged()
+        for source, folder in zip(sources, folders):
+            if source.is_file():
+                result.reviews += review(map(examine, scan(folder)))
+        ours = {files.run_id: files for files in scan(root)}
+        for folder in folders:
+            for found in _records(folder, result):
+                _take(found, root, ours, policies, result)
+    return result
+
+
+def _folder(source: Path, root: Path, opened: ExitStack) -> Path:
+    """The results folder that a source is, or the one that is packed in it."""
+    if source.is_file():
+        return opened.enter_context(unpacked(source))
+    if existing(source).resolve() == root.resolve():
+        raise UserError(f"{source} is the folder that records are merged into")
+    if next(scan(source), None) is None:
+        raise UserError(f"{source} has no records")
+    return source
+
+
+def _records(folder: Path, result: Merged) -> Iterator[Found]:
+    """The whole records of a folder, and those whose policies alone are damaged."""
+    for files in scan(folder):
+        found = examine(files, rows=True)
+        result.damaged += [str(fault) for fault in [*found.faults, *found.beside]]
+        if found.whole:
+            yield found
+
+
+def _take(
+    theirs: Found, root: Path, ours: dict[str, Files], policies: bool, result: Merged
+) -> None:
+    files, run = theirs.files, theirs.run
+    names = run.recorded_ids if run is not None else (files.run_id,)
+    own = next((examine(ours[name]) for name in names if name in ours), None)
+    if own is not None and own.faults:
+        result.damaged.append(f"{own.faults[0]}; offbench results verify --repair results={root}")
+        return
+    # files of no record are none
+    failed = own.files.mark if own is not None and own.whole else None
+    if own is not None and own.whole and (own.ok or not theirs.ok):
+        if own.ok and theirs.ok and not _same_episodes(own, theirs):
+            result.conflicts.append(
+                f"run {files.run_id} has other episodes in {own.files.mark}, which is kept, than in"
+                f" {files.mark}"
+            )
+            return
+        result.skipped += 1
+        return
+    target = root.joinpath(*files.folder.parts[-4:])
+    left_out = {fault.path for fault in theirs.beside} | (set() if policies else {files.policy})
+    members = [path for path in theirs.members if path not in left_out]
+    try:
+        for path in members[:-1]:
+            with replacing(target / path.name) as temporary:
+                shutil.copyfile(path, temporary)
+        _publish(files.mark, target / files.mark.name, failed)
+    except FileExistsError:
+        # by a bench, at the same time
+        result.skipped += 1
+        return
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}") from None
+    ours[files.run_id] = Files(target, files.run_id, tuple(target / path.name for path in members))
+    result.taken += 1
+
+
+def _same_episodes(a: Found, b: Found) -> bool:
+    """Whether two records have the same rows; files of two versions of a library may differ."""
+    assert a.body is not None and b.body is not None
+    about = a.body["episodes"], b.body["episodes"]
+    if about[0]["sha256"] == about[1]["sha256"]:
+        return True
+    if a.run is None or b.run is None:
+        return False
+    tables = [read_episodes(x.files.mark, known) for x, known in zip((a, b), about)]
+    # the entry's label is no part of the run
+    return tables[0].drop(["entry", "run_id"]).equals(tables[1].drop(["entry", "run_id"]))
+
+
+def _publish(json: Path, mark: Path, failed: Path | None) -> None:
+    """Puts the json of a record in its place, in that of a failure of this run, or where there is none.
+
+    Raises FileExistsError where another process has recorded the run meanwhile.
+    """
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    hold = mark.parent.with_name(f".{mark.stem}.hold")
+    with finished_file(json.read_bytes(), mark) as file, holding(hold, file):
+        place(file, hold, mark, replace=mark == failed)
+        sync_folder(mark.parent)
+        if failed is not None:
+            failed.with_suffix(".traceback.txt").unlink(missing_ok=True)
+            # under another label of the entry
+            if failed != mark:
+                failed.unlink(missing_ok=True)
