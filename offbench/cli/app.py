@@ -108,6 +108,14 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "print every run, every value with its source, and the time needed; run nothing",
             ("plan", "plan method=td3_bc method.alpha=1.0 n_updates=20000"),
         ),
+        "status": Command(
+            "say how far the runs are, what works at them, and how long it takes",
+            ("status", "status suite=d4rl-gym-9 --watch 5", "status --all results=there"),
+            options=(
+                Option("--watch", {"metavar": "SECONDS", "help": "again and again, until done"}),
+                Option("--all", {"action": "store_true", "help": "every suite of the store"}),
+            ),
+        ),
         "board": Command(
             "print the leaderboard of recorded runs and write it below results/board",
             ("board suite=quick", "board suite=d4rl-gym-9 published=[corl,iql-2021]"),
@@ -378,6 +386,7 @@ _FUNCTIONS = {
     "bench": ("offbench.cli.bench", "run_bench"),
     "run": ("offbench.cli.bench", "run_one"),
     "plan": ("offbench.cli.plan", "show_plan"),
+    "status": ("offbench.cli.status", "show_status"),
     "board": ("offbench.cli.board", "show_board"),
     "reproduce": ("offbench.cli.reproduce", "reproduce"),
     "diagnose": ("offbench.cli.board", "draw_diagnostics"),
