@@ -130,6 +130,12 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 *EFFORT_OPTIONS,
             ),
         ),
+        "rerun": Command(
+            "train a recorded run once more in its stack, and say whether its rows are equal",
+            ("rerun RUN_ID", "rerun RUN_ID results=there --alone"),
+            "RUN_ID [results=PATH]",
+            (Option("--alone", {"action": "store_true", "help": "by itself: rounding differs"}),),
+        ),
         "compare": Command(
             "say whether an entry is better than others of the board, and where",
             (
@@ -253,7 +259,7 @@ def _end_of_help(command: str) -> str:
     lines = ["examples:", *(f"  offbench {example}" for example in COMMANDS[command].examples)]
     if command == "speed":
         lines += ["", SPEED_SETTINGS.rstrip()]
-    elif command != "list":
+    elif command not in ("list", "rerun"):
         lines += ["", "settings and their defaults (conf/run.yaml):"]
         for key, default, words in run_settings():
             head = f"  {key}={default}"
@@ -389,6 +395,7 @@ _FUNCTIONS = {
     "status": ("offbench.cli.status", "show_status"),
     "board": ("offbench.cli.board", "show_board"),
     "reproduce": ("offbench.cli.reproduce", "reproduce"),
+    "rerun": ("offbench.cli.rerun", "rerun"),
     "diagnose": ("offbench.cli.board", "draw_diagnostics"),
     "report": ("offbench.cli.report", "show_report"),
     "curves": ("offbench.cli.curves", "show_curves"),
