@@ -240,8 +240,8 @@ def without(name, globals=None, *more, **named):
     return import_(name, globals, *more, **named)
 
 builtins.__import__ = without
-import offbench.bench.executors, offbench.tasks.files, offbench.results.store, offbench.tasks.formats.hdf5, offbench.speed.benchmark
-assert offbench.bench.executors.os is windows and not hasattr(offbench.bench.executors.os, "sysconf")
+import offbench.bench.executors.local, offbench.tasks.files, offbench.results.store, offbench.tasks.formats.hdf5, offbench.speed.benchmark
+assert offbench.bench.executors.local.os is windows and not hasattr(offbench.bench.executors.local.os, "sysconf")
 from offbench.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -265,17 +265,24 @@ def test_a_run_ends_where_the_names_of_unix_are_absent(tmp_path):
     assert len(list(tmp_path.glob("runs/**/*.parquet"))) == 1
 
 
-def test_records_are_read_where_no_lock_can_be_taken(tmp_path, monkeypatch):
-    from offbench.results import store as records
+def test_records_are_written_where_neither_locks_nor_links_are_to_be_had(tmp_path, monkeypatch):
+    import fcntl
+
+    from support.records import episodes, provenance, spec
+
+    from offbench.results.store import Store
 
     def refuse(*_, **__):
-        raise OSError("no lock here")
+        raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(records, "FileLock", refuse)
-    store = records.Store(ROOT / "results")
-    assert store.runs(suite="none").empty
-    with pytest.raises(records.UserError, match="cannot write records"):
-        records.Store(tmp_path).check_writable()
+    for module, name in ((fcntl, "flock"), (fcntl, "lockf"), (fcntl, "fcntl"), (os, "link")):
+        monkeypatch.setattr(module, name, refuse)
+    store = Store(tmp_path)
+    store.check_writable()
+    store.fail(spec(), "out of memory", provenance())
+    store.append(spec(), episodes(), provenance())
+    assert store.runs()["status"].tolist() == ["ok"] and len(store.episodes()) == 3
+    assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
 
 
 def test_a_device_of_apple_is_refused_in_one_line():

@@ -3,7 +3,7 @@
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from offbench.bench.failures import Kind, failure_of
@@ -12,7 +12,7 @@ from offbench.bench.runner import run_pack
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import Pack
 from offbench.bench.watch import Watch
-from offbench.errors import Interrupted
+from offbench.errors import Interrupted, UserError
 from offbench.results.claims import Heart
 from offbench.results.store import Store
 
@@ -122,9 +122,9 @@ def _guarded(
         kind, reason = failure_of(error)
         text = reason if kind == "user" else traceback.format_exc()
         event = Event(job.index, "failed", 1.0, error=text, reason=reason, kind=kind)
-    if not may_mend(event, job):
-        record_failure(job, event, store, settings, time.perf_counter() - start)
-    return event
+    if may_mend(event, job):
+        return event
+    return record_failure(job, event, store, settings, time.perf_counter() - start)
 
 
 def may_mend(event: Event, job: Job) -> bool:
@@ -135,12 +135,20 @@ def may_mend(event: Event, job: Job) -> bool:
 
 def record_failure(
     job: Job, event: Event, store: Store, settings: Settings, wall_s: float = 0.0
-) -> None:
-    """Records the runs of a stack that have no whole record as failed."""
+) -> Event:
+    """Records the runs of a stack that have no whole record as failed; the event says where that cannot be."""
     members = job.pack.members
     absent = {run.run_id for run in store.missing([run for _, run in members])}
     stack = [run.run_id for _, run in members]
-    for cell, run in members:
-        if run.run_id in absent:
-            facts = provenance_of(cell, settings, "cpu", settings.engine, stack, wall_s, 0.0, {})
-            store.fail(run, event.reason or event.phase, facts)
+    try:
+        for cell, run in members:
+            if run.run_id in absent:
+                facts = provenance_of(
+                    cell, settings, "cpu", settings.engine, stack, wall_s, 0.0, {}
+                )
+                store.fail(run, event.reason or event.phase, facts)
+    # the disk that the run failed of may still be full
+    except UserError as error:
+        if str(error) != event.reason:
+            return replace(event, error=f"{event.error}\n(not recorded: {error})")
+    return event

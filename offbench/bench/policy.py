@@ -132,7 +132,10 @@ def load_policy(run: str | Path, *, results: str | Path = "results") -> TrainedP
 def _find(run: str, results: Path) -> Path:
     path = Path(run)
     if path.suffix in (".json", ".parquet", ".safetensors"):
-        kept = path.with_suffix(".safetensors")
+        kept = path
+        if path.suffix != ".safetensors":
+            # a part of its checksum stands before the ending of a parquet
+            kept = path.with_name(f"{path.name.partition('.')[0]}.safetensors")
         if not kept.exists():
             raise UserError(f"{kept} does not exist; a run keeps its policy unless keep=none")
         return kept

@@ -137,12 +137,12 @@ class PackRun:
                 self.watch.report("evaluating", 0.9)
                 final = _to_cpu(point.carry)
                 broken = diverged(point.state).tolist()
-                # they step the same environments
+                # the thread has the environments
                 wait([m.episodes for m in self.monitored])
-                tested = self._tested(final.state, broken)
                 frames = self._collect()
                 if self.monitored:
                     raise Interrupted
+                tested = self._tested(final.state, broken)
             except Interrupted:
                 if self.last:
                     self.save(self.last)
@@ -298,6 +298,8 @@ class PackRun:
         played = {int(frame["update"].iloc[0]) for frame in self.progress.frames if len(frame)}
         if update not in played and str(update) not in self.progress.unwatched:
             self._monitor(update, carry, logger)
+            # two threads cannot trace programs at once
+            wait([m.episodes for m in self.monitored])
 
     def _monitor(self, update: int, carry: "Carry", logger: Loggers) -> None:
         from offbench.training.imperative import Imperative

@@ -11,6 +11,7 @@ from offbench.bench.executors.local import Processes, Thread
 from offbench.bench.job import Event, Job, may_mend, record_failure
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import Pack
+from offbench.results.claims import sweep
 from offbench.results.store import Store
 
 # seconds until a stack is tried again whose runs another worker has, or whose machine failed
@@ -58,9 +59,13 @@ def run_packs(
                 running[ready.job.index] = ready.job
                 executor.submit(ready.job)
             for event in executor.events(0.2):
-                again = _settle(event, running, store, settings) if event.final else None
-                if again is not None:
-                    waiting.append(_Waiting(time.monotonic() + AGAIN_S, again))
+                if event.final:
+                    job = running.pop(event.index)
+                    if (again := _again(event, job)) is not None:
+                        waiting.append(_Waiting(time.monotonic() + AGAIN_S, again))
+                    # what died could not record its failure
+                    elif event.phase == "lost":
+                        event = record_failure(job, event, store, settings)
                 yield event
         yield from (Event(index, "stopped") for index in running)
     except BaseException:
@@ -68,6 +73,7 @@ def run_packs(
         raise
     finally:
         executor.close(INTERRUPTED_S)
+        sweep(store.root)
 
 
 def make_executor(settings: Settings, store: Store, stacks: int) -> Executor:
@@ -76,14 +82,8 @@ def make_executor(settings: Settings, store: Store, stacks: int) -> Executor:
     return Thread(store, settings) if jobs == 1 else Processes(store, settings, jobs)
 
 
-def _settle(event: Event, running: dict[int, Job], store: Store, settings: Settings) -> Job | None:
-    """Takes a stack out of what is running; returns it if it is to be tried again."""
-    job = running.pop(event.index)
+def _again(event: Event, job: Job) -> Job | None:
+    """The stack, if it is to be tried again."""
     if event.phase == "held":
         return job
-    if may_mend(event, job):
-        return replace(job, attempt=job.attempt + 1)
-    # what died could not record its failure
-    if event.phase == "lost":
-        record_failure(job, event, store, settings)
-    return None
+    return replace(job, attempt=job.attempt + 1) if may_mend(event, job) else None

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from offbench.errors import UserError
 from offbench.io import atomic_write
 
 BEAT_S = 5.0
@@ -61,6 +62,9 @@ class Heart:
     Args:
         root: folder of the store.
         executor: what started the process: local, ray or slurm.
+
+    Raises:
+        UserError: the folder cannot be written to.
     """
 
     def __init__(
@@ -75,7 +79,10 @@ class Heart:
         self.about: Callable[[], Mapping[str, Any] | None] = lambda: None
         self.name = f"{_machine()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._started, self._stopped = _now_iso(), threading.Event()
-        self._beat()
+        try:
+            self._beat()
+        except OSError as error:
+            raise UserError(f"cannot write to {self.root}: {error.strerror}") from error
         self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
         self._thread.start()
 
@@ -320,9 +327,12 @@ def _gone(worker: str) -> bool:
 def _machine() -> str:
     """A name for this machine since it started, and the process ids that are valid on it."""
     parts = [socket.gethostname()]
-    with suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+    # absent where there is no Linux
+    try:
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
         parts.append(os.readlink("/proc/self/ns/pid"))
+    except OSError:
+        pass
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
 
 

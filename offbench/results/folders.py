@@ -64,9 +64,7 @@ class Folders:
 
     def _refuse_other_episodes(self, a: Store, b: Store, run_id: str) -> None:
         paths = [store.read(run_id).path for store in (a, b)]
-        tables = [
-            read_episodes(path.with_suffix(".parquet"), load(path)["episodes"]) for path in paths
-        ]
+        tables = [read_episodes(path, load(path)["episodes"]) for path in paths]
         if not tables[0].equals(tables[1]):
             raise UserError(
                 f"two records of run {run_id} have different episodes: {paths[0]} and {paths[1]};"

@@ -1,25 +1,24 @@
 """One record on disk: a sealed json, the commit mark, and the parquet file of its episodes.
 
 The json has the run, its provenance, its curves and the checksum of the parquet, and ends in a checksum
-of itself, so that whatever is changed, cut off or swapped is an error that names the file.
+of itself, so that whatever is changed, cut off or swapped is an error that names the file. The parquet has
+a part of its checksum in its name, so that two writers of one run never write to one file.
 """
 
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from offbench.errors import UserError
-from offbench.io import atomic_write
 from offbench.results.schema import EPISODE_SCHEMA, completed, episode_table
 from offbench.results.spec import RunSpec, with_names
 
@@ -29,7 +28,31 @@ _TAIL = ',\n "checksum": "%s"\n}\n'
 
 _TAIL_LENGTH = len(_TAIL % ("0" * 64))
 
-_TAIL_PATTERN = re.compile(re.escape(_TAIL).replace("%s", "([0-9a-f]{64})"))
+_TAIL_PATTERN = re.compile(re.escape(_TAIL).replace("%s", "([0-9a-f]{64})").encode())
+
+Kind = Literal["error", "infrastructure", "user"]
+"""Whose a failure is: the run's, which would fail again; the machine's; or a mistake of the user."""
+
+
+class DamagedRecord(UserWarning):
+    """A record was left out because a file of it is not what was written."""
+
+
+class Damage(NamedTuple):
+    """A file of a record that is not what was written."""
+
+    path: Path
+    # "is truncated or was edited"
+    what: str
+
+
+class DamageError(UserError):
+    """A record cannot be read because a file of it is not what was written."""
+
+    def __init__(self, path: Path, what: str):
+        super().__init__(f"damaged record: {path} {what}")
+        self.damage = Damage(path, what)
+
 
 # --- writing --------------------------------------------------------------------------------
 
@@ -42,7 +65,8 @@ def episode_bytes(run: RunSpec, episodes: pd.DataFrame, entry: str) -> tuple[byt
     pq.write_table(table, sink, compression="snappy", write_statistics=False)
     content = sink.getvalue().to_pybytes()
     checksum = hashlib.sha256(content).hexdigest()
-    return content, {"rows": table.num_rows, "bytes": len(content), "sha256": checksum}
+    about = {"rows": table.num_rows, "bytes": len(content), "sha256": checksum}
+    return content, {"file": f"{run.run_id}.{checksum[:8]}.parquet", **about}
 
 
 def checked_curves(
@@ -75,26 +99,6 @@ def seal(body: Mapping[str, Any]) -> str:
     return text[:-2] + _TAIL % hashlib.sha256(text.encode()).hexdigest()
 
 
-def publish(mark: Path, body: Mapping[str, Any], episodes: bytes | None) -> None:
-    """Writes a record, its json last and each file whole; to be called under the lock of the store."""
-    if episodes is not None:
-        atomic_write(mark.with_suffix(".parquet"), episodes)
-        _sync_folder(mark.parent)
-    atomic_write(mark, seal(body).encode())
-    _sync_folder(mark.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Has the names in a folder reach the disk; Windows opens no folder and has no such call."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 # --- reading --------------------------------------------------------------------------------
 
 
@@ -103,7 +107,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         about = path.stat()
     except OSError as error:
-        raise UserError(f"damaged record: {path} cannot be read: {error}") from None
+        raise DamageError(path, f"cannot be read: {error.strerror}") from None
     return _load(path, about.st_mtime_ns, about.st_size, about.st_ino)
 
 
@@ -111,44 +115,55 @@ def load(path: Path) -> dict[str, Any]:
 @lru_cache(maxsize=4096)
 def _load(path: Path, *version: int) -> dict[str, Any]:
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"damaged record: {path} cannot be read: {error}") from None
-    head, tail = text[:-_TAIL_LENGTH] + "\n}", _TAIL_PATTERN.fullmatch(text[-_TAIL_LENGTH:])
-    if tail is None or hashlib.sha256(head.encode()).hexdigest() != tail[1]:
-        raise UserError(f"damaged record: {path} is truncated or was edited")
+        content = path.read_bytes()
+    except OSError as error:
+        raise DamageError(path, f"cannot be read: {error.strerror}") from None
+    head, tail = content[:-_TAIL_LENGTH] + b"\n}", _TAIL_PATTERN.fullmatch(content[-_TAIL_LENGTH:])
+    if tail is None or hashlib.sha256(head).hexdigest().encode() != tail[1]:
+        raise DamageError(path, "is truncated or was edited")
     body = json.loads(head)
     if body["format"] != FORMAT:
         raise UserError(f"{path} has record format {body['format']}, this offbench reads {FORMAT}")
     if body["run_id"] != path.stem:
-        raise UserError(f"damaged record: {path} is the record of run {body['run_id']}")
+        raise DamageError(path, f"is the record of run {body['run_id']}")
     body["spec"]["pipeline"] = with_names(body["spec"]["pipeline"])
+    # what older records do not say
+    if body["status"] != "ok":
+        body.setdefault("failure", {"kind": "error", "attempts": 1, "traceback": None})
     # older records were hashed with what was monitored
     if body["spec"]["protocol"].get("monitor_at"):
         body["config_id"] = RunSpec(**body["spec"]).config_id
     return body
 
 
-def read_episodes(path: Path, about: Mapping[str, Any]) -> pa.Table:
+def episodes_file(mark: Path, about: Mapping[str, Any]) -> Path:
+    """The parquet file of a record, from the path of its json and what that says of the episodes."""
+    name = about.get("file", f"{mark.stem}.parquet")
+    if not re.fullmatch(rf"{re.escape(mark.stem)}(\.[0-9a-f]{{8}})?\.parquet", name):
+        raise DamageError(mark, f"names {name!r} as the file of its episodes")
+    return mark.with_name(name)
+
+
+def read_episodes(mark: Path, about: Mapping[str, Any]) -> pa.Table:
     """The episodes of a record, in EPISODE_SCHEMA; null in columns that came after it.
 
     Args:
-        path: of the parquet file.
-        about: number of rows and checksum of the file, as the json has them.
+        mark: path of its json.
+        about: what the json says of the episodes: file, number of rows and checksum.
 
     Raises:
-        UserError: the file is not there, or not what the json describes.
+        DamageError: the file is not there, or not what the json describes.
     """
+    path = episodes_file(mark, about)
     try:
         payload = path.read_bytes()
     except OSError as error:
-        raise UserError(f"damaged record: {path} cannot be read: {error.strerror}") from None
+        raise DamageError(path, f"cannot be read: {error.strerror}") from None
     if hashlib.sha256(payload).hexdigest() != about["sha256"]:
-        raise UserError(f"damaged record: {path} is truncated or was edited")
+        raise DamageError(path, "is truncated or was edited")
     table = completed(pq.ParquetFile(pa.BufferReader(payload)).read(use_threads=False))
     if table.num_rows != about["rows"] or not table.schema.equals(EPISODE_SCHEMA):
-        raise UserError(f"damaged record: {path} does not hold the rows its json describes")
+        raise DamageError(path, "does not hold the rows its json describes")
     return table
 
 

@@ -1,42 +1,57 @@
 """What was run and what came of it: append-only records in plain files named by content.
 
 A run is everything that defines it, a `RunSpec`, and its name is a hash of that, so a result can
-neither go stale nor collide with another. A record is two files: `<run_id>.parquet`, one row per
-evaluation episode, and `<run_id>.json`, the spec, the provenance and the checksum of the parquet.
-The json is written last and is the commit mark: without it there is no record, with it there is a
-whole one, or an error which names the file.
+neither go stale nor collide with another. A record is two files: a parquet, one row per evaluation
+episode, and `<run_id>.json`, the spec, the provenance, and name and checksum of the parquet. The json is
+written last and is the commit mark: without it there is no record, with it there is a whole one, or a
+damaged one, which readers leave out with a warning that names the file.
 
-    root/runs/<suite>/<task, "/" as "--">/<entry>/<run_id>.parquet
-                                                   <run_id>.json        written last
+    root/runs/<suite>/<task, "/" as "--">/<entry>/<run_id>.<8 digits of its sha256>.parquet
+                                                   <run_id>.json            written last
+                                                   <run_id>.safetensors     the policy, where it is kept
+                                                   <run_id>.traceback.txt   of a failed run
 
 Nothing here reads or writes means; tables are recomputed from the rows (`offbench.results.board.leaderboard`).
 """
 
+import hashlib
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import pandas as pd
 import pyarrow as pa
-from filelock import FileLock
 
 from offbench.errors import UserError, unknown
 from offbench.io import atomic_write, slug
+from offbench.results.commit import finished_file, holding, place, sync_folder
 from offbench.results.record import (
     FORMAT,
+    Kind,
     checked_curves,
     episode_bytes,
+    episodes_file,
     line_of,
     load,
-    publish,
     read_episodes,
+    seal,
 )
 from offbench.results.schema import EPISODE_COLUMNS, EPISODE_SCHEMA, RUN_COLUMNS, to_frame
 from offbench.results.spec import Provenance, RunSpec
 
 Status = Literal["ok", "failed", "diverged"]
+
+
+class Failure(NamedTuple):
+    """What is known of a failure besides its reason."""
+
+    kind: Kind
+    # how often the run was tried
+    attempts: int
+    # None where none was kept
+    traceback: Path | None
 
 
 class Record(NamedTuple):
@@ -49,14 +64,17 @@ class Record(NamedTuple):
     spec: RunSpec
     provenance: Provenance
     metrics: pd.DataFrame | None  # one row per logged point
+    # None of a run that came to its end
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True)
 class Store:
     """An append-only folder of records. Constructing one touches nothing.
 
-    Safe for many processes at once: each record is its own pair of files, and the few renames
-    which publish it happen under one lock of the store, which the system drops with the process.
+    Safe for many processes, of many machines, at once, with or without file locks: each record has its own
+    files, and of several writers of one run the first has its record and the others an error
+    (`offbench.results.commit`).
     """
 
     root: Path
@@ -73,9 +91,8 @@ class Store:
         try:
             runs = self.root / "runs"
             runs.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / ".lock"):
-                atomic_write(runs / ".probe", b"")
-                (runs / ".probe").unlink()
+            with finished_file(b"", runs / "probe"):
+                pass
         except OSError as error:
             raise UserError(f"cannot write records to {self.root}: {error.strerror}") from None
 
@@ -121,7 +138,9 @@ class Store:
                 f"{run.task}: dataset_sha256 is not known, so nothing says what was trained on"
             )
         content, about = episode_bytes(run, episodes, provenance.entry)
-        return self._commit(run, provenance, "ok", remark, content, about, checked_curves(metrics))
+        body = self._body(run, provenance, "ok", remark)
+        body |= {"episodes": about, "metrics": checked_curves(metrics)}
+        return self._commit(run, provenance.entry, body, content, None)
 
     def fail(
         self,
@@ -130,11 +149,35 @@ class Store:
         provenance: Provenance,
         *,
         status: Literal["failed", "diverged"] = "failed",
+        kind: Kind = "error",
+        attempts: int = 1,
+        traceback: str | None = None,
     ) -> Path:
-        """Records that a run came to nothing, and why. A later success or failure replaces it."""
+        """Records that a run came to nothing, and why. A later success or failure replaces it.
+
+        Args:
+            kind: whether it would fail again ("error"), the machine failed, or the user made a mistake.
+            attempts: how often the run was tried, this time included.
+            traceback: kept in a file beside the record.
+
+        Returns:
+            The path of its json.
+
+        Raises:
+            UserError: the run has a whole record already, or the record cannot be written.
+        """
         if status not in ("failed", "diverged"):
             raise unknown("status", status, ("failed", "diverged"))
-        return self._commit(run, provenance, status, reason, None, None, None)
+        if kind not in get_args(Kind):
+            raise unknown("kind of a failure", kind, get_args(Kind))
+        content = None if traceback is None else traceback.encode()
+        failure: dict[str, Any] = {"kind": kind, "attempts": attempts, "traceback": None}
+        if content is not None:
+            failure["traceback"] = f"{run.run_id}.traceback.txt"
+            failure["sha256"] = hashlib.sha256(content).hexdigest()
+        body = self._body(run, provenance, status, reason)
+        body |= {"episodes": None, "metrics": None, "failure": failure}
+        return self._commit(run, provenance.entry, body, None, content)
 
     def read(self, run_id: str) -> Record:
         """The record of a run, without its episodes.
@@ -183,7 +226,7 @@ class Store:
             if name in EPISODE_COLUMNS and name not in RUN_COLUMNS
         }
         tables = [
-            read_episodes(path.with_suffix(".parquet"), body["episodes"])
+            read_episodes(path, body["episodes"])
             for path, body in self._matching(where)
             if body["status"] == "ok"
         ]
@@ -218,17 +261,10 @@ class Store:
     def _folder(self, run: RunSpec, entry: str) -> Path:
         return self.root / "runs" / _safe(run.suite) / _safe(run.task) / _safe(entry)
 
-    def _commit(
-        self,
-        run: RunSpec,
-        provenance: Provenance,
-        status: Status,
-        reason: str | None,
-        content: bytes | None,
-        about: Mapping[str, Any] | None,
-        metrics: Mapping[str, Any] | None,
-    ) -> Path:
-        body = {
+    def _body(
+        self, run: RunSpec, provenance: Provenance, status: Status, reason: str | None
+    ) -> dict[str, Any]:
+        return {
             "format": FORMAT,
             "run_id": run.run_id,
             "config_id": run.config_id,
@@ -236,29 +272,69 @@ class Store:
             "reason": reason,
             "spec": run.as_dict(),
             "provenance": provenance.as_dict(),
-            "episodes": about,
-            "metrics": metrics,
         }
-        mark = self.path(run, provenance.entry)
+
+    def _commit(
+        self,
+        run: RunSpec,
+        entry: str,
+        body: Mapping[str, Any],
+        episodes: bytes | None,
+        traceback: bytes | None,
+    ) -> Path:
+        """Writes the files of a record, its json last."""
+        mark = self.path(run, entry)
         try:
             mark.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / ".lock"):
-                superseded = self._superseded(run)
-                publish(mark, body, content)
-                for path in superseded:
-                    # a failure recorded under another entry label
-                    if path != mark:
-                        path.unlink(missing_ok=True)
+            self._superseded(run)
+            if episodes is None:
+                self._publish(run, mark, body, traceback)
+                return mark
+            path = episodes_file(mark, body["episodes"])
+            atomic_write(path, episodes)
+            sync_folder(mark.parent)
+            try:
+                self._publish(run, mark, body, None)
+            except UserError:
+                # another process was first; its episodes may be the same
+                if not (
+                    mark.exists() and episodes_file(mark, load(mark)["episodes"] or {}) == path
+                ):
+                    path.unlink(missing_ok=True)
+                raise
         except OSError as error:
             raise UserError(f"cannot write record {mark}: {error.strerror}") from None
         return mark
 
+    def _publish(
+        self, run: RunSpec, mark: Path, body: Mapping[str, Any], traceback: bytes | None
+    ) -> None:
+        """Puts the json of a record in its place, and removes the failures that it replaces."""
+        hold = mark.parent.with_name(f".{run.run_id}.hold")
+        with finished_file(seal(body).encode(), mark) as file, holding(hold, file):
+            failures = self._superseded(run)
+            if traceback is not None:
+                atomic_write(mark.with_name(body["failure"]["traceback"]), traceback)
+            try:
+                place(file, hold, mark, replace=mark in failures)
+            except FileExistsError:
+                raise _recorded_already(run, mark) from None
+            sync_folder(mark.parent)
+            for path in failures:
+                # a failure that was recorded under another entry label
+                if path != mark:
+                    path.unlink(missing_ok=True)
+                if path != mark or traceback is None:
+                    path.with_suffix(".traceback.txt").unlink(missing_ok=True)
+
     def _superseded(self, run: RunSpec) -> list[Path]:
-        """Failed records of this run; raises when there is a whole one."""
-        paths = self._paths({run.suite}, {run.task}).get(run.run_id, [])
+        """Failed records of this run; raises when there is a whole one. Lists the entries of its task."""
+        task = self.root / "runs" / _safe(run.suite) / _safe(run.task)
+        paths = [entry / f"{run.run_id}.json" for entry in _subfolders(task, None)]
+        paths = [path for path in paths if path.exists()]
         for path in paths:
             if load(path)["status"] == "ok":
-                raise UserError(f"run {run.run_id} is recorded already in {path}; records are kept")
+                raise _recorded_already(run, path)
         return paths
 
     def _paths(
@@ -298,7 +374,21 @@ def _record(path: Path, body: dict[str, Any]) -> Record:
     curves = body["metrics"]
     metrics = None if curves is None else pd.DataFrame(curves, dtype="float64")
     spec, provenance = RunSpec(**body["spec"]), Provenance(**body["provenance"])
-    return Record(path, body["status"], body["reason"], spec, provenance, metrics)
+    return Record(
+        path, body["status"], body["reason"], spec, provenance, metrics, _failure(path, body)
+    )
+
+
+def _failure(path: Path, body: dict[str, Any]) -> Failure | None:
+    about = body.get("failure")
+    if about is None:
+        return None
+    file = None if about["traceback"] is None else path.with_suffix(".traceback.txt")
+    return Failure(about["kind"], about["attempts"], file)
+
+
+def _recorded_already(run: RunSpec, path: Path) -> UserError:
+    return UserError(f"run {run.run_id} is recorded already in {path}; records are kept")
 
 
 def _done(paths: Sequence[Path], count_failed: bool) -> bool:
@@ -308,7 +398,7 @@ def _done(paths: Sequence[Path], count_failed: bool) -> bool:
     if body["status"] != "ok":
         return count_failed
     # Reading every parquet to decide what is left to run would be slow; its length is free.
-    parquet = path.with_suffix(".parquet")
+    parquet = episodes_file(path, body["episodes"])
     if not parquet.is_file() or parquet.stat().st_size != body["episodes"]["bytes"]:
         raise UserError(f"damaged record: {parquet} is missing or truncated")
     return True

@@ -56,30 +56,19 @@ def train(
     k = check_budget(method, n_updates)
     stops = sorted({max(k, s - s % k) for s in stop_at if 0 < s < n_updates} | {n_updates})
     device = device or pipeline.data.obs.device
+    seen = pipeline.spec(spec)
     engine: Engine | ImperativeEngine
     if isinstance(method, Imperative):
-        if (backend, precision) != ("auto", "float32"):
-            raise UserError(
-                f"engine={backend} precision={precision}: {method.name} is run as it is written; use auto and float32"
-            )
+        _check_as_written(method, backend, precision)
         engine = ImperativeEngine(
-            method,
-            pipeline,
-            pipeline.spec(spec),
-            seeds,
-            device=str(device),
-            values=values,
-            resume=resume,
+            method, pipeline, seen, seeds, device=str(device), values=values, resume=resume
         )
         ran = engine.ran
     else:
-        carry = resume or initial_carry(method, pipeline.spec(spec), seeds, device, values=values)
+        carry = resume or initial_carry(method, seen, seeds, device, values=values)
+        step, n_steps = make_step(method, pipeline, device=device), n_updates // k
         engine, ran = make_engine(
-            make_step(method, pipeline, device=device),
-            carry,
-            backend=backend,
-            n_steps=n_updates // k,
-            precision=precision,
+            step, carry, backend=backend, n_steps=n_steps, precision=precision
         )
     done = (int(resume.step) if resume else 0) * k
     # training was complete; evaluation remains
@@ -91,6 +80,13 @@ def train(
             metrics = engine.run((stop - done) // k, paused)
             done = engine.step * k
             yield Point(done, engine.carry, metrics if done == stop else {}, ran)
+
+
+def _check_as_written(method: Imperative, backend: Backend, precision: Precision) -> None:
+    if (backend, precision) != ("auto", "float32"):
+        raise UserError(
+            f"engine={backend} precision={precision}: {method.name} is run as it is written; use auto and float32"
+        )
 
 
 def check_budget(method: Method | Imperative, n_updates: int) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.records import episodes, provenance
+from support.records import episodes, parquet_of, provenance
 
 from offbench.bench.plan import plan
 from offbench.cli.app import call, main
@@ -70,13 +70,13 @@ def test_no_records_are_told(results, capsys):
 
 @pytest.mark.parametrize("damage", ["gone", "half", "other rows"])
 def test_half_a_run_is_refused_with_its_file(results, capsys, damage):
-    path = marks(results)[1].with_suffix(".parquet")
+    path = parquet_of(marks(results)[1])
     if damage == "gone":
         path.unlink()
     elif damage == "half":
         path.write_bytes(path.read_bytes()[:700])
     else:
-        path.write_bytes(marks(results)[0].with_suffix(".parquet").read_bytes())
+        path.write_bytes(parquet_of(marks(results)[0]).read_bytes())
     err = refused(capsys, results)
     assert "damaged record: " in err and path.name in err
 
@@ -129,16 +129,17 @@ def test_runs_of_another_version_of_the_suite_are_shown_and_told(results, capsys
 def test_scores_that_are_not_finite_are_refused_with_their_run(results, capsys):
     """They cannot be recorded; a file may hold them all the same."""
     path = marks(results)[0]
-    table = pq.read_table(path.with_suffix(".parquet"))
+    parquet = parquet_of(path)
+    table = pq.read_table(parquet)
     scores = table["score"].to_numpy().copy()
     scores[0] = np.nan
     place = table.column_names.index("score")
     pq.write_table(
         table.set_column(place, table.schema.field("score"), pa.array(scores)),
-        path.with_suffix(".parquet"),
+        parquet,
     )
-    content, body = path.with_suffix(".parquet").read_bytes(), load(path)
-    about = {"rows": table.num_rows, "bytes": len(content)}
+    content, body = parquet.read_bytes(), load(path)
+    about = {"file": parquet.name, "rows": table.num_rows, "bytes": len(content)}
     about["sha256"] = hashlib.sha256(content).hexdigest()
     path.write_text(seal({k: v for k, v in body.items() if k != "checksum"} | {"episodes": about}))
     assert f"run {path.stem} has a score which is not finite" in refused(capsys, results)

@@ -69,7 +69,7 @@ def test_the_first_entry_is_compared_with_each_of_the_others(results, capsys) ->
     # settings may stand anywhere, and say the same as options
     same = out(capsys, "iql", f"results={results}", "bc", "suite=quick", "iql+nstep10")
     assert same == text
-    assert set(results.iterdir()) == {results / "runs", results / ".lock"}
+    assert set(results.iterdir()) == {results / "runs"}
 
 
 def test_one_entry_is_compared_with_all_others_over_the_tasks_that_both_have(

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
+from offbench.results.record import episodes_file
 from offbench.results.stats import Interval, mean_interval
 
 HERE = Path(__file__).parents[2] / "results/parity"
@@ -36,7 +37,7 @@ def ours(records: Path) -> pd.DataFrame:
         spec, made = about["spec"], about["provenance"]
         if about["status"] != "ok":
             raise SystemExit(f"{path}: {about['status']}: {about['reason']}")
-        test = pd.read_parquet(path.with_suffix(".parquet")).query("stream == 'test'")
+        test = pd.read_parquet(episodes_file(path, about["episodes"])).query("stream == 'test'")
         pipeline = spec["pipeline"]
         rows.append(
             {

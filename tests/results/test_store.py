@@ -20,10 +20,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.paths import ROOT
-from support.records import episodes, provenance, spec
+from support.records import episodes, parquet_of, provenance, spec
 
 from offbench.errors import UserError, nearest, unknown
-from offbench.results.record import read_episodes
+from offbench.results.record import load, read_episodes, seal
 from offbench.results.schema import EPISODE_COLUMNS
 from offbench.results.spec import Provenance, RunSpec
 from offbench.results.store import Store
@@ -219,7 +219,29 @@ def test_a_record_is_found_where_the_layout_says(store: Store) -> None:
     folder = store.root / "runs" / "toy" / "toy--point-v0" / "iql+aw"
     assert path == folder / f"{spec().run_id}.json"
     assert sorted(p.suffix for p in folder.iterdir()) == [".json", ".parquet"]
-    assert len(pd.read_parquet(path.with_suffix(".parquet"))) == 3  # plain files, no offbench
+    parquet = parquet_of(path)
+    digest = hashlib.sha256(parquet.read_bytes()).hexdigest()
+    assert parquet == folder / f"{spec().run_id}.{digest[:8]}.parquet"
+    assert len(pd.read_parquet(parquet)) == 3  # plain files, no offbench
+
+
+def test_episodes_of_an_older_record_are_found_under_the_name_of_their_run(store: Store) -> None:
+    path = store.append(spec(), episodes(), provenance())
+    body = load(path)
+    parquet_of(path).rename(path.with_suffix(".parquet"))
+    about = {k: v for k, v in body["episodes"].items() if k != "file"}
+    path.write_text(seal({**body, "episodes": about}))
+    assert parquet_of(path) == path.with_suffix(".parquet")
+    assert len(store.episodes()) == 3 and store.missing([spec()]) == []
+
+
+@pytest.mark.parametrize("name", ["../other.parquet", "other.parquet", "/tmp/x.parquet"])
+def test_a_record_names_no_file_outside_itself(store: Store, name: str) -> None:
+    path = store.append(spec(), episodes(), provenance())
+    body = load(path)
+    path.write_text(seal({**body, "episodes": {**body["episodes"], "file": name}}))
+    with pytest.raises(UserError, match=r"names .*parquet' as the file of its episodes"):
+        parquet_of(path)
 
 
 def test_an_entry_cannot_leave_its_folder(store: Store) -> None:
@@ -401,6 +423,37 @@ def test_a_failure_is_kept_until_something_replaces_it(store: Store) -> None:
     assert len(list(store.root.rglob("*.json"))) == 1
     with pytest.raises(UserError, match="choices: diverged, failed"):
         store.fail(spec(seed=1), "", provenance(), status="ok")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="choices: error, infrastructure, user"):
+        store.fail(spec(seed=1), "", provenance(), kind="bad luck")  # type: ignore[arg-type]
+
+
+def test_a_failure_says_whose_it_is_how_often_it_was_tried_and_where(store: Store) -> None:
+    run, text = spec(), "Traceback (most recent call last):\n  line 1, über alles\n"
+    path = store.fail(run, "no room", provenance(), kind="infrastructure", traceback=text)
+    kept = path.with_suffix(".traceback.txt")
+    assert store.read(run.run_id).failure == ("infrastructure", 1, kept)
+    assert kept.read_text(encoding="utf-8") == text
+    about = json.loads(path.read_text())["failure"]
+    assert {k: about[k] for k in ("kind", "attempts", "traceback")} == {
+        "kind": "infrastructure",
+        "attempts": 1,
+        "traceback": kept.name,
+    }
+    # a later failure takes its place, and so does a success, under another label too
+    store.fail(run, "no room", provenance(), attempts=2)
+    assert store.read(run.run_id).failure == ("error", 2, None) and not kept.exists()
+    store.fail(run, "no room", provenance(), attempts=3, traceback=text)
+    store.append(run, episodes(), provenance(entry="iql (retry)"))
+    assert store.read(run.run_id).failure is None
+    assert not kept.exists() and len(list(store.root.rglob("*.json"))) == 1
+    # columns of all records stay what they were
+    assert not [name for name in store.runs() if "failure" in name or "attempts" in name]
+
+
+def test_a_failure_of_an_older_record_is_an_error_that_was_tried_once(store: Store) -> None:
+    path = store.fail(spec(), "diverged", provenance(), status="diverged")
+    path.write_text(seal({k: v for k, v in load(path).items() if k != "failure"}))
+    assert store.read(spec().run_id).failure == ("error", 1, None)
 
 
 def test_a_folder_that_cannot_be_written_is_named_at_once(tmp_path: Path, monkeypatch) -> None:
@@ -416,7 +469,7 @@ def test_a_folder_that_cannot_be_written_is_named_at_once(tmp_path: Path, monkey
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("offbench.results.store.atomic_write", refuse)
-    monkeypatch.setattr("offbench.results.record.atomic_write", refuse)
+    monkeypatch.setattr("offbench.results.store.finished_file", refuse)
     with pytest.raises(UserError, match="results: Permission denied"):
         store.check_writable()
     with pytest.raises(UserError, match="Permission denied"):
@@ -455,7 +508,7 @@ def test_a_damaged_mark_is_an_error_with_its_path(store: Store, how: str) -> Non
 
 @pytest.mark.parametrize("how", ["truncated", "emptied", "one bit", "deleted"])
 def test_damaged_episodes_are_an_error_with_their_path(store: Store, how: str) -> None:
-    path = store.append(spec(), episodes(), provenance()).with_suffix(".parquet")
+    path = parquet_of(store.append(spec(), episodes(), provenance()))
     damaged(path, how)
     with pytest.raises(UserError, match=f"damaged record: .*{path.name}"):
         store.episodes()
@@ -488,7 +541,7 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, step: int) -> list[str]:
 
         return run
 
-    for name in ("fsync", "replace"):
+    for name in ("fsync", "replace", "link"):
         monkeypatch.setattr(os, name, guarded(name, getattr(os, name)))
     return made
 
@@ -522,8 +575,9 @@ def test_a_crash_at_any_step_leaves_a_whole_record_or_none(
         outcomes.append(whole)
         if not crashed:
             break
-    assert made == [*["fsync", "replace", "fsync"] * 2]
-    assert outcomes == [False] * 5 + [True] * 2
+    last = "replace" if after_failure else "link"
+    assert made == ["fsync", "replace", "fsync", "fsync", "link", last, "fsync"]
+    assert outcomes == [False] * 6 + [True] * 2
 
 
 def run_python(code: str, *arguments: object) -> subprocess.Popen[str]:
@@ -542,16 +596,17 @@ from support.records import episodes, provenance, spec
     )
 
 
-def test_a_killed_process_leaves_nothing_that_counts_and_no_lock(store: Store) -> None:
+def test_a_killed_process_leaves_nothing_that_counts_and_no_lock(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process = run_python(
         """
-        made, rename = [], os.replace
+        link = os.link
         def kill_at_the_mark(a, b):
-            made.append(b)
-            if len(made) == 2:
+            if b.suffix == ".json":
                 os.kill(os.getpid(), signal.SIGKILL)
-            rename(a, b)
-        os.replace = kill_at_the_mark
+            link(a, b)
+        os.link = kill_at_the_mark
         Store(sys.argv[1]).append(spec(), episodes(), provenance())
         """,
         store.root,
@@ -562,8 +617,11 @@ def test_a_killed_process_leaves_nothing_that_counts_and_no_lock(store: Store) -
     assert store.missing([spec()]) == [spec()]
     assert store.episodes().empty
     assert store.runs().empty
+    assert len(list(store.root.rglob(".*.hold"))) == 1
+    monkeypatch.setattr("offbench.results.commit.HELD_S", 0.2)
     store.append(spec(), episodes(), provenance())
     assert len(store.episodes()) == 3
+    assert [p.name for p in store.root.rglob(".*") if p.suffix != ".json"] == []
 
 
 def test_processes_append_at_once_and_one_wins_each_run(store: Store) -> None:
@@ -624,10 +682,10 @@ def test_rows_of_older_records_are_read_without_what_was_not_kept_then(
 ) -> None:
     """First plans were not counted, then nothing was said of values; the records stay as they are."""
     later = ["plans", "chunk_lengths", "start_value", "discounted_return"]
-    path = store.append(spec(), episodes(), provenance()).with_suffix(".parquet")
-    table = pq.read_table(path)
+    path = store.append(spec(), episodes(), provenance())
+    table = pq.read_table(parquet_of(path))
     assert all(table[name].null_count == len(table) for name in later)  # not said: not known
-    old = path.with_name("old.parquet")
+    old = path.with_suffix(".parquet")
     pq.write_table(table.drop_columns(later[since:]), old)
     payload = old.read_bytes()
     about = {"sha256": hashlib.sha256(payload).hexdigest(), "rows": len(table)}

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from offbench.results.record import episodes_file, load
 from offbench.results.spec import Provenance, RunSpec
 from offbench.results.store import Store
 
@@ -78,3 +80,8 @@ def record_cells(store: Store, cells: Iterable[Any], scores: Callable[[Any, int]
             around = np.where(np.arange(n) % 2, 1.0, -1.0) * (n > 1)
             rows = episodes(n, update=run.n_updates, score=scores(cell, run.seed) + around)
             store.append(run, rows, provenance(entry=cell.entry, tuning=cell.tuning))
+
+
+def parquet_of(mark: Path) -> Path:
+    """The file of a record's episodes, from the path of its json."""
+    return episodes_file(mark, load(mark)["episodes"])
