@@ -407,7 +407,7 @@ _python_format = warnings.formatwarning
 
 
 def _in_one_line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
-    """A warning about data in one line; any other as Python formats it."""
-    if category.__name__ == "DataWarning":
+    """A warning about data or records in one line; any other as Python formats it."""
+    if category.__name__ in ("DataWarning", "DamagedRecord"):
         return f"offbench: warning: {message}\n"
     return _python_format(message, category, *where, **more)

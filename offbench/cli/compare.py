@@ -88,7 +88,7 @@ def _compared(names: list[str], settings: list[str], own: dict[str, Any]) -> "Co
     from offbench.bench.plan import plan
     from offbench.results.compare import compare
     from offbench.results.folders import Folders
-    from offbench.results.selection import select
+    from offbench.results.selection import readable, select
 
     difference = _number(own.get("difference", _DIFFERENCE))
     wanted = plan(settings, bench=True)
@@ -105,8 +105,10 @@ def _compared(names: list[str], settings: list[str], own: dict[str, Any]) -> "Co
     runs, _ = select(recorded, asked)
     for name in names:
         _refuse_absent(name, recorded, runs, asked, wanted)
+    episodes = store.episodes(list(runs["run_id"]))
+    runs = readable(runs, episodes)
     return compare(
-        store.episodes(list(runs["run_id"])),
+        episodes,
         names[0],
         names[1:] or None,
         [task for task in wanted.tasks if task in set(runs["task"])],

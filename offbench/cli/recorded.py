@@ -27,6 +27,8 @@ class Recorded:
     runs: "pd.DataFrame"
     # number of runs of these tasks that were evaluated in another environment or by other rules
     left_out: int
+    # of the runs
+    rows: "pd.DataFrame"
 
     @property
     def ids(self) -> list[str]:
@@ -34,15 +36,17 @@ class Recorded:
 
     def episodes(self) -> "pd.DataFrame":
         """`Store.episodes()` of the runs."""
-        return self.store.episodes(run_id=self.ids)
+        return self.rows
 
 
 def recorded_runs(plan: "Plan", store: "Store") -> Recorded:
-    """The runs in a store that count for a plan; there may be none."""
-    from offbench.results.selection import select
+    """The runs in a store that count for a plan; there may be none. Damaged ones are left out, with a warning."""
+    from offbench.results.selection import readable, select
 
-    runs = store.runs(suite=plan.name)
-    return Recorded(plan, store, *select(runs, wanted_of(plan, runs)))
+    recorded = store.runs(suite=plan.name)
+    runs, left_out = select(recorded, wanted_of(plan, recorded))
+    rows = store.episodes(suite=plan.name, run_id=list(runs["run_id"]))
+    return Recorded(plan, store, readable(runs, rows), left_out, rows)
 
 
 def read_recorded(args: Sequence[str]) -> Recorded:

@@ -142,11 +142,13 @@ def _recorded(wanted: "Reproduction", store: "Store") -> "pd.DataFrame":
 def _our_board(wanted: "Reproduction", store: "Store") -> "Board | None":
     """A board of the planned runs alone; None where none is recorded."""
     from offbench.results.board.leaderboard import Asked, leaderboard
+    from offbench.results.selection import readable
 
     runs = _recorded(wanted, store)
     if runs.empty:
         return None
     episodes = store.episodes(run_id=list(runs["run_id"]))
+    runs = readable(runs, episodes)
     labels = dict(zip(runs["run_id"], runs["entry"]))
     tasks = [task for task in dict.fromkeys(wanted.rows["task"]) if task in set(runs["task"])]
     unscaled = {c.task.id for c in wanted.cells.values() if not c.task.scaled}

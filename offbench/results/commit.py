@@ -1,4 +1,4 @@
-"""Publishing a file under its name once, without file locks.
+"""Writing a record so that it is there as a whole or not at all, and once, without file locks.
 
 Several processes, of several machines, may write to one folder, also on file systems without locks. A file
 is finished under a name of its own and then linked to its final name, which fails where that exists. What
@@ -10,12 +10,138 @@ by a process that died and is taken away.
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from offbench.errors import UserError
+from offbench.io import atomic_write, slug
+from offbench.results.record import episodes_file, load, seal
+from offbench.results.spec import RunSpec
 
 HELD_S = 5.0
 """Age in seconds of a hold that was left behind; what is done under one takes milliseconds."""
+
+
+# --- records ---------------------------------------------------------------------------------
+
+
+def write_record(
+    root: Path,
+    run: RunSpec,
+    entry: str,
+    body: Mapping[str, Any],
+    *,
+    episodes: bytes | None = None,
+    traceback: bytes | None = None,
+) -> Path:
+    """Writes the files of a record, its json last.
+
+    Args:
+        root: of the store.
+        body: of the json.
+        episodes: the parquet file of a whole one.
+        traceback: of a failed one.
+
+    Raises:
+        UserError: there is a whole record of this run already, or it cannot be written.
+    """
+    mark = mark_of(root, run, entry)
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        _superseded(root, run)
+        if episodes is None:
+            _publish(root, run, mark, body, traceback)
+            return mark
+        path = episodes_file(mark, body["episodes"])
+        atomic_write(path, episodes)
+        sync_folder(mark.parent)
+        try:
+            _publish(root, run, mark, body, None)
+        except UserError:
+            # another process was first; its episodes may be the same
+            if not (mark.exists() and episodes_file(mark, load(mark)["episodes"] or {}) == path):
+                path.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"cannot write record {mark}: {error.strerror}") from None
+    return mark
+
+
+def _publish(
+    root: Path, run: RunSpec, mark: Path, body: Mapping[str, Any], traceback: bytes | None
+) -> None:
+    """Puts the json of a record in its place, and removes the failures that it replaces."""
+    hold = mark.parent.with_name(f".{run.run_id}.hold")
+    with finished_file(seal(body).encode(), mark) as file, holding(hold, file):
+        failures = _superseded(root, run)
+        if traceback is not None:
+            atomic_write(mark.with_name(body["failure"]["traceback"]), traceback)
+        try:
+            place(file, hold, mark, replace=mark in failures)
+        except FileExistsError:
+            raise _recorded_already(run, mark) from None
+        sync_folder(mark.parent)
+        for path in failures:
+            # a failure that was recorded under another entry label
+            if path != mark:
+                path.unlink(missing_ok=True)
+            if path != mark or traceback is None:
+                path.with_suffix(".traceback.txt").unlink(missing_ok=True)
+
+
+def _superseded(root: Path, run: RunSpec) -> list[Path]:
+    """Failed records of this run; raises when there is a whole one. Lists the entries of its task."""
+    task = root / "runs" / _safe(run.suite) / _safe(run.task)
+    paths = [entry / f"{run.run_id}.json" for entry in subfolders(task, None)]
+    paths = [path for path in paths if path.exists()]
+    for path in paths:
+        if load(path)["status"] == "ok":
+            raise _recorded_already(run, path)
+    return paths
+
+
+def _recorded_already(run: RunSpec, path: Path) -> UserError:
+    return UserError(f"run {run.run_id} is recorded already in {path}; records are kept")
+
+
+def winner(marks: list[tuple[Path, dict[str, Any]]]) -> tuple[Path, dict[str, Any]]:
+    """The record that counts when a failure under another label was not yet cleared away."""
+    whole = [mark for mark in marks if mark[1]["status"] == "ok"]
+    if len(whole) > 1:
+        raise UserError(f"one run is recorded twice: {whole[0][0]} and {whole[1][0]}")
+    return whole[0] if whole else marks[-1]
+
+
+# --- where a record lies --------------------------------------------------------------------
+
+
+def mark_of(root: Path, run: RunSpec, entry: str) -> Path:
+    """Where the json of a run's record lies, or will."""
+    folder = root / "runs" / _safe(run.suite) / _safe(run.task) / _safe(entry)
+    return folder / f"{run.run_id}.json"
+
+
+def _safe(name: str) -> str:
+    """A folder name for an id. Ids are paths, and one folder level is one id."""
+    folder = slug(name)
+    if len(folder) > 200:
+        raise UserError(f"{name!r} is too long for a folder name")
+    return folder
+
+
+def subfolders(folder: Path, names: Collection[str] | None) -> list[Path]:
+    if names is not None:
+        return [path for name in sorted(map(str, names)) if (path := folder / _safe(name)).is_dir()]
+    try:
+        with os.scandir(folder) as entries:
+            return [folder / name for name in sorted(e.name for e in entries if e.is_dir())]
+    except FileNotFoundError:
+        return []
+
+
+# --- files ----------------------------------------------------------------------------------
 
 
 @contextmanager

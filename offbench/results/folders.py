@@ -4,9 +4,10 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 
 from offbench.errors import UserError
-from offbench.results.record import load, read_episodes
+from offbench.results.record import DamageError, load, read_episodes
 from offbench.results.store import Store
 
 
@@ -30,7 +31,7 @@ class Folders:
         A run that is whole in one folder and failed in another counts as whole.
 
         Raises:
-            UserError: a record is damaged, or two folders have different episodes of one run; names both.
+            UserError: two folders have different episodes of one run; names both.
         """
         parts: list[pd.DataFrame] = []
         status: dict[str, str] = {}
@@ -39,10 +40,11 @@ class Folders:
             kept = []
             for run_id, one in zip(lines["run_id"], lines["status"], strict=True):
                 known = status.get(run_id)
-                if known == one == "ok":
-                    self._refuse_other_episodes(self._home[run_id], store, run_id)
-                # a failure does not replace what is there
-                kept.append(known is None or (known != "ok" and one == "ok"))
+                # a failure does not replace what is there, a whole record replaces a damaged one
+                kept.append(
+                    known is None
+                    or (one == "ok" and (known != "ok" or self._is_damaged(run_id, store)))
+                )
                 if kept[-1]:
                     self._home[run_id], status[run_id] = store, one
             new = lines[kept]
@@ -62,11 +64,25 @@ class Folders:
             pd.concat(frames, ignore_index=True) if frames else self.stores[0].episodes(run_id=[])
         )
 
-    def _refuse_other_episodes(self, a: Store, b: Store, run_id: str) -> None:
-        paths = [store.read(run_id).path for store in (a, b)]
-        tables = [read_episodes(path, load(path)["episodes"]) for path in paths]
-        if not tables[0].equals(tables[1]):
+    def _is_damaged(self, run_id: str, other: Store) -> bool:
+        """Whether the episodes of a run are damaged where it is read from, and not in another store.
+
+        Raises:
+            UserError: both have episodes of it, and they differ.
+        """
+        paths = [store.read(run_id).path for store in (self._home[run_id], other)]
+        a, b = map(_episodes, paths)
+        if a is not None and b is not None and not a.equals(b):
             raise UserError(
                 f"two records of run {run_id} have different episodes: {paths[0]} and {paths[1]};"
                 " leave one folder out"
             )
+        return a is None and b is not None
+
+
+def _episodes(mark: Path) -> pa.Table | None:
+    """The episodes of a record; None where they are damaged."""
+    try:
+        return read_episodes(mark, load(mark)["episodes"])
+    except DamageError:
+        return None

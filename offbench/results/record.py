@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from offbench.errors import UserError
 from offbench.results.schema import EPISODE_SCHEMA, completed, episode_table
-from offbench.results.spec import RunSpec, with_names
+from offbench.results.spec import Provenance, RunSpec, with_names
 
 FORMAT = 1
 
@@ -30,8 +30,37 @@ _TAIL_LENGTH = len(_TAIL % ("0" * 64))
 
 _TAIL_PATTERN = re.compile(re.escape(_TAIL).replace("%s", "([0-9a-f]{64})").encode())
 
+# of the file of episodes; older records have no checksum in it
+_ENDING = re.compile(r"(\.[0-9a-f]{8})?\.parquet")
+
+Status = Literal["ok", "failed", "diverged"]
+
 Kind = Literal["error", "infrastructure", "user"]
 """Whose a failure is: the run's, which would fail again; the machine's; or a mistake of the user."""
+
+
+class Failure(NamedTuple):
+    """What is known of a failure besides its reason."""
+
+    kind: Kind
+    # how often the run was tried
+    attempts: int
+    # None where none was kept
+    traceback: Path | None
+
+
+class Record(NamedTuple):
+    """One whole record, except for its episodes."""
+
+    path: Path  # of the json
+    status: Status
+    # why it failed, or what to know of a run that did not
+    reason: str | None
+    spec: RunSpec
+    provenance: Provenance
+    metrics: pd.DataFrame | None  # one row per logged point
+    # None of a run that came to its end
+    failure: Failure | None = None
 
 
 class DamagedRecord(UserWarning):
@@ -139,7 +168,7 @@ def _load(path: Path, *version: int) -> dict[str, Any]:
 def episodes_file(mark: Path, about: Mapping[str, Any]) -> Path:
     """The parquet file of a record, from the path of its json and what that says of the episodes."""
     name = about.get("file", f"{mark.stem}.parquet")
-    if not re.fullmatch(rf"{re.escape(mark.stem)}(\.[0-9a-f]{{8}})?\.parquet", name):
+    if not (name.startswith(mark.stem) and _ENDING.fullmatch(name, len(mark.stem))):
         raise DamageError(mark, f"names {name!r} as the file of its episodes")
     return mark.with_name(name)
 
@@ -154,17 +183,60 @@ def read_episodes(mark: Path, about: Mapping[str, Any]) -> pa.Table:
     Raises:
         DamageError: the file is not there, or not what the json describes.
     """
+    return parsed(*episode_payload(mark, about), about)
+
+
+def episode_payload(mark: Path, about: Mapping[str, Any]) -> tuple[Path, bytes]:
+    """The file of a record's episodes, and what is in it; DamageError where that is not its checksum's."""
     path = episodes_file(mark, about)
     try:
-        payload = path.read_bytes()
+        with open(path, "rb", buffering=0) as file:
+            payload = file.read()
     except OSError as error:
         raise DamageError(path, f"cannot be read: {error.strerror}") from None
     if hashlib.sha256(payload).hexdigest() != about["sha256"]:
         raise DamageError(path, "is truncated or was edited")
-    table = completed(pq.ParquetFile(pa.BufferReader(payload)).read(use_threads=False))
+    return path, payload
+
+
+def parsed(path: Path, payload: bytes, about: Mapping[str, Any]) -> pa.Table:
+    """The episodes in the bytes of a parquet file, which is that of a record."""
+    try:
+        table = completed(pq.ParquetFile(pa.py_buffer(payload)).read(use_threads=False))
+    except pa.ArrowInvalid:
+        raise DamageError(path, "is no parquet file") from None
     if table.num_rows != about["rows"] or not table.schema.equals(EPISODE_SCHEMA):
         raise DamageError(path, "does not hold the rows its json describes")
     return table
+
+
+def record_of(path: Path, body: dict[str, Any]) -> Record:
+    """A record, from the path and the body of its json."""
+    curves, about = body["metrics"], body.get("failure")
+    metrics = None if curves is None else pd.DataFrame(curves, dtype="float64")
+    failure = None
+    if about is not None:
+        file = None if about["traceback"] is None else path.with_suffix(".traceback.txt")
+        failure = Failure(about["kind"], about["attempts"], file)
+    spec, provenance = RunSpec(**body["spec"]), Provenance(**body["provenance"])
+    return Record(path, body["status"], body["reason"], spec, provenance, metrics, failure)
+
+
+def check(path: Path) -> None:
+    """Reads every file of a record that has a checksum, from the path of its json; DamageError."""
+    _load.cache_clear()
+    body = load(path)
+    if body["episodes"] is not None:
+        read_episodes(path, body["episodes"])
+    failure = body.get("failure") or {}
+    if failure.get("sha256") is not None:
+        traceback = path.with_suffix(".traceback.txt")
+        try:
+            content = traceback.read_bytes()
+        except OSError as error:
+            raise DamageError(traceback, f"cannot be read: {error.strerror}") from None
+        if hashlib.sha256(content).hexdigest() != failure["sha256"]:
+            raise DamageError(traceback, "is truncated or was edited")
 
 
 def line_of(body: dict[str, Any]) -> dict[str, Any]:

@@ -127,6 +127,18 @@ def _all(runs: pd.DataFrame, conditions: list[np.ndarray]) -> np.ndarray:
     return np.logical_and.reduce(conditions, axis=0) if conditions else np.full(len(runs), True)
 
 
+def readable(runs: pd.DataFrame, episodes: pd.DataFrame) -> pd.DataFrame:
+    """Runs without those whose episodes are damaged.
+
+    Args:
+        runs: lines of `Store.runs()`.
+        episodes: `Store.episodes()` of them, from which damaged ones are left out.
+    """
+    if runs.empty:
+        return runs
+    return runs[(runs["rows"] == 0) | runs["run_id"].isin(episodes["run_id"].unique())]
+
+
 # --- runs that may share a board ------------------------------------------------------------
 
 _NEEDED = ("run_id", "config_id", "entry", "task", "seed", "status", "n_updates")

@@ -16,6 +16,7 @@ Nothing here reads or writes means; tables are recomputed from the rows (`offben
 
 import hashlib
 import os
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,47 +26,40 @@ import pandas as pd
 import pyarrow as pa
 
 from offbench.errors import UserError, unknown
-from offbench.io import atomic_write, slug
-from offbench.results.commit import finished_file, holding, place, sync_folder
+from offbench.results.commit import finished_file, mark_of, subfolders, winner, write_record
+from offbench.results.index import FILE, Lines, as_set, episodes_of, joined, lines_of, winners
 from offbench.results.record import (
     FORMAT,
+    Damage,
+    DamagedRecord,
+    DamageError,
     Kind,
+    Record,
+    Status,
+    check,
     checked_curves,
     episode_bytes,
-    episodes_file,
-    line_of,
     load,
-    read_episodes,
-    seal,
+    record_of,
 )
 from offbench.results.schema import EPISODE_COLUMNS, EPISODE_SCHEMA, RUN_COLUMNS, to_frame
 from offbench.results.spec import Provenance, RunSpec
 
-Status = Literal["ok", "failed", "diverged"]
+STATES = (
+    "run_id",
+    "suite",
+    "task",
+    "entry",
+    "seed",
+    "status",
+    "n_updates",
+    "wall_s",
+    "created",
+    "attempts",
+)
+"""The columns of `Store.states()`."""
 
-
-class Failure(NamedTuple):
-    """What is known of a failure besides its reason."""
-
-    kind: Kind
-    # how often the run was tried
-    attempts: int
-    # None where none was kept
-    traceback: Path | None
-
-
-class Record(NamedTuple):
-    """One whole record, except for its episodes."""
-
-    path: Path  # of the json
-    status: Status
-    # why it failed, or what to know of a run that did not
-    reason: str | None
-    spec: RunSpec
-    provenance: Provenance
-    metrics: pd.DataFrame | None  # one row per logged point
-    # None of a run that came to its end
-    failure: Failure | None = None
+_HEAD = ["run_id", "config_id", "entry", "suite", "task", "method", "seed", "status"]
 
 
 @dataclass(frozen=True)
@@ -102,13 +96,27 @@ class Store:
         A failed or diverged run is missing, unless `count_failed`.
         """
         wanted = list(dict.fromkeys(runs))
-        found = self._paths({run.suite for run in wanted}, {run.task for run in wanted})
-        done = lambda name: _done(found.get(name, ()), count_failed)
-        return [run for run in wanted if not any(map(done, run.recorded_ids))]
+        where = {"suite": {run.suite for run in wanted}, "task": {run.task for run in wanted}}
+        done: set[str] = set()
+        for part in self._parts(where, ("status",)):
+            status = part.lines.column("status")
+            names = zip(part.lines.ids(), status, strict=True)
+            done |= {name for name, one in names if count_failed or one == "ok"}
+            done |= {damage.path.stem for damage in part.damaged}
+        # of runs that were named otherwise: those names take long to compute
+        others = done.difference(run.run_id for run in wanted)
+        is_done = lambda run: (
+            run.run_id in done or (others and not done.isdisjoint(run.recorded_ids))
+        )
+        return [run for run in wanted if not is_done(run)]
 
     def has(self, run_id: str, *, count_failed: bool = False) -> bool:
-        """Whether a run has a whole record; with `count_failed`, or a failed one."""
-        return _done(self._paths().get(run_id, ()), count_failed)
+        """Whether a run has a whole record or a damaged one; with `count_failed`, or a failed one."""
+        try:
+            marks = [(path, load(path)) for path in self._paths().get(run_id, ())]
+        except DamageError:
+            return True
+        return bool(marks) and (count_failed or winner(marks)[1]["status"] == "ok")
 
     def append(
         self,
@@ -140,7 +148,7 @@ class Store:
         content, about = episode_bytes(run, episodes, provenance.entry)
         body = self._body(run, provenance, "ok", remark)
         body |= {"episodes": about, "metrics": checked_curves(metrics)}
-        return self._commit(run, provenance.entry, body, content, None)
+        return write_record(self.root, run, provenance.entry, body, episodes=content)
 
     def fail(
         self,
@@ -177,7 +185,7 @@ class Store:
             failure["sha256"] = hashlib.sha256(content).hexdigest()
         body = self._body(run, provenance, status, reason)
         body |= {"episodes": None, "metrics": None, "failure": failure}
-        return self._commit(run, provenance.entry, body, None, content)
+        return write_record(self.root, run, provenance.entry, body, traceback=content)
 
     def read(self, run_id: str) -> Record:
         """The record of a run, without its episodes.
@@ -188,11 +196,14 @@ class Store:
         paths = self._paths().get(run_id, ())
         if not paths:
             raise UserError(f"no record {run_id!r} in {self.root}")
-        return _record(*_winner([(path, load(path)) for path in paths]))
+        try:
+            return record_of(*winner([(path, load(path)) for path in paths]))
+        except DamageError as error:
+            raise UserError(f"{error}; {self._remedy()}") from None
 
     def read_all(self, **where: Any) -> dict[str, Record]:
         """run_id -> its record, of failed runs too; `where` as in `runs`."""
-        return {body["run_id"]: _record(path, body) for path, body in self._matching(where)}
+        return {body["run_id"]: record_of(path, body) for path, body in self._bodies(where)}
 
     def runs(self, **where: Any) -> pd.DataFrame:
         """One line per record, failed ones too: specification and provenance, nested names dotted.
@@ -206,13 +217,21 @@ class Store:
             of the specification and the provenance but `sources`.
 
         Raises:
-            UserError: a record is damaged, or there is no such column.
+            UserError: there is no such column, or a record is of a later format.
         """
-        lines = [line_of(body) for _, body in self._matching(where)]
-        head = ["run_id", "config_id", "entry", "suite", "task", "method", "seed", "status"]
-        frame = pd.DataFrame(lines, columns=None if lines else head)
-        rest = [name for name in frame.columns if name not in head]
-        return frame[head + rest]
+        frame = joined([part.lines for part in self._parts(where)]).frame()
+        rest = [name for name in frame.columns if name not in _HEAD]
+        return frame.reindex(columns=_HEAD) if frame.empty else frame[_HEAD + rest]
+
+    def states(self, suite: str | None = None) -> pd.DataFrame:
+        """What became of every recorded run, one line each, in STATES; `attempts` of failed ones only.
+
+        Quick, also of 100,000 records, once a reader of the store has indexed them.
+        """
+        where = {} if suite is None else {"suite": suite}
+        lines = joined([part.lines for part in self._parts(where, (*STATES, "@attempts"))])
+        columns = {name: lines.column(name) for name in STATES[:-1]}
+        return pd.DataFrame({**columns, "attempts": lines.column("@attempts").astype("Int64")})
 
     def episodes(self, **where: Any) -> pd.DataFrame:
         """The recorded episodes of all whole runs, one row each, in EPISODE_COLUMNS.
@@ -225,27 +244,38 @@ class Store:
             for name in tuple(where)
             if name in EPISODE_COLUMNS and name not in RUN_COLUMNS
         }
-        tables = [
-            read_episodes(path, body["episodes"])
-            for path, body in self._matching(where)
-            if body["status"] == "ok"
-        ]
-        frame = to_frame(pa.concat_tables(tables) if tables else EPISODE_SCHEMA.empty_table())
+        tables = [EPISODE_SCHEMA.empty_table()]
+        for part in self._parts(where, ("status", *FILE)):
+            whole = part.lines.where("status", ("ok",))
+            table, damaged = episodes_of(whole, part.episodes)
+            self._warn(damaged)
+            tables.append(table)
+        frame = to_frame(pa.concat_tables(tables))
         for name, value in by_row.items():
-            frame = frame[frame[name].isin(_as_set(value))]
+            frame = frame[frame[name].isin(as_set(value))]
         return frame.reset_index(drop=True)
 
     def curves(self, **where: Any) -> dict[str, pd.DataFrame]:
         """run_id -> metrics, one row per logged point, of every run that has any; `where` as in `runs`."""
         return {
             body["run_id"]: pd.DataFrame(body["metrics"], dtype="float64")
-            for _, body in self._matching(where)
+            for _, body in self._bodies(where)
             if body["metrics"] is not None
         }
 
+    def damaged(self) -> list[Damage]:
+        """The files of records that are not what was written. Reads every file and its checksum."""
+        found = []
+        for path in self.records():
+            try:
+                check(path)
+            except DamageError as error:
+                found.append(error.damage)
+        return found
+
     def path(self, run: RunSpec, entry: str) -> Path:
         """Where the json of a run's record lies, or will."""
-        return self._folder(run, entry) / f"{run.run_id}.json"
+        return mark_of(self.root, run, entry)
 
     def records(self) -> list[Path]:
         """The json of every record; nothing is opened."""
@@ -257,9 +287,6 @@ class Store:
         return [path for mark in marks if (path := mark.with_suffix(".safetensors")).exists()]
 
     # --- inside -----------------------------------------------------------------------------
-
-    def _folder(self, run: RunSpec, entry: str) -> Path:
-        return self.root / "runs" / _safe(run.suite) / _safe(run.task) / _safe(entry)
 
     def _body(
         self, run: RunSpec, provenance: Provenance, status: Status, reason: str | None
@@ -274,166 +301,73 @@ class Store:
             "provenance": provenance.as_dict(),
         }
 
-    def _commit(
-        self,
-        run: RunSpec,
-        entry: str,
-        body: Mapping[str, Any],
-        episodes: bytes | None,
-        traceback: bytes | None,
-    ) -> Path:
-        """Writes the files of a record, its json last."""
-        mark = self.path(run, entry)
-        try:
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            self._superseded(run)
-            if episodes is None:
-                self._publish(run, mark, body, traceback)
-                return mark
-            path = episodes_file(mark, body["episodes"])
-            atomic_write(path, episodes)
-            sync_folder(mark.parent)
-            try:
-                self._publish(run, mark, body, None)
-            except UserError:
-                # another process was first; its episodes may be the same
-                if not (
-                    mark.exists() and episodes_file(mark, load(mark)["episodes"] or {}) == path
-                ):
-                    path.unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            raise UserError(f"cannot write record {mark}: {error.strerror}") from None
-        return mark
-
-    def _publish(
-        self, run: RunSpec, mark: Path, body: Mapping[str, Any], traceback: bytes | None
-    ) -> None:
-        """Puts the json of a record in its place, and removes the failures that it replaces."""
-        hold = mark.parent.with_name(f".{run.run_id}.hold")
-        with finished_file(seal(body).encode(), mark) as file, holding(hold, file):
-            failures = self._superseded(run)
-            if traceback is not None:
-                atomic_write(mark.with_name(body["failure"]["traceback"]), traceback)
-            try:
-                place(file, hold, mark, replace=mark in failures)
-            except FileExistsError:
-                raise _recorded_already(run, mark) from None
-            sync_folder(mark.parent)
-            for path in failures:
-                # a failure that was recorded under another entry label
-                if path != mark:
-                    path.unlink(missing_ok=True)
-                if path != mark or traceback is None:
-                    path.with_suffix(".traceback.txt").unlink(missing_ok=True)
-
-    def _superseded(self, run: RunSpec) -> list[Path]:
-        """Failed records of this run; raises when there is a whole one. Lists the entries of its task."""
-        task = self.root / "runs" / _safe(run.suite) / _safe(run.task)
-        paths = [entry / f"{run.run_id}.json" for entry in _subfolders(task, None)]
-        paths = [path for path in paths if path.exists()]
-        for path in paths:
-            if load(path)["status"] == "ok":
-                raise _recorded_already(run, path)
-        return paths
-
     def _paths(
         self, suites: Collection[str] | None = None, tasks: Collection[str] | None = None
     ) -> dict[str, list[Path]]:
         """run_id -> its commit marks (normally one), from names only: nothing is opened."""
         found: dict[str, list[Path]] = {}
-        for suite in _subfolders(self.root / "runs", suites):
-            for task in _subfolders(suite, tasks):
-                for entry in _subfolders(task, None):
+        for suite in subfolders(self.root / "runs", suites):
+            for task in subfolders(suite, tasks):
+                for entry in subfolders(task, None):
                     for name in sorted(os.listdir(entry)):
                         if name.endswith(".json") and not name.startswith("."):
                             found.setdefault(name.removesuffix(".json"), []).append(entry / name)
         return found
 
-    def _matching(self, where: Mapping[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
-        wanted = {name: _as_set(value) for name, value in where.items()}
-        paths = self._paths(wanted.get("suite"), wanted.get("task"))
-        ids = frozenset(wanted["run_id"]) if "run_id" in wanted else frozenset(paths)
-        unseen, seen = set(wanted), set[Any]()
-        for run_id, marks in paths.items():
-            if run_id not in ids:
-                continue
-            path, body = _winner([(mark, load(mark)) for mark in marks])
-            if wanted:
-                line = line_of(body)
-                unseen -= line.keys()
-                seen |= line.keys()
-                if not all(_is_in(line.get(name), values) for name, values in wanted.items()):
-                    continue
-            yield path, body
+    def _parts(
+        self, where: Mapping[str, Any], columns: Sequence[str] | None = None
+    ) -> Iterator["_Part"]:
+        """The records that match, of each task, with a warning for each damaged one.
+
+        Args:
+            columns: those needed besides those in `where`; None for all.
+        """
+        if columns is not None:
+            columns = [*columns, *where]
+        wanted = {name: as_set(value) for name, value in where.items()}
+        ids = frozenset(wanted["run_id"]) if "run_id" in wanted else None
+        unseen, seen = set(wanted), set[str]()
+        for suite in subfolders(self.root / "runs", wanted.get("suite")):
+            for task in subfolders(suite, wanted.get("task")):
+                index = self.root / ".index" / suite.name / task.name
+                lines, damaged = lines_of(
+                    task, _ending(index, ".records.arrow"), ids=ids, columns=columns
+                )
+                self._warn(damaged)
+                lines = winners(lines)
+                seen |= (names := lines.names())
+                unseen -= names
+                for name, values in wanted.items():
+                    lines = lines.where(name, values)
+                yield _Part(lines, damaged, _ending(index, ".episodes.arrow"))
         if seen and unseen:
             raise unknown("column of the records", min(unseen), seen)
 
+    def _bodies(self, where: Mapping[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
+        for part in self._parts(where, ("status",)):
+            for path in map(Path, part.lines.paths):
+                try:
+                    yield path, load(path)
+                except DamageError as error:
+                    self._warn([error.damage])
 
-def _record(path: Path, body: dict[str, Any]) -> Record:
-    curves = body["metrics"]
-    metrics = None if curves is None else pd.DataFrame(curves, dtype="float64")
-    spec, provenance = RunSpec(**body["spec"]), Provenance(**body["provenance"])
-    return Record(
-        path, body["status"], body["reason"], spec, provenance, metrics, _failure(path, body)
-    )
+    def _warn(self, damaged: Iterable[Damage]) -> None:
+        for path, what in damaged:
+            text = f"damaged record: {path} {what}; it is left out; {self._remedy()}"
+            warnings.warn(text, DamagedRecord, stacklevel=1)
 
-
-def _failure(path: Path, body: dict[str, Any]) -> Failure | None:
-    about = body.get("failure")
-    if about is None:
-        return None
-    file = None if about["traceback"] is None else path.with_suffix(".traceback.txt")
-    return Failure(about["kind"], about["attempts"], file)
-
-
-def _recorded_already(run: RunSpec, path: Path) -> UserError:
-    return UserError(f"run {run.run_id} is recorded already in {path}; records are kept")
+    def _remedy(self) -> str:
+        return f"to move it away: offbench results verify --repair results={self.root}"
 
 
-def _done(paths: Sequence[Path], count_failed: bool) -> bool:
-    if not paths:
-        return False
-    path, body = _winner([(path, load(path)) for path in paths])
-    if body["status"] != "ok":
-        return count_failed
-    # Reading every parquet to decide what is left to run would be slow; its length is free.
-    parquet = episodes_file(path, body["episodes"])
-    if not parquet.is_file() or parquet.stat().st_size != body["episodes"]["bytes"]:
-        raise UserError(f"damaged record: {parquet} is missing or truncated")
-    return True
+class _Part(NamedTuple):
+    """Records of one task."""
+
+    lines: Lines
+    damaged: list[Damage]
+    # of its episodes
+    episodes: Path
 
 
-def _winner(marks: list[tuple[Path, dict[str, Any]]]) -> tuple[Path, dict[str, Any]]:
-    """The record that counts when a failure under another label was not yet cleared away."""
-    whole = [mark for mark in marks if mark[1]["status"] == "ok"]
-    if len(whole) > 1:
-        raise UserError(f"one run is recorded twice: {whole[0][0]} and {whole[1][0]}")
-    return whole[0] if whole else marks[-1]
-
-
-def _as_set(value: Any) -> tuple[Any, ...]:
-    collection = isinstance(value, Collection) and not isinstance(value, str | Mapping)
-    return tuple(value) if collection else (value,)
-
-
-def _is_in(value: Any, values: tuple[Any, ...]) -> bool:
-    return value in values or (isinstance(value, tuple) and value == values)
-
-
-def _safe(name: str) -> str:
-    """A folder name for an id. Ids are paths, and one folder level is one id."""
-    folder = slug(name)
-    if len(folder) > 200:
-        raise UserError(f"{name!r} is too long for a folder name")
-    return folder
-
-
-def _subfolders(folder: Path, names: Collection[str] | None) -> list[Path]:
-    if names is not None:
-        return [path for name in sorted(map(str, names)) if (path := folder / _safe(name)).is_dir()]
-    try:
-        with os.scandir(folder) as entries:
-            return [folder / name for name in sorted(e.name for e in entries if e.is_dir())]
-    except FileNotFoundError:
-        return []
+def _ending(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from support.records import episodes, parquet_of, provenance
 
 from offbench.bench.plan import plan
 from offbench.cli.app import call, main
-from offbench.results.record import load, seal
+from offbench.results.record import DamagedRecord, load, seal
 from offbench.results.store import Store
 
 SETTINGS = ("methods=[bc,iql]", "task=offbench/hopper/medium-replay-v0", "seeds=[0,1]")
@@ -68,17 +69,33 @@ def test_no_records_are_told(results, capsys):
     assert f"(4 runs of quick v{version} are there, with" in refused(capsys, results, "seeds=[77]")
 
 
-@pytest.mark.parametrize("damage", ["gone", "half", "other rows"])
-def test_half_a_run_is_refused_with_its_file(results, capsys, damage):
-    path = parquet_of(marks(results)[1])
+@pytest.mark.parametrize("damage", ["gone", "half", "other rows", "json"])
+def test_a_board_goes_on_without_a_damaged_run_and_names_its_file(results, capsys, damage):
+    mark = marks(results)[1]
+    path, entry = parquet_of(mark), mark.parent.name
     if damage == "gone":
         path.unlink()
     elif damage == "half":
         path.write_bytes(path.read_bytes()[:700])
+    elif damage == "json":
+        path = mark
+        path.write_bytes(b"?" + path.read_bytes()[1:])
     else:
         path.write_bytes(parquet_of(marks(results)[0]).read_bytes())
-    err = refused(capsys, results)
-    assert "damaged record: " in err and path.name in err
+    for command in ("board", "report", "bench"):
+        with pytest.warns(DamagedRecord) as told:
+            assert main([command, *SETTINGS, f"results={results}"]) == 0
+        # all from one place in the code: Python prints them once
+        (line,) = {
+            warnings.formatwarning(w.message, w.category, w.filename, w.lineno) for w in told
+        }
+        assert len({(w.filename, w.lineno) for w in told}) == 1
+        assert line.startswith(f"offbench: warning: damaged record: {path} ")
+        assert line.endswith(f"offbench results verify --repair results={results}\n")
+    with pytest.warns(DamagedRecord):
+        assert board(results, "--format", "markdown") == 0
+    # not as a whole entry
+    assert f"{entry} has 1 of 2 seeds asked for" in capsys.readouterr().out
 
 
 def test_episodes_without_their_json_are_no_record(results, capsys):

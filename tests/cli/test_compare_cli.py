@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from support.records import episodes, provenance
 from offbench.bench.plan import plan
 from offbench.cli import main
 from offbench.results.folders import Folders
+from offbench.results.record import DamagedRecord
 from offbench.results.store import Store
 
 pytestmark = pytest.mark.env
@@ -176,7 +178,7 @@ def test_empty_or_absent_results_are_refused(capsys, tmp_path) -> None:
 
 @pytest.mark.parametrize("ending", [".parquet", ".json"])
 @pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_half_a_run_and_a_damaged_one_are_refused_by_name(
+def test_half_a_run_and_a_damaged_one_are_left_out_by_name(
     ending, damage, results, capsys, tmp_path
 ) -> None:
     shutil.copytree(results, tmp_path / "r")
@@ -185,11 +187,25 @@ def test_half_a_run_and_a_damaged_one_are_refused_by_name(
     if damage == "gone":
         path.unlink()
     args = ("iql", "bc", "--results", tmp_path / "r")
+    seeds = "iql has 2 to 3 seeds a task, bc has 3 seeds"
     if (ending, damage) == (".json", "gone"):
         # without its commit mark it is no record: a seed fewer
-        assert "iql has 2 to 3 seeds a task, bc has 3 seeds" in out(capsys, *args)
+        assert seeds in out(capsys, *args)
     else:
-        assert str(path) in refused(capsys, *args)
+        with pytest.warns(DamagedRecord, match=re.escape(str(path))):
+            assert seeds in out(capsys, *args)
+
+
+def test_a_run_that_is_damaged_in_one_folder_is_read_from_the_other(
+    results, capsys, tmp_path
+) -> None:
+    shutil.copytree(results, tmp_path / "r")
+    path = next(p for p in sorted(tmp_path.glob("r/runs/quick/*/iql/*.parquet")))
+    path.write_bytes(path.read_bytes()[:-40])
+    expected = out(capsys, "iql", "bc", "--results", results)
+    for folders in ((results, tmp_path / "r"), (tmp_path / "r", results)):
+        given = [word for folder in folders for word in ("--results", folder)]
+        assert out(capsys, "iql", "bc", *given) == expected
 
 
 def test_runs_of_other_settings_are_told_and_two_of_one_label_refused(

@@ -87,7 +87,7 @@ for mode, (unlinked, labels, failures) in {MODES}.items():
 """
 
 
-@pytest.mark.parametrize("n", [8, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [5, pytest.param(150, marks=pytest.mark.slow)])
 def test_of_several_writers_of_one_run_one_has_its_record(tmp_path: Path, n: int) -> None:
     said = together(tmp_path, 2, RACE, n)
     for mode in MODES:
@@ -113,7 +113,7 @@ for seed in range(me, int(sys.argv[4]), others):
 
 
 @pytest.mark.parametrize(
-    ("processes", "n"), [(3, 60), pytest.param(8, 10_000, marks=pytest.mark.slow)]
+    ("processes", "n"), [(2, 50), pytest.param(8, 10_000, marks=pytest.mark.slow)]
 )
 def test_many_processes_lose_and_double_nothing(tmp_path: Path, processes: int, n: int) -> None:
     together(tmp_path, processes, MANY, n)
