@@ -12,6 +12,7 @@ from offbench.bench.hydra import read_option
 from offbench.bench.settings import Settings, typed_transforms
 from offbench.bench.stacks import Pack, fetched
 from offbench.bench.targets import option_of, parameters
+from offbench.bench.trust import check_target
 from offbench.bench.values import coerce
 from offbench.errors import UserError, nearest
 from offbench.results.spec import OUTSIDE, Provenance, RunSpec
@@ -114,7 +115,7 @@ def _cell(members: Sequence[Record]) -> Cell:
         method=spec.method,
         target=target,
         hparams=_typed(target, spec.hparams),
-        pipeline=_pipeline(spec.pipeline),
+        pipeline=_pipeline(spec.pipeline, f"run {spec.run_id}"),
         seeds=tuple(member.spec.seed for member in members),
         n_updates=spec.n_updates,
         protocol=spec.protocol,
@@ -127,6 +128,7 @@ def _cell(members: Sequence[Record]) -> Cell:
 def _target(spec: RunSpec) -> str:
     """The dotted path of the method's class."""
     if "." in spec.method:
+        check_target(spec.method, f"run {spec.run_id}")
         return spec.method
     return str(read_option("method", spec.method)["method"]["_target_"])
 
@@ -142,11 +144,13 @@ def _task(spec: RunSpec) -> Task:
     return load_task(spec.task, loader=coerce(loader, Loader, "loader"))
 
 
-def _pipeline(recorded: Mapping[str, Any]) -> dict[str, Any]:
+def _pipeline(recorded: Mapping[str, Any], where: str) -> dict[str, Any]:
     pipeline = dict(recorded)
     for group in ("view", "sampler", "weight"):
         if option := dict(pipeline.get(group, {})):
             name = option.pop("name")
+            if "." in str(name):
+                check_target(name, where)
             function = option_of(group, name)
             typed = option if function is None else _typed(function, option)
             pipeline[group] = {"name": name, **typed}

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import pandas as pd
 
 from offbench.results.claims import Worker, claimed, workers
+from offbench.results.record import DamagedRecord
 from offbench.results.spec import RunSpec
 from offbench.results.store import Store
 
@@ -91,16 +92,10 @@ def status_of(store: Store, suite: str, cells: Mapping[Hashable, Sequence[RunSpe
 def read_states(store: Store, suite: str | None = None) -> tuple[pd.DataFrame, set[str]]:
     """`Store.states()`, and the ids of the runs whose records are damaged."""
     with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        table = _states(store, suite)
+        warnings.simplefilter("always", DamagedRecord)
+        table = store.states(suite)
     names = (re.search(r"\b([0-9a-f]{16})\.", str(warning.message)) for warning in said)
     return table, {name[1] for name in names if name}
-
-
-def _states(store: Store, suite: str | None) -> pd.DataFrame:
-    runs = store.runs(**({} if suite is None else {"suite": suite}))
-    names = "run_id suite task entry seed status n_updates wall_s created attempts".split()
-    return runs.reindex(columns=names)
 
 
 def last_failures(store: Store, lines: Iterable[Any], most: int = 3) -> list[Failure]:
@@ -108,15 +103,14 @@ def last_failures(store: Store, lines: Iterable[Any], most: int = 3) -> list[Fai
     last = sorted(lines, key=lambda line: line.created, reverse=True)[:most]
     if not last:
         return []
-    records = store.read_all(
-        run_id=[line.run_id for line in last],
-        suite=[line.suite for line in last],
-        task=[line.task for line in last],
-    )
+    names = ("run_id", "suite", "task")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DamagedRecord)
+        records = store.read_all(**{name: [getattr(line, name) for line in last] for name in names})
     found = []
     for line in (line for line in last if line.run_id in records):
         record = records[line.run_id]
-        about = getattr(record, "failure", None)
+        about = record.failure
         found.append(
             Failure(
                 line.run_id,

@@ -133,12 +133,17 @@ RUN = (
         ({"task": "offbench/hoper/medium-replay-v0"}, "hopper"),
         ({"method": "bcc"}, "did you mean 'bc'"),
         ({"method": "no_such.Module"}, "no module named 'no_such'"),
+        ({"method": "mine_of_rerun.Method"}, "not of an installed package; --allow-code"),
+        ({"pipeline": {**RUN.pipeline, "view": {"name": "mine_of_rerun.V"}}}, "--allow-code"),
         ({"method": "outside"}, "was trained elsewhere"),
         ({"hparams": {**RUN.hparams, "gone": 1}}, "has no setting gone any more"),
         ({"hparams": {**RUN.hparams, "hidden": "wide"}}, "hidden='wide'"),
     ],
 )
-def test_what_cannot_be_trained_as_it_was_is_said(changes, words, tmp_path, capsys):
+def test_what_cannot_be_trained_as_it_was_is_said(changes, words, tmp_path, capsys, monkeypatch):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "mine_of_rerun.py").write_text("raise AssertionError('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path / "code"))
     run = RunSpec(**(RUN.as_dict() | changes))
     store = Store(tmp_path)
     rows = episodes(run.protocol["episodes"], update=run.n_updates)

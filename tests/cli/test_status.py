@@ -87,7 +87,8 @@ def test_a_plan_of_which_a_part_is_recorded_running_failed_and_waiting(tmp_path,
     store = Store(tmp_path)
     record(store, bc, [0], created=ago(100))
     failed = bc.runs()[1]
-    store.fail(failed, "CUDA error:\n  out of memory", provenance(entry="bc", created=ago(50)))
+    facts = provenance(entry="bc", created=ago(50))
+    store.fail(failed, "CUDA error:\n  out of memory", facts, attempts=3, traceback="Traceback ...")
     elsewhere(tmp_path, stack_of(iql))
     text = shown(capsys, *ARGS, f"results={tmp_path}")
     assert columns(text, "runs") == [1, 3, 1, 1] and columns(text, "cells") == [0, 1, 0, 1]
@@ -96,7 +97,9 @@ def test_a_plan_of_which_a_part_is_recorded_running_failed_and_waiting(tmp_path,
     row = next(line for line in text.splitlines() if "node17" in line)
     assert f"iql on {iql.task.id} x3 {n // 2}/{n} 412 3.2 GB  3m" in row
     assert "1 run failed, the last:" in text and "CUDA error: out of memory" in text
-    assert "bc on offbench/hopper/medium-replay-v0 seed 1" in text
+    assert "bc on offbench/hopper/medium-replay-v0 seed 1 after 3 attempts" in text
+    (file,) = re.findall(r"^    (.*traceback.txt)$", text, re.MULTILINE)
+    assert Path(file).read_text() == "Traceback ..."
     assert "dead" not in text and "\x1b" not in text
 
 
@@ -143,6 +146,17 @@ def test_all_is_done(tmp_path, cells, capsys):
     assert "100 %" in text and "nothing is left to do" in text and "no workers" in text
     # and watching ends by itself
     assert shown(capsys, *ARGS, f"results={tmp_path}", "--watch", "5").count("100 %") == 1
+
+
+def test_a_damaged_record_is_named_with_its_remedy(tmp_path, cells, capsys):
+    """It is neither done nor trained again."""
+    store = Store(tmp_path)
+    record(store, cells[0], [0, 1], created=ago(10))
+    (path := store.records()[0]).write_bytes(path.read_bytes()[:-9])
+    text = shown(capsys, *ARGS, f"results={tmp_path}")
+    assert columns(text, "runs") == [1, 0, 0, 4]
+    assert f"1 record damaged: offbench results verify --repair results={tmp_path}" in text
+    assert "1 record damaged" in shown(capsys, "--all", f"results={tmp_path}")
 
 
 def test_every_suite_of_a_store_without_a_plan(tmp_path, cells, capsys, monkeypatch):
