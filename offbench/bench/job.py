@@ -1,7 +1,6 @@
 """One stack of runs as an executor runs it: claimed, trained, recorded; whatever happens becomes an `Event`."""
 
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -12,7 +11,7 @@ from offbench.bench.runner import run_pack
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import Pack
 from offbench.bench.watch import Watch
-from offbench.errors import Interrupted, UserError
+from offbench.errors import Interrupted, UserError, clean_traceback
 from offbench.results.claims import Heart
 from offbench.results.store import Store
 
@@ -120,7 +119,7 @@ def _guarded(
         return Event(job.index, "stopped")
     except Exception as error:
         kind, reason = failure_of(error)
-        text = reason if kind == "user" else traceback.format_exc()
+        text = reason if kind == "user" else clean_traceback(error)
         event = Event(job.index, "failed", 1.0, error=text, reason=reason, kind=kind)
     if may_mend(event, job):
         return event
@@ -137,16 +136,27 @@ def record_failure(
     job: Job, event: Event, store: Store, settings: Settings, wall_s: float = 0.0
 ) -> Event:
     """Records the runs of a stack that have no whole record as failed; the event says where that cannot be."""
-    members = job.pack.members
+    members, reason = job.pack.members, event.reason or event.phase
+    # a process that died left none
+    trace = event.error if event.phase == "failed" and event.error != reason else None
     absent = {run.run_id for run in store.missing([run for _, run in members])}
     stack = [run.run_id for _, run in members]
+    before = store.read_all(run_id=stack, status="failed") if absent else {}
+    tried = {name: r.failure.attempts for name, r in before.items() if r.failure}
     try:
         for cell, run in members:
             if run.run_id in absent:
                 facts = provenance_of(
                     cell, settings, "cpu", settings.engine, stack, wall_s, 0.0, {}
                 )
-                store.fail(run, event.reason or event.phase, facts)
+                store.fail(
+                    run,
+                    reason,
+                    facts,
+                    kind=event.kind or "infrastructure",
+                    attempts=tried.get(run.run_id, 0) + job.attempt,
+                    traceback=trace,
+                )
     # the disk that the run failed of may still be full
     except UserError as error:
         if str(error) != event.reason:

@@ -75,7 +75,7 @@ def save(
     """Writes the policy or the training state of one member of a stack; `carry` is on the CPU.
 
     For a PyTorch class (`offbench.training.imperative`) it is the policy either way: the state dicts of
-    its modules. The write is atomic.
+    its modules. The write is atomic; UserError where the file cannot be written.
     """
     from safetensors.torch import save as to_bytes
 
@@ -102,7 +102,10 @@ def save(
         numbers = {k: x for k, x in fields.items() if not isinstance(x, Tensor)}
         about["transforms"].append({"kind": type(transform).__name__, **numbers})
     tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
-    atomic_write(path, to_bytes(tensors, metadata={"offbench": json.dumps(about)}))
+    try:
+        atomic_write(path, to_bytes(tensors, metadata={"offbench": json.dumps(about)}))
+    except OSError as error:
+        raise UserError(f"cannot keep a policy in {path}: {error.strerror}") from None
 
 
 def _of_carry(carry: Carry, keep: str, method: Method, spec: Spec) -> dict[str, Tensor]:

@@ -1,6 +1,5 @@
-"""Curves and episodes of an unfinished stack, stored next to its checkpoint."""
+"""Curves and episodes of an unfinished stack, stored in its checkpoint."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -9,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 from offbench.bench import provenance
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import Pack
-from offbench.io import atomic_write
+from offbench.results.commit import inside
 from offbench.results.schema import EVALUATION_COLUMNS, typed
 from offbench.results.store import Record, Store
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from offbench.training.step import Carry
+
 
 @dataclass
 class Progress:
-    """Curves and monitor episodes of an unfinished stack, stored next to its checkpoint."""
+    """Curves and monitor episodes of an unfinished stack, stored in its checkpoint."""
 
     curves: list[dict[str, Any]] = field(default_factory=list)
     frames: "list[pd.DataFrame]" = field(default_factory=list)
@@ -32,29 +33,51 @@ class Progress:
     unwatched: dict[str, str] = field(default_factory=dict)
     # why a kept shorter run was not resumed
     note: str | None = None
+    # remarks on every run of the stack
+    remarks: list[str] = field(default_factory=list)
+    # why a checkpoint could not be written; about this process, and not stored
+    unsaved: str | None = None
 
-    @staticmethod
-    def path(checkpoint: Path) -> Path:
-        return checkpoint.with_suffix(".json")
+    def save(self, carry: "Carry", checkpoint: Path) -> bool:
+        """Writes the training state with this progress; whether it is worth trying again.
 
-    def save(self, checkpoint: Path) -> None:
-        """Writes the progress; call it before saving the checkpoint, so that it is never behind."""
+        Where it cannot be written, the checkpoint before it stays, and `unsaved` says why.
+        """
+        from offbench.training.checkpoint import save
+        from offbench.training.object_state import NotPlain
+
         rows = [f.astype(object).where(f.notna(), None).to_dict("list") for f in self.frames]
-        body = {f.name: getattr(self, f.name) for f in fields(self)} | {"frames": rows}
-        atomic_write(self.path(checkpoint), json.dumps(body).encode())
+        body = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "unsaved"}
+        try:
+            save(carry, checkpoint, {"pack": checkpoint.stem, **body, "frames": rows})
+        except OSError as error:
+            self.unsaved = f"a checkpoint could not be written: {error.strerror or error}"
+        except NotPlain as error:
+            self.unsaved = f"no checkpoints from update {int(carry.step)} on: {error}"
+            return False
+        return True
 
     @classmethod
-    def load(cls, checkpoint: Path) -> "Progress":
-        """The progress of a checkpoint; empty where either file is missing."""
+    def load(cls, checkpoint: Path, like: "Carry") -> "tuple[Carry | None, Progress]":
+        """The training state and progress of a checkpoint. A damaged file is set aside, and training begins
+        again: (None, a progress that says so)."""
         import pandas as pd
 
-        path = cls.path(checkpoint)
-        if not (checkpoint.exists() and path.exists()):
-            return cls()
-        body = json.loads(path.read_text(encoding="utf-8"))
-        # the name in files of earlier versions
-        body.setdefault("resumed_from", body.pop("began", []))
-        return cls(**{**body, "frames": [typed(pd.DataFrame(f)) for f in body["frames"]]})
+        from offbench.training.checkpoint import Damaged, load, set_aside
+
+        try:
+            carry, about = load(checkpoint, like)
+            if about.pop("pack", None) != checkpoint.stem:
+                raise Damaged(checkpoint, "it is of another run")
+            try:
+                frames = [typed(pd.DataFrame(f)) for f in about.pop("frames")]
+                return carry, cls(**about, frames=frames)
+            except (TypeError, KeyError):
+                raise Damaged(checkpoint, "its progress is of another version") from None
+        except Damaged as error:
+            line = f"{error}; training begins again"
+        set_aside(checkpoint)
+        return None, cls(note=line, remarks=[line])
 
     @classmethod
     def of_records(cls, records: Sequence[Record], n_updates: int, store: Store) -> "Progress":
@@ -85,12 +108,6 @@ class Progress:
             resumed_from=[remark.format(record.spec.run_id, n_updates) for record in records],
         )
 
-    def forget_from(self, update: int) -> None:
-        """Drops points at `update` and later, which are trained again."""
-        self.curves[:] = [c for c in self.curves if c["update"] < update]
-        self.frames[:] = [f for f in self.frames if f["update"].iloc[0] < update]
-        self.unwatched = {u: why for u, why in self.unwatched.items() if int(u) < update}
-
 
 def code_version() -> str:
     return _spelt_commit(*provenance.commit())
@@ -101,4 +118,5 @@ def _spelt_commit(commit: str, dirty: bool) -> str:
 
 
 def checkpoint_path(pack: Pack, settings: Settings) -> Path:
-    return Path(settings.results) / "checkpoints" / f"{pack.name}.safetensors"
+    root = Path(settings.results)
+    return inside(root, root / "checkpoints" / f"{pack.name}.safetensors")

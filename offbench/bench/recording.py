@@ -8,6 +8,7 @@ from offbench.bench import provenance
 from offbench.bench.cells import Cell
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import Pack
+from offbench.errors import publishable
 from offbench.results.schema import VALIDATION_ERRORS, no_episodes
 from offbench.results.spec import Provenance
 from offbench.results.store import Store
@@ -63,6 +64,8 @@ class Trained(NamedTuple):
     resumed_from: list[str]
     # update -> why its monitor episodes could not be played
     unwatched: dict[str, str]
+    # remarks on every run of the stack
+    remarks: list[str]
 
     def episodes(self, i: int) -> "list[pd.DataFrame]":
         """The evaluation episodes of member i, a table per evaluation."""
@@ -129,6 +132,8 @@ def record(
         if keep_run is not None:
             keep_run(i, store.path(run, cell.entry))
         episodes = pd.concat(rows, ignore_index=True) if rows else no_episodes()
+        # those on the whole stack are shown once, as its note
+        remark = "; ".join(filter(None, [remark, *trained.remarks])) or None
         store.append(run, episodes, facts, curve, remark=remark)
         if cell.protocol["episodes"]:
             outcome.scores[run.seed] = float(rows[-1]["score"].mean())
@@ -191,7 +196,12 @@ def provenance_of(
         train_s=round(train_s, 3),
         tuning=cell.tuning,
         created=provenance.now(),
-        overrides={k: v for k, v in cell.overrides.items() if v is not None},
+        # where records lie is no part of how they came to be, and says who lives there
+        overrides={
+            k: publishable(v) if isinstance(v, str) else v
+            for k, v in cell.overrides.items()
+            if v is not None and k != "results"
+        },
         host=provenance.host(),
         fitted=fitted,
         sources=cell.recorded_sources,

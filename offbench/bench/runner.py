@@ -115,6 +115,8 @@ class PackRun:
         # evaluations whose episodes are not in `progress` yet
         self.monitored: list[Monitored] = []
         self.last: Point | None = None
+        # false once the state holds what no checkpoint can
+        self.savable = True
 
     def run(self) -> list[Outcome]:
         """Trains, evaluates, records; deletes the checkpoint at the end."""
@@ -151,11 +153,12 @@ class PackRun:
                 logger.episodes(frame)
             # before the logger is waited for
             outcomes = self.record(final, point.backend, broken, [*frames, *tested])
-        # temporary files of killed processes, too
+        # temporary files of killed processes, and the side file of earlier versions, too
         left = self.checkpoint.parent.glob(f".{self.checkpoint.stem}.*.tmp*")
-        for path in (self.checkpoint, Progress.path(self.checkpoint), *left):
+        for path in (self.checkpoint, self.checkpoint.with_suffix(".json"), *left):
             path.unlink(missing_ok=True)
-        notes = "; ".join(filter(None, [self.progress.note, *logger.warnings]))
+        said = [self.progress.note, self.progress.unsaved, *logger.warnings]
+        notes = "; ".join(filter(None, said))
         return [outcome._replace(note=notes or None) for outcome in outcomes]
 
     def save(self, point: "Point") -> None:
@@ -164,18 +167,16 @@ class PackRun:
         It is the state of the first monitor evaluation that has not ended, else of `point`: what was not
         played to its end is played again.
         """
-        from offbench.training import checkpoint
-
-        if not self._resumable(point):
+        if not (self.savable and self._resumable(point)):
             return
         frames = self._collect()
         update, carry = point.update, point.carry
         if self.monitored:
             update, carry, _ = self.monitored[0]
-        progress = replace(self.progress, frames=[*frames], curves=[*self.progress.curves])
-        progress.forget_from(update + 1)
-        progress.save(self.checkpoint)
-        checkpoint.save(carry, self.checkpoint)
+        curves = [c for c in self.progress.curves if c["update"] <= update]
+        progress = replace(self.progress, frames=[*frames], curves=curves)
+        self.savable = progress.save(carry, self.checkpoint)
+        self.progress.unsaved = progress.unsaved
         self.saved = time.perf_counter()
 
     def _resumable(self, point: "Point") -> bool:
@@ -199,7 +200,6 @@ class PackRun:
         """Training state and progress to resume from: a checkpoint of these runs, else the kept state
         of shorter runs with the same settings, else (None, no progress)."""
         from offbench.bench import kept
-        from offbench.training import checkpoint
         from offbench.training.imperative import Imperative
         from offbench.training.step import initial_carry
 
@@ -207,13 +207,13 @@ class PackRun:
         written = isinstance(method, Imperative)
 
         def like() -> "Carry":
-            if written:
-                return method.like(self.seeds)
             seen = self.pipeline.spec(self.spec)
+            if written:
+                return method.like(self.seeds, seen, self.device, pack.values)
             return initial_carry(method, seen, self.seeds, self.device, values=pack.values)
 
         if self.checkpoint.exists():
-            return checkpoint.load(self.checkpoint, like()), Progress.load(self.checkpoint)
+            return Progress.load(self.checkpoint, like())
         members = [(cell.entry, run) for cell, run in pack.members]
         if written or not any(self.store.kept(run) for _, run in members):
             return None, Progress()
@@ -232,8 +232,6 @@ class PackRun:
             values = {k: v.tolist() for k, v in point.metrics.items()}
             progress.train_s += time.perf_counter() - mark
             if values:
-                # progress saved after the checkpoint
-                progress.forget_from(point.update)
                 if self.validate:
                     values |= {k: v.tolist() for k, v in self.validate(point.state).items()}
                 progress.curves.append({"update": point.update} | values)
@@ -402,6 +400,7 @@ class PackRun:
             other_commits=[c for c in progress.code if c != code_version()],
             resumed_from=progress.resumed_from,
             unwatched=progress.unwatched,
+            remarks=progress.remarks,
         )
         keep = keep_run if settings.keep != "none" else None
         return record(self.pack, self.store, settings, trained, keep)

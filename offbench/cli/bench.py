@@ -5,9 +5,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -124,6 +125,7 @@ def run_missing(
     wanted: "Plan", store: "Store", console: "Console", part: Part | None = None
 ) -> Ran:
     """Fetches the data of a plan and runs what has no record, under a progress display."""
+    from offbench.bench.memory import check_one
     from offbench.bench.preflight import check_device_name, preflight, resolve_device
     from offbench.bench.stacks import fetched, missing
 
@@ -131,9 +133,10 @@ def run_missing(
     check_device_name(wanted.settings.device)
     with console.status("looking for the data") as status:
         wanted = replace(wanted, cells=fetched(wanted.cells, report=status.update))
-    todo = missing(_chosen(wanted.cells, part, store), store)
+    unrecorded = missing(wanted.cells, store)
+    todo = _chosen(wanted.cells, unrecorded, part, store)
     total = sum(len(c.seeds) for c in wanted.cells)
-    absent = sum(len(c.seeds) for c in missing(wanted.cells, store))
+    absent = sum(len(c.seeds) for c in unrecorded)
     here = sum(len(c.seeds) for c in todo)
     console.print(
         f"{wanted.name}: {plural(total, 'run')}, {total - absent} recorded, {here} to do"
@@ -143,7 +146,8 @@ def run_missing(
         return Ran(wanted, 0, 0, [])
     resolve_device(wanted.settings.device)
     with console.status("checking") as status:
-        preflight(todo, strict=wanted.settings.strict, report=status.update)
+        fits = partial(check_one, settings=wanted.settings)
+        preflight(todo, strict=wanted.settings.strict, fits=fits, report=status.update)
     store.check_writable()
     with _terminable():
         failures, left = _show_progress(todo, store, wanted, console, part.effort)
@@ -157,20 +161,26 @@ def run_missing(
     return Ran(wanted, here, left, failures)
 
 
-def _chosen(cells: "Sequence[Cell]", part: Part, store: "Store") -> "list[Cell]":
-    """The cells, with the seeds that belong to a part of the plan."""
+def _chosen(
+    cells: "Sequence[Cell]", left: "Sequence[Cell]", part: Part, store: "Store"
+) -> "list[Cell]":
+    """Of the cells that are left to do, with their seeds, those that belong to a part of the plan's."""
     from offbench.bench.stacks import pack
 
     i, n = part.shard
-    chosen = list(cells) if n == 1 else [c for p in pack(cells)[i - 1 :: n] for c in p.cells]
+    if n > 1:
+        # by the whole plan: the parts stay the same while runs are recorded
+        mine = {r.run_id for p in pack(cells)[i - 1 :: n] for _, r in p.members}
+        left = [_with_seeds(cell, mine) for cell in left]
     if part.only_failed:
-        runs = [run for cell in chosen for run in cell.runs()]
+        runs = [run for cell in left for run in cell.runs()]
         untried = {run.run_id for run in store.missing(runs, count_failed=True)}
-        chosen = [
-            replace(c, seeds=tuple(r.seed for r in c.runs() if r.run_id not in untried))
-            for c in chosen
-        ]
-    return [cell for cell in chosen if cell.seeds]
+        left = [_with_seeds(cell, {r.run_id for r in runs} - untried) for cell in left]
+    return [cell for cell in left if cell.seeds]
+
+
+def _with_seeds(cell: "Cell", run_ids: "Collection[str]") -> "Cell":
+    return replace(cell, seeds=tuple(r.seed for r in cell.runs() if r.run_id in run_ids))
 
 
 def _words(part: Part) -> str:
@@ -202,10 +212,11 @@ def _show_progress(
     """Runs the cells under a progress display; returns (one line per failure, number of runs not done)."""
     from rich.markup import escape
 
+    from offbench.bench.memory import stack_limit
     from offbench.bench.schedule import run_packs
     from offbench.bench.stacks import pack, whole_stacks
 
-    packs = pack(todo, max_stack=stack_limit(todo, plan))
+    packs = pack(todo, max_stack=stack_limit(todo, plan.settings))
     packs = whole_stacks(packs, plan.cells, store)
     failures: list[str] = []
     left = 0
@@ -263,31 +274,6 @@ def _bars(console: "Console") -> "Progress":
         transient=True,
         expand=True,
     )
-
-
-def stack_limit(todo: "Sequence[Cell]", plan: "Plan") -> int | None:
-    """The most runs of one stack: what was asked for, or what a GPU's memory holds."""
-    from offbench.bench.forecast import stack_bytes
-    from offbench.bench.preflight import resolve_device
-    from offbench.bench.stacks import Pack, program_of
-
-    if plan.settings.max_stack is not None:
-        return plan.settings.max_stack
-    device = resolve_device(plan.settings.device)
-    if not device.startswith("cuda"):
-        return None
-    import torch
-
-    from offbench.tasks.loading import load_data
-
-    limits = []
-    for cell in {(c.task.id, *program_of(c)): c for c in todo}.values():
-        data, _ = load_data(cell.task, defects="ignore")
-        size = sum(x.nbytes for x in data) if plan.settings.data == "device" else 0
-        free, _ = torch.cuda.mem_get_info(device)
-        per_run = stack_bytes(Pack((replace(cell, seeds=cell.seeds[:1]),)))
-        limits.append(max(1, int((0.8 * free - size) // per_run)))  # a fifth is left alone
-    return min(limits)
 
 
 def _title(cell: "Cell") -> str:

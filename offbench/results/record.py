@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from offbench.errors import UserError
+from offbench.results.identity import with_names
 from offbench.results.schema import EPISODE_SCHEMA, completed, episode_table
-from offbench.results.spec import Provenance, RunSpec, with_names
+from offbench.results.spec import Provenance, RunSpec
 
 FORMAT = 1
 

@@ -10,9 +10,9 @@ The global generators of torch, numpy and random have a state of their own for e
 does not depend on the others, unless objects of the class share state.
 """
 
+import contextlib
 import copy
 import inspect
-import pickle
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +27,9 @@ from torch.func import vmap
 from offbench import rng
 from offbench.data.pipeline import Pipeline
 from offbench.errors import UserError, calling
+from offbench.training import object_state
 from offbench.training.engine import BLOCK, Ran
+from offbench.training.object_state import NotPlain, State
 from offbench.training.step import Carry, make_draw, to_device
 from offbench.types import Batch, Metrics, Policy, Spec, TimeStep
 
@@ -44,6 +46,33 @@ class Member:
     action_dim: int
     generators: list[Any]
     metrics: dict[str, float] = field(default_factory=dict)
+    # (path, class) of the objects that its constructor made; None where they cannot be stored
+    made: frozenset[tuple[str, str]] | None = None
+
+    def read(self) -> State:
+        """Its state without pickles. Raises NotPlain, with the attribute's name."""
+        try:
+            return object_state.read(self._parts(), self.made)
+        except NotPlain as error:
+            raise NotPlain(str(error).replace("algorithm.", "attribute ", 1)) from None
+
+    def write(self, state: State) -> None:
+        """Puts a state into a member that was made anew. Raises NotPlain where it does not fit."""
+        parts = self._parts()
+        object_state.write(parts, state, self.device)
+        self.generators, self.metrics = parts.generators, parts.metrics
+
+    def _parts(self) -> "_Parts":
+        return _Parts(self.algorithm, self.generators, self.metrics)
+
+
+@dataclass
+class _Parts:
+    """What is stored of a member."""
+
+    algorithm: Any
+    generators: list[Any]
+    metrics: dict[str, float]
 
 
 class Objects(NamedTuple):
@@ -162,16 +191,31 @@ class Imperative:
         _, found = _copied(self.member(rng.key(0), spec, "cpu"))
         return 4 * sum(x.nbytes for x in found if isinstance(x, nn.Parameter)) or 1
 
-    def like(self, seeds: Sequence[int]) -> Carry:
-        """An empty training state, whose structure `offbench.training.checkpoint.load` needs."""
-        empty = Objects(torch.zeros(len(seeds)), np.empty(len(seeds), object))
-        return Carry(empty, torch.stack([rng.split(rng.key(s))[1] for s in seeds]), torch.tensor(0))
+    def like(
+        self,
+        seeds: Sequence[int],
+        spec: Spec,
+        device: str = "cpu",
+        values: Sequence[Mapping[str, float]] | None = None,
+    ) -> Carry:
+        """The training state before the first step, into which `offbench.training.checkpoint.load` writes."""
+        pairs = [rng.split(rng.key(s)) for s in seeds]
+        members = np.empty(len(seeds), object)
+        members[:] = [
+            self.member(key, spec, device, own or None)
+            for (key, _), own in zip(pairs, values or [{}] * len(pairs), strict=True)
+        ]
+        for member in members:
+            with contextlib.suppress(NotPlain):
+                member.made = member.read().classes
+        state = Objects(torch.zeros(len(seeds)), members)
+        return Carry(state, torch.stack([key for _, key in pairs]), torch.tensor(0))
 
 
 class ImperativeEngine:
     """Trains the seeds of a PyTorch class one after another, step by step.
 
-    `ran` has a note where objects cannot be pickled for checkpoints.
+    `ran` has a note where the objects cannot be stored in checkpoints.
     """
 
     def __init__(
@@ -189,23 +233,18 @@ class ImperativeEngine:
             raise UserError(f"seeds must be a non-empty list without duplicates, got {list(seeds)}")
         self._method, self._pipeline, self._device = method, pipeline, device
         self._draw = vmap(make_draw(method, pipeline))
-        carry = resume or method.like(seeds)
+        carry = resume or method.like(seeds, spec, device, values)
         self._key, self._step = carry.key, int(carry.step)
-        if resume:
-            self._members = [_copied(m)[0] for m in resume.state.members]
-        else:
-            keys = [rng.split(rng.key(s))[0] for s in seeds]
-            each = values or [{}] * len(keys)
-            self._members = [
-                method.member(k, spec, device, v or None) for k, v in zip(keys, each, strict=True)
-            ]
+        members: list[Member] = list(carry.state.members)
+        self._members = [_copied(m)[0] for m in members] if resume else members
         self.ran = Ran("imperative, one seed at a time")
         try:
-            pickle.dumps(self._members)
-        # pickling an attribute can raise anything
-        except Exception as error:
-            why = f"no checkpoints: {type(error).__name__}: {error}"
-            self.ran = self.ran._replace(notes=(why,))
+            # what is written must be read again, the same
+            again = method.like(seeds[:1], spec, device, values and values[:1])
+            self._members[0].made = again.state.members[0].made
+            again.state.members[0].write(self._members[0].read())
+        except NotPlain as error:
+            self.ran = self.ran._replace(notes=(f"no checkpoints: {error}",))
 
     def run(self, n: int, pause: Callable[[int], bool] | None = None) -> Metrics:
         """n steps of every seed; fewer where `pause(step)` is true after BLOCK of them.

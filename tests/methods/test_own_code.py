@@ -138,7 +138,7 @@ def test_a_run_through_a_checkpoint_ends_where_it_would_have_ended(cls, data, tm
     method, pipeline = Imperative(cls), make_pipeline(data, batch_size=8)
     points = train(method, pipeline, SPEC, seeds=[0, 5], n_updates=40, stop_at=[15])
     checkpoint.save(next(points).carry, tmp_path / "c.safetensors")
-    carry = checkpoint.load(tmp_path / "c.safetensors", method.like([0, 5]))
+    carry, _ = checkpoint.load(tmp_path / "c.safetensors", method.like([0, 5], SPEC))
     (resumed,) = train(method, pipeline, SPEC, seeds=[0, 5], n_updates=40, resume=carry)
     (*_, whole) = points
     assert same(weights(whole, 0), weights(resumed, 0)) and same(
@@ -146,7 +146,7 @@ def test_a_run_through_a_checkpoint_ends_where_it_would_have_ended(cls, data, tm
     )
     assert whole.metrics.keys() == resumed.metrics.keys()
     with pytest.raises(UserError, match="of another run"):
-        checkpoint.load(tmp_path / "c.safetensors", method.like([0]))
+        checkpoint.load(tmp_path / "c.safetensors", method.like([0], SPEC))
 
 
 def test_it_acts_on_a_copy_in_eval_mode(data):
@@ -158,15 +158,18 @@ def test_it_acts_on_a_copy_in_eval_mode(data):
     assert point.state.members[0].algorithm.net.training
 
 
-class Unpicklable(Noisy):
+class HoldsALambda(Noisy):
     def __init__(self, obs_dim, action_dim):
         super().__init__(obs_dim, action_dim)
         self.activation = lambda x: x
 
 
-def test_objects_that_cannot_be_pickled_train_and_the_row_says_so(data):
-    point = trained(Unpicklable, data, [0], n=4)
-    assert str(point.backend).startswith("imperative, one seed at a time (no checkpoints: ")
+def test_objects_that_cannot_be_stored_train_and_the_row_says_so(data):
+    point = trained(HoldsALambda, data, [0], n=4)
+    assert str(point.backend) == (
+        "imperative, one seed at a time (no checkpoints: attribute activation is a "
+        "HoldsALambda.__init__.<locals>.<lambda>)"
+    )
     assert trained(Noisy, data, [0], n=4).backend == ("imperative, one seed at a time", ())
 
 
