@@ -137,8 +137,9 @@ class PackRun:
                 self.watch.report("evaluating", 0.9)
                 final = _to_cpu(point.carry)
                 broken = diverged(point.state).tolist()
-                tested = self._tested(final.state, broken)
+                # they step the same environments
                 wait([m.episodes for m in self.monitored])
+                tested = self._tested(final.state, broken)
                 frames = self._collect()
                 if self.monitored:
                     raise Interrupted
