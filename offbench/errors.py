@@ -7,8 +7,14 @@ with status 2, without a traceback. Anything else that is raised is a defect of 
 
 import contextlib
 import difflib
+import getpass
+import os
+import re
+import socket
+import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 # a suite may have hundreds of tasks; a line of choices must stay readable
 _SHOWN = 12
@@ -16,6 +22,10 @@ _SHOWN = 12
 
 class UserError(ValueError):
     """A mistake of the user, told in one line."""
+
+
+class Interrupted(BaseException):
+    """Work ends here because its process was asked to stop; no failure of what was running."""
 
 
 def nearest(value: object, choices: Iterable[object], n: int = 3) -> str:
@@ -67,3 +77,59 @@ def calling(what: str) -> Iterator[None]:
         raise UserError(
             f"{what} raised {type(error).__name__}: {words} ({at.filename}:{at.lineno})"
         ) from error
+
+
+# --- what may be published ------------------------------------------------------------------
+
+# a variable of such a name holds a secret
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+# shorter values are words, too
+_SHORTEST_SECRET = 8
+
+
+def publishable(text: str) -> str:
+    """A text without what says who or where its writer is: secrets of the environment become `***`, paths
+    begin at offbench, at a package, at the working folder or at `~`, and the names of user and host are left out.
+
+    >>> publishable(f"cannot write {Path.home()}/results")
+    'cannot write ~/results'
+    """
+    for name, value in os.environ.items():
+        if _SECRET.search(name) and len(value) >= _SHORTEST_SECRET:
+            text = text.replace(value, "***")
+    for folder, short in _folders():
+        text = text.replace(f"{folder}/", short)
+        # not the beginning of a longer name
+        alone = short.rstrip("/") or "."
+        text = re.sub(rf"{re.escape(folder)}(?![\w-])", alone, text)
+    user, host = _user(), socket.gethostname()
+    if user:
+        text = re.sub(rf"(?<=/){re.escape(user)}(?=/)", "USER", text)
+    if host and host != "localhost":
+        text = re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", "HOST", text)
+    return text
+
+
+def clean_traceback(error: BaseException) -> str:
+    """The traceback of an error as `publishable` text."""
+    return publishable("".join(traceback.format_exception(error)))
+
+
+def _folders() -> list[tuple[str, str]]:
+    """(folder, what stands for it), longest first."""
+    package = Path(__file__).resolve().parent
+    found = {str(package): "offbench/", str(Path.cwd()): ""}
+    found |= {p: "" for p in sysconfig.get_paths().values() if p.endswith(("-packages", "lib"))}
+    found[sysconfig.get_paths()["stdlib"]] = ""
+    with contextlib.suppress(RuntimeError):
+        home = Path.home()
+        found |= {str(home): "~/", str(home.resolve()): "~/"}
+    found = {folder: short for folder, short in found.items() if len(Path(folder).parts) > 1}
+    return sorted(found.items(), key=lambda item: -len(item[0]))
+
+
+def _user() -> str | None:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return None

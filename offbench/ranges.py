@@ -8,11 +8,16 @@ and calls `check_ranges(self)` in its `__post_init__`, which then holds in Pytho
 """
 
 import functools
+import operator
+from collections.abc import Callable
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from offbench.errors import UserError
+
+Rule = Ge | Gt | Le | Lt
+Tests = tuple[tuple[Callable[[Any, Any], bool], Any], ...]
 
 Positive = Annotated[float, Gt(0)]
 Fraction = Annotated[float, Gt(0), Lt(1)]
@@ -31,21 +36,25 @@ def check_ranges(settings: Any, group: str = "method") -> None:
     An update would not notice a negative learning rate, and no result survives one. Tensors, the
     values of a stack that an engine binds, were checked one by one when the stack was made.
     """
-    for name, rules in _ranges(settings.__class__).items():
+    for name, (rules, tests) in _ranges(settings.__class__).items():
         value = getattr(settings, name)
+        # a plain number, as most are
+        if type(value) in (int, float) and all([holds(value, bound) for holds, bound in tests]):
+            continue
         numbers = value if isinstance(value, list | tuple) else (value,)
         known = [x for x in numbers if not (x is None or type(x).__module__ == "torch")]
-        if not all(isinstance(x, int | float) and _holds(r, x) for x in known for r in rules):
+        if not all(isinstance(x, int | float) and all(h(x, y) for h, y in tests) for x in known):
             text = f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
             words = f"{'widths of ' if isinstance(value, list | tuple) else ''}{_in_words(rules)}"
             raise UserError(f"{group}.{name}={text} must be {words}")
 
 
 @functools.cache
-def _ranges(cls: Any) -> dict[str, tuple[Ge | Gt | Le | Lt, ...]]:
-    """Field -> what its annotation says of its value, or of each of its values."""
+def _ranges(cls: Any) -> dict[str, tuple[tuple[Rule, ...], Tests]]:
+    """Field -> what its annotation says of its value, or of each of its values, and the same as tests."""
     hints = get_type_hints(cls, include_extras=True)
-    return {name: rules for name, hint in hints.items() if (rules := tuple(_rules(hint)))}
+    found = {name: rules for name, hint in hints.items() if (rules := tuple(_rules(hint)))}
+    return {name: (rules, tuple(map(_test, rules))) for name, rules in found.items()}
 
 
 def _rules(hint: Any) -> list[Any]:
@@ -54,18 +63,13 @@ def _rules(hint: Any) -> list[Any]:
     return [rule for arg in get_args(hint) for rule in _rules(arg)]
 
 
-def _holds(rule: Ge | Gt | Le | Lt, x: Any) -> bool:
-    match rule:
-        case Gt(low):
-            return bool(x > low)
-        case Ge(low):
-            return bool(x >= low)
-        case Lt(high):
-            return bool(x < high)
-    return bool(x <= rule.le)
+def _test(rule: Rule) -> tuple[Callable[[Any, Any], bool], Any]:
+    """(comparison, bound) of a rule."""
+    name = type(rule).__name__.lower()
+    return getattr(operator, name), getattr(rule, name)
 
 
-def _in_words(rules: tuple[Ge | Gt | Le | Lt, ...]) -> str:
+def _in_words(rules: tuple[Rule, ...]) -> str:
     match rules:
         case (Gt(low),):
             return f"above {low}"

@@ -7,7 +7,7 @@ change training.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 
 from offbench import rng
 from offbench.data.pipeline import Pipeline
-from offbench.errors import UserError
+from offbench.errors import Interrupted, UserError
 from offbench.tasks.environments import evaluation_env
 from offbench.tasks.task import Task
 from offbench.training.imperative import Imperative
@@ -43,10 +43,14 @@ def _number(text: str) -> int:
 
 
 class EnvPool:
-    """Environments of one task, created when first needed and reused for every evaluation."""
+    """Environments of one task, created when first needed and reused for every evaluation.
+
+    An evaluation raises `Interrupted` at the step at which `interrupted()` is true.
+    """
 
     def __init__(self, task: Task):
         self.task = task
+        self.interrupted: Callable[[], bool] = lambda: False
         self._envs: list[gymnasium.Env] = []
 
     def take(self, n: int) -> "list[gymnasium.Env]":
@@ -180,6 +184,8 @@ def evaluate(
     memory = policy.init(run.n_seeds, run.n_envs)
     with torch.no_grad():
         while run.active:
+            if pool.interrupted():
+                raise Interrupted
             step, key = run.observe()
             action, memory = policy.act(state, step, memory, key)
             run.step(action.cpu().numpy(), memory)

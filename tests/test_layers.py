@@ -38,6 +38,8 @@ MAY_SET_GLOBALS = {
     "tasks/environments": {*_BORROWED, "os.environ"},
     # a user's class draws from the process's generators: a seed's own stand there while it runs, and are put back
     "training/imperative": {*_BORROWED, "random", "torch.default_generator"},
+    # reads and sets the generators that a user's object owns
+    "training/object_state": {"random", "np.random.RandomState"},
     "nn/nets": {"torch.default_generator"},  # so does a module's constructor, inside fork_rng
     # what d4rl asks for, to be imported without its simulators
     "tasks/formats/d4rl_package": {"os.environ"},

@@ -240,8 +240,8 @@ def without(name, globals=None, *more, **named):
     return import_(name, globals, *more, **named)
 
 builtins.__import__ = without
-import offbench.bench.executors, offbench.tasks.files, offbench.results.store, offbench.tasks.formats.hdf5, offbench.speed.benchmark
-assert offbench.bench.executors.os is windows and not hasattr(offbench.bench.executors.os, "sysconf")
+import offbench.bench.executors.local, offbench.tasks.files, offbench.results.store, offbench.tasks.formats.hdf5, offbench.speed.benchmark
+assert offbench.bench.executors.local.os is windows and not hasattr(offbench.bench.executors.local.os, "sysconf")
 from offbench.cli import main
 sys.exit(main(sys.argv[1:]))
 """

@@ -10,6 +10,7 @@ from offbench.bench.layers import Layers
 from offbench.bench.presets import Preset, preset_table, yaml_presets
 from offbench.bench.sources import COMMAND_LINE, DEFAULT, Layer, Source
 from offbench.bench.targets import check_method
+from offbench.bench.trust import check_target
 from offbench.bench.values import short_text
 from offbench.errors import UserError
 
@@ -57,6 +58,10 @@ def read_entry(entry: str | None, choices: Mapping, given: Mapping) -> Method:
             values.replace(group, config, Source(Layer.OPTION, f"{group}/{option}"))
     if "method._target_" in given:
         values.replace("method", {"_target_": given["method._target_"]}, COMMAND_LINE)
+    for group in ("method", *AROUND):
+        source = values.sources.get(f"{group}._target_", DEFAULT)
+        if (target := values.values.get(f"{group}._target_")) and source != COMMAND_LINE:
+            check_target(target, str(source))
     check_method(values.values["method._target_"])
     for group in ("method", *AROUND):
         values.fill_defaults(group)

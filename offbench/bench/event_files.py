@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from offbench.bench.logged import Logged, evaluation_means
 from offbench.errors import UserError
@@ -20,6 +22,9 @@ class EventFiles:
         check_installed()
         from torch.utils.tensorboard import SummaryWriter
 
+        # the names of event files have that of the machine in them
+        writers: Any = import_module("tensorboard.summary.writer.event_file_writer")
+        writers.socket = SimpleNamespace(gethostname=lambda: "offbench")
         # what a run that was interrupted had logged beyond its checkpoint is not shown twice
         self._writers = [
             SummaryWriter(str(run_folder(folder, logged)), purge_step=resumed_at + 1)

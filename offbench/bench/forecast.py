@@ -1,5 +1,6 @@
 """Estimates of run time, memory and disk space: from records of the same cells, else from a short probe."""
 
+import heapq
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,8 +11,6 @@ from offbench.results.store import Store
 from offbench.tasks.environments import evaluation_env
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from offbench.bench.stacks import Pack
 
 PROBE_UPDATES, PROBE_ROUNDS = 60, 3
@@ -21,40 +20,72 @@ SETUP_S = 3.0
 
 
 class Cost(NamedTuple):
-    """Estimated run time of a cell."""
+    """Estimated run time of a stack."""
 
     # on one process
     seconds: float
-    basis: str  # "records" or "probe"
+    # "records", "probe", or for large stacks "probes of 8 and 32"
+    basis: str
     # of the seconds, those of monitor episodes
     monitor: float = 0.0
 
 
+# stacks up to this size are probed themselves; the time of an update of larger ones is extended from two
+PROBED, SMALLER = 32, 8
+
+
 def forecast(
-    cells: Sequence[Cell], store: Store, *, report: Callable[[str], None] = lambda text: None
+    packs: "Sequence[Pack]", store: Store, *, report: Callable[[str], None] = lambda text: None
 ) -> list[Cost]:
-    """The run time of each cell. Every episode is assumed to reach its time limit."""
-    records = store.runs(status="ok") if cells else None
-    rates: dict[object, float] = {}
+    """The run time of each stack. Every episode is assumed to reach its time limit."""
+    from offbench.bench.stacks import program_of
+
+    recorded = _recorded(packs, store)
+    updates: dict[object, float] = {}
+    steps: dict[str, float] = {}
     costs = []
-    for cell in cells:
-        known = _recorded(cell, records)
-        if known is not None:
-            costs.append(known)
+    for pack in packs:
+        cell, members = pack.cells[0], pack.size
+        known = next(
+            (recorded[k] for c in pack.cells if (k := (c.entry, c.task.id)) in recorded), None
+        )
+        if known is not None and 1 / SIMILAR <= members / known["pack"] <= SIMILAR:
+            costs.append(_as_recorded(pack, known))
             continue
         # speed depends on networks and batch, hardly on the task: one probe serves every task
-        key = (cell.target, str(cell.hparams), str(cell.pipeline), len(cell.seeds))
-        if key not in rates:
-            report(f"measuring {cell.entry}")
-            rates[key] = _update_rate(cell)
-        if cell.task.id not in rates:
+        seconds = 0.0
+        for size, weight in _probed(members):
+            key = (program_of(cell), size)
+            if key not in updates:
+                report(f"measuring {pack.title}")
+                updates[key] = 1 / _update_rate(pack.first(size))
+            seconds += weight * updates[key]
+        if cell.task.id not in steps:
             report(f"measuring {cell.task.env}")
-            rates[cell.task.id] = _step_rate(cell) if cell.task.env else float("inf")
-        played = len(cell.seeds) * cell.task.max_episode_steps / rates[cell.task.id]
+            steps[cell.task.id] = _step_rate(cell) if cell.task.env else float("inf")
+        played = members * cell.task.max_episode_steps / steps[cell.task.id]
         monitor = _monitored(cell.protocol) * played
-        seconds = SETUP_S + cell.n_updates / rates[key] + cell.protocol["episodes"] * played
-        costs.append(Cost(seconds + monitor, "probe", monitor))
+        seconds = SETUP_S + cell.n_updates * seconds + cell.protocol["episodes"] * played
+        sizes = " and ".join(str(size) for size, _ in _probed(members))
+        basis = "probe" if members <= PROBED else f"probes of {sizes}"
+        costs.append(Cost(seconds + monitor, basis, monitor))
     return costs
+
+
+def _probed(members: int) -> list[tuple[int, float]]:
+    """(size, weight) of the stacks whose times of an update, added, are that of a stack of `members`."""
+    if members <= PROBED:
+        return [(members, 1.0)]
+    share = (members - SMALLER) / (PROBED - SMALLER)
+    return [(SMALLER, 1 - share), (PROBED, share)]
+
+
+def makespan(seconds: Sequence[float], jobs: int) -> float:
+    """When the last of `jobs` processes is done, each taking the longest stack that is left."""
+    free = [0.0] * max(1, jobs)
+    for length in sorted(seconds, reverse=True):
+        heapq.heappush(free, heapq.heappop(free) + length)
+    return max(free)
 
 
 def _monitored(protocol: Mapping[str, Any]) -> int:
@@ -62,25 +93,32 @@ def _monitored(protocol: Mapping[str, Any]) -> int:
     return sum(monitor_plan(protocol["monitor_at"], protocol["monitor_episodes"]).values())
 
 
-def _recorded(cell: Cell, records: "pd.DataFrame | None") -> Cost | None:
-    """The latest record of the same entry and task, scaled to updates and seeds."""
-    if records is None or records.empty:
-        return None
-    same = records[(records["entry"] == cell.entry) & (records["task"] == cell.task.id)]
-    if same.empty:
-        return None
-    row = same.iloc[-1]
-    seeds = len(cell.seeds) / row["pack"]
-    scale = cell.n_updates / row["n_updates"] * seeds
+# times as many runs, or as few, of a recorded stack that a forecast is scaled from
+SIMILAR = 4
+
+
+def _recorded(packs: "Sequence[Pack]", store: Store) -> "dict[tuple[str, str], Mapping[str, Any]]":
+    """(entry, task) -> its latest record."""
+    if not packs or not store.records():
+        return {}
+    lines = store.runs(status="ok", task={pack.cells[0].task.id for pack in packs})
+    keys = zip(lines["entry"], lines["task"])
+    return dict(zip(keys, lines.to_dict("records")))
+
+
+def _as_recorded(pack: "Pack", row: "Mapping[str, Any]") -> Cost:
+    """The time of a record, scaled to updates and runs."""
+    cell, share = pack.cells[0], pack.size / row["pack"]
+    scale = cell.n_updates / row["n_updates"] * share
     # what is not training is the test episodes
     played = max(0.0, row["wall_s"] - row["train_s"] - SETUP_S)
-    episode = seeds * played / max(1, row["protocol.episodes"])
+    episode = share * played / max(1, row["protocol.episodes"])
     monitor = episode * _monitored(cell.protocol)
     more = 0.0 if row["protocol.monitor_at"] else monitor
     return Cost(float(row["wall_s"] * scale + more), "records", float(monitor))
 
 
-def _update_rate(cell: Cell) -> float:
+def _update_rate(pack: "Pack") -> float:
     """Updates per second of the whole stack, the fastest of a few short rounds."""
     import torch
 
@@ -90,13 +128,16 @@ def _update_rate(cell: Cell) -> float:
     from offbench.training.imperative import Imperative, ImperativeEngine
     from offbench.training.step import initial_carry, make_step, n_minibatches
 
+    cell, values = pack.cells[0], pack.values
+    seeds = [run.seed for _, run in pack.members]
     data, spec = load_data(cell.task, gamma=cell.pipeline["gamma"], defects="ignore")
     method, pipeline = build(cell, data, spec)
     engine: Engine | ImperativeEngine
     if isinstance(method, Imperative):
-        engine = ImperativeEngine(method, pipeline, pipeline.spec(spec), cell.seeds, device="cpu")
+        seen = pipeline.spec(spec)
+        engine = ImperativeEngine(method, pipeline, seen, seeds, device="cpu", values=values)
     else:
-        carry = initial_carry(method, pipeline.spec(spec), cell.seeds)
+        carry = initial_carry(method, pipeline.spec(spec), seeds, values=values)
         engine = Engine(make_step(method, pipeline), carry)
     engine.run(1)
     threads, best = torch.get_num_threads(), float("inf")
@@ -131,24 +172,6 @@ def _step_rate(cell: Cell) -> float:
     return rate
 
 
-def stack_bytes(pack: "Pack") -> int:
-    """Bytes of device memory of a stack in training, without the data: states and live tensors."""
-    from offbench.bench.preflight import build
-    from offbench.tasks.loading import load_data
-    from offbench.training.engine import peak_bytes
-    from offbench.training.imperative import Imperative
-    from offbench.training.step import initial_carry, make_step
-
-    cell = pack.cells[0]
-    data, spec = load_data(cell.task, gamma=cell.pipeline["gamma"], defects="ignore")
-    method, pipeline = build(cell, data, spec)
-    seeds = [run.seed for _, run in pack.members]
-    if isinstance(method, Imperative):
-        return method.bytes(pipeline.spec(spec)) * len(seeds)
-    carry = initial_carry(method, pipeline.spec(spec), seeds, values=pack.values)
-    return peak_bytes(make_step(method, pipeline), carry)
-
-
 def kept_bytes(packs: "Sequence[Pack]") -> dict[str, int]:
     """Bytes on disk of the kept files of all runs, for each choice of `keep`."""
     from offbench.bench import kept
@@ -167,5 +190,5 @@ def kept_bytes(packs: "Sequence[Pack]") -> dict[str, int]:
             seen = build_view(cell).spec(specs[cell.task.id])
             known[key] = kept.sizes(build_method(cell), seen)
         for name, size in known[key].items():
-            total[name] += size * len(pack.members)
+            total[name] += size * pack.size
     return total

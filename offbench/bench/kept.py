@@ -76,7 +76,7 @@ def save(
     """Writes the policy or the training state of one member of a stack; `carry` is on the CPU.
 
     For a PyTorch class (`offbench.training.imperative`) it is the policy either way: the state dicts of
-    its modules. The write is atomic.
+    its modules. The write is atomic; UserError where the file cannot be written.
     """
     from safetensors.torch import save as to_bytes
 
@@ -104,7 +104,10 @@ def save(
         about["transforms"].append({"kind": type(transform).__name__, **numbers})
     tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
     metadata = {"offbench": json.dumps(about), "sha256": UNSEALED}
-    atomic_write(path, sealed(to_bytes(tensors, metadata=metadata)))
+    try:
+        atomic_write(path, sealed(to_bytes(tensors, metadata=metadata)))
+    except OSError as error:
+        raise UserError(f"cannot keep a policy in {path}: {error.strerror}") from None
 
 
 def _of_carry(carry: Carry, keep: str, method: Method, spec: Spec) -> dict[str, Tensor]:

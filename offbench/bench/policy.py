@@ -12,7 +12,15 @@ from torch.utils._pytree import tree_map
 
 from offbench import rng
 from offbench.bench.kept import Units, about, filled, read_tensors, written_objects
-from offbench.bench.targets import is_torch_class, locate, option_of, parameters
+from offbench.bench.targets import (
+    BUILT_IN,
+    check_method,
+    is_torch_class,
+    locate,
+    option_of,
+    parameters,
+)
+from offbench.bench.trust import allowing_code, check_target
 from offbench.bench.values import coerce
 from offbench.data import transforms
 from offbench.data.pipeline import Pipeline
@@ -95,19 +103,25 @@ class TrainedPolicy:
 _ACTING = 0x0FF
 
 
-def load_policy(run: str | Path, *, results: str | Path = "results") -> TrainedPolicy:
+def load_policy(
+    run: str | Path, *, results: str | Path = "results", allow_code: bool = False
+) -> TrainedPolicy:
     """The trained policy of a run, ready to act; neither its data nor its environment is needed.
 
     Args:
         run: a run id, the beginning of one, or the path of a record or of a kept file.
         results: the folder of the records, where `run` is an id.
+        allow_code: whether a class of no installed package may be imported, such as one in the working folder.
 
     Raises:
-        UserError: there is no such run, its policy was not kept, or the file does not fit.
+        UserError: there is no such run, its policy was not kept, the file does not fit, or it names a class
+            that is not allowed.
     """
     path = _find(str(run), Path(results))
     header, tensors = about(path), read_tensors(path)
     spec, spec_of_run = Spec(**header["spec"]), RunSpec(**header["run"])
+    with allowing_code(allow_code):
+        _check_code(header["target"], spec_of_run, path)
     method = _method_of(header["target"], spec_of_run)
     view = _view(spec_of_run.pipeline, header["fitted"], spec)
     fitted = tuple(
@@ -149,6 +163,21 @@ def _find(run: str, results: Path) -> Path:
             f"{run!r} begins {len(matches)} run ids: {', '.join(p.stem for p in matches[:4])}"
         )
     return _find(str(matches[0]), results)
+
+
+def _check_code(target: str, run: RunSpec, path: Path) -> None:
+    """Raises UserError where a kept file names code that is not to be run: its classes must be a method, a
+    view and a wrapper, of installed packages."""
+    where = f"{path.name} of {run.task}"
+    check_target(target, where)
+    check_method(target)
+    for group, need in (("view", "policy"), ("weight", "act")):
+        name = str(run.pipeline.get(group, {}).get("name", "none"))
+        if name in BUILT_IN[group] or name == "none":
+            continue
+        check_target(name, where)
+        if not (isinstance(found := locate(name), type) and hasattr(found, need)):
+            raise UserError(f"{where} names {name}, which is no {group}")
 
 
 def _method_of(target: str, run: RunSpec) -> Method | Imperative:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from offbench.bench.cells import Cell
+from offbench.bench.stacks import program_of
 from offbench.bench.targets import is_torch_class, locate, option_of
 from offbench.errors import UserError
 
@@ -119,9 +120,11 @@ def preflight(
     cells: Sequence[Cell],
     *,
     strict: bool = False,
+    fits: Callable[[Cell], None] = lambda cell: None,
     report: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Checks data, environments and composition of all cells before training.
+    """Checks data, environments and composition of all cells before training, once for those that differ in
+    numbers only; `fits` raises for a cell that takes more memory than there is.
 
     Raises UserError for the first fault; severe defects of a data set warn, with `strict` they raise.
     Writes reports on data into the cache, nothing else.
@@ -141,12 +144,21 @@ def preflight(
             pool = EnvPool(task)
             pool.check(spec)
             pool.close()
-        for cell in (c for c in cells if c.task.id == task.id):
+        for cell in _one_of_each([c for c in cells if c.task.id == task.id]):
             training_episodes(cell, data)
+            fits(cell)
             method, pipeline = build(cell, data, spec, lazy=True)
             check_budget(method, cell.n_updates)
             if isinstance(method, Imperative):
                 method.check(pipeline.spec(spec), pipeline.sample(rng.key(0)))
+
+
+def _one_of_each(cells: Sequence[Cell]) -> list[Cell]:
+    """The first of all cells that differ in numeric hyper-parameters only."""
+    found: dict[Any, Cell] = {}
+    for cell in cells:
+        found.setdefault((program_of(cell), cell.n_updates, cell.protocol.shown), cell)
+    return list(found.values())
 
 
 def check_device_name(device: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from offbench.bench import provenance
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import Pack
+from offbench.results.commit import inside
 from offbench.results.schema import EVALUATION_COLUMNS, typed
 from offbench.results.store import Record, Store
 
@@ -119,4 +120,5 @@ def _spelt_commit(commit: str, dirty: bool) -> str:
 
 
 def checkpoint_path(pack: Pack, settings: Settings) -> Path:
-    return Path(settings.results) / "checkpoints" / f"{pack.name}.safetensors"
+    root = Path(settings.results)
+    return inside(root, root / "checkpoints" / f"{pack.name}.safetensors")

@@ -1,6 +1,6 @@
 """Records of a finished stack, with the remarks that go with its scores."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -8,6 +8,7 @@ from offbench.bench import provenance
 from offbench.bench.cells import Cell
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import Pack
+from offbench.errors import publishable
 from offbench.results.schema import VALIDATION_ERRORS, no_episodes
 from offbench.results.spec import Provenance
 from offbench.results.store import Store
@@ -87,7 +88,6 @@ class Trained(NamedTuple):
             remarks.append(f"trained in part by commit {', '.join(self.other_commits)}")
         for update, why in self.unwatched.items():
             remarks.append(f"no monitor episodes at update {update}: {why}")
-        remarks += self.remarks
         return "; ".join(filter(None, remarks)) or None
 
 
@@ -105,14 +105,18 @@ def record(
         cell.entry: Outcome(cell, {}, {}, {}, trained.wall_s, trained.backend, {})
         for cell in pack.cells
     }
+    # trained for the sake of a run in the same stack that has no record
+    absent = {run.run_id for run in store.missing([run for _, run in pack.members])}
     for i, (cell, run) in enumerate(pack.members):
+        if run.run_id not in absent:
+            continue
         outcome = outcomes[cell.entry]
         facts = provenance_of(
             cell,
             settings,
             trained.device,
             str(trained.backend),
-            len(pack.members),
+            [other.run_id for _, other in pack.members],
             trained.wall_s,
             trained.train_s,
             trained.fitted,
@@ -128,6 +132,8 @@ def record(
         if keep_run is not None:
             keep_run(i, store.path(run, cell.entry))
         episodes = pd.concat(rows, ignore_index=True) if rows else no_episodes()
+        # those on the whole stack are shown once, as its note
+        remark = "; ".join(filter(None, [remark, *trained.remarks])) or None
         store.append(run, episodes, facts, curve, remark=remark)
         if cell.protocol["episodes"]:
             outcome.scores[run.seed] = float(rows[-1]["score"].mean())
@@ -159,8 +165,8 @@ def exploded(metrics: Mapping[str, float], largest: float) -> str | None:
 
 def facts_of(cell: Cell, settings: Settings, device: str) -> dict[str, Any]:
     """What is known of a run before it is trained, in the words of its provenance."""
-    facts = provenance_of(cell, settings, device, settings.engine, 1, 0.0, 0.0, {}).as_dict()
-    later = ("entry", "backend", "pack", "wall_s", "train_s", "created", "fitted")
+    facts = provenance_of(cell, settings, device, settings.engine, [], 0.0, 0.0, {}).as_dict()
+    later = ("entry", "backend", "pack", "stack", "wall_s", "train_s", "created", "fitted")
     return {name: value for name, value in facts.items() if name not in later}
 
 
@@ -169,11 +175,12 @@ def provenance_of(
     settings: Settings,
     device: str,
     backend: str,
-    size: int,
+    stack: Sequence[str],
     wall_s: float,
     train_s: float,
     fitted: dict[str, Any],
 ) -> Provenance:
+    """The provenance of a run of a cell; `stack` are the run ids of the runs trained with it, its own too."""
     commit, dirty = provenance.commit()
     return Provenance(
         entry=cell.entry,
@@ -183,12 +190,18 @@ def provenance_of(
         device=provenance.device_name(device),
         backend=backend,
         precision=settings.precision,
-        pack=size,
+        pack=max(1, len(stack)),
+        stack=list(stack),
         wall_s=round(wall_s, 3),
         train_s=round(train_s, 3),
         tuning=cell.tuning,
         created=provenance.now(),
-        overrides={k: v for k, v in cell.overrides.items() if v is not None},
+        # where records lie is no part of how they came to be, and says who lives there
+        overrides={
+            k: publishable(v) if isinstance(v, str) else v
+            for k, v in cell.overrides.items()
+            if v is not None and k != "results"
+        },
         host=provenance.host(),
         fitted=fitted,
         sources=cell.recorded_sources,

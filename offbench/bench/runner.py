@@ -4,12 +4,12 @@ Whatever interrupts a benchmark costs the packs in flight, which go on from thei
 """
 
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from offbench.bench.logged import Logged
 from offbench.bench.loggers import Loggers, open_loggers
@@ -18,6 +18,8 @@ from offbench.bench.progress import Progress, checkpoint_path, code_version
 from offbench.bench.recording import Outcome, Trained, facts_of, largest_return, record
 from offbench.bench.settings import Settings, monitor_plan
 from offbench.bench.stacks import Pack
+from offbench.bench.watch import Watch
+from offbench.errors import Interrupted
 from offbench.results.schema import Stream
 from offbench.results.store import Store
 
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
 # how often metrics are read and progress is reported
 CURVE_POINTS = 20
 
-# phase, fraction of the stack done
-Report = Callable[[str, float], None]
+# seconds of training that are saved before the last evaluation
+SAVED_BEFORE_TEST_S = 10
 
 
 def run_pack(
@@ -42,12 +44,25 @@ def run_pack(
     settings: Settings,
     *,
     pools: "dict[str, EnvPool] | None" = None,
-    report: Report | None = None,
+    watch: Watch | None = None,
 ) -> list[Outcome]:
-    """Trains the stack, evaluates its last update, and records the rows of every run in it."""
-    report = report or (lambda phase, fraction: None)
-    report("loading", 0.0)
-    return PackRun(pack, store, settings, {} if pools is None else pools, report).run()
+    """Trains the stack, evaluates its last update, and records the rows of every run in it.
+
+    Raises Interrupted where `watch.stop()` is true; the training state is then in its checkpoint.
+    """
+    watch = watch or Watch(pack)
+    watch.report("loading", 0.0)
+    return PackRun(pack, store, settings, {} if pools is None else pools, watch).run()
+
+
+class Monitored(NamedTuple):
+    """A monitor evaluation, played in a thread."""
+
+    update: int
+    # the training state that is evaluated
+    carry: "Carry"
+    # None where they could not be played
+    episodes: "Future[pd.DataFrame | None]"
 
 
 class PackRun:
@@ -63,14 +78,14 @@ class PackRun:
         store: Store,
         settings: Settings,
         pools: "dict[str, EnvPool]",
-        report: Report,
+        watch: Watch,
     ):
         from offbench.rollout import EnvPool, make_policy
         from offbench.tasks.loading import load_data
         from offbench.training.held_out import Validation
 
         self.start = time.perf_counter()
-        self.pack, self.store, self.settings, self.report = pack, store, settings, report
+        self.pack, self.store, self.settings, self.watch = pack, store, settings, watch
         # cells of a stack differ in numeric hyper-parameters only
         self.cell = cell = pack.cells[0]
         self.seeds = [run.seed for _, run in pack.members]
@@ -84,6 +99,7 @@ class PackRun:
             # environments can be large: 200 MB for one OGBench cube
             pools.pop(other).close()
         self.pool = pools.setdefault(cell.task.id, EnvPool(cell.task))
+        self.pool.interrupted = watch.stop
         if cell.task.env:
             self.pool.check(self.spec)
         self.policy = make_policy(self.method, self.pipeline)
@@ -96,13 +112,18 @@ class PackRun:
                 discrete=self.spec.discrete,
                 device=self.device,
             )
-        self.monitored: list[Future[pd.DataFrame]] = []
+        # evaluations whose episodes are not in `progress` yet
+        self.monitored: list[Monitored] = []
+        self.last: Point | None = None
+        # false once the state holds what no checkpoint can
+        self.savable = True
 
     def run(self) -> list[Outcome]:
         """Trains, evaluates, records; deletes the checkpoint at the end."""
         from offbench.training.loop import diverged
 
         carry, self.progress = self.resume()
+        self.saved = time.perf_counter()
         code = [*self.progress.code, code_version()]
         self.progress.code = list(dict.fromkeys(code))
         self.progress.runs = [run.run_id for _, run in self.pack.members]
@@ -110,25 +131,60 @@ class PackRun:
             ThreadPoolExecutor(1, "evaluate") as self.evaluator,
             open_loggers(self.settings, self._logged(), self._resumed_at()) as logger,
         ):
-            for point in self.train(carry, logger):
-                self.monitor(point, logger)
-            frames = self._frames()
-            self.report("evaluating", 0.9)
-            final = _to_cpu(point.carry)
-            broken = diverged(point.state).tolist()
-            for frame in (tested := self._tested(final.state, broken)):
+            self.monitor_again(carry, logger)
+            try:
+                for point in self.train(carry, logger):
+                    self.monitor(point, logger)
+                if time.perf_counter() - self.saved > SAVED_BEFORE_TEST_S:
+                    self.save(point)
+                self.watch.report("evaluating", 0.9)
+                final = _to_cpu(point.carry)
+                broken = diverged(point.state).tolist()
+                # the thread has the environments
+                wait([m.episodes for m in self.monitored])
+                frames = self._collect()
+                if self.monitored:
+                    raise Interrupted
+                tested = self._tested(final.state, broken)
+            except Interrupted:
+                if self.last:
+                    self.save(self.last)
+                raise
+            for frame in tested:
                 logger.episodes(frame)
-            frames += tested
             # before the logger is waited for
-            outcomes = self.record(final, point.backend, broken, frames)
+            outcomes = self.record(final, point.backend, broken, [*frames, *tested])
         # temporary files of killed processes, and the side file of earlier versions, too
         left = self.checkpoint.parent.glob(f".{self.checkpoint.stem}.*.tmp*")
         for path in (self.checkpoint, self.checkpoint.with_suffix(".json"), *left):
             path.unlink(missing_ok=True)
-        self.report("done", 1.0)
         said = [self.progress.note, self.progress.unsaved, *logger.warnings]
         notes = "; ".join(filter(None, said))
         return [outcome._replace(note=notes or None) for outcome in outcomes]
+
+    def save(self, point: "Point") -> None:
+        """Writes a checkpoint that resumes to the same rows.
+
+        It is the state of the first monitor evaluation that has not ended, else of `point`: what was not
+        played to its end is played again.
+        """
+        if not (self.savable and self._resumable(point)):
+            return
+        frames = self._collect()
+        update, carry = point.update, point.carry
+        if self.monitored:
+            update, carry, _ = self.monitored[0]
+        curves = [c for c in self.progress.curves if c["update"] <= update]
+        progress = replace(self.progress, frames=[*frames], curves=curves)
+        self.savable = progress.save(carry, self.checkpoint)
+        self.progress.unsaved = progress.unsaved
+        self.saved = time.perf_counter()
+
+    def _resumable(self, point: "Point") -> bool:
+        """Whether the state can be saved: a note on a PyTorch class says that its objects cannot."""
+        from offbench.training.imperative import Imperative
+
+        return not (isinstance(self.method, Imperative) and point.backend.notes)
 
     def _logged(self) -> list[Logged]:
         """The runs as loggers show them."""
@@ -168,10 +224,11 @@ class PackRun:
         return found.carry, Progress.of_records(found.records, found.n_updates, self.store)
 
     def train(self, carry: "Carry | None", logger: Loggers) -> "Iterator[Point]":
-        """The points of training; appends metrics to the curves and logs them."""
+        """The points of training; appends metrics to the curves, logs them, and saves checkpoints."""
         n, progress = self.cell.n_updates, self.progress
         mark = time.perf_counter()
         for point in self._points(carry):
+            self.last = point
             # waits for the device
             values = {k: v.tolist() for k, v in point.metrics.items()}
             progress.train_s += time.perf_counter() - mark
@@ -180,19 +237,28 @@ class PackRun:
                     values |= {k: v.tolist() for k, v in self.validate(point.state).items()}
                 progress.curves.append({"update": point.update} | values)
                 logger.metrics(point.update, values)
-            self.report("training", 0.9 * point.update / n)
+            self.watch.report("training", 0.9 * point.update / n)
             yield point
+            if self.watch.stop() and point.update < n:
+                raise Interrupted
+            if self._due():
+                self.save(point)
             mark = time.perf_counter()
 
+    def _due(self) -> bool:
+        return time.perf_counter() - self.saved > 60 * self.settings.checkpoint_minutes
+
+    def _pause(self, update: int) -> bool:
+        """Whether training pauses at an update, to save a checkpoint or to stop."""
+        self.watch.trained(update)
+        return self.watch.stop() or (self.settings.checkpoint_minutes > 0 and self._due())
+
     def _points(self, carry: "Carry | None") -> "Iterator[Point]":
-        """The points of training; saves checkpoints."""
-        from offbench.training.imperative import Imperative
         from offbench.training.loop import train
 
         n, settings = self.cell.n_updates, self.settings
         stops = {n * (i + 1) // CURVE_POINTS for i in range(CURVE_POINTS)}
-        saved, resumable = time.perf_counter(), True
-        for point in train(
+        return train(
             self.method,
             self.pipeline.to(self.device) if settings.data == "device" else self.pipeline,
             self.spec,
@@ -204,22 +270,8 @@ class PackRun:
             precision=settings.precision,
             device=self.device,
             resume=carry,
-        ):
-            yield point
-            # a note on a PyTorch class says that its objects cannot be stored
-            resumable = resumable and not (
-                isinstance(self.method, Imperative) and point.backend.notes
-            )
-            if resumable and time.perf_counter() - saved > 60 * settings.checkpoint_minutes:
-                resumable = self._save(point.carry)
-                saved = time.perf_counter()
-
-    def _save(self, carry: "Carry") -> bool:
-        """Writes a checkpoint; whether it is worth trying again. A full disk is a note, not an error."""
-        progress = replace(self.progress, frames=self._frames())
-        again = progress.save(carry, self.checkpoint)
-        self.progress.unsaved = progress.unsaved
-        return again
+            pause=self._pause,
+        )
 
     def _monitor_at(self) -> dict[int, int]:
         """Update, a whole step of the method -> the monitor episodes that are played there."""
@@ -231,17 +283,35 @@ class PackRun:
 
     def monitor(self, point: "Point", logger: Loggers) -> None:
         """Plays the monitor episodes of the protocol in a thread, while training goes on."""
+        # the last update is tested
+        if point.update < self.cell.n_updates and point.metrics:
+            self._monitor(point.update, point.carry, logger)
+
+    def monitor_again(self, carry: "Carry | None", logger: Loggers) -> None:
+        """Plays the monitor episodes of a checkpoint's update if they had not ended when it was saved."""
+        from offbench.training.step import n_minibatches
+
+        if carry is None or not self.checkpoint.exists():
+            return
+        update = int(carry.step) * n_minibatches(self.method)
+        played = {int(frame["update"].iloc[0]) for frame in self.progress.frames if len(frame)}
+        if update not in played and str(update) not in self.progress.unwatched:
+            self._monitor(update, carry, logger)
+            # two threads cannot trace programs at once
+            wait([m.episodes for m in self.monitored])
+
+    def _monitor(self, update: int, carry: "Carry", logger: Loggers) -> None:
         from offbench.training.imperative import Imperative
 
-        episodes = self._monitor_at().get(point.update)
-        # the last update is tested
-        if episodes is None or point.update == self.cell.n_updates or not point.metrics:
+        if (episodes := self._monitor_at().get(update)) is None:
             return
-        play = partial(self._watch, _to_cpu(point.state), point.update, episodes, logger)
-        self.monitored.append(self.evaluator.submit(play))
+        carry = _to_cpu(carry)
+        play = partial(self._watch, carry.state, update, episodes, logger)
+        self._collect()
+        self.monitored.append(Monitored(update, carry, self.evaluator.submit(play)))
         # its seeds use the process's generators, which evaluation draws from, too
         if isinstance(self.method, Imperative):
-            self.monitored[-1].result()
+            self.monitored[-1].episodes.result()
 
     def _watch(
         self, state: Any, update: int, episodes: int, logger: Loggers
@@ -275,10 +345,17 @@ class PackRun:
             n_envs=self.cell.protocol["envs"],
         )
 
-    def _frames(self) -> "list[pd.DataFrame]":
-        """Evaluation episodes so far, a table per evaluation."""
-        frames = [*self.progress.frames, *(f.result() for f in self.monitored)]
-        return [frame for frame in frames if frame is not None and len(frame)]
+    def _collect(self) -> "list[pd.DataFrame]":
+        """Monitor episodes so far, a table per evaluation; those that have ended become progress."""
+        while self.monitored and self.monitored[0].episodes.done():
+            if isinstance(error := self.monitored[0].episodes.exception(), Interrupted):
+                break
+            if error is not None:
+                raise error
+            frame = self.monitored.pop(0).episodes.result()
+            if frame is not None and len(frame):
+                self.progress.frames.append(frame)
+        return self.progress.frames
 
     def _tested(self, state: Any, broken: list[bool]) -> "list[pd.DataFrame]":
         """The test episodes of the members whose parameters are finite."""

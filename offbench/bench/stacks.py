@@ -23,6 +23,15 @@ class Pack:
     cells: tuple[Cell, ...]
 
     @property
+    def size(self) -> int:
+        """The number of its members."""
+        return sum(len(cell.seeds) for cell in self.cells)
+
+    def first(self, size: int) -> "Pack":
+        """The stack of the first members of this one."""
+        return self if size >= self.size else Pack(next(_split(self.cells, size)))
+
+    @property
     def members(self) -> list[tuple[Cell, RunSpec]]:
         """(cell, run) of each member, in the order of the stack."""
         return [(cell, run) for cell in self.cells for run in cell.runs()]
@@ -32,13 +41,17 @@ class Pack:
         """The hyper-parameters that differ, one dict per member; None where none do."""
         first = self.cells[0].hparams
         names = [k for k in first if any(c.hparams[k] != first[k] for c in self.cells)]
-        return [{k: cell.hparams[k] for k in names} for cell, _ in self.members] if names else None
+        return (
+            [{k: cell.hparams[k] for k in names} for cell in self.cells for _ in cell.seeds]
+            if names
+            else None
+        )
 
     @property
     def title(self) -> str:
         """For progress bars: "iql on d4rl/hopper-medium-v2 x5"."""
         names = self.cells[0].entry if len(self.cells) == 1 else f"{len(self.cells)} entries"
-        return f"{names} on {self.cells[0].task.id} x{len(self.members)}"
+        return f"{names} on {self.cells[0].task.id} x{self.size}"
 
     @property
     def name(self) -> str:
@@ -48,33 +61,87 @@ class Pack:
 
 
 def missing(cells: Iterable[Cell], store: Store) -> list[Cell]:
-    """The cells with only the seeds that have no record yet; cells without any are dropped."""
+    """The cells with only the seeds that have no record yet; cells without any are dropped.
+
+    Records are opened only where one has the name of a run.
+    """
     cells = list(cells)
-    absent = {run.run_id for run in store.missing([run for cell in cells for run in cell.runs()])}
+    names = {path.stem for path in store.records()}
+    found = lambda cell: not names.isdisjoint([*cell.run_ids(), *cell.earlier_ids()])
+    begun = [bool(names) and found(cell) for cell in cells]
+    runs = [run for cell, some in zip(cells, begun) if some for run in cell.runs()]
+    absent = {run.run_id for run in store.missing(runs)} if runs else set()
     left = [
         replace(cell, seeds=tuple(r.seed for r in cell.runs() if r.run_id in absent))
-        for cell in cells
+        if some
+        else cell
+        for cell, some in zip(cells, begun)
     ]
     return [cell for cell in left if cell.seeds]
 
 
-def pack(cells: Iterable[Cell], *, max_stack: int | None = None) -> list[Pack]:
-    """Groups cells into stacks of at most `max_stack` runs.
+def pack(
+    cells: Iterable[Cell], *, max_stack: int | Callable[[Cell], int | None] | None = None
+) -> list[Pack]:
+    """Groups cells into stacks of at most `max_stack` runs, a number or a function of a stack's first cell.
 
     The longest first, so that no process waits long for another at the end, and by task, so that one can
     reuse its environments for the next stack.
     """
     groups: dict[Any, list[Cell]] = {}
     for cell in sorted(cells, key=lambda c: (-c.n_updates, c.task.id)):
-        key = (cell.task.id, *program_of(cell), cell.n_updates, str(cell.protocol))
-        groups.setdefault(key, []).append(cell)
-    return [Pack(part) for group in groups.values() for part in _split(group, max_stack)]
+        groups.setdefault(_group_of(cell), []).append(cell)
+    limit = lambda cell: max_stack(cell) if callable(max_stack) else max_stack
+    return [Pack(part) for group in groups.values() for part in _split(group, limit(group[0]))]
+
+
+def whole_stacks(packs: Sequence[Pack], planned: Iterable[Cell], store: Store) -> list[Pack]:
+    """The stacks, with those that were recorded in part as they were when they were trained.
+
+    Numbers depend on the stack by rounding. Where a process died while it recorded a stack, the runs without
+    a record are trained once more with the runs that have one, so that they come out as they would have.
+
+    Args:
+        planned: the cells of the plan, with all their seeds.
+    """
+    groups: dict[Any, list[Cell]] = {}
+    for cell in planned:
+        groups.setdefault(_group_of(cell), []).append(cell)
+    found = [_stack_before(p, groups[_group_of(p.cells[0])], store) for p in packs]
+    # parts of one stack
+    same = {id(p) for p in packs}
+    return list({id(p) if id(p) in same else p.name: p for p in found}.values())
+
+
+def _stack_before(part: Pack, group: Sequence[Cell], store: Store) -> Pack:
+    """The stack in which the runs of `part` were trained before; `part` where no record says so."""
+    mine = {run.run_id for _, run in part.members}
+    runs = [run for cell in group for run in cell.runs()]
+    absent = {run.run_id for run in store.missing(runs)}
+    others = [run.run_id for run in runs if run.run_id not in absent]
+    # nothing of it was recorded; or it was, as failed
+    if not others or len(store.missing(runs, count_failed=True)) < len(absent):
+        return part
+    for name in others:
+        if mine <= set(stack := store.read(name).provenance.stack):
+            cells = (
+                replace(cell, seeds=tuple(r.seed for r in cell.runs() if r.run_id in stack))
+                for cell in group
+            )
+            again = Pack(tuple(cell for cell in cells if cell.seeds))
+            if [run.run_id for _, run in again.members] == list(stack):
+                return again
+    return part
+
+
+def _group_of(cell: Cell) -> Any:
+    """What cells agree in that can be stacked."""
+    return cell.task.id, *program_of(cell), cell.n_updates, cell.protocol.shown
 
 
 def program_of(cell: Cell) -> tuple[str, str, str]:
     """What determines the traced program of an update; all cells of a stack agree in it."""
-    static = {k: v for k, v in cell.hparams.items() if not isinstance(v, float)}
-    return cell.target, str(static), str(cell.pipeline)
+    return cell.target, cell.hparams.fixed, cell.pipeline.shown
 
 
 def _split(cells: Sequence[Cell], limit: int | None) -> Iterator[tuple[Cell, ...]]:

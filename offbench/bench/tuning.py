@@ -66,12 +66,18 @@ def changes(own: "Layers", other: "Layers", key: str) -> bool:
 
 def _differs(own: "Layers", published: "Layers", key: str) -> bool:
     """Compared unresolved: a reference to n_updates does not differ when n_updates does."""
-    if key not in published.values:
-        return True
-    typed = lambda v: (
-        v if is_reference(v) or key not in own.hints else coerce(v, own.hints[key], key)
+    return _typed(own, key, own.values[key]) != published_value(own, published, key)
+
+
+def published_value(own: "Layers", published: "Layers", key: str) -> Any:
+    """The published value of a setting, in the type that it has now; equal to nothing where there is none."""
+    return _typed(own, key, published.values[key]) if key in published.values else object()
+
+
+def _typed(own: "Layers", key: str, value: Any) -> Any:
+    return (
+        value if is_reference(value) or key not in own.hints else coerce(value, own.hints[key], key)
     )
-    return typed(own.values[key]) != typed(published.values[key])
 
 
 def _source_of(own: "Layers", key: str) -> Source:

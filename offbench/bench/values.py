@@ -1,5 +1,6 @@
 """Values of settings: coercion to types, nested and dotted forms."""
 
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -50,6 +51,11 @@ def type_hints(cls: Any) -> dict[str, Any]:
 
 _hints = cache(get_type_hints)
 
+_LARGEST = sys.float_info.max
+
+# types whose every value is one of the type
+_SCALARS = (int, bool, str)
+
 
 def build_settings(cls: Any, values: Mapping[str, Any]) -> Any:
     """A settings dataclass from nested values, coerced to its types; others are left out."""
@@ -66,6 +72,10 @@ def build_settings(cls: Any, values: Mapping[str, Any]) -> Any:
 
 def coerce(value: Any, hint: Any, name: str) -> Any:
     """`value` as the annotated type, or a UserError naming `name`, the value and the type."""
+
+    # most values, of sweeps of thousands
+    if type(value) is hint and hint in _SCALARS:
+        return value
 
     def bad() -> UserError:
         return UserError(f"{name}={value!r} must be {_words(hint)}")
@@ -89,12 +99,17 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
     if origin in (tuple, list):
         if not isinstance(value, list | tuple):
             raise bad()
+        if args[0] in _SCALARS and {type(x) for x in value} <= {args[0]}:
+            return tuple(value)
         return tuple(coerce(x, args[0], f"{name}[{i}]") for i, x in enumerate(value))
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise bad()
         return dict(value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        # 10**400 has no float
+        if not -_LARGEST <= value <= _LARGEST:
+            raise UserError(f"{name}={value!r} must be a finite number"[:200])
         return float(value)
     if hint is int and not isinstance(value, bool):
         if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):

@@ -39,6 +39,10 @@ class Wandb:
             own["init_timeout"] = _INIT_S
         if "finish_timeout" in wandb.Settings.model_fields:
             own["finish_timeout"] = _FINISH_S
+        # nothing of the machine, its user and its folders is sent
+        private: dict[str, Any] = {"host": "offbench", "disable_git": True}
+        private |= {"x_disable_meta": True, "x_disable_machine_info": True}
+        own |= {k: v for k, v in private.items() if k in wandb.Settings.model_fields}
         self.runs: list[Any] = []
         # for each run: the file that says that wandb has all of it, and whether it has
         self._marks = [mark(logged, folder, settings) for logged in runs]

@@ -1,7 +1,7 @@
 """The command line: `offbench COMMAND [key=value ...]`.
 
-A user's mistake ends in one line and exit code 2, a failed run in exit code 1 after all others have
-finished. A command's module is imported when the command is called, so that help is quick.
+A user's mistake ends in one line and exit code 2; failed runs in 3, after all others have finished; runs that are
+left to do when time is up or a cluster takes the machine in 75; Ctrl-C in 130. A command's module is imported when the command is called, so that help is quick.
 """
 
 import argparse
@@ -11,14 +11,16 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from offbench.bench.trust import FLAG, allowing_code
 from offbench.cli.compare import add_compare_arguments
 from offbench.cli.data.commands import add_data_commands, run_data_command
 from offbench.cli.parser import COLUMNS, Parser
 from offbench.cli.results import add_results_commands, add_submit_arguments, run_results_command
-from offbench.errors import UserError, unknown
+from offbench.errors import Interrupted, UserError, unknown
 
 KINDS = ("methods", "tasks", "suites", "samplers", "views", "weights", "published")
 
@@ -70,6 +72,19 @@ BOARD_OPTIONS = (
     ),
 )
 
+EFFORT_OPTIONS = (
+    Option("--only", {"metavar": "failed", "help": "run again what has failed, and nothing else"}),
+    Option(
+        "--retry",
+        {"metavar": "N", "help": "attempts after a lost process or a full disk (2)"},
+    ),
+    Option(
+        "--max-time",
+        {"metavar": "TIME", "help": "save and stop after 30m or 8h; exit code 75: more to do"},
+    ),
+    Option("--shard", {"metavar": "I/N", "help": "the I-th of N parts of the runs"}),
+)
+
 COMMANDS: Mapping[str, Command] = MappingProxyType(
     {
         "bench": Command(
@@ -78,7 +93,9 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 "bench suite=quick",
                 "bench methods=[bc,iql+aw] seeds=[0,1]",
                 "bench methods=[mymodule.MyMethod,bc] task=d4rl/hopper-medium-v2",
+                "bench suite=d4rl-gym-9 --max-time 8h",
             ),
+            options=EFFORT_OPTIONS,
         ),
         "run": Command(
             "run what is missing of one method and print the leaderboard",
@@ -87,6 +104,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 "run method=bc task=offbench/hopper/medium-replay-v0 n_updates=2000",
                 "run method=bc task.data=my.hdf5 task.env=HalfCheetah-v5 seeds=[0,1]",
             ),
+            options=EFFORT_OPTIONS,
         ),
         "plan": Command(
             "print every run, every value with its source, and the time needed; run nothing",
@@ -101,7 +119,10 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "plan, run and judge the cells of a published table",
             ("reproduce", "reproduce iql-2021-table1", "reproduce corl-gym methods=[iql] --run"),
             "[TABLE [KEY=VALUE ...]]",
-            (Option("--run", {"action": "store_true", "help": "run what has no record"}),),
+            (
+                Option("--run", {"action": "store_true", "help": "run what has no record"}),
+                *EFFORT_OPTIONS,
+            ),
         ),
         "compare": Command(
             "say whether an entry is better than others of the board, and where",
@@ -199,6 +220,11 @@ def make_parser() -> Parser:
         more=lambda: NOTES,
     )
     parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument(
+        FLAG,
+        action="store_true",
+        help="import code of no installed package that a yaml or a record names",
+    )
     parser.set_defaults(parser=parser)
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", dest="command", prog="offbench"
@@ -269,20 +295,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sys.flags.safe_path and os.getcwd() not in sys.path:
         # for method._target_=mymodule.X, of a file that lies here
         sys.path.append(os.getcwd())
+    words = sys.argv[1:] if argv is None else argv
     try:
-        return call(sys.argv[1:] if argv is None else argv)
+        with allowing_code(FLAG in words):
+            return call([word for word in words if word != FLAG])
     except UserError as error:
         print(f"offbench: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "offbench: interrupted; finished runs are kept, the next run continues", file=sys.stderr
-        )
-        return 130
+        return _leave(130, "interrupted; what was trained is kept, the same command goes on")
+    except Interrupted as signal:
+        return _leave(75, f"{signal}: what was trained is kept, the same command goes on")
     # `offbench list methods | head`
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _leave(code: int, words: str) -> int:
+    """Says why the command ends early and returns the exit code.
+
+    With a stack still in a thread, which saving its state takes long, the process ends here: Python would
+    take the thread's modules away under it.
+    """
+    from threading import enumerate as threads
+
+    print(f"offbench: {words}", file=sys.stderr)
+    if any(thread.name == "offbench-stack" for thread in threads()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def call(argv: Sequence[str]) -> int:
@@ -328,26 +371,6 @@ def _not_taken(argument: str, options: argparse.Namespace) -> UserError:
 
 def _run(options: argparse.Namespace) -> int:
     match options.command:
-        case "bench":
-            from offbench.cli.bench import run_bench as command
-        case "run":
-            from offbench.cli.bench import run_one as command
-        case "plan":
-            from offbench.cli.plan import show_plan as command
-        case "board":
-            from offbench.cli.board import show_board as command
-        case "reproduce":
-            from offbench.cli.reproduce import reproduce as command
-        case "diagnose":
-            from offbench.cli.board import draw_diagnostics as command
-        case "report":
-            from offbench.cli.report import show_report as command
-        case "curves":
-            from offbench.cli.curves import show_curves as command
-        case "check":
-            from offbench.cli.contract import check_contract as command
-        case "speed":
-            from offbench.speed.benchmark import main as command
         case "sync":
             from offbench.cli.sync import sync_runs
 
@@ -365,9 +388,25 @@ def _run(options: argparse.Namespace) -> int:
             from offbench.cli.compare import show_comparison
 
             return show_comparison(options)
+    module, function = _FUNCTIONS[options.command]
     own = COMMANDS[options.command].options
-    return command(options.settings, **{o.name: getattr(options, o.name) for o in own})
+    flags = {o.name: getattr(options, o.name) for o in own}
+    return getattr(import_module(module), function)(options.settings, **flags)
 
+
+# command -> (module, function of the settings and the command's options)
+_FUNCTIONS = {
+    "bench": ("offbench.cli.bench", "run_bench"),
+    "run": ("offbench.cli.bench", "run_one"),
+    "plan": ("offbench.cli.plan", "show_plan"),
+    "board": ("offbench.cli.board", "show_board"),
+    "reproduce": ("offbench.cli.reproduce", "reproduce"),
+    "diagnose": ("offbench.cli.board", "draw_diagnostics"),
+    "report": ("offbench.cli.report", "show_report"),
+    "curves": ("offbench.cli.curves", "show_curves"),
+    "check": ("offbench.cli.contract", "check_contract"),
+    "speed": ("offbench.speed.benchmark", "main"),
+}
 
 _python_format = warnings.formatwarning
 

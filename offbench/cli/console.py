@@ -122,12 +122,17 @@ def short_number(value: Any) -> str:
 def spelt_seeds(seeds: Sequence[int]) -> str:
     """0-3 where they follow each other, else 0,2,5."""
     run = list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))) and len(seeds) > 2
-    return f"{seeds[0]}-{seeds[-1]}" if run else ",".join(map(str, seeds))
+    if run:
+        return f"{seeds[0]}-{seeds[-1]}"
+    if len(seeds) > 12:
+        return f"{','.join(map(str, seeds[:6]))} and {len(seeds) - 6:,} more"
+    return ",".join(map(str, seeds))
 
 
 def plural(count: int, word: str) -> str:
-    """ "1 run", "2 runs"."""
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
+    """ "1 run", "2 runs", "3 entries"."""
+    several = f"{word[:-1]}ies" if word.endswith("ry") else f"{word}s"
+    return f"{count:,} {word if count == 1 else several}"
 
 
 def duration(seconds: float) -> str:

@@ -38,10 +38,15 @@ def say_protocol(plan: "Plan", console: "Console") -> None:
     by_task = len({tuple(names) for names in entries.values()}) == 1
     for budget, cells in said.items():
         tasks = dict.fromkeys(c.task.id for c in cells)
-        which = f"on {', '.join(tasks)}" if by_task else f"for {', '.join(entries[budget])}"
+        which = f"on {_few(list(tasks))}" if by_task else f"for {_few(entries[budget])}"
         console.print(
             f"  {budget}{f' {which}' if len(said) > 1 else ''}", soft_wrap=True, markup=False
         )
+
+
+def _few(names: Sequence[str]) -> str:
+    """All of them, of hundreds the first few."""
+    return ", ".join(names if len(names) <= 100 else [*names[:8], f"and {len(names) - 8:,} more"])
 
 
 def say_settings(plan: "Plan", console: "Console", args: Sequence[str]) -> None:

@@ -28,11 +28,13 @@ def show_list(kind: str) -> int:
 
 def _options(group: str) -> list[tuple[str, str]]:
     from offbench.bench.hydra import options, read_option
+    from offbench.bench.trust import check_target
 
     rows = []
     for name in options(group):
         option = read_option(group, name)
-        target = option.get("method", option).get("_target_")
+        if target := option.get("method", option).get("_target_"):
+            check_target(target, f"{group} {name}")
         about = option.get("summary") or (_heading(group, name) if group != "method" else "")
         rows.append((name, about or (_first_line(target) if target else "")))
     return rows
@@ -61,6 +63,7 @@ def _methods() -> list[tuple[str, str]]:
     from offbench.bench.hydra import options, read_option
     from offbench.bench.targets import locate
 
+    # checked in `_options`
     views = {read_option("view", name)["_target_"]: name for name in options("view")}
     tables = shipped("results/parity")
     scores, updates = _parity(tables / "parity.csv"), _updates(tables / "same_updates.csv")

@@ -1,11 +1,11 @@
 """`offbench plan`: every run, every effective value with its source, how long it will take. Nothing is run."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offbench.cli.bench import stack_limit
 from offbench.cli.console import duration, make_console, plural, print_table, spelt_seeds
 from offbench.cli.describe import say_differences, say_protocol, say_which, updates_of
 from offbench.errors import UserError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from offbench.bench.forecast import Cost
     from offbench.bench.plan import Plan
     from offbench.bench.sources import Source
+    from offbench.bench.stacks import Pack
     from offbench.tasks.task import Task
 
 
@@ -25,50 +26,86 @@ def show_plan(args: Sequence[str]) -> int:
 
     console = make_console()
     wanted = plan(args, bench=not any(a.startswith(("method=", "method._target_=")) for a in args))
+    heads = _planned_together(wanted)
+    brief = replace(wanted, cells=tuple(cells[0] for cells in heads))
     say_which(wanted, console)
-    say_protocol(wanted, console)
-    say_differences(wanted, console)
-    _print_values(wanted, console)
+    if len(wanted.cells) > MANY:
+        entries = plural(len({cell.entry for cell in wanted.cells}), "entry")
+        tasks = plural(len(wanted.tasks), "task")
+        console.print(f"{entries} on {tasks}: {plural(len(wanted.cells), 'cell')}")
+    say_protocol(brief, console)
+    say_differences(brief, console)
+    _print_values(heads, console)
     print_runs(wanted, console)
     return 0
+
+
+# plans of more cells are shown by what they have in common, and by their first rows
+MANY, FIRST = 200, 10
+
+
+def _planned_together(plan: "Plan") -> "list[list[Cell]]":
+    """The cells one by one; of a plan of many, the points of a sweep together."""
+    if len(plan.cells) <= MANY:
+        return [[cell] for cell in plan.cells]
+    groups: dict[int, list[Cell]] = {}
+    for cell in plan.cells:
+        # cells that differ in swept numbers share the sources of their settings
+        groups.setdefault(id(cell.sources), []).append(cell)
+    return list(groups.values())
 
 
 def print_runs(wanted: "Plan", console: "Console") -> None:
     """Every run, recorded or to do, how long those to do take, and the data that are not here."""
     from offbench.bench.forecast import forecast
-    from offbench.bench.stacks import missing
+    from offbench.bench.memory import stack_limit
+    from offbench.bench.stacks import missing, pack
     from offbench.results.store import Store
 
     store = Store(Path(wanted.settings.results))
-    todo = missing((c for c in wanted.cells if is_here(c.task)), store)
+    here = {task.id for task in {c.task.id: c.task for c in wanted.cells}.values() if is_here(task)}
+    todo = missing((c for c in wanted.cells if c.task.id in here), store)
+    packs: list[Pack] = []
+    costs: list[Cost] = []
     try:
         with console.status("measuring speed") as status:
-            costs = forecast(todo, store, report=status.update)
+            packs = pack(todo, max_stack=stack_limit(todo, wanted.settings))
+            costs = forecast(packs, store, report=status.update)
     except UserError:
         # for instance an environment that is not installed: the runs, and why they have no estimate
-        _print_cells(wanted, todo, (), console)
+        _print_cells(wanted, todo, here, {}, console)
         raise
-    _print_cells(wanted, todo, costs, console)
+    shares: dict[tuple[str, str], Cost] = {}
+    for part, cost in zip(packs, costs):
+        for cell in part.cells:
+            key, share = (cell.entry, cell.task.id), len(cell.seeds) / part.size
+            before = shares[key].seconds if key in shares else 0.0
+            shares[key] = cost._replace(seconds=before + share * cost.seconds)
+    _print_cells(wanted, todo, here, shares, console)
     _print_absent(wanted, console)
-    _print_totals(wanted, todo, costs, console)
+    _print_totals(wanted, here, packs, costs, console)
 
 
 def _print_totals(
-    plan: "Plan", todo: "Sequence[Cell]", costs: "Sequence[Cost]", console: "Console"
+    plan: "Plan",
+    here: "Set[str]",
+    packs: "Sequence[Pack]",
+    costs: "Sequence[Cost]",
+    console: "Console",
 ) -> None:
-    """How long all runs take on the processes there are, their memory, and the files they leave."""
-    from offbench.bench.executors import n_jobs
-    from offbench.bench.forecast import kept_bytes, stack_bytes
-    from offbench.bench.stacks import pack
+    """How long all stacks take on the processes there are, their memory, and the files they leave."""
+    from offbench.bench.executors.executor import n_jobs
+    from offbench.bench.forecast import kept_bytes, makespan
+    from offbench.bench.memory import run_bytes
+    from offbench.bench.stacks import program_of
 
     seconds = [cost.seconds for cost in costs]
-    packs = pack(todo, max_stack=stack_limit(todo, plan)) if todo else []
     jobs = n_jobs(plan.settings, len(packs)) if packs else 1
-    together = max(max(seconds, default=0.0), sum(seconds) / jobs)
-    later = sum(len(c.seeds) for c in plan.cells if not is_here(c.task))
+    later = sum(len(c.seeds) for c in plan.cells if c.task.id not in here)
     console.print(
-        f"{plural(sum(len(c.seeds) for c in todo), 'run')} to do, about {duration(together)} on "
-        f"{jobs} process{'es' if jobs > 1 else ''}"
+        f"{plural(sum(p.size for p in packs), 'run')} to do, about {duration(makespan(seconds, jobs))}"
+        f" on {jobs} process{'es' if jobs > 1 else ''}"
+        + (f", the longest stack {duration(max(seconds))}" if len(packs) > 1 else "")
         + (f"; {later} more once their data are here" if later else "")
     )
     if not packs:
@@ -78,9 +115,12 @@ def _print_totals(
             f"monitor episodes, for learning curves: {100 * monitor / sum(seconds):.0f} % of the time "
             "(eval.monitor_at=[] leaves them out)"
         )
-    sizes = [len(p.members) for p in packs]
+    sizes = [p.size for p in packs]
     span = f"{min(sizes)} to " if min(sizes) < max(sizes) else ""
-    memory = max(stack_bytes(p) for p in {p.cells[0].entry: p for p in packs}.values())
+    largest: dict[Any, Pack] = {}
+    for part in sorted(packs, key=lambda p: p.size):
+        largest[program_of(part.cells[0])] = part
+    memory = max(p.size * run_bytes(p.cells[0]) for p in largest.values())
     console.print(
         f"{plural(len(packs), 'stack')} of {span}{plural(max(sizes), 'run')}; the largest needs "
         f"{memory / 2**20:,.1f} MiB of memory and its dataset"
@@ -125,15 +165,17 @@ def _print_absent(plan: "Plan", console: "Console") -> None:
         console.print("\n".join(absent.values()), soft_wrap=True, markup=False)
 
 
-def _print_values(plan: "Plan", console: "Console") -> None:
+def _print_values(heads: "Sequence[Sequence[Cell]]", console: "Console") -> None:
     """Each setting once where it is the same for every cell, per entry or task otherwise."""
     values: dict[tuple[str, str, tuple[Source, ...]], dict[str, list[str]]] = {}
     tasks: dict[str, list[str]] = {}  # entry -> its tasks
-    for cell in plan.cells:
-        tasks.setdefault(cell.entry, []).append(cell.task.id)
-        for key, value in _effective(cell).items():
+    for cells in heads:
+        cell = cells[0]
+        entry = cell.entry if len(cells) == 1 else f"{cell.entry} and {len(cells) - 1:,} more"
+        tasks.setdefault(entry, []).append(cell.task.id)
+        for key, value in (_effective(cell) | _swept(cells)).items():
             where = values.setdefault((key, value, _sources(cell, key)), {})
-            where.setdefault(cell.entry, []).append(cell.task.id)
+            where.setdefault(entry, []).append(cell.task.id)
     # sources too long for a column, once each
     notes: dict[str, int] = {}
     rows = []
@@ -187,6 +229,21 @@ def _effective(cell: "Cell") -> dict[str, str]:
     return {k: _spelt(v) for k, v in out.items()}
 
 
+def _swept(cells: "Sequence[Cell]") -> dict[str, str]:
+    """The settings that differ between the points of a sweep: "0.1 to 0.9, 20 values"."""
+    found = {}
+    for key in cells[0].overrides if len(cells) > 1 else ():
+        different = {cell.overrides[key] for cell in cells if _is_number(cell.overrides[key])}
+        if len(different) > 1:
+            span = f"{_spelt(min(different))} to {_spelt(max(different))}"
+            found[key] = f"{span}, {len(different):,} values"
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
 def _spelt(value: Any) -> str:
     """As it is written on the command line."""
     if value is None:
@@ -204,24 +261,33 @@ def _sources(cell: "Cell", key: str) -> "tuple[Source, ...]":
 
 
 def _print_cells(
-    plan: "Plan", todo: "Sequence[Cell]", costs: Sequence[Any], console: "Console"
+    plan: "Plan",
+    todo: "Sequence[Cell]",
+    here: "Set[str]",
+    costs: "Mapping[tuple[str, str], Cost]",
+    console: "Console",
 ) -> None:
     columns = ("entry", "task", "seeds", "to do", "updates", "run ids", "time", "estimated from")
     rows = []
     left = {(c.entry, c.task.id): c for c in todo}
-    cost = {(c.entry, c.task.id): k for c, k in zip(todo, costs)}
-    for cell in plan.cells:
+    shown_cells = plan.cells if len(plan.cells) <= MANY else plan.cells[:FIRST]
+    for cell in shown_cells:
         key = (cell.entry, cell.task.id)
-        if is_here(cell.task):
-            ids = [r.run_id[:6] for r in cell.runs()]
-            shown = " ".join(ids if len(ids) < 4 else [*ids[:2], f"+{len(ids) - 2}"])
+        if cell.task.id in here:
+            few = cell if len(cell.seeds) < 4 else replace(cell, seeds=cell.seeds[:2])
+            more = f" +{len(cell.seeds) - 2}" if len(cell.seeds) > 3 else ""
+            shown = " ".join(name[:6] for name in few.run_ids()) + more
             absent = spelt_seeds(left[key].seeds) if key in left else "recorded"
         # the data are part of what a run is
         else:
             shown, absent = "--", "data not here"
-        time_, basis = (duration(cost[key].seconds), cost[key].basis) if key in cost else ("", "")
+        time_, basis = (
+            (duration(costs[key].seconds), costs[key].basis) if key in costs else ("", "")
+        )
         seeds = spelt_seeds(cell.seeds)
         rows.append(
             (cell.entry, cell.task.id, seeds, absent, updates_of(cell), shown, time_, basis)
         )
     print_table(console, rows, header=columns)
+    if hidden := len(plan.cells) - len(shown_cells):
+        console.print(f"and {plural(hidden, 'cell')} more")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offbench.errors import UserError
+from offbench.io import slug
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,9 +137,9 @@ def board_name(plan: "Plan", args: Sequence[str] | None = None) -> str:
     replace its board."""
     if args is not None and {arg.partition("=")[0] for arg in args} <= {"suite", "results"}:
         # what the suite plans, without planning it once more
-        return plan.name
+        return slug(plan.name)
     from offbench.bench.plan import plan as read
-    from offbench.results.spec import unmonitored
+    from offbench.results.identity import unmonitored
 
     what = lambda c: (
         c.entry,
@@ -154,5 +155,5 @@ def board_name(plan: "Plan", args: Sequence[str] | None = None) -> str:
     if whole and list(map(what, plan.cells)) == [
         what(c) for c in read([f"suite={plan.name}"], bench=True).cells
     ]:
-        return plan.name
-    return f"{plan.name}-part"
+        return slug(plan.name)
+    return slug(f"{plan.name}-part")

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from offbench.cli.console import make_console, plural, print_list
 from offbench.errors import UserError
@@ -16,18 +16,21 @@ if TYPE_CHECKING:
 
     from offbench.bench.cells import Cell
     from offbench.bench.reproduce import Reproduction
+    from offbench.cli.bench import Part
     from offbench.results.board.leaderboard import Board
     from offbench.results.store import Store
 
 
-def reproduce(args: Sequence[str], *, run: bool = False) -> int:
+def reproduce(args: Sequence[str], *, run: bool = False, **options: Any) -> int:
     """Prints the plan of a published table, with `run` runs what is missing, and compares what is recorded.
 
     Without a table, lists those there are.
     """
     from offbench.bench.reproduce import reproduction
+    from offbench.cli.bench import FAILED, MORE_TO_DO, read_part
     from offbench.results.store import Store
 
+    part = read_part(**options)
     names = [arg for arg in args if "=" not in arg]
     if len(names) > 1:
         raise UserError(f"one table at a time: {', '.join(names)}")
@@ -39,14 +42,14 @@ def reproduce(args: Sequence[str], *, run: bool = False) -> int:
     console = make_console()
     wanted = reproduction(names[0], [arg for arg in args if "=" in arg])
     _say(wanted, console)
-    store, failures = Store(Path(wanted.plans[0].settings.results)), []
+    store, left, failed = Store(Path(wanted.plans[0].settings.results)), False, False
     if run:
-        failures = _run(wanted, store, console)
+        left, failed = _run(wanted, store, console, part)
     else:
         _print_plan(wanted, store, args, console)
     if (board := _our_board(wanted, store)) is not None:
         _compare(wanted, board, store, console)
-    return 1 if failures else 0
+    return MORE_TO_DO if left else FAILED if failed else 0
 
 
 def _tables() -> list[tuple[str, str]]:
@@ -105,19 +108,18 @@ def _print_plan(
         console.print(f"run it: {again}", soft_wrap=True, markup=False)
 
 
-def _run(wanted: "Reproduction", store: "Store", console: "Console") -> list[str]:
-    """Runs what is missing, suite by suite; returns the failures."""
+def _run(
+    wanted: "Reproduction", store: "Store", console: "Console", part: "Part"
+) -> tuple[bool, bool]:
+    """Runs what is missing, suite by suite; returns (whether runs are left to do, whether some failed)."""
     from offbench.cli.bench import run_missing
 
-    failures: list[str] = []
-    for i, part in enumerate(wanted.plans):
-        done, _, failed = run_missing(part, store, console)
-        failures += failed
-        wanted.plans[i] = done
+    ran = [run_missing(plan, store, console, part) for plan in wanted.plans]
+    wanted.plans[:] = [r.plan for r in ran]
     # on the data that were fetched
     fetched = {(c.entry, c.task.id): c for part in wanted.plans for c in part.cells}
     wanted.cells = {k: fetched[c.entry, c.task.id] for k, c in wanted.cells.items()}
-    return failures
+    return any(r.left for r in ran), any(r.failures for r in ran)
 
 
 def _on_recorded_data(cells: "Iterable[Cell]", store: "Store") -> "list[Cell]":

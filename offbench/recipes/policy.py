@@ -90,7 +90,8 @@ def save_policy(
             info = zipfile.ZipInfo(f"{name}.npy", _ZIP_DATE)
             info.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(info, "w") as entry:
-                np.lib.format.write_array(entry, np.asarray(parts[name], order="C"))
+                content = np.asarray(parts[name], order="C")
+                np.lib.format.write_array(entry, content, allow_pickle=False)
 
 
 def load_policy(path: Path) -> Policy:

@@ -120,7 +120,14 @@ def winner(marks: list[tuple[Path, dict[str, Any]]]) -> tuple[Path, dict[str, An
 def mark_of(root: Path, run: RunSpec, entry: str) -> Path:
     """Where the json of a run's record lies, or will."""
     folder = root / "runs" / _safe(run.suite) / _safe(run.task) / _safe(entry)
-    return folder / f"{run.run_id}.json"
+    return inside(root, folder) / f"{run.run_id}.json"
+
+
+def inside(root: Path, path: Path) -> Path:
+    """The path, which lies below `root`. UserError where a link on the way leads elsewhere."""
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{path} leads out of {root} to {path.resolve()}: results= names a folder")
+    return path
 
 
 def _safe(name: str) -> str:

@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from offbench.errors import UserError
+from offbench.results.identity import with_names
 from offbench.results.schema import EPISODE_SCHEMA, completed, episode_table
-from offbench.results.spec import Provenance, RunSpec, with_names
+from offbench.results.spec import Provenance, RunSpec
 
 FORMAT = 1
 
@@ -259,8 +260,9 @@ def line_of(body: dict[str, Any]) -> dict[str, Any]:
     line = {name: body[name] for name in ("run_id", "config_id", "status", "reason")}
     line["rows"] = body["episodes"]["rows"] if body["episodes"] else 0
     for part in ("spec", "provenance"):
-        # sources are for who reads one record: a column per setting would drown the rest
-        _flatten({k: v for k, v in body[part].items() if k != "sources"}, "", line)
+        # these are for who reads one record: they would drown the rest
+        shown = {k: v for k, v in body[part].items() if k not in ("sources", "stack")}
+        _flatten(shown, "", line)
     return line
 
 

@@ -4,17 +4,21 @@ A run is everything that decides its outcome, a `RunSpec`, and its name is a has
 stale nor collide with another. `Provenance` is what may differ between two honest executions of it.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from functools import cached_property
-from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from offbench.errors import UserError, unknown
+from offbench.results.identity import (
+    earlier_protocols,
+    name_of_run,
+    texts_around_seed,
+    with_names,
+)
 
 # the method, and the tuning, of a policy that was trained elsewhere
 OUTSIDE = "outside"
@@ -66,29 +70,44 @@ class RunSpec:
         object.__setattr__(self, "pipeline", with_names(self.pipeline))
 
     @cached_property
+    def _texts(self) -> tuple[str, str]:
+        """The canonical JSON around the number of the seed."""
+        return texts_around_seed(self._of_all_seeds)
+
+    @property
+    def _of_all_seeds(self) -> dict[str, Any]:
+        return {name: value for name, value in self.as_dict().items() if name != "seed"}
+
+    @cached_property
     def run_id(self) -> str:
         """First 16 hex digits of the sha256 of the canonical JSON."""
-        return _digest(self._identity())
+        return name_of_run(self._texts, self.seed)
 
     @cached_property
     def config_id(self) -> str:
         """The same without the seed: equal for runs which are repetitions of one another."""
-        return _digest({name: value for name, value in self._identity().items() if name != "seed"})
+        return name_of_run(self._texts, None)
 
     @cached_property
     def recorded_ids(self) -> tuple[str, ...]:
         """The names under which a record of this run may lie: `run_id`, and those of earlier records, which
         were hashed with the monitor evaluations that were asked for, or that OGBench's suites had."""
-        usual = {**self.protocol, "monitor_at": [0.8, 0.9], "monitor_episodes": 50}
-        old = (
-            _digest(self._identity() | {"protocol": protocol})
-            for protocol in (self.protocol, usual)
-        )
+        around = [
+            texts_around_seed(self._of_all_seeds, p) for p in earlier_protocols(self.protocol)
+        ]
+        old = [name_of_run(texts, self.seed) for texts in around]
         return tuple(dict.fromkeys([self.run_id, *old]))
 
-    def _identity(self) -> dict[str, Any]:
-        pipeline, protocol = _as_first_recorded(self.pipeline), unmonitored(self.protocol)
-        return self.as_dict() | {"pipeline": pipeline, "protocol": protocol}
+    def repeated(self, seeds: Sequence[int]) -> "list[RunSpec]":
+        """The runs that differ from this one in their seed; what they share is checked and written once."""
+        shared = {item.name: getattr(self, item.name) for item in fields(self)}
+        shared["_texts"] = self._texts
+        runs = []
+        for seed in seeds:
+            run = object.__new__(RunSpec)
+            run.__dict__.update(shared, seed=seed)
+            runs.append(run)
+        return runs
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, in plain JSON values."""
@@ -146,6 +165,8 @@ class Provenance:
     fitted: Mapping[str, Any] = field(default_factory=dict)
     # setting -> where its value came from
     sources: Mapping[str, Any] = field(default_factory=dict)
+    # run ids of the runs that were stacked with this one, in their order; rounding depends on them
+    stack: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -177,6 +198,13 @@ def _from_dict(cls: type, value: object) -> Any:
     return cls(**value)
 
 
+class _Named(NamedTuple):
+    """A name and type, as of a field."""
+
+    name: str
+    type: Any
+
+
 def _checked(item: Any, value: Any) -> Any:
     """The value of one field, copied into plain JSON types, or a UserError naming the field."""
     name, kind = item.name, item.type
@@ -198,6 +226,10 @@ def _checked(item: Any, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(f"{name}: {value!r} is not a number")
         return float(_plain(value, name))
+    if kind == Sequence[str]:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise UserError(f"{name}: {value!r} is not a list of names")
+        return [_checked(_Named(name, str), item) for item in value]
     if not isinstance(value, Mapping):
         raise UserError(f"{name}: {value!r} is not a mapping")
     return _plain(value, name)
@@ -224,69 +256,6 @@ def _plain(value: Any, where: str) -> Any:
         return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     raise UserError(f"{where}: {kind} is not a JSON value; pass plain numbers, text, lists")
-
-
-def _by_value(value: Any) -> Any:
-    """Integral floats as ints, so that equal numbers are spelt equally."""
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else value
-    if isinstance(value, dict):
-        return {key: _by_value(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_by_value(item) for item in value]
-    return value
-
-
-_FIRST_RECORDED: Mapping[str, Mapping[str, str | None]] = MappingProxyType(
-    {
-        "view": {name.lower(): f"offbench.views.{name}" for name in ("NStep", "Chunk", "Window")},
-        "sampler": {
-            "uniform": None,
-            "aw": "offbench.sampling.advantage_weights",
-            "rw": "offbench.sampling.return_weights",
-            "top": "offbench.sampling.top_fraction",
-        },
-        "weight": {"dw": "offbench.weighting.DensityWeights"},
-    }
-)
-"""What the first records had in the place of a name. Run ids are hashes of it, and stay what they were."""
-
-
-def with_names(pipeline: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a pipeline by their names: {"name": "nstep"}; of old records, which have targets, too."""
-    names = {
-        group: {first: name for name, first in known.items()}
-        for group, known in _FIRST_RECORDED.items()
-    }
-    return _respelt(pipeline, "target", "name", names)
-
-
-def _as_first_recorded(pipeline: Mapping[str, Any]) -> dict[str, Any]:
-    return _respelt(pipeline, "name", "target", _FIRST_RECORDED)
-
-
-def _respelt(
-    pipeline: Mapping[str, Any], old: str, new: str, words: Mapping[str, Mapping[Any, Any]]
-) -> dict[str, Any]:
-    """With what each option has under `old` put under `new`, in its words; a class from elsewhere as it is."""
-    made = dict(pipeline)
-    for group, known in words.items():
-        option = made.get(group)
-        if isinstance(option, Mapping) and old in option:
-            rest = {k: v for k, v in option.items() if k != old}
-            made[group] = {new: known.get(option[old], option[old]), **rest}
-    return made
-
-
-def unmonitored(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """A protocol with what its score depends on: monitor evaluations read the policy and change nothing."""
-    none = {"monitor_at": [], "monitor_episodes": 0}
-    return {**protocol, **{name: value for name, value in none.items() if name in protocol}}
-
-
-def _digest(value: dict[str, Any]) -> str:
-    text = json.dumps(_by_value(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _is_utc(text: str) -> bool:

@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import pandas as pd
 import pyarrow as pa
 
-from offbench.errors import UserError, unknown
+from offbench.errors import UserError, publishable, unknown
 from offbench.results.commit import finished_file, mark_of, subfolders, winner, write_record
 from offbench.results.index import FILE, Lines, as_set, episodes_of, joined, lines_of, winners
 from offbench.results.record import (
@@ -296,7 +296,7 @@ class Store:
             "run_id": run.run_id,
             "config_id": run.config_id,
             "status": status,
-            "reason": reason,
+            "reason": None if reason is None else publishable(reason),
             "spec": run.as_dict(),
             "provenance": provenance.as_dict(),
         }

@@ -165,20 +165,30 @@ class Engine:
         self._state: Any = tree_map(torch.clone, carry.state)
         self._key, self._step = carry.key.clone(), int(carry.step)
 
-    def run(self, n: int) -> Metrics:
-        """n steps of every seed. Returns the metrics of the last one, each (N,)."""
+    def run(self, n: int, pause: Callable[[int], bool] | None = None) -> Metrics:
+        """n steps of every seed; fewer where `pause(step)` is true after one (`step` has the number).
+
+        Returns the metrics of the last one, each (N,).
+        """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
         metrics: Metrics = {}
-        end = self._step + n
+        end, paused = self._step + n, False
         with torch.no_grad(), matmul_precision(self.precision):
-            while self._replay and end - self._step >= BLOCK:
+            while self._replay and end - self._step >= BLOCK and not paused:
                 self._state, metrics = self._replay(self._state, self._step)
                 self._step += BLOCK
-            while self._step < end:
+                paused = pause is not None and pause(self._step)
+            while self._step < end and not paused:
                 self._state, metrics = self._update((self._state, self._draws.at(self._step)))
                 self._step += 1
+                paused = pause is not None and pause(self._step)
         return metrics
+
+    @property
+    def step(self) -> int:
+        """Steps made from the start of training."""
+        return self._step
 
     @property
     def carry(self) -> Carry:

@@ -14,7 +14,7 @@ import contextlib
 import copy
 import inspect
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -246,27 +246,37 @@ class ImperativeEngine:
         except NotPlain as error:
             self.ran = self.ran._replace(notes=(f"no checkpoints: {error}",))
 
-    def run(self, n: int) -> Metrics:
-        """n steps of every seed. Returns the metrics last reported, each (N,), or nan."""
-        for key, member in zip(self._key, self._members, strict=True):
-            with _lent(member):
-                found: dict[str, Any] = {}
-                for batch in self._batches(key, n):
-                    found |= self._method.train_step(member, batch)
-                member.metrics |= self._method.numbers(found)
-        self._step += n
+    def run(self, n: int, pause: Callable[[int], bool] | None = None) -> Metrics:
+        """n steps of every seed; fewer where `pause(step)` is true after BLOCK of them.
+
+        Returns the metrics last reported, each (N,), or nan.
+        """
+        end, paused = self._step + n, False
+        while self._step < end and not paused:
+            numbers = torch.arange(self._step, min(self._step + BLOCK, end))
+            for key, member in zip(self._key, self._members, strict=True):
+                with _lent(member):
+                    found: dict[str, Any] = {}
+                    for batch in self._batches(key, numbers):
+                        found |= self._method.train_step(member, batch)
+                    member.metrics |= self._method.numbers(found)
+            self._step += len(numbers)
+            paused = pause is not None and pause(self._step)
         names = dict.fromkeys(name for member in self._members for name in member.metrics)
         return {
             k: torch.tensor([m.metrics.get(k, float("nan")) for m in self._members]) for k in names
         }
 
-    def _batches(self, key: Tensor, n: int) -> Iterator[Batch]:
-        """The n batches of a seed: the rows that a functional method gets with it."""
-        key, end = key.to(self._pipeline.data.obs.device), self._step + n
-        for first in range(self._step, end, BLOCK):
-            numbers = torch.arange(first, min(first + BLOCK, end), device=key.device)
-            for rows in self._draw(rng.fold(key, numbers)).rows:
-                yield to_device(self._pipeline.batch(rows), self._device)
+    @property
+    def step(self) -> int:
+        """Steps made from the start of training."""
+        return self._step
+
+    def _batches(self, key: Tensor, numbers: Tensor) -> Iterator[Batch]:
+        """The batches of a seed at some steps: the rows that a functional method gets with it."""
+        key = key.to(self._pipeline.data.obs.device)
+        for rows in self._draw(rng.fold(key, numbers.to(key.device))).rows:
+            yield to_device(self._pipeline.batch(rows), self._device)
 
     @property
     def carry(self) -> Carry:

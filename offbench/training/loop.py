@@ -1,6 +1,6 @@
 """The training loop, as a generator: evaluation, checkpoints and loggers are loops over it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from offbench.types import Method, Metrics, Spec
 
 
 class Point(NamedTuple):
-    """A stop of the training loop. State and metrics have a leading seed axis N."""
+    """A stop of the training loop. State and metrics have a leading seed axis N; a pause has no metrics."""
 
     update: int
     # a copy
@@ -40,6 +40,7 @@ def train(
     device: torch.device | str | None = None,
     values: Sequence[Mapping[str, float]] | None = None,
     resume: Carry | None = None,
+    pause: Callable[[int], bool] | None = None,
 ) -> Iterator[Point]:
     """Trains every seed at once; yields at each update in `stop_at` and always at `n_updates`.
 
@@ -48,45 +49,44 @@ def train(
     `device` is where training happens, by default where the data are; data elsewhere stay there.
     `values` stacks hyper-parameters along with seeds (`offbench.training.step.initial_carry`). `resume`
     is the training state to continue from; earlier stops are skipped, and a state of `n_updates` is
-    yielded once, without metrics.
+    yielded once, without metrics. `pause(update)` is asked after every step; where it is true, the training
+    state is yielded there too, without metrics, for a checkpoint say.
     Raises UserError for bad seeds, and for `n_updates` that is no multiple of the method's minibatches.
     """
     k = check_budget(method, n_updates)
     stops = sorted({max(k, s - s % k) for s in stop_at if 0 < s < n_updates} | {n_updates})
     device = device or pipeline.data.obs.device
+    seen = pipeline.spec(spec)
     engine: Engine | ImperativeEngine
     if isinstance(method, Imperative):
-        if (backend, precision) != ("auto", "float32"):
-            raise UserError(
-                f"engine={backend} precision={precision}: {method.name} is run as it is written; use auto and float32"
-            )
+        _check_as_written(method, backend, precision)
         engine = ImperativeEngine(
-            method,
-            pipeline,
-            pipeline.spec(spec),
-            seeds,
-            device=str(device),
-            values=values,
-            resume=resume,
+            method, pipeline, seen, seeds, device=str(device), values=values, resume=resume
         )
         ran = engine.ran
     else:
-        carry = resume or initial_carry(method, pipeline.spec(spec), seeds, device, values=values)
+        carry = resume or initial_carry(method, seen, seeds, device, values=values)
+        step, n_steps = make_step(method, pipeline, device=device), n_updates // k
         engine, ran = make_engine(
-            make_step(method, pipeline, device=device),
-            carry,
-            backend=backend,
-            n_steps=n_updates // k,
-            precision=precision,
+            step, carry, backend=backend, n_steps=n_steps, precision=precision
         )
     done = (int(resume.step) if resume else 0) * k
     # training was complete; evaluation remains
     if done == n_updates:
         yield Point(done, engine.carry, {}, ran)
-    for stop in (s for s in stops if s > done):
-        metrics = engine.run((stop - done) // k)
-        done = stop
-        yield Point(done, engine.carry, metrics, ran)
+    paused = None if pause is None else lambda step: pause(step * k)
+    for stop in stops:
+        while done < stop:
+            metrics = engine.run((stop - done) // k, paused)
+            done = engine.step * k
+            yield Point(done, engine.carry, metrics if done == stop else {}, ran)
+
+
+def _check_as_written(method: Imperative, backend: Backend, precision: Precision) -> None:
+    if (backend, precision) != ("auto", "float32"):
+        raise UserError(
+            f"engine={backend} precision={precision}: {method.name} is run as it is written; use auto and float32"
+        )
 
 
 def check_budget(method: Method | Imperative, n_updates: int) -> int:

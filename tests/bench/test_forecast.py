@@ -1,11 +1,26 @@
-"""The share of time of monitor episodes, from records of the same cell."""
+"""Forecasts of stacks: time from records and probes, and memory, counted before anything is made."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
 
 import pandas as pd
+import pytest
 from support.records import episodes, provenance
 
-from offbench.bench.forecast import SETUP_S, forecast
+from offbench.bench import forecast as forecasts
+from offbench.bench.forecast import SETUP_S, forecast, makespan
+from offbench.bench.memory import _group_bytes, run_bytes, stack_limit
 from offbench.bench.plan import plan
+from offbench.bench.preflight import build
+from offbench.bench.settings import Settings
+from offbench.bench.stacks import pack
+from offbench.errors import UserError
 from offbench.results.store import Store
+from offbench.tasks.loading import load_data
+from offbench.training.engine import peak_bytes
+from offbench.training.step import initial_carry, make_step
 
 
 def cell(*overrides: str):
@@ -23,8 +38,119 @@ def test_monitor_episodes_cost_what_test_episodes_did(tmp_path):
         for m in ("eval.monitor_at=[]", "eval.monitor_at=[0.5,0.8]")
     )
     several = cell("seeds=[5,6,7,8]", "eval.monitor_at=[0.5,0.8]", "eval.monitor_episodes=[1,4]")
-    costs = forecast([plain, watched, several], store)
+    costs = forecast(pack([plain, watched, several]), store)
     # 20 s for 10 episodes of two seeds are 4 s for one of four
     assert [cost.monitor for cost in costs] == [0, 6 * 4, 5 * 4]
     assert [cost.seconds - 2 * (SETUP_S + 50) for cost in costs] == [0, 24, 20]
     assert {cost.basis for cost in costs} == {"records"}
+
+
+def sweep(n: int, *more: str):
+    values = ",".join(f"{1e-4 * (i + 1):.6f}" for i in range(n))
+    what = ["method=bc", "task=offbench/hopper/medium-replay-v0", "n_updates=100", "seeds=[0]"]
+    return plan([*what, f"method.lr=[{values}]", *more], bench=False).cells
+
+
+def test_a_sweep_is_one_stack_and_one_program_is_probed_at_two_sizes(tmp_path, monkeypatch):
+    probed = []
+
+    def rate(stack):
+        probed.append((stack.size, len(stack.values)))
+        # updates per second: 10 ms and 1 ms for each run
+        return 1 / (0.010 + 0.001 * stack.size)
+
+    monkeypatch.setattr(forecasts, "_update_rate", rate)
+    monkeypatch.setattr(forecasts, "_step_rate", lambda cell: float("inf"))
+    (stack,) = pack(sweep(500))
+    (cost,) = forecast([stack], Store(tmp_path))
+    assert stack.size == 500 and probed == [(8, 8), (32, 32)]
+    assert cost.seconds == pytest.approx(SETUP_S + 100 * 0.510)
+    assert cost.basis == "probes of 8 and 32"
+
+
+def test_a_real_probe_of_a_sweep_has_the_values_of_its_members(tmp_path):
+    (cost,) = forecast(pack(sweep(3, "method.hidden=[8]")), Store(tmp_path))
+    assert cost.basis == "probe" and cost.seconds > SETUP_S
+
+
+def test_the_longest_stacks_go_first():
+    assert makespan([1, 2, 3, 6], 2) == 6 and makespan([1, 1, 4], 2) == 4 and makespan([], 3) == 0
+
+
+# --- memory
+
+
+@pytest.mark.parametrize("method", ["bc", "td3_bc"])
+def test_memory_is_counted_on_tensors_without_any(method):
+    wanted = cell(f"method={method}", "seeds=[0]")
+    data, spec = load_data(wanted.task, defects="ignore")
+    made, pipeline = build(wanted, data, spec)
+    carry = initial_carry(made, pipeline.spec(spec), [0])
+    assert run_bytes(wanted) == peak_bytes(make_step(made, pipeline), carry)
+    assert run_bytes(wanted, bound=True) > run_bytes(wanted)
+
+
+@pytest.mark.parametrize("hidden", ["[100000000,100000000]", "[1000000000000,1000000000000]"])
+def test_a_run_that_no_machine_holds_is_refused_in_one_line(hidden):
+    wanted = cell("seeds=[0]", f"method.hidden={hidden}")
+    with pytest.raises(UserError, match=r"bc.*one run takes .* there are .* method.hidden"):
+        stack_limit([wanted], Settings(device="cpu"))
+
+
+def test_a_stack_that_fits_only_when_smaller_is_split(monkeypatch):
+    cells = sweep(64, "method.hidden=[512,512]")
+    size = run_bytes(cells[0])
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory(10.5 * size / 0.9))
+    settings = Settings(device="cpu", jobs=1)
+    sizes = [p.size for p in pack(cells, max_stack=stack_limit(cells, settings))]
+    assert sizes == [10] * 6 + [4]
+    limited = stack_limit(cells, replace(settings, max_stack=7))
+    assert {p.size for p in pack(cells, max_stack=limited)} == {7, 1}
+
+
+class Memory:
+    def __init__(self, available: float):
+        self.available = self.total = available
+
+
+def test_what_is_left_to_a_control_group_is_found_in_all_above_it(tmp_path):
+    own = tmp_path / "cgroup"
+    own.write_text("0::/outer/inner\n")
+    for folder, most, used in (("", "max", 10), ("outer", "1000", 900), ("outer/inner", "max", 5)):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "memory.max").write_text(f"{most}\n")
+        (tmp_path / folder / "memory.current").write_text(f"{used}\n")
+        (tmp_path / folder / "memory.stat").write_text("anon 5\ninactive_file 50\n")
+    assert _group_bytes(tmp_path, own) == 150
+    assert _group_bytes(tmp_path / "nowhere", own) == float("inf")
+
+
+# what an allocation that fails in training becomes, in a process with little address space
+LIMITED = """
+import resource
+import torch
+from offbench.bench.failures import failure_of
+from offbench.training.step import initial_carry
+from offbench.testing.contract import fake_data
+from offbench.methods.bc import BC
+from offbench.types import Spec
+
+torch.set_num_threads(1)
+import psutil
+limit = psutil.Process().memory_info().vms + 200 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    initial_carry(BC(hidden=(8192, 8192)), Spec(obs_dim=11, action_dim=3, gamma=0.99, max_episode_steps=9), [0, 1])
+except Exception as error:
+    print(*failure_of(error))
+"""
+
+
+def test_an_allocation_that_fails_under_a_limit_is_out_of_memory():
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith("error out of memory: "), done.stdout + done.stderr

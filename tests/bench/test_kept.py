@@ -250,7 +250,7 @@ def test_a_pytorch_class_of_ones_own_is_kept_by_its_state_dicts(tmp_path, monkey
         == 0
     )
     path = files(tmp_path / "r")[1]
-    policy = load_policy(path)
+    policy = load_policy(path, allow_code=True)
     episodes = Store(tmp_path / "r").episodes(run_id=policy.run.run_id)
     env = evaluation_env(load_task(HOPPER))
     obs, _ = env.reset(seed=int(episodes["env_seed"].iloc[0]))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from offbench.bench import executors, preflight, stacks
+from offbench.bench import job, preflight, schedule, stacks
 from offbench.bench.plan import plan
 from offbench.errors import UserError
 from offbench.results.store import Store
@@ -35,10 +35,10 @@ def failing(error):
 def test_a_pack_that_fails_is_recorded_and_the_others_go_on(
     error, reason, shown, made, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(executors, "run_pack", failing(error))
+    monkeypatch.setattr(job, "run_pack", failing(error))
     store = Store(tmp_path)
     packs = [p for p in stacks.pack(made.cells) if p.cells[0].task.id in TASKS]
-    events = list(executors.run_packs(packs, store, made.settings))
+    events = list(schedule.run_packs(packs, store, made.settings))
     phases = {packs[e.index].cells[0].task.id: e for e in events}
     assert phases[TASKS[0]].phase == "failed" and shown in phases[TASKS[0]].error
     assert phases[TASKS[1]].phase == "done"
@@ -56,10 +56,10 @@ def test_a_defect_of_the_bookkeeping_is_raised_and_nobody_waits_for_ever(
     def broken(*_, **__):
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr(executors, "run_pack", failing(RuntimeError("out of memory")))
+    monkeypatch.setattr(job, "run_pack", failing(RuntimeError("out of memory")))
     monkeypatch.setattr(Store, "fail", broken)
     with pytest.raises(RuntimeError, match="disk full"):
-        list(executors.run_packs(stacks.pack(made.cells), Store(tmp_path), made.settings))
+        list(schedule.run_packs(stacks.pack(made.cells), Store(tmp_path), made.settings))
 
 
 def test_a_minibatch_larger_than_the_machine_is_refused_before_anything_is_allocated():

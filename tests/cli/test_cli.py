@@ -17,8 +17,8 @@ import yaml
 from safetensors.torch import load_file
 from support.paths import ROOT
 
-from offbench.bench.executors import Event
 from offbench.bench.hydra import options
+from offbench.bench.job import Event
 from offbench.bench.plan import plan
 from offbench.bench.recording import Outcome
 from offbench.bench.stacks import Pack
@@ -482,7 +482,7 @@ def test_check_file_accepts_the_right_file():
     check_file(task.path / "data" / "main_data.hdf5", task.sha256, task.id)
 
 
-def test_a_diverged_seed_is_a_record_with_its_reason_and_exit_code_1(tmp_path, capsys):
+def test_a_diverged_seed_is_a_record_with_its_reason_and_exit_code_3(tmp_path, capsys):
     args = [
         "run",
         "method=td3_bc",
@@ -492,7 +492,7 @@ def test_a_diverged_seed_is_a_record_with_its_reason_and_exit_code_1(tmp_path, c
         f"results={tmp_path}",
         "jobs=1",
     ]
-    assert main(args) == 1
+    assert main(args) == 3
     out = capsys.readouterr()
     assert "diverged" in out.out and "not finite" in out.err
     import json
@@ -501,12 +501,12 @@ def test_a_diverged_seed_is_a_record_with_its_reason_and_exit_code_1(tmp_path, c
     assert record["status"] == "diverged" and "not finite" in record["reason"]
 
 
-def test_a_pack_that_raises_is_told_and_exit_code_1(tmp_path, capsys, monkeypatch):
+def test_a_pack_that_raises_is_told_and_exit_code_3(tmp_path, capsys, monkeypatch):
     def raises(*args, **kwargs):
         raise UserError("not like this")
 
-    monkeypatch.setattr("offbench.bench.executors.run_pack", raises)
-    assert main(["run", "method=bc", "seeds=[0,1]", *TINY, f"results={tmp_path}", "jobs=1"]) == 1
+    monkeypatch.setattr("offbench.bench.job.run_pack", raises)
+    assert main(["run", "method=bc", "seeds=[0,1]", *TINY, f"results={tmp_path}", "jobs=1"]) == 3
     assert "not like this" in capsys.readouterr().err
 
 

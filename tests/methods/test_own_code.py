@@ -373,7 +373,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_a_divergence_is_a_record_and_a_module_in_the_folder_is_found(folder, capsys):
-    assert run(folder / "r", "seeds=[0]", target="mine_here.Mine") == 1
+    assert run(folder / "r", "seeds=[0]", target="mine_here.Mine") == 3
     assert Store(folder / "r").runs()["status"].tolist() == ["diverged"]
     assert "not finite after 40 updates" in capsys.readouterr().err
 

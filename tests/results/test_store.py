@@ -320,7 +320,7 @@ def test_a_record_that_was_named_with_what_is_monitored_still_counts(
     protocol = {"episodes": 3, "monitor_at": monitor_at, "monitor_episodes": 50}
     earlier, now = spec(protocol=protocol), spec(protocol=protocol | {"monitor_at": [0.2, 0.5]})
     with monkeypatch.context() as patch:
-        patch.setattr("offbench.results.spec.unmonitored", dict)
+        patch.setattr("offbench.results.identity.unmonitored", dict)
         path = store.append(earlier, episodes(), provenance())
     assert path.stem == spec(protocol=protocol).recorded_ids[1] != now.run_id
     assert store.missing([now]) == [] and len(store.episodes()) == 3

@@ -147,13 +147,9 @@ def test_what_is_no_plain_data_is_refused_by_its_name(thing, words):
 def test_an_object_that_the_constructor_does_not_make_is_refused_when_it_is_saved_and_loaded():
     made = read(Holds()).classes
     late = Holds(Schedule())
-    with pytest.raises(
-        NotPlain, match=r"thing (is|was) a test_object_state\.Schedule, which the"
-    ):
+    with pytest.raises(NotPlain, match=r"thing (is|was) a test_object_state\.Schedule, which the"):
         read(late, made)
-    with pytest.raises(
-        NotPlain, match=r"thing (is|was) a test_object_state\.Schedule, which the"
-    ):
+    with pytest.raises(NotPlain, match=r"thing (is|was) a test_object_state\.Schedule, which the"):
         write(Holds(), read(late), "cpu")
 
 

@@ -1,0 +1,52 @@
+"""What every executor does, and the processors and GPUs there are for it."""
+
+import os
+from typing import Protocol
+
+from offbench.bench.job import Event, Job
+from offbench.bench.preflight import resolve_device
+from offbench.bench.settings import Settings
+
+
+class Executor(Protocol):
+    """Runs stacks somewhere. It calls `offbench.bench.job.run_job` there, which records the results."""
+
+    # stacks that run at once
+    slots: int
+
+    def submit(self, job: Job) -> None:
+        """Starts a stack; at most `slots` are given at once."""
+
+    def events(self, timeout: float) -> list[Event]:
+        """What has happened since the last call; waits up to `timeout` seconds for something to."""
+
+    def stop(self) -> None:
+        """Asks every stack to save its training state and end with the event `stopped`."""
+
+    def close(self, timeout: float = 0.0) -> None:
+        """Waits up to `timeout` seconds for the stacks to end, and ends those that have not."""
+
+
+def n_jobs(settings: Settings, stacks: int) -> int:
+    """Number of stacks that run at once here: `jobs`, or for auto one per core, or per GPU."""
+    if settings.jobs != "auto":
+        return min(int(settings.jobs), max(stacks, 1))
+    there = _cores() if (gpus := len(gpus_of(settings))) == 0 else gpus
+    return max(1, min(there, stacks))
+
+
+def gpus_of(settings: Settings) -> list[str]:
+    """The GPUs that stacks are dealt to: the one that is named, else all there are; none on a CPU."""
+    device = resolve_device(settings.device)
+    if not device.startswith("cuda"):
+        return []
+    import torch
+
+    return [device] if ":" in device else [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+
+
+def _cores() -> int:
+    """Cores this process may use; all of the machine's on systems without CPU affinity."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

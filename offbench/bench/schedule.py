@@ -1,0 +1,89 @@
+"""Runs stacks on an executor: what is missing, each until it is recorded, has failed, or time is up."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from offbench.bench.executors.executor import Executor, n_jobs
+from offbench.bench.executors.local import Processes, Thread
+from offbench.bench.job import Event, Job, may_mend, record_failure
+from offbench.bench.settings import Settings
+from offbench.bench.stacks import Pack
+from offbench.results.claims import sweep
+from offbench.results.store import Store
+
+# seconds until a stack is tried again whose runs another worker has, or whose machine failed
+AGAIN_S = 2.0
+# seconds that stacks have to save their state: after Ctrl-C, and when time is up
+INTERRUPTED_S, STOPPED_S = 2.5, 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How often a stack is tried, and for how long stacks are started."""
+
+    # attempts after one that failed through no fault of the method: a lost process, a full disk
+    retry: int = 2
+    max_s: float = math.inf
+
+
+class _Waiting(NamedTuple):
+    at: float
+    job: Job
+
+
+def run_packs(
+    packs: Sequence[Pack], store: Store, settings: Settings, effort: Effort = Effort()
+) -> Iterator[Event]:
+    """Runs stacks; yields events as they happen.
+
+    An error in one stack is recorded as failed runs with the reason and reported as an event; the others go
+    on. Stacks that another process has claimed are waited for. After `effort.max_s`, and when the caller
+    stops reading, the training states are saved.
+    """
+    end = time.monotonic() + effort.max_s
+    waiting = [_Waiting(0.0, Job(i, p, 1, 1 + effort.retry)) for i, p in enumerate(packs)]
+    running: dict[int, Job] = {}
+    executor = make_executor(settings, store, len(packs))
+    try:
+        while (waiting or running) and time.monotonic() < end + STOPPED_S:
+            now = time.monotonic()
+            if now >= end and waiting:
+                yield from (Event(w.job.index, "stopped") for w in waiting)
+                waiting.clear()
+                executor.stop()
+            for ready in [w for w in waiting if w.at <= now][: executor.slots - len(running)]:
+                waiting.remove(ready)
+                running[ready.job.index] = ready.job
+                executor.submit(ready.job)
+            for event in executor.events(0.2):
+                if event.final:
+                    job = running.pop(event.index)
+                    if (again := _again(event, job)) is not None:
+                        waiting.append(_Waiting(time.monotonic() + AGAIN_S, again))
+                    # what died could not record its failure
+                    elif event.phase == "lost":
+                        event = record_failure(job, event, store, settings)
+                yield event
+        yield from (Event(index, "stopped") for index in running)
+    except BaseException:
+        executor.stop()
+        raise
+    finally:
+        executor.close(INTERRUPTED_S)
+        sweep(store.root)
+
+
+def make_executor(settings: Settings, store: Store, stacks: int) -> Executor:
+    """The executor of the settings, for a number of stacks."""
+    jobs = n_jobs(settings, stacks)
+    return Thread(store, settings) if jobs == 1 else Processes(store, settings, jobs)
+
+
+def _again(event: Event, job: Job) -> Job | None:
+    """The stack, if it is to be tried again."""
+    if event.phase == "held":
+        return job
+    return replace(job, attempt=job.attempt + 1) if may_mend(event, job) else None

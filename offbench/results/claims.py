@@ -1,0 +1,299 @@
+"""Claims: which worker trains which run, in a folder that several processes and machines write to.
+
+    root/workers/WORKER.json      the heartbeat of a worker process and what it does, rewritten every BEAT_S
+    root/claims/RUN_ID.N          the name of the worker that trains the run; the largest N counts
+
+Every file is written under another name and linked or renamed into place, so file locks are not needed. A worker
+is dead when its process is gone on the same machine, or its heartbeat is older than DEAD_S by the file system's
+clock; its claims are void, and another worker takes them over with the next N. Should two workers train one run all
+the same (a machine that slept), the store keeps the record of the first.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from offbench.errors import UserError
+from offbench.io import atomic_write
+
+BEAT_S = 5.0
+DEAD_S = 60.0
+
+
+class Worker(NamedTuple):
+    """A worker process, as its heartbeat file describes it."""
+
+    name: str
+    host: str
+    pid: int
+    alive: bool
+    # seconds since its last heartbeat
+    age: float
+    # ISO 8601, UTC
+    started: str
+    device: str | None
+    # bytes of its process
+    memory: int
+    executor: str
+    # title, entries, task, seeds, runs, phase, update, n_updates, updates_per_s, started; None between two stacks
+    stack: Mapping[str, Any] | None
+
+
+class Heart:
+    """The heartbeat of this process in a store, and the claims that it holds.
+
+    Args:
+        root: folder of the store.
+        executor: what started the process: local, ray or slurm.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        executor: str = "local",
+        device: str | None = None,
+    ):
+        self.root, self.executor, self.device = root, executor, device
+        # the stack that is trained, as in `Worker.stack`; called in a thread
+        self.about: Callable[[], Mapping[str, Any] | None] = lambda: None
+        self.name = f"{_machine()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._started, self._stopped = _now_iso(), threading.Event()
+        try:
+            self._beat()
+        except OSError as error:
+            raise UserError(f"cannot write to {self.root}: {error.strerror}") from error
+        self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def claim(self, run_ids: Iterable[str]) -> bool:
+        """Claims all runs or none; False where another living worker has one of them.
+
+        The caller then looks whether they were recorded meanwhile: a claim says nothing of finished runs.
+        """
+        wanted = sorted(run_ids)
+        held = _claims(self.root)
+        taken: list[str] = []
+        for run_id in wanted:
+            if not self._take(run_id, held.get(run_id, [])):
+                break
+            taken.append(run_id)
+        # two workers that saw the same dead one may both have linked a name: then neither holds the run
+        now = _claims(self.root)
+        if len(taken) == len(wanted) and not any(self._others(now.get(r, [])) for r in wanted):
+            return True
+        self.release(taken)
+        return False
+
+    def release(self, run_ids: Iterable[str]) -> None:
+        """Gives claims of this worker up."""
+        held = _claims(self.root)
+        for run_id in run_ids:
+            for n, worker in held.get(run_id, []):
+                if worker == self.name or not is_alive(self.root, worker):
+                    (self.root / "claims" / f"{run_id}.{n}").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Stops the heartbeat; claims that are still held are void from now on."""
+        self._stopped.set()
+        self._thread.join(timeout=1)
+        _path(self.root, self.name).unlink(missing_ok=True)
+
+    def __enter__(self) -> "Heart":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _others(self, holders: Sequence[tuple[int, str]]) -> bool:
+        return any(w != self.name and is_alive(self.root, w) for _, w in holders)
+
+    def _take(self, run_id: str, holders: Sequence[tuple[int, str]]) -> bool:
+        if any(worker == self.name for _, worker in holders):
+            return True
+        if self._others(holders):
+            return False
+        folder = self.root / "claims"
+        folder.mkdir(parents=True, exist_ok=True)
+        number = max((n for n, _ in holders), default=0) + 1
+        return _create(folder / f"{run_id}.{number}", self.name)
+
+    def _beat_on(self) -> None:
+        while not self._stopped.wait(BEAT_S):
+            # a full disk or a lost mount: the worker counts as dead until it can write again
+            with suppress(OSError):
+                self._beat()
+
+    def _beat(self) -> None:
+        body = {
+            "worker": self.name,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": self._started,
+            "beat": _now_iso(),
+            "device": self.device,
+            "memory": psutil.Process().memory_info().rss,
+            "executor": self.executor,
+            "stack": self.about(),
+        }
+        atomic_write(_path(self.root, self.name), json.dumps(body).encode())
+
+
+def workers(root: Path) -> list[Worker]:
+    """The workers whose heartbeat files lie in a store, dead ones too; files that cannot be read are left out."""
+    found = []
+    try:
+        names = sorted(os.listdir(root / "workers"))
+    except FileNotFoundError:
+        return []
+    now = _clock(root)
+    for name in (n.removesuffix(".json") for n in names if n[0] != "." and n.endswith(".json")):
+        path = _path(root, name)
+        try:
+            age = max(0.0, now - path.stat().st_mtime)
+            body = json.loads(path.read_text(encoding="utf-8"))
+            found.append(
+                Worker(
+                    name=name,
+                    host=str(body["host"]),
+                    pid=int(body["pid"]),
+                    alive=age < DEAD_S and not _gone(name),
+                    age=age,
+                    started=str(body["started"]),
+                    device=body["device"],
+                    memory=int(body["memory"]),
+                    executor=str(body["executor"]),
+                    stack=body["stack"],
+                )
+            )
+        # removed meanwhile, or of another program
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def claimed(root: Path) -> dict[str, str]:
+    """Run id -> the living worker that trains it."""
+    held = {run_id: max(holders)[1] for run_id, holders in _claims(root).items()}
+    alive = {worker for worker in set(held.values()) if is_alive(root, worker)}
+    return {run_id: worker for run_id, worker in held.items() if worker in alive}
+
+
+def is_alive(root: Path, worker: str) -> bool:
+    """Whether a worker's heart beats; without its heartbeat file it does not."""
+    try:
+        beat = _path(root, worker).stat().st_mtime
+    except OSError:
+        return False
+    return not _gone(worker) and (time.time() - beat < DEAD_S or _clock(root) - beat < DEAD_S)
+
+
+def sweep(root: Path) -> None:
+    """Removes heartbeat files and claims of dead workers."""
+    for run_id, holders in _claims(root).items():
+        for n, worker in holders:
+            if not is_alive(root, worker):
+                (root / "claims" / f"{run_id}.{n}").unlink(missing_ok=True)
+    for one in workers(root):
+        if not one.alive:
+            _path(root, one.name).unlink(missing_ok=True)
+
+
+def _path(root: Path, worker: str) -> Path:
+    return root / "workers" / f"{worker}.json"
+
+
+def _claims(root: Path) -> dict[str, list[tuple[int, str]]]:
+    """Run id -> (number, worker) of each of its claim files."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    try:
+        names = os.listdir(root / "claims")
+    except FileNotFoundError:
+        return {}
+    for name in names:
+        run_id, _, number = name.rpartition(".")
+        if run_id and not name.startswith(".") and number.isdigit():
+            # given up meanwhile
+            with suppress(OSError):
+                worker = (root / "claims" / name).read_text(encoding="utf-8")
+                found.setdefault(run_id, []).append((int(number), worker))
+    return found
+
+
+def _create(path: Path, content: str) -> bool:
+    """Writes a whole file that is not there yet; False where it is."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary.write_text(content, encoding="utf-8")
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    # a file system without hard links
+    except OSError:
+        try:
+            with open(path, "x", encoding="utf-8") as file:
+                file.write(content)
+        except FileExistsError:
+            return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _clock(root: Path) -> float:
+    """Now, by the clock that stamps the files of the store: machines' clocks differ."""
+    probe = root / "workers" / f".{secrets.token_hex(4)}.tmp"
+    try:
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+        return now
+    # a store that may only be read
+    except OSError:
+        return time.time()
+
+
+def _gone(worker: str) -> bool:
+    """Whether a worker was a process of this machine that has ended; of other machines nothing is known."""
+    machine, _, rest = worker.partition("-")
+    pid = rest.partition("-")[0]
+    if machine != _machine() or not pid.isdigit():
+        return False
+    try:
+        return psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
+        return False
+
+
+@cache
+def _machine() -> str:
+    """A name for this machine since it started, and the process ids that are valid on it."""
+    parts = [socket.gethostname()]
+    # absent where there is no Linux
+    try:
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    except OSError:
+        pass
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
+
+
+def _now_iso() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
