@@ -97,6 +97,8 @@ def plan(overrides: Sequence[str], *, bench: bool) -> Plan:
     plans = [_plan_point(point, swept, known, bench=bench) for point in points]
     cells = tuple(cell for p in plans for cell in p.cells)
     _check_folder(plans[0].settings.results)
+    if not bench and plans[0].settings.bench.until == "decided":
+        raise UserError("bench.until=decided compares entries: use offbench bench methods=[...]")
     if len(names := {p.name for p in plans}) > 1:
         raise UserError(
             f"one board, one suite, and these are of {', '.join(sorted(names))}: name one with suite="

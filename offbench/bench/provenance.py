@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -72,5 +73,8 @@ def device_name(device: str) -> str:
 
 
 def host() -> dict[str, int | str]:
-    """Number of CPUs and the operating system."""
-    return {"cpus": os.cpu_count() or 1, "system": platform.system()}
+    """Number of CPUs, the operating system, and the threads that torch computes with, which rounding depends on."""
+    about: dict[str, int | str] = {"cpus": os.cpu_count() or 1, "system": platform.system()}
+    if torch := sys.modules.get("torch"):
+        about["threads"] = torch.get_num_threads()
+    return about

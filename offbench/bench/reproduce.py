@@ -40,7 +40,7 @@ FAMILIES: Mapping[str, Sequence[str]] = {
 # settings that the command itself sets, by task and method
 _CHOOSE = ("task", "methods")
 
-_TAKEN = ("method", "suite", "label")
+_TAKEN = ("method", "suite", "label", "bench.until")
 
 # entry and task of a published cell
 Key = tuple[str, str]

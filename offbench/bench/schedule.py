@@ -22,11 +22,12 @@ INTERRUPTED_S, STOPPED_S = 2.5, 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How often a stack is tried, and for how long stacks are started."""
+    """How often a stack is tried, and until when."""
 
     # attempts after one that failed through no fault of the method: a lost process, a full disk
     retry: int = 2
-    max_s: float = math.inf
+    # of time.monotonic(); then the training states are saved
+    deadline: float = math.inf
 
 
 class _Waiting(NamedTuple):
@@ -40,20 +41,21 @@ def run_packs(
     """Runs stacks; yields events as they happen.
 
     An error in one stack is recorded as failed runs with the reason and reported as an event; the others go
-    on. Stacks that another process has claimed are waited for. After `effort.max_s`, and when the caller
+    on. Stacks that another process has claimed are waited for. After `effort.deadline`, and when the caller
     stops reading, the training states are saved.
     """
-    end = time.monotonic() + effort.max_s
     waiting = [_Waiting(0.0, Job(i, p, 1, 1 + effort.retry)) for i, p in enumerate(packs)]
     running: dict[int, Job] = {}
+    stopped = False
     executor = make_executor(settings, store, len(packs))
     try:
-        while (waiting or running) and time.monotonic() < end + STOPPED_S:
+        while (waiting or running) and time.monotonic() < effort.deadline + STOPPED_S:
             now = time.monotonic()
-            if now >= end and waiting:
+            if now >= effort.deadline and not stopped:
                 yield from (Event(w.job.index, "stopped") for w in waiting)
                 waiting.clear()
                 executor.stop()
+                stopped = True
             for ready in [w for w in waiting if w.at <= now][: executor.slots - len(running)]:
                 waiting.remove(ready)
                 running[ready.job.index] = ready.job
@@ -61,7 +63,9 @@ def run_packs(
             for event in executor.events(0.2):
                 if event.final:
                     job = running.pop(event.index)
-                    if (again := _again(event, job)) is not None:
+                    if (again := _again(event, job)) is not None and stopped:
+                        event = Event(event.index, "stopped")
+                    elif again is not None:
                         waiting.append(_Waiting(time.monotonic() + AGAIN_S, again))
                     # what died could not record its failure
                     elif event.phase == "lost":

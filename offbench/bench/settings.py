@@ -14,6 +14,9 @@ Keep = Literal["policy", "state", "none"]
 # default of eval.validation for tasks without an environment
 HELD_OUT = 0.1
 
+# of the first look of bench.until=decided: with fewer its error rate was not measured
+FEWEST_SEEDS = 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSettings:
@@ -42,6 +45,14 @@ class WandbSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchSettings:
+    """The types of `bench` in conf/run.yaml."""
+
+    until: Literal["seeds", "decided"] = "seeds"
+    max_seeds: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """The types of conf/run.yaml."""
 
@@ -54,6 +65,7 @@ class Settings:
     transforms: Mapping[str, Any] = field(default_factory=dict)
     preset: Literal["usual", "paper", "corl", "alone", "none"] = "usual"
     eval: EvalSettings = EvalSettings()
+    bench: BenchSettings = BenchSettings()
     device: str = "auto"
     engine: Literal["auto", "vmap", "eager", "compile", "cudagraph"] = "auto"
     precision: Literal["float32", "tf32", "bf16"] = "float32"
@@ -69,6 +81,15 @@ class Settings:
     label: str | None = None
     strict: bool = False
     loader: Loader = "offbench"
+
+    @property
+    def possible_seeds(self) -> tuple[int, ...]:
+        """The seeds that runs may have: those asked for; until=decided, then the next integers up to max_seeds."""
+        asked = self.seeds or ()
+        if self.bench.until == "seeds":
+            return asked
+        following = max(asked) + 1
+        return (*asked, *range(following, following + self.bench.max_seeds - len(asked)))
 
     @property
     def loggers(self) -> tuple[str, ...]:
@@ -133,6 +154,16 @@ def check_settings(s: Settings) -> None:
     need(len(seeds) > 0, "seeds must name at least one seed, for example seeds=[0,1,2]")
     need(len(set(seeds)) == len(seeds), f"seeds={list(seeds)} has duplicates")
     need(min(seeds) >= 0, f"seeds={list(seeds)}: a seed is a whole number >= 0")
+    if s.bench.until == "decided":
+        need(
+            s.bench.max_seeds >= len(seeds),
+            f"bench.max_seeds={s.bench.max_seeds} is below the {len(seeds)} seeds to begin with"
+            f" (seeds={list(seeds)})",
+        )
+        need(
+            len(seeds) >= FEWEST_SEEDS,
+            f"seeds={list(seeds)}: bench.until=decided begins with {FEWEST_SEEDS} seeds at least",
+        )
     need((s.n_updates or 0) >= 1, f"n_updates={s.n_updates} must be at least 1")
     need(s.batch_size >= 1, f"batch_size={s.batch_size} must be at least 1")
     need(0 <= s.gamma <= 1, f"gamma={s.gamma} must lie in [0, 1]")

@@ -110,6 +110,14 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "print every run, every value with its source, and the time needed; run nothing",
             ("plan", "plan method=td3_bc method.alpha=1.0 n_updates=20000"),
         ),
+        "status": Command(
+            "say how far the runs are, what works at them, and how long it takes",
+            ("status", "status suite=d4rl-gym-9 --watch 5", "status --all results=there"),
+            options=(
+                Option("--watch", {"metavar": "SECONDS", "help": "again and again, until done"}),
+                Option("--all", {"action": "store_true", "help": "every suite of the store"}),
+            ),
+        ),
         "board": Command(
             "print the leaderboard of recorded runs and write it below results/board",
             ("board suite=quick", "board suite=d4rl-gym-9 published=[corl,iql-2021]"),
@@ -123,6 +131,12 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 Option("--run", {"action": "store_true", "help": "run what has no record"}),
                 *EFFORT_OPTIONS,
             ),
+        ),
+        "rerun": Command(
+            "train a recorded run once more in its stack, and say whether its rows are equal",
+            ("rerun RUN_ID", "rerun RUN_ID results=there --alone"),
+            "RUN_ID [results=PATH]",
+            (Option("--alone", {"action": "store_true", "help": "by itself: rounding differs"}),),
         ),
         "compare": Command(
             "say whether an entry is better than others of the board, and where",
@@ -262,7 +276,7 @@ def _end_of_help(command: str) -> str:
     lines = ["examples:", *(f"  offbench {example}" for example in COMMANDS[command].examples)]
     if command == "speed":
         lines += ["", SPEED_SETTINGS.rstrip()]
-    elif command not in ("list", "submit"):
+    elif command not in ("list", "submit", "rerun"):
         lines += ["", "settings and their defaults (conf/run.yaml):"]
         for key, default, words in run_settings():
             head = f"  {key}={default}"
@@ -399,8 +413,10 @@ _FUNCTIONS = {
     "bench": ("offbench.cli.bench", "run_bench"),
     "run": ("offbench.cli.bench", "run_one"),
     "plan": ("offbench.cli.plan", "show_plan"),
+    "status": ("offbench.cli.status", "show_status"),
     "board": ("offbench.cli.board", "show_board"),
     "reproduce": ("offbench.cli.reproduce", "reproduce"),
+    "rerun": ("offbench.cli.rerun", "rerun"),
     "diagnose": ("offbench.cli.board", "draw_diagnostics"),
     "report": ("offbench.cli.report", "show_report"),
     "curves": ("offbench.cli.curves", "show_curves"),

@@ -1,22 +1,23 @@
 """`offbench run` and `offbench bench`: train and evaluate the missing runs, print the board."""
 
-import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from offbench.cli.board import evidence_of, print_board
 from offbench.cli.console import make_console, plural
 from offbench.cli.describe import say_differences, say_protocol, say_settings, say_which
+from offbench.cli.parts import Part, Ran, chosen, read_part
 from offbench.cli.report import refresh_report
-from offbench.errors import Interrupted, UserError
+from offbench.cli.until import run_until_decided
+from offbench.errors import Interrupted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,76 +31,12 @@ if TYPE_CHECKING:
     from offbench.results.store import Store
 
 
-# exit codes: some runs failed; runs are left to do (EX_TEMPFAIL)
-FAILED, MORE_TO_DO = 3, 75
-
-
 def run_bench(args: Sequence[str], **options: Any) -> int:
     return _execute(args, read_part(**options), bench=True)
 
 
 def run_one(args: Sequence[str], **options: Any) -> int:
     return _execute(args, read_part(**options), bench=False)
-
-
-class Part(NamedTuple):
-    """Which of the missing runs to do, how often and for how long to try."""
-
-    effort: "Effort"
-    # only runs that failed before
-    only_failed: bool
-    # (number from 1, of how many)
-    shard: tuple[int, int]
-
-
-class Ran(NamedTuple):
-    """What came of the missing runs of a plan."""
-
-    # on its data
-    plan: "Plan"
-    # number of runs that were missing, and that still are: nobody failed, time was up
-    missing: int
-    left: int
-    # one line each, printed
-    failures: list[str]
-
-    @property
-    def exit_code(self) -> int:
-        return MORE_TO_DO if self.left else FAILED if self.failures else 0
-
-
-def read_part(
-    *,
-    only: str | None = None,
-    retry: str | None = None,
-    max_time: str | None = None,
-    shard: str | None = None,
-) -> Part:
-    """The options of `offbench bench`. Raises UserError for what they do not mean."""
-    from offbench.bench.schedule import Effort
-
-    if only not in (None, "failed"):
-        raise UserError(f"--only {only}: --only failed runs again what has failed")
-    if retry is not None and not re.fullmatch(r"\d{1,3}", retry):
-        raise UserError(f"--retry {retry}: a number of attempts, such as 2")
-    found = re.fullmatch(r"(\d+)/(\d+)", shard or "1/1")
-    part = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not 1 <= part[0] <= part[1]:
-        raise UserError(f"--shard {shard}: I/N, the I-th of N parts, such as 1/4")
-    effort = Effort()
-    if retry is not None:
-        effort = replace(effort, retry=int(retry))
-    if max_time is not None:
-        effort = replace(effort, max_s=_seconds(max_time))
-    return Part(effort, only == "failed", part)
-
-
-def _seconds(text: str) -> float:
-    """Seconds of `90s`, `30m`, `8h`, `2d`; of a plain number too."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|min|h|d)?", text.strip())
-    if not found:
-        raise UserError(f"--max-time {text}: a time such as 90s, 30m, 8h or 2d")
-    return float(found[1]) * {"m": 60, "min": 60, "h": 3600, "d": 86400}.get(found[2], 1)
 
 
 def _execute(args: Sequence[str], part: Part, *, bench: bool) -> int:
@@ -113,7 +50,11 @@ def _execute(args: Sequence[str], part: Part, *, bench: bool) -> int:
     say_settings(wanted, console, args)
     say_differences(wanted, console)
     store = Store(Path(wanted.settings.results))
-    ran = run_missing(wanted, store, console, part)
+    run = partial(run_missing, part=part)
+    if wanted.settings.bench.until == "decided":
+        ran = run_until_decided(wanted, store, console, run)
+    else:
+        ran = run(wanted, store, console)
     if (found := evidence_of(ran.plan, store)) is not None:
         board = print_board(found, ran.plan, console, args)
         refresh_report(found, board, ran.plan, store, console, args)
@@ -134,13 +75,13 @@ def run_missing(
     with console.status("looking for the data") as status:
         wanted = replace(wanted, cells=fetched(wanted.cells, report=status.update))
     unrecorded = missing(wanted.cells, store)
-    todo = _chosen(wanted.cells, unrecorded, part, store)
+    todo = chosen(wanted.cells, unrecorded, part, store)
     total = sum(len(c.seeds) for c in wanted.cells)
     absent = sum(len(c.seeds) for c in unrecorded)
     here = sum(len(c.seeds) for c in todo)
     console.print(
         f"{wanted.name}: {plural(total, 'run')}, {total - absent} recorded, {here} to do"
-        + (f" of {absent}, {_words(part)}" if here < absent else "")
+        + (f" of {absent}, {part.words}" if here < absent else "")
     )
     if not todo:
         return Ran(wanted, 0, 0, [])
@@ -159,34 +100,6 @@ def run_missing(
         words = f"time is up with {plural(left, 'run')} left; the same command goes on"
         print(f"offbench: {words}", file=sys.stderr)
     return Ran(wanted, here, left, failures)
-
-
-def _chosen(
-    cells: "Sequence[Cell]", left: "Sequence[Cell]", part: Part, store: "Store"
-) -> "list[Cell]":
-    """Of the cells that are left to do, with their seeds, those that belong to a part of the plan's."""
-    from offbench.bench.stacks import pack
-
-    i, n = part.shard
-    if n > 1:
-        # by the whole plan: the parts stay the same while runs are recorded
-        mine = {r.run_id for p in pack(cells)[i - 1 :: n] for _, r in p.members}
-        left = [_with_seeds(cell, mine) for cell in left]
-    if part.only_failed:
-        runs = [run for cell in left for run in cell.runs()]
-        untried = {run.run_id for run in store.missing(runs, count_failed=True)}
-        left = [_with_seeds(cell, {r.run_id for r in runs} - untried) for cell in left]
-    return [cell for cell in left if cell.seeds]
-
-
-def _with_seeds(cell: "Cell", run_ids: "Collection[str]") -> "Cell":
-    return replace(cell, seeds=tuple(r.seed for r in cell.runs() if r.run_id in run_ids))
-
-
-def _words(part: Part) -> str:
-    """ "shard 1/4, failed before"."""
-    shard = f"shard {part.shard[0]}/{part.shard[1]}" if part.shard[1] > 1 else ""
-    return ", ".join(filter(None, [shard, "failed before" if part.only_failed else ""]))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from offbench.cli.recorded import (
     read_recorded,
     recorded_runs,
 )
+from offbench.cli.until import notes_of, progress_of
 from offbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -135,10 +136,12 @@ def evidence_of(plan: "Plan", store: "Store") -> "Evidence | ValidationTable | N
     if not plan.cells[0].task.env:
         curves = store.curves(run_id=found.ids)
         return validation_table(found.runs, curves, seeds=seeds, title=title)
-    notes = (
-        f"{found.left_out} recorded runs of these tasks are left out: their environment, or its rules, or how"
-        " a return is scored was another",
-    )
+    notes: tuple[str, ...] = ()
+    if plan.settings.bench.until == "decided":
+        notes = notes_of(progress_of(plan, store))
+    if found.left_out:
+        text = f"{found.left_out} recorded runs of these tasks are left out: their environment, or its rules, or how"
+        notes = (*notes, f"{text} a return is scored was another")
     return Evidence(
         episodes=found.episodes(),
         runs=found.runs,
@@ -149,7 +152,7 @@ def evidence_of(plan: "Plan", store: "Store") -> "Evidence | ValidationTable | N
             unscaled=plan.unscaled,
         ),
         title=title,
-        notes=notes if found.left_out else (),
+        notes=notes,
     )
 
 

@@ -42,6 +42,12 @@ def say_protocol(plan: "Plan", console: "Console") -> None:
         console.print(
             f"  {budget}{f' {which}' if len(said) > 1 else ''}", soft_wrap=True, markup=False
         )
+    if plan.settings.bench.until == "decided":
+        from offbench.results.sequential import looks
+
+        seeds = ", ".join(map(str, looks(len(plan.cells[0].seeds), plan.settings.bench.max_seeds)))
+        text = "  all pairs of entries are tested; those not decided get more (bench.until=decided)"
+        console.print(f"{text}: looks at {seeds} seeds", soft_wrap=True)
 
 
 def _few(names: Sequence[str]) -> str:

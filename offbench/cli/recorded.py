@@ -45,9 +45,17 @@ def recorded_runs(plan: "Plan", store: "Store") -> Recorded:
     from offbench.results.selection import readable, select
 
     recorded = store.runs(suite=plan.name)
-    runs, left_out = select(recorded, wanted_of(plan, recorded))
+    runs, left_out = select(recorded, wanted_of(_with_possible_seeds(plan), recorded))
     rows = store.episodes(suite=plan.name, run_id=list(runs["run_id"]))
     return Recorded(plan, store, readable(runs, rows), left_out, rows)
+
+
+def _with_possible_seeds(plan: "Plan") -> "Plan":
+    """The plan; with bench.until=decided, with all seeds that its runs may have."""
+    if plan.settings.bench.until == "seeds":
+        return plan
+    seeds = plan.settings.possible_seeds
+    return replace(plan, cells=tuple(replace(cell, seeds=seeds) for cell in plan.cells))
 
 
 def read_recorded(args: Sequence[str]) -> Recorded:
@@ -134,7 +142,7 @@ def board_folder(plan: "Plan") -> Path:
 
 def board_name(plan: "Plan", args: Sequence[str] | None = None) -> str:
     """`SUITE` for a suite as it is defined; `SUITE-part`, with which other methods, seeds or settings do not
-    replace its board."""
+    replace its board, and `-decided` behind either where a rule adds seeds."""
     if args is not None and {arg.partition("=")[0] for arg in args} <= {"suite", "results"}:
         # what the suite plans, without planning it once more
         return slug(plan.name)
@@ -152,8 +160,8 @@ def board_name(plan: "Plan", args: Sequence[str] | None = None) -> str:
         unmonitored(c.protocol),
     )
     whole = plan.tasks == plan.suite["tasks"] and plan.settings.loader == "offbench"
-    if whole and list(map(what, plan.cells)) == [
+    whole = whole and list(map(what, plan.cells)) == [
         what(c) for c in read([f"suite={plan.name}"], bench=True).cells
-    ]:
-        return slug(plan.name)
-    return slug(f"{plan.name}-part")
+    ]
+    rule = "-decided" if plan.settings.bench.until == "decided" else ""
+    return slug(f"{plan.name}{'' if whole else '-part'}{rule}")

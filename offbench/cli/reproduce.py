@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from offbench.bench.cells import Cell
     from offbench.bench.reproduce import Reproduction
-    from offbench.cli.bench import Part
+    from offbench.cli.parts import Part
     from offbench.results.board.leaderboard import Board
     from offbench.results.store import Store
 
@@ -27,7 +27,7 @@ def reproduce(args: Sequence[str], *, run: bool = False, **options: Any) -> int:
     Without a table, lists those there are.
     """
     from offbench.bench.reproduce import reproduction
-    from offbench.cli.bench import FAILED, MORE_TO_DO, read_part
+    from offbench.cli.parts import FAILED, MORE_TO_DO, read_part
     from offbench.results.store import Store
 
     part = read_part(**options)

@@ -12,11 +12,12 @@ the same (a machine that slept), the store keeps the record of the first.
 import hashlib
 import json
 import os
+import re
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -30,6 +31,10 @@ from offbench.io import atomic_write
 
 BEAT_S = 5.0
 DEAD_S = 60.0
+
+_CLAIM = re.compile(r"([0-9a-f]{16})\.(\d{1,9})", re.ASCII)
+# machine, process id, a number of its own
+_WORKER = re.compile(r"[\w.]{1,64}-\d{1,10}-\w{1,32}", re.ASCII)
 
 
 class Worker(NamedTuple):
@@ -86,27 +91,24 @@ class Heart:
 
         The caller then looks whether they were recorded meanwhile: a claim says nothing of finished runs.
         """
-        wanted = sorted(run_ids)
-        held = _claims(self.root)
+        wanted = sorted(set(run_ids))
+        held = _claims(self.root, wanted)
         taken: list[str] = []
-        for run_id in wanted:
-            if not self._take(run_id, held.get(run_id, [])):
-                break
-            taken.append(run_id)
+        if not self._others(held):
+            (self.root / "claims").mkdir(parents=True, exist_ok=True)
+            for run_id in wanted:
+                if not self._take(run_id, held.get(run_id, [])):
+                    break
+                taken.append(run_id)
         # two workers that saw the same dead one may both have linked a name: then neither holds the run
-        now = _claims(self.root)
-        if len(taken) == len(wanted) and not any(self._others(now.get(r, [])) for r in wanted):
+        if len(taken) == len(wanted) and not self._others(_claims(self.root, wanted)):
             return True
         self.release(taken)
         return False
 
     def release(self, run_ids: Iterable[str]) -> None:
-        """Gives claims of this worker up."""
-        held = _claims(self.root)
-        for run_id in run_ids:
-            for n, worker in held.get(run_id, []):
-                if worker == self.name or not is_alive(self.root, worker):
-                    (self.root / "claims" / f"{run_id}.{n}").unlink(missing_ok=True)
+        """Gives claims of this worker up, and removes those of dead ones on the same runs."""
+        _remove_void(self.root, _claims(self.root, list(run_ids)), of=self.name)
 
     def close(self) -> None:
         """Stops the heartbeat; claims that are still held are void from now on."""
@@ -120,18 +122,15 @@ class Heart:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _others(self, holders: Sequence[tuple[int, str]]) -> bool:
-        return any(w != self.name and is_alive(self.root, w) for _, w in holders)
+    def _others(self, held: Mapping[str, Sequence[tuple[int, str]]]) -> bool:
+        """Whether another living worker is among the holders."""
+        return bool(_living(self.root, _names(held) - {self.name}))
 
     def _take(self, run_id: str, holders: Sequence[tuple[int, str]]) -> bool:
         if any(worker == self.name for _, worker in holders):
             return True
-        if self._others(holders):
-            return False
-        folder = self.root / "claims"
-        folder.mkdir(parents=True, exist_ok=True)
         number = max((n for n, _ in holders), default=0) + 1
-        return _create(folder / f"{run_id}.{number}", self.name)
+        return _create(self.root / "claims" / f"{run_id}.{number}", self.name)
 
     def _beat_on(self) -> None:
         while not self._stopped.wait(BEAT_S):
@@ -156,15 +155,18 @@ class Heart:
 
 def workers(root: Path) -> list[Worker]:
     """The workers whose heartbeat files lie in a store, dead ones too; files that cannot be read are left out."""
-    found = []
     try:
         names = sorted(os.listdir(root / "workers"))
-    except FileNotFoundError:
+    except OSError:
         return []
+    found = []
     now = _clock(root)
-    for name in (n.removesuffix(".json") for n in names if n[0] != "." and n.endswith(".json")):
+    for name in (n.removesuffix(".json") for n in names if n.endswith(".json")):
+        if _WORKER.fullmatch(name) is None:
+            continue
         path = _path(root, name)
-        try:
+        # removed meanwhile, or of another program
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             age = max(0.0, now - path.stat().st_mtime)
             body = json.loads(path.read_text(encoding="utf-8"))
             found.append(
@@ -178,70 +180,110 @@ def workers(root: Path) -> list[Worker]:
                     device=body["device"],
                     memory=int(body["memory"]),
                     executor=str(body["executor"]),
-                    stack=body["stack"],
+                    stack=None if body["stack"] is None else dict(body["stack"].items()),
                 )
             )
-        # removed meanwhile, or of another program
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
     return found
 
 
 def claimed(root: Path) -> dict[str, str]:
     """Run id -> the living worker that trains it."""
-    held = {run_id: max(holders)[1] for run_id, holders in _claims(root).items()}
-    alive = {worker for worker in set(held.values()) if is_alive(root, worker)}
-    return {run_id: worker for run_id, worker in held.items() if worker in alive}
+    held = _claims(root)
+    alive = _living(root, _names(held))
+    living = {run: [h for h in holders if h[1] in alive] for run, holders in held.items()}
+    return {run_id: max(holders)[1] for run_id, holders in living.items() if holders}
 
 
 def is_alive(root: Path, worker: str) -> bool:
     """Whether a worker's heart beats; without its heartbeat file it does not."""
-    try:
-        beat = _path(root, worker).stat().st_mtime
-    except OSError:
-        return False
-    return not _gone(worker) and (time.time() - beat < DEAD_S or _clock(root) - beat < DEAD_S)
+    return bool(_living(root, {worker}))
 
 
 def sweep(root: Path) -> None:
-    """Removes heartbeat files and claims of dead workers."""
-    for run_id, holders in _claims(root).items():
-        for n, worker in holders:
-            if not is_alive(root, worker):
-                (root / "claims" / f"{run_id}.{n}").unlink(missing_ok=True)
+    """Removes heartbeat files and claims of dead workers, and what killed processes left half written."""
+    _remove_void(root, _claims(root))
     for one in workers(root):
         if not one.alive:
             _path(root, one.name).unlink(missing_ok=True)
+    now = _clock(root)
+    for path in [*root.glob("claims/.*.tmp"), *root.glob("workers/.*.tmp*")]:
+        with suppress(OSError):
+            if now - path.stat().st_mtime > DEAD_S:
+                path.unlink()
 
 
 def _path(root: Path, worker: str) -> Path:
     return root / "workers" / f"{worker}.json"
 
 
-def _claims(root: Path) -> dict[str, list[tuple[int, str]]]:
-    """Run id -> (number, worker) of each of its claim files."""
+def _claims(root: Path, run_ids: Collection[str] | None = None) -> dict[str, list[tuple[int, str]]]:
+    """Run id -> (number, worker) of each of its claim files; worker "" where one cannot be read."""
     found: dict[str, list[tuple[int, str]]] = {}
     try:
         names = os.listdir(root / "claims")
-    except FileNotFoundError:
+    except OSError:
         return {}
+    wanted = None if run_ids is None else frozenset(run_ids)
     for name in names:
-        run_id, _, number = name.rpartition(".")
-        if run_id and not name.startswith(".") and number.isdigit():
-            # given up meanwhile
-            with suppress(OSError):
-                worker = (root / "claims" / name).read_text(encoding="utf-8")
-                found.setdefault(run_id, []).append((int(number), worker))
+        match = _CLAIM.fullmatch(name)
+        if match is not None and (wanted is None or match[1] in wanted):
+            with suppress(FileNotFoundError):
+                worker = _read(root / "claims" / name)
+                found.setdefault(match[1], []).append((int(match[2]), worker))
     return found
+
+
+def _names(held: Mapping[str, Sequence[tuple[int, str]]]) -> set[str]:
+    """The workers among holders of runs."""
+    return {worker for holders in held.values() for _, worker in holders}
+
+
+def _living(root: Path, names: Collection[str]) -> set[str]:
+    """Those of the workers whose hearts beat, by the clock of the file system."""
+    beats = {}
+    for name in names:
+        if _WORKER.fullmatch(name) is not None and not _gone(name):
+            with suppress(OSError):
+                beats[name] = _path(root, name).stat().st_mtime
+    now = _clock(root) if beats else 0.0
+    return {name for name, beat in beats.items() if now - beat < DEAD_S}
+
+
+def _read(path: Path) -> str:
+    """The text of a claim; "" of one that cannot be read. Raises FileNotFoundError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise
+    # a folder, of another user, no text
+    except (OSError, ValueError):
+        return ""
+
+
+def _remove_void(
+    root: Path, held: Mapping[str, Sequence[tuple[int, str]]], *, of: str | None = None
+) -> None:
+    """Removes those claims that are of dead workers, and those of the worker `of`."""
+    alive = _living(root, {name for name in _names(held) if name != of})
+    for run_id, holders in held.items():
+        for n, worker in holders:
+            path = root / "claims" / f"{run_id}.{n}"
+            with suppress(OSError):
+                # another worker may have taken the name meanwhile
+                if worker not in alive and _read(path) == worker:
+                    path.unlink()
 
 
 def _create(path: Path, content: str) -> bool:
     """Writes a whole file that is not there yet; False where it is."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    temporary.write_text(content, encoding="utf-8")
     try:
+        temporary.write_text(content, encoding="utf-8")
         os.link(temporary, path)
     except FileExistsError:
+        # a network file system may have linked it, and asked again
+        with suppress(FileNotFoundError):
+            return _read(path) == content
         return False
     # a file system without hard links
     except OSError:
@@ -270,9 +312,8 @@ def _clock(root: Path) -> float:
 
 def _gone(worker: str) -> bool:
     """Whether a worker was a process of this machine that has ended; of other machines nothing is known."""
-    machine, _, rest = worker.partition("-")
-    pid = rest.partition("-")[0]
-    if machine != _machine() or not pid.isdigit():
+    machine, pid, _ = worker.split("-")
+    if machine != _machine():
         return False
     try:
         return psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE

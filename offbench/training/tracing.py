@@ -7,6 +7,7 @@ optimisers in place. Memory may be overwritten where no later operation reads it
 """
 
 import operator
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ from offbench import rng
 from offbench.nn import optim
 
 _aten = torch.ops.aten
+# torch.fx keeps the trace it makes in a global variable; episodes are played in another thread than training
+_one_at_a_time = threading.RLock()
 
 
 class Program:
@@ -46,7 +49,8 @@ class Program:
             result, out["tree"] = tree_flatten(fn(tree_unflatten(list(leaves), self._tree)))
             return result
 
-        graph = make_fx(flat, decomposition_table=_FORMULAS if compiled else {})(*leaves)
+        with _one_at_a_time:
+            graph = make_fx(flat, decomposition_table=_FORMULAS if compiled else {})(*leaves)
         self._out = out["tree"]
         _drop_empty_views(graph)
         if bf16:

@@ -1,9 +1,12 @@
 """What becomes of a benchmark when a pack of it fails."""
 
+import time
+
 import pytest
 
 from offbench.bench import job, preflight, schedule, stacks
 from offbench.bench.plan import plan
+from offbench.bench.runner import PackRun, run_pack
 from offbench.errors import UserError
 from offbench.results.store import Store
 from offbench.tasks.loading import load_data
@@ -71,3 +74,25 @@ def test_a_minibatch_larger_than_the_machine_is_refused_before_anything_is_alloc
         UserError, match=r"^batch_size=1000000000000: one minibatch of offbench/hopper"
     ):
         preflight.build(cell, data, spec)
+
+
+@pytest.mark.env
+def test_the_test_waits_for_monitor_episodes_that_step_the_same_environments(tmp_path, monkeypatch):
+    """Two threads in one environment are wrong scores, or a process killed inside MuJoCo."""
+    playing, most, play = [], [], PackRun._play
+
+    def slow(self, state, seeds, update, episodes, stream):
+        playing.append(stream)
+        most.append(len(playing))
+        time.sleep(0.3 if stream == "monitor" else 0.0)
+        rows = play(self, state, seeds, update, episodes, stream)
+        playing.remove(stream)
+        return rows
+
+    monkeypatch.setattr(PackRun, "_play", slow)
+    args = ["method=bc", f"task={TASKS[0]}", "seeds=[0]", "n_updates=20", "eval.episodes=1"]
+    args += ["eval.monitor_at=[0.9]", "eval.monitor_episodes=1", "method.hidden=[8]", "engine=vmap"]
+    made = plan([*args, "device=cpu"], bench=False)
+    run_pack(stacks.Pack(made.cells), store := Store(tmp_path), made.settings)
+    assert most == [1, 1]
+    assert list(store.episodes()["stream"]) == ["monitor", "test"]

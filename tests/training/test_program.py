@@ -1,5 +1,7 @@
 """A traced program gives the bits of the function it was traced from, whatever it computes once or writes over."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
@@ -225,3 +227,14 @@ def test_metrics_given_out_are_not_written_over_by_the_next_step():
     kept = tree_map(torch.clone, metrics)
     program(state)
     assert all(map(torch.equal, tree_leaves(metrics), tree_leaves(kept)))
+
+
+def test_programs_are_traced_in_two_threads_at_once():
+    """A policy is traced where episodes are played, while training traces its update or another policy."""
+
+    def trace(_) -> bool:
+        function = lambda x: (x @ x).sin().sum() + sum((x * i).cos().sum() for i in range(10))
+        return torch.equal(Program(function, A)(A), function(A))
+
+    with ThreadPoolExecutor(2) as threads:
+        assert all(threads.map(trace, range(6)))
