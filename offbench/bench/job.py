@@ -30,6 +30,8 @@ Phase = Literal[
     "held",
     "stopped",
     "lost",
+    # it failed or was lost, and is tried again
+    "again",
 ]
 
 FINAL: frozenset[Phase] = frozenset({"done", "recorded", "failed", "held", "stopped", "lost"})

@@ -152,6 +152,9 @@ def _show_progress(
             done[event.index] = event.fraction * len(part.members)
             bars.update(overall, completed=sum(done.values()))
             left += len(part.members) if event.phase == "stopped" else 0
+            if event.phase == "again":
+                words = f"[yellow]tried again[/] {escape(f'{part.title}: {event.reason}')}"
+                console.print(words, soft_wrap=True)
             if ended:
                 for line in _finished(part, event):
                     console.print(line, soft_wrap=True)
