@@ -186,6 +186,8 @@ def split_entry(
     if entry is None:
         return None, picked
     name, *modifiers = entry.split("+")
+    if not name:
+        raise UserError(f"{entry!r} names no method: iql+aw is iql with the sampler aw")
     samplers, views, weights = options("sampler"), options("view"), options("weight")
     # group -> its name in the entry
     named: dict[str, str] = {}

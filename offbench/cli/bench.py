@@ -59,10 +59,9 @@ def run_missing(
     Returns (the plan on its data, number of runs that were missing, one line per failure, printed too).
     """
     from offbench.bench.memory import check_one
-    from offbench.bench.preflight import check_device_name, preflight, resolve_device
+    from offbench.bench.preflight import check_machine, preflight
     from offbench.bench.stacks import fetched, missing
 
-    check_device_name(wanted.settings.device)
     with console.status("looking for the data") as status:
         wanted = replace(wanted, cells=fetched(wanted.cells, report=status.update))
     todo = missing(wanted.cells, store)
@@ -70,7 +69,8 @@ def run_missing(
     left = sum(len(c.seeds) for c in todo)
     console.print(f"{wanted.name}: {plural(total, 'run')}, {total - left} recorded, {left} to do")
     if todo:
-        resolve_device(wanted.settings.device)
+        own = wanted.settings
+        check_machine(own.device, own.engine, own.precision)
         with console.status("checking") as status:
             fits = partial(check_one, settings=wanted.settings)
             preflight(todo, strict=wanted.settings.strict, fits=fits, report=status.update)
