@@ -135,6 +135,8 @@ def parse_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
             raise UserError(
                 f"{text!r}: settings are replaced (key=value), not added or deleted; null switches one off"
             )
+        if parsed.package is not None:
+            raise UserError(f"{text!r}: settings are written key=value, without @ in the key")
         key, value = parsed.key_or_group, parsed.value()
         if not parsed.is_sweep_override():
             axes.append([(key, _plain(value))])

@@ -215,7 +215,6 @@ BAD = [
     ["check", "method._target_=offbench.nn.nets"],
     ["speed", "methods=[nowhere]"],
     ["speed", "seeds=[0]"],
-    ["speed", "hidden=[64]"],
     ["speed", "seconds=-1"],
     ["speed", "device=mps"],
     ["speed", "nothing=1"],
