@@ -67,11 +67,10 @@ def run_missing(
 ) -> Ran:
     """Fetches the data of a plan and runs what has no record, under a progress display."""
     from offbench.bench.memory import check_one
-    from offbench.bench.preflight import check_device_name, preflight, resolve_device
+    from offbench.bench.preflight import check_machine, preflight
     from offbench.bench.stacks import fetched, missing
 
     part = part or read_part()
-    check_device_name(wanted.settings.device)
     with console.status("looking for the data") as status:
         wanted = replace(wanted, cells=fetched(wanted.cells, report=status.update))
     unrecorded = missing(wanted.cells, store)
@@ -85,10 +84,11 @@ def run_missing(
     )
     if not todo:
         return Ran(wanted, 0, 0, [])
-    resolve_device(wanted.settings.device)
+    own = wanted.settings
+    check_machine(own.device, own.engine, own.precision)
     with console.status("checking") as status:
-        fits = partial(check_one, settings=wanted.settings)
-        preflight(todo, strict=wanted.settings.strict, fits=fits, report=status.update)
+        fits = partial(check_one, settings=own)
+        preflight(todo, strict=own.strict, fits=fits, report=status.update)
     store.check_writable()
     with _terminable():
         failures, left = _show_progress(todo, store, wanted, console, part.effort)
