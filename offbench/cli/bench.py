@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -97,7 +97,8 @@ def run_missing(
     if failures:
         print("offbench: `--only failed` runs again what failed", file=sys.stderr)
     if left:
-        words = f"time is up with {plural(left, 'run')} left; the same command goes on"
+        why = "time is up" if time.monotonic() >= part.effort.deadline else "a worker was stopped"
+        words = f"{why} with {plural(left, 'run')} left; the same command goes on"
         print(f"offbench: {words}", file=sys.stderr)
     return Ran(wanted, here, left, failures)
 
@@ -133,11 +134,13 @@ def _show_progress(
     packs = whole_stacks(packs, plan.cells, store)
     failures: list[str] = []
     left = 0
-    with _bars(console) as bars:
+    # closed whatever happens here: its stacks then save their states
+    events = run_packs(packs, store, plan.settings, effort)
+    with _bars(console) as bars, closing(events):
         overall = bars.add_task("all", total=sum(len(p.members) for p in packs))
         rows: dict[int, Any] = {}
         done: dict[int, float] = {}
-        for event in run_packs(packs, store, plan.settings, effort):
+        for event in events:
             part = packs[event.index]
             if event.index not in rows:
                 rows[event.index] = bars.add_task("", total=1.0)

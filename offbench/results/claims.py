@@ -114,7 +114,9 @@ class Heart:
         """Stops the heartbeat; claims that are still held are void from now on."""
         self._stopped.set()
         self._thread.join(timeout=1)
-        _path(self.root, self.name).unlink(missing_ok=True)
+        # as when the folder can no longer be written to
+        with suppress(OSError):
+            _path(self.root, self.name).unlink()
 
     def __enter__(self) -> "Heart":
         return self
@@ -204,7 +206,8 @@ def sweep(root: Path) -> None:
     _remove_void(root, _claims(root))
     for one in workers(root):
         if not one.alive:
-            _path(root, one.name).unlink(missing_ok=True)
+            with suppress(OSError):
+                _path(root, one.name).unlink()
     now = _clock(root)
     for path in [*root.glob("claims/.*.tmp"), *root.glob("workers/.*.tmp*")]:
         with suppress(OSError):

@@ -24,6 +24,10 @@ HELD_S = 5.0
 """Age in seconds of a hold that was left behind; what is done under one takes milliseconds."""
 
 
+class RecordedAlready(UserError):
+    """There is a whole record of this run; it stays as it is."""
+
+
 # --- records ---------------------------------------------------------------------------------
 
 
@@ -45,7 +49,8 @@ def write_record(
         traceback: of a failed one.
 
     Raises:
-        UserError: there is a whole record of this run already, or it cannot be written.
+        RecordedAlready: there is a whole record of this run.
+        UserError: it cannot be written.
     """
     mark = mark_of(root, run, entry)
     try:
@@ -110,8 +115,8 @@ def _superseded(root: Path, run: RunSpec) -> list[Path]:
     return failures
 
 
-def _recorded_already(run: RunSpec, path: Path) -> UserError:
-    return UserError(f"run {run.run_id} is recorded already in {path}; records are kept")
+def _recorded_already(run: RunSpec, path: Path) -> "RecordedAlready":
+    return RecordedAlready(f"run {run.run_id} is recorded already in {path}; records are kept")
 
 
 def winner(marks: list[tuple[Path, dict[str, Any]]]) -> tuple[Path, dict[str, Any]]:
