@@ -103,7 +103,7 @@ def run_job(
         return Event(job.index, "stopped")
     except Exception as error:
         kind, reason = failure_of(error)
-        text = reason if kind == "user" else clean_traceback(error)
+        text = reason if isinstance(error, UserError) else clean_traceback(error)
         event = Event(job.index, "failed", 1.0, error=text, reason=reason, kind=kind)
         if may_mend(event, job):
             return event

@@ -95,7 +95,8 @@ def run_missing(
     for line in failures:
         print(f"offbench: {line}", file=sys.stderr)
     if failures:
-        print("offbench: `--only failed` runs again what failed", file=sys.stderr)
+        words = "the same command tries again what failed; with --only failed, that alone"
+        print(f"offbench: {words}", file=sys.stderr)
     if left:
         why = "time is up" if time.monotonic() >= part.effort.deadline else "a worker was stopped"
         words = f"{why} with {plural(left, 'run')} left; the same command goes on"

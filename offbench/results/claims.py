@@ -90,7 +90,14 @@ class Heart:
         """Claims all runs or none; False where another living worker has one of them.
 
         The caller then looks whether they were recorded meanwhile: a claim says nothing of finished runs.
+        UserError where the folder cannot be written to.
         """
+        try:
+            return self._claim(run_ids)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.root}: {error.strerror}") from error
+
+    def _claim(self, run_ids: Iterable[str]) -> bool:
         wanted = sorted(set(run_ids))
         held = _claims(self.root, wanted)
         taken: list[str] = []
@@ -296,7 +303,8 @@ def _create(path: Path, content: str) -> bool:
         except FileExistsError:
             return False
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
     return True
 
 
