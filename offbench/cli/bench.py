@@ -106,19 +106,27 @@ def run_missing(
 
 @contextmanager
 def _terminable() -> "Iterator[None]":
-    """SIGTERM, with which clusters preempt, raises `Interrupted` in the block: states are saved."""
-
-    def interrupt(*_: Any) -> None:
-        raise Interrupted("SIGTERM")
-
+    """SIGTERM, with which clusters preempt, and SIGHUP, of a terminal that is closed, raise `Interrupted` in the
+    block: states are saved. Those after the first do nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    there = {getattr(signal, name, signal.SIGTERM) for name in ("SIGTERM", "SIGHUP")}
+    # `nohup` ignores SIGHUP
+    before = {n: old for n in there if (old := signal.getsignal(n)) != signal.SIG_IGN}
+
+    def interrupt(number: int, _: Any) -> None:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)
+        raise Interrupted(signal.Signals(number).name)
+
+    for number in before:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _show_progress(

@@ -123,6 +123,35 @@ def test_sigterm_leaves_stacks_more_time_than_ctrl_c(error, seconds, tmp_path, m
     assert closed == [seconds]
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_the_first_request_to_end_is_heard_and_later_ones_do_not_disturb(name):
+    before = signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGTERM)
+    saved = False
+    with pytest.raises(Interrupted, match=f"^{name}$"), cli._terminable():
+        try:
+            os.kill(os.getpid(), getattr(signal, name))
+        finally:
+            # a shell and the kernel both tell that the terminal is closed
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+            saved = True
+    assert saved and before == (
+        signal.getsignal(signal.SIGHUP),
+        signal.getsignal(signal.SIGTERM),
+    )
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_nohup_outlives_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with cli._terminable():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 class Wire:
     """A pipe whose other end nobody reads or writes."""
 

@@ -220,8 +220,10 @@ def _work(pipe: Connection, store: Store, settings: Settings) -> None:
     """The life of a worker process: stacks from the pipe, until it is closed."""
     import torch
 
-    # on a terminal Ctrl-C reaches every process; the parent decides
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and the end of a terminal reach every process; the parent decides
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     torch.set_num_threads(1)
