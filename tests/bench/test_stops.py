@@ -152,6 +152,15 @@ def test_nohup_outlives_its_terminal():
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_worker_that_dies_after_its_last_record_has_lost_nothing(tmp_path):
+    made = planned(tmp_path)
+    (part,), store = pack(made.cells), Store(tmp_path)
+    runner.run_pack(part, store, made.settings)
+    lost = job.Event(0, "lost", 1.0, error="killed", reason="killed")
+    told = job.record_failure(job.Job(0, part), lost, store, made.settings)
+    assert told == job.Event(0, "recorded", 1.0)
+
+
 class Wire:
     """A pipe whose other end nobody reads or writes."""
 
