@@ -30,6 +30,8 @@ Phase = Literal[
     "held",
     "stopped",
     "lost",
+    # it failed, or its process died, and is tried once more
+    "again",
 ]
 
 FINAL: frozenset[Phase] = frozenset({"done", "recorded", "failed", "held", "stopped", "lost"})

@@ -67,6 +67,8 @@ def run_packs(
                         event = Event(event.index, "stopped")
                     elif again is not None:
                         waiting.append(_Waiting(time.monotonic() + AGAIN_S, again))
+                        if event.phase != "held":
+                            event = replace(event, phase="again", fraction=0.0)
                     # what died could not record its failure
                     elif event.phase == "lost":
                         event = record_failure(job, event, store, settings)

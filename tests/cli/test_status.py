@@ -239,6 +239,18 @@ def test_it_imports_no_torch_and_writes_nothing(tmp_path, cells):
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
+def test_a_plan_says_what_runs_elsewhere(tmp_path, cells, capsys):
+    bc, iql = cells
+    record_cells(Store(tmp_path), [bc.varied(seeds=(0, 1)), iql.varied(seeds=(0,))], lambda *_: 1.0)
+    elsewhere(tmp_path, stack_of(iql))
+    capsys.readouterr()
+    assert main(["plan", *ARGS, f"results={tmp_path}"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    # seed 0 is recorded, the others are in its stack
+    assert " 1,2, running on " in text and text.count("running on") == 1
+    assert "node17.cluster.example" in text
+
+
 def test_watching_a_worker_until_ctrl_c(tmp_path, cells, capsys, monkeypatch):
     pauses = []
 
