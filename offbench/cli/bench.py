@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offbench.cli.board import evidence_of, print_board
-from offbench.cli.console import make_console, plural
+from offbench.cli.console import make_console, plural, spelt_seeds
 from offbench.cli.describe import say_differences, say_protocol, say_settings, say_which
 from offbench.cli.parts import Part, Ran, chosen, read_part
 from offbench.cli.report import refresh_report
@@ -66,9 +66,9 @@ def run_missing(
     wanted: "Plan", store: "Store", console: "Console", part: Part | None = None
 ) -> Ran:
     """Fetches the data of a plan and runs what has no record, under a progress display."""
-    from offbench.bench.memory import check_one
+    from offbench.bench.memory import check_one, stack_limit
     from offbench.bench.preflight import check_machine, preflight
-    from offbench.bench.stacks import fetched, missing
+    from offbench.bench.stacks import fetched, missing, pack, whole_stacks
 
     part = part or read_part()
     with console.status("looking for the data") as status:
@@ -91,7 +91,12 @@ def run_missing(
         preflight(todo, strict=own.strict, fits=fits, report=status.update)
     store.check_writable()
     with _terminable():
-        failures, left = _show_progress(todo, store, wanted, console, part.effort)
+        packs = whole_stacks(
+            pack(todo, max_stack=stack_limit(todo, wanted.settings)), wanted.cells, store
+        )
+        for line in apart(packs, unrecorded, wanted.cells):
+            console.print(line, markup=False, soft_wrap=True)
+        failures, left = _show_progress(packs, store, wanted, console, part.effort)
     for line in failures:
         print(f"offbench: {line}", file=sys.stderr)
     if failures:
@@ -120,17 +125,13 @@ def _terminable() -> "Iterator[None]":
 
 
 def _show_progress(
-    todo: "Sequence[Cell]", store: "Store", plan: "Plan", console: "Console", effort: "Effort"
+    packs: "Sequence[Pack]", store: "Store", plan: "Plan", console: "Console", effort: "Effort"
 ) -> tuple[list[str], int]:
-    """Runs the cells under a progress display; returns (one line per failure, number of runs not done)."""
+    """Runs stacks under a progress display; returns (one line per failure, number of runs not done)."""
     from rich.markup import escape
 
-    from offbench.bench.memory import stack_limit
     from offbench.bench.schedule import run_packs
-    from offbench.bench.stacks import pack, whole_stacks
 
-    packs = pack(todo, max_stack=stack_limit(todo, plan.settings))
-    packs = whole_stacks(packs, plan.cells, store)
     failures: list[str] = []
     left = 0
     with _bars(console) as bars:
@@ -162,7 +163,29 @@ def _show_progress(
     return failures, left
 
 
-_PHASES = {"held": "waiting for another process:", "recorded": "recorded by another process:"}
+def apart(
+    packs: "Sequence[Pack]", unrecorded: "Sequence[Cell]", planned: "Sequence[Cell]"
+) -> list[str]:
+    """A line for each cell some seeds of which were recorded in another stack, on which rounding depends."""
+    name = lambda cell: (cell.entry, cell.task.id)
+    left = {name(cell): set(cell.seeds) for cell in unrecorded}
+    recorded = {name(c): sorted(set(c.seeds) - left.get(name(c), set())) for c in planned}
+    lines = []
+    for part in packs:
+        for cell in part.cells:
+            if others := [seed for seed in recorded[name(cell)] if seed not in cell.seeds]:
+                lines.append(
+                    f"{cell.entry} on {cell.task.id}: seeds {spelt_seeds(cell.seeds)} in a stack of"
+                    f" {part.size}, recorded in others: {spelt_seeds(others)} (rounding differs)"
+                )
+    return lines if len(lines) <= 3 else [*lines[:3], f"and {len(lines) - 3} more such cells"]
+
+
+_PHASES = {
+    "held": "waiting for another process:",
+    "recorded": "recorded by another process:",
+    "again": "to be tried again:",
+}
 
 
 def _bars(console: "Console") -> "Progress":

@@ -266,9 +266,12 @@ def _print_cells(
     costs: "Mapping[tuple[str, str], Cost]",
     console: "Console",
 ) -> None:
+    from offbench.results.status import hosts_at_work
+
     columns = ("entry", "task", "seeds", "to do", "updates", "run ids", "time", "estimated from")
     rows = []
     left = {(c.entry, c.task.id): c for c in todo}
+    busy = hosts_at_work(Path(plan.settings.results)) if todo else {}
     shown_cells = plan.cells if len(plan.cells) <= MANY else plan.cells[:FIRST]
     for cell in shown_cells:
         key = (cell.entry, cell.task.id)
@@ -277,6 +280,9 @@ def _print_cells(
             more = f" +{len(cell.seeds) - 2}" if len(cell.seeds) > 3 else ""
             shown = " ".join(name[:6] for name in few.run_ids()) + more
             absent = spelt_seeds(left[key].seeds) if key in left else "recorded"
+            if busy and key in left:
+                at = dict.fromkeys(busy[name] for name in left[key].run_ids() if name in busy)
+                absent += f", running on {', '.join(at)}" if at else ""
         # the data are part of what a run is
         else:
             shown, absent = "--", "data not here"

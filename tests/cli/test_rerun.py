@@ -8,7 +8,10 @@ from support.records import episodes, provenance
 
 from offbench.bench.plan import plan
 from offbench.bench.repeat import Rows, differences
+from offbench.bench.stacks import Pack
 from offbench.cli import main
+from offbench.cli.bench import apart
+from offbench.results.report.payload import _made
 from offbench.results.spec import Provenance, RunSpec
 from offbench.results.store import Store
 
@@ -200,3 +203,27 @@ def test_what_differs_is_named(change, words):
     if changed is not None:
         now = replace(now, episodes=changed)
     assert any(words in line for line in differences(then, now)), differences(then, now)
+
+
+def test_a_run_says_that_its_other_seeds_were_trained_in_another_stack():
+    args = ["method=bc", f"task={HOPPER}", "suite=quick", "seeds=[0,1,2,3,4]"]
+    (cell,) = plan(args, bench=False).cells
+    left = cell.varied(seeds=(3, 4))
+    words = "seeds 3,4 in a stack of 2, recorded in others: 0-2 (rounding differs)"
+    assert apart([Pack((left,))], [left], [cell]) == [f"bc on {HOPPER}: {words}"]
+    # a stack that was recorded in part is trained whole; a part of a plan is not what is recorded
+    assert apart([Pack((cell,))], [left], [cell]) == []
+    assert apart([Pack((left,))], [cell], [cell]) == []
+    assert apart([], [], [cell]) == []
+    many = [cell.varied(entry=f"bc{i}") for i in range(6)]
+    part = [one.varied(seeds=(3, 4)) for one in many]
+    assert apart([Pack(tuple(part))], part, many)[-1] == "and 3 more such cells"
+
+
+def test_the_report_says_in_which_stack_the_runs_of_a_cell_were_trained(recorded):
+    ids = recorded.read(recorded.records()[0].stem).provenance.stack
+    records = recorded.read_all(run_id=ids[:2])
+    made = _made([records[name] for name in ids[:2]])
+    assert set(made["trained in"]) == {"a stack of 4: seeds 3,1 and 2 runs of other rows"}
+    old = [r._replace(provenance=replace(r.provenance, stack=())) for r in records.values()]
+    assert set(_made(old)["trained in"]) == {"a stack of 4"}
