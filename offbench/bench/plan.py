@@ -28,6 +28,7 @@ from offbench.bench.presets import (
 )
 from offbench.bench.settings import (
     HELD_OUT,
+    WHERE,
     Settings,
     check_settings,
     typed_transforms,
@@ -340,7 +341,11 @@ def _cell(
         n_updates=settings.n_updates or 0,
         protocol=protocol,
         tuning=tuning,
-        overrides={k: v for k, v in given.items() if k in own.values or k.startswith("transforms")},
+        overrides={
+            k: v
+            for k, v in given.items()
+            if (k in own.values or k.startswith("transforms")) and k.split(".")[0] not in WHERE
+        },
         sources=own.sources,
     )
 

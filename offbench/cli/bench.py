@@ -124,11 +124,13 @@ def run_missing(
     wanted: "Plan", store: "Store", console: "Console", part: Part | None = None
 ) -> Ran:
     """Fetches the data of a plan and runs what has no record, under a progress display."""
+    from offbench.bench.executors.executor import check_cluster, is_here
     from offbench.bench.preflight import check_device_name, preflight, resolve_device
     from offbench.bench.stacks import fetched, missing
 
     part = part or read_part()
     check_device_name(wanted.settings.device)
+    check_cluster(wanted.settings)
     with console.status("looking for the data") as status:
         wanted = replace(wanted, cells=fetched(wanted.cells, report=status.update))
     todo = missing(_chosen(wanted.cells, part, store), store)
@@ -141,11 +143,12 @@ def run_missing(
     )
     if not todo:
         return Ran(wanted, 0, 0, [])
-    resolve_device(wanted.settings.device)
+    if is_here(wanted.settings):
+        resolve_device(wanted.settings.device)
     with console.status("checking") as status:
         preflight(todo, strict=wanted.settings.strict, report=status.update)
     store.check_writable()
-    with _terminable():
+    with _terminable(), _jobs_that_go_on(wanted):
         failures, left = _show_progress(todo, store, wanted, console, part.effort)
     for line in failures:
         print(f"offbench: {line}", file=sys.stderr)
@@ -194,6 +197,23 @@ def _terminable() -> "Iterator[None]":
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _jobs_that_go_on(plan: "Plan") -> "Iterator[None]":
+    """Says, where the block is interrupted, that jobs of Slurm go on without it."""
+    from offbench.bench.executors.executor import is_here
+
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted):
+        if not is_here(plan.settings) and plan.settings.executor == "slurm":
+            words = (
+                "jobs in the queue go on without this command: see `offbench status results="
+                f"{plan.settings.results}` and `squeue --name offbench`; `scancel --name offbench` ends them"
+            )
+            print(f"offbench: {words}", file=sys.stderr)
+        raise
 
 
 def _show_progress(
@@ -267,11 +287,13 @@ def _bars(console: "Console") -> "Progress":
 
 def stack_limit(todo: "Sequence[Cell]", plan: "Plan") -> int | None:
     """The most runs of one stack: what was asked for, or what a GPU's memory holds."""
+    from offbench.bench.executors.executor import is_here
     from offbench.bench.forecast import stack_bytes
     from offbench.bench.preflight import resolve_device
     from offbench.bench.stacks import Pack, program_of
 
-    if plan.settings.max_stack is not None:
+    # the memory of a cluster's machines is not known here
+    if plan.settings.max_stack is not None or not is_here(plan.settings):
         return plan.settings.max_stack
     device = resolve_device(plan.settings.device)
     if not device.startswith("cuda"):
