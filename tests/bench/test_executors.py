@@ -361,21 +361,21 @@ def test_a_stack_whose_process_is_killed_is_tried_again(more, by_a_thread, tmp_p
 @pytest.mark.env
 def test_a_job_whose_time_is_up_saves_its_state_and_goes_on(by_a_thread, tmp_path):
     """submitit's signal, sent early: the job is queued again by itself, and the rows are the same."""
-    more = [*SLURM, "seeds=[0]", "n_updates=4000", "eval.monitor_at=[]"]
+    more = [*SLURM, "seeds=[0]", "n_updates=4000", "eval.monitor_at=[]", "checkpoint_minutes=0"]
     whole, packs = made(tmp_path / "a", *more)
     store, sent, saved = Store(tmp_path / "a"), [], []
     store.check_writable()
+    states = lambda: list((store.root / "checkpoints").glob("*.safetensors"))
 
     def preempt() -> None:
-        while not sent:
-            time.sleep(0.05)
-            for worker in workers(store.root):
-                if worker.stack and worker.stack["phase"] == "training":
-                    os.kill(worker.pid, signal.SIGUSR2)
-                    sent.append(worker.pid)
-        while not saved:
+        while not states():
             time.sleep(0.02)
-            saved.extend((store.root / "checkpoints").glob("*.safetensors"))
+        (worker,) = workers(store.root)
+        os.kill(worker.pid, signal.SIGUSR2)
+        sent.append(worker.pid)
+        while psutil.pid_exists(worker.pid):
+            time.sleep(0.02)
+        saved.extend(states())
 
     threading.Thread(target=preempt, daemon=True).start()
     phases = [e.phase for e in run_packs(packs, store, whole.settings) if e.final]
