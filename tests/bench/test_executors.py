@@ -333,8 +333,12 @@ def test_rows_and_board_are_the_same_from_every_executor(more, by_a_thread, tmp_
 @pytest.mark.slow
 @pytest.mark.env
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("more", [RAY, SLURM], ids=["ray", "slurm"])
-def test_a_stack_whose_process_is_killed_is_tried_again(more, by_a_thread, tmp_path):
+@pytest.mark.parametrize(
+    ("more", "number"),
+    [(RAY, signal.SIGKILL), (RAY, signal.SIGTERM), (SLURM, signal.SIGKILL)],
+    ids=["ray killed", "ray ended", "slurm killed"],
+)
+def test_a_stack_whose_process_is_ended_is_tried_again(more, number, by_a_thread, tmp_path):
     before, killed = children(), []
 
     def kill() -> None:
@@ -343,7 +347,7 @@ def test_a_stack_whose_process_is_killed_is_tried_again(more, by_a_thread, tmp_p
             holders = set(claimed(tmp_path).values())
             for worker in (w for w in workers(tmp_path) if w.name in holders):
                 assert worker.executor == more[0].removeprefix("executor=")
-                os.kill(worker.pid, signal.SIGKILL)
+                os.kill(worker.pid, number)
                 killed.append(worker.pid)
                 return
 
