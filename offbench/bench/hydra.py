@@ -157,6 +157,8 @@ def parse_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
             raise UserError(
                 f"{text!r}: settings are replaced (key=value), not added or deleted; null switches one off"
             )
+        if parsed.package is not None:
+            raise UserError(f"{text!r}: settings are written key=value, without @ in the key")
         key, value = parsed.key_or_group, parsed.value()
         if not parsed.is_sweep_override():
             axes.append([(key, _plain(value))])
@@ -208,6 +210,8 @@ def split_entry(
     if entry is None:
         return None, picked
     name, *modifiers = entry.split("+")
+    if not name:
+        raise UserError(f"{entry!r} names no method: iql+aw is iql with the sampler aw")
     samplers, views, weights = options("sampler"), options("view"), options("weight")
     # group -> its name in the entry
     named: dict[str, str] = {}

@@ -190,13 +190,12 @@ def _address_space() -> float:
     return limit - psutil.Process().memory_info().vms
 
 
-def _group_bytes(
-    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
-) -> float:
+def _group_bytes(root: Path | None = None, own: Path | None = None) -> float:
     """Bytes left to this process's control groups; infinite where nothing limits them."""
     left = [float("inf")]
-    with contextlib.suppress(OSError, ValueError):
-        for line in own.read_text().splitlines():
+    try:
+        root, own = root or Path("/sys/fs/cgroup"), own or Path("/proc/self/cgroup")
+        for line in own.read_text(encoding="utf-8").splitlines():
             _, kinds, path = line.split(":", 2)
             if kinds and "memory" not in kinds.split(","):
                 continue
@@ -204,6 +203,8 @@ def _group_bytes(
             folders = [base / path.strip("/"), *(base / path.strip("/")).parents]
             inside = [f for f in folders if f == base or base in f.parents]
             left += [found for f in inside if (found := _left_in(f)) is not None]
+    except (OSError, ValueError):
+        return float("inf")
     return min(left)
 
 
@@ -214,11 +215,15 @@ def _left_in(folder: Path) -> float | None:
         ("memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
         try:
-            most, now = (folder / limit).read_text().strip(), int((folder / used).read_text())
+            most, now = (
+                (folder / limit).read_text(encoding="utf-8").strip(),
+                int((folder / used).read_text(encoding="utf-8")),
+            )
             if not most.isdigit():
                 continue
             numbers = dict(
-                line.split() for line in (folder / "memory.stat").read_text().splitlines()
+                line.split()
+                for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
             )
             files = int(numbers.get("total_inactive_file", numbers.get("inactive_file", 0)))
         except (OSError, ValueError):

@@ -114,6 +114,8 @@ def plan(overrides: Sequence[str], *, bench: bool) -> Plan:
 
 def _check_folder(results: str) -> None:
     """Raises UserError where a file has the name of the results folder or of one above it."""
+    if not results.strip():
+        raise UserError("results= names no folder; without it, records are written to results/")
     folder = Path(results)
     for path in (folder, *folder.parents):
         if path.exists():
@@ -126,6 +128,8 @@ def _plan_point(given: dict[str, Any], swept: Set[str], known: Known, *, bench: 
     """The cells of one point of a sweep; `swept` settings are always named in labels."""
     choices = {g: given.pop(g) for g in GROUPS if g in given}
     for group, name in choices.items():
+        if name == "":
+            raise UserError(f"{group}= names nothing: {', '.join(options(group)[:12])}, ...")
         if name is not None and not isinstance(name, str):
             raise UserError(
                 f"{group}={name!r} must be a name; {group} settings are written {group}.key=value"
@@ -135,6 +139,8 @@ def _plan_point(given: dict[str, Any], swept: Set[str], known: Known, *, bench: 
             f"{bad[0]}: a published suite is not edited; set task, seeds, n_updates or eval instead"
         )
 
+    if given.get("task", "-") in ("", [], {}):
+        raise UserError("task= names no task; task=null, or nothing, for every task of the suite")
     own = {k.split(".", 1)[1]: given.pop(k) for k in list(given) if k.startswith("task.")}
     if own:
         given["task"] = _own_task(own, given.get("task"))
@@ -148,10 +154,11 @@ def _plan_point(given: dict[str, Any], swept: Set[str], known: Known, *, bench: 
     if choices.get("method") or target:
         entries: Sequence[str | None] = (choices.get("method"),)
     elif bench:
-        entries = (
-            coerce(given.get("methods"), tuple[str, ...] | None, "methods") or suite["methods"]
-        )
-        if not given.get("methods"):
+        asked = coerce(given.get("methods"), tuple[str, ...] | None, "methods")
+        if asked == ():
+            raise UserError("methods=[] names no method; null, or nothing, for those of the suite")
+        entries = asked or suite["methods"]
+        if not asked:
             for name in (str(entry).partition("+")[0] for entry in entries):
                 if "." in name:
                     check_target(name, f"suite {suite['id']}")
@@ -189,6 +196,7 @@ def _own_task(own: Mapping[str, Any], task_id: Any) -> Task:
         raise UserError(
             "task.data=PATH is missing: a file in D4RL or OGBench layout or a Minari folder"
         )
+    coerce(own["data"], str, "task.data")
     values = {k: coerce(v, hints[k], f"task.{k}") for k, v in own.items()}
     return own_task(values.pop("data"), id=coerce(task_id, str | None, "task"), **values)
 

@@ -1,6 +1,5 @@
 """Builds the method and pipeline of a cell; checks cells before training."""
 
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from offbench.bench.cells import Cell
+from offbench.bench.settings import check_device_name
 from offbench.bench.stacks import program_of
 from offbench.bench.targets import is_torch_class, locate, option_of
 from offbench.errors import UserError
@@ -161,14 +161,6 @@ def _one_of_each(cells: Sequence[Cell]) -> list[Cell]:
     return list(found.values())
 
 
-def check_device_name(device: str) -> None:
-    """UserError for what is no device, whatever this machine has."""
-    if re.fullmatch(r"(mps|xpu|meta|hpu|xla)(:\d+)?", device):
-        raise UserError(f"device={device}: runs are made on cpu and cuda only")
-    if not re.fullmatch(r"auto|(cpu|cuda)(:\d+)?", device):
-        raise UserError(f"device={device!r} is not a device; use auto, cpu or cuda")
-
-
 def resolve_device(device: str) -> str:
     """The device to use for `device=`, auto resolved. UserError for one that is not there."""
     check_device_name(device)
@@ -179,6 +171,18 @@ def resolve_device(device: str) -> str:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device={device}: no CUDA device is available; use device=cpu")
     return device
+
+
+def check_machine(device: str, engine: str, precision: str) -> None:
+    """Raises UserError for a device that is not there, and for an engine or precision that it lacks."""
+    resolved = resolve_device(device)
+    if resolved.startswith("cuda"):
+        return
+    where = f"device={device}" if device != "auto" else "device=auto, here cpu"
+    if engine == "cudagraph":
+        raise UserError(f"engine=cudagraph is for GPUs ({where}); use engine=auto")
+    if precision == "tf32":
+        raise UserError(f"precision=tf32 is for GPUs ({where}); use precision=float32")
 
 
 def training_episodes(cell: Cell, data: "ReplayData") -> "tuple[ReplayData, ReplayData | None]":

@@ -68,7 +68,7 @@ def run_packs(
                     elif again is not None:
                         waiting.append(_Waiting(time.monotonic() + AGAIN_S, again))
                         if event.phase != "held":
-                            event = replace(event, phase="again", fraction=0.0)
+                            event = Event(event.index, "again", reason=event.reason)
                     # what died could not record its failure
                     elif event.phase == "lost":
                         event = record_failure(job, event, store, settings)

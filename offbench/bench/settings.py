@@ -1,5 +1,6 @@
 """Settings of a run outside its method (`conf/run.yaml`), with types and checks."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -143,6 +144,37 @@ def _check_monitor(s: EvalSettings, need: Callable[[bool, str], None]) -> None:
     )
 
 
+def check_device_name(device: str) -> None:
+    """UserError for what is no device, whatever this machine has."""
+    if re.fullmatch(r"(mps|xpu|meta|hpu|xla)(:\d+)?", device):
+        raise UserError(f"device={device}: runs are made on cpu and cuda only")
+    if not re.fullmatch(r"auto|cpu(:0)?|cuda(:\d{1,3})?", device):
+        raise UserError(f"device={device!r} is not a device; use auto, cpu or cuda")
+
+
+def _check_label(label: str | None, need: Callable[[bool, str], None]) -> None:
+    if label is None:
+        return
+    need(bool(label.strip(" .")), f"label={label!r} must be a name")
+    need(len(label) <= 120, f"label={label[:20]}... has {len(label)} characters, and may have 120")
+
+
+def _check_tuning(tuning: Mapping[str, Any], need: Callable[[bool, str], None]) -> None:
+    for key in tuning:
+        if key not in ("configurations", "source"):
+            raise unknown("key of tuning", key, ("configurations", "source"))
+    tried, source = tuning.get("configurations", 1), tuning.get("source")
+    need(
+        isinstance(tried, int) and not isinstance(tried, bool) and 1 <= tried <= _MOST_UPDATES,
+        f"tuning: configurations={tried!r} must be a whole number, at least 1",
+    )
+    need(source is None or isinstance(source, str), f"tuning: source={source!r} must be text")
+
+
+# more than any run has
+_MOST_UPDATES, _MOST = 10**12, 10**6
+
+
 def check_settings(s: Settings) -> None:
     """Raises UserError for values outside their ranges."""
 
@@ -164,7 +196,9 @@ def check_settings(s: Settings) -> None:
             len(seeds) >= FEWEST_SEEDS,
             f"seeds={list(seeds)}: bench.until=decided begins with {FEWEST_SEEDS} seeds at least",
         )
+    need(max(seeds) < 2**63, f"seeds: {max(seeds)} must be below 2**63")
     need((s.n_updates or 0) >= 1, f"n_updates={s.n_updates} must be at least 1")
+    need((s.n_updates or 0) <= _MOST_UPDATES, f"n_updates={s.n_updates} must be at most 10**12")
     need(s.batch_size >= 1, f"batch_size={s.batch_size} must be at least 1")
     need(0 <= s.gamma <= 1, f"gamma={s.gamma} must lie in [0, 1]")
     need(
@@ -183,6 +217,24 @@ def check_settings(s: Settings) -> None:
         s.precision != "bf16" or s.engine != "vmap",
         "precision=bf16 needs a traced engine: engine=eager, compile or cudagraph",
     )
+    for name, number in {
+        "eval.episodes": s.eval.episodes,
+        "eval.envs": s.eval.envs,
+        "max_stack": s.max_stack,
+        "jobs": None if s.jobs == "auto" else s.jobs,
+    }.items():
+        need(number is None or int(number) <= _MOST, f"{name}={number} must be at most {_MOST:,}")
+    check_device_name(s.device)
+    for setting, value, of_gpus in (
+        ("engine", s.engine, "cudagraph"),
+        ("precision", s.precision, "tf32"),
+    ):
+        need(
+            value != of_gpus or not s.device.startswith("cpu"),
+            f"{setting}={value} is for GPUs, and device={s.device}",
+        )
+    _check_label(s.label, need)
+    _check_tuning(s.tuning or {}, need)
     if "tensorboard" in s.loggers:
         from offbench.bench.event_files import check_installed
 

@@ -7,7 +7,7 @@ runs in one process, and its records are written at its end.
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from offbench.bench.cells import Cell
 from offbench.results.spec import RunSpec
@@ -107,31 +107,48 @@ def whole_stacks(packs: Sequence[Pack], planned: Iterable[Cell], store: Store) -
     groups: dict[Any, list[Cell]] = {}
     for cell in planned:
         groups.setdefault(_group_of(cell), []).append(cell)
-    found = [_stack_before(p, groups[_group_of(p.cells[0])], store) for p in packs]
-    # parts of one stack
-    same = {id(p) for p in packs}
-    return list({id(p) if id(p) in same else p.name: p for p in found}.values())
+    begun = {key: _stacks_begun(group, store) for key, group in groups.items()}
+    found: dict[Any, Pack] = {}
+    for part in packs:
+        mine = {run.run_id for _, run in part.members}
+        before = (s for s in begun[_group_of(part.cells[0])] if mine <= s.absent)
+        whole = next(
+            (s.pack for s in before if mine <= {r.run_id for _, r in s.pack.members}), None
+        )
+        # parts of one stack are one
+        found[part.name if whole is None else whole.name] = whole or part
+    return list(found.values())
 
 
-def _stack_before(part: Pack, group: Sequence[Cell], store: Store) -> Pack:
-    """The stack in which the runs of `part` were trained before; `part` where no record says so."""
-    mine = {run.run_id for _, run in part.members}
+class _Begun(NamedTuple):
+    """A stack that was recorded in part."""
+
+    pack: Pack
+    # run ids of its group without any record
+    absent: frozenset[str]
+
+
+def _stacks_begun(group: Sequence[Cell], store: Store) -> list[_Begun]:
+    """The stacks of cells that can be stacked of which some runs are recorded, and others are not."""
     runs = [run for cell in group for run in cell.runs()]
-    absent = {run.run_id for run in store.missing(runs)}
-    others = [run.run_id for run in runs if run.run_id not in absent]
-    # nothing of it was recorded; or it was, as failed
-    if not others or len(store.missing(runs, count_failed=True)) < len(absent):
-        return part
-    for name in others:
-        if mine <= set(stack := store.read(name).provenance.stack):
-            cells = (
-                replace(cell, seeds=tuple(r.seed for r in cell.runs() if r.run_id in stack))
-                for cell in group
-            )
-            again = Pack(tuple(cell for cell in cells if cell.seeds))
-            if [run.run_id for _, run in again.members] == list(stack):
-                return again
-    return part
+    # neither recorded, nor as failed
+    absent = frozenset(run.run_id for run in store.missing(runs, count_failed=True))
+    recorded = [run.run_id for run in runs if run.run_id not in absent]
+    if not absent or not recorded:
+        return []
+    found = []
+    records = store.read_all(run_id=recorded, status="ok").values()
+    for stack in dict.fromkeys(tuple(record.provenance.stack) for record in records):
+        if absent.isdisjoint(stack):
+            continue
+        cells = (
+            replace(cell, seeds=tuple(r.seed for r in cell.runs() if r.run_id in stack))
+            for cell in group
+        )
+        whole = Pack(tuple(cell for cell in cells if cell.seeds))
+        if tuple(run.run_id for _, run in whole.members) == stack:
+            found.append(_Begun(whole, absent))
+    return found
 
 
 def _group_of(cell: Cell) -> Any:

@@ -9,7 +9,6 @@ from offbench.bench.presets import VARIANTS, Preset
 from offbench.bench.settings import Settings, typed_transforms
 from offbench.bench.sources import COMMAND_LINE, Layer, Source
 from offbench.bench.values import coerce
-from offbench.errors import unknown
 
 
 def describe_tuning(
@@ -19,8 +18,6 @@ def describe_tuning(
     extra = dict(settings.tuning or {})
     tried = extra.pop("configurations", 1)
     source = extra.pop("source", None)
-    if extra:
-        raise unknown("key of tuning", next(iter(extra)), ("configurations", "source"))
     overridden = _differing(own, published)
     users = [k for k in overridden if k != "n_updates" and _source_of(own, k) == COMMAND_LINE]
     if own.sources["method._target_"] == COMMAND_LINE:

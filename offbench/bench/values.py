@@ -74,7 +74,7 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
     """`value` as the annotated type, or a UserError naming `name`, the value and the type."""
 
     # most values, of sweeps of thousands
-    if type(value) is hint and hint in _SCALARS:
+    if type(value) is hint and hint in _SCALARS and (hint is not int or abs(value) < 2**63):
         return value
 
     def bad() -> UserError:
@@ -113,6 +113,8 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
         return float(value)
     if hint is int and not isinstance(value, bool):
         if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+            if abs(value) >= 2**63:
+                raise UserError(f"{name}={value!r} must lie within 64 bits"[:200])
             return int(value)
     if hint in (bool, str) and isinstance(value, hint):
         return value

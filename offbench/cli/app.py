@@ -314,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with allowing_code(FLAG in words):
             return call([word for word in words if word != FLAG])
     except UserError as error:
-        print(f"offbench: {error}", file=sys.stderr)
+        print(f"offbench: {_one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return _leave(130, "interrupted; what was trained is kept, the same command goes on")
@@ -342,8 +342,16 @@ def _leave(code: int, words: str) -> int:
     return code
 
 
+def _one_line(text: str) -> str:
+    """The words in one line that a terminal shows as they are."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
 def call(argv: Sequence[str]) -> int:
     """Runs a command line and returns its exit code. Raises UserError for a user's mistake."""
+    for word in argv:
+        if any(ord(c) < 32 or ord(c) == 127 for c in word):
+            raise UserError(f"{word!r} has control characters, which no setting or name may have")
     parser = make_parser()
     try:
         options, rest = parser.parse_known_args(["--help"] if argv == ["help"] else argv)
@@ -383,7 +391,15 @@ def _not_taken(argument: str, options: argparse.Namespace) -> UserError:
     return UserError(f"{error}{' ' if error.endswith('?') else '; '}{hint}see {parser.prog} --help")
 
 
+def _check_twice(settings: Sequence[str]) -> None:
+    """Raises UserError for a setting that is given twice."""
+    keys = [word.partition("=")[0] for word in settings if "=" in word]
+    if again := [key for key in keys if keys.count(key) > 1]:
+        raise UserError(f"{again[0]}= is given twice; several values are written as [a,b]")
+
+
 def _run(options: argparse.Namespace) -> int:
+    _check_twice(getattr(options, "settings", None) or [])
     match options.command:
         case "sync":
             from offbench.cli.sync import sync_runs

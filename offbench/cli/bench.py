@@ -67,11 +67,10 @@ def run_missing(
 ) -> Ran:
     """Fetches the data of a plan and runs what has no record, under a progress display."""
     from offbench.bench.memory import check_one, stack_limit
-    from offbench.bench.preflight import check_device_name, preflight, resolve_device
+    from offbench.bench.preflight import check_machine, preflight
     from offbench.bench.stacks import fetched, missing, pack, whole_stacks
 
     part = part or read_part()
-    check_device_name(wanted.settings.device)
     with console.status("looking for the data") as status:
         wanted = replace(wanted, cells=fetched(wanted.cells, report=status.update))
     unrecorded = missing(wanted.cells, store)
@@ -85,15 +84,15 @@ def run_missing(
     )
     if not todo:
         return Ran(wanted, 0, 0, [])
-    resolve_device(wanted.settings.device)
+    own = wanted.settings
+    check_machine(own.device, own.engine, own.precision)
     with console.status("checking") as status:
-        fits = partial(check_one, settings=wanted.settings)
-        preflight(todo, strict=wanted.settings.strict, fits=fits, report=status.update)
+        fits = partial(check_one, settings=own)
+        preflight(todo, strict=own.strict, fits=fits, report=status.update)
     store.check_writable()
     with _terminable():
-        packs = whole_stacks(
-            pack(todo, max_stack=stack_limit(todo, wanted.settings)), wanted.cells, store
-        )
+        packs = pack(todo, max_stack=stack_limit(todo, own))
+        packs = whole_stacks(packs, wanted.cells, store)
         for line in apart(packs, unrecorded, wanted.cells):
             console.print(line, markup=False, soft_wrap=True)
         failures, left = _show_progress(packs, store, wanted, console, part.effort)
@@ -153,6 +152,9 @@ def _show_progress(
             done[event.index] = event.fraction * len(part.members)
             bars.update(overall, completed=sum(done.values()))
             left += len(part.members) if event.phase == "stopped" else 0
+            if event.phase == "again":
+                words = f"[yellow]tried again[/] {escape(f'{part.title}: {event.reason}')}"
+                console.print(words, soft_wrap=True)
             if ended:
                 for line in _finished(part, event):
                     console.print(line, soft_wrap=True)

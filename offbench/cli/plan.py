@@ -26,8 +26,7 @@ def show_plan(args: Sequence[str]) -> int:
 
     console = make_console()
     wanted = plan(args, bench=not any(a.startswith(("method=", "method._target_=")) for a in args))
-    heads = _planned_together(wanted)
-    brief = replace(wanted, cells=tuple(cells[0] for cells in heads))
+    brief = replace(wanted, cells=tuple(cells[0] for cells in _planned_together(wanted)))
     say_which(wanted, console)
     if len(wanted.cells) > MANY:
         entries = plural(len({cell.entry for cell in wanted.cells}), "entry")
@@ -35,7 +34,7 @@ def show_plan(args: Sequence[str]) -> int:
         console.print(f"{entries} on {tasks}: {plural(len(wanted.cells), 'cell')}")
     say_protocol(brief, console)
     say_differences(brief, console)
-    _print_values(heads, console)
+    _print_values(wanted, console)
     print_runs(wanted, console)
     return 0
 
@@ -165,11 +164,11 @@ def _print_absent(plan: "Plan", console: "Console") -> None:
         console.print("\n".join(absent.values()), soft_wrap=True, markup=False)
 
 
-def _print_values(heads: "Sequence[Sequence[Cell]]", console: "Console") -> None:
+def _print_values(plan: "Plan", console: "Console") -> None:
     """Each setting once where it is the same for every cell, per entry or task otherwise."""
     values: dict[tuple[str, str, tuple[Source, ...]], dict[str, list[str]]] = {}
     tasks: dict[str, list[str]] = {}  # entry -> its tasks
-    for cells in heads:
+    for cells in _planned_together(plan):
         cell = cells[0]
         entry = cell.entry if len(cells) == 1 else f"{cell.entry} and {len(cells) - 1:,} more"
         tasks.setdefault(entry, []).append(cell.task.id)

@@ -17,7 +17,7 @@ from typing import Any
 
 from offbench.errors import UserError
 from offbench.io import atomic_write, slug
-from offbench.results.record import episodes_file, load, seal
+from offbench.results.record import DamageError, episodes_file, load, seal
 from offbench.results.spec import RunSpec
 
 HELD_S = 5.0
@@ -95,11 +95,19 @@ def _superseded(root: Path, run: RunSpec) -> list[Path]:
     """Failed records of this run; raises when there is a whole one. Lists the entries of its task."""
     task = root / "runs" / _safe(run.suite) / _safe(run.task)
     paths = [entry / f"{run.run_id}.json" for entry in subfolders(task, None)]
-    paths = [path for path in paths if path.exists()]
-    for path in paths:
-        if load(path)["status"] == "ok":
+    failures = []
+    for path in (path for path in paths if path.exists()):
+        try:
+            status = load(path)["status"]
+        except DamageError:
+            # not one that another process removed just now
+            if path.exists():
+                raise
+            continue
+        if status == "ok":
             raise _recorded_already(run, path)
-    return paths
+        failures.append(path)
+    return failures
 
 
 def _recorded_already(run: RunSpec, path: Path) -> UserError:

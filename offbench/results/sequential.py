@@ -199,7 +199,7 @@ def _tested(
     at = {pair: (place[pair[0]], place[pair[1]]) for pair in undecided}
     found = scores.aggregates(names, scores.tasks, reps=reps, level=1 - rule.error, seed=_SEED)
     pairs, budget = uncertainty.aggregate_differences(found), rule.spent(number)
-    p, points = pairs.unadjusted(), np.array([a.interval.point for a in found])
+    p, points = pairs.adjusted(holm_over_all=False), np.array([a.interval.point for a in found])
     outcomes: dict[Pair, str] = {}
     for pair in sorted(undecided, key=lambda pair: p[at[pair]]):
         if not p[at[pair]] <= budget / (n_pairs - different - len(outcomes)):

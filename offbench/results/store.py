@@ -270,7 +270,9 @@ class Store:
             try:
                 check(path)
             except DamageError as error:
-                found.append(error.damage)
+                # not one that was replaced since it was listed
+                if path.exists():
+                    found.append(error.damage)
         return found
 
     def path(self, run: RunSpec, entry: str) -> Path:

@@ -224,14 +224,13 @@ class Pairs(NamedTuple):
     variance: np.ndarray
     freedom: np.ndarray
 
-    def adjusted(self) -> np.ndarray:
-        """(k, k) p-values of no difference, Holm-adjusted over all pairs; 1 of an item with itself,
-        nan for items of one seed."""
-        return self._symmetric(holm(_two_sided(self.difference, self.variance, self.freedom)))
-
-    def unadjusted(self) -> np.ndarray:
-        """(k, k) p-values of no difference, each pair by itself; as `adjusted` otherwise."""
-        return self._symmetric(_two_sided(self.difference, self.variance, self.freedom))
+    def adjusted(self, *, holm_over_all: bool = True) -> np.ndarray:
+        """(k, k) p-values of no difference, Holm-adjusted over all pairs, or each by itself; 1 of an item
+        with itself, nan for items of one seed."""
+        p = _two_sided(self.difference, self.variance, self.freedom)
+        found = self._square(holm(p) if holm_over_all else p)
+        found[self.usable, self.usable] = 1.0
+        return np.where(np.isfinite(found), found, found.T)
 
     def intervals(self, level: float) -> tuple[np.ndarray, np.ndarray]:
         """(k, k) low and high of item i minus item j, each pair by itself; nan for items of one seed."""
@@ -239,11 +238,6 @@ class Pairs(NamedTuple):
         low, high = self._square(self.difference - half), self._square(self.difference + half)
         turned = np.isfinite(low.T)
         return np.where(turned, -high.T, low), np.where(turned, -low.T, high)
-
-    def _symmetric(self, values: np.ndarray) -> np.ndarray:
-        found = self._square(values)
-        found[self.usable, self.usable] = 1.0
-        return np.where(np.isfinite(found), found, found.T)
 
     def _square(self, values: np.ndarray) -> np.ndarray:
         found = np.full((len(self.usable), len(self.usable)), np.nan)

@@ -278,6 +278,8 @@ def main(args: Sequence[str]) -> int:
         torch.set_num_threads(options.pop("threads"))
     device = options.get("device", "auto")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if str(device).partition(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"device={device}: speed is measured on cpu and cuda only")
     out = options.pop("out", "results/speed")
     until = time.monotonic() + 60 * _positive(options.pop("minutes", MINUTES), "minutes")
     say = partial(print, file=sys.stderr, flush=True)

@@ -292,7 +292,12 @@ def _copied(member: Member) -> tuple[Member, list[Any]]:
     """A deep copy, and every object copied for it."""
     memo: dict[int, Any] = {}
     try:
-        return copy.deepcopy(member, memo), list(memo.values())
+        copied = copy.deepcopy(member, memo)
+        # deepcopy leaves out gradients, which add to those of the next step; it keeps what it copied there
+        for x in memo.get(id(memo), ()):
+            if isinstance(x, Tensor) and x.is_leaf and x.grad is not None:
+                memo[id(x)].grad = x.grad.clone()
+        return copied, list(memo.values())
     except Exception as error:
         name = type(member.algorithm).__name__
         raise UserError(f"{name} cannot be copied to be evaluated: {error}") from error

@@ -100,7 +100,7 @@ class Everything:
 
 def test_whatever_a_class_holds_goes_on_bit_for_bit(data, tmp_path):
     method, pipeline = Imperative(Everything), make_pipeline(data, batch_size=8)
-    points = train(method, pipeline, SPEC, seeds=[0, 5], n_updates=30, stop_at=[15])
+    points = train(method, pipeline, SPEC, seeds=[0, 5], n_updates=30, stop_at=[16])
     first = next(points)
     assert first.backend.notes == ()
     path = tmp_path / "c.safetensors"

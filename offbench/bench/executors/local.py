@@ -16,6 +16,7 @@ from offbench.bench.executors.executor import gpus_of
 from offbench.bench.job import Event, Job, run_job
 from offbench.bench.preflight import resolve_device
 from offbench.bench.settings import Settings
+from offbench.errors import UserError
 from offbench.results.claims import Heart
 from offbench.results.store import Store
 
@@ -210,7 +211,13 @@ def _work(pipe: Connection, store: Store, settings: Settings) -> None:
         with suppress(OSError):
             pipe.send(event)
 
-    with Heart(store.root, device=resolve_device(settings.device)) as heart:
+    try:
+        heart = Heart(store.root, device=resolve_device(settings.device))
+    # as when the disk is full; its parent tries the stack again
+    except UserError as error:
+        print(f"offbench: {error}", file=sys.stderr)
+        os._exit(1)
+    with heart:
         while (job := jobs.get()) is not None:
             options: dict[str, Any] = {"pools": pools, "send": send, "stop": stop.is_set}
             send(run_job(job, store, settings, heart, **options))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from offbench.errors import UserError
+from offbench.results.claims import workers
 from offbench.results.sharing.files import examine, scan, temporary_files
 from offbench.results.sharing.verify import DAMAGED, existing
 
@@ -38,7 +39,7 @@ def rubbish(root: Path, *, damaged: bool = False, policies: bool = False) -> lis
     """
     existing(root)
     found, now = [], _now(root)
-    for path, kind in _candidates(root, now, damaged, policies):
+    for path, kind in _candidates(root, damaged, policies):
         try:
             about = path.stat()
         # somebody else was quicker
@@ -72,9 +73,7 @@ def _now(root: Path) -> float:
         raise UserError(f"cannot write {root}: {error.strerror}") from None
 
 
-def _candidates(
-    root: Path, now: float, damaged: bool, policies: bool
-) -> Iterator[tuple[Path, str]]:
+def _candidates(root: Path, damaged: bool, policies: bool) -> Iterator[tuple[Path, str]]:
     for path in temporary_files(root):
         yield path, "temporary file"
     recorded = set()
@@ -87,7 +86,7 @@ def _candidates(
         if policies and files.policy in found.members:
             yield files.policy, "kept policy"
     yield from _checkpoints(root, recorded, damaged)
-    yield from _of_dead_workers(root, now)
+    yield from _of_dead_workers(root)
     if damaged:
         for path in sorted((root / DAMAGED).rglob("*")):
             if path.is_file():
@@ -115,14 +114,13 @@ def runs_of(checkpoint: Path) -> list[str]:
         return []
 
 
-def _of_dead_workers(root: Path, now: float) -> Iterator[tuple[Path, str]]:
+def _of_dead_workers(root: Path) -> Iterator[tuple[Path, str]]:
     """Heartbeats that stopped, and the claims of workers without one."""
-    alive = set()
-    for path in sorted(root.glob("workers/*.json")):
-        if now - path.stat().st_mtime > _AGE:
-            yield path, "heartbeat of a dead worker"
-        else:
-            alive.add(path.stem)
+    known = workers(root)
+    for worker in known:
+        if not worker.alive:
+            yield root / "workers" / f"{worker.name}.json", "heartbeat of a dead worker"
+    alive = {worker.name for worker in known if worker.alive}
     for path in sorted(root.glob("claims/*")):
         if re.fullmatch(r"[0-9a-f]{16}\.\d+", path.name) and _text(path) not in alive:
             yield path, "claim of a dead worker"

@@ -71,7 +71,7 @@ def _folder(source: Path, root: Path, opened: ExitStack) -> Path:
 def _records(folder: Path, result: Merged) -> Iterator[Found]:
     """The whole records of a folder, and those whose policies alone are damaged."""
     for files in scan(folder):
-        found = examine(files, rows=True)
+        found = examine(files)
         result.damaged += [str(fault) for fault in [*found.faults, *found.beside]]
         if found.whole:
             yield found
@@ -96,6 +96,10 @@ def _take(
             )
             return
         result.skipped += 1
+        return
+    # slower, and of those alone that are taken
+    if faults := examine(files, rows=True).faults:
+        result.damaged.append(str(faults[0]))
         return
     target = root.joinpath(*files.folder.parts[-4:])
     left_out = {fault.path for fault in theirs.beside} | (set() if policies else {files.policy})

@@ -31,6 +31,16 @@ def checkpoint(path, *runs):
     return path
 
 
+DEAD, ALIVE = "0123456789ab-17-dead", "ba9876543210-17-beef"
+
+
+def heartbeat(root, name):
+    """The file of a worker on another machine."""
+    about = {"host": "there", "pid": 17, "started": "2026-01-01T00:00:00+00:00", "device": "cpu"}
+    about |= {"memory": 1, "executor": "local", "stack": None}
+    return write(root / "workers" / f"{name}.json", json.dumps(about).encode())
+
+
 def everything(root):
     return {path for path in root.rglob("*") if path.is_file()}
 
@@ -45,8 +55,8 @@ def litter(store):
         write(folder.with_name(f".{'1' * 16}.hold")),
         write(store.root / "board" / ".quick.0123abcd.tmp.csv"),
         checkpoint(store.root / "checkpoints" / "a.safetensors", spec(method="iql"), spec(method="bc")),
-        write(store.root / "workers" / "dead.json"),
-        write(store.root / "claims" / f"{'3' * 16}.0", b"dead"),
+        heartbeat(store.root, DEAD),
+        write(store.root / "claims" / f"{'3' * 16}.1", DEAD.encode()),
         write(store.root / "claims" / f"{'4' * 16}.2", b"never seen"),
     }  # fmt: skip
 
@@ -59,7 +69,7 @@ def needed(store):
         checkpoint(store.root / "checkpoints" / "c.safetensors", spec(method="iql", seed=1)),
         checkpoint(store.root / "checkpoints" / "old.safetensors"),
         write(store.root / "checkpoints" / "broken.safetensors"),
-        write(store.root / "claims" / f"{'5' * 16}.0", b"alive"),
+        write(store.root / "claims" / f"{'5' * 16}.1", ALIVE.encode()),
         write(store.root / "board" / "quick.csv"),
         write(store.root / "damaged" / "runs" / "x.json"),
         write(store.root / "notes.txt"),
@@ -70,7 +80,7 @@ def test_what_nobody_needs_goes_and_all_else_stays(store):
     records = everything(store.root)
     lost, kept = litter(store), needed(store)
     grow_old(*everything(store.root))
-    alive = write(store.root / "workers" / "alive.json")
+    alive = heartbeat(store.root, ALIVE)
     found = rubbish(store.root)
     assert {one.path for one in found} == lost
     assert all(one.bytes == one.path.stat().st_size for one in found)
