@@ -90,9 +90,12 @@ def stack_limit(todo: Sequence[Cell], settings: Settings) -> Callable[[Cell], in
 
     Raises UserError where one run does not fit.
     """
-    from offbench.bench.executors.executor import n_jobs
+    from offbench.bench.executors.executor import is_here, n_jobs
     from offbench.bench.preflight import resolve_device
 
+    # the memory of a cluster's machines is not known here
+    if not is_here(settings):
+        return lambda cell: settings.max_stack
     device = resolve_device(settings.device)
     bounds: dict[Any, float] = {}
     sizes: dict[Any, float] = {}
@@ -134,8 +137,11 @@ def too_large(cell: Cell, size: float, room: Room, jobs: int = 1) -> UserError:
 
 def check_one(cell: Cell, settings: Settings) -> None:
     """Raises UserError where one run of a cell takes more memory than there is."""
+    from offbench.bench.executors.executor import is_here
     from offbench.bench.preflight import resolve_device
 
+    if not is_here(settings):
+        return
     room = room_for(cell, settings, resolve_device(settings.device), 1)
     if (size := run_bytes(cell, bound=True)) > room.size and (size := run_bytes(cell)) > room.size:
         raise too_large(cell, size, room)

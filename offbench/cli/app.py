@@ -382,6 +382,10 @@ def _not_taken(argument: str, options: argparse.Namespace) -> UserError:
     if not argument.startswith("-"):
         usage = " ".join(parser.format_usage().split())
         return UserError(f"unexpected argument {argument!r}; {usage}")
+    if argument in ("-m", "--multirun"):
+        from offbench.bench.hydra import NO_LAUNCHERS
+
+        return UserError(f"{argument}: {NO_LAUNCHERS}")
     choices, hint = list(parser.options), ""
     if "settings" in options:
         hint = "settings are written key=value; "

@@ -66,11 +66,13 @@ def run_missing(
     wanted: "Plan", store: "Store", console: "Console", part: Part | None = None
 ) -> Ran:
     """Fetches the data of a plan and runs what has no record, under a progress display."""
+    from offbench.bench.executors.executor import check_cluster, is_here
     from offbench.bench.memory import check_one, stack_limit
     from offbench.bench.preflight import check_machine, preflight
     from offbench.bench.stacks import fetched, missing, pack, whole_stacks
 
     part = part or read_part()
+    check_cluster(wanted.settings)
     with console.status("looking for the data") as status:
         wanted = replace(wanted, cells=fetched(wanted.cells, report=status.update))
     unrecorded = missing(wanted.cells, store)
@@ -85,14 +87,16 @@ def run_missing(
     if not todo:
         return Ran(wanted, 0, 0, [])
     own = wanted.settings
-    check_machine(own.device, own.engine, own.precision)
+    if is_here(own):
+        check_machine(own.device, own.engine, own.precision)
     with console.status("checking") as status:
         fits = partial(check_one, settings=own)
         preflight(todo, strict=own.strict, fits=fits, report=status.update)
     store.check_writable()
-    with _terminable():
-        packs = pack(todo, max_stack=stack_limit(todo, own))
-        packs = whole_stacks(packs, wanted.cells, store)
+    with _terminable(), _jobs_that_go_on(wanted):
+        packs = whole_stacks(
+            pack(todo, max_stack=stack_limit(todo, wanted.settings)), wanted.cells, store
+        )
         for line in apart(packs, unrecorded, wanted.cells):
             console.print(line, markup=False, soft_wrap=True)
         failures, left = _show_progress(packs, store, wanted, console, part.effort)
@@ -121,6 +125,23 @@ def _terminable() -> "Iterator[None]":
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _jobs_that_go_on(plan: "Plan") -> "Iterator[None]":
+    """Says, where the block is interrupted, that jobs of Slurm go on without it."""
+    from offbench.bench.executors.executor import is_here
+
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted):
+        if not is_here(plan.settings) and plan.settings.executor == "slurm":
+            words = (
+                "jobs in the queue go on without this command: see `offbench status results="
+                f"{plan.settings.results}` and `squeue --name offbench`; `scancel --name offbench` ends them"
+            )
+            print(f"offbench: {words}", file=sys.stderr)
+        raise
 
 
 def _show_progress(

@@ -1,0 +1,404 @@
+"""Executors: the same rows from each, whatever dies; what they are told and say."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+from support.paths import ROOT
+
+from offbench.bench import settings as settings_module
+from offbench.bench.executors import remote, slurm
+from offbench.bench.executors.executor import n_jobs
+from offbench.bench.job import Job
+from offbench.bench.plan import plan
+from offbench.bench.schedule import Effort, run_packs
+from offbench.bench.stacks import pack
+from offbench.cli import main
+from offbench.errors import UserError
+from offbench.results.claims import Heart, claimed, workers
+from offbench.results.store import Store
+
+TASK = "offbench/hopper/medium-replay-v0"
+TINY = (
+    "methods=[bc]",
+    f"task={TASK}",
+    "seeds=[0,1]",
+    "max_stack=1",
+    "method.hidden=[8]",
+    "n_updates=40",
+    "eval.episodes=1",
+    "device=cpu",
+)
+THREAD, PROCESSES = ("jobs=1",), ("jobs=2",)
+RAY, SLURM = ("executor=ray", "jobs=2"), ("executor=slurm", "slurm.cluster=local", "jobs=2")
+
+
+def made(root, *more: str):
+    """(plan of the tiny runs, its stacks)"""
+    whole = plan([*TINY, *more, f"results={root}"], bench=True)
+    return whole, pack(whole.cells, max_stack=1)
+
+
+def run(root, *more: str, effort: Effort | None = None) -> list:
+    """The last event of each stack."""
+    whole, packs = made(root, *more)
+    store = Store(root)
+    store.check_writable()
+    return [e for e in run_packs(packs, store, whole.settings, effort or Effort()) if e.final]
+
+
+def rows(root):
+    order = ["run_id", "stream", "update", "episode"]
+    return Store(root).episodes().sort_values(order, ignore_index=True)
+
+
+def left_over(before: set[int]) -> list[str]:
+    """Processes below this one that were not there before; those that end are waited for."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        now = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
+        now = [p for p in now if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        # Python's own, for the life of this process
+        left = [words for p in now if "resource_tracker" not in (words := " ".join(p.cmdline()))]
+        if not left:
+            return []
+        time.sleep(0.2)
+    return left
+
+
+def children() -> set[int]:
+    return {p.pid for p in psutil.Process().children(recursive=True)}
+
+
+# --- what settings mean
+
+
+def test_where_runs_are_made_is_no_part_of_what_they_are(tmp_path):
+    own, _ = made(tmp_path)
+    setup = "slurm.setup=['export WANDB_API_KEY=secret']"
+    for more in (RAY, SLURM, ("executor=slurm", setup, "slurm.options={account: a}")):
+        other, _ = made(tmp_path, *more)
+        assert [r.run_id for c in other.cells for r in c.runs()] == [
+            r.run_id for c in own.cells for r in c.runs()
+        ]
+        assert [c.entry for c in other.cells] == [c.entry for c in own.cells]
+        assert not {k.split(".")[0] for k in other.cells[0].overrides} & {
+            "executor",
+            "ray",
+            "slurm",
+        }
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("executor=slurn", "did you mean 'slurm'?"),
+        ("executor=ray ray.cpus=0", "ray.cpus=0 must be above 0"),
+        ("executor=ray ray.gpus=-1", "ray.gpus=-1.0 must not be negative"),
+        ("executor=ray device=cuda:1", "device=cuda:1: executor=ray deals out the GPUs itself"),
+        ("executor=slurm slurm.time=0", "slurm.time=0 must be at least 1 minute"),
+        ("executor=slurm slurm.cpus=0", "slurm.cpus=0 must be at least 1"),
+        ("executor=slurm slurm.gpus=-1", "slurm.gpus=-1 must not be negative"),
+        ("executor=slurm slurm.memory=0", "slurm.memory=0.0 must be above 0"),
+        ("executor=slurm slurm.account=me", "unknown setting 'slurm.account'"),
+        ("executor=slurm", "there is no command sbatch here"),
+        ("-m", "-m: offbench plans sweeps itself"),
+        ("--multirun", "executor=local, ray or slurm"),
+        ("hydra/launcher=submitit_slurm", "hydra/launcher: offbench plans sweeps itself"),
+        ("hydra.launcher.partition=x", "offbench plans sweeps itself"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_and_nothing_is_written(
+    given, words, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    results = tmp_path / "results"
+    assert main(["bench", *TINY, f"results={results}", *given.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("offbench: ") and words in line
+    assert not results.exists()
+
+
+@pytest.mark.parametrize(("executor", "package"), [("ray", "ray"), ("slurm", "submitit")])
+def test_a_package_that_is_not_installed_is_named(executor, package, capsys, monkeypatch):
+    monkeypatch.setattr(settings_module, "find_spec", lambda name: None)
+    assert main(["plan", *TINY, f"executor={executor}"]) == 2
+    words = f"executor={executor} needs the package {package}: pip install 'offbench[{executor}]'"
+    assert words in capsys.readouterr().err
+
+
+def test_jobs_are_stacks_at_once_of_this_machine_and_all_of_a_cluster(tmp_path):
+    of = lambda *more: n_jobs(made(tmp_path, *more)[0].settings, 100)
+    assert of("jobs=7", "executor=slurm") == 7
+    assert of("executor=slurm") == of("executor=ray", "ray.address=auto") == 100
+    assert of("executor=ray") == of("executor=slurm", "slurm.cluster=local") == of() < 100
+
+
+# --- what the files of the store say
+
+
+def test_progress_and_claims_of_other_processes_are_read_from_the_store(tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "BEAT_S", 0.0)
+    monkeypatch.setattr(remote, "CLAIMS_S", 0.0)
+    _, packs = made(tmp_path)
+    store, job = Store(tmp_path), Job(5, packs[0])
+    store.check_writable()
+    seen = remote.Seen(store)
+    assert seen.settled(job) is None and seen.progress() == []
+    ids = [r.run_id for _, r in packs[0].members]
+    with Heart(tmp_path, executor="slurm") as heart:
+        heart.about = lambda: {"runs": ids, "phase": "training", "update": 10, "n_updates": 40}
+        heart._beat()
+        assert heart.claim(ids)
+        assert seen.progress() == []
+        seen.watch(job)
+        (event,) = seen.progress()
+        assert (event.index, event.phase, event.fraction) == (5, "training", 0.225)
+        assert seen.settled(job).phase == "held"
+        seen.forget(job)
+        assert seen.progress() == []
+        heart.release(ids)
+    assert seen.settled(job) is None
+
+
+def test_a_machine_that_does_not_see_the_results_ends_the_command(tmp_path):
+    whole, packs = made(tmp_path / "gone")
+    place = remote.Place.here(Store(tmp_path / "gone"), whole.settings)
+    event = place.run(Job(0, packs[0]), stop=lambda: False)
+    with pytest.raises(UserError, match=r"results=.*gone: no such folder on "):
+        remote.checked(event)
+
+
+# --- Slurm's commands, here shell scripts that note what they are given
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """Stands in for sbatch and sacct, which are not on this machine; `state` is what sacct says of a job."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    state = folder / "state"
+    state.write_text("PENDING")
+    scripts = {
+        "srun": "exit 0",
+        "sbatch": f"cat $1 > {folder}/script; echo Submitted batch job 4242",
+        "sacct": f"echo 'JobID|State|NodeList'; for i in 0 1; do echo \"4242_$i|$(cat {state})|n\"; done",
+    }
+    for name, text in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(slurm, "LOOK_S", 0.0)
+    monkeypatch.setattr(slurm, "VISIBLE_S", 0.0)
+    return folder
+
+
+def queue(tmp_path, *more: str):
+    """(executor, its two stacks) after they were submitted"""
+    folder = tmp_path / "jobs"
+    whole, packs = made(tmp_path / "r", "executor=slurm", f"slurm.folder={folder}", *more)
+    store = Store(tmp_path / "r")
+    store.check_writable()
+    executor = slurm.Slurm(store, whole.settings, n_jobs(whole.settings, len(packs)))
+    for index, one in enumerate(packs):
+        executor.submit(Job(index, one))
+    return executor, packs
+
+
+def test_stacks_become_one_array_with_the_settings_of_the_jobs(tmp_path, commands):
+    options = ("slurm.partition=short", "slurm.time=60", "slurm.cpus=2", "slurm.gpus=1")
+    more = ("slurm.memory=1.5", "slurm.options={account: lab}", "slurm.setup=['module load x']")
+    executor, _ = queue(tmp_path, *options, *more, "jobs=1")
+    assert executor.events(0.0) == []
+    lines = (commands / "script").read_text().splitlines()
+    for line in (
+        "#SBATCH --array=0-1%1",
+        "#SBATCH --partition=short",
+        "#SBATCH --time=60",
+        "#SBATCH --cpus-per-task=2",
+        "#SBATCH --gpus-per-node=1",
+        "#SBATCH --mem=1536MB",
+        "#SBATCH --account=lab",
+        "#SBATCH --requeue",
+        "#SBATCH --signal=USR2@120",
+        "#SBATCH --job-name=offbench",
+        "module load x",
+    ):
+        assert line in lines
+    (folder,) = (tmp_path / "jobs").iterdir()
+    assert folder.stat().st_mode & 0o077 == 0
+    # the command ends, and its jobs go on
+    executor.stop()
+    assert [(e.index, e.phase) for e in executor.events(0.0)] == [(0, "stopped"), (1, "stopped")]
+    executor.close()
+    assert len(list(folder.glob("*_submitted.pkl"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("state", "phase", "reason"),
+    [
+        ("CANCELLED by 1000", "stopped", "job 4242_0 was cancelled"),
+        ("OUT_OF_MEMORY", "lost", "job 4242_0: it ended as OUT_OF_MEMORY (output: "),
+        ("NODE_FAIL", "lost", "job 4242_0: it ended as NODE_FAIL"),
+    ],
+)
+def test_what_becomes_of_a_job_without_a_result(state, phase, reason, tmp_path, commands):
+    executor, _ = queue(tmp_path)
+    executor.events(0.0)
+    (commands / "state").write_text(state)
+    executor._queued[0][0].watcher.clear()
+    events = executor.events(0.0)
+    executor.close()
+    assert [e.phase for e in events] == [phase, phase] and reason in events[0].reason
+    # the output of what went wrong is kept
+    assert any((tmp_path / "jobs").iterdir()) == (phase == "lost")
+
+
+def test_nothing_is_queued_for_a_stack_that_another_worker_trains(tmp_path, commands, monkeypatch):
+    monkeypatch.setattr(remote, "CLAIMS_S", 0.0)
+    with Heart(tmp_path / "r") as heart:
+        _, packs = made(tmp_path / "r")
+        heart.claim([r.run_id for one in packs for _, r in one.members])
+        executor, _ = queue(tmp_path)
+        assert [e.phase for e in executor.events(0.0)] == ["held", "held"]
+        assert not (commands / "script").exists()
+        executor.close()
+
+
+def test_what_sbatch_refuses_is_one_line(tmp_path, commands):
+    (commands / "sbatch").write_text("#!/bin/sh\necho sbatch: invalid partition >&2; exit 1\n")
+    executor, _ = queue(tmp_path)
+    with pytest.raises(UserError, match=r"executor=slurm: .*invalid partition"):
+        executor.events(0.0)
+
+
+def test_files_of_jobs_are_kept_out_of_the_results(tmp_path, commands):
+    whole, _ = made(tmp_path, "executor=slurm", f"slurm.folder={tmp_path / 'jobs'}")
+    with pytest.raises(UserError, match="nothing there is ever unpickled"):
+        slurm.Slurm(Store(tmp_path), whole.settings, 2)
+
+
+def test_after_ctrl_c_it_is_said_that_jobs_go_on(tmp_path, commands, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(slurm.Slurm, "events", interrupt)
+    more = ("executor=slurm", f"slurm.folder={tmp_path / 'jobs'}", f"results={tmp_path / 'r'}")
+    assert main(["bench", *TINY, *more]) == 130
+    assert "jobs in the queue go on without this command: see `offbench status" in (
+        capsys.readouterr().err
+    )
+
+
+# --- the real ones
+
+
+@pytest.fixture(scope="module")
+def by_a_thread(tmp_path_factory):
+    """The results of the tiny runs, trained in this process."""
+    root = tmp_path_factory.mktemp("thread")
+    assert [e.phase for e in run(root, *THREAD)] == ["done", "done"]
+    return root
+
+
+def board_of(root) -> str:
+    """The board of the tiny runs as csv, without the time that training took."""
+    assert main(["board", *TINY, f"results={root}"]) == 0
+    (path,) = (root / "board").glob("*part.csv")
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    time_column = lines[0].index("wall_s")
+    return "\n".join(",".join(x for i, x in enumerate(line) if i != time_column) for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.env
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("more", [PROCESSES, RAY, SLURM], ids=["processes", "ray", "slurm"])
+def test_rows_and_board_are_the_same_from_every_executor(more, by_a_thread, tmp_path):
+    before, handler = children(), signal.getsignal(signal.SIGTERM)
+    assert [e.phase for e in run(tmp_path, *more)] == ["done", "done"]
+    assert left_over(before) == []
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert rows(tmp_path).equals(rows(by_a_thread)) and len(rows(tmp_path)) == 8
+    board = board_of(tmp_path)
+    assert board == board_of(by_a_thread) and "bc" in board
+    assert claimed(tmp_path) == {} and workers(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.env
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("more", [RAY, SLURM], ids=["ray", "slurm"])
+def test_a_stack_whose_process_is_killed_is_tried_again(more, by_a_thread, tmp_path):
+    before, killed = children(), []
+
+    def kill() -> None:
+        while not killed:
+            time.sleep(0.05)
+            holders = set(claimed(tmp_path).values())
+            for worker in (w for w in workers(tmp_path) if w.name in holders):
+                assert worker.executor == more[0].removeprefix("executor=")
+                os.kill(worker.pid, signal.SIGKILL)
+                killed.append(worker.pid)
+                return
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    phases = [e.phase for e in run(tmp_path, *more, "seeds=[0]", effort=Effort(retry=1))]
+    thread.join(1)
+    assert len(killed) == 1 and phases[0] == "lost" and phases[-1] == "done"
+    own = rows(by_a_thread)
+    assert rows(tmp_path).equals(own[own["seed"] == 0].reset_index(drop=True))
+    assert left_over(before) == []
+
+
+@pytest.mark.slow
+@pytest.mark.env
+def test_a_job_whose_time_is_up_saves_its_state_and_goes_on(by_a_thread, tmp_path):
+    """submitit's signal, sent early: the job is queued again by itself, and the rows are the same."""
+    more = [*SLURM, "seeds=[0]", "n_updates=4000", "eval.monitor_at=[]", "checkpoint_minutes=0"]
+    whole, packs = made(tmp_path / "a", *more)
+    store, sent, saved = Store(tmp_path / "a"), [], []
+    store.check_writable()
+    states = lambda: list((store.root / "checkpoints").glob("*.safetensors"))
+
+    def preempt() -> None:
+        while not states():
+            time.sleep(0.02)
+        (worker,) = workers(store.root)
+        os.kill(worker.pid, signal.SIGUSR2)
+        sent.append(worker.pid)
+        while psutil.pid_exists(worker.pid):
+            time.sleep(0.02)
+        saved.extend(states())
+
+    threading.Thread(target=preempt, daemon=True).start()
+    phases = [e.phase for e in run_packs(packs, store, whole.settings) if e.final]
+    assert phases == ["done"] and len(sent) == len(saved) == 1
+    run(tmp_path / "b", *THREAD, *more[3:])
+    assert rows(tmp_path / "a").equals(rows(tmp_path / "b"))
+
+
+@pytest.mark.slow
+@pytest.mark.env
+@pytest.mark.parametrize("more", [RAY, SLURM], ids=["ray", "slurm"])
+def test_ctrl_c_leaves_no_process_and_no_record(more, tmp_path):
+    long = [*TINY, "seeds=[0]", "n_updates=100_000_000", *more, f"results={tmp_path}"]
+    command = [sys.executable, "-m", "offbench.cli", "bench", *long]
+    before = children()
+    here = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=here, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not claimed(tmp_path):
+            time.sleep(0.2)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert errors.strip().splitlines()[-1].startswith("offbench: interrupted"), errors
+    assert left_over(before) == []
+    assert len(Store(tmp_path).runs()) == 0 and claimed(tmp_path) == {}
