@@ -32,7 +32,7 @@ def failing(error):
 @pytest.mark.parametrize(
     "error, reason, shown",
     [
-        (RuntimeError("out of memory\nmore"), "RuntimeError: out of memory", "Traceback"),
+        (RuntimeError("no such row\nmore"), "RuntimeError: no such row more", "Traceback"),
         (UserError("no such thing"), "no such thing", "no such thing"),
     ],
 )

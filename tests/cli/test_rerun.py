@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 from support.records import episodes, provenance
 
 from offbench.bench.plan import plan
@@ -81,12 +82,17 @@ def test_a_run_trained_again_in_its_stack_is_equal_to_the_last_bit(recorded, cap
     assert files(recorded) == before
 
 
-def test_a_row_that_differs_in_its_last_bit_is_found(recorded, tmp_path, capsys):
+def test_a_row_that_differs_in_its_last_bit_is_found(recorded, tmp_path, capsys, monkeypatch):
+    """Trained with the threads of the record: sums of large tensors are split among them."""
+    threads, before = [], torch.get_num_threads()
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+
     def change(rows: pd.DataFrame) -> pd.DataFrame:
         at = (rows["stream"] == "test") & (rows["episode"] == 1)
         return rows.assign(score=rows["score"].where(~at, rows["score"] * (1 + 1e-15)))
 
-    other = copied(recorded, tmp_path, change=change, commit="d" * 40)
+    facts = {"commit": "d" * 40, "host": {"threads": 7}}
+    other = copied(recorded, tmp_path, change=change, **facts)
     name = other.records()[0].stem
     code, text = rerun(capsys, name[:9], f"results={tmp_path}")
     assert code == 3
@@ -94,6 +100,7 @@ def test_a_row_that_differs_in_its_last_bit_is_found(recorded, tmp_path, capsys)
     assert "test: 1 of 2 episodes differ, the first at update 20, episode 1: score" in text
     assert "mean test score:" in text and f"commit: {'d' * 40} recorded, " in text
     assert "versions" not in text and "torch" not in text
+    assert threads == [7, before]
 
 
 def test_alone_it_is_trained_without_the_others(recorded, tmp_path, capsys):
