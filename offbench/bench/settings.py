@@ -238,13 +238,7 @@ def _check_executor(s: Settings, need: Callable[[bool, str], None]) -> None:
     )
 
 
-def check_settings(s: Settings) -> None:
-    """Raises UserError for values outside their ranges."""
-
-    def need(good: bool, message: str) -> None:
-        if not good:
-            raise UserError(message)
-
+def _check_seeds(s: Settings, need: Callable[[bool, str], None]) -> None:
     seeds = s.seeds or ()
     need(len(seeds) > 0, "seeds must name at least one seed, for example seeds=[0,1,2]")
     need(len(set(seeds)) == len(seeds), f"seeds={list(seeds)} has duplicates")
@@ -260,6 +254,16 @@ def check_settings(s: Settings) -> None:
             f"seeds={list(seeds)}: bench.until=decided begins with {FEWEST_SEEDS} seeds at least",
         )
     need(max(seeds) < 2**63, f"seeds: {max(seeds)} must be below 2**63")
+
+
+def check_settings(s: Settings) -> None:
+    """Raises UserError for values outside their ranges."""
+
+    def need(good: bool, message: str) -> None:
+        if not good:
+            raise UserError(message)
+
+    _check_seeds(s, need)
     need((s.n_updates or 0) >= 1, f"n_updates={s.n_updates} must be at least 1")
     need((s.n_updates or 0) <= _MOST_UPDATES, f"n_updates={s.n_updates} must be at most 10**12")
     need(s.batch_size >= 1, f"batch_size={s.batch_size} must be at least 1")

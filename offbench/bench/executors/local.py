@@ -211,16 +211,19 @@ def _work(pipe: Connection, store: Store, settings: Settings) -> None:
         with suppress(OSError):
             pipe.send(event)
 
-    try:
-        heart = Heart(store.root, device=resolve_device(settings.device))
-    # as when the disk is full; its parent tries the stack again
-    except UserError as error:
-        print(f"offbench: {error}", file=sys.stderr)
-        os._exit(1)
-    with heart:
-        while (job := jobs.get()) is not None:
-            options: dict[str, Any] = {"pools": pools, "send": send, "stop": stop.is_set}
-            send(run_job(job, store, settings, heart, **options))
+    device, heart = resolve_device(settings.device), None
+    options: dict[str, Any] = {"pools": pools, "send": send, "stop": stop.is_set}
+    while (job := jobs.get()) is not None:
+        try:
+            heart = heart or Heart(store.root, device=device)
+        # a full disk; the stack may be tried again
+        except UserError as error:
+            why = str(error)
+            send(Event(job.index, "failed", 1.0, error=why, reason=why, kind="infrastructure"))
+            continue
+        send(run_job(job, store, settings, heart, **options))
+    if heart:
+        heart.close()
     # environments and loggers of other libraries must not keep the process
     sys.stdout.flush()
     os._exit(0)

@@ -231,6 +231,9 @@ def _executor(folder: Path, settings: Settings, jobs: int) -> Any:
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
     """Processes started in the block do not receive SIGINT."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
