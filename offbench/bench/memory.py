@@ -48,8 +48,8 @@ def run_bytes(cell: Cell, *, bound: bool = False) -> float:
     method, pipeline = build(cell, data, spec, lazy=True)
     try:
         return _counted(method, pipeline, pipeline.spec(spec), cell, bound)
-    # sizes beyond 2**63
-    except OverflowError:
+    # a user's class that is too large for this machine, sizes beyond 2**63
+    except (MemoryError, OverflowError):
         return float("inf")
     except (RuntimeError, TypeError) as error:
         if "overflow" in str(error).lower():
@@ -65,9 +65,10 @@ def _counted(method: Any, pipeline: "Pipeline", seen: "Spec", cell: Cell, bound:
     from offbench.training.imperative import Imperative
     from offbench.training.step import initial_carry, make_step
 
+    # a user's class cannot be expected to be made without memory
+    if isinstance(method, Imperative):
+        return method.bytes(seen)
     with _fake():
-        if isinstance(method, Imperative):
-            return method.bytes(seen)
         carry = initial_carry(method, seen, [0])
         if not bound:
             return peak_bytes(make_step(method, pipeline), carry)
