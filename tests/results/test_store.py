@@ -505,7 +505,6 @@ def test_a_damaged_mark_is_left_out_and_its_run_is_not_run_again(store: Store, h
         # nothing is missing, and of the others nothing is lost
         assert found == [] if isinstance(found, list) else set(found["run_id"]) == {other.run_id}
     assert store.has(spec().run_id)
-    assert store.damaged() == [(path, "is truncated or was edited")]
     for refuse in (
         lambda: store.read(spec().run_id),
         lambda: store.append(spec(), episodes(), provenance()),
@@ -525,17 +524,7 @@ def test_damaged_episodes_are_left_out_with_a_warning_that_names_their_file(
     damaged(path, how)
     with pytest.warns(DamagedRecord, match=f"damaged record: .*{path.name}"):
         assert set(store.episodes()["seed"]) == {1}
-    assert [damage.path for damage in store.damaged()] == [path]
     assert store.missing([spec()]) == [] and len(store.runs()) == 2
-
-
-def test_a_changed_traceback_is_found(store: Store) -> None:
-    path = store.fail(spec(), "no room", provenance(), traceback="line 1").with_suffix(
-        ".traceback.txt"
-    )
-    assert store.damaged() == []
-    path.write_text("line 2")
-    assert store.damaged() == [(path, "is truncated or was edited")]
 
 
 def test_a_record_moved_to_another_name_is_damaged(store: Store) -> None:
