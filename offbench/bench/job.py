@@ -82,20 +82,32 @@ def run_job(
 
     An error is recorded as failed runs; one that another attempt may mend is only with the last attempt.
     """
-    pack = job.pack
-    if not _missing(pack, store):
-        return Event(job.index, "recorded", 1.0)
+    pack, start = job.pack, time.perf_counter()
+    ids = [run.run_id for _, run in pack.members]
     report = lambda phase, fraction: send(Event(job.index, phase, fraction))
     watch = Watch(pack, send=report, stop=stop)
-    ids = [run.run_id for _, run in pack.members]
-    if not heart.claim(ids):
-        return Event(job.index, "held")
     try:
+        if not _missing(pack, store):
+            return Event(job.index, "recorded", 1.0)
+        if not heart.claim(ids):
+            return Event(job.index, "held")
         heart.about = watch.about
         # another worker may have recorded them between the look and the claim
         if not _missing(pack, store):
             return Event(job.index, "recorded", 1.0)
-        return _guarded(job, store, settings, pools, watch)
+        outcomes = run_pack(pack, store, settings, pools=pools, watch=watch)
+        # none where another worker took the runs over while this one was suspended
+        phase: Phase = "done" if outcomes else "recorded"
+        return Event(job.index, phase, 1.0, outcomes=tuple(outcomes))
+    except Interrupted:
+        return Event(job.index, "stopped")
+    except Exception as error:
+        kind, reason = failure_of(error)
+        text = reason if isinstance(error, UserError) else clean_traceback(error)
+        event = Event(job.index, "failed", 1.0, error=text, reason=reason, kind=kind)
+        if may_mend(event, job):
+            return event
+        return record_failure(job, event, store, settings, time.perf_counter() - start)
     finally:
         heart.about = lambda: None
         heart.release(ids)
@@ -104,28 +116,6 @@ def run_job(
 def _missing(pack: Pack, store: Store) -> bool:
     """Whether a run of the stack has no whole record."""
     return bool(store.missing([run for _, run in pack.members]))
-
-
-def _guarded(
-    job: Job,
-    store: Store,
-    settings: Settings,
-    pools: "dict[str, EnvPool] | None",
-    watch: Watch,
-) -> Event:
-    start = time.perf_counter()
-    try:
-        outcomes = run_pack(job.pack, store, settings, pools=pools, watch=watch)
-        return Event(job.index, "done", 1.0, outcomes=tuple(outcomes))
-    except Interrupted:
-        return Event(job.index, "stopped")
-    except Exception as error:
-        kind, reason = failure_of(error)
-        text = reason if kind == "user" else clean_traceback(error)
-        event = Event(job.index, "failed", 1.0, error=text, reason=reason, kind=kind)
-    if may_mend(event, job):
-        return event
-    return record_failure(job, event, store, settings, time.perf_counter() - start)
 
 
 def may_mend(event: Event, job: Job) -> bool:

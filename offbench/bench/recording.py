@@ -1,6 +1,7 @@
 """Records of a finished stack, with the remarks that go with its scores."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,8 +10,9 @@ from offbench.bench.cells import Cell
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import Pack
 from offbench.errors import publishable
+from offbench.results.commit import RecordedAlready
 from offbench.results.schema import VALIDATION_ERRORS, no_episodes
-from offbench.results.spec import Provenance
+from offbench.results.spec import Provenance, RunSpec
 from offbench.results.store import Store
 
 if TYPE_CHECKING:
@@ -98,19 +100,16 @@ def record(
     trained: Trained,
     keep_run: Callable[[int, Path], None] | None,
 ) -> list[Outcome]:
-    """Stores the record of every run of a stack; `keep_run(member, path of the record)` its policy."""
-    import pandas as pd
+    """Stores the record of every run of a stack that has none; `keep_run(member, path of the record)` its policy.
 
-    outcomes = {
-        cell.entry: Outcome(cell, {}, {}, {}, trained.wall_s, trained.backend, {})
-        for cell in pack.cells
-    }
-    # trained for the sake of a run in the same stack that has no record
+    Returns the outcomes of the cells of which a run was recorded.
+    """
+    outcomes: dict[str, Outcome] = {}
+    # others were trained for the sake of a run in the same stack that has no record
     absent = {run.run_id for run in store.missing([run for _, run in pack.members])}
     for i, (cell, run) in enumerate(pack.members):
         if run.run_id not in absent:
             continue
-        outcome = outcomes[cell.entry]
         facts = provenance_of(
             cell,
             settings,
@@ -121,25 +120,47 @@ def record(
             trained.train_s,
             trained.fitted,
         )
-        if trained.broken[i]:
-            reason = f"a parameter is not finite after {cell.n_updates} updates"
-            outcome.failed[run.seed] = reason
-            store.fail(run, reason, facts, status="diverged")
-            continue
-        rows, curve = trained.episodes(i), trained.curve(i)
-        if remark := trained.remark(i, curve):
-            outcome.remarks[run.seed] = remark
-        if keep_run is not None:
-            keep_run(i, store.path(run, cell.entry))
-        episodes = pd.concat(rows, ignore_index=True) if rows else no_episodes()
-        # those on the whole stack are shown once, as its note
-        remark = "; ".join(filter(None, [remark, *trained.remarks])) or None
-        store.append(run, episodes, facts, curve, remark=remark)
-        if cell.protocol["episodes"]:
-            outcome.scores[run.seed] = float(rows[-1]["score"].mean())
-        for name in VALIDATION_ERRORS & curve.keys():
-            outcome.errors[run.seed] = curve[name][-1]
+        new = Outcome(cell, {}, {}, {}, trained.wall_s, trained.backend, {})
+        outcome = outcomes.get(cell.entry, new)
+        # by a worker that took the runs over while this process was suspended
+        with suppress(RecordedAlready):
+            _record_one(i, run, facts, store, trained, keep_run, outcome)
+            outcomes[cell.entry] = outcome
     return list(outcomes.values())
+
+
+def _record_one(
+    i: int,
+    run: RunSpec,
+    facts: Provenance,
+    store: Store,
+    trained: Trained,
+    keep_run: Callable[[int, Path], None] | None,
+    outcome: Outcome,
+) -> None:
+    """Stores the record of member i, and enters it in the outcome of its cell."""
+    import pandas as pd
+
+    cell = outcome.cell
+    if trained.broken[i]:
+        reason = f"a parameter is not finite after {cell.n_updates} updates"
+        store.fail(run, reason, facts, status="diverged")
+        outcome.failed[run.seed] = reason
+        return
+    rows, curve = trained.episodes(i), trained.curve(i)
+    own = trained.remark(i, curve)
+    if keep_run is not None:
+        keep_run(i, store.path(run, cell.entry))
+    episodes = pd.concat(rows, ignore_index=True) if rows else no_episodes()
+    # those on the whole stack are shown once, as its note
+    remark = "; ".join(filter(None, [own, *trained.remarks])) or None
+    store.append(run, episodes, facts, curve, remark=remark)
+    if own:
+        outcome.remarks[run.seed] = own
+    if cell.protocol["episodes"]:
+        outcome.scores[run.seed] = float(rows[-1]["score"].mean())
+    for name in VALIDATION_ERRORS & curve.keys():
+        outcome.errors[run.seed] = curve[name][-1]
 
 
 def largest_return(pipeline: "Pipeline") -> float:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,8 +16,9 @@ from offbench.results.store import Store
 
 # seconds until a stack is tried again whose runs another worker has, or whose machine failed
 AGAIN_S = 2.0
-# seconds that stacks have to save their state: after Ctrl-C, and when time is up
-INTERRUPTED_S, STOPPED_S = 2.5, 60.0
+# seconds that stacks have to save their state: after Ctrl-C, after SIGTERM, which clusters follow by SIGKILL
+# after 30, and when time is up
+INTERRUPTED_S, TERMINATED_S, STOPPED_S = 2.5, 20.0, 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class _Waiting(NamedTuple):
 
 def run_packs(
     packs: Sequence[Pack], store: Store, settings: Settings, effort: Effort = Effort()
-) -> Iterator[Event]:
+) -> Generator[Event]:
     """Runs stacks; yields events as they happen.
 
     An error in one stack is recorded as failed runs with the reason and reported as an event; the others go
@@ -46,7 +47,7 @@ def run_packs(
     """
     waiting = [_Waiting(0.0, Job(i, p, 1, 1 + effort.retry)) for i, p in enumerate(packs)]
     running: dict[int, Job] = {}
-    stopped = False
+    stopped, grace = False, INTERRUPTED_S
     executor = make_executor(settings, store, len(packs))
     try:
         while (waiting or running) and time.monotonic() < effort.deadline + STOPPED_S:
@@ -74,11 +75,12 @@ def run_packs(
                         event = record_failure(job, event, store, settings)
                 yield event
         yield from (Event(index, "stopped") for index in running)
-    except BaseException:
+    except BaseException as why:
+        grace = INTERRUPTED_S if isinstance(why, KeyboardInterrupt) else TERMINATED_S
         executor.stop()
         raise
     finally:
-        executor.close(INTERRUPTED_S)
+        executor.close(grace)
         sweep(store.root)
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import textwrap
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -309,36 +310,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sys.flags.safe_path and os.getcwd() not in sys.path:
         # for method._target_=mymodule.X, of a file that lies here
         sys.path.append(os.getcwd())
-    words = sys.argv[1:] if argv is None else argv
+    code = _called(sys.argv[1:] if argv is None else argv)
+    # A stack that takes long to save its state is still in its thread: the process ends here, as Python would
+    # take the thread's modules away under it.
+    if any(thread.name == "offbench-stack" for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _called(words: Sequence[str]) -> int:
+    """The exit code of a command line, with a line on the standard error where it ends early."""
     try:
         with allowing_code(FLAG in words):
             return call([word for word in words if word != FLAG])
     except UserError as error:
-        print(f"offbench: {_one_line(str(error))}", file=sys.stderr)
-        return 2
+        code, said = 2, _one_line(str(error))
     except KeyboardInterrupt:
-        return _leave(130, "interrupted; what was trained is kept, the same command goes on")
+        code, said = 130, "interrupted; what was trained is kept, the same command goes on"
     except Interrupted as signal:
-        return _leave(75, f"{signal}: what was trained is kept, the same command goes on")
+        code, said = 75, f"{signal}: what was trained is kept, the same command goes on"
     # `offbench list methods | head`
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-def _leave(code: int, words: str) -> int:
-    """Says why the command ends early and returns the exit code.
-
-    With a stack still in a thread, which saving its state takes long, the process ends here: Python would
-    take the thread's modules away under it.
-    """
-    from threading import enumerate as threads
-
-    print(f"offbench: {words}", file=sys.stderr)
-    if any(thread.name == "offbench-stack" for thread in threads()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    print(f"offbench: {said}", file=sys.stderr)
     return code
 
 

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -103,28 +103,38 @@ def run_missing(
     for line in failures:
         print(f"offbench: {line}", file=sys.stderr)
     if failures:
-        print("offbench: `--only failed` runs again what failed", file=sys.stderr)
+        words = "the same command tries again what failed; with --only failed, that alone"
+        print(f"offbench: {words}", file=sys.stderr)
     if left:
-        words = f"time is up with {plural(left, 'run')} left; the same command goes on"
+        why = "time is up" if time.monotonic() >= part.effort.deadline else "a worker was stopped"
+        words = f"{why} with {plural(left, 'run')} left; the same command goes on"
         print(f"offbench: {words}", file=sys.stderr)
     return Ran(wanted, here, left, failures)
 
 
 @contextmanager
 def _terminable() -> "Iterator[None]":
-    """SIGTERM, with which clusters preempt, raises `Interrupted` in the block: states are saved."""
-
-    def interrupt(*_: Any) -> None:
-        raise Interrupted("SIGTERM")
-
+    """SIGTERM, with which clusters preempt, and SIGHUP, of a terminal that is closed, raise `Interrupted` in the
+    block: states are saved. Those after the first do nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    there = {getattr(signal, name, signal.SIGTERM) for name in ("SIGTERM", "SIGHUP")}
+    # `nohup` ignores SIGHUP
+    before = {n: old for n in there if (old := signal.getsignal(n)) != signal.SIG_IGN}
+
+    def interrupt(number: int, _: Any) -> None:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)
+        raise Interrupted(signal.Signals(number).name)
+
+    for number in before:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 @contextmanager
@@ -154,11 +164,13 @@ def _show_progress(
 
     failures: list[str] = []
     left = 0
-    with _bars(console) as bars:
+    # closed whatever happens here: its stacks then save their states
+    events = run_packs(packs, store, plan.settings, effort)
+    with _bars(console) as bars, closing(events):
         overall = bars.add_task("all", total=sum(len(p.members) for p in packs))
         rows: dict[int, Any] = {}
         done: dict[int, float] = {}
-        for event in run_packs(packs, store, plan.settings, effort):
+        for event in events:
             part = packs[event.index]
             if event.index not in rows:
                 rows[event.index] = bars.add_task("", total=1.0)

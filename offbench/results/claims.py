@@ -90,7 +90,14 @@ class Heart:
         """Claims all runs or none; False where another living worker has one of them.
 
         The caller then looks whether they were recorded meanwhile: a claim says nothing of finished runs.
+        UserError where the folder cannot be written to.
         """
+        try:
+            return self._claim(run_ids)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.root}: {error.strerror}") from error
+
+    def _claim(self, run_ids: Iterable[str]) -> bool:
         wanted = sorted(set(run_ids))
         held = _claims(self.root, wanted)
         taken: list[str] = []
@@ -114,7 +121,9 @@ class Heart:
         """Stops the heartbeat; claims that are still held are void from now on."""
         self._stopped.set()
         self._thread.join(timeout=1)
-        _path(self.root, self.name).unlink(missing_ok=True)
+        # as when the folder can no longer be written to
+        with suppress(OSError):
+            _path(self.root, self.name).unlink()
 
     def __enter__(self) -> "Heart":
         return self
@@ -204,7 +213,8 @@ def sweep(root: Path) -> None:
     _remove_void(root, _claims(root))
     for one in workers(root):
         if not one.alive:
-            _path(root, one.name).unlink(missing_ok=True)
+            with suppress(OSError):
+                _path(root, one.name).unlink()
     now = _clock(root)
     for path in [*root.glob("claims/.*.tmp"), *root.glob("workers/.*.tmp*")]:
         with suppress(OSError):
@@ -293,7 +303,8 @@ def _create(path: Path, content: str) -> bool:
         except FileExistsError:
             return False
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
     return True
 
 

@@ -46,7 +46,8 @@ def write_record(
         traceback: of a failed one.
 
     Raises:
-        UserError: there is a whole record of this run already, or it cannot be written.
+        RecordedAlready: there is a whole record of this run.
+        UserError: it cannot be written.
     """
     mark, replaced = mark_of(root, run, entry), partial(_superseded, root, run)
     path = None if episodes is None else episodes_file(mark, body["episodes"])

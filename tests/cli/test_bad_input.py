@@ -160,7 +160,6 @@ BAD = [
     # --- the writing of settings
     [*RUN, "gamma=[1,2"],
     [*RUN, "gamma={a: &x 1, b: *x}"],
-    [*RUN, "gamma=0.9", "gamma=0.8"],
     [*RUN, "+gamma=0.9"],
     [*RUN, "~gamma"],
     [*RUN, "gamma"],

@@ -7,7 +7,8 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
@@ -138,11 +139,14 @@ class Processes:
         for process in processes:
             process.pipe.close()
         end = time.monotonic() + timeout
-        for process in processes:
-            process.process.join(max(0.0, end - time.monotonic()))
-        for process in processes:
-            process.process.kill()
-            process.process.join()
+        try:
+            for process in processes:
+                process.process.join(max(0.0, end - time.monotonic()))
+        # and where a second Ctrl-C ends the wait
+        finally:
+            for process in processes:
+                process.process.kill()
+                process.process.join()
 
 
 class _Process:
@@ -154,7 +158,8 @@ class _Process:
         self.job: Job | None = None
         self.pipe, inner = context.Pipe()
         self.process = context.Process(target=_work, args=(inner, store, settings), name=THREAD)
-        self.process.start()
+        with _blocking_ctrl_c():
+            self.process.start()
         inner.close()
 
     def start(self, job: Job) -> None:
@@ -169,11 +174,15 @@ class _Process:
 
     def events(self) -> list[Event]:
         found: list[Event] = []
+        # before what it has said last is read; a process of its own may keep its end of the pipe open
+        dead = not self.process.is_alive()
         try:
             while self.pipe.poll():
                 found.append(self.pipe.recv())
                 if found[-1].final:
                     self.job = None
+            if dead:
+                raise EOFError
         except (EOFError, OSError):
             self.process.join()
             self.alive = False
@@ -182,6 +191,20 @@ class _Process:
                 why = _death(self.process.exitcode)
                 found.append(Event(index, "lost", 1.0, error=why, reason=why))
         return found
+
+
+@contextmanager
+def _blocking_ctrl_c() -> Iterator[None]:
+    """Processes that are started in the block never see Ctrl-C; this one does at its end."""
+    # not on Windows
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _death(code: int | None) -> str:
@@ -197,8 +220,10 @@ def _work(pipe: Connection, store: Store, settings: Settings) -> None:
     """The life of a worker process: stacks from the pipe, until it is closed."""
     import torch
 
-    # on a terminal Ctrl-C reaches every process; the parent decides
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and the end of a terminal reach every process; the parent decides
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     torch.set_num_threads(1)
