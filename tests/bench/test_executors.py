@@ -100,6 +100,8 @@ def test_where_runs_are_made_is_no_part_of_what_they_are(tmp_path):
         ("executor=slurn", "did you mean 'slurm'?"),
         ("executor=ray ray.cpus=0", "ray.cpus=0 must be above 0"),
         ("executor=ray ray.gpus=-1", "ray.gpus=-1.0 must not be negative"),
+        ("executor=ray ray.address=127.0.0.1:1", "ray.address=127.0.0.1:1: nothing answers"),
+        ("executor=ray ray.address=ray://127.0.0.1:1", "nothing answers"),
         ("executor=ray device=cuda:1", "device=cuda:1: executor=ray deals out the GPUs itself"),
         ("executor=slurm slurm.time=0", "slurm.time=0 must be at least 1 minute"),
         ("executor=slurm slurm.cpus=0", "slurm.cpus=0 must be at least 1"),
