@@ -380,9 +380,7 @@ def _not_taken(argument: str, options: argparse.Namespace) -> UserError:
         usage = " ".join(parser.format_usage().split())
         return UserError(f"unexpected argument {argument!r}; {usage}")
     if argument in ("-m", "--multirun"):
-        from offbench.bench.hydra import NO_LAUNCHERS
-
-        return UserError(f"{argument}: {NO_LAUNCHERS}")
+        return UserError(f"{argument}: {import_module('offbench.bench.hydra').NO_LAUNCHERS}")
     choices, hint = list(parser.options), ""
     if "settings" in options:
         hint = "settings are written key=value; "

@@ -9,71 +9,29 @@ import time
 
 import psutil
 import pytest
+from support.executors import (
+    PROCESSES,
+    RAY,
+    SLURM,
+    THREAD,
+    TINY,
+    children,
+    left_over,
+    made,
+    rows,
+    run,
+)
 from support.paths import ROOT
 
 from offbench.bench import settings as settings_module
-from offbench.bench.executors import remote, slurm
+from offbench.bench.executors import remote
 from offbench.bench.executors.executor import n_jobs
 from offbench.bench.job import Job
-from offbench.bench.plan import plan
 from offbench.bench.schedule import Effort, run_packs
-from offbench.bench.stacks import pack
 from offbench.cli import main
 from offbench.errors import UserError
 from offbench.results.claims import Heart, claimed, workers
 from offbench.results.store import Store
-
-TASK = "offbench/hopper/medium-replay-v0"
-TINY = (
-    "methods=[bc]",
-    f"task={TASK}",
-    "seeds=[0,1]",
-    "max_stack=1",
-    "method.hidden=[8]",
-    "n_updates=40",
-    "eval.episodes=1",
-    "device=cpu",
-)
-THREAD, PROCESSES = ("jobs=1",), ("jobs=2",)
-RAY, SLURM = ("executor=ray", "jobs=2"), ("executor=slurm", "slurm.cluster=local", "jobs=2")
-
-
-def made(root, *more: str):
-    """(plan of the tiny runs, its stacks)"""
-    whole = plan([*TINY, *more, f"results={root}"], bench=True)
-    return whole, pack(whole.cells, max_stack=1)
-
-
-def run(root, *more: str, effort: Effort | None = None) -> list:
-    """The last event of each stack."""
-    whole, packs = made(root, *more)
-    store = Store(root)
-    store.check_writable()
-    return [e for e in run_packs(packs, store, whole.settings, effort or Effort()) if e.final]
-
-
-def rows(root):
-    order = ["run_id", "stream", "update", "episode"]
-    return Store(root).episodes().sort_values(order, ignore_index=True)
-
-
-def left_over(before: set[int]) -> list[str]:
-    """Processes below this one that were not there before; those that end are waited for."""
-    end = time.monotonic() + 10
-    while time.monotonic() < end:
-        now = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
-        now = [p for p in now if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-        # Python's own, for the life of this process
-        left = [words for p in now if "resource_tracker" not in (words := " ".join(p.cmdline()))]
-        if not left:
-            return []
-        time.sleep(0.2)
-    return left
-
-
-def children() -> set[int]:
-    return {p.pid for p in psutil.Process().children(recursive=True)}
-
 
 # --- what settings mean
 
@@ -100,6 +58,8 @@ def test_where_runs_are_made_is_no_part_of_what_they_are(tmp_path):
         ("executor=slurn", "did you mean 'slurm'?"),
         ("executor=ray ray.cpus=0", "ray.cpus=0 must be above 0"),
         ("executor=ray ray.gpus=-1", "ray.gpus=-1.0 must not be negative"),
+        ("executor=ray ray.address=127.0.0.1:1", "ray.address=127.0.0.1:1: nothing answers"),
+        ("executor=ray ray.address=ray://127.0.0.1:1", "nothing answers"),
         ("executor=ray device=cuda:1", "device=cuda:1: executor=ray deals out the GPUs itself"),
         ("executor=slurm slurm.time=0", "slurm.time=0 must be at least 1 minute"),
         ("executor=slurm slurm.cpus=0", "slurm.cpus=0 must be at least 1"),
@@ -172,127 +132,6 @@ def test_a_machine_that_does_not_see_the_results_ends_the_command(tmp_path):
     event = place.run(Job(0, packs[0]), stop=lambda: False)
     with pytest.raises(UserError, match=r"results=.*gone: no such folder on "):
         remote.checked(event)
-
-
-# --- Slurm's commands, here shell scripts that note what they are given
-
-
-@pytest.fixture
-def commands(tmp_path, monkeypatch):
-    """Stands in for sbatch and sacct, which are not on this machine; `state` is what sacct says of a job."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    state = folder / "state"
-    state.write_text("PENDING")
-    scripts = {
-        "srun": "exit 0",
-        "sbatch": f"cat $1 > {folder}/script; echo Submitted batch job 4242",
-        "sacct": f"echo 'JobID|State|NodeList'; for i in 0 1; do echo \"4242_$i|$(cat {state})|n\"; done",
-    }
-    for name, text in scripts.items():
-        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    monkeypatch.setattr(slurm, "LOOK_S", 0.0)
-    monkeypatch.setattr(slurm, "VISIBLE_S", 0.0)
-    return folder
-
-
-def queue(tmp_path, *more: str):
-    """(executor, its two stacks) after they were submitted"""
-    folder = tmp_path / "jobs"
-    whole, packs = made(tmp_path / "r", "executor=slurm", f"slurm.folder={folder}", *more)
-    store = Store(tmp_path / "r")
-    store.check_writable()
-    executor = slurm.Slurm(store, whole.settings, n_jobs(whole.settings, len(packs)))
-    for index, one in enumerate(packs):
-        executor.submit(Job(index, one))
-    return executor, packs
-
-
-def test_stacks_become_one_array_with_the_settings_of_the_jobs(tmp_path, commands):
-    options = ("slurm.partition=short", "slurm.time=60", "slurm.cpus=2", "slurm.gpus=1")
-    more = ("slurm.memory=1.5", "slurm.options={account: lab}", "slurm.setup=['module load x']")
-    executor, _ = queue(tmp_path, *options, *more, "jobs=1")
-    assert executor.events(0.0) == []
-    lines = (commands / "script").read_text().splitlines()
-    for line in (
-        "#SBATCH --array=0-1%1",
-        "#SBATCH --partition=short",
-        "#SBATCH --time=60",
-        "#SBATCH --cpus-per-task=2",
-        "#SBATCH --gpus-per-node=1",
-        "#SBATCH --mem=1536MB",
-        "#SBATCH --account=lab",
-        "#SBATCH --requeue",
-        "#SBATCH --signal=USR2@120",
-        "#SBATCH --job-name=offbench",
-        "module load x",
-    ):
-        assert line in lines
-    (folder,) = (tmp_path / "jobs").iterdir()
-    assert folder.stat().st_mode & 0o077 == 0
-    # the command ends, and its jobs go on
-    executor.stop()
-    assert [(e.index, e.phase) for e in executor.events(0.0)] == [(0, "stopped"), (1, "stopped")]
-    executor.close()
-    assert len(list(folder.glob("*_submitted.pkl"))) == 2
-
-
-@pytest.mark.parametrize(
-    ("state", "phase", "reason"),
-    [
-        ("CANCELLED by 1000", "stopped", "job 4242_0 was cancelled"),
-        ("OUT_OF_MEMORY", "lost", "job 4242_0: it ended as OUT_OF_MEMORY (output: "),
-        ("NODE_FAIL", "lost", "job 4242_0: it ended as NODE_FAIL"),
-    ],
-)
-def test_what_becomes_of_a_job_without_a_result(state, phase, reason, tmp_path, commands):
-    executor, _ = queue(tmp_path)
-    executor.events(0.0)
-    (commands / "state").write_text(state)
-    executor._queued[0][0].watcher.clear()
-    events = executor.events(0.0)
-    executor.close()
-    assert [e.phase for e in events] == [phase, phase] and reason in events[0].reason
-    # the output of what went wrong is kept
-    assert any((tmp_path / "jobs").iterdir()) == (phase == "lost")
-
-
-def test_nothing_is_queued_for_a_stack_that_another_worker_trains(tmp_path, commands, monkeypatch):
-    monkeypatch.setattr(remote, "CLAIMS_S", 0.0)
-    with Heart(tmp_path / "r") as heart:
-        _, packs = made(tmp_path / "r")
-        heart.claim([r.run_id for one in packs for _, r in one.members])
-        executor, _ = queue(tmp_path)
-        assert [e.phase for e in executor.events(0.0)] == ["held", "held"]
-        assert not (commands / "script").exists()
-        executor.close()
-
-
-def test_what_sbatch_refuses_is_one_line(tmp_path, commands):
-    (commands / "sbatch").write_text("#!/bin/sh\necho sbatch: invalid partition >&2; exit 1\n")
-    executor, _ = queue(tmp_path)
-    with pytest.raises(UserError, match=r"executor=slurm: .*invalid partition"):
-        executor.events(0.0)
-
-
-def test_files_of_jobs_are_kept_out_of_the_results(tmp_path, commands):
-    whole, _ = made(tmp_path, "executor=slurm", f"slurm.folder={tmp_path / 'jobs'}")
-    with pytest.raises(UserError, match="nothing there is ever unpickled"):
-        slurm.Slurm(Store(tmp_path), whole.settings, 2)
-
-
-def test_after_ctrl_c_it_is_said_that_jobs_go_on(tmp_path, commands, capsys, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(slurm.Slurm, "events", interrupt)
-    more = ("executor=slurm", f"slurm.folder={tmp_path / 'jobs'}", f"results={tmp_path / 'r'}")
-    assert main(["bench", *TINY, *more]) == 130
-    assert "jobs in the queue go on without this command: see `offbench status" in (
-        capsys.readouterr().err
-    )
 
 
 # --- the real ones

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 from typing import Protocol
 
 from offbench.bench.job import Event, Job
@@ -37,7 +38,7 @@ def is_here(settings: Settings) -> bool:
 
 
 def check_cluster(settings: Settings) -> None:
-    """UserError where the commands of the cluster are not on this machine."""
+    """UserError where the commands of a cluster are not on this machine, or nothing answers at its address."""
     if settings.executor == "slurm" and not is_here(settings):
         for command in ("sbatch", "srun"):
             if shutil.which(command) is None:
@@ -45,6 +46,15 @@ def check_cluster(settings: Settings) -> None:
                     f"executor=slurm: there is no command {command} here; call offbench on a login node of the "
                     "cluster, or try slurm.cluster=local"
                 )
+    host, _, port = (settings.ray.address or "").removeprefix("ray://").rpartition(":")
+    if settings.executor == "ray" and host and port.isdigit():
+        # Ray itself gives up after minutes
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"ray.address={settings.ray.address}: nothing answers ({error})"
+            ) from None
 
 
 def n_jobs(settings: Settings, stacks: int) -> int:
