@@ -2,7 +2,10 @@
 
 import os
 import shutil
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from offbench.bench.job import Event, Job
@@ -82,3 +85,17 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextmanager
+def blocking_ctrl_c() -> Iterator[None]:
+    """Processes that are started in the block never see Ctrl-C; this one does at its end."""
+    # not on Windows
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -7,13 +7,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
-from offbench.bench.executors.executor import gpus_of
+from offbench.bench.executors.executor import blocking_ctrl_c, gpus_of
 from offbench.bench.job import Event, Job, run_job
 from offbench.bench.preflight import resolve_device
 from offbench.bench.settings import Settings
@@ -158,7 +157,7 @@ class _Process:
         self.job: Job | None = None
         self.pipe, inner = context.Pipe()
         self.process = context.Process(target=_work, args=(inner, store, settings), name=THREAD)
-        with _blocking_ctrl_c():
+        with blocking_ctrl_c():
             self.process.start()
         inner.close()
 
@@ -191,20 +190,6 @@ class _Process:
                 why = _death(self.process.exitcode)
                 found.append(Event(index, "lost", 1.0, error=why, reason=why))
         return found
-
-
-@contextmanager
-def _blocking_ctrl_c() -> Iterator[None]:
-    """Processes that are started in the block never see Ctrl-C; this one does at its end."""
-    # not on Windows
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _death(code: int | None) -> str:

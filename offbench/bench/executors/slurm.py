@@ -10,13 +10,13 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from offbench.bench.executors.executor import blocking_ctrl_c
 from offbench.bench.executors.remote import Place, Seen, checked, lost
 from offbench.bench.job import Event, Job
 from offbench.bench.settings import Settings
@@ -108,7 +108,7 @@ class Slurm:
         tasks = [_Stack(self._place, job) for job in jobs]
         # on a terminal Ctrl-C reaches every process; this one decides
         try:
-            with _interrupts_held():
+            with blocking_ctrl_c():
                 submitted = self._executor.submit_array(tasks)
         # what sbatch says of a wrong partition or account
         except (FailedJobError, FailedSubmissionError, OSError) as error:
@@ -226,19 +226,6 @@ def _executor(folder: Path, settings: Settings, jobs: int) -> Any:
     }
     executor.update_parameters(**{k: v for k, v in options.items() if v is not None})
     return executor
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Processes started in the block do not receive SIGINT."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _signal(submitted: Any, number: int) -> None:
