@@ -132,6 +132,9 @@ def record_failure(
     # a process that died left none
     trace = event.error if event.phase == "failed" and event.error != reason else None
     absent = {run.run_id for run in store.missing([run for _, run in members])}
+    # its process died between the last record and the word of it
+    if not absent and event.phase == "lost":
+        return Event(job.index, "recorded", 1.0)
     stack = [run.run_id for _, run in members]
     before = store.read_all(run_id=stack, status="failed") if absent else {}
     tried = {name: r.failure.attempts for name, r in before.items() if r.failure}

@@ -81,6 +81,16 @@ class Trained(NamedTuple):
             m: [c[m][i] if m in c else float("nan") for c in self.curves] for m in names
         }
 
+    def diverged(self, i: int, rows: "list[pd.DataFrame]") -> str | None:
+        """What is not finite of member i: a parameter, or a number of its episodes; None where all is."""
+        if self.broken[i]:
+            return "a parameter is not finite"
+        for name in ("return", "score"):
+            # false of nan, too
+            if not all(table[name].abs().lt(float("inf")).all() for table in rows):
+                return f"the {name} of an episode is not finite"
+        return None
+
     def remark(self, i: int, curve: Mapping[str, list[float]]) -> str | None:
         """Remarks on the score of member i: diverged values, resumption, other commits, lost monitor
         evaluations."""
@@ -141,13 +151,12 @@ def _record_one(
     """Stores the record of member i, and enters it in the outcome of its cell."""
     import pandas as pd
 
-    cell = outcome.cell
-    if trained.broken[i]:
-        reason = f"a parameter is not finite after {cell.n_updates} updates"
+    cell, rows, curve = outcome.cell, trained.episodes(i), trained.curve(i)
+    if (reason := trained.diverged(i, rows)) is not None:
+        reason = f"{reason} after {cell.n_updates} updates"
         store.fail(run, reason, facts, status="diverged")
         outcome.failed[run.seed] = reason
         return
-    rows, curve = trained.episodes(i), trained.curve(i)
     own = trained.remark(i, curve)
     if keep_run is not None:
         keep_run(i, store.path(run, cell.entry))

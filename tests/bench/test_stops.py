@@ -152,6 +152,37 @@ def test_nohup_outlives_its_terminal():
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_worker_that_dies_after_its_last_record_has_lost_nothing(tmp_path):
+    made = planned(tmp_path)
+    (part,), store = pack(made.cells), Store(tmp_path)
+    runner.run_pack(part, store, made.settings)
+    lost = job.Event(0, "lost", 1.0, error="killed", reason="killed")
+    told = job.record_failure(job.Job(0, part), lost, store, made.settings)
+    assert told == job.Event(0, "recorded", 1.0)
+
+
+def test_a_seed_whose_return_is_not_finite_leaves_the_others_of_its_stack_alone(
+    tmp_path, monkeypatch, capsys
+):
+    """Finite parameters may still choose actions that are not."""
+
+    def diverge(self, state, broken):
+        tables = tested(self, state, broken)
+        rows = tables[-1]
+        return [
+            *tables[:-1],
+            rows.assign(score=rows["score"].where(rows["member"] != 0, float("nan"))),
+        ]
+
+    tested = runner.PackRun._tested
+    monkeypatch.setattr(runner.PackRun, "_tested", diverge)
+    assert main(["bench", *ONE, f"results={tmp_path}", "jobs=1"]) == 3
+    runs = Store(tmp_path).runs().set_index("seed")
+    assert runs["status"].to_dict() == {0: "diverged", 1: "ok"}
+    assert runs["reason"][0] == "the score of an episode is not finite after 200 updates"
+    assert "seed 0: the score of an episode is not finite" in capsys.readouterr().err
+
+
 class Wire:
     """A pipe whose other end nobody reads or writes."""
 
