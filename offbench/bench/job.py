@@ -121,7 +121,8 @@ def _guarded(
         return Event(job.index, "stopped")
     except Exception as error:
         kind, reason = failure_of(error)
-        text = reason if kind == "user" else clean_traceback(error)
+        # what it says is all that its reader needs
+        text = reason if isinstance(error, UserError) else clean_traceback(error)
         event = Event(job.index, "failed", 1.0, error=text, reason=reason, kind=kind)
     if may_mend(event, job):
         return event

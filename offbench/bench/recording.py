@@ -10,7 +10,7 @@ from offbench.bench.settings import Settings
 from offbench.bench.stacks import Pack
 from offbench.errors import publishable
 from offbench.results.schema import VALIDATION_ERRORS, no_episodes
-from offbench.results.spec import Provenance
+from offbench.results.spec import Provenance, utc_now
 from offbench.results.store import Store
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def provenance_of(
         wall_s=round(wall_s, 3),
         train_s=round(train_s, 3),
         tuning=cell.tuning,
-        created=provenance.now(),
+        created=utc_now(),
         # where records lie is no part of how they came to be, and says who lives there
         overrides={
             k: publishable(v) if isinstance(v, str) else v

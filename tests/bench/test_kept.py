@@ -25,7 +25,9 @@ TINY = [
 
 
 def run(results, *args: str) -> int:
-    return main(["run", *TINY, f"results={results}", *args])
+    own = {arg.partition("=")[0] for arg in args}
+    tiny = [arg for arg in TINY if arg.partition("=")[0] not in own]
+    return main(["run", *tiny, f"results={results}", *args])
 
 
 def files(results) -> list:
@@ -201,10 +203,9 @@ def test_choices_come_back_as_their_numbers(tmp_path):
         timeouts=np.zeros(n, bool),
     )
     args = [f"task.data={path}", "n_updates=300", "method.lr=0.01", "engine=eager"]
-    tiny = [a for a in TINY if not a.startswith("eval")]
-    assert (
-        main(["run", *tiny, f"results={tmp_path}", "method=discrete_cql", *args, "seeds=[0]"]) == 0
-    )
+    tiny = [a for a in TINY if not a.startswith(("eval", "engine"))]
+    args = [*tiny, f"results={tmp_path}", "method=discrete_cql", *args, "seeds=[0]"]
+    assert main(["run", *args]) == 0
     made = load_policy(files(tmp_path)[0]).act(np.eye(3))
     assert made.tolist() == [0, 1, 2]
 
