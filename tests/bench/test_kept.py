@@ -43,7 +43,7 @@ def test_what_is_kept_is_what_was_asked_for_and_never_decides_what_a_run_is(keep
     )
     assert len(files(results)) == size
     record = Store(results).read(Store(results).records()[0].stem)
-    assert "keep" not in record.spec.to_json()
+    assert "keep" not in record.spec.as_dict()
     if keep == "policy":  # the actor and the statistics of its observations, and nothing else
         names = load_file(files(results)[0])
         assert all(n.startswith(("state.actor[", "transforms[0]")) for n in names), sorted(names)
