@@ -26,7 +26,7 @@ from torch.utils._pytree import (
 
 from offbench import rng
 from offbench.data.pipeline import Pipeline
-from offbench.errors import UserError
+from offbench.errors import UserError, in_one_line
 from offbench.results.sharing.policies import policy_fault
 from offbench.results.spec import RunSpec
 from offbench.results.store import Record, Store
@@ -239,7 +239,7 @@ def written_objects(
         try:
             module.load_state_dict(found)
         except RuntimeError as error:
-            words = " ".join(str(error).split())
+            words = in_one_line(error)
             raise UserError(f"{path} does not fit {method.name} as it is now: {words}") from None
     members = np.empty(1, object)
     members[0] = member

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from offbench.errors import UserError
+from offbench.errors import UserError, in_one_line
 from offbench.io import UNSEALED, checksums, replacing, seal
 from offbench.training.object_state import NotPlain, State
 from offbench.training.step import Carry
@@ -75,7 +75,7 @@ def load(path: Path, like: Carry) -> tuple[Carry, dict[str, Any]]:
         content = json.loads(found.pop("about").numpy().tobytes())
         about, trees = content["about"], content["objects"]
     except (SafetensorError, OSError) as error:
-        raise Damaged(path, _words(error)) from None
+        raise Damaged(path, getattr(error, "strerror", None) or in_one_line(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise Damaged(path, "cut off, or of another version") from None
     leaves, tree = tree_flatten(like)
@@ -129,7 +129,3 @@ def write_sealed(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
                 OSError(number, os.strerror(number)) if number else OSError(str(error))
             ) from None
         seal(temporary)
-
-
-def _words(error: Exception) -> str:
-    return getattr(error, "strerror", None) or " ".join(str(error).split())
