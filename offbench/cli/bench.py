@@ -66,9 +66,10 @@ def run_missing(
     wanted: "Plan", store: "Store", console: "Console", part: Part | None = None
 ) -> Ran:
     """Fetches the data of a plan and runs what has no record, under a progress display."""
-    from offbench.bench.memory import check_one
+    from offbench.bench.memory import Sizes, check_one, stack_limit
     from offbench.bench.preflight import check_machine, preflight
-    from offbench.bench.stacks import fetched, missing
+    from offbench.bench.stacks import fetched, missing, pack, whole_stacks
+    from offbench.tasks.loading import kept_in_memory
 
     part = part or read_part()
     with console.status("looking for the data") as status:
@@ -86,12 +87,15 @@ def run_missing(
         return Ran(wanted, 0, 0, [])
     own = wanted.settings
     check_machine(own.device, own.engine, own.precision)
-    with console.status("checking") as status:
-        fits = partial(check_one, settings=own)
+    with console.status("checking") as status, kept_in_memory():
+        sizes: Sizes = {}
+        fits = partial(check_one, settings=own, known=sizes)
         preflight(todo, strict=own.strict, fits=fits, report=status.update)
+        packs = pack(todo, max_stack=stack_limit(todo, own, sizes))
+        packs = whole_stacks(packs, wanted.cells, store)
     store.check_writable()
     with _terminable():
-        failures, left = _show_progress(todo, store, wanted, console, part.effort)
+        failures, left = _show_progress(packs, store, wanted, console, part.effort)
     for line in failures:
         print(f"offbench: {line}", file=sys.stderr)
     if failures:
@@ -120,21 +124,17 @@ def _terminable() -> "Iterator[None]":
 
 
 def _show_progress(
-    todo: "Sequence[Cell]", store: "Store", plan: "Plan", console: "Console", effort: "Effort"
+    packs: "Sequence[Pack]", store: "Store", plan: "Plan", console: "Console", effort: "Effort"
 ) -> tuple[list[str], int]:
-    """Runs the cells under a progress display; returns (one line per failure, number of runs not done)."""
+    """Runs stacks under a progress display; returns (one line per failure, number of runs not done)."""
     from rich.markup import escape
 
-    from offbench.bench.memory import stack_limit
     from offbench.bench.schedule import run_packs
-    from offbench.bench.stacks import pack, whole_stacks
 
-    packs = pack(todo, max_stack=stack_limit(todo, plan.settings))
-    packs = whole_stacks(packs, plan.cells, store)
     failures: list[str] = []
     left = 0
     with _bars(console) as bars:
-        overall = bars.add_task("all", total=sum(len(p.members) for p in packs))
+        overall = bars.add_task("all", total=sum(p.size for p in packs))
         rows: dict[int, Any] = {}
         done: dict[int, float] = {}
         for event in run_packs(packs, store, plan.settings, effort):
@@ -149,9 +149,9 @@ def _show_progress(
                 description=text,
                 visible=not ended,
             )
-            done[event.index] = event.fraction * len(part.members)
+            done[event.index] = event.fraction * part.size
             bars.update(overall, completed=sum(done.values()))
-            left += len(part.members) if event.phase == "stopped" else 0
+            left += part.size if event.phase == "stopped" else 0
             if event.phase == "again":
                 words = f"[yellow]tried again[/] {escape(f'{part.title}: {event.reason}')}"
                 console.print(words, soft_wrap=True)
