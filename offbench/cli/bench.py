@@ -67,9 +67,10 @@ def run_missing(
 ) -> Ran:
     """Fetches the data of a plan and runs what has no record, under a progress display."""
     from offbench.bench.executors.executor import check_cluster, is_here
-    from offbench.bench.memory import check_one, stack_limit
+    from offbench.bench.memory import Sizes, check_one, stack_limit
     from offbench.bench.preflight import check_machine, preflight
     from offbench.bench.stacks import fetched, missing, pack, whole_stacks
+    from offbench.tasks.loading import kept_in_memory
 
     part = part or read_part()
     check_cluster(wanted.settings)
@@ -89,14 +90,14 @@ def run_missing(
     own = wanted.settings
     if is_here(own):
         check_machine(own.device, own.engine, own.precision)
-    with console.status("checking") as status:
-        fits = partial(check_one, settings=own)
+    with console.status("checking") as status, kept_in_memory():
+        sizes: Sizes = {}
+        fits = partial(check_one, settings=own, known=sizes)
         preflight(todo, strict=own.strict, fits=fits, report=status.update)
+        packs = pack(todo, max_stack=stack_limit(todo, own, sizes))
+        packs = whole_stacks(packs, wanted.cells, store)
     store.check_writable()
     with _terminable(), _jobs_that_go_on(wanted):
-        packs = whole_stacks(
-            pack(todo, max_stack=stack_limit(todo, wanted.settings)), wanted.cells, store
-        )
         for line in apart(packs, unrecorded, wanted.cells):
             console.print(line, markup=False, soft_wrap=True)
         failures, left = _show_progress(packs, store, wanted, console, part.effort)
@@ -167,7 +168,7 @@ def _show_progress(
     # closed whatever happens here: its stacks then save their states
     events = run_packs(packs, store, plan.settings, effort)
     with _bars(console) as bars, closing(events):
-        overall = bars.add_task("all", total=sum(len(p.members) for p in packs))
+        overall = bars.add_task("all", total=sum(p.size for p in packs))
         rows: dict[int, Any] = {}
         done: dict[int, float] = {}
         for event in events:
@@ -182,9 +183,9 @@ def _show_progress(
                 description=text,
                 visible=not ended,
             )
-            done[event.index] = event.fraction * len(part.members)
+            done[event.index] = event.fraction * part.size
             bars.update(overall, completed=sum(done.values()))
-            left += len(part.members) if event.phase == "stopped" else 0
+            left += part.size if event.phase == "stopped" else 0
             if event.phase == "again":
                 words = f"[yellow]tried again[/] {escape(f'{part.title}: {event.reason}')}"
                 console.print(words, soft_wrap=True)
