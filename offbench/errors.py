@@ -64,6 +64,11 @@ def unknown(kind: str, value: object, choices: Iterable[object]) -> UserError:
     return UserError(f"unknown {kind} {str(value)!r}: {nearest(value, choices)}")
 
 
+def in_one_line(error: BaseException) -> str:
+    """What an error says, in one line; its class where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 @contextlib.contextmanager
 def calling(what: str) -> Iterator[None]:
     """Turns an error of a user's code, run inside the block, into a UserError with its file and line."""
@@ -73,10 +78,8 @@ def calling(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
-        words = " ".join(str(error).split())
-        raise UserError(
-            f"{what} raised {type(error).__name__}: {words} ({at.filename}:{at.lineno})"
-        ) from error
+        words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"{what} raised {words} ({at.filename}:{at.lineno})") from error
 
 
 # --- what may be published ------------------------------------------------------------------
@@ -102,7 +105,7 @@ def publishable(text: str) -> str:
         # not the beginning of a longer name
         alone = short.rstrip("/") or "."
         text = re.sub(rf"{re.escape(folder)}(?![\w-])", alone, text)
-    user, host = _user(), socket.gethostname()
+    user, host = user_and_host()
     if user:
         text = re.sub(rf"(?<=/){re.escape(user)}(?=/)", "USER", text)
     if host and host != "localhost":
@@ -128,8 +131,9 @@ def _folders() -> list[tuple[str, str]]:
     return sorted(found.items(), key=lambda item: -len(item[0]))
 
 
-def _user() -> str | None:
+def user_and_host() -> tuple[str, str]:
+    """Names of who runs this process and of the machine; the first is empty where there is none, as in a container."""
     try:
-        return getpass.getuser()
+        return getpass.getuser(), socket.gethostname()
     except (OSError, KeyError, ImportError):
-        return None
+        return "", socket.gethostname()

@@ -33,6 +33,9 @@ MAY_SET_GLOBALS = {
     "rollout": _BORROWED,  # OGBench's mazes draw their start from numpy's generator; it is put back
     "recipes/ogbench_oracles": _BORROWED,  # the same
     "recipes/behaviour": {"os.environ"},  # the threads of its worker processes
+    # what Ray reads as it is imported; the folders of the command, in a process that a cluster started
+    "bench/executors/ray": {"os.environ"},
+    "bench/executors/remote": {"os.environ"},
     "recipes/store": {"os.environ"},  # the folder that minari writes to; it is put back
     # the same; MUJOCO_GL, when an environment is made and nobody has set it
     "tasks/environments": {*_BORROWED, "os.environ"},

@@ -22,6 +22,12 @@ GROUPS = ("method", "sampler", "view", "weight", "suite")
 # groups that compose with any method
 AROUND = ("sampler", "view", "weight")
 
+# what to write in place of Hydra's --multirun and launchers
+NO_LAUNCHERS = (
+    "offbench plans sweeps itself and trains the values of a number in one stack: write method.lr=1e-3,3e-4 as it is,"
+    " and executor=local, ray or slurm for where it runs"
+)
+
 # view -> the parameter that the number in `iql+nstep3` sets
 NAMES_OF_VIEWS = {"nstep": "n", "chunk": "h"}
 
@@ -147,6 +153,8 @@ def parse_overrides(overrides: Sequence[str]) -> list[dict[str, Any]]:
         if (numbers := _read_numbers(text)) is not None:
             axes.append(numbers)
             continue
+        if text.lstrip("+~").startswith(("hydra/", "hydra.")):
+            raise UserError(f"{text.partition('=')[0]}: {NO_LAUNCHERS}")
         try:
             parsed = OverridesParser.create().parse_override(text)
         except HydraException:

@@ -30,7 +30,7 @@ Phase = Literal[
     "held",
     "stopped",
     "lost",
-    # it failed or was lost, and is tried again
+    # it failed, or its process died, and is tried once more
     "again",
 ]
 

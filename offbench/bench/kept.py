@@ -26,11 +26,11 @@ from torch.utils._pytree import (
 
 from offbench import rng
 from offbench.data.pipeline import Pipeline
-from offbench.errors import UserError
-from offbench.io import atomic_write
-from offbench.results.sharing.policies import UNSEALED, policy_fault, sealed
+from offbench.errors import UserError, in_one_line
+from offbench.results.sharing.policies import policy_fault
 from offbench.results.spec import RunSpec
 from offbench.results.store import Record, Store
+from offbench.training.checkpoint import write_sealed
 from offbench.training.imperative import Imperative, Objects
 from offbench.training.step import Carry, Swept, bind, n_minibatches, stack
 from offbench.types import Context, Method, Spec
@@ -78,8 +78,6 @@ def save(
     For a PyTorch class (`offbench.training.imperative`) it is the policy either way: the state dicts of
     its modules. The write is atomic; UserError where the file cannot be written.
     """
-    from safetensors.torch import save as to_bytes
-
     method, pipeline, spec = program.method, program.pipeline, program.spec
     if isinstance(method, Imperative):
         keep, tensors = "policy", _of_modules(carry.state.members[member].algorithm)
@@ -103,9 +101,8 @@ def save(
         numbers = {k: x for k, x in fields.items() if not isinstance(x, Tensor)}
         about["transforms"].append({"kind": type(transform).__name__, **numbers})
     tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
-    metadata = {"offbench": json.dumps(about), "sha256": UNSEALED}
     try:
-        atomic_write(path, sealed(to_bytes(tensors, metadata=metadata)))
+        write_sealed(path, tensors, {"offbench": json.dumps(about)})
     except OSError as error:
         raise UserError(f"cannot keep a policy in {path}: {error.strerror}") from None
 
@@ -242,7 +239,7 @@ def written_objects(
         try:
             module.load_state_dict(found)
         except RuntimeError as error:
-            words = " ".join(str(error).split())
+            words = in_one_line(error)
             raise UserError(f"{path} does not fit {method.name} as it is now: {words}") from None
     members = np.empty(1, object)
     members[0] = member

@@ -34,22 +34,36 @@ class Room(NamedTuple):
     kind: str
 
 
-def run_bytes(cell: Cell, *, bound: bool = False) -> float:
+# what a size in bytes depends on -> the size
+Sizes = dict[Any, float]
+
+
+def run_bytes(cell: Cell, *, bound: bool = False, known: Sizes | None = None) -> float:
     """Bytes of one run in training, without its data: networks, gradients, moments of the optimiser, a batch
     and what an update holds at once; infinite where they cannot be counted.
 
     Args:
         bound: a bound that is quickly found, instead of the size.
+        known: sizes that were counted before, once for each program and each shape of the data.
     """
     from offbench.bench.preflight import build
     from offbench.tasks.loading import load_data
 
     data, spec = load_data(cell.task, gamma=cell.pipeline["gamma"], defects="ignore")
     method, pipeline = build(cell, data, spec, lazy=True)
+    seen = pipeline.spec(spec)
+    known = {} if known is None else known
+    key = (*program_of(cell), seen, bound)
+    if key not in known:
+        known[key] = _size(method, pipeline, seen, cell, bound)
+    return known[key]
+
+
+def _size(method: Any, pipeline: "Pipeline", seen: "Spec", cell: Cell, bound: bool) -> float:
     try:
-        return _counted(method, pipeline, pipeline.spec(spec), cell, bound)
-    # sizes beyond 2**63
-    except OverflowError:
+        return _counted(method, pipeline, seen, cell, bound)
+    # a user's class that is too large for this machine, sizes beyond 2**63
+    except (MemoryError, OverflowError):
         return float("inf")
     except (RuntimeError, TypeError) as error:
         if "overflow" in str(error).lower():
@@ -65,9 +79,10 @@ def _counted(method: Any, pipeline: "Pipeline", seen: "Spec", cell: Cell, bound:
     from offbench.training.imperative import Imperative
     from offbench.training.step import initial_carry, make_step
 
+    # a user's class cannot be expected to be made without memory
+    if isinstance(method, Imperative):
+        return method.bytes(seen)
     with _fake():
-        if isinstance(method, Imperative):
-            return method.bytes(seen)
         carry = initial_carry(method, seen, [0])
         if not bound:
             return peak_bytes(make_step(method, pipeline), carry)
@@ -85,15 +100,25 @@ def _fake() -> Iterator[None]:
         yield
 
 
-def stack_limit(todo: Sequence[Cell], settings: Settings) -> Callable[[Cell], int | None]:
+def stack_limit(
+    todo: Sequence[Cell], settings: Settings, known: Sizes | None = None
+) -> Callable[[Cell], int | None]:
     """The most runs of a stack, for `pack`: `max_stack`, or what a process's share of the memory holds.
 
-    Raises UserError where one run does not fit.
+    Args:
+        known: sizes of runs, as in `run_bytes`.
+
+    Raises:
+        UserError: one run does not fit.
     """
-    from offbench.bench.executors.executor import n_jobs
+    from offbench.bench.executors.executor import is_here, n_jobs
     from offbench.bench.preflight import resolve_device
 
+    # the memory of a cluster's machines is not known here
+    if not is_here(settings):
+        return lambda cell: settings.max_stack
     device = resolve_device(settings.device)
+    known = {} if known is None else known
     bounds: dict[Any, float] = {}
     sizes: dict[Any, float] = {}
     packs, jobs = pack(todo, max_stack=settings.max_stack), 0
@@ -104,16 +129,16 @@ def stack_limit(todo: Sequence[Cell], settings: Settings) -> Callable[[Cell], in
         for part in packs:
             cell, key, n = part.cells[0], _program(part.cells[0]), part.size
             room = room_for(cell, settings, device, jobs)
-            bounds[key] = bounds[key] if key in bounds else run_bytes(cell, bound=True)
+            bounds[key] = bounds[key] if key in bounds else run_bytes(cell, bound=True, known=known)
             if n * bounds[key] <= room.size:
                 continue
-            sizes[key] = sizes[key] if key in sizes else run_bytes(cell)
+            sizes[key] = sizes[key] if key in sizes else run_bytes(cell, known=known)
             if sizes[key] > room.size:
                 alone = room_for(cell, settings, device, 1)
                 raise too_large(cell, sizes[key], room, jobs if sizes[key] <= alone.size else 1)
             fits = int(room.size // sizes[key])
-            known = limits.get(key, settings.max_stack)
-            limits[key] = min(fits, known) if known else fits
+            before = limits.get(key, settings.max_stack)
+            limits[key] = min(fits, before) if before else fits
         packs = pack(todo, max_stack=limit)
     return limit
 
@@ -132,12 +157,18 @@ def too_large(cell: Cell, size: float, room: Room, jobs: int = 1) -> UserError:
     )
 
 
-def check_one(cell: Cell, settings: Settings) -> None:
-    """Raises UserError where one run of a cell takes more memory than there is."""
+def check_one(cell: Cell, settings: Settings, known: Sizes | None = None) -> None:
+    """Raises UserError where one run of a cell takes more memory than there is; `known` as in `run_bytes`."""
+    from offbench.bench.executors.executor import is_here
     from offbench.bench.preflight import resolve_device
 
+    if not is_here(settings):
+        return
     room = room_for(cell, settings, resolve_device(settings.device), 1)
-    if (size := run_bytes(cell, bound=True)) > room.size and (size := run_bytes(cell)) > room.size:
+    known = {} if known is None else known
+    if run_bytes(cell, bound=True, known=known) <= room.size:
+        return
+    if (size := run_bytes(cell, known=known)) > room.size:
         raise too_large(cell, size, room)
 
 

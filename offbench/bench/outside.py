@@ -15,7 +15,7 @@ from torch import Tensor
 from offbench.bench import provenance
 from offbench.bench.suites import protocol_of
 from offbench.errors import UserError
-from offbench.results.spec import OUTSIDE, Provenance, RunSpec
+from offbench.results.spec import OUTSIDE, Provenance, RunSpec, utc_now
 from offbench.results.store import Store
 from offbench.rollout import EnvPool, evaluate
 from offbench.tasks.locate import load_task
@@ -174,6 +174,6 @@ def _provenance(entry: str, pack: int, wall_s: float) -> Provenance:
         wall_s=round(wall_s, 3),
         train_s=0.0,
         tuning={"how": OUTSIDE, "tried": None, "source": "trained outside offbench"},
-        created=provenance.now(),
+        created=utc_now(),
         host=provenance.host(),
     )

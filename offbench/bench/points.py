@@ -14,7 +14,7 @@ from offbench.bench.entry import Method, entry_label, replaced_groups
 from offbench.bench.hydra import AROUND, read_option
 from offbench.bench.layers import Layers, is_reference
 from offbench.bench.presets import Preset, chosen_preset, composition_of
-from offbench.bench.settings import HELD_OUT, Settings, check_settings, typed_transforms
+from offbench.bench.settings import HELD_OUT, WHERE, Settings, check_settings, typed_transforms
 from offbench.bench.signatures import read_parameters
 from offbench.bench.sources import COMMAND_LINE, NO_ENVIRONMENT, Layer, Source
 from offbench.bench.suites import SuiteTask, protocol_settings, suite_overrides, suite_task
@@ -273,7 +273,11 @@ def _cell(
         n_updates=settings.n_updates or 0,
         protocol=Written(protocol),
         tuning=tuning,
-        overrides={k: v for k, v in given.items() if k in own.values or k.startswith("transforms")},
+        overrides={
+            k: v
+            for k, v in given.items()
+            if (k in own.values or k.startswith("transforms")) and k.split(".")[0] not in WHERE
+        },
         sources=own.sources,
     )
 

@@ -4,7 +4,6 @@ import os
 import platform
 import subprocess
 import sys
-from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -56,11 +55,6 @@ def commit() -> tuple[str, bool]:
 
 def _read(command: list[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def now() -> str:
-    """The time in UTC, ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def device_name(device: str) -> str:

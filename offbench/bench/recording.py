@@ -12,7 +12,7 @@ from offbench.bench.stacks import Pack
 from offbench.errors import publishable
 from offbench.results.commit import RecordedAlready
 from offbench.results.schema import VALIDATION_ERRORS, no_episodes
-from offbench.results.spec import Provenance, RunSpec
+from offbench.results.spec import Provenance, RunSpec, utc_now
 from offbench.results.store import Store
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def provenance_of(
         wall_s=round(wall_s, 3),
         train_s=round(train_s, 3),
         tuning=cell.tuning,
-        created=provenance.now(),
+        created=utc_now(),
         # where records lie is no part of how they came to be, and says who lives there
         overrides={
             k: publishable(v) if isinstance(v, str) else v

@@ -90,6 +90,14 @@ def run_packs(
 def make_executor(settings: Settings, store: Store, stacks: int) -> Executor:
     """The executor of the settings, for a number of stacks."""
     jobs = n_jobs(settings, stacks)
+    if settings.executor == "ray":
+        from offbench.bench.executors.ray import Ray
+
+        return Ray(store, settings, jobs)
+    if settings.executor == "slurm":
+        from offbench.bench.executors.slurm import Slurm
+
+        return Slurm(store, settings, jobs)
     return Thread(store, settings) if jobs == 1 else Processes(store, settings, jobs)
 
 

@@ -1,8 +1,10 @@
 """Settings of a run outside its method (`conf/run.yaml`), with types and checks."""
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from offbench.bench.targets import BUILT_IN, parameters
@@ -54,6 +56,34 @@ class BenchSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RaySettings:
+    """The types of `ray` in conf/run.yaml."""
+
+    address: str | None = None
+    cpus: float = 1.0
+    gpus: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmSettings:
+    """The types of `slurm` in conf/run.yaml."""
+
+    cluster: Literal["slurm", "local"] = "slurm"
+    partition: str | None = None
+    time: int = 240
+    cpus: int = 1
+    gpus: int | None = None
+    memory: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    setup: tuple[str, ...] = ()
+    folder: str | None = None
+
+
+# settings that say where runs are made, and nothing of what they are: no record has them
+WHERE = ("executor", "ray", "slurm")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """The types of conf/run.yaml."""
 
@@ -74,7 +104,10 @@ class Settings:
     keep: Keep = "state"
     max_stack: int | None = None
     checkpoint_minutes: float = 5.0
+    executor: Literal["local", "ray", "slurm"] = "local"
     jobs: int | Literal["auto"] = "auto"
+    ray: RaySettings = RaySettings()
+    slurm: SlurmSettings = SlurmSettings()
     logger: LoggerName | tuple[LoggerName, ...] = "none"
     wandb: WandbSettings = WandbSettings()
     results: str = "results"
@@ -175,13 +208,37 @@ def _check_tuning(tuning: Mapping[str, Any], need: Callable[[bool, str], None]) 
 _MOST_UPDATES, _MOST = 10**12, 10**6
 
 
-def check_settings(s: Settings) -> None:
-    """Raises UserError for values outside their ranges."""
+# executor -> the package that it needs
+_PACKAGES = {"ray": "ray", "slurm": "submitit"}
 
-    def need(good: bool, message: str) -> None:
-        if not good:
-            raise UserError(message)
 
+def _check_executor(s: Settings, need: Callable[[bool, str], None]) -> None:
+    name, ray, slurm = s.executor, s.ray, s.slurm
+    need(s.jobs == "auto" or int(s.jobs) >= 1, f"jobs={s.jobs} must be auto or at least 1")
+    need(ray.cpus > 0, f"ray.cpus={ray.cpus:g} must be above 0")
+    need(ray.gpus is None or ray.gpus >= 0, f"ray.gpus={ray.gpus} must not be negative")
+    need(slurm.time >= 1, f"slurm.time={slurm.time} must be at least 1 minute")
+    need(slurm.cpus >= 1, f"slurm.cpus={slurm.cpus} must be at least 1")
+    need(slurm.gpus is None or slurm.gpus >= 0, f"slurm.gpus={slurm.gpus} must not be negative")
+    need(
+        slurm.memory is None or slurm.memory > 0,
+        f"slurm.memory={slurm.memory} must be above 0 gigabytes",
+    )
+    if name == "local":
+        return
+    package = _PACKAGES[name]
+    need(
+        find_spec(package) is not None,
+        f"executor={name} needs the package {package}: pip install 'offbench[{name}]'",
+    )
+    need(os.name == "posix", f"executor={name} runs on Linux and macOS only")
+    need(
+        ":" not in s.device,
+        f"device={s.device}: executor={name} deals out the GPUs itself; use device=cuda",
+    )
+
+
+def _check_seeds(s: Settings, need: Callable[[bool, str], None]) -> None:
     seeds = s.seeds or ()
     need(len(seeds) > 0, "seeds must name at least one seed, for example seeds=[0,1,2]")
     need(len(set(seeds)) == len(seeds), f"seeds={list(seeds)} has duplicates")
@@ -197,6 +254,16 @@ def check_settings(s: Settings) -> None:
             f"seeds={list(seeds)}: bench.until=decided begins with {FEWEST_SEEDS} seeds at least",
         )
     need(max(seeds) < 2**63, f"seeds: {max(seeds)} must be below 2**63")
+
+
+def check_settings(s: Settings) -> None:
+    """Raises UserError for values outside their ranges."""
+
+    def need(good: bool, message: str) -> None:
+        if not good:
+            raise UserError(message)
+
+    _check_seeds(s, need)
     need((s.n_updates or 0) >= 1, f"n_updates={s.n_updates} must be at least 1")
     need((s.n_updates or 0) <= _MOST_UPDATES, f"n_updates={s.n_updates} must be at most 10**12")
     need(s.batch_size >= 1, f"batch_size={s.batch_size} must be at least 1")
@@ -241,7 +308,7 @@ def check_settings(s: Settings) -> None:
         check_installed()
     need(s.eval.envs >= 1, f"eval.envs={s.eval.envs} must be at least 1")
     _check_monitor(s.eval, need)
-    need(s.jobs == "auto" or int(s.jobs) >= 1, f"jobs={s.jobs} must be auto or at least 1")
+    _check_executor(s, need)
     for name in s.transforms:
         if name not in _TRANSFORMS:
             raise unknown("transform", name, _TRANSFORMS)

@@ -7,6 +7,7 @@ runs in one process, and its records are written at its end.
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from offbench.bench.cells import Cell
@@ -22,7 +23,7 @@ class Pack:
 
     cells: tuple[Cell, ...]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """The number of its members."""
         return sum(len(cell.seeds) for cell in self.cells)
@@ -56,7 +57,7 @@ class Pack:
     @property
     def name(self) -> str:
         """The name of its checkpoint: a hash of the run ids."""
-        ids = "".join(run.run_id for _, run in self.members)
+        ids = "".join(run_id for cell in self.cells for run_id in cell.run_ids())
         return hashlib.sha256(ids.encode()).hexdigest()[:16]
 
 
@@ -66,9 +67,7 @@ def missing(cells: Iterable[Cell], store: Store) -> list[Cell]:
     Records are opened only where one has the name of a run.
     """
     cells = list(cells)
-    names = {path.stem for path in store.records()}
-    found = lambda cell: not names.isdisjoint([*cell.run_ids(), *cell.earlier_ids()])
-    begun = [bool(names) and found(cell) for cell in cells]
+    begun = _begun(cells, store)
     runs = [run for cell, some in zip(cells, begun) if some for run in cell.runs()]
     absent = {run.run_id for run in store.missing(runs)} if runs else set()
     left = [
@@ -78,6 +77,13 @@ def missing(cells: Iterable[Cell], store: Store) -> list[Cell]:
         for cell, some in zip(cells, begun)
     ]
     return [cell for cell in left if cell.seeds]
+
+
+def _begun(cells: Sequence[Cell], store: Store) -> list[bool]:
+    """Whether a record has the name of one of the runs, for each cell."""
+    names = {path.stem for path in store.records()}
+    found = lambda cell: not names.isdisjoint([*cell.run_ids(), *cell.earlier_ids()])
+    return [bool(names) and found(cell) for cell in cells]
 
 
 def pack(
@@ -104,19 +110,21 @@ def whole_stacks(packs: Sequence[Pack], planned: Iterable[Cell], store: Store) -
     Args:
         planned: the cells of the plan, with all their seeds.
     """
+    planned = list(planned)
     groups: dict[Any, list[Cell]] = {}
     for cell in planned:
         groups.setdefault(_group_of(cell), []).append(cell)
-    begun = {key: _stacks_begun(group, store) for key, group in groups.items()}
+    # of most plans, none
+    recorded = {_group_of(c) for c, some in zip(planned, _begun(planned, store)) if some}
+    begun = {key: _stacks_begun(groups[key], store) for key in recorded}
     found: dict[Any, Pack] = {}
-    for part in packs:
-        mine = {run.run_id for _, run in part.members}
-        before = (s for s in begun[_group_of(part.cells[0])] if mine <= s.absent)
-        whole = next(
-            (s.pack for s in before if mine <= {r.run_id for _, r in s.pack.members}), None
-        )
+    for i, part in enumerate(packs):
+        whole = None
+        if stacks := begun.get(_group_of(part.cells[0])):
+            mine = {run_id for cell in part.cells for run_id in cell.run_ids()}
+            whole = next((s for s in stacks if mine <= s.absent and mine <= s.runs), None)
         # parts of one stack are one
-        found[part.name if whole is None else whole.name] = whole or part
+        found[i if whole is None else whole.pack.name] = part if whole is None else whole.pack
     return list(found.values())
 
 
@@ -124,6 +132,8 @@ class _Begun(NamedTuple):
     """A stack that was recorded in part."""
 
     pack: Pack
+    # its run ids
+    runs: frozenset[str]
     # run ids of its group without any record
     absent: frozenset[str]
 
@@ -137,17 +147,24 @@ def _stacks_begun(group: Sequence[Cell], store: Store) -> list[_Begun]:
     if not absent or not recorded:
         return []
     found = []
+    # run id -> its cell, and its seed
+    where = {
+        run_id: (i, seed)
+        for i, cell in enumerate(group)
+        for run_id, seed in zip(cell.run_ids(), cell.seeds)
+    }
     records = store.read_all(run_id=recorded, status="ok").values()
     for stack in dict.fromkeys(tuple(record.provenance.stack) for record in records):
         if absent.isdisjoint(stack):
             continue
-        cells = (
-            replace(cell, seeds=tuple(r.seed for r in cell.runs() if r.run_id in stack))
-            for cell in group
-        )
-        whole = Pack(tuple(cell for cell in cells if cell.seeds))
-        if tuple(run.run_id for _, run in whole.members) == stack:
-            found.append(_Begun(whole, absent))
+        seeds: dict[int, list[int]] = {}
+        for run_id in stack:
+            if run_id in where:
+                i, seed = where[run_id]
+                seeds.setdefault(i, []).append(seed)
+        whole = Pack(tuple(group[i].varied(seeds=tuple(own)) for i, own in seeds.items()))
+        if [run.run_id for _, run in whole.members] == list(stack):
+            found.append(_Begun(whole, frozenset(stack), absent))
     return found
 
 
@@ -163,12 +180,14 @@ def program_of(cell: Cell) -> tuple[str, str, str]:
 
 def _split(cells: Sequence[Cell], limit: int | None) -> Iterator[tuple[Cell, ...]]:
     here: list[Cell] = []
+    size = 0
     for cell in cells:
         for seeds in _chunks(cell.seeds, limit or len(cell.seeds)):
-            if here and limit and sum(len(c.seeds) for c in here) + len(seeds) > limit:
+            if here and limit and size + len(seeds) > limit:
                 yield tuple(here)
-                here = []
-            here.append(replace(cell, seeds=seeds))
+                here, size = [], 0
+            here.append(cell if seeds == cell.seeds else cell.varied(seeds=seeds))
+            size += len(seeds)
     yield tuple(here)
 
 

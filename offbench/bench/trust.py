@@ -78,8 +78,9 @@ def _installed_at(path: tuple[str, ...], here: Path) -> frozenset[Path]:
 
 
 def _editable(one: Distribution) -> list[Path]:
+    read = one.read_text
     try:
-        about = json.loads(one.read_text("direct_url.json") or "{}")
+        about = json.loads(read("direct_url.json") or "{}")
         if not about.get("dir_info", {}).get("editable"):
             return []
         return [Path(unquote(urlparse(about["url"]).path)).resolve()]

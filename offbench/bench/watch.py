@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from offbench.bench import provenance
 from offbench.bench.stacks import Pack
+from offbench.results.spec import utc_now
 
 
 class Watch:
@@ -24,7 +24,7 @@ class Watch:
         stop: Callable[[], bool] = lambda: False,
     ):
         self._pack, self._send, self.stop = pack, send, stop
-        self._phase, self._update, self._began = "loading", 0, provenance.now()
+        self._phase, self._update, self._began = "loading", 0, utc_now()
         # update and time at which training began here, after a resume say
         self._first: tuple[int, float] | None = None
 

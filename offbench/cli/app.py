@@ -379,6 +379,8 @@ def _not_taken(argument: str, options: argparse.Namespace) -> UserError:
     if not argument.startswith("-"):
         usage = " ".join(parser.format_usage().split())
         return UserError(f"unexpected argument {argument!r}; {usage}")
+    if argument in ("-m", "--multirun"):
+        return UserError(f"{argument}: {import_module('offbench.bench.hydra').NO_LAUNCHERS}")
     choices, hint = list(parser.options), ""
     if "settings" in options:
         hint = "settings are written key=value; "
@@ -388,15 +390,7 @@ def _not_taken(argument: str, options: argparse.Namespace) -> UserError:
     return UserError(f"{error}{' ' if error.endswith('?') else '; '}{hint}see {parser.prog} --help")
 
 
-def _check_twice(settings: Sequence[str]) -> None:
-    """Raises UserError for a setting that is given twice."""
-    keys = [word.partition("=")[0] for word in settings if "=" in word]
-    if again := [key for key in keys if keys.count(key) > 1]:
-        raise UserError(f"{again[0]}= is given twice; several values are written as [a,b]")
-
-
 def _run(options: argparse.Namespace) -> int:
-    _check_twice(getattr(options, "settings", None) or [])
     match options.command:
         case "sync":
             from offbench.cli.sync import sync_runs

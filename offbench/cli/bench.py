@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offbench.cli.board import evidence_of, print_board
-from offbench.cli.console import make_console, plural
+from offbench.cli.console import make_console, plural, spelt_seeds
 from offbench.cli.describe import say_differences, say_protocol, say_settings, say_which
 from offbench.cli.parts import Part, Ran, chosen, read_part
 from offbench.cli.report import refresh_report
@@ -66,11 +66,14 @@ def run_missing(
     wanted: "Plan", store: "Store", console: "Console", part: Part | None = None
 ) -> Ran:
     """Fetches the data of a plan and runs what has no record, under a progress display."""
-    from offbench.bench.memory import check_one
+    from offbench.bench.executors.executor import check_cluster, is_here
+    from offbench.bench.memory import Sizes, check_one, stack_limit
     from offbench.bench.preflight import check_machine, preflight
-    from offbench.bench.stacks import fetched, missing
+    from offbench.bench.stacks import fetched, missing, pack, whole_stacks
+    from offbench.tasks.loading import kept_in_memory
 
     part = part or read_part()
+    check_cluster(wanted.settings)
     with console.status("looking for the data") as status:
         wanted = replace(wanted, cells=fetched(wanted.cells, report=status.update))
     unrecorded = missing(wanted.cells, store)
@@ -85,13 +88,19 @@ def run_missing(
     if not todo:
         return Ran(wanted, 0, 0, [])
     own = wanted.settings
-    check_machine(own.device, own.engine, own.precision)
-    with console.status("checking") as status:
-        fits = partial(check_one, settings=own)
+    if is_here(own):
+        check_machine(own.device, own.engine, own.precision)
+    with console.status("checking") as status, kept_in_memory():
+        sizes: Sizes = {}
+        fits = partial(check_one, settings=own, known=sizes)
         preflight(todo, strict=own.strict, fits=fits, report=status.update)
+        packs = pack(todo, max_stack=stack_limit(todo, own, sizes))
+        packs = whole_stacks(packs, wanted.cells, store)
     store.check_writable()
-    with _terminable():
-        failures, left = _show_progress(todo, store, wanted, console, part.effort)
+    with _terminable(), _jobs_that_go_on(wanted):
+        for line in apart(packs, unrecorded, wanted.cells):
+            console.print(line, markup=False, soft_wrap=True)
+        failures, left = _show_progress(packs, store, wanted, console, part.effort)
     for line in failures:
         print(f"offbench: {line}", file=sys.stderr)
     if failures:
@@ -129,24 +138,37 @@ def _terminable() -> "Iterator[None]":
             signal.signal(number, old)
 
 
+@contextmanager
+def _jobs_that_go_on(plan: "Plan") -> "Iterator[None]":
+    """Says, where the block is interrupted, that jobs of Slurm go on without it."""
+    from offbench.bench.executors.executor import is_here
+
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted):
+        if not is_here(plan.settings) and plan.settings.executor == "slurm":
+            words = (
+                "jobs in the queue go on without this command: see `offbench status results="
+                f"{plan.settings.results}` and `squeue --name offbench`; `scancel --name offbench` ends them"
+            )
+            print(f"offbench: {words}", file=sys.stderr)
+        raise
+
+
 def _show_progress(
-    todo: "Sequence[Cell]", store: "Store", plan: "Plan", console: "Console", effort: "Effort"
+    packs: "Sequence[Pack]", store: "Store", plan: "Plan", console: "Console", effort: "Effort"
 ) -> tuple[list[str], int]:
-    """Runs the cells under a progress display; returns (one line per failure, number of runs not done)."""
+    """Runs stacks under a progress display; returns (one line per failure, number of runs not done)."""
     from rich.markup import escape
 
-    from offbench.bench.memory import stack_limit
     from offbench.bench.schedule import run_packs
-    from offbench.bench.stacks import pack, whole_stacks
 
-    packs = pack(todo, max_stack=stack_limit(todo, plan.settings))
-    packs = whole_stacks(packs, plan.cells, store)
     failures: list[str] = []
     left = 0
     # closed whatever happens here: its stacks then save their states
     events = run_packs(packs, store, plan.settings, effort)
     with _bars(console) as bars, closing(events):
-        overall = bars.add_task("all", total=sum(len(p.members) for p in packs))
+        overall = bars.add_task("all", total=sum(p.size for p in packs))
         rows: dict[int, Any] = {}
         done: dict[int, float] = {}
         for event in events:
@@ -161,9 +183,9 @@ def _show_progress(
                 description=text,
                 visible=not ended,
             )
-            done[event.index] = event.fraction * len(part.members)
+            done[event.index] = event.fraction * part.size
             bars.update(overall, completed=sum(done.values()))
-            left += len(part.members) if event.phase == "stopped" else 0
+            left += part.size if event.phase == "stopped" else 0
             if event.phase == "again":
                 words = f"[yellow]tried again[/] {escape(f'{part.title}: {event.reason}')}"
                 console.print(words, soft_wrap=True)
@@ -174,7 +196,29 @@ def _show_progress(
     return failures, left
 
 
-_PHASES = {"held": "waiting for another process:", "recorded": "recorded by another process:"}
+def apart(
+    packs: "Sequence[Pack]", unrecorded: "Sequence[Cell]", planned: "Sequence[Cell]"
+) -> list[str]:
+    """A line for each cell some seeds of which were recorded in another stack, on which rounding depends."""
+    name = lambda cell: (cell.entry, cell.task.id)
+    left = {name(cell): set(cell.seeds) for cell in unrecorded}
+    recorded = {name(c): sorted(set(c.seeds) - left.get(name(c), set())) for c in planned}
+    lines = []
+    for part in packs:
+        for cell in part.cells:
+            if others := [seed for seed in recorded[name(cell)] if seed not in cell.seeds]:
+                lines.append(
+                    f"{cell.entry} on {cell.task.id}: seeds {spelt_seeds(cell.seeds)} in a stack of"
+                    f" {part.size}, recorded in others: {spelt_seeds(others)} (rounding differs)"
+                )
+    return lines if len(lines) <= 3 else [*lines[:3], f"and {len(lines) - 3} more such cells"]
+
+
+_PHASES = {
+    "held": "waiting for another process:",
+    "recorded": "recorded by another process:",
+    "again": "to be tried again:",
+}
 
 
 def _bars(console: "Console") -> "Progress":

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from offbench.bench.cells import Cell
     from offbench.bench.forecast import Cost
+    from offbench.bench.memory import Sizes
     from offbench.bench.plan import Plan
     from offbench.bench.sources import Source
     from offbench.bench.stacks import Pack
@@ -56,6 +57,13 @@ def _planned_together(plan: "Plan") -> "list[list[Cell]]":
 
 def print_runs(wanted: "Plan", console: "Console") -> None:
     """Every run, recorded or to do, how long those to do take, and the data that are not here."""
+    from offbench.tasks.loading import kept_in_memory
+
+    with kept_in_memory():
+        _print_runs(wanted, console)
+
+
+def _print_runs(wanted: "Plan", console: "Console") -> None:
     from offbench.bench.forecast import forecast
     from offbench.bench.memory import stack_limit
     from offbench.bench.stacks import missing, pack
@@ -66,9 +74,10 @@ def print_runs(wanted: "Plan", console: "Console") -> None:
     todo = missing((c for c in wanted.cells if c.task.id in here), store)
     packs: list[Pack] = []
     costs: list[Cost] = []
+    sizes: Sizes = {}
     try:
         with console.status("measuring speed") as status:
-            packs = pack(todo, max_stack=stack_limit(todo, wanted.settings))
+            packs = pack(todo, max_stack=stack_limit(todo, wanted.settings, sizes))
             costs = forecast(packs, store, report=status.update)
     except UserError:
         # for instance an environment that is not installed: the runs, and why they have no estimate
@@ -82,7 +91,7 @@ def print_runs(wanted: "Plan", console: "Console") -> None:
             shares[key] = cost._replace(seconds=before + share * cost.seconds)
     _print_cells(wanted, todo, here, shares, console)
     _print_absent(wanted, console)
-    _print_totals(wanted, here, packs, costs, console)
+    _print_totals(wanted, here, packs, costs, sizes, console)
 
 
 def _print_totals(
@@ -90,6 +99,7 @@ def _print_totals(
     here: "Set[str]",
     packs: "Sequence[Pack]",
     costs: "Sequence[Cost]",
+    sizes: "Sizes",
     console: "Console",
 ) -> None:
     """How long all stacks take on the processes there are, their memory, and the files they leave."""
@@ -114,14 +124,14 @@ def _print_totals(
             f"monitor episodes, for learning curves: {100 * monitor / sum(seconds):.0f} % of the time "
             "(eval.monitor_at=[] leaves them out)"
         )
-    sizes = [p.size for p in packs]
-    span = f"{min(sizes)} to " if min(sizes) < max(sizes) else ""
+    members = [p.size for p in packs]
+    span = f"{min(members)} to " if min(members) < max(members) else ""
     largest: dict[Any, Pack] = {}
     for part in sorted(packs, key=lambda p: p.size):
         largest[program_of(part.cells[0])] = part
-    memory = max(p.size * run_bytes(p.cells[0]) for p in largest.values())
+    memory = max(p.size * run_bytes(p.cells[0], known=sizes) for p in largest.values())
     console.print(
-        f"{plural(len(packs), 'stack')} of {span}{plural(max(sizes), 'run')}; the largest needs "
+        f"{plural(len(packs), 'stack')} of {span}{plural(max(members), 'run')}; the largest needs "
         f"{memory / 2**20:,.1f} MiB of memory and its dataset"
     )
     size, keep = kept_bytes(packs), plan.settings.keep
@@ -266,9 +276,12 @@ def _print_cells(
     costs: "Mapping[tuple[str, str], Cost]",
     console: "Console",
 ) -> None:
+    from offbench.results.status import hosts_at_work
+
     columns = ("entry", "task", "seeds", "to do", "updates", "run ids", "time", "estimated from")
     rows = []
     left = {(c.entry, c.task.id): c for c in todo}
+    busy = hosts_at_work(Path(plan.settings.results)) if todo else {}
     shown_cells = plan.cells if len(plan.cells) <= MANY else plan.cells[:FIRST]
     for cell in shown_cells:
         key = (cell.entry, cell.task.id)
@@ -277,6 +290,9 @@ def _print_cells(
             more = f" +{len(cell.seeds) - 2}" if len(cell.seeds) > 3 else ""
             shown = " ".join(name[:6] for name in few.run_ids()) + more
             absent = spelt_seeds(left[key].seeds) if key in left else "recorded"
+            if busy and key in left:
+                at = dict.fromkeys(busy[name] for name in left[key].run_ids() if name in busy)
+                absent += f", running on {', '.join(at)}" if at else ""
         # the data are part of what a run is
         else:
             shown, absent = "--", "data not here"

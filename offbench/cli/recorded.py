@@ -121,8 +121,6 @@ def _recorded_id(run: "RunSpec", names: set[str]) -> str:
     """The name that a run is recorded under, or would be."""
     if run.run_id in names:
         return run.run_id
-    if run.run_id in names:
-        return run.run_id
     return next((name for name in run.recorded_ids if name in names), run.run_id)
 
 
@@ -160,6 +158,9 @@ def board_name(plan: "Plan", args: Sequence[str] | None = None) -> str:
         unmonitored(c.protocol),
     )
     whole = plan.tasks == plan.suite["tasks"] and plan.settings.loader == "offbench"
+    # a method of each entry; planning the suite once more takes long
+    if not plan.suite.get("only"):
+        whole = whole and len({c.entry for c in plan.cells}) == len(plan.suite["methods"])
     whole = whole and list(map(what, plan.cells)) == [
         what(c) for c in read([f"suite={plan.name}"], bench=True).cells
     ]

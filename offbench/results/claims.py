@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +26,8 @@ from typing import Any, NamedTuple
 import psutil
 
 from offbench.errors import UserError
-from offbench.io import atomic_write
+from offbench.io import atomic_write, clock_of, finished_file, linked_or_copied
+from offbench.results.spec import utc_now
 
 BEAT_S = 5.0
 DEAD_S = 60.0
@@ -78,7 +78,7 @@ class Heart:
         # the stack that is trained, as in `Worker.stack`; called in a thread
         self.about: Callable[[], Mapping[str, Any] | None] = lambda: None
         self.name = f"{_machine()}-{os.getpid()}-{secrets.token_hex(3)}"
-        self._started, self._stopped = _now_iso(), threading.Event()
+        self._started, self._stopped = utc_now(), threading.Event()
         try:
             self._beat()
         except OSError as error:
@@ -99,7 +99,7 @@ class Heart:
 
     def _claim(self, run_ids: Iterable[str]) -> bool:
         wanted = sorted(set(run_ids))
-        held = _claims(self.root, wanted)
+        held = claims_of(self.root, wanted)
         taken: list[str] = []
         if not self._others(held):
             (self.root / "claims").mkdir(parents=True, exist_ok=True)
@@ -108,14 +108,14 @@ class Heart:
                     break
                 taken.append(run_id)
         # two workers that saw the same dead one may both have linked a name: then neither holds the run
-        if len(taken) == len(wanted) and not self._others(_claims(self.root, wanted)):
+        if len(taken) == len(wanted) and not self._others(claims_of(self.root, wanted)):
             return True
         self.release(taken)
         return False
 
     def release(self, run_ids: Iterable[str]) -> None:
         """Gives claims of this worker up, and removes those of dead ones on the same runs."""
-        _remove_void(self.root, _claims(self.root, list(run_ids)), of=self.name)
+        _remove_void(self.root, claims_of(self.root, list(run_ids)), of=self.name)
 
     def close(self) -> None:
         """Stops the heartbeat; claims that are still held are void from now on."""
@@ -153,7 +153,7 @@ class Heart:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started": self._started,
-            "beat": _now_iso(),
+            "beat": utc_now(),
             "device": self.device,
             "memory": psutil.Process().memory_info().rss,
             "executor": self.executor,
@@ -197,26 +197,21 @@ def workers(root: Path) -> list[Worker]:
 
 def claimed(root: Path) -> dict[str, str]:
     """Run id -> the living worker that trains it."""
-    held = _claims(root)
+    held = claims_of(root)
     alive = _living(root, _names(held))
     living = {run: [h for h in holders if h[1] in alive] for run, holders in held.items()}
     return {run_id: max(holders)[1] for run_id, holders in living.items() if holders}
 
 
-def is_alive(root: Path, worker: str) -> bool:
-    """Whether a worker's heart beats; without its heartbeat file it does not."""
-    return bool(_living(root, {worker}))
-
-
 def sweep(root: Path) -> None:
     """Removes heartbeat files and claims of dead workers, and what killed processes left half written."""
-    _remove_void(root, _claims(root))
+    _remove_void(root, claims_of(root))
     for one in workers(root):
         if not one.alive:
             with suppress(OSError):
                 _path(root, one.name).unlink()
     now = _clock(root)
-    for path in [*root.glob("claims/.*.tmp"), *root.glob("workers/.*.tmp*")]:
+    for path in [*root.glob("claims/.*.tmp*"), *root.glob("workers/.*.tmp*")]:
         with suppress(OSError):
             if now - path.stat().st_mtime > DEAD_S:
                 path.unlink()
@@ -226,7 +221,9 @@ def _path(root: Path, worker: str) -> Path:
     return root / "workers" / f"{worker}.json"
 
 
-def _claims(root: Path, run_ids: Collection[str] | None = None) -> dict[str, list[tuple[int, str]]]:
+def claims_of(
+    root: Path, run_ids: Collection[str] | None = None
+) -> dict[str, list[tuple[int, str]]]:
     """Run id -> (number, worker) of each of its claim files; worker "" where one cannot be read."""
     found: dict[str, list[tuple[int, str]]] = {}
     try:
@@ -286,36 +283,14 @@ def _remove_void(
 
 def _create(path: Path, content: str) -> bool:
     """Writes a whole file that is not there yet; False where it is."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_text(content, encoding="utf-8")
-        os.link(temporary, path)
-    except FileExistsError:
-        # a network file system may have linked it, and asked again
-        with suppress(FileNotFoundError):
-            return _read(path) == content
-        return False
-    # a file system without hard links
-    except OSError:
-        try:
-            with open(path, "x", encoding="utf-8") as file:
-                file.write(content)
-        except FileExistsError:
-            return False
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-    return True
+    with finished_file(content.encode(), path, sync=False) as temporary:
+        return linked_or_copied(temporary, path)
 
 
 def _clock(root: Path) -> float:
-    """Now, by the clock that stamps the files of the store: machines' clocks differ."""
-    probe = root / "workers" / f".{secrets.token_hex(4)}.tmp"
+    """Now, by the clock that stamps the heartbeats."""
     try:
-        probe.touch()
-        now = probe.stat().st_mtime
-        probe.unlink()
-        return now
+        return clock_of(root / "workers")
     # a store that may only be read
     except OSError:
         return time.time()
@@ -345,7 +320,3 @@ def _machine() -> str:
     except OSError:
         pass
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
-
-
-def _now_iso() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -10,22 +10,19 @@ by a process that died and is taken away.
 import os
 import secrets
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from offbench.errors import UserError
-from offbench.io import atomic_write, slug
+from offbench.io import atomic_write, finished_file, linked, linked_or_copied, slug
 from offbench.results.record import DamageError, episodes_file, load, seal
 from offbench.results.spec import RunSpec
 
 HELD_S = 5.0
 """Age in seconds of a hold that was left behind; what is done under one takes milliseconds."""
-
-
-class RecordedAlready(UserError):
-    """There is a whole record of this run; it stays as it is."""
 
 
 # --- records ---------------------------------------------------------------------------------
@@ -52,21 +49,20 @@ def write_record(
         RecordedAlready: there is a whole record of this run.
         UserError: it cannot be written.
     """
-    mark = mark_of(root, run, entry)
+    mark, replaced = mark_of(root, run, entry), partial(_superseded, root, run)
+    path = None if episodes is None else episodes_file(mark, body["episodes"])
     try:
         mark.parent.mkdir(parents=True, exist_ok=True)
-        _superseded(root, run)
-        if episodes is None:
-            _publish(root, run, mark, body, traceback)
-            return mark
-        path = episodes_file(mark, body["episodes"])
-        atomic_write(path, episodes)
-        sync_folder(mark.parent)
+        replaced()
+        if path is not None and episodes is not None:
+            atomic_write(path, episodes)
+            sync_folder(mark.parent)
         try:
-            _publish(root, run, mark, body, None)
+            publish(mark, seal(body).encode(), replaced, traceback)
         except UserError:
             # another process was first; its episodes may be the same
-            if not (mark.exists() and episodes_file(mark, load(mark)["episodes"] or {}) == path):
+            first = load(mark)["episodes"] if path is not None and mark.exists() else None
+            if path is not None and not (first and episodes_file(mark, first) == path):
                 path.unlink(missing_ok=True)
             raise
     except OSError as error:
@@ -74,19 +70,38 @@ def write_record(
     return mark
 
 
-def _publish(
-    root: Path, run: RunSpec, mark: Path, body: Mapping[str, Any], traceback: bytes | None
+class RecordedAlready(UserError):
+    """There is a whole record of a run, which is kept."""
+
+    def __init__(self, path: Path):
+        super().__init__(f"run {path.stem} is recorded already in {path}; records are kept")
+
+
+def publish(
+    mark: Path,
+    content: bytes,
+    replaced: Callable[[], list[Path]],
+    traceback: bytes | None = None,
 ) -> None:
-    """Puts the json of a record in its place, and removes the failures that it replaces."""
-    hold = mark.parent.with_name(f".{run.run_id}.hold")
-    with finished_file(seal(body).encode(), mark) as file, holding(hold, file):
-        failures = _superseded(root, run)
+    """Puts the json of a record in its place, and removes the failures of its run.
+
+    Args:
+        replaced: finds the json of these failures; called when no other process writes this run.
+        traceback: of a failed run.
+
+    Raises:
+        RecordedAlready: another process was first.
+        OSError: it cannot be written.
+    """
+    hold = mark.parent.with_name(f".{mark.stem}.hold")
+    with finished_file(content, mark) as file, holding(hold, file):
+        failures = replaced()
         if traceback is not None:
-            atomic_write(mark.with_name(body["failure"]["traceback"]), traceback)
+            atomic_write(mark.with_suffix(".traceback.txt"), traceback)
         try:
             place(file, hold, mark, replace=mark in failures)
         except FileExistsError:
-            raise _recorded_already(run, mark) from None
+            raise RecordedAlready(mark) from None
         sync_folder(mark.parent)
         for path in failures:
             # a failure that was recorded under another entry label
@@ -110,13 +125,9 @@ def _superseded(root: Path, run: RunSpec) -> list[Path]:
                 raise
             continue
         if status == "ok":
-            raise _recorded_already(run, path)
+            raise RecordedAlready(path)
         failures.append(path)
     return failures
-
-
-def _recorded_already(run: RunSpec, path: Path) -> "RecordedAlready":
-    return RecordedAlready(f"run {run.run_id} is recorded already in {path}; records are kept")
 
 
 def winner(marks: list[tuple[Path, dict[str, Any]]]) -> tuple[Path, dict[str, Any]]:
@@ -161,21 +172,7 @@ def subfolders(folder: Path, names: Collection[str] | None) -> list[Path]:
         return []
 
 
-# --- files ----------------------------------------------------------------------------------
-
-
-@contextmanager
-def finished_file(content: bytes, final: Path) -> Iterator[Path]:
-    """A file on the disk, beside `final` and under a name of its own; gone when the block ends."""
-    temporary = final.with_name(f".{final.stem}.{secrets.token_hex(8)}.tmp{final.suffix}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
+# --- one process at a time ------------------------------------------------------------------
 
 
 @contextmanager
@@ -188,7 +185,7 @@ def holding(hold: Path, finished: Path) -> Iterator[None]:
     Raises:
         OSError: the folder cannot be written to.
     """
-    while not _linked_or_copied(finished, hold):
+    while not linked_or_copied(finished, hold):
         # now, by the clock of the file system
         os.utime(finished)
         try:
@@ -217,7 +214,7 @@ def place(finished: Path, hold: Path, final: Path, *, replace: bool) -> None:
         FileExistsError: another process was first.
         OSError: the folder cannot be written to.
     """
-    if not replace and _linked(finished, final):
+    if not replace and linked(finished, final):
         return
     if not replace and final.exists():
         raise FileExistsError(final)
@@ -240,45 +237,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _linked(source: Path, target: Path) -> bool:
-    """Whether a file has a second name now; False where the file system has no links."""
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        # the answer of a network file system may be lost, and the call made again
-        if not _same_file(source, target):
-            raise
-    except (OSError, NotImplementedError):
-        return False
-    return True
-
-
-def _same_file(a: Path, b: Path) -> bool:
-    try:
-        return os.path.samefile(a, b)
-    except FileNotFoundError:
-        return False
-
-
-def _linked_or_copied(source: Path, target: Path) -> bool:
-    """Whether a file has a second name, or a copy of that name, now; False where there was a file."""
-    try:
-        if _linked(source, target):
-            return True
-        file = open(target, "xb")
-    except FileExistsError:
-        return False
-    try:
-        with file:
-            file.write(source.read_bytes())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        target.unlink(missing_ok=True)
-        raise
-    return True
 
 
 def _take_away(hold: Path) -> None:

@@ -94,36 +94,6 @@ class Scores:
         return [estimate(self.row(entry, tasks), pools, stats.iqm) for entry in entries]
 
 
-def pairwise(
-    episodes: pd.DataFrame,
-    runs: pd.DataFrame,
-    tasks: Sequence[str],
-    *,
-    unscaled: Collection[str] = (),
-    level: float = 0.95,
-    reps: int = 2000,
-    random_seed: int = 0,
-) -> pd.DataFrame:
-    """Every complete entry against every other, one row per ordered pair.
-
-    Args:
-        episodes: `Store.episodes()`.
-        runs: `Store.runs()` of the same records.
-        tasks: ids. Entries that lack one, or have a failed run on one, are left out.
-        unscaled: tasks whose score is a plain return; with others they have no IQM.
-
-    Returns:
-        entry, rival, difference (of the IQM, entry minus rival; nan where returns of several scales have
-        none), low, high (of this difference alone; nan with one seed), p (Holm-adjusted over all unordered
-        pairs), improvement (probability that a run of the entry has a higher score than one of the rival,
-        mean over tasks, ties one half), improvement_low, improvement_high, wins, losses, ties (tasks on
-        which the board's test of the column, Holm-adjusted over all its pairs, finds a difference, or none).
-    """
-    scores = Scores.of(episodes, runs, tasks, unscaled)
-    entries = scores.entries(scores.tasks)
-    return pairs_of(scores, entries, scores.tasks, level=level, reps=reps, seed=random_seed)
-
-
 def pairs_of(
     scores: Scores,
     entries: Sequence[str],
@@ -134,8 +104,20 @@ def pairs_of(
     seed: int,
     found: Sequence[Aggregate] = (),
 ) -> pd.DataFrame:
-    """`pairwise` of some entries, all whole on some of the tasks; columns are tested as on the whole board.
-    `found` are their IQMs where they are known already."""
+    """Some entries against each other, one row per ordered pair.
+
+    Args:
+        entries: all whole on the tasks.
+        tasks: some of the scores'; each is tested as on the whole board.
+        found: the IQMs of the entries where they are known already.
+
+    Returns:
+        entry, rival, difference (of the IQM, entry minus rival; nan where returns of several scales have
+        none), low, high (of this difference alone; nan with one seed), p (Holm-adjusted over all unordered
+        pairs), improvement (probability that a run of the entry has a higher score than one of the rival,
+        mean over tasks, ties one half), improvement_low, improvement_high, wins, losses, ties (tasks on
+        which the board's test of the column, Holm-adjusted over all its pairs, finds a difference, or none).
+    """
     check_level(level)
     k = len(entries)
     gap, low, high, p = np.full((4, k, k), np.nan)
@@ -244,17 +226,10 @@ def _reaches(
 # --- ranks and profiles ---------------------------------------------------------------------
 
 
-def ranks(
-    episodes: pd.DataFrame,
-    runs: pd.DataFrame,
-    tasks: Sequence[str],
-    *,
-    unscaled: Collection[str] = (),
-    level: float = 0.95,
-    reps: int = 2000,
-    random_seed: int = 0,
+def ranks_of(
+    scores: Scores, entries: Sequence[str], drawn_means: Sequence[np.ndarray], level: float
 ) -> pd.DataFrame:
-    """Mean rank of every complete entry within the tasks, 1 the best; arguments as in `pairwise`.
+    """Mean rank of some entries within the tasks, 1 the best, from the drawn means (reps, n_tasks) of each.
 
     Returns:
         entry, mean_rank, low, high, borda (share of the rivals that it beats, mean over tasks, ties one
@@ -262,24 +237,6 @@ def ranks(
         ranks anew, and the draws are centred at the ranks found, from which noise moves them towards the
         middle. An entry of one seed has no interval.
     """
-    scores = Scores.of(episodes, runs, tasks, unscaled)
-    entries = scores.entries(scores.tasks)
-    generator = Generators(random_seed)
-
-    def again(entry: str) -> np.ndarray:
-        drawn = [
-            uncertainty.draw(scores.found[entry, task], scores.pools[task], generator, reps).mean(1)
-            for task in scores.tasks
-        ]
-        return np.stack(drawn, -1)
-
-    return ranks_of(scores, entries, [again(entry) for entry in entries], level)
-
-
-def ranks_of(
-    scores: Scores, entries: Sequence[str], drawn_means: Sequence[np.ndarray], level: float
-) -> pd.DataFrame:
-    """`ranks` of some entries, each with its drawn means (reps, n_tasks)."""
     check_level(level)
     k, n_tasks = len(entries), len(scores.tasks)
     point, drawn = np.zeros(k), np.zeros((len(drawn_means[0]) if k else 0, k))
@@ -326,7 +283,11 @@ def profiles(
     """Performance profile of every complete entry: the share of its runs with a score above a threshold.
 
     Args:
-        thresholds: 101 from the lowest to the highest run by default; other arguments as in `pairwise`.
+        episodes: `Store.episodes()`.
+        runs: `Store.runs()` of the same records.
+        tasks: ids. Entries that lack one, or have a failed run on one, are left out.
+        thresholds: 101 from the lowest to the highest run by default.
+        unscaled: tasks whose score is a plain return.
 
     Returns:
         entry, threshold, point, low, high; tasks count equally, the band is pointwise. nan where returns

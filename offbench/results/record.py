@@ -238,23 +238,6 @@ def record_of(path: Path, body: dict[str, Any]) -> Record:
     return Record(path, body["status"], body["reason"], spec, provenance, metrics, failure)
 
 
-def check(path: Path) -> None:
-    """Reads every file of a record that has a checksum, from the path of its json; DamageError."""
-    _load.cache_clear()
-    body = load(path)
-    if body["episodes"] is not None:
-        read_episodes(path, body["episodes"])
-    failure = body.get("failure") or {}
-    if failure.get("sha256") is not None:
-        traceback = path.with_suffix(".traceback.txt")
-        try:
-            content = traceback.read_bytes()
-        except OSError as error:
-            raise DamageError(traceback, f"cannot be read: {error.strerror}") from None
-        if hashlib.sha256(content).hexdigest() != failure["sha256"]:
-            raise DamageError(traceback, "is truncated or was edited")
-
-
 def line_of(body: dict[str, Any]) -> dict[str, Any]:
     """A record's line in `Store.runs()`, from the body of its json."""
     line = {name: body[name] for name in ("run_id", "config_id", "status", "reason")}

@@ -4,11 +4,10 @@ A run is everything that decides its outcome, a `RunSpec`, and its name is a has
 stale nor collide with another. `Provenance` is what may differ between two honest executions of it.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -40,7 +39,7 @@ class RunSpec:
     >>> a = RunSpec(suite="s", suite_version=1, task="t", dataset="d", dataset_sha256="0" * 64,
     ...             env={"id": "E-v0"}, method="iql", hparams={"lr": 1, "hidden": (256, 256)},
     ...             pipeline={}, n_updates=10, seed=0, protocol={"episodes": 5})
-    >>> b = RunSpec.from_json(a.to_json())
+    >>> b = RunSpec(**a.as_dict())
     >>> a == b, len(a.run_id)
     (True, 16)
     """
@@ -113,19 +112,6 @@ class RunSpec:
         """The fields by name, in plain JSON values."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
-    def to_json(self) -> str:
-        """The specification as JSON, which `from_json` reads."""
-        return json.dumps(self.as_dict(), allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> "RunSpec":
-        """The specification that `to_json` wrote; UserError for anything else."""
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"not the JSON of a run: {error}") from None
-        return _from_dict(cls, value)
-
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RunSpec) and self.run_id == other.run_id
 
@@ -186,18 +172,6 @@ class Provenance:
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
-def _from_dict(cls: type, value: object) -> Any:
-    if not isinstance(value, dict):
-        raise UserError(f"a {cls.__name__} is a JSON object, not {type(value).__name__}")
-    names = [item.name for item in fields(cls)]
-    for name in value:
-        if name not in names:
-            raise unknown(f"field of {cls.__name__}", name, names)
-    if absent := [name for name in names if name not in value]:
-        raise UserError(f"{cls.__name__} lacks {', '.join(absent)}")
-    return cls(**value)
-
-
 class _Named(NamedTuple):
     """A name and type, as of a field."""
 
@@ -256,6 +230,11 @@ def _plain(value: Any, where: str) -> Any:
         return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     raise UserError(f"{where}: {kind} is not a JSON value; pass plain numbers, text, lists")
+
+
+def utc_now() -> str:
+    """The time, as `Provenance.created` has it: ISO 8601, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _is_utc(text: str) -> bool:

@@ -89,6 +89,12 @@ def status_of(store: Store, suite: str, cells: Mapping[Hashable, Sequence[RunSpe
     )
 
 
+def hosts_at_work(root: Path) -> dict[str, str]:
+    """Run id -> the host of the living worker that trains it."""
+    hosts = {worker.name: worker.host for worker in workers(root)}
+    return {run_id: hosts[name] for run_id, name in claimed(root).items() if name in hosts}
+
+
 def read_states(store: Store, suite: str | None = None) -> tuple[pd.DataFrame, set[str]]:
     """`Store.states()`, and the ids of the runs whose records are damaged."""
     with warnings.catch_warnings(record=True) as said:

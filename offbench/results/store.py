@@ -26,7 +26,8 @@ import pandas as pd
 import pyarrow as pa
 
 from offbench.errors import UserError, publishable, unknown
-from offbench.results.commit import finished_file, mark_of, subfolders, winner, write_record
+from offbench.io import finished_file
+from offbench.results.commit import mark_of, subfolders, winner, write_record
 from offbench.results.index import FILE, Lines, as_set, episodes_of, joined, lines_of, winners
 from offbench.results.record import (
     FORMAT,
@@ -36,7 +37,6 @@ from offbench.results.record import (
     Kind,
     Record,
     Status,
-    check,
     checked_curves,
     episode_bytes,
     load,
@@ -262,18 +262,6 @@ class Store:
             for _, body in self._bodies(where)
             if body["metrics"] is not None
         }
-
-    def damaged(self) -> list[Damage]:
-        """The files of records that are not what was written. Reads every file and its checksum."""
-        found = []
-        for path in self.records():
-            try:
-                check(path)
-            except DamageError as error:
-                # not one that was replaced since it was listed
-                if path.exists():
-                    found.append(error.damage)
-        return found
 
     def path(self, run: RunSpec, entry: str) -> Path:
         """Where the json of a run's record lies, or will."""

@@ -31,8 +31,6 @@ class Cost(NamedTuple):
 
     flops: float
     bytes: float
-    # the state read and written once, nothing else: no program moves less
-    least_bytes: float
     # how often each shape is multiplied
     products: dict[Shape, int]
 
@@ -48,7 +46,6 @@ def cost(step: Step, carry: Carry) -> Cost:
     return Cost(
         flops=sum(2.0 * b * m * k * n * times for (b, m, k, n), times in products.items()),
         bytes=float(sum(map(_bytes, nodes))),
-        least_bytes=2.0 * sum(x.nbytes for x in tree_leaves(carry.state)),
         products=dict(products),
     )
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 
-from offbench.errors import UserError, unknown
+from offbench.errors import UserError, in_one_line, unknown
 from offbench.tasks.d4rl_envs import OFF_CENTRE, RULES
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def make_env(
             except (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound):
                 gym_env = _make_from_package(env, kwargs, name)
         except (gymnasium.error.Error, TypeError, ImportError) as error:
-            words = " ".join(str(error).split())
+            words = in_one_line(error)
             raise UserError(f"{name}: environment {env}: {words}{_nearest_env(env)}") from None
         gym_env = adapt(gym_env, adapter)
         # OGBench makes its spaces, and warns, each time they are asked for

@@ -9,7 +9,8 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,6 +22,7 @@ from offbench.data.replay import is_one_hot
 from offbench.errors import UserError
 from offbench.io import sha256_of
 from offbench.tasks import doctor, files, ogbench
+from offbench.tasks.cache import MIN_ROWS
 from offbench.tasks.custom import read_for
 from offbench.tasks.formats import arrays, d4rl, d4rl_package
 from offbench.tasks.formats import minari as minari_files
@@ -48,7 +50,7 @@ def load_data(
     Raises:
         UserError: a file is missing, damaged or has another checksum.
     """
-    data = _READERS[task.family](task)
+    data = _read(task)
     if defects == "refuse":
         doctor.refuse(doctor_report(task, data), task.check_command)
     elif defects == "warn":
@@ -60,6 +62,35 @@ def load_data(
     limit = task.max_episode_steps or int(data.episode.bincount().max()) - 1
     discrete = is_one_hot(data.action, data.valid)
     return data, Spec(data.obs.shape[1], data.action.shape[1], gamma, limit, discrete)
+
+
+@contextlib.contextmanager
+def kept_in_memory() -> Iterator[None]:
+    """In the block, small sets of the last few tasks are read once; they are not to be changed."""
+    token = _kept.set([]) if _kept.get() is None else None
+    try:
+        yield
+    finally:
+        if token is not None:
+            _kept.reset(token)
+
+
+KEPT = 4
+_kept: "ContextVar[list[tuple[Task, ReplayData]] | None]" = ContextVar("kept", default=None)
+
+
+def _read(task: Task) -> "ReplayData":
+    """The dataset of a task, from memory in `kept_in_memory`."""
+    if (kept := _kept.get()) is None:
+        return _READERS[task.family](task)
+    found = next((data for other, data in kept if other == task), None)
+    if found is None:
+        found = _READERS[task.family](task)
+        # larger ones are mapped from files
+        if len(found.last) < MIN_ROWS:
+            kept.append((task, found))
+            del kept[:-KEPT]
+    return found
 
 
 def _embedded(task: Task) -> "ReplayData":

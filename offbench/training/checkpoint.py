@@ -8,27 +8,22 @@ objects of PyTorch classes (`offbench.training.imperative`) are stored by their 
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from offbench.errors import UserError
-from offbench.io import replacing
+from offbench.errors import UserError, in_one_line
+from offbench.io import UNSEALED, checksums, replacing, seal
 from offbench.training.object_state import NotPlain, State
 from offbench.training.step import Carry
-
-_UNKNOWN = "0" * 64
-_CHECKSUM = re.compile(rb'"sha256":"([0-9a-f]{64})"')
-_LONGEST_HEADER = 100_000_000
 
 
 class Damaged(UserError):
@@ -45,9 +40,6 @@ def save(carry: Carry, path: Path, about: Mapping[str, Any] | None = None) -> No
     `about` are JSON values to be read back with it. Raises OSError where the file cannot be written, and
     NotPlain where an object has an attribute that is not stored.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     tensors: dict[str, Tensor] = {}
     trees = {}
     for i, leaf in enumerate(tree_flatten(carry)[0]):
@@ -61,12 +53,7 @@ def save(carry: Carry, path: Path, about: Mapping[str, Any] | None = None) -> No
             tensors |= dict(zip(names, state.tensors))
     text = json.dumps({"about": dict(about or {}), "objects": trees})
     tensors["about"] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-    with replacing(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"sha256": _UNKNOWN})
-        except SafetensorError as error:
-            _raise_of_system(error)
-        _seal(temporary)
+    write_sealed(path, tensors, {})
 
 
 def load(path: Path, like: Carry) -> tuple[Carry, dict[str, Any]]:
@@ -79,14 +66,16 @@ def load(path: Path, like: Carry) -> tuple[Carry, dict[str, Any]]:
     from safetensors.torch import load_file
 
     try:
-        digest, said = _digests(path)
+        digest, said = checksums(path)
+        if said is None:
+            raise ValueError("no checksum")
         if digest != said:
             raise Damaged(path, "its checksum is another")
         found = load_file(path)
         content = json.loads(found.pop("about").numpy().tobytes())
         about, trees = content["about"], content["objects"]
     except (SafetensorError, OSError) as error:
-        raise Damaged(path, _words(error)) from None
+        raise Damaged(path, getattr(error, "strerror", None) or in_one_line(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise Damaged(path, "cut off, or of another version") from None
     leaves, tree = tree_flatten(like)
@@ -124,48 +113,19 @@ def _restore(member: Any, name: str, trees: Any, found: dict[str, Tensor], path:
         raise Damaged(path, str(error)) from None
 
 
-# --- the checksum ---------------------------------------------------------------------------
+def write_sealed(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file with its checksum (`offbench.io.seal`) atomically. OSError where it cannot."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
-
-def _header(path: Path) -> tuple[int, int]:
-    """Where the checksum of a file lies, as (first byte, end). Raises ValueError for another file."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= _LONGEST_HEADER:
-            raise ValueError("no header")
-        match = _CHECKSUM.search(file.read(length))
-    if match is None:
-        raise ValueError("no checksum")
-    return 8 + match.start(1), 8 + match.end(1)
-
-
-def _digests(path: Path) -> tuple[str, str]:
-    """The sha256 of a file with zeros for its own checksum, and that checksum."""
-    first, end = _header(path)
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        digest.update(file.read(first))
-        said = file.read(end - first).decode()
-        digest.update(_UNKNOWN.encode())
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest(), said
-
-
-def _seal(path: Path) -> None:
-    digest, _ = _digests(path)
-    with path.open("r+b") as file:
-        file.seek(_header(path)[0])
-        file.write(digest.encode())
-
-
-def _raise_of_system(error: Exception) -> NoReturn:
-    """The error of the system that safetensors has put into words."""
-    if match := re.search(r"os error (\d+)", str(error)):
-        number = int(match[1])
-        raise OSError(number, os.strerror(number)) from None
-    raise OSError(str(error)) from None
-
-
-def _words(error: Exception) -> str:
-    return getattr(error, "strerror", None) or " ".join(str(error).split())
+    with replacing(path) as temporary:
+        try:
+            save_file(dict(tensors), temporary, metadata={**metadata, "sha256": UNSEALED})
+        except SafetensorError as error:
+            # the error of the system, which safetensors has put into words
+            match = re.search(r"os error (\d+)", str(error))
+            number = int(match[1]) if match else None
+            raise (
+                OSError(number, os.strerror(number)) if number else OSError(str(error))
+            ) from None
+        seal(temporary)

@@ -188,8 +188,14 @@ class Imperative:
 
     def bytes(self, spec: Spec) -> int:
         """Bytes of one seed: parameters, gradients and two Adam moments."""
-        _, found = _copied(self.member(rng.key(0), spec, "cpu"))
-        return 4 * sum(x.nbytes for x in found if isinstance(x, nn.Parameter)) or 1
+        algorithm = self.member(rng.key(0), spec, "cpu").algorithm
+        found: dict[int, Tensor] = {}
+        for x in [algorithm, *getattr(algorithm, "__dict__", {}).values()]:
+            own: list[Tensor] = [*x.parameters()] if isinstance(x, nn.Module) else []
+            if isinstance(x, torch.optim.Optimizer):
+                own = [p for group in x.param_groups for p in group["params"]]
+            found |= {id(p): p for p in own}
+        return 4 * sum(p.nbytes for p in found.values()) or 1
 
     def like(
         self,

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pandas as pd
@@ -10,21 +11,25 @@ import pytest
 from support.records import episodes, provenance
 
 from offbench.bench import forecast as forecasts
+from offbench.bench import memory
 from offbench.bench.forecast import SETUP_S, forecast, makespan
 from offbench.bench.memory import _group_bytes, run_bytes, stack_limit
 from offbench.bench.plan import plan
 from offbench.bench.preflight import build
 from offbench.bench.settings import Settings
-from offbench.bench.stacks import pack
+from offbench.bench.stacks import pack, whole_stacks
 from offbench.errors import UserError
 from offbench.results.store import Store
-from offbench.tasks.loading import load_data
+from offbench.tasks import loading
+from offbench.tasks.loading import kept_in_memory, load_data
 from offbench.training.engine import peak_bytes
 from offbench.training.step import initial_carry, make_step
 
 
 def cell(*overrides: str):
-    what = ["method=bc", "task=offbench/hopper/medium-replay-v0", "eval.episodes=10"]
+    what = ["method=bc", "eval.episodes=10"]
+    if not any(word.startswith("task=") for word in overrides):
+        what.append("task=offbench/hopper/medium-replay-v0")
     return plan([*what, "n_updates=100", *overrides], bench=False).cells[0]
 
 
@@ -77,6 +82,18 @@ def test_the_longest_stacks_go_first():
     assert makespan([1, 2, 3, 6], 2) == 6 and makespan([1, 1, 4], 2) == 4 and makespan([], 3) == 0
 
 
+def test_many_cells_are_packed_in_a_time_that_grows_with_their_number(tmp_path):
+    """A sum over the cells before each took 40 s for these; no run is specified for an empty store."""
+    one = cell("seeds=[0,1]")
+    cells = [one.varied(hparams=one.hparams.changed({"lr": 1e-6 * i})) for i in range(1, 20_001)]
+    start = time.process_time()
+    (whole,) = pack(cells)
+    limited = pack(cells, max_stack=3_000)
+    assert [p.size for p in (whole, *limited[:2], limited[-1])] == [40_000, 3_000, 3_000, 1_000]
+    assert whole_stacks(limited, cells, Store(tmp_path)) == limited
+    assert time.process_time() - start < 5
+
+
 # --- memory
 
 
@@ -106,6 +123,38 @@ def test_a_stack_that_fits_only_when_smaller_is_split(monkeypatch):
     assert sizes == [10] * 6 + [4]
     limited = stack_limit(cells, replace(settings, max_stack=7))
     assert {p.size for p in pack(cells, max_stack=limited)} == {7, 1}
+
+
+def test_data_are_read_once_and_a_program_is_counted_once(monkeypatch):
+    """For all tasks with the same dimensions, and all questions about them."""
+    read, counted = [], []
+    for module, name, calls in (
+        (loading.minari_files, "load", read),
+        (memory, "_counted", counted),
+    ):
+        was = getattr(module, name)
+        monkeypatch.setattr(module, name, Counter(was, calls))
+    tasks = [f"task=offbench/halfcheetah/{kind}-v0" for kind in ("medium-replay", "expert5")]
+    cells = [cell(task) for task in tasks] * 3
+    known: dict = {}
+    with kept_in_memory():
+        sizes = {run_bytes(c, known=known) for c in cells}
+        stack_limit(cells, Settings(device="cpu"), known)
+    # the size, and its bound
+    assert (len(sizes), len(counted), len(read)) == (1, 2, 2)
+    load_data(cells[0].task, defects="ignore")
+    assert len(read) == 3
+
+
+class Counter:
+    """A function that notes its calls."""
+
+    def __init__(self, function, calls: list):
+        self.function, self.calls = function, calls
+
+    def __call__(self, *args, **options):
+        self.calls.append(args)
+        return self.function(*args, **options)
 
 
 class Memory:

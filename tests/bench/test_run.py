@@ -1,5 +1,6 @@
 """What becomes of a benchmark when a pack of it fails."""
 
+import errno
 import time
 
 import pytest
@@ -31,7 +32,7 @@ def failing(error):
 @pytest.mark.parametrize(
     "error, reason, shown",
     [
-        (RuntimeError("out of memory\nmore"), "RuntimeError: out of memory", "Traceback"),
+        (RuntimeError("no such row\nmore"), "RuntimeError: no such row more", "Traceback"),
         (UserError("no such thing"), "no such thing", "no such thing"),
     ],
 )
@@ -96,3 +97,21 @@ def test_the_test_waits_for_monitor_episodes_that_step_the_same_environments(tmp
     run_pack(stacks.Pack(made.cells), store := Store(tmp_path), made.settings)
     assert most == [1, 1]
     assert list(store.episodes()["stream"]) == ["monitor", "test"]
+
+
+def test_what_is_tried_again_is_no_failure(made, tmp_path, monkeypatch):
+    """A full disk the first time, and room for it the second: nothing is left to say of it at the end."""
+    tries = []
+
+    def run_pack(*_, **__):
+        tries.append(1)
+        if len(tries) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return []
+
+    monkeypatch.setattr(job, "run_pack", run_pack)
+    monkeypatch.setattr(schedule, "AGAIN_S", 0.0)
+    packs = [p for p in stacks.pack(made.cells) if p.cells[0].task.id == TASKS[0]]
+    events = list(schedule.run_packs(packs, store := Store(tmp_path), made.settings))
+    assert [event.phase for event in events] == ["again", "done"]
+    assert store.runs().empty

@@ -12,7 +12,7 @@ from support.crashes import TINY, leftovers
 from support.paths import ROOT
 
 from offbench.bench import job, runner, schedule
-from offbench.bench.executors import local
+from offbench.bench.executors import executor, local
 from offbench.bench.plan import plan
 from offbench.bench.stacks import pack
 from offbench.cli import bench as cli
@@ -262,7 +262,7 @@ def test_a_second_ctrl_c_kills_the_workers(tmp_path):
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="Windows blocks no signals")
 def test_worker_processes_never_see_ctrl_c_while_they_start():
     mask = lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    with local._blocking_ctrl_c():
+    with executor.blocking_ctrl_c():
         assert signal.SIGINT in mask()
         code = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
         out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout

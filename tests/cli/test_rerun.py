@@ -4,11 +4,15 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 from support.records import episodes, provenance
 
 from offbench.bench.plan import plan
 from offbench.bench.repeat import Rows, differences
+from offbench.bench.stacks import Pack
 from offbench.cli import main
+from offbench.cli.bench import apart
+from offbench.results.report.payload import _made
 from offbench.results.spec import Provenance, RunSpec
 from offbench.results.store import Store
 
@@ -78,12 +82,17 @@ def test_a_run_trained_again_in_its_stack_is_equal_to_the_last_bit(recorded, cap
     assert files(recorded) == before
 
 
-def test_a_row_that_differs_in_its_last_bit_is_found(recorded, tmp_path, capsys):
+def test_a_row_that_differs_in_its_last_bit_is_found(recorded, tmp_path, capsys, monkeypatch):
+    """Trained with the threads of the record: sums of large tensors are split among them."""
+    threads, before = [], torch.get_num_threads()
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+
     def change(rows: pd.DataFrame) -> pd.DataFrame:
         at = (rows["stream"] == "test") & (rows["episode"] == 1)
         return rows.assign(score=rows["score"].where(~at, rows["score"] * (1 + 1e-15)))
 
-    other = copied(recorded, tmp_path, change=change, commit="d" * 40)
+    facts = {"commit": "d" * 40, "host": {"threads": 7}}
+    other = copied(recorded, tmp_path, change=change, **facts)
     name = other.records()[0].stem
     code, text = rerun(capsys, name[:9], f"results={tmp_path}")
     assert code == 3
@@ -91,6 +100,7 @@ def test_a_row_that_differs_in_its_last_bit_is_found(recorded, tmp_path, capsys)
     assert "test: 1 of 2 episodes differ, the first at update 20, episode 1: score" in text
     assert "mean test score:" in text and f"commit: {'d' * 40} recorded, " in text
     assert "versions" not in text and "torch" not in text
+    assert threads == [7, before]
 
 
 def test_alone_it_is_trained_without_the_others(recorded, tmp_path, capsys):
@@ -200,3 +210,27 @@ def test_what_differs_is_named(change, words):
     if changed is not None:
         now = replace(now, episodes=changed)
     assert any(words in line for line in differences(then, now)), differences(then, now)
+
+
+def test_a_run_says_that_its_other_seeds_were_trained_in_another_stack():
+    args = ["method=bc", f"task={HOPPER}", "suite=quick", "seeds=[0,1,2,3,4]"]
+    (cell,) = plan(args, bench=False).cells
+    left = cell.varied(seeds=(3, 4))
+    words = "seeds 3,4 in a stack of 2, recorded in others: 0-2 (rounding differs)"
+    assert apart([Pack((left,))], [left], [cell]) == [f"bc on {HOPPER}: {words}"]
+    # a stack that was recorded in part is trained whole; a part of a plan is not what is recorded
+    assert apart([Pack((cell,))], [left], [cell]) == []
+    assert apart([Pack((left,))], [cell], [cell]) == []
+    assert apart([], [], [cell]) == []
+    many = [cell.varied(entry=f"bc{i}") for i in range(6)]
+    part = [one.varied(seeds=(3, 4)) for one in many]
+    assert apart([Pack(tuple(part))], part, many)[-1] == "and 3 more such cells"
+
+
+def test_the_report_says_in_which_stack_the_runs_of_a_cell_were_trained(recorded):
+    ids = recorded.read(recorded.records()[0].stem).provenance.stack
+    records = recorded.read_all(run_id=ids[:2])
+    made = _made([records[name] for name in ids[:2]])
+    assert set(made["trained in"]) == {"a stack of 4: seeds 3,1 and 2 runs of other rows"}
+    old = [r._replace(provenance=replace(r.provenance, stack=())) for r in records.values()]
+    assert set(_made(old)["trained in"]) == {"a stack of 4"}

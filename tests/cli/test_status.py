@@ -15,6 +15,8 @@ from support.records import episodes, provenance, record_cells
 
 from offbench.bench.plan import plan
 from offbench.cli import main, status
+from offbench.cli.console import make_console
+from offbench.cli.plan import _print_cells
 from offbench.results.claims import Heart
 from offbench.results.status import status_of
 from offbench.results.store import Store
@@ -237,6 +239,17 @@ def test_it_imports_no_torch_and_writes_nothing(tmp_path, cells):
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0 and columns(done.stdout, "runs") == [1, 0, 0, 5], done.stderr
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_plan_says_what_runs_elsewhere(tmp_path, cells, capsys):
+    """Of three seeds in a stack elsewhere one is recorded already."""
+    bc, iql = cells
+    elsewhere(tmp_path, stack_of(iql))
+    wanted = plan([*ARGS, f"results={tmp_path}"], bench=True)
+    _print_cells(wanted, [bc, iql.varied(seeds=(1, 2))], {bc.task.id}, {}, make_console())
+    text = " ".join(capsys.readouterr().out.split())
+    assert " 1,2, running on " in text and text.count("running on") == 1
+    assert "node17.cluster.example" in text
 
 
 def test_watching_a_worker_until_ctrl_c(tmp_path, cells, capsys, monkeypatch):

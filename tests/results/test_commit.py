@@ -12,8 +12,9 @@ from support.paths import ROOT
 from support.records import episodes, provenance, spec
 
 from offbench.errors import UserError
+from offbench.io import finished_file
 from offbench.results import commit
-from offbench.results.commit import finished_file, holding, place
+from offbench.results.commit import holding, place
 from offbench.results.store import Store
 
 WRITER = f"""

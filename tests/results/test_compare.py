@@ -14,7 +14,7 @@ from offbench.results import stats, uncertainty
 from offbench.results.board.leaderboard import leaderboard
 from offbench.results.compare import compare
 from offbench.results.comparison import Comparison, _wrapped
-from offbench.results.pairwise import Scores, pairwise
+from offbench.results.pairwise import Scores
 from offbench.results.verdict import Finding, More, Variance, more_needed, spelt_p, verdict
 
 
@@ -163,12 +163,12 @@ def test_its_numbers_are_those_of_the_board_and_of_pairwise() -> None:
     rows, runs = runs_of(normal({"a": 50.0, "b": 51.0, "c": 54.0, "d": 60.0}, spread=5.0))
     tasks = sorted(set(rows["task"]))
     found = compare(rows, "a", runs=runs)
-    expected = pairwise(rows, runs, tasks)
+    board = leaderboard(rows, runs, tasks)
+    expected = board.pairwise
     expected = expected[expected["entry"] == "a"].set_index("rival")
     shared = list(expected.columns[1:])
     numbers = found.overall.set_index("rival")[shared]
     pd.testing.assert_frame_equal(numbers, expected[shared], check_dtype=False)
-    board = leaderboard(rows, runs, tasks)
     means = board.cells.set_index(["entry", "task"])["mean"]
     iqm = board.aggregate.set_index("entry")["iqm"]
     for row in found.table.itertuples():

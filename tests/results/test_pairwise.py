@@ -10,8 +10,8 @@ import pytest
 
 from offbench.errors import UserError
 from offbench.results import stats, uncertainty
-from offbench.results.board.leaderboard import leaderboard
-from offbench.results.pairwise import Scores, improvement, pairwise, profiles, ranks
+from offbench.results.board.leaderboard import Asked, leaderboard
+from offbench.results.pairwise import Scores, improvement, profiles
 
 Frames = tuple[pd.DataFrame, pd.DataFrame]
 
@@ -70,6 +70,15 @@ def rliable() -> Iterator[object]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield pytest.importorskip("rliable")
+
+
+def pairwise(episodes, runs, tasks, *, unscaled=(), random_seed=0) -> pd.DataFrame:
+    asked = Asked(unscaled=unscaled)
+    return leaderboard(episodes, runs, tasks, asked=asked, random_seed=random_seed).pairwise
+
+
+def ranks(episodes, runs, tasks, *, unscaled=()) -> pd.DataFrame:
+    return leaderboard(episodes, runs, tasks, asked=Asked(unscaled=unscaled)).ranks
 
 
 # --- the board ------------------------------------------------------------------------------
@@ -144,7 +153,7 @@ def test_an_entry_that_lacks_a_task_or_failed_is_no_part_of_it() -> None:
     assert set(ranks(episodes, runs, ["t0", "t1"])["entry"]) == {"a", "b"}
     assert set(profiles(episodes, runs, ["t0", "t1"])["entry"]) == {"a", "b"}
     with pytest.raises(UserError, match="no task"):
-        pairwise(episodes, runs, [])
+        Scores.of(episodes, runs, [])
 
 
 def test_returns_of_several_scales_have_ranks_and_no_difference() -> None:
@@ -260,14 +269,8 @@ def test_ranks_by_hand() -> None:
     assert table["entry"].tolist() == ["c", "a", "b"]
     np.testing.assert_allclose(table["mean_rank"], [1.75, 2.0, 2.25])
     np.testing.assert_allclose(table["borda"], [0.625, 0.5, 0.375])
-    board = leaderboard(*data, ["s", "t"], asked=_unscaled("s", "t")).aggregate
+    board = leaderboard(*data, ["s", "t"], asked=Asked(unscaled=("s", "t"))).aggregate
     assert board.set_index("entry").loc[list("cab"), "mean_rank"].tolist() == [1.75, 2.0, 2.25]
-
-
-def _unscaled(*tasks: str):
-    from offbench.results.board.leaderboard import Asked
-
-    return Asked(unscaled=tasks)
 
 
 def test_intervals_of_ranks_hold_them_and_are_wide_where_entries_are_alike() -> None:

@@ -53,6 +53,8 @@ def start(results: Path, jobs: int) -> int:
         code = 1
         try:
             os.setpgid(0, 0)
+            # a shell that starts this in the background ignores it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             null = os.open(os.devnull, os.O_RDWR)
             log = os.open(
                 results.parent.with_suffix(".log"), os.O_CREAT | os.O_APPEND | os.O_WRONLY

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save
 from support.records import episodes, provenance, spec
 
-from offbench.results.sharing.policies import UNSEALED, sealed
+from offbench.io import UNSEALED, seal
 from offbench.results.spec import RunSpec
 from offbench.results.store import Store
 
@@ -50,7 +50,8 @@ def keep(mark: Path, run: RunSpec) -> Path:
     content = save({"w": np.arange(6.0)}, metadata={"offbench": about, "sha256": UNSEALED})
     path = mark.with_suffix(".safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(sealed(content))
+    path.write_bytes(content)
+    seal(path)
     return path
 
 

@@ -1,11 +1,17 @@
 """What every executor does, and the processors and GPUs there are for it."""
 
 import os
+import shutil
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from offbench.bench.job import Event, Job
 from offbench.bench.preflight import resolve_device
 from offbench.bench.settings import Settings
+from offbench.errors import UserError
 
 
 class Executor(Protocol):
@@ -27,10 +33,39 @@ class Executor(Protocol):
         """Waits up to `timeout` seconds for the stacks to end, and ends those that have not."""
 
 
+def is_here(settings: Settings) -> bool:
+    """Whether stacks run on this machine, whatever starts them."""
+    if settings.executor == "ray":
+        return settings.ray.address is None
+    return settings.executor == "local" or settings.slurm.cluster == "local"
+
+
+def check_cluster(settings: Settings) -> None:
+    """UserError where the commands of a cluster are not on this machine, or nothing answers at its address."""
+    if settings.executor == "slurm" and not is_here(settings):
+        for command in ("sbatch", "srun"):
+            if shutil.which(command) is None:
+                raise UserError(
+                    f"executor=slurm: there is no command {command} here; call offbench on a login node of the "
+                    "cluster, or try slurm.cluster=local"
+                )
+    host, _, port = (settings.ray.address or "").removeprefix("ray://").rpartition(":")
+    if settings.executor == "ray" and host and port.isdigit():
+        # Ray itself gives up after minutes
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"ray.address={settings.ray.address}: nothing answers ({error})"
+            ) from None
+
+
 def n_jobs(settings: Settings, stacks: int) -> int:
-    """Number of stacks that run at once here: `jobs`, or for auto one per core, or per GPU."""
+    """Number of stacks that run at once: `jobs`, or for auto one per core, or per GPU; all on a cluster."""
     if settings.jobs != "auto":
         return min(int(settings.jobs), max(stacks, 1))
+    if not is_here(settings):
+        return max(stacks, 1)
     there = _cores() if (gpus := len(gpus_of(settings))) == 0 else gpus
     return max(1, min(there, stacks))
 
@@ -50,3 +85,17 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextmanager
+def blocking_ctrl_c() -> Iterator[None]:
+    """Processes that are started in the block never see Ctrl-C; this one does at its end."""
+    # not on Windows
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -7,13 +7,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
-from offbench.bench.executors.executor import gpus_of
+from offbench.bench.executors.executor import blocking_ctrl_c, gpus_of
 from offbench.bench.job import Event, Job, run_job
 from offbench.bench.preflight import resolve_device
 from offbench.bench.settings import Settings
@@ -159,7 +158,7 @@ class _Process:
         self.job: Job | None = None
         self.pipe, inner = context.Pipe()
         self.process = context.Process(target=_work, args=(inner, store, settings), name=THREAD)
-        with _blocking_ctrl_c():
+        with blocking_ctrl_c():
             self.process.start()
         inner.close()
 
@@ -200,20 +199,6 @@ def _say_nothing_of_semaphores() -> None:
         sys.warnoptions.append(option)
 
 
-@contextmanager
-def _blocking_ctrl_c() -> Iterator[None]:
-    """Processes that are started in the block never see Ctrl-C; this one does at its end."""
-    # not on Windows
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _death(code: int | None) -> str:
     """How a worker process ended, in words."""
     if code is None or code >= 0:
@@ -243,16 +228,19 @@ def _work(pipe: Connection, store: Store, settings: Settings) -> None:
         with suppress(OSError):
             pipe.send(event)
 
-    try:
-        heart = Heart(store.root, device=resolve_device(settings.device))
-    # as when the disk is full; its parent tries the stack again
-    except UserError as error:
-        print(f"offbench: {error}", file=sys.stderr)
-        os._exit(1)
-    with heart:
-        while (job := jobs.get()) is not None:
-            options: dict[str, Any] = {"pools": pools, "send": send, "stop": stop.is_set}
-            send(run_job(job, store, settings, heart, **options))
+    device, heart = resolve_device(settings.device), None
+    options: dict[str, Any] = {"pools": pools, "send": send, "stop": stop.is_set}
+    while (job := jobs.get()) is not None:
+        try:
+            heart = heart or Heart(store.root, device=device)
+        # a full disk; the stack may be tried again
+        except UserError as error:
+            why = str(error)
+            send(Event(job.index, "failed", 1.0, error=why, reason=why, kind="infrastructure"))
+            continue
+        send(run_job(job, store, settings, heart, **options))
+    if heart:
+        heart.close()
     # environments and loggers of other libraries must not keep the process
     sys.stdout.flush()
     os._exit(0)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,12 +58,6 @@ def words_of_command(
         return None
     settings = {**settings_of(spec), "seeds": list(seeds), "label": entry}
     return ("offbench", "run", *(f"{name}={spelt(value)}" for name, value in settings.items()))
-
-
-def command_of(spec: Mapping[str, Any], entry: str, seeds: Sequence[int]) -> str | None:
-    """`words_of_command` as one line for a shell."""
-    words = words_of_command(spec, entry, seeds)
-    return None if words is None else shlex.join(words)
 
 
 def _task(spec: Mapping[str, Any]) -> dict[str, Any]:

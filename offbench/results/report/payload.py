@@ -346,12 +346,26 @@ def _made(records: list[Record]) -> dict[str, list[Any]]:
     add("commit", [r.provenance.commit + "+dirty" * r.provenance.dirty for r in records])
     for name in ("device", "backend", "precision", "created"):
         add(name, [getattr(r.provenance, name) for r in records])
-    add("runs trained together", [r.provenance.pack for r in records])
+    seeds = {r.path.stem: r.spec.seed for r in records}
+    add("trained in", [_stack(r, seeds) for r in records])
     add(
         "versions",
         [", ".join(f"{k} {v}" for k, v in r.provenance.versions.items()) for r in records],
     )
     return found
+
+
+def _stack(record: Record, seeds: Mapping[str, int]) -> str:
+    """ "a stack of 6: seeds 0-5"; `seeds` are those of the runs of its cell."""
+    stack = record.provenance.stack
+    if not stack:
+        return f"a stack of {record.provenance.pack}"
+    own = [seeds[run_id] for run_id in stack if run_id in seeds]
+    follow = own == list(range(own[0], own[0] + len(own))) and len(own) > 2
+    spelt = f"{own[0]}-{own[-1]}" if follow else ",".join(map(str, own))
+    rest = len(stack) - len(own)
+    others = f" and {counted(str(rest), 'run')} of other rows" if rest else ""
+    return f"a stack of {len(stack)}: seed{'s' * (len(own) > 1)} {spelt}{others}"
 
 
 def _words(values: list[Any]) -> str:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
-from offbench.errors import UserError, unknown
+from offbench.errors import UserError, in_one_line, unknown
 from offbench.io import replacing
 from offbench.results.record import read_episodes
 from offbench.results.schema import EPISODE_SCHEMA
@@ -48,8 +48,6 @@ SCHEMA = pa.schema([*EPISODE_SCHEMA, *RUN_SCHEMA])
 # runs to a row group
 _GROUP = 200
 
-FILTERS = ("suite", "entry", "task", "seed")
-
 
 def export(
     root: Path, target: str, where: Mapping[str, Collection[Any]]
@@ -58,7 +56,7 @@ def export(
 
     Args:
         target: FILE.parquet or FILE.csv; a URL (`s3://`, `memory://`) is opened by fsspec.
-        where: some of FILTERS -> the values that are wanted.
+        where: "suite", "entry", "task" or "seed" -> the values that are wanted.
 
     Returns:
         Number of runs, number of rows, and a line for each damaged record, which is left out.
@@ -151,5 +149,5 @@ def _opened(target: str) -> Iterator[IO[bytes]]:
         raise
     # every driver has errors of its own
     except Exception as error:
-        words = " ".join(str(error).split()) or type(error).__name__
+        words = in_one_line(error)
         raise UserError(f"cannot write {target}: {words}") from None

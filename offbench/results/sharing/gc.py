@@ -1,15 +1,13 @@
 """What of a results folder nobody needs any more, and its removal."""
 
 import json
-import os
-import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from offbench.errors import UserError
-from offbench.results.claims import workers
+from offbench.io import clock_of
+from offbench.results.claims import claims_of, workers
 from offbench.results.sharing.files import examine, scan, temporary_files
 from offbench.results.sharing.verify import DAMAGED, existing
 
@@ -38,7 +36,11 @@ def rubbish(root: Path, *, damaged: bool = False, policies: bool = False) -> lis
         UserError: there is no such store, or it cannot be written.
     """
     existing(root)
-    found, now = [], _now(root)
+    found = []
+    try:
+        now = clock_of(root)
+    except OSError as error:
+        raise UserError(f"cannot write {root}: {error.strerror}") from None
     for path, kind in _candidates(root, damaged, policies):
         try:
             about = path.stat()
@@ -62,15 +64,6 @@ def remove(found: list[Rubbish]) -> list[Rubbish]:
         except OSError as error:
             raise UserError(f"cannot remove {one.path}: {error.strerror}") from None
     return gone
-
-
-def _now(root: Path) -> float:
-    """The time by the clock of the file system, which another machine's may be."""
-    try:
-        with tempfile.TemporaryFile(dir=root) as file:
-            return os.fstat(file.fileno()).st_mtime
-    except OSError as error:
-        raise UserError(f"cannot write {root}: {error.strerror}") from None
 
 
 def _candidates(root: Path, damaged: bool, policies: bool) -> Iterator[tuple[Path, str]]:
@@ -121,13 +114,7 @@ def _of_dead_workers(root: Path) -> Iterator[tuple[Path, str]]:
         if not worker.alive:
             yield root / "workers" / f"{worker.name}.json", "heartbeat of a dead worker"
     alive = {worker.name for worker in known if worker.alive}
-    for path in sorted(root.glob("claims/*")):
-        if re.fullmatch(r"[0-9a-f]{16}\.\d+", path.name) and _text(path) not in alive:
-            yield path, "claim of a dead worker"
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
+    for run_id, claims in sorted(claims_of(root).items()):
+        for number, holder in claims:
+            if holder not in alive:
+                yield root / "claims" / f"{run_id}.{number}", "claim of a dead worker"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from offbench.errors import UserError
 from offbench.io import replacing
-from offbench.results.commit import finished_file, holding, place, sync_folder
+from offbench.results.commit import RecordedAlready, publish
 from offbench.results.record import read_episodes
 from offbench.results.sharing.files import Files, Found, examine, scan
 from offbench.results.sharing.review import review
@@ -108,9 +108,14 @@ def _take(
         for path in members[:-1]:
             with replacing(target / path.name) as temporary:
                 shutil.copyfile(path, temporary)
-        _publish(files.mark, target / files.mark.name, failed)
-    except FileExistsError:
-        # by a bench, at the same time
+        target.mkdir(parents=True, exist_ok=True)
+        # where it fails, another process has recorded the run meanwhile
+        publish(
+            target / files.mark.name,
+            files.mark.read_bytes(),
+            lambda: [] if failed is None else [failed],
+        )
+    except RecordedAlready:
         result.skipped += 1
         return
     except OSError as error:
@@ -130,20 +135,3 @@ def _same_episodes(a: Found, b: Found) -> bool:
     tables = [read_episodes(x.files.mark, known) for x, known in zip((a, b), about)]
     # the entry's label is no part of the run
     return tables[0].drop(["entry", "run_id"]).equals(tables[1].drop(["entry", "run_id"]))
-
-
-def _publish(json: Path, mark: Path, failed: Path | None) -> None:
-    """Puts the json of a record in its place, in that of a failure of this run, or where there is none.
-
-    Raises FileExistsError where another process has recorded the run meanwhile.
-    """
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    hold = mark.parent.with_name(f".{mark.stem}.hold")
-    with finished_file(json.read_bytes(), mark) as file, holding(hold, file):
-        place(file, hold, mark, replace=mark == failed)
-        sync_folder(mark.parent)
-        if failed is not None:
-            failed.with_suffix(".traceback.txt").unlink(missing_ok=True)
-            # under another label of the entry
-            if failed != mark:
-                failed.unlink(missing_ok=True)

@@ -1,33 +1,11 @@
-"""The checksum of a kept policy: one of the whole safetensors file, in its own header.
+"""What is wrong with a kept policy, of which others may have made the file: neither torch nor tensors are read."""
 
-The file is hashed with zeros in the place of the checksum, so that whatever changes is found, the header too.
-Neither torch nor the tensors are needed.
-"""
-
-import hashlib
 import json
-import re
-import struct
 from pathlib import Path
 from typing import Any
 
+from offbench.io import checksums, safetensors_header
 from offbench.results.spec import RunSpec
-
-UNSEALED = "0" * 64
-"""What stands for the checksum, under the name "sha256" of the metadata, until it is known."""
-
-_CHECKSUM = re.compile(rb'"sha256":"([0-9a-f]{64})"')
-
-# a header has names and shapes: kilobytes
-_LARGEST_HEADER = 100_000_000
-
-
-def sealed(content: bytes) -> bytes:
-    """A safetensors file, whose metadata have `"sha256": UNSEALED`, with its checksum there."""
-    place = _CHECKSUM.search(content)
-    assert place is not None and place[1] == UNSEALED.encode()
-    digest = hashlib.sha256(content).hexdigest().encode()
-    return content[: place.start(1)] + digest + content[place.end(1) :]
 
 
 def policy_fault(path: Path, run: RunSpec | None = None) -> str | None:
@@ -35,30 +13,20 @@ def policy_fault(path: Path, run: RunSpec | None = None) -> str | None:
 
     Files of before there was a checksum have none to compare. Raises OSError where it cannot be read.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > min(size - 8, _LARGEST_HEADER):
-            return "is truncated, or its header was edited"
-        header = file.read(length)
-        try:
-            about, has_checksum, end = _read(header)
-            own = RunSpec(**about["run"])
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-            return "is not a kept policy, or its header was edited"
-        if 8 + length + end != size:
-            return "is truncated, or something was added to it"
-        place = _CHECKSUM.search(header)
-        if place is None and has_checksum:
-            return "was edited"
-        if place is not None:
-            digest = hashlib.sha256(start + header[: place.start(1)] + UNSEALED.encode())
-            digest.update(header[place.end(1) :])
-            while block := file.read(1 << 20):
-                digest.update(block)
-            if digest.hexdigest().encode() != place[1]:
-                return "was edited"
+    try:
+        header = safetensors_header(path)
+    except ValueError:
+        return "is truncated, or its header was edited"
+    try:
+        about, has_checksum, end = _read(header)
+        own = RunSpec(**about["run"])
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return "is not a kept policy, or its header was edited"
+    if 8 + len(header) + end != path.stat().st_size:
+        return "is truncated, or something was added to it"
+    digest, said = checksums(path)
+    if said != digest and (said is not None or has_checksum):
+        return "was edited"
     return f"is the policy of run {own.run_id}" if run is not None and own != run else None
 
 

@@ -1,11 +1,9 @@
 """What in a record would say where or who somebody is: absolute paths, names of a machine or a user."""
 
-import getpass
-import platform
 import re
 from typing import Any
 
-from offbench.errors import UserError
+from offbench.errors import UserError, user_and_host
 
 # /home/me/data.hdf5, ~/data.hdf5, C:\\data.hdf5, \\\\server\\data.hdf5; no ids such as d4rl/hopper-medium-v2
 _PATH = re.compile(
@@ -53,12 +51,7 @@ def _last_name(path: re.Match[str]) -> str:
 
 
 def _without_names(text: str) -> str:
-    try:
-        names = {platform.node(), getpass.getuser()}
-    # without a name, as in a container
-    except (OSError, KeyError, ImportError):
-        names = {platform.node()}
-    for name in names:
+    for name in user_and_host():
         # "root" is nobody, and a short name may be a word
         if len(name) > 4:
             text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "(name)", text)

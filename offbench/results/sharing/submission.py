@@ -5,7 +5,6 @@ names, with fixed times, and a manifest with the checksum of each. Whoever reads
 compares the bytes, so that whatever was changed, added or left out is found, also in the archive itself.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from offbench.errors import UserError, unknown
-from offbench.io import replacing, slug
+from offbench.io import replacing, sha256_of, slug
 from offbench.results.record import seal
 from offbench.results.sharing.files import Found, examine, scan
 from offbench.results.sharing.private import without_private
@@ -125,14 +124,13 @@ def _info(name: str, size: int) -> zipfile.ZipInfo:
 def _manifest(folder: Path, members: Sequence[Path]) -> dict[str, Any]:
     found = [examine(files) for files in scan(folder)]
     whole = [(f.run, f.body) for f in found if f.run is not None and f.body is not None]
-    files = {}
-    for path in members:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files[path.relative_to(folder).as_posix()] = {
+    files = {
+        path.relative_to(folder).as_posix(): {
             "bytes": path.stat().st_size,
-            "sha256": digest,
+            "sha256": sha256_of(path),
         }
+        for path in members
+    }
     return {
         "format": FORMAT,
         "kind": "offbench submission",
@@ -162,7 +160,7 @@ def unpacked(path: Path) -> Iterator[Path]:
         try:
             _extract(path, folder)
             _write(folder, Path(scratch) / "again.zip")
-            same = _digest(Path(scratch) / "again.zip") == _digest(path)
+            same = sha256_of(Path(scratch) / "again.zip") == sha256_of(path)
         # whatever zipfile makes of bytes that are no archive
         except (
             zipfile.BadZipFile,
@@ -213,7 +211,7 @@ def _extract(path: Path, folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(info) as source, target.open("xb") as file:
                 shutil.copyfileobj(source, file, 1 << 20)
-            if _digest(target) != manifest[info.filename]["sha256"]:
+            if sha256_of(target) != manifest[info.filename]["sha256"]:
                 raise UserError(f"{path}: {info.filename} is not what the manifest says")
 
 
@@ -246,8 +244,3 @@ def _listed(path: Path, archive: zipfile.ZipFile, names: Sequence[str]) -> dict[
     if extra := sorted(set(inside) - listed.keys()):
         raise UserError(f"{path} has {extra[0]}, which its manifest lacks")
     return listed
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

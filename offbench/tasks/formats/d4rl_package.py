@@ -24,7 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from offbench.data.replay import ReplayData, from_flat
-from offbench.errors import UserError
+from offbench.errors import UserError, in_one_line
 from offbench.tasks import cache
 from offbench.tasks.formats import d4rl
 
@@ -90,7 +90,7 @@ def _package(name: str) -> Any:
             importlib.import_module("d4rl.offline_env")
     # it and the old gym fail in many ways
     except Exception as error:
-        words = " ".join(str(error).split())[:200]
+        words = in_one_line(error)[:200]
         raise UserError(f"{name}: the d4rl package cannot be imported ({words})") from None
     finally:
         if masked:

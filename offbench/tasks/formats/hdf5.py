@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
-from offbench.errors import UserError
+from offbench.errors import UserError, in_one_line
 
 if TYPE_CHECKING:
     import h5py
@@ -60,7 +60,7 @@ def opened(path: Path, name: str, what: str = "HDF5") -> "Iterator[h5py.File]":
     except UserError:
         raise
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError) as error:
-        words = " ".join(str(error).split()) or type(error).__name__
+        words = in_one_line(error)
         raise UserError(f"{name}: {path} cannot be read as {what} ({words[:300]})") from None
 
 

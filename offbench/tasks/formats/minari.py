@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from offbench.data.replay import Episode, ReplayData, from_episodes
-from offbench.errors import UserError
+from offbench.errors import UserError, in_one_line
 from offbench.tasks import cache, spaces
 from offbench.tasks.formats import hdf5
 
@@ -251,7 +251,7 @@ def _arrow_episode(path: Path, meta: Metadata, at: str) -> tuple[Episode, bool]:
             space = {"observations": meta.observation, "actions": meta.action}.get(key)
             columns[key] = _numbers(table.column(key).combine_chunks(), space, f"{at}: {key}")
     except (OSError, pa.ArrowException, MemoryError) as error:
-        words = " ".join(str(error).split())[:300] or type(error).__name__
+        words = in_one_line(error)[:300]
         raise UserError(f"{at}: {path} cannot be read as Arrow ({words})") from None
     shorter = {k: v[:-1] for k, v in columns.items() if k != "observations"}
     action, reward, terminal = (shorter[k] for k in ("actions", "rewards", "terminations"))

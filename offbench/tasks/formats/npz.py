@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from offbench.errors import UserError
+from offbench.errors import UserError, in_one_line
 from offbench.tasks.formats.hdf5 import check_plain_file, check_room
 
 _RATIO = 1100  # deflate reaches 1032
@@ -85,7 +85,7 @@ class Npz:
         return key in self.members
 
     def _error(self, error: BaseException, key: str = "") -> UserError:
-        words = " ".join(str(error).split()) or type(error).__name__
+        words = in_one_line(error)
         what = f" ({key!r})" if key else ""
         return UserError(f"{self.name}: {self.path}{what} cannot be read as npz ({words[:300]})")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from offbench.errors import UserError
+from offbench.errors import UserError, in_one_line
 from offbench.tasks.formats import columns, hdf5
 from offbench.tasks.formats.columns import Arrays, Columns, Keys, Lazy
 
@@ -61,7 +61,7 @@ def read_csv(
     except (OSError, ValueError, MemoryError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
-        words = " ".join(str(error).split())[:300] or type(error).__name__
+        words = in_one_line(error)[:300]
         raise UserError(f"{name}: {path} cannot be read as csv ({words})") from None
     plain = {k: lambda k=k: _numbers_of(table[k], f"{name}: column {k!r}", k) for k in titles}
     yield Lazy(_vectors(plain), name, plain), {}
@@ -140,7 +140,7 @@ def read_parquet(path: Path, name: str, _: object) -> Iterator[tuple[Columns, Ke
     except (OSError, pa.ArrowException, MemoryError, KeyError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        words = " ".join(str(error).split())[:300] or type(error).__name__
+        words = in_one_line(error)[:300]
         raise UserError(f"{name}: {path} cannot be read as Parquet ({words})") from None
 
 

@@ -119,13 +119,13 @@ def test_a_failure_under_another_label_goes_when_the_run_is_taken_over(tmp_path)
 def test_a_run_that_a_bench_records_meanwhile_is_not_written_over(tmp_path, monkeypatch):
     ours, theirs = Store(tmp_path / "a"), fill(tmp_path / "b", entries=["iql"], seeds=[0])
     run = spec(method="iql", seed=0)
-    real = sharing_merge._publish
+    real = sharing_merge.publish
 
     def late(*args):
         ours.append(run, episodes(), provenance(entry="iql"))
         real(*args)
 
-    monkeypatch.setattr(sharing_merge, "_publish", late)
+    monkeypatch.setattr(sharing_merge, "publish", late)
     assert merge([theirs.root], ours.root).skipped == 1
     assert ours.episodes()["score"].tolist() == [0.0, 50.0, 100.0]
     assert not verify(ours.root).faults
