@@ -80,8 +80,11 @@ def run_packs(
         executor.stop()
         raise
     finally:
-        executor.close(grace)
-        sweep(store.root)
+        try:
+            executor.close(grace)
+        # and where a second Ctrl-C breaks that off
+        finally:
+            sweep(store.root)
 
 
 def make_executor(settings: Settings, store: Store, stacks: int) -> Executor:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from support.crashes import TINY, leftovers
+from support.paths import ROOT
 
 from offbench.bench import job, runner, schedule
-from offbench.bench.executors import local
+from offbench.bench.executors import executor, local
 from offbench.bench.plan import plan
 from offbench.bench.stacks import pack
 from offbench.cli import bench as cli
@@ -115,12 +116,17 @@ def test_sigterm_leaves_stacks_more_time_than_ctrl_c(error, seconds, tmp_path, m
 
         def close(self, seconds: float) -> None:
             closed.append(seconds)
+            # a second time
+            raise error
 
     monkeypatch.setattr(schedule, "make_executor", lambda *_: Stopped())
     made = planned(tmp_path)
+    dead = Heart(tmp_path)
+    dead.claim(["0" * 16])
+    dead.close()
     with pytest.raises(error):
         list(schedule.run_packs(pack(made.cells), Store(tmp_path), made.settings))
-    assert closed == [seconds]
+    assert closed == [seconds] and not leftovers(tmp_path)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
@@ -183,6 +189,26 @@ def test_a_seed_whose_return_is_not_finite_leaves_the_others_of_its_stack_alone(
     assert "seed 0: the score of an episode is not finite" in capsys.readouterr().err
 
 
+def test_python_says_nothing_of_workers_that_were_killed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, os\n"
+        "context = multiprocessing.get_context('spawn')\n"
+        "def work():\n"
+        "    lock = context.Lock()\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "if __name__ == '__main__':\n"
+        "    from offbench.bench.executors import local\n"
+        "    local._say_nothing_of_semaphores()\n"
+        "    process = context.Process(target=work)\n"
+        "    process.start()\n"
+        "    process.join()\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 class Wire:
     """A pipe whose other end nobody reads or writes."""
 
@@ -236,7 +262,7 @@ def test_a_second_ctrl_c_kills_the_workers(tmp_path):
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="Windows blocks no signals")
 def test_worker_processes_never_see_ctrl_c_while_they_start():
     mask = lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    with local._blocking_ctrl_c():
+    with executor.blocking_ctrl_c():
         assert signal.SIGINT in mask()
         code = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
         out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout

@@ -99,6 +99,7 @@ class Processes:
         gpus = gpus_of(settings)
         self._devices = [gpus[i % len(gpus)] if gpus else None for i in range(slots)]
         self._stopped = False
+        _say_nothing_of_semaphores()
 
     def submit(self, job: Job) -> None:
         if not self._idle:
@@ -190,6 +191,12 @@ class _Process:
                 why = _death(self.process.exitcode)
                 found.append(Event(index, "lost", 1.0, error=why, reason=why))
         return found
+
+
+def _say_nothing_of_semaphores() -> None:
+    """Python warns of those that a killed process had, in a process of its own that knows only options."""
+    if (option := "ignore:resource_tracker:UserWarning") not in sys.warnoptions:
+        sys.warnoptions.append(option)
 
 
 def _death(code: int | None) -> str:
