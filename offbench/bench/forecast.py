@@ -17,6 +17,10 @@ PROBE_UPDATES, PROBE_ROUNDS = 60, 3
 PROBE_STEPS = 300
 # loading, tracing, making environments
 SETUP_S = 3.0
+# stacks up to this size are probed themselves; the time of an update of larger ones is extended from two
+PROBED, SMALLER = 32, 8
+# times as many runs, or as few, of a recorded stack that a forecast is scaled from
+SIMILAR = 4
 
 
 class Cost(NamedTuple):
@@ -28,10 +32,6 @@ class Cost(NamedTuple):
     basis: str
     # of the seconds, those of monitor episodes
     monitor: float = 0.0
-
-
-# stacks up to this size are probed themselves; the time of an update of larger ones is extended from two
-PROBED, SMALLER = 32, 8
 
 
 def forecast(
@@ -91,10 +91,6 @@ def makespan(seconds: Sequence[float], jobs: int) -> float:
 def _monitored(protocol: Mapping[str, Any]) -> int:
     """Monitor episodes of a seed, all evaluations together."""
     return sum(monitor_plan(protocol["monitor_at"], protocol["monitor_episodes"]).values())
-
-
-# times as many runs, or as few, of a recorded stack that a forecast is scaled from
-SIMILAR = 4
 
 
 def _recorded(packs: "Sequence[Pack]", store: Store) -> "dict[tuple[str, str], Mapping[str, Any]]":

@@ -53,8 +53,10 @@ class OnTask:
 
     cell: Cell
     settings: Settings
+    # with all overrides, and as published
     own: Layers
     published: Layers
+    # that the published settings come from
     preset: Preset | None
 
     def __post_init__(self) -> None:

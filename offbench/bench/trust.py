@@ -49,15 +49,16 @@ def allowing_code(allowed: bool) -> Iterator[None]:
 
 
 def _is_foreign(target: str) -> bool:
+    """Whether a dotted path leads out of the installed packages."""
     top = target.partition(".")[0]
     if top in ("offbench", "__main__"):
         return top == "__main__"
     try:
         spec = find_spec(top)
-    # names that are none
+    # no name of a module
     except (ValueError, ImportError):
         return True
-    # that it is not there is said by who imports it
+    # not installed: importing it says so
     if spec is None:
         return False
     files = list(spec.submodule_search_locations or ()) or [spec.origin or ""]
@@ -78,6 +79,7 @@ def _installed_at(path: tuple[str, ...], here: Path) -> frozenset[Path]:
 
 
 def _editable(one: Distribution) -> list[Path]:
+    """The folder of a package that was installed with `pip install -e`, if it was."""
     read = one.read_text
     try:
         about = json.loads(read("direct_url.json") or "{}")

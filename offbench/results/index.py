@@ -1,4 +1,4 @@
-"""What the records of a task say of themselves, kept in one file so that none of them need be opened.
+"""An index of the records of each task: what `Store.runs()` and `Store.episodes()` say, without opening them.
 
     root/.index/<suite>/<task>.records.arrow     a line per record: the columns of `Store.runs()`, and its file
     root/.index/<suite>/<task>.episodes.arrow    its episodes
@@ -47,7 +47,7 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class Lines:
-    """What some records say of themselves."""
+    """Lines of `Store.runs()`, one per record, column by column."""
 
     table: pa.Table
     # of the json of each
@@ -113,6 +113,7 @@ def winners(lines: Lines) -> Lines:
 
 
 def as_set(value: Any) -> tuple[Any, ...]:
+    """The values that a filter accepts: those of a collection, or the one."""
     collection = isinstance(value, Collection) and not isinstance(value, str | Mapping)
     return tuple(value) if collection else (value,)
 
@@ -122,6 +123,7 @@ def _is_in(value: Any, values: tuple[Any, ...]) -> bool:
 
 
 def joined(parts: Sequence[Lines]) -> Lines:
+    """The lines of several tasks; a column that one lacks is null there."""
     tables = [part.table for part in parts if len(part)]
     table = pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
     return Lines(table, [path for part in parts for path in part.paths])
@@ -218,6 +220,7 @@ def _opened(
 
 
 def _encoded(lines: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> pa.Table:
+    """Lines as a table of dictionary-encoded JSON texts."""
     columns: dict[str, pa.Array] = {_KEY: pa.array(keys, pa.string())}
     for name in dict.fromkeys(name for line in lines for name in line):
         texts: dict[str, int] = {}

@@ -53,13 +53,15 @@ class Failure(NamedTuple):
 class Record(NamedTuple):
     """One whole record, except for its episodes."""
 
-    path: Path  # of the json
+    # of the json
+    path: Path
     status: Status
     # why it failed, or what to know of a run that did not
     reason: str | None
     spec: RunSpec
     provenance: Provenance
-    metrics: pd.DataFrame | None  # one row per logged point
+    # one row per logged point
+    metrics: pd.DataFrame | None
     # None of a run that came to its end
     failure: Failure | None = None
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+# a value in JSON, under the name of its kind: {"is": 3}, {"list": [..]}, {"tensor": 0}, {"same": path of another}
 Node = dict[str, Any]
 
 

@@ -15,6 +15,7 @@ from offbench.bench.stacks import missing
 from offbench.cli import main
 from offbench.cli.board import evidence_of
 from offbench.cli.describe import say_protocol
+from offbench.cli.parts import Ran
 from offbench.cli.recorded import board_name
 from offbench.cli.until import notes_of, progress_of, run_until_decided
 from offbench.errors import UserError
@@ -43,12 +44,13 @@ class Studied:
     def run_missing(self, wanted, store, console):
         todo, left = missing(wanted.cells, store), 0
         for cell in todo:
-            left += len(cell.seeds)
-            if len(self.trained) < self.stop_after:
+            if len(self.trained) >= self.stop_after:
+                left += len(cell.seeds)
+            else:
                 self.trained += [(cell.entry, seed) for seed in cell.seeds]
                 scores = lambda cell, seed: SCORES.get(cell.entry, OTHERS)(seed)
                 record_cells(store, [cell], scores)
-        return wanted, left, []
+        return Ran(wanted, sum(len(cell.seeds) for cell in todo), left, [])
 
     def run(self) -> str:
         console = Console(file=self.text, width=200)

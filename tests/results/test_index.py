@@ -160,7 +160,7 @@ values = (
 )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), values), min_size=1, max_size=5))
 def test_lines_come_back_as_pandas_has_them(lines: list[dict[str, Any]]) -> None:
     expected = pd.DataFrame(lines)

@@ -17,7 +17,7 @@ from offbench.bench.executors.executor import is_here
 from offbench.bench.executors.remote import Place, Seen, checked, lost
 from offbench.bench.job import Event, Job
 from offbench.bench.settings import Settings
-from offbench.errors import UserError
+from offbench.errors import UserError, in_one_line
 from offbench.results.store import Store
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Ray:
         try:
             self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            words = " ".join(str(error).split())[:200]
+            words = in_one_line(error)[:200]
             what = "a Ray cluster of this machine" if here else f"ray.address={given.address}"
             raise UserError(f"{what} cannot be reached: {words}") from None
         finally:

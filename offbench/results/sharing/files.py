@@ -3,7 +3,6 @@
 Nothing here stops at the first fault, as a reader of one record does: every file is looked at, and named.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import fields
@@ -168,7 +167,7 @@ def _episodes_fault(
     try:
         path = episodes_file(mark, about)
         if run is None:
-            same = hashlib.sha256(path.read_bytes()).hexdigest() == about["sha256"]
+            same = sha256_of(path) == about["sha256"]
             return None if same else Damage(path, "is truncated or was edited")
         table = read_episodes(mark, about)
         if rows:

@@ -1,4 +1,4 @@
-"""What of a results folder nobody needs any more, and its removal."""
+"""Garbage collection of a results folder: temporary and orphaned files, checkpoints of recorded runs, dead workers."""
 
 import json
 from collections.abc import Iterator
@@ -22,7 +22,8 @@ class Rubbish(NamedTuple):
     # why: "temporary file of a writer that was killed"
     kind: str
     bytes: int
-    changed: float  # its time of change
+    # time of its last change
+    changed: float
 
 
 def rubbish(root: Path, *, damaged: bool = False, policies: bool = False) -> list[Rubbish]:
@@ -44,7 +45,7 @@ def rubbish(root: Path, *, damaged: bool = False, policies: bool = False) -> lis
     for path, kind in _candidates(root, damaged, policies):
         try:
             about = path.stat()
-        # somebody else was quicker
+        # removed by another process
         except FileNotFoundError:
             continue
         found.append(Rubbish(path, kind, about.st_size, about.st_mtime))

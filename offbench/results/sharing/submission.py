@@ -161,6 +161,8 @@ def unpacked(path: Path) -> Iterator[Path]:
             _extract(path, folder)
             _write(folder, Path(scratch) / "again.zip")
             same = sha256_of(Path(scratch) / "again.zip") == sha256_of(path)
+        except UserError:
+            raise
         # whatever zipfile makes of bytes that are no archive
         except (
             zipfile.BadZipFile,
@@ -169,8 +171,6 @@ def unpacked(path: Path) -> Iterator[Path]:
             ValueError,
             EOFError,
         ) as error:
-            if isinstance(error, UserError):
-                raise
             raise UserError(f"{path} is no submission of offbench: {error}") from None
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
