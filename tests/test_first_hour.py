@@ -42,7 +42,7 @@ def said(function, *args: str, bench: bool = True) -> str:
 # --- help
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "data"])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("data", "results")])
 def test_each_command_has_its_own_help_with_an_example(command, capsys):
     assert main([command, "--help"]) == 0
     words = capsys.readouterr().out
@@ -59,8 +59,9 @@ def test_the_help_of_a_run_has_every_setting_with_its_default(capsys):
     assert main(["run", "-h"]) == 0
     words = capsys.readouterr().out
     settings = yaml.safe_load((ROOT / "conf/run.yaml").read_text())
-    keys = [k for k in settings if k not in ("defaults", "eval", "wandb")]
-    keys += [f"{above}.{k}" for above in ("eval", "wandb") for k in settings[above]]
+    groups = ("eval", "bench", "ray", "slurm", "wandb")
+    keys = [k for k in settings if k not in ("defaults", *groups)]
+    keys += [f"{above}.{k}" for above in groups for k in settings[above]]
     for key in [*keys, "suite", "view", "method"]:
         assert re.search(rf"^  {re.escape(key)}=", words, re.MULTILINE), key
     assert "batch_size=256" in words and "conf/method" in words and "offbench list" in words
