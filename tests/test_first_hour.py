@@ -11,7 +11,8 @@ from support.paths import ROOT
 
 from offbench.bench.plan import plan
 from offbench.cli import bench, board, describe
-from offbench.cli.app import COMMANDS, main
+from offbench.cli.app import main
+from offbench.cli.commands import COMMANDS
 
 HOPPER = "task=offbench/hopper/medium-replay-v0"
 OWN = """

@@ -1,7 +1,8 @@
 """The command line: `offbench COMMAND [key=value ...]`.
 
 A user's mistake ends in one line and exit code 2; failed runs in 3, after all others have finished; runs that are
-left to do when time is up or a cluster takes the machine in 75; Ctrl-C in 130. A command's module is imported when the command is called, so that help is quick.
+left to do when time is up or a cluster takes the machine in 75; Ctrl-C in 130. A command's module is imported when
+the command is called, so that help is quick.
 """
 
 import argparse
@@ -11,220 +12,17 @@ import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from offbench.bench.trust import FLAG, allowing_code
+from offbench.cli.commands import COMMANDS, KINDS, NAMES, NOTES, SPEED_SETTINGS
 from offbench.cli.compare import add_compare_arguments
 from offbench.cli.data.commands import add_data_commands, run_data_command
 from offbench.cli.parser import COLUMNS, Parser
 from offbench.cli.results import add_results_commands, add_submit_arguments, run_results_command
 from offbench.errors import Interrupted, UserError, unknown
-
-KINDS = ("methods", "tasks", "suites", "samplers", "views", "weights", "published")
-
-
-class Option(NamedTuple):
-    """A `--flag` of a command besides its settings; its value is passed on as the keyword `name`."""
-
-    flag: str
-    # of `argparse.ArgumentParser.add_argument`
-    about: Mapping[str, Any]
-
-    @property
-    def name(self) -> str:
-        return self.flag.removeprefix("--").replace("-", "_")
-
-
-class Command(NamedTuple):
-    summary: str
-    examples: tuple[str, ...]
-    # what it takes, where that is not KEY=VALUE
-    usage: str = "[KEY=VALUE ...]"
-    options: tuple[Option, ...] = ()
-
-
-BOARD_OPTIONS = (
-    Option(
-        "--format",
-        {
-            "choices": ("terminal", "markdown", "csv", "json", "latex"),
-            "default": "terminal",
-            "metavar": "FORMAT",
-            "help": "print terminal, markdown, csv, json or latex",
-        },
-    ),
-    Option("--explain", {"action": "store_true", "help": "say what every number of it means"}),
-    Option(
-        "--diff",
-        {
-            "metavar": "OLD",
-            "help": "what changed since a results folder, or a board's .json or .csv",
-        },
-    ),
-    Option(
-        "--check",
-        {"metavar": "FILE", "help": "recompute a written board from the rows beside it"},
-    ),
-    Option(
-        "--published", {"metavar": "SOURCES", "help": "published scores below, as corl,iql-2021"}
-    ),
-)
-
-EFFORT_OPTIONS = (
-    Option("--only", {"metavar": "failed", "help": "run again what has failed, and nothing else"}),
-    Option(
-        "--retry",
-        {"metavar": "N", "help": "attempts after a lost process or a full disk (2)"},
-    ),
-    Option(
-        "--max-time",
-        {"metavar": "TIME", "help": "save and stop after 30m or 8h; exit code 75: more to do"},
-    ),
-    Option("--shard", {"metavar": "I/N", "help": "the I-th of N parts of the runs"}),
-)
-
-COMMANDS: Mapping[str, Command] = MappingProxyType(
-    {
-        "bench": Command(
-            "run what is missing of a suite and print its leaderboard",
-            (
-                "bench suite=quick",
-                "bench methods=[bc,iql+aw] seeds=[0,1]",
-                "bench methods=[mymodule.MyMethod,bc] task=d4rl/hopper-medium-v2",
-                "bench suite=d4rl-gym-9 --max-time 8h",
-            ),
-            options=EFFORT_OPTIONS,
-        ),
-        "run": Command(
-            "run what is missing of one method and print the leaderboard",
-            (
-                "run method=iql method.expectile=0.9 seeds=[0,1]",
-                "run method=bc task=offbench/hopper/medium-replay-v0 n_updates=2000",
-                "run method=bc task.data=my.hdf5 task.env=HalfCheetah-v5 seeds=[0,1]",
-            ),
-            options=EFFORT_OPTIONS,
-        ),
-        "plan": Command(
-            "print every run, every value with its source, and the time needed; run nothing",
-            ("plan", "plan method=td3_bc method.alpha=1.0 n_updates=20000"),
-        ),
-        "status": Command(
-            "say how far the runs are, what works at them, and how long it takes",
-            ("status", "status suite=d4rl-gym-9 --watch 5", "status --all results=there"),
-            options=(
-                Option("--watch", {"metavar": "SECONDS", "help": "again and again, until done"}),
-                Option("--all", {"action": "store_true", "help": "every suite of the store"}),
-            ),
-        ),
-        "board": Command(
-            "print the leaderboard of recorded runs and write it below results/board",
-            ("board suite=quick", "board suite=d4rl-gym-9 published=[corl,iql-2021]"),
-            options=BOARD_OPTIONS,
-        ),
-        "reproduce": Command(
-            "plan, run and judge the cells of a published table",
-            ("reproduce", "reproduce iql-2021-table1", "reproduce corl-gym methods=[iql] --run"),
-            "[TABLE [KEY=VALUE ...]]",
-            (
-                Option("--run", {"action": "store_true", "help": "run what has no record"}),
-                *EFFORT_OPTIONS,
-            ),
-        ),
-        "rerun": Command(
-            "train a recorded run once more in its stack, and say whether its rows are equal",
-            ("rerun RUN_ID", "rerun RUN_ID results=there --alone"),
-            "RUN_ID [results=PATH]",
-            (Option("--alone", {"action": "store_true", "help": "by itself: rounding differs"}),),
-        ),
-        "compare": Command(
-            "say whether an entry is better than others of the board, and where",
-            (
-                "compare iql+nstep10 iql",
-                "compare mine iql rebrac --suite quick --results here --results there",
-            ),
-            "ENTRY [RIVAL ...] [--suite NAME] [KEY=VALUE ...]",
-        ),
-        "curves": Command(
-            "print and draw the learning curves of recorded runs",
-            ("curves suite=quick", "curves suite=quick methods=[bc,iql]"),
-        ),
-        "diagnose": Command(
-            "draw chunk lengths, success by length, and values against returns",
-            ("diagnose suite=quick", "diagnose suite=quick methods=[bc,iql]"),
-        ),
-        "report": Command(
-            "write the leaderboard with all that is behind it as one HTML file",
-            ("report suite=quick", "report suite=quick --figures"),
-            options=(
-                Option(
-                    "--figures", {"action": "store_true", "help": "write pictures for papers too"}
-                ),
-            ),
-        ),
-        "sync": Command(
-            "send recorded runs to wandb or TensorBoard, each once",
-            ("sync --wandb suite=quick", "sync --tensorboard events methods=[bc,iql]"),
-            options=(
-                Option("--wandb", {"action": "store_true", "help": "to Weights & Biases"}),
-                Option("--tensorboard", {"metavar": "DIR", "help": "as event files"}),
-            ),
-        ),
-        "results": Command("verify, merge, clear up and export recorded runs", (), "COMMAND ..."),
-        "submit": Command(
-            "pack the records of entries into one file that others can merge",
-            ("submit iql+aw --suite quick", "submit mine iql --suite quick --out mine.zip"),
-            "ENTRY ... [--suite NAME] [results=FOLDER]",
-        ),
-        "list": Command(
-            "list methods, tasks, suites, samplers, views, weights or published",
-            ("list methods", "list suites"),
-            "|".join(KINDS),
-        ),
-        "data": Command(
-            "list, show, check, import, collect, download and compose datasets", (), "COMMAND ..."
-        ),
-        "check": Command(
-            "test that a method keeps the contract of all methods",
-            ("check method=iql", "check method._target_=mymodule.MyMethod"),
-        ),
-        "speed": Command(
-            "measure how fast training is here, against a plain PyTorch loop",
-            ("speed", "speed methods=[iql] seeds=[1,8] hidden=[[64,64]]"),
-        ),
-    }
-)
-
-NOTES = """\
-Help of one command, with examples and its settings: offbench COMMAND --help
-
-Without suite=, a task has the protocol of the suite that lists it, or of its
-family (conf/protocols.yaml). Defaults of all settings are in conf/run.yaml; of
-methods, samplers, views and weights in conf/{method,sampler,view,weight}.
-A method of your own: method._target_=package.Class, or an installed package
-with an `offbench.conf` entry point.
-"""
-
-NAMES = """\
-  method.KEY, sampler.KEY, view.KEY, weight.KEY: see conf/method and the like,
-  or `offbench plan method=NAME`, which prints every value with its source
-  names: offbench list methods|tasks|suites|samplers|views|weights|published
-  several values: method.expectile=[0.7,0.9]; a list as [a,b], null for none
-"""
-
-SPEED_SETTINGS = """\
-settings:
-  methods, precision, backends   names: [td3_bc,iql] or [float32,tf32]
-  seeds                          numbers of seeds that train together: [1,8]
-  hidden                         widths of hidden layers: [[64,64],[256,256]]
-  batch_size, device, threads    as in a run; threads of the processor
-  seconds, minutes               of each row; of all, what is left is skipped
-  out                            folder of speed.csv, .json and .png; null: none
-  peer, peer_pattern, peer_seeds another program's command, a regular expression
-                                 with its updates per second, seeds it trains
-"""
 
 
 def make_parser() -> Parser:

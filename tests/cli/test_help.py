@@ -11,7 +11,8 @@ import pytest
 from support.paths import ROOT
 
 from offbench.cli import console
-from offbench.cli.app import COMMANDS, SPEED_SETTINGS, call, make_parser
+from offbench.cli.app import call, make_parser
+from offbench.cli.commands import COMMANDS, SPEED_SETTINGS
 from offbench.cli.data.commands import EXAMPLES, SUMMARIES
 from offbench.errors import UserError
 
