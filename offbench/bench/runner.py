@@ -5,14 +5,13 @@ Whatever interrupts a benchmark costs the packs in flight, which go on from thei
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from offbench.bench.logged import Logged
 from offbench.bench.loggers import Loggers, open_loggers
+from offbench.bench.monitors import Monitors
 from offbench.bench.preflight import build, build_method, resolve_device, training_episodes
 from offbench.bench.progress import Progress, checkpoint_path, code_version
 from offbench.bench.recording import Outcome, Trained, facts_of, largest_return, record
@@ -53,16 +52,6 @@ def run_pack(
     watch = watch or Watch(pack)
     watch.report("loading", 0.0)
     return PackRun(pack, store, settings, {} if pools is None else pools, watch).run()
-
-
-class Monitored(NamedTuple):
-    """A monitor evaluation, played in a thread."""
-
-    update: int
-    # the training state that is evaluated
-    carry: "Carry"
-    # None where they could not be played
-    episodes: "Future[pd.DataFrame | None]"
 
 
 class PackRun:
@@ -112,8 +101,6 @@ class PackRun:
                 discrete=self.spec.discrete,
                 device=self.device,
             )
-        # evaluations whose episodes are not in `progress` yet
-        self.monitored: list[Monitored] = []
         self.last: Point | None = None
         # false once the state holds what no checkpoint can
         self.savable = True
@@ -121,6 +108,7 @@ class PackRun:
     def run(self) -> list[Outcome]:
         """Trains, evaluates, records; deletes the checkpoint at the end."""
         from offbench.training.loop import diverged
+        from offbench.training.step import n_minibatches, to_device
 
         carry, self.progress = self.resume()
         self.saved = time.perf_counter()
@@ -128,23 +116,23 @@ class PackRun:
         self.progress.code = list(dict.fromkeys(code))
         self.progress.runs = [run.run_id for _, run in self.pack.members]
         with (
-            ThreadPoolExecutor(1, "evaluate") as self.evaluator,
             open_loggers(self.settings, self._logged(), self._resumed_at()) as logger,
+            self._monitors(logger) as self.monitors,
         ):
-            self.monitor_again(carry, logger)
+            if carry is not None and self.checkpoint.exists():
+                self.monitors.again(int(carry.step) * n_minibatches(self.method), carry)
             try:
                 for point in self.train(carry, logger):
-                    self.monitor(point, logger)
+                    # the last update is tested
+                    if point.update < self.cell.n_updates and point.metrics:
+                        self.monitors.begin(point.update, point.carry)
                 if time.perf_counter() - self.saved > SAVED_BEFORE_TEST_S:
                     self.save(point)
                 self.watch.report("evaluating", 0.9)
-                final = _to_cpu(point.carry)
+                final = to_device(point.carry, "cpu")
                 broken = diverged(point.state).tolist()
                 # the thread has the environments
-                wait([m.episodes for m in self.monitored])
-                frames = self._collect()
-                if self.monitored:
-                    raise Interrupted
+                self.monitors.finish()
                 tested = self._tested(final.state, broken)
             except Interrupted:
                 if self.last:
@@ -153,7 +141,7 @@ class PackRun:
             for frame in tested:
                 logger.episodes(frame)
             # before the logger is waited for
-            outcomes = self.record(final, point.backend, broken, [*frames, *tested])
+            outcomes = self.record(final, point.backend, broken, [*self.progress.frames, *tested])
         # temporary files of killed processes, and the side file of earlier versions, too
         left = self.checkpoint.parent.glob(f".{self.checkpoint.stem}.*.tmp*")
         for path in (self.checkpoint, self.checkpoint.with_suffix(".json"), *left):
@@ -170,12 +158,10 @@ class PackRun:
         """
         if not (self.savable and self._resumable(point)):
             return
-        frames = self._collect()
-        update, carry = point.update, point.carry
-        if self.monitored:
-            update, carry, _ = self.monitored[0]
+        begun = self.monitors.collect()
+        update, carry = (begun.update, begun.carry) if begun else (point.update, point.carry)
         curves = [c for c in self.progress.curves if c["update"] <= update]
-        progress = replace(self.progress, frames=[*frames], curves=curves)
+        progress = replace(self.progress, frames=[*self.progress.frames], curves=curves)
         self.savable = progress.save(carry, self.checkpoint)
         self.progress.unsaved = progress.unsaved
         self.saved = time.perf_counter()
@@ -281,53 +267,14 @@ class PackRun:
         shares = monitor_plan(protocol["monitor_at"], protocol["monitor_episodes"])
         return {max(k, round(f * n) // k * k): episodes for f, episodes in shares.items()}
 
-    def monitor(self, point: "Point", logger: Loggers) -> None:
-        """Plays the monitor episodes of the protocol in a thread, while training goes on."""
-        # the last update is tested
-        if point.update < self.cell.n_updates and point.metrics:
-            self._monitor(point.update, point.carry, logger)
-
-    def monitor_again(self, carry: "Carry | None", logger: Loggers) -> None:
-        """Plays the monitor episodes of a checkpoint's update if they had not ended when it was saved."""
-        from offbench.training.step import n_minibatches
-
-        if carry is None or not self.checkpoint.exists():
-            return
-        update = int(carry.step) * n_minibatches(self.method)
-        played = {int(frame["update"].iloc[0]) for frame in self.progress.frames if len(frame)}
-        if update not in played and str(update) not in self.progress.unwatched:
-            self._monitor(update, carry, logger)
-            # two threads cannot trace programs at once
-            wait([m.episodes for m in self.monitored])
-
-    def _monitor(self, update: int, carry: "Carry", logger: Loggers) -> None:
+    def _monitors(self, logger: Loggers) -> Monitors:
         from offbench.training.imperative import Imperative
 
-        if (episodes := self._monitor_at().get(update)) is None:
-            return
-        carry = _to_cpu(carry)
-        play = partial(self._watch, carry.state, update, episodes, logger)
-        self._collect()
-        self.monitored.append(Monitored(update, carry, self.evaluator.submit(play)))
-        # its seeds use the process's generators, which evaluation draws from, too
-        if isinstance(self.method, Imperative):
-            self.monitored[-1].episodes.result()
+        def play(state: Any, update: int, episodes: int) -> "pd.DataFrame":
+            return self._play(state, self.seeds, update, episodes, "monitor")
 
-    def _watch(
-        self, state: Any, update: int, episodes: int, logger: Loggers
-    ) -> "pd.DataFrame | None":
-        """Monitor episodes; None, and a remark on the runs, where they cannot be played: training goes on."""
-        try:
-            frame = self._play(state, self.seeds, update, episodes, "monitor")
-        except Exception as error:
-            words = " ".join(f"{type(error).__name__}: {error}".split())
-            self.progress.unwatched[str(update)] = words
-            return None
-        # of parameters that are not finite
-        finite = frame.groupby("member")["score"].transform(lambda x: x.abs().max() < float("inf"))
-        frame = frame[finite.to_numpy(dtype=bool)]
-        logger.episodes(frame)
-        return frame
+        apart = isinstance(self.method, Imperative)
+        return Monitors(self._monitor_at(), play, self.progress, logger.episodes, apart=apart)
 
     def _play(
         self, state: Any, seeds: list[int], update: int, episodes: int, stream: Stream
@@ -344,18 +291,6 @@ class PackRun:
             update=update,
             n_envs=self.cell.protocol["envs"],
         )
-
-    def _collect(self) -> "list[pd.DataFrame]":
-        """Monitor episodes so far, a table per evaluation; those that have ended become progress."""
-        while self.monitored and self.monitored[0].episodes.done():
-            if isinstance(error := self.monitored[0].episodes.exception(), Interrupted):
-                break
-            if error is not None:
-                raise error
-            frame = self.monitored.pop(0).episodes.result()
-            if frame is not None and len(frame):
-                self.progress.frames.append(frame)
-        return self.progress.frames
 
     def _tested(self, state: Any, broken: list[bool]) -> "list[pd.DataFrame]":
         """The test episodes of the members whose parameters are finite."""
@@ -405,12 +340,6 @@ class PackRun:
         )
         keep = keep_run if settings.keep != "none" else None
         return record(self.pack, self.store, settings, trained, keep)
-
-
-def _to_cpu(state: Any) -> Any:
-    from offbench.training.step import to_device
-
-    return to_device(state, "cpu")
 
 
 def _select(state: Any, members: list[int]) -> Any:

@@ -1,11 +1,12 @@
 """Evaluation beside training gives the rows of evaluation in place, whenever it gets to run."""
 
-from concurrent.futures import Future
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pandas as pd
 import pytest
 
-from offbench.bench import runner, stacks
+from offbench.bench import monitors, runner, stacks
 from offbench.bench.plan import plan
 from offbench.results.store import Store
 
@@ -16,12 +17,9 @@ class InPlace:
     """Evaluates when asked, so training waits."""
 
     def __init__(self, *_):
-        self.waiting = []
+        pass
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
+    def shutdown(self):
         pass
 
     def submit(self, work, *given):
@@ -30,13 +28,15 @@ class InPlace:
         return done
 
 
-class Late(InPlace):
-    """Evaluates when training has ended: later than any thread could."""
+class Late(ThreadPoolExecutor):
+    """Evaluates when training has ended, which takes a part of a second."""
 
     def submit(self, work, *given):
-        done = Future()
-        done.result = lambda: work(*given)
-        return done
+        def later():
+            time.sleep(2)
+            return work(*given)
+
+        return super().submit(later)
 
 
 @pytest.mark.slow
@@ -58,9 +58,9 @@ def test_rows_do_not_depend_on_when_the_environments_stepped(tmp_path, monkeypat
         bench=False,
     )
     rows = {}
-    executors = {"thread": runner.ThreadPoolExecutor, "in place": InPlace, "late": Late}
+    executors = {"thread": ThreadPoolExecutor, "in place": InPlace, "late": Late}
     for name, executor in executors.items():
-        monkeypatch.setattr(runner, "ThreadPoolExecutor", executor)
+        monkeypatch.setattr(monitors, "ThreadPoolExecutor", executor)
         store = Store(tmp_path / name)
         (pack,) = stacks.pack(made.cells)
         runner.run_pack(pack, store, made.settings)
