@@ -4,11 +4,12 @@ Whatever interrupts a benchmark costs the packs in flight, which go on from thei
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offbench.bench.failures import failure_of
 from offbench.bench.logged import Logged
 from offbench.bench.loggers import Loggers, open_loggers
 from offbench.bench.monitors import Monitors
@@ -18,7 +19,7 @@ from offbench.bench.recording import Outcome, Trained, facts_of, largest_return,
 from offbench.bench.settings import Settings, monitor_plan
 from offbench.bench.stacks import Pack
 from offbench.bench.watch import Watch
-from offbench.errors import Interrupted
+from offbench.errors import Interrupted, UserError
 from offbench.results.schema import Stream
 from offbench.results.store import Store
 
@@ -35,6 +36,8 @@ CURVE_POINTS = 20
 
 # seconds of training that are saved before the last evaluation
 SAVED_BEFORE_TEST_S = 10
+# seconds until records are written again where the disk was full, each time
+FULL_DISK_S = (5.0, 20.0)
 
 
 def run_pack(
@@ -141,7 +144,8 @@ class PackRun:
             for frame in tested:
                 logger.episodes(frame)
             # before the logger is waited for
-            outcomes = self.record(final, point.backend, broken, [*self.progress.frames, *tested])
+            frames = [*self.progress.frames, *tested]
+            outcomes = self._patiently(lambda: self.record(final, point.backend, broken, frames))
         # temporary files of killed processes, and the side file of earlier versions, too
         left = self.checkpoint.parent.glob(f".{self.checkpoint.stem}.*.tmp*")
         for path in (self.checkpoint, self.checkpoint.with_suffix(".json"), *left):
@@ -149,6 +153,17 @@ class PackRun:
         said = [self.progress.note, self.progress.unsaved, *logger.warnings]
         notes = "; ".join(filter(None, said))
         return [outcome._replace(note=notes or None) for outcome in outcomes]
+
+    def _patiently(self, record: Callable[[], list[Outcome]]) -> list[Outcome]:
+        """Writes the records; a disk that is full for a moment costs no second training."""
+        for seconds in FULL_DISK_S:
+            try:
+                return record()
+            except (UserError, OSError) as error:
+                if failure_of(error)[0] != "infrastructure" or self.watch.stop():
+                    raise
+            time.sleep(seconds)
+        return record()
 
     def save(self, point: "Point") -> None:
         """Writes a checkpoint that resumes to the same rows.

@@ -13,7 +13,7 @@ import pytest
 from support.crashes import TINY, differences, leftovers, rows
 from support.paths import ROOT
 
-from offbench.bench import job, schedule
+from offbench.bench import job, runner, schedule
 from offbench.bench.plan import plan
 from offbench.bench.runner import run_pack
 from offbench.bench.stacks import Pack, pack, whole_stacks
@@ -114,6 +114,27 @@ def test_an_accident_is_tried_again_as_often_as_asked(
         assert record.failure.attempts == 2 and record.failure.kind == "infrastructure"
         assert "No space left on device" in record.reason
         assert "--only failed" in capsys.readouterr().err
+
+
+def test_a_disk_that_was_full_for_a_moment_costs_no_second_training(
+    tmp_path, monkeypatch, undisturbed
+):
+    made, left, trained = planned(tmp_path), [2], []
+    append, train = Store.append, runner.PackRun.train
+
+    def full(self, *args, **more):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise UserError("cannot write record") from OSError(errno.ENOSPC, "no space")
+        return append(self, *args, **more)
+
+    monkeypatch.setattr(Store, "append", full)
+    monkeypatch.setattr(runner, "FULL_DISK_S", (0.0, 0.0))
+    monkeypatch.setattr(
+        runner.PackRun, "train", lambda self, *a: trained.append(1) or train(self, *a)
+    )
+    run_pack(pack(made.cells)[0], Store(tmp_path), made.settings)
+    assert trained == [1] and not differences(rows(tmp_path), undisturbed)
 
 
 def test_an_error_of_the_method_is_not_tried_again(tmp_path, monkeypatch):
