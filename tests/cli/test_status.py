@@ -212,7 +212,9 @@ def test_it_fits_a_terminal_of_80_columns(tmp_path, cells, capsys, monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setattr(status.shutil, "get_terminal_size", lambda: os.terminal_size((80, 24)))
+    monkeypatch.setattr(
+        status.shutil, "get_terminal_size", lambda *_, **__: os.terminal_size((80, 24))
+    )
     assert main(["status", *ARGS, f"results={tmp_path}"]) == 0
     lines = terminal.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
