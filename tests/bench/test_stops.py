@@ -129,9 +129,17 @@ def test_sigterm_leaves_stacks_more_time_than_ctrl_c(error, seconds, tmp_path, m
     assert closed == [seconds] and not leftovers(tmp_path)
 
 
+@pytest.fixture
+def hangup():
+    """SIGHUP as a terminal's programs have it, even where nohup started the tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_the_first_request_to_end_is_heard_and_later_ones_do_not_disturb(name):
+def test_the_first_request_to_end_is_heard_and_later_ones_do_not_disturb(name, hangup):
     before = signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGTERM)
     saved = False
     with pytest.raises(Interrupted, match=f"^{name}$"), cli._terminable():
