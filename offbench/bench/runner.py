@@ -57,6 +57,10 @@ def run_pack(
     return PackRun(pack, store, settings, {} if pools is None else pools, watch).run()
 
 
+class Unrecorded(UserError):
+    """A trained stack whose records could not be written, though that was tried again."""
+
+
 class PackRun:
     """A stack being trained and evaluated.
 
@@ -155,15 +159,19 @@ class PackRun:
         return [outcome._replace(note=notes or None) for outcome in outcomes]
 
     def _patiently(self, record: Callable[[], list[Outcome]]) -> list[Outcome]:
-        """Writes the records; a disk that is full for a moment costs no second training."""
-        for seconds in FULL_DISK_S:
+        """Writes the records, again where the disk was full. Raises Unrecorded where it stays full."""
+        for seconds in (*FULL_DISK_S, 0.0):
             try:
                 return record()
             except (UserError, OSError) as error:
-                if failure_of(error)[0] != "infrastructure" or self.watch.stop():
+                kind, why = failure_of(error)
+                if kind != "infrastructure":
                     raise
+            if self.watch.stop():
+                break
             time.sleep(seconds)
-        return record()
+        # training once more would find no room for its records, either
+        raise Unrecorded(why)
 
     def save(self, point: "Point") -> None:
         """Writes a checkpoint that resumes to the same rows.
