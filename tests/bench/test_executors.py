@@ -9,6 +9,7 @@ import time
 
 import psutil
 import pytest
+from support.crashes import COMMAND_LINE
 from support.executors import (
     PROCESSES,
     RAY,
@@ -232,7 +233,7 @@ def test_a_job_whose_time_is_up_saves_its_state_and_goes_on(by_a_thread, tmp_pat
 @pytest.mark.parametrize("more", [RAY, SLURM], ids=["ray", "slurm"])
 def test_ctrl_c_leaves_no_process_and_no_record(more, tmp_path):
     long = [*TINY, "seeds=[0]", "n_updates=100_000_000", *more, f"results={tmp_path}"]
-    command = [sys.executable, "-m", "offbench.cli", "bench", *long]
+    command = [sys.executable, "-c", COMMAND_LINE, "bench", *long]
     before = children()
     here = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=here, stderr=subprocess.PIPE, text=True) as process:
