@@ -199,6 +199,8 @@ def main(count: int, folder: Path, kinds: Sequence[str] = KINDS) -> int:
             codes = run_through(results, deaths, 2 if kind == "WORKER" else 1)
             wrong = [] if codes[-1] == 0 else [f"exit code {codes[-1]}"]
             wrong += differences(rows(results), wanted) + leftovers(results)
+        log = results.parent.with_suffix(".log").read_text()
+        wrong += [log[-4000:]] if "Traceback" in log and kind != "DISK" else []
         table[kind][0] += len(deaths)
         table[kind][1] += sum(code != 0 for code in codes[:-1])
         table[kind][2] += len(wrong)

@@ -31,11 +31,12 @@ def made(root, *more: str):
 
 
 def run(root, *more: str, effort: Effort | None = None) -> list:
-    """The last event of each stack."""
+    """The last event of each stack, and before it those of attempts that are tried again."""
     whole, packs = made(root, *more)
     store = Store(root)
     store.check_writable()
-    return [e for e in run_packs(packs, store, whole.settings, effort or Effort()) if e.final]
+    events = run_packs(packs, store, whole.settings, effort or Effort())
+    return [e for e in events if e.final or e.phase == "again"]
 
 
 def rows(root):
