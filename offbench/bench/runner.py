@@ -57,10 +57,6 @@ def run_pack(
     return PackRun(pack, store, settings, {} if pools is None else pools, watch).run()
 
 
-class Unrecorded(UserError):
-    """A trained stack whose records could not be written, though that was tried again."""
-
-
 class PackRun:
     """A stack being trained and evaluated.
 
@@ -159,7 +155,7 @@ class PackRun:
         return [outcome._replace(note=notes or None) for outcome in outcomes]
 
     def _patiently(self, record: Callable[[], list[Outcome]]) -> list[Outcome]:
-        """Writes the records, again where the disk was full. Raises Unrecorded where it stays full."""
+        """Writes the records, again where the disk was full. Raises UserError where it stays full."""
         for seconds in (*FULL_DISK_S, 0.0):
             try:
                 return record()
@@ -171,7 +167,7 @@ class PackRun:
                 break
             time.sleep(seconds)
         # training once more would find no room for its records, either
-        raise Unrecorded(why)
+        raise UserError(why)
 
     def save(self, point: "Point") -> None:
         """Writes a checkpoint that resumes to the same rows.

@@ -313,10 +313,10 @@ def test_two_benches_in_one_folder_divide_the_work(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.env
-def test_many_deaths_lose_nothing():
+def test_a_hundred_deaths_lose_nothing():
     """SIGKILL, SIGTERM, SIGINT, a full disk and killed workers, at random moments; the script takes any number."""
     script = ROOT / "tests" / "support" / "crashes.py"
-    deaths(script, "30")
+    deaths(script, "100")
 
 
 def test_deaths_lose_nothing():
