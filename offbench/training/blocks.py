@@ -14,7 +14,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from offbench import rng
-from offbench.training.step import Input, Step
+from offbench.training.step import Draw, Input, Step
 from offbench.training.tracing import Program
 
 # steps whose batches are made together, and updates per replay of a CUDA graph
@@ -26,16 +26,33 @@ Make = Callable[[tuple[Tensor, Tensor]], Input]
 Read = Callable[[], Input]
 
 
-def maker(step: Step, key: Tensor, *, traced: bool) -> Make:
-    """A function that draws and gathers a block, where the key is."""
+def maker(step: Step, key: Tensor, *, traced: bool = True, compiled: bool = False) -> Make:
+    """A function that draws and gathers a block, where the key is.
+
+    `compiled` compiles the draw, for any number of rows, and keeps it only where it draws the same bits.
+    """
     many = vmap(vmap(step.draw))
 
-    def make(arguments: tuple[Tensor, Tensor]) -> Input:
+    def draw(arguments: tuple[Tensor, Tensor]) -> Draw:
         key, first = arguments
         numbers = first + torch.arange(BLOCK, device=key.device)
-        return step.input(many(rng.fold(key[None], numbers[:, None])))
+        return many(rng.fold(key[None], numbers[:, None]))
 
-    return Program(make, (key, torch.tensor(0, device=key.device))) if traced else make
+    def make(arguments: tuple[Tensor, Tensor]) -> Input:
+        return step.input(draw(arguments))
+
+    example = (key, torch.zeros((), dtype=torch.int64, device=key.device))
+    if not traced:
+        return make
+    if compiled:
+        drawn = draw(example)
+        fast = Program(draw, example, compiled=True, any_length=True)
+        with torch.no_grad():
+            same = all(map(torch.equal, fast(example), drawn))
+        if same:
+            gather = Program(step.input, drawn)
+            return lambda arguments: gather(fast(arguments))
+    return Program(make, example)
 
 
 def steps(block: Input) -> list[Input]:
@@ -54,8 +71,11 @@ def copy(into: Any, source: Any) -> None:
 class Blocks:
     """Blocks of data on the device, made when the first step of one is asked for."""
 
-    def __init__(self, step: Step, key: Tensor, *, traced: bool):
-        self._make, self._key = maker(step, key, traced=traced), key.clone()
+    def __init__(self, step: Step, key: Tensor, *, backend: str):
+        # on a CPU drawing is too small a part of a step
+        compiled = backend in ("compile", "cudagraph") and key.device.type == "cuda"
+        self._make = maker(step, key, traced=backend != "vmap", compiled=compiled)
+        self._key = key.clone()
         self._forget()
 
     def load(self, key: Tensor) -> None:
@@ -105,12 +125,12 @@ class HostBlocks:
     memory of their own for good, page-locked on the host, and copies have a stream of their own.
     """
 
-    def __init__(self, step: Step, key: Tensor, *, traced: bool, streams: Any = None):
+    def __init__(self, step: Step, key: Tensor, *, backend: str, streams: Any = None):
         """`streams` has Stream, Event and stream as `torch.cuda` has, by default those of the key's device."""
         cuda = key.device.type == "cuda"
         self._api = streams or (torch.cuda if cuda else torch.cpu)
         self._key = key.cpu().clone()
-        self._make = maker(step, self._key, traced=traced)
+        self._make = maker(step, self._key, traced=backend != "vmap")
         with torch.no_grad():
             example = self._make((self._key, torch.tensor(0)))
         host = lambda x: torch.empty(x.shape, dtype=x.dtype, pin_memory=cuda)

@@ -140,11 +140,16 @@ class Engine:
         self.precision = precision
         self._key = carry.key.clone()
         make = HostBlocks if step.host_data else Blocks
-        self._blocks = make(step, self._key, traced=self.backend != "vmap")
+        self._blocks = make(step, self._key, backend=self.backend)
         self.load(carry)
-        example = (self._state, self._blocks.at(self._step))
-        with matmul_precision(precision):
+        self._blocks.at(self._step)
+        # of a step inside a block, whose memory may be less aligned than that of the first
+        example = (self._state, self._blocks.at(self._step + 1))
+        with matmul_precision(precision), torch.no_grad():
             self._update = _updater(step, example, self.backend, precision)
+            if self.backend in ("compile", "cudagraph"):
+                # the code is made at the first call, and counts on the alignment that it finds
+                self._update(example)
             self._replay = None
             if self.backend == "cudagraph":
                 self._replay = _Captured(self._update, self._state, self._blocks, self._step)
