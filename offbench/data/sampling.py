@@ -48,7 +48,8 @@ class Categorical(NamedTuple):
 
     def __call__(self, key: Tensor, n: int) -> Tensor:
         u = rng.uniform(key, (n,), torch.float64) * self.cdf[-1]
-        return torch.searchsorted(self.cdf, u, right=True).clamp(max=len(self.cdf) - 1)
+        # without the last, which u may reach by rounding
+        return torch.searchsorted(self.cdf[:-1], u, right=True)
 
 
 def make_sampler(*weights: Tensor) -> Sampler:
