@@ -24,7 +24,7 @@ def compiled(graph: GraphModule, *, any_length: bool = False) -> Run:
     """
     if any(isinstance(x, GraphModule) for x in graph.children()):
         # parts that its text does not show
-        return torch.compile(graph, fullgraph=True)
+        return _code(graph)
     constants = _as_arguments(graph)
     inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
     given = [_shape(n.meta["val"]) for n in inputs[: len(inputs) - len(constants)]]
@@ -32,12 +32,17 @@ def compiled(graph: GraphModule, *, any_length: bool = False) -> Run:
     key = (graph.code, tuple(given), tuple(closed), torch.get_float32_matmul_precision())
     run = _compiled.get(key)
     if run is None:
-        run = _compiled[key] = torch.compile(graph, fullgraph=True)
+        run = _compiled[key] = _code(graph)
     if any_length:
         for x in constants:
             if x.ndim:
                 torch._dynamo.maybe_mark_dynamic(x, 0)
     return (lambda *leaves: run(*leaves, *constants)) if constants else run
+
+
+def _code(graph: GraphModule) -> Run:
+    # the engine captures graphs itself
+    return torch.compile(graph, fullgraph=True, options={"triton.cudagraphs": False})
 
 
 def _shape(x: Tensor, any_length: bool = False) -> tuple[Any, ...]:

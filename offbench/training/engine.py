@@ -18,7 +18,7 @@ run to run; between backends and stack sizes they agree to rounding per update.
 
 import operator
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -140,12 +140,12 @@ class Engine:
         self.precision = precision
         self._key = carry.key.clone()
         make = HostBlocks if step.host_data else Blocks
-        self._blocks = make(step, self._key, backend=self.backend)
-        self.load(carry)
-        self._blocks.at(self._step)
-        # of a step inside a block, whose memory may be less aligned than that of the first
-        example = (self._state, self._blocks.at(self._step + 1))
-        with matmul_precision(precision), torch.no_grad():
+        with self._set():
+            self._blocks: Blocks | HostBlocks = make(step, self._key, backend=self.backend)
+            self.load(carry)
+            self._blocks.at(self._step)
+            # of a step inside a block, whose memory may be less aligned than that of the first
+            example = (self._state, self._blocks.at(self._step + 1))
             self._update = _updater(step, example, self.backend, precision)
             if self.backend in ("compile", "cudagraph"):
                 # the code is made at the first call, and counts on the alignment that it finds
@@ -153,6 +153,14 @@ class Engine:
             self._replay = None
             if self.backend == "cudagraph":
                 self._replay = _Captured(self._update, self._state, self._blocks, self._step)
+
+    @contextmanager
+    def _set(self) -> Iterator[None]:
+        """Without gradients, on this device, in this precision."""
+        cuda = self._key.device.type == "cuda"
+        device = torch.cuda.device(self._key.device) if cuda else nullcontext()
+        with torch.no_grad(), device, matmul_precision(self.precision):
+            yield
 
     def load(self, carry: Carry) -> None:
         """Continues from a copy of `carry`."""
@@ -170,7 +178,7 @@ class Engine:
             raise ValueError(f"n must be at least 1, got {n}")
         metrics: Metrics = {}
         end, paused = self._step + n, False
-        with torch.no_grad(), matmul_precision(self.precision):
+        with self._set():
             while self._replay and end - self._step >= BLOCK and not paused:
                 self._state, metrics = self._replay(self._state, self._step)
                 self._step += BLOCK
