@@ -87,6 +87,6 @@ def normal_like(key: Tensor, x: Tensor) -> Tensor:
     return normal(key, tuple(x.shape), x.dtype)
 
 
-def randint(key: Tensor, shape: tuple[int, ...], high: int) -> Tensor:
-    """Integers in [0, high), int64."""
+def randint(key: Tensor, shape: tuple[int, ...], high: int | Tensor) -> Tensor:
+    """Integers in [0, high), int64; a tensor `high` is () int64."""
     return (uniform(key, shape, torch.float64) * high).long().clamp(max=high - 1)

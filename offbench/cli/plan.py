@@ -106,6 +106,7 @@ def _print_totals(
     from offbench.bench.executors.executor import n_jobs
     from offbench.bench.forecast import kept_bytes, makespan
     from offbench.bench.memory import run_bytes
+    from offbench.bench.programs import compiled_programs
     from offbench.bench.stacks import program_of
 
     seconds = [cost.seconds for cost in costs]
@@ -134,6 +135,11 @@ def _print_totals(
         f"{plural(len(packs), 'stack')} of {span}{plural(max(members), 'run')}; the largest needs "
         f"{memory / 2**20:,.1f} MiB of memory and its dataset"
     )
+    if n := compiled_programs(packs, plan.settings):
+        console.print(
+            f"{plural(n, 'program')} to compile, for all datasets of the same dimensions; torch keeps "
+            "their code for later processes, in TORCHINDUCTOR_CACHE_DIR"
+        )
     size, keep = kept_bytes(packs), plan.settings.keep
     others = (f"keep={k}: {size[k] / 1e6:,.1f} MB" for k in ("policy", "state") if k != keep)
     console.print(

@@ -30,7 +30,7 @@ class Uniform(NamedTuple):
 
     first: Tensor  # (R,) int64 first row of each run
     before: Tensor  # (R,) int64 rows in the runs before it
-    total: int
+    total: Tensor  # () int64 rows in all runs
 
     def __call__(self, key: Tensor, n: int) -> Tensor:
         k = rng.randint(key, (n,), self.total)
@@ -48,7 +48,8 @@ class Categorical(NamedTuple):
 
     def __call__(self, key: Tensor, n: int) -> Tensor:
         u = rng.uniform(key, (n,), torch.float64) * self.cdf[-1]
-        return torch.searchsorted(self.cdf, u, right=True).clamp(max=len(self.cdf) - 1)
+        # without the last, which u may reach by rounding
+        return torch.searchsorted(self.cdf[:-1], u, right=True)
 
 
 def make_sampler(*weights: Tensor) -> Sampler:
@@ -72,7 +73,7 @@ def _uniform(mask: Tensor) -> Uniform:
     change = torch.cat([outside, mask, outside]).diff()
     first, stop = change.nonzero().view(-1, 2).unbind(1)
     length = stop - first
-    return Uniform(first.contiguous(), length.cumsum(0) - length, int(length.sum()))
+    return Uniform(first.contiguous(), length.cumsum(0) - length, length.sum())
 
 
 def _softmax_weights(x: Tensor, data: ReplayData, temperature: float) -> Tensor:

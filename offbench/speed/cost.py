@@ -36,9 +36,12 @@ class Cost(NamedTuple):
 
 
 def cost(step: Step, carry: Carry) -> Cost:
-    """Counts one step of the stacked seeds at `carry`, all resident on one device."""
-    draws = vmap(step.draw)(rng.fold(carry.key, carry.step))
-    leaves, tree = tree_flatten((carry.state, draws))
+    """Counts one update of the stacked seeds at `carry`, all resident on one device.
+
+    Its batch is made with those of other steps, and not counted.
+    """
+    given = step.input(vmap(step.draw)(rng.fold(carry.key, carry.step)))
+    leaves, tree = tree_flatten((carry.state, given))
     many = vmap(step.update)
     trace = make_fx(lambda *x: tree_leaves(many(*tree_unflatten(list(x), tree))))
     nodes = [n for n in trace(*leaves).graph.nodes if n.op == "call_function"]

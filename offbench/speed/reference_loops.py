@@ -28,8 +28,8 @@ from offbench.data.replay import ReplayData
 from offbench.methods.bc import BC
 from offbench.methods.iql import IQL
 from offbench.methods.td3_bc import TD3BC
-from offbench.training.engine import BLOCK
-from offbench.training.step import Draw, initial_carry, make_step, n_minibatches
+from offbench.training.blocks import BLOCK, steps
+from offbench.training.step import Input, initial_carry, make_step, n_minibatches
 from offbench.training.tracing import Program
 from offbench.types import Batch, Method, Spec
 
@@ -233,19 +233,18 @@ def unstacked_loop(method: Method, spec: Spec, pipeline: Pipeline) -> Advance:
         torch.zeros((), dtype=torch.int64, device=device),
     )
 
-    def draws(first: Tensor) -> Draw:
+    def inputs(first: Tensor) -> Input:
         numbers = first + torch.arange(BLOCK, device=device)
-        return vmap(step.draw)(rng.fold(carry.key.expand(BLOCK), numbers))
+        return step.input(vmap(step.draw)(rng.fold(carry.key.expand(BLOCK), numbers)))
 
-    draw = Program(draws, first)
-    example = (state, Draw(*(x[0] for x in draw(first))))
+    make = Program(inputs, first)
+    example = (state, steps(make(first))[0])
     reuse = 0 if cuda else len(tree_leaves(state))
     update = Program(lambda a: step.update(*a), example, reuse=reuse, compiled=cuda)
 
     def block(state: Any, n: int) -> Any:
-        rows, keys = draw(first)
-        for i in range(n):
-            state, _ = update((state, Draw(rows[i], keys[i])))
+        for given in steps(make(first))[:n]:
+            state, _ = update((state, given))
         first.add_(n)
         return state
 

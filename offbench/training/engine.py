@@ -1,9 +1,10 @@
 """Trains all seeds of a stack at once: vmap, tracing, compilers and CUDA graphs (with tracing.py).
 
-`vmap` adds the axis of seeds to a step (`offbench.training.step`), and each of its halves, draw and
-update, is traced once into a straight-line program of tensor operations: forward, backward and
-optimiser, without an autograd tape or the method's Python. Rows of many steps are drawn together.
-The backends run that one program:
+`vmap` adds the axis of seeds to a step (`offbench.training.step`), and its update is traced once into
+a straight-line program of tensor operations: forward, backward and optimiser, without an autograd
+tape or the method's Python. Batches of many steps are made together (`offbench.training.blocks`), by
+another such program, and are arguments of the update, which so is the same for all datasets of one shape.
+The backends run the program of the update:
 
     vmap        the step itself, untraced: slow, for debugging and as the reference of the others
     eager       the traced program, operation by operation; optimisers write in place
@@ -17,8 +18,7 @@ run to run; between backends and stack sizes they agree to rounding per update.
 
 import operator
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -27,11 +27,11 @@ from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from offbench import rng
 from offbench.errors import UserError, unknown
-from offbench.training.step import Carry, Draw, Step
+from offbench.training.blocks import BLOCK, Blocks, HostBlocks, maker, steps
+from offbench.training.step import Carry, Input, Step
 from offbench.training.tracing import Program
-from offbench.types import Batch, Metrics
+from offbench.types import Metrics
 
 Backend = Literal["auto", "vmap", "eager", "compile", "cudagraph"]
 Precision = Literal["float32", "tf32", "bf16"]
@@ -50,15 +50,11 @@ class Ran(NamedTuple):
 # steps on a CPU from which compiling repays itself, see `candidates`
 COMPILE_FROM = 100_000
 GATE_TOLERANCE = 0.02
-# steps whose rows are drawn together, and updates per replay of a CUDA graph
-BLOCK = 32
 # one replayed block, and single steps after it
 GATE_STEPS = BLOCK + 5
 
 
-def candidates(
-    backend: Backend, device: str, n_steps: int = 0, *, host_data: bool = False
-) -> list[Backend]:
+def candidates(backend: Backend, device: str, n_steps: int = 0) -> list[Backend]:
     """The backends to try, fastest first. Raises UserError for one that cannot run there.
 
     On a CPU compiling takes about 0.1 s of processor time for every operation of the program
@@ -71,12 +67,10 @@ def candidates(
     cuda = device.startswith("cuda")
     if backend == "cudagraph" and not cuda:
         raise UserError(f"engine=cudagraph needs a CUDA device, this runs on {device}")
-    if backend == "cudagraph" and host_data:
-        raise UserError("engine=cudagraph needs the data in device memory; use engine=compile")
     if backend != "auto":
         return [backend]
     if cuda:
-        return ["compile", "eager"] if host_data else ["cudagraph", "compile", "eager"]
+        return ["cudagraph", "compile", "eager"]
     return ["compile", "eager"] if n_steps >= COMPILE_FROM else ["eager"]
 
 
@@ -93,8 +87,7 @@ def make_engine(
     The gate of `auto`: after GATE_STEPS steps from `carry` the state must equal that of the eager float32
     program to GATE_TOLERANCE (`deviation`). A backend that differs or fails is refused.
     """
-    host = step.gather is not None
-    names = candidates(backend, carry.key.device.type, n_steps, host_data=host)
+    names = candidates(backend, carry.key.device.type, n_steps)
     if len(names) == 1:
         return Engine(step, carry, backend=names[0], precision=precision), Ran(names[0])
     reference, refused = Engine(step, carry, backend="eager"), []
@@ -143,27 +136,38 @@ class Engine:
         backend: Backend = "eager",
         precision: Precision = "float32",
     ):
-        host = step.gather is not None
-        self.backend = candidates(backend, carry.key.device.type, host_data=host)[-1]
+        self.backend = candidates(backend, carry.key.device.type)[-1]
         self.precision = precision
-        self.load(carry)
-        key = self._key.cpu() if host else self._key
-        draw = _drawer(step, key, traced=self.backend != "vmap")
-        device = self._key.device
-        self._draws = (
-            _HostBlock(draw, key, step.gather, device) if step.gather else _Block(draw, key)
-        )
-        example = (self._state, self._draws.at(self._step))
-        with matmul_precision(precision):
+        self._key = carry.key.clone()
+        make = HostBlocks if step.host_data else Blocks
+        with self._set():
+            self._blocks: Blocks | HostBlocks = make(step, self._key, backend=self.backend)
+            self.load(carry)
+            self._blocks.at(self._step)
+            # of a step inside a block, whose memory may be less aligned than that of the first
+            example = (self._state, self._blocks.at(self._step + 1))
             self._update = _updater(step, example, self.backend, precision)
+            if self.backend in ("compile", "cudagraph"):
+                # the code is made at the first call, and counts on the alignment that it finds
+                self._update(example)
             self._replay = None
             if self.backend == "cudagraph":
-                self._replay = _Captured(draw, self._update, self._state, self._key)
+                self._replay = _Captured(self._update, self._state, self._blocks, self._step)
+
+    @contextmanager
+    def _set(self) -> Iterator[None]:
+        """Without gradients, on this device, in this precision."""
+        cuda = self._key.device.type == "cuda"
+        device = torch.cuda.device(self._key.device) if cuda else nullcontext()
+        with torch.no_grad(), device, matmul_precision(self.precision):
+            yield
 
     def load(self, carry: Carry) -> None:
         """Continues from a copy of `carry`."""
         self._state: Any = tree_map(torch.clone, carry.state)
-        self._key, self._step = carry.key.clone(), int(carry.step)
+        self._key.copy_(carry.key)
+        self._step = int(carry.step)
+        self._blocks.load(carry.key)
 
     def run(self, n: int, pause: Callable[[int], bool] | None = None) -> Metrics:
         """n steps of every seed; fewer where `pause(step)` is true after one (`step` has the number).
@@ -174,13 +178,16 @@ class Engine:
             raise ValueError(f"n must be at least 1, got {n}")
         metrics: Metrics = {}
         end, paused = self._step + n, False
-        with torch.no_grad(), matmul_precision(self.precision):
+        with self._set():
             while self._replay and end - self._step >= BLOCK and not paused:
                 self._state, metrics = self._replay(self._state, self._step)
                 self._step += BLOCK
                 paused = pause is not None and pause(self._step)
+                # the next replay writes over them
+                last = end - self._step < BLOCK or paused
+                metrics = tree_map(torch.clone, metrics) if last else metrics
             while self._step < end and not paused:
-                self._state, metrics = self._update((self._state, self._draws.at(self._step)))
+                self._state, metrics = self._update((self._state, self._blocks.at(self._step)))
                 self._step += 1
                 paused = pause is not None and pause(self._step)
         return metrics
@@ -197,86 +204,18 @@ class Engine:
         return Carry(tree_map(torch.clone, self._state), self._key.clone(), step)
 
 
-# --- the two halves, stacked ----------------------------------------------------------------
+# --- programs ---------------------------------------------------------------------------------
 
 
-def _drawer(step: Step, key: Tensor, *, traced: bool) -> Callable[[Any], Draw]:
-    """(keys (N,), first step ()) -> the draws of BLOCK steps of every seed, (BLOCK, N, ...)."""
-    many = vmap(vmap(step.draw))
-
-    def draw(arguments: tuple[Tensor, Tensor]) -> Draw:
-        key, first = arguments
-        numbers = first + torch.arange(BLOCK, device=key.device)
-        return many(rng.fold(key[None], numbers[:, None]))
-
-    return Program(draw, (key, torch.tensor(0, device=key.device))) if traced else draw
-
-
-class _Block:
-    """Draws BLOCK steps at a time, when the first of them is asked for."""
-
-    def __init__(self, draw: Callable[[Any], Draw], key: Tensor):
-        self._draw, self._key = draw, key
-        self._first = -1
-        self._draws: list[tuple[Any, ...]] | None = None
-
-    def at(self, step: int) -> Draw:
-        if self._draws is None or not 0 <= step - self._first < BLOCK:
-            self._first = step
-            with torch.no_grad():
-                # filled on the device, without synchronisation
-                first = torch.full((), step, dtype=torch.int64, device=self._key.device)
-                draws = self._draw((self._key, first))
-            self._draws = list(zip(*(x.unbind(0) for x in draws), strict=True))
-        return Draw(*self._draws[step - self._first])
-
-
-class _HostBlock:
-    """Batches of data that stay in host memory, gathered ahead of the device by a thread.
-
-    The rows are drawn by the same keys as on the device, so the batches are the same bit for bit.
-    """
-
-    AHEAD = 3
-
-    def __init__(
-        self,
-        draw: Callable[[Any], Draw],
-        key: Tensor,
-        gather: Callable[[Tensor], Batch],
-        device: torch.device,
-    ):
-        self._block, self._gather, self._device = _Block(draw, key), gather, device
-        self._thread = ThreadPoolExecutor(1, "gather")
-        self._waiting: dict[int, Future[Draw]] = {}
-
-    def at(self, step: int) -> Draw:
-        # the first step, or a resume elsewhere
-        if step not in self._waiting:
-            self._waiting.clear()
-        for ahead in range(step, step + self.AHEAD + 1):
-            if ahead not in self._waiting:
-                self._waiting[ahead] = self._thread.submit(self._make, ahead)
-        draw = self._waiting.pop(step).result()
-        return tree_map(lambda x: x.to(self._device, non_blocking=True), draw)
-
-    def _make(self, step: int) -> Draw:
-        draw = self._block.at(step)
-        batch = self._gather(draw.rows)
-        if self._device.type == "cuda":
-            batch = tree_map(Tensor.pin_memory, batch)
-        return Draw(batch, draw.key)
-
-
-Update = Callable[[tuple[Any, Draw]], tuple[Any, Metrics]]
+Update = Callable[[tuple[Any, Input]], tuple[Any, Metrics]]
 
 
 def _updater(
-    step: Step, example: tuple[Any, Draw], backend: Backend, precision: Precision
+    step: Step, example: tuple[Any, Input], backend: Backend, precision: Precision
 ) -> Update:
     many = vmap(step.update)
 
-    def update(arguments: tuple[Any, Draw]) -> tuple[Any, Metrics]:
+    def update(arguments: tuple[Any, Input]) -> tuple[Any, Metrics]:
         return many(*arguments)
 
     if backend == "vmap":
@@ -303,13 +242,14 @@ def matmul_precision(precision: Precision) -> Iterator[None]:
 
 
 def peak_bytes(step: Step, carry: Carry) -> int:
-    """Peak bytes of a stack: its state and the tensors alive at once in an update, an upper bound.
+    """Peak bytes of a stack: its state, two blocks of batches and the tensors alive at once in an update,
+    an upper bound.
 
     Counted on the traced program, where a tensor lives from its operation to its last use; views are
     counted as copies.
     """
-    draws = _Block(_drawer(step, carry.key, traced=False), carry.key).at(0)
-    leaves, tree = tree_flatten((carry.state, draws))
+    block = maker(step, carry.key, traced=False)((carry.key, carry.step))
+    leaves, tree = tree_flatten((carry.state, steps(block)[0]))
     many = vmap(step.update)
     graph = make_fx(lambda *x: tree_leaves(many(*tree_unflatten(list(x), tree))))(*leaves).graph
     nodes = list(graph.nodes)
@@ -318,7 +258,7 @@ def peak_bytes(step: Step, carry: Carry) -> int:
         for n in nodes
     }
     last = {x: i for i, n in enumerate(nodes) for x in n.all_input_nodes}
-    alive = peak = sum(x.nbytes for x in leaves)
+    alive = peak = sum(x.nbytes for x in leaves) + 2 * sum(x.nbytes for x in tree_leaves(block))
     for i, node in enumerate(nodes):
         if node.op == "call_function":
             alive += size[node] if node.target is not operator.getitem else 0
@@ -335,20 +275,21 @@ def peak_bytes(step: Step, carry: Carry) -> int:
 
 
 class _Captured:
-    """BLOCK steps, their draws included, as one CUDA graph over fixed buffers.
+    """BLOCK updates as one CUDA graph over fixed buffers; batches of data on the device are made in it, too.
 
     The warm-up that capture requires would train; it runs on a copy of the state, so a captured run
-    equals the eager run from the first step.
+    equals the eager run from the first step. Other threads may use the device meanwhile.
     """
 
-    def __init__(self, draw: Callable[[Any], Draw], update: Update, state: Any, key: Tensor):
+    def __init__(self, update: Update, state: Any, blocks: Blocks | HostBlocks, first: int):
         self._state = tree_map(torch.clone, state)
-        self._first = torch.zeros((), dtype=torch.int64, device=key.device)
+        read, self._prepare = blocks.fixed()
+        self._prepare(first)
 
         def advance() -> Metrics:
-            draws, new = draw((key, self._first)), self._state
-            for rows, update_key in zip(draws.rows.unbind(0), draws.key.unbind(0), strict=True):
-                new, metrics = update((new, Draw(rows, update_key)))
+            new, metrics = self._state, dict[str, Tensor]()
+            for given in steps(read()):
+                new, metrics = update((new, given))
             _copy(self._state, new)
             return metrics
 
@@ -359,21 +300,36 @@ class _Captured:
                 advance()
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph), torch.no_grad():
+        with (
+            torch.cuda.graph(self._graph, capture_error_mode="thread_local"),
+            torch.no_grad(),
+        ):
             self._metrics = advance()
 
     def __call__(self, state: Any, first: int) -> tuple[Any, Metrics]:
+        """BLOCK steps from `first` on. The next call writes over what this one returns."""
         if state is not self._state:
             _copy(self._state, state)
-        self._first.fill_(first)
+        self._prepare(first)
         self._graph.replay()
-        # the next replay writes over them
-        return self._state, tree_map(torch.clone, self._metrics)
+        return self._state, self._metrics
 
 
 def _copy(into: Any, new: Any) -> None:
-    """Leaf by leaf; a new leaf may be a view of an old one, so all are read before any is written."""
-    pairs = zip(tree_leaves(into), tree_leaves(new), strict=True)
-    changed = [(old, fresh.clone()) for old, fresh in pairs if old is not fresh]
-    for old, fresh in changed:
-        old.copy_(fresh)
+    """Writes the leaves of `new` into those of `into`, all at once.
+
+    A new leaf may be a view of an old one, so such a leaf is read before any is written.
+    """
+    leaves = tree_leaves(into)
+    old_memory = {x.untyped_storage().data_ptr() for x in leaves}
+    # all of one type, or they are copied one by one
+    kinds: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for old, fresh in zip(leaves, tree_leaves(new), strict=True):
+        if old is fresh:
+            continue
+        shared = fresh.untyped_storage().data_ptr() in old_memory
+        targets, sources = kinds.setdefault(old.dtype, ([], []))
+        targets.append(old)
+        sources.append(fresh.clone() if shared else fresh)
+    for targets, sources in kinds.values():
+        torch._foreach_copy_(targets, sources)

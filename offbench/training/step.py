@@ -1,8 +1,8 @@
 """One training step of a method on a pipeline, for one seed, and the training state.
 
-A step has two halves: `draw` turns the step's key into row numbers, `update` turns those rows into a
-new state. `offbench.training.engine` adds the axis of seeds. The key of step t is a function of
-(run key, t).
+A step has three parts: `draw` turns the step's key into row numbers, `gather` reads the batch at those
+rows, `update` turns it into a new state. Only `draw` and `gather` see the data. `offbench.training.engine`
+adds the axis of seeds. The key of step t is a function of (run key, t).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,19 +34,33 @@ class Carry(NamedTuple):
 class Draw(NamedTuple):
     """What one step draws: rows of the data and the key of its update."""
 
-    rows: Any  # (minibatches x batch_size,) int64, or the Batch itself where data stay on the host
+    rows: Tensor  # (minibatches x batch_size,) int64
+    key: Tensor  # () int64, for the method
+
+
+class Input(NamedTuple):
+    """What one update learns from: the batch at the rows drawn, and the key of the update."""
+
+    batch: Batch  # of several minibatches: (minibatches, batch_size, ...)
     key: Tensor  # () int64, for the method
 
 
 class Step(NamedTuple):
     """One training step of one seed, as pure functions.
 
-    `gather`, for data in host memory only: stacked rows (N, ...) -> stacked Batch.
+    `gather` takes rows of many seeds or steps, (..., minibatches x batch_size), and gives their batches with
+    the same leading axes, where the data are.
     """
 
     draw: Callable[[Tensor], Draw]
-    update: Callable[[Any, Draw], tuple[Any, Metrics]]
-    gather: Callable[[Tensor], Batch] | None = None
+    gather: Callable[[Tensor], Batch]
+    update: Callable[[Any, Input], tuple[Any, Metrics]]
+    # the data are not where training happens, and batches are copied
+    host_data: bool = False
+
+    def input(self, draw: Draw) -> Input:
+        """The draw with its batch."""
+        return Input(self.gather(draw.rows), draw.key)
 
 
 class Swept(NamedTuple):
@@ -103,26 +117,23 @@ def make_step(
     home = pipeline.data.obs.device
     device = torch.device(device or home)
 
-    def update(state: Any, draw: Draw) -> tuple[Any, Metrics]:
-        here = isinstance(draw.rows, Tensor)
-        batch = pipeline.batch(draw.rows, minibatches) if here else draw.rows
+    def gather(rows: Tensor) -> Batch:
+        sizes = (minibatches, pipeline.batch_size) if minibatches > 1 else (pipeline.batch_size,)
+        lead = (*rows.shape[:-1], *sizes)
+        return tree_map(lambda x: x.unflatten(0, lead), pipeline.batch(rows.flatten()))
+
+    def update(state: Any, given: Input) -> tuple[Any, Metrics]:
         bound, inner = bind(method, state)
-        new, metrics = bound.update(inner, batch, draw.key)
+        new, metrics = bound.update(inner, given.batch, given.key)
         return (state._replace(state=new) if bound is not method else new), metrics
 
-    def gather(rows: Tensor) -> Batch:
-        batch = pipeline.batch(rows.flatten())
-        lead = (len(rows), minibatches, pipeline.batch_size) if minibatches > 1 else rows.shape
-        return tree_map(lambda x: x.unflatten(0, lead), batch)
-
-    gathered = gather if device.type != home.type else None
-    return Step(make_draw(method, pipeline), update, gathered)
+    return Step(make_draw(method, pipeline), gather, update, device.type != home.type)
 
 
 def advance(step: Step, carry: Carry) -> tuple[Carry, Metrics]:
     """One step of one seed, the reference of every backend. `carry` has no seed axis."""
-    draw = step.draw(rng.fold(carry.key, carry.step))
-    state, metrics = step.update(carry.state, draw)
+    given = step.input(step.draw(rng.fold(carry.key, carry.step)))
+    state, metrics = step.update(carry.state, given)
     return Carry(state, carry.key, carry.step + 1), metrics
 
 

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from offbench import rng
 from offbench.nn import optim
+from offbench.training import compiling
 
 _aten = torch.ops.aten
 # torch.fx keeps the trace it makes in a global variable; episodes are played in another thread than training
@@ -30,7 +31,8 @@ class Program:
 
     `fn` must be a pure function of tensors: tracing runs it once, so a Python branch on a tensor's
     value raises, as does any draw from a global generator under vmap. Tensors it closes over (the
-    dataset) are not copied. The first `reuse` leaves of the argument may be overwritten.
+    dataset) are not copied. The first `reuse` leaves of the argument may be overwritten. `any_length`: the
+    compiled code is for any number of rows of what `fn` closes over.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Program:
         reuse: int = 0,
         compiled: bool = False,
         bf16: bool = False,
+        any_length: bool = False,
     ):
         leaves, self._tree = tree_flatten(tree)
         out: dict[str, Any] = {}
@@ -56,7 +59,7 @@ class Program:
         if bf16:
             _multiply_in_bf16(graph)
         if compiled:
-            self._run = torch.compile(graph, fullgraph=True)
+            self._run = compiling.compiled(graph, any_length=any_length)
             return
         if not bf16:
             _compute_once(graph)

@@ -197,14 +197,14 @@ def test_the_first_carry_is_the_same_on_both(shipped_method):
     assert equal(on_cpu(there), here)
 
 
-@pytest.mark.parametrize("backend", ["eager", "compile"])
+@pytest.mark.parametrize("backend", ["eager", "compile", "cudagraph"])
 def test_data_left_on_the_host_give_the_same_run(backend, data):
     """Rows are drawn by the same keys, so the batches are the same bit for bit."""
     method, pipeline = TD3BC(hidden=HIDDEN), make_pipeline(data, batch_size=16)
     carry = initial_carry(method, SPEC, (0, 1, 2), "cuda")
     resident = make_step(method, pipeline.to("cuda"))
     streamed = make_step(method, pipeline, device="cuda")
-    assert streamed.gather is not None
+    assert streamed.host_data and not resident.host_data
     a, b = (run(step, carry, LONG, backend)[0] for step in (resident, streamed))
     assert deviation(b.state, a.state, carry.state) <= GATE_TOLERANCE
 
@@ -214,18 +214,16 @@ def test_batches_gathered_on_the_host_are_those_of_the_device(data):
     carry = initial_carry(TD3BC(hidden=HIDDEN), SPEC, (0, 1, 2), "cuda")
 
     def watching(step):
-        """The step with the batch's sums for its state."""
+        """The step with its input for its metrics."""
 
-        def update(state, draw):
-            here = isinstance(draw.rows, torch.Tensor)
-            batch = pipeline_cuda.batch(draw.rows, 2) if here else draw.rows
-            return state, {"obs": batch.obs, "next_obs": batch.next_obs, "key": draw.key}
+        def update(state, given):
+            batch, key = given
+            return state, {"obs": batch.obs, "next_obs": batch.next_obs, "key": key}
 
         return step._replace(update=update)
 
-    pipeline_cuda = pipeline.to("cuda")
     first = Carry({"x": torch.zeros(3, device="cuda")}, carry.key, carry.step)
-    resident = watching(make_step(TD3BC(hidden=HIDDEN), pipeline_cuda))
+    resident = watching(make_step(TD3BC(hidden=HIDDEN), pipeline.to("cuda")))
     streamed = watching(make_step(TD3BC(hidden=HIDDEN), pipeline, device="cuda"))
     engines = [Engine(step, first, backend="vmap") for step in (resident, streamed)]
     for _ in range(BLOCK + 3):

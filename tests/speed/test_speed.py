@@ -127,7 +127,8 @@ def test_the_unstacked_loop_takes_the_steps_of_a_stack_of_one(name, data64, monk
     advance(2)
     alone = first.seed(0)
     for i in range(BLOCK + 5):
-        state, _ = step.update(alone.state, step.draw(rng.fold(alone.key, i)))
+        given = step.input(step.draw(rng.fold(alone.key, i)))
+        state, _ = step.update(alone.state, given)
         alone = alone._replace(state=state)
     theirs = _leaves(ends[BLOCK + 4])
     assert all(map(torch.equal, theirs, _leaves(alone.state)))
@@ -158,9 +159,9 @@ def test_the_operations_counted_are_those_torch_counts(name, data):
     spec = SPEC._replace(obs_dim=5, action_dim=2)
     one, three = (cost.cost(step, initial_carry(method, spec, range(n))) for n in (1, 3))
     carry = initial_carry(method, spec, range(3))
-    draws = vmap(step.draw)(rng.fold(carry.key, carry.step))
+    given = step.input(vmap(step.draw)(rng.fold(carry.key, carry.step)))
     with FlopCounterMode(display=False) as counter:
-        vmap(step.update)(carry.state, draws)
+        vmap(step.update)(carry.state, given)
     assert three.flops == counter.get_total_flops() == pytest.approx(3 * one.flops)
     assert sum(three.products.values()) >= 3 * len(method.hidden)
     assert three.bytes == pytest.approx(3 * one.bytes, rel=0.05)  # strides decide on copies
@@ -170,11 +171,12 @@ def test_the_operations_counted_are_those_torch_counts(name, data):
 def test_bytes_are_operands_and_results_and_rows_taken_not_tables():
     table = torch.zeros(1000, 4)
 
-    def update(state, draw):
-        rows = table[draw.rows]  # reads 2 rows and their numbers, writes 2 rows
+    def update(state, given):
+        rows = table[given.batch]  # reads 2 rows and their numbers, writes 2 rows
         return {"x": state["x"] + rows.sum(0)}, {}  # reads 2 rows; reads 2 vectors, writes 1
 
-    step = Step(lambda key: Draw(torch.zeros(2, dtype=torch.int64), key), update)
+    draw = lambda key: Draw(torch.zeros(2, dtype=torch.int64), key)
+    step = Step(draw, lambda rows: rows, update)
     carry = SimpleNamespace(
         state={"x": torch.zeros(1, 4)}, key=torch.zeros(1, dtype=torch.int64), step=torch.tensor(0)
     )

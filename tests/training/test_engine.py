@@ -18,7 +18,16 @@ from offbench.nn import optim
 from offbench.testing.contract import SPEC, view_for
 from offbench.training.engine import BLOCK, Engine
 from offbench.training.loop import diverged, train
-from offbench.training.step import Carry, Draw, advance, initial_carry, make_step, stack, unstack
+from offbench.training.step import (
+    Carry,
+    Draw,
+    Input,
+    advance,
+    initial_carry,
+    make_step,
+    stack,
+    unstack,
+)
 
 HIDDEN = (8, 8)
 
@@ -238,11 +247,15 @@ def test_draws_made_in_blocks_are_those_of_each_step(start, data):
 
     class Watching:
         draw = staticmethod(step.draw)
-        gather = None
+        host_data = False
 
         @staticmethod
-        def update(state, draw):
-            return state, {"rows": draw.rows, "key": draw.key}
+        def input(draw):
+            return Input(draw.rows, draw.key)
+
+        @staticmethod
+        def update(state, given):
+            return state, {"rows": given.batch, "key": given.key}
 
     engine = Engine(Watching, carry, backend="eager")
     for i in range(BLOCK + 3):
@@ -261,7 +274,8 @@ class Toy(NamedTuple):
 
     update: Any
     draw: Any = staticmethod(lambda key: Draw(key[None], key))
-    gather: Any = None
+    input: Any = staticmethod(lambda draw: Input(draw.rows, draw.key))
+    host_data: bool = False
 
 
 def _sgd_like(state, grads):
@@ -270,32 +284,32 @@ def _sgd_like(state, grads):
     return {**state, "p": new, "opt": opt}
 
 
-def _plain(state, draw):
+def _plain(state, given):
     return _sgd_like(state, [torch.ones_like(state["p"][0])]), {}
 
 
-def _reads_the_old_value_afterwards(state, draw):
+def _reads_the_old_value_afterwards(state, given):
     new = _sgd_like(state, [torch.ones_like(state["p"][0])])
     return {**new, "kept": state["p"][0] * 1.0 + 0 * new["p"][0]}, {}
 
 
-def _reads_a_view_of_the_old_value_afterwards(state, draw):
+def _reads_a_view_of_the_old_value_afterwards(state, given):
     view = state["p"][0].view(-1)[:2]
     new = _sgd_like(state, [torch.ones_like(state["p"][0])])
     return {**new, "kept": torch.cat([view * new["p"][0].sum() * 0 + view] * 2)}, {}
 
 
-def _returns_the_old_value(state, draw):
+def _returns_the_old_value(state, given):
     new = _sgd_like(state, [torch.ones_like(state["p"][0])])
     return {**new, "kept": state["p"][0]}, {}
 
 
-def _two_leaves_become_one(state, draw):
+def _two_leaves_become_one(state, given):
     new = _sgd_like(state, [torch.ones_like(state["p"][0])])
     return {**new, "kept": new["p"][0]}, {}
 
 
-def _target_follows(state, draw):
+def _target_follows(state, given):
     new = _sgd_like(state, [state["kept"]])
     return {**new, "kept": optim.polyak([state["kept"]], new["p"], 0.5)[0]}, {}
 
