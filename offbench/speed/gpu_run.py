@@ -72,7 +72,8 @@ def point_mass_data(episodes: int = 400) -> ReplayData:
             wish = -skill * state[:2] - damping * state[2:] + 0.3 * r.normal(size=2)
             actions.append(np.clip(wish, -1, 1))
             state, reward, *_ = env.step(actions[-1])
-            obs.append(state), rewards.append(reward)
+            obs.append(state)
+            rewards.append(reward)
         no_end = np.zeros(len(rewards), bool)
         return Episode(np.array(obs), np.array(actions), np.array(rewards), no_end)
 

@@ -1,8 +1,10 @@
 """The GPU job: its miniature runs on a bare machine, and a part that fails or hangs costs only itself."""
 
+import contextlib
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +24,7 @@ from offbench.speed.gpu_check import Process, add_wheels, check, main
 from offbench.speed.gpu_parts import GATE_AT, Environment, Learner, Station
 from offbench.speed.gpu_plan import DRY, GPU, Job, jobs
 from offbench.speed.gpu_report import Record, passed, write
+from offbench.training import engine
 
 
 class Here:
@@ -69,36 +72,33 @@ sys.meta_path[:] = map(Bare, sys.meta_path)
 
 
 @pytest.fixture
-def bare(tmp_path):
-    """Runs the module, and the processes it starts, where only torch, numpy, pandas and pyarrow are."""
+def bare(tmp_path, monkeypatch):
+    """Processes that are started find torch, numpy, pandas and pyarrow, and offbench in a checkout."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(BARE)
-    environ = os.environ | {"PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{ROOT}"}
-    environ |= {"OMP_NUM_THREADS": "1"}
-
-    def run(*args, text=""):
-        command = [sys.executable, "-m", "offbench.speed.gpu_check", *map(str, args)]
-        return subprocess.run(
-            command, env=environ, cwd=tmp_path, input=text, capture_output=True, text=True
-        )
-
-    return run
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}{os.pathsep}{ROOT}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 def test_a_process_needs_nothing_but_torch_and_numpy(bare, tmp_path):
-    job = Job("learner", "bc", "eager", 2, first=("gate",))
-    done = bare(tmp_path, "--dry-run", "--job", json.dumps(job), text="gate\ntime\nsing\n")
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert done.returncode == 0, done.stderr
-    assert [a["verb"] for a in answers] == ["set_up", "gate", "time", "sing"], done.stderr
-    assert answers[1]["ok"] and answers[2]["updates_per_s"] > 0
-    assert "AttributeError" in answers[3]["error"]
+    answers = gpu_check.queue.SimpleQueue()
+    worker = Process(Job("learner", "bc", "eager", 2), tmp_path, DRY, answers)
+    for verb in ("gate", "time", "sing"):
+        worker.ask(verb)
+    found = [answers.get(timeout=300)[1] for _ in range(4)]
+    assert [f["verb"] for f in found] == ["set_up", "gate", "time", "sing"], found
+    assert (
+        found[1]["ok"] and found[2]["updates_per_s"] > 0 and "AttributeError" in found[3]["error"]
+    )
+    worker.signal("SIGKILL")
+    assert answers.get(timeout=60) == (worker, None)
 
 
 @pytest.mark.slow
 def test_the_miniature_passes_on_a_bare_machine(bare, tmp_path):
     out = tmp_path / "out"
-    done = bare(out, "--dry-run")
+    command = [sys.executable, "-m", "offbench.speed.gpu_check", str(out), "--dry-run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     run = next(r for r in read(out) if r["job"]["part"] == "run")
     # what cannot be imported is named, and the point mass played instead
@@ -200,14 +200,6 @@ def test_nothing_runs_while_a_program_is_timed(tmp_path, hasty):
     assert not [t for t in times[1] if begin < t < end]
 
 
-def test_a_real_process_answers_and_is_ended(tmp_path):
-    answers = gpu_check.queue.SimpleQueue()
-    worker = Process(Job("environment"), tmp_path, DRY, answers)
-    assert answers.get(timeout=120)[1]["torch"] == torch.__version__
-    worker.signal("SIGKILL")
-    assert answers.get(timeout=60) == (worker, None)
-
-
 # --- what is measured
 
 
@@ -232,6 +224,7 @@ def test_the_whole_takes_less_than_four_minutes():
     timed = sum("time" in j.alone for j in jobs(GPU))
     seconds = GPU.round_s * (2 + gpu_check.ROUNDS) * timed + GPU.run_s
     assert gpu_check.READY_S + seconds + 25 < gpu_check.LATE_S
+    assert gpu_check.LATE_S + gpu_check.GRACE_S < gpu_check.TOTAL_S
 
 
 @pytest.fixture(scope="module")
@@ -322,6 +315,35 @@ def test_kernels_of_the_device_are_counted(cuda, monkeypatch):
     seen.clear()
     with pytest.raises(RuntimeError, match="no kernels"):
         cuda.profile()
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """CUDA graphs and streams on a CPU: what is captured runs once, and a replay does nothing."""
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    fakes = {
+        "Stream": lambda *a, **k: stream,
+        "current_stream": lambda *a, **k: stream,
+        "stream": lambda s: contextlib.nullcontext(),
+        "CUDAGraph": lambda *a, **k: SimpleNamespace(replay=lambda: None),
+        "graph": lambda g, **k: contextlib.nullcontext(),
+        "synchronize": lambda *a: None,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch, "compile", lambda f, **k: f)
+    monkeypatch.setattr(engine, "candidates", lambda backend, *a, **k: [backend])
+
+
+def test_a_graph_that_does_nothing_does_not_pass(graphs, tmp_path):
+    row = Learner(Job("learner", "bc", "cudagraph", 2), tmp_path, DRY).gate()
+    assert max(row["after_1"], row["after_20"]) < 1e-3 and row["after_32"] > 0.5
+    assert row["ok"] is False
+
+
+def test_the_captured_loop_is_set_up_and_timed(graphs, tmp_path):
+    loop = Learner(Job("learner", "bc", "captured"), tmp_path, DRY)
+    assert loop.time()["updates_per_s"] > 0
 
 
 def test_the_facts_of_a_device(monkeypatch, tmp_path):
@@ -421,6 +443,27 @@ def test_the_tests_for_a_gpu_are_found_wherever_they_stand(tmp_path, monkeypatch
     names = {word.rpartition("/")[2] for word in command if word.endswith(".py")}
     assert {"test_gpu.py", "test_engine.py"} <= names
     assert found == {"ok": True, "last": "3 passed in 1 s"}
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(
+    "venv, given, python",
+    [
+        (False, [], "python3"),
+        (True, [], ".venv/bin/python"),
+        (True, ["PYTHON=python3.12"], "python3.12"),
+    ],
+)
+def test_make_installs_nothing_and_takes_the_interpreter_there_is(tmp_path, venv, given, python):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    if venv:
+        (tmp_path / ".venv/bin").mkdir(parents=True)
+        (tmp_path / ".venv/bin/python").touch()
+    environ = {k: v for k, v in os.environ.items() if k != "PYTHON" and not k.startswith("MAKE")}
+    command = ["make", "-n", "gpu-check", "OUT=here", *given]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+    (line,) = done.stdout.splitlines()
+    assert line.split() == [python, "-m", "offbench.speed.gpu_check", "here"]
 
 
 def test_missing_packages_are_taken_from_wheels(tmp_path):
