@@ -93,7 +93,7 @@ def _task() -> tuple[Task, EnvPool, ReplayData, str]:
         task = describe(HOPPER)
         return task, EnvPool(task), load_data(task)[0], ""
     except (ImportError, UserError) as error:
-        why = f"instead of {HOPPER}: {error}"
+        why = f"of {HOPPER}: {error}"
         return POINT_MASS, _Points(POINT_MASS), point_mass_data(), why
 
 
