@@ -1,6 +1,7 @@
 # make bench   set up, run what is missing of the embedded suite, print the leaderboard
 # make test    set up, run the tests, with one method of each kind; minutes
 # make test-all    and then make test-slow, what it left out: the other methods, mutants, compilers, recipes
+# make gpu-check   on a machine with a GPU: is it right there, and how fast; four minutes
 # make bench ARGS="methods=[iql] method.expectile=0.9"    any setting of conf/
 PYTHON ?= python3
 ARGS ?=
@@ -47,8 +48,11 @@ $(TESTED): $(READY)
 	@$(INSTALL) -e '.[test]'
 	@touch $(TESTED)
 
-gpu-check: $(READY)
-	@$(VENV)/bin/python -m offbench.speed.gpu_check $(or $(OUT),results/gpu_check)
+# on a machine with a GPU, installed or not: nothing is downloaded
+GPU_PYTHON = $(if $(filter file,$(origin PYTHON)),$(firstword $(wildcard $(VENV)/bin/python) $(PYTHON)),$(PYTHON))
+
+gpu-check:
+	@$(GPU_PYTHON) -m offbench.speed.gpu_check $(or $(OUT),results/gpu_check) $(ARGS)
 
 clean:
 	rm -rf $(VENV)

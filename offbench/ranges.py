@@ -5,17 +5,47 @@ A method writes
     lr: Positive = 3e-4
 
 and calls `check_ranges(self)` in its `__post_init__`, which then holds in Python as on the command line.
+Bounds of the package annotated_types, which have the same names, are read as well.
 """
 
 import functools
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
-
-from annotated_types import Ge, Gt, Le, Lt
 
 from offbench.errors import UserError
 
+
+@dataclass(frozen=True)
+class Ge:
+    """At least."""
+
+    ge: float
+
+
+@dataclass(frozen=True)
+class Gt:
+    """Above."""
+
+    gt: float
+
+
+@dataclass(frozen=True)
+class Le:
+    """At most."""
+
+    le: float
+
+
+@dataclass(frozen=True)
+class Lt:
+    """Below."""
+
+    lt: float
+
+
+_KINDS: dict[str, Callable[[Any], Any]] = {kind.__name__: kind for kind in (Ge, Gt, Le, Lt)}
 Rule = Ge | Gt | Le | Lt
 Tests = tuple[tuple[Callable[[Any, Any], bool], Any], ...]
 
@@ -59,7 +89,8 @@ def _ranges(cls: Any) -> dict[str, tuple[tuple[Rule, ...], Tests]]:
 
 def _rules(hint: Any) -> list[Any]:
     if get_origin(hint) is Annotated:
-        return [x for x in hint.__metadata__ if isinstance(x, Ge | Gt | Le | Lt)]
+        named = [(x, type(x).__name__) for x in hint.__metadata__]
+        return [_KINDS[name](getattr(x, name.lower())) for x, name in named if name in _KINDS]
     return [rule for arg in get_args(hint) for rule in _rules(arg)]
 
 

@@ -3,11 +3,12 @@
 import re
 from typing import Annotated
 
+import annotated_types
 import pytest
 import torch
-from annotated_types import Ge, Gt, Le, Lt
 from support.shipped import shipped_methods
 
+from offbench import ranges
 from offbench.errors import UserError
 from offbench.methods.acsac import ACSAC
 from offbench.methods.cql import CQL
@@ -60,10 +61,11 @@ def test_every_method_holds_the_ranges_of_its_fields(cls):
                 cls(**{name: -1.0})
 
 
-def test_a_class_from_elsewhere_can_hold_its_own():
+@pytest.mark.parametrize("bounds", [ranges, annotated_types])
+def test_a_class_from_elsewhere_can_hold_its_own(bounds):
     class Outside:
-        share: Annotated[float, Ge(0), Le(1)] = 0.5
-        gap: Annotated[float, Gt(0), Lt(2)] = 3.0
+        share: Annotated[float, bounds.Ge(0), bounds.Le(1)] = 0.5
+        gap: Annotated[float, bounds.Gt(0), bounds.Lt(2)] = 3.0
 
     with pytest.raises(UserError, match=re.escape("method.gap=3 must be in (0, 2)")):
         check_ranges(Outside())

@@ -5,8 +5,6 @@ import sys
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-import platformdirs
-
 from offbench.errors import UserError
 
 Kind = Literal["d4rl", "minari", "ogbench"]
@@ -20,6 +18,9 @@ def cache_dir() -> Path:
     legacy = Path.home() / "Library" / "Caches" / "offbench"
     if sys.platform == "darwin" and legacy.is_dir():
         return legacy
+    # where a variable names the folder nothing more is needed
+    import platformdirs
+
     return platformdirs.user_cache_path("offbench", appauthor=False, opinion=False)
 
 
