@@ -47,7 +47,7 @@ class Ray:
         self._idle: list[Any] = []
         # result that is waited for -> its actor and stack
         self._busy: dict[Any, tuple[Any, Job]] = {}
-        self._stopped = False
+        self._stopped, self.evaluators = False, 0
         try:
             if self._own:
                 self._connect(settings, jobs, here)
