@@ -199,6 +199,9 @@ def room_for(cell: Cell, settings: Settings, device: str, jobs: int) -> Room:
     held = size if len(data.last) < MIN_ROWS else 0
     # one process is this one, which holds them already
     other = WORKER_BYTES + held if jobs > 1 else 0
+    # on a CPU there are none unless asked for
+    evaluators = 0 if settings.eval.processes == "auto" else int(settings.eval.processes)
+    other += evaluators * (WORKER_BYTES + held) / jobs
     rooms = [
         Room(_CPU_SHARE * psutil.virtual_memory().available / jobs - other, "of RAM"),
         Room(_CPU_SHARE * _group_bytes() / jobs - other, "of this control group's memory"),
