@@ -128,7 +128,7 @@ def make_executor(settings: Settings, store: Store, stacks: int) -> Executor:
     if settings.executor == "ray":
         from offbench.bench.executors.ray import Ray
 
-        return Ray(store, settings, jobs)
+        return Ray(store, settings, jobs, stacks)
     if settings.executor == "slurm":
         from offbench.bench.executors.slurm import Slurm
 

@@ -310,10 +310,14 @@ def by_one_process(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.env
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("processes", [1, 2])
-def test_rows_are_the_same_from_any_number_of_evaluators(processes, by_one_process, tmp_path):
+@pytest.mark.parametrize(
+    "more",
+    [["eval.processes=1"], ["eval.processes=2"], ["eval.processes=1", "executor=ray"]],
+    ids=["one", "two", "ray"],
+)
+def test_rows_are_the_same_from_any_number_of_evaluators(more, by_one_process, tmp_path):
     before = children()
-    events = bench(tmp_path, f"eval.processes={processes}")
+    events = bench(tmp_path, *more)
     ends = {p: [e.index for e in events if e.phase == p] for p in ("trained", "done")}
     assert ends["trained"] == [0, 1] and sorted(ends["done"]) == [0, 1, 2]
     assert not differences(rows(tmp_path), by_one_process) and not leftovers(tmp_path)
