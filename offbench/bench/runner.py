@@ -5,6 +5,7 @@ Whatever interrupts a benchmark costs the packs in flight, which go on from thei
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -102,9 +103,9 @@ class PackRun:
             # environments can be large: 200 MB for one OGBench cube
             pools.pop(other).close()
         self.pool = pools.setdefault(cell.task.id, EnvPool(cell.task))
-        # the evaluation of monitor episodes is to be broken off
-        self.leaving = False
-        self.pool.interrupted = lambda: self.leaving or watch.stop()
+        # monitor evaluations are to be broken off; the pool outlives this stack, and must not hold its states
+        self.leaving = leaving = threading.Event()
+        self.pool.interrupted = lambda: leaving.is_set() or watch.stop()
         if cell.task.env:
             self.pool.check(self.spec)
         self.policy = make_policy(self.method, self.pipeline)
@@ -199,9 +200,9 @@ class PackRun:
         # a user's class draws from the generators of the process that trained it
         if self.written or not self.cell.protocol["episodes"]:
             return False
-        self.leaving = True
+        self.leaving.set()
         self.monitors.break_off()
-        self.leaving = False
+        self.leaving.clear()
         if self.save(point):
             return True
         self.monitors.begin_again()
