@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from offbench.bench.hydra import AROUND
+from offbench.bench.settings import WHERE
 from offbench.bench.sources import Source
 from offbench.results.identity import Written, earlier_protocols, name_of_run, texts_around_seed
 from offbench.results.spec import RunSpec
@@ -43,7 +44,8 @@ class Cell:
     @property
     def recorded_sources(self) -> dict[str, str]:
         """Setting -> source in words, for the settings that define a run (not device, engine, ...)."""
-        return {k: str(v) for k, v in sorted(self.sources.items()) if k.split(".")[0] in _DEFINING}
+        defining = lambda key: key.split(".")[0] in _DEFINING and key not in WHERE
+        return {k: str(v) for k, v in sorted(self.sources.items()) if defining(k)}
 
     def varied(self, **changes: Any) -> "Cell":
         """The same with other values of these fields, as `dataclasses.replace` in a third of its time."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from offbench.bench.failures import Kind, failure_of
 from offbench.bench.recording import Outcome, provenance_of
-from offbench.bench.runner import run_pack
+from offbench.bench.runner import Work, run_pack
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import Pack
 from offbench.bench.watch import Watch
@@ -22,6 +22,8 @@ Phase = Literal[
     "loading",
     "training",
     "evaluating",
+    # its training is over and saved, for another process to evaluate
+    "trained",
     # all of its runs have records; `recorded`: those of another process
     "done",
     "recorded",
@@ -34,7 +36,11 @@ Phase = Literal[
     "again",
 ]
 
-FINAL: frozenset[Phase] = frozenset({"done", "recorded", "failed", "held", "stopped", "lost"})
+# share of a stack that is done when its training is over
+TRAINED = 0.9
+FINAL: frozenset[Phase] = frozenset(
+    {"trained", "done", "recorded", "failed", "held", "stopped", "lost"}
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class Job:
     # how often it was tried, this time included, and may be tried
     attempt: int = 1
     attempts: int = 1
+    work: Work = "all"
 
 
 def run_job(
@@ -95,7 +102,9 @@ def run_job(
         # another worker may have recorded them between the look and the claim
         if not _missing(pack, store):
             return Event(job.index, "recorded", 1.0)
-        outcomes = run_pack(pack, store, settings, pools=pools, watch=watch)
+        outcomes = run_pack(pack, store, settings, pools=pools, watch=watch, work=job.work)
+        if outcomes is None:
+            return Event(job.index, "trained", TRAINED)
         # none where another worker took the runs over while this one was suspended
         phase: Phase = "done" if outcomes else "recorded"
         return Event(job.index, phase, 1.0, outcomes=tuple(outcomes))

@@ -197,8 +197,11 @@ def room_for(cell: Cell, settings: Settings, device: str, jobs: int) -> Room:
         return Room(max(0.0, _GPU_SHARE * free / jobs - held), "of the GPU's memory")
     # larger sets are mapped from files
     held = size if len(data.last) < MIN_ROWS else 0
+    # on a CPU none evaluate apart unless asked to
+    evaluators = 0 if settings.eval.processes == "auto" else int(settings.eval.processes)
     # one process is this one, which holds them already
-    other = WORKER_BYTES + held if jobs > 1 else 0
+    beside = (jobs if jobs > 1 else 0) + evaluators
+    other = (WORKER_BYTES + held) * beside / jobs
     rooms = [
         Room(_CPU_SHARE * psutil.virtual_memory().available / jobs - other, "of RAM"),
         Room(_CPU_SHARE * _group_bytes() / jobs - other, "of this control group's memory"),

@@ -85,17 +85,29 @@ class Monitors:
         if self._begun:
             raise Interrupted
 
-    def collect(self) -> Monitored | None:
-        """Makes the rows of what has ended progress; returns the first evaluation that has not."""
-        while self._begun and self._begun[0].episodes.done():
-            if isinstance(error := self._begun[0].episodes.exception(), Interrupted):
+    def break_off(self) -> None:
+        """Ends the evaluations, at their next step: the caller has made the environments raise Interrupted."""
+        for one in self._begun:
+            one.episodes.cancel()
+        wait([m.episodes for m in self._begun])
+
+    def begin_again(self) -> None:
+        """Plays what was broken off from its first step."""
+        left, self._begun = self.collect(), []
+        for one in left:
+            self.begin(one.update, one.carry)
+
+    def collect(self) -> list[Monitored]:
+        """Makes the rows of what has ended progress; returns the evaluations that have not, the first one first."""
+        while self._begun and (episodes := self._begun[0].episodes).done():
+            if episodes.cancelled() or isinstance(error := episodes.exception(), Interrupted):
                 break
             if error is not None:
                 raise error
             frame = self._begun.pop(0).episodes.result()
             if frame is not None and len(frame):
                 self._progress.frames.append(frame)
-        return self._begun[0] if self._begun else None
+        return [*self._begun]
 
     def _watch(self, state: Any, update: int, episodes: int) -> "pd.DataFrame | None":
         """The rows; None, and a remark on the runs, where they cannot be played: training goes on."""

@@ -278,7 +278,8 @@ def _cell(
         overrides={
             k: v
             for k, v in given.items()
-            if (k in own.values or k.startswith("transforms")) and k.split(".")[0] not in WHERE
+            if (k in own.values or k.startswith("transforms"))
+            and not {k, k.split(".")[0]} & set(WHERE)
         },
         sources=own.sources,
     )

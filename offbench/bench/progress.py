@@ -1,6 +1,6 @@
 """Curves and episodes of an unfinished stack, stored in its checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +37,19 @@ class Progress:
     remarks: list[str] = field(default_factory=list)
     # the ids of its runs, so that nobody has to plan them to know whether they are recorded
     runs: list[str] = field(default_factory=list)
+    # of a stack whose training is over: the backend, its notes and the device's name
+    trained: tuple[str, list[str], str] | None = None
+    # then, the updates whose monitor episodes remain: their training states lie beside the checkpoint
+    unplayed: list[int] = field(default_factory=list)
+    # and the seconds that it took
+    wall_s: float = 0.0
     # why a checkpoint could not be written; about this process, and not stored
     unsaved: str | None = None
+
+    @property
+    def update(self) -> int:
+        """The last update of the curves."""
+        return self.curves[-1]["update"] if self.curves else 0
 
     def save(self, carry: "Carry", checkpoint: Path) -> bool:
         """Writes the training state with this progress; whether it is worth trying again.
@@ -58,6 +69,28 @@ class Progress:
             self.unsaved = f"no checkpoints from update {int(carry.step)} on: {error}"
             return False
         return True
+
+    def save_beside(self, states: "Mapping[int, Carry]", checkpoint: Path) -> bool:
+        """Writes the training states of updates whose monitor episodes remain; whether all could be."""
+        for update, carry in states.items():
+            one = Progress(runs=self.runs)
+            one.save(carry, state_of(checkpoint, update))
+            self.unsaved = one.unsaved
+            if one.unsaved:
+                return False
+        self.unplayed = [*states]
+        return True
+
+    def load_beside(
+        self, checkpoint: Path, like: "Callable[[], Carry]"
+    ) -> "Iterator[tuple[int, Carry]]":
+        """(update, training state) of those that were saved beside a checkpoint; a damaged one is remarked on."""
+        for update in self.unplayed:
+            state, found = Progress.load(state_of(checkpoint, update), like())
+            if state is None:
+                self.unwatched[str(update)] = found.note or ""
+            else:
+                yield update, state
 
     @classmethod
     def load(cls, checkpoint: Path, like: "Carry") -> "tuple[Carry | None, Progress]":
@@ -122,3 +155,16 @@ def _spelt_commit(commit: str, dirty: bool) -> str:
 def checkpoint_path(pack: Pack, settings: Settings) -> Path:
     root = Path(settings.results)
     return inside(root, root / "checkpoints" / f"{pack.name}.safetensors")
+
+
+def state_of(checkpoint: Path, update: int) -> Path:
+    """The training state of an update whose monitor episodes remain when training is over."""
+    return checkpoint.with_suffix(f".{update}.safetensors")
+
+
+def remove(checkpoint: Path) -> None:
+    """Removes a checkpoint, and what killed processes and earlier versions have left of it."""
+    folder, stem = checkpoint.parent, checkpoint.stem
+    left = [*folder.glob(f".{stem}.*.tmp*"), *folder.glob(f"{stem}.*.safetensors")]
+    for path in (checkpoint, checkpoint.with_suffix(".json"), *left):
+        path.unlink(missing_ok=True)

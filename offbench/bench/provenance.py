@@ -58,12 +58,12 @@ def _read(command: list[str]) -> str:
 
 
 def device_name(device: str) -> str:
-    """The GPU's name, or "cpu" with the architecture."""
+    """The GPU's name, or "cpu" with the architecture; a name that was found on another machine stays."""
     if device.startswith("cuda"):
         import torch
 
         return torch.cuda.get_device_name(device)
-    return f"cpu ({platform.machine()})"
+    return f"cpu ({platform.machine()})" if device.startswith("cpu") else device
 
 
 def host() -> dict[str, int | str]:

@@ -1,5 +1,6 @@
 """Records of a finished stack, with the remarks that go with its scores."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -7,9 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from offbench.bench import provenance
 from offbench.bench.cells import Cell
+from offbench.bench.failures import failure_of
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import Pack
-from offbench.errors import publishable
+from offbench.errors import UserError, publishable
 from offbench.results.commit import RecordedAlready
 from offbench.results.schema import VALIDATION_ERRORS, no_episodes
 from offbench.results.spec import Provenance, RunSpec, utc_now
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 # a mean Q above this many times the largest possible return counts as diverged
 TOO_FAR = 10
+# seconds until records are written again where the disk was full, each time
+FULL_DISK_S = (5.0, 20.0)
 
 
 class Outcome(NamedTuple):
@@ -170,6 +174,22 @@ def _record_one(
         outcome.scores[run.seed] = float(rows[-1]["score"].mean())
     for name in VALIDATION_ERRORS & curve.keys():
         outcome.errors[run.seed] = curve[name][-1]
+
+
+def patiently(write: Callable[[], list[Outcome]], stop: Callable[[], bool]) -> list[Outcome]:
+    """Has records written, again where the disk was full. Raises UserError where it stays full."""
+    for seconds in (*FULL_DISK_S, 0.0):
+        try:
+            return write()
+        except (UserError, OSError) as error:
+            kind, why = failure_of(error)
+            if kind != "infrastructure":
+                raise
+        if stop():
+            break
+        time.sleep(seconds)
+    # training once more would find no room for its records, either
+    raise UserError(why)
 
 
 def largest_return(pipeline: "Pipeline") -> float:

@@ -3,19 +3,22 @@
 Whatever interrupts a benchmark costs the packs in flight, which go on from their checkpoints.
 """
 
+import errno
+import os
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from offbench.bench.failures import failure_of
 from offbench.bench.logged import Logged
 from offbench.bench.loggers import Loggers, open_loggers
 from offbench.bench.monitors import Monitors
 from offbench.bench.preflight import build, build_method, resolve_device, training_episodes
-from offbench.bench.progress import Progress, checkpoint_path, code_version
-from offbench.bench.recording import Outcome, Trained, facts_of, largest_return, record
+from offbench.bench.progress import Progress, checkpoint_path, code_version, remove
+from offbench.bench.provenance import device_name
+from offbench.bench.recording import Outcome, Trained, facts_of, largest_return, patiently, record
 from offbench.bench.settings import Settings, monitor_plan
 from offbench.bench.stacks import Pack
 from offbench.bench.watch import Watch
@@ -31,13 +34,14 @@ if TYPE_CHECKING:
     from offbench.training.loop import Point
     from offbench.training.step import Carry
 
+# of a stack: all of it, its training, the evaluation of a trained one
+Work = Literal["all", "training", "evaluation"]
+
 # how often metrics are read and progress is reported
 CURVE_POINTS = 20
 
 # seconds of training that are saved before the last evaluation
 SAVED_BEFORE_TEST_S = 10
-# seconds until records are written again where the disk was full, each time
-FULL_DISK_S = (5.0, 20.0)
 
 
 def run_pack(
@@ -47,14 +51,17 @@ def run_pack(
     *,
     pools: "dict[str, EnvPool] | None" = None,
     watch: Watch | None = None,
-) -> list[Outcome]:
+    work: Work = "all",
+) -> list[Outcome] | None:
     """Trains the stack, evaluates its last update, and records the rows of every run in it.
 
-    Raises Interrupted where `watch.stop()` is true; the training state is then in its checkpoint.
+    With `work="training"`, None: the trained state is in its checkpoint, from which another process goes on.
+    What cannot be saved is evaluated here. Raises Interrupted where `watch.stop()` is true; the training
+    state is then in its checkpoint.
     """
     watch = watch or Watch(pack)
     watch.report("loading", 0.0)
-    return PackRun(pack, store, settings, {} if pools is None else pools, watch).run()
+    return PackRun(pack, store, settings, {} if pools is None else pools, watch).run(work)
 
 
 class PackRun:
@@ -75,6 +82,7 @@ class PackRun:
         from offbench.rollout import EnvPool, make_policy
         from offbench.tasks.loading import load_data
         from offbench.training.held_out import Validation
+        from offbench.training.imperative import Imperative
 
         self.start = time.perf_counter()
         self.pack, self.store, self.settings, self.watch = pack, store, settings, watch
@@ -82,16 +90,22 @@ class PackRun:
         self.cell = cell = pack.cells[0]
         self.seeds = [run.seed for _, run in pack.members]
         self.device = resolve_device(settings.device)
+        # the name of the one that trained the stack
+        self.made_on = device_name(self.device)
         self.checkpoint = checkpoint_path(pack, settings)
         # preflight has reported defects
         data, self.spec = load_data(cell.task, gamma=cell.pipeline["gamma"], defects="ignore")
         data, held_out = training_episodes(cell, data)
         self.method, self.pipeline = build(cell, data, self.spec, lazy=settings.data == "host")
+        # a user's class, which runs as it is written
+        self.written = isinstance(self.method, Imperative)
         for other in [name for name in pools if name != cell.task.id]:
             # environments can be large: 200 MB for one OGBench cube
             pools.pop(other).close()
         self.pool = pools.setdefault(cell.task.id, EnvPool(cell.task))
-        self.pool.interrupted = watch.stop
+        # monitor evaluations are to be broken off; the pool outlives this stack, and must not hold its states
+        self.leaving = leaving = threading.Event()
+        self.pool.interrupted = lambda: leaving.is_set() or watch.stop()
         if cell.task.env:
             self.pool.check(self.spec)
         self.policy = make_policy(self.method, self.pipeline)
@@ -108,27 +122,31 @@ class PackRun:
         # false once the state holds what no checkpoint can
         self.savable = True
 
-    def run(self) -> list[Outcome]:
-        """Trains, evaluates, records; deletes the checkpoint at the end."""
+    def run(self, work: Work) -> list[Outcome] | None:
+        """Trains, evaluates, records; deletes the checkpoint at the end. None where it is left to be evaluated."""
         from offbench.training.loop import diverged
-        from offbench.training.step import n_minibatches, to_device
+        from offbench.training.step import to_device
 
         carry, self.progress = self.resume()
+        if self.progress.trained:
+            *_, self.made_on = self.progress.trained
+            if work == "training":
+                return None
+        elif work == "evaluation":
+            gone = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            raise UserError(f"the trained state is no longer in {self.checkpoint}") from gone
         self.saved = time.perf_counter()
         code = [*self.progress.code, code_version()]
         self.progress.code = list(dict.fromkeys(code))
         self.progress.runs = [run.run_id for _, run in self.pack.members]
         with (
-            open_loggers(self.settings, self._logged(), self._resumed_at()) as logger,
+            open_loggers(self.settings, self._logged(), self.progress.update) as logger,
             self._monitors(logger) as self.monitors,
         ):
-            if carry is not None and self.checkpoint.exists():
-                self.monitors.again(int(carry.step) * n_minibatches(self.method), carry)
             try:
-                for point in self.train(carry, logger):
-                    # the last update is tested
-                    if point.update < self.cell.n_updates and point.metrics:
-                        self.monitors.begin(point.update, point.carry)
+                point = self.trained(carry, logger)
+                if work == "training" and self.leave(point):
+                    return None
                 if time.perf_counter() - self.saved > SAVED_BEFORE_TEST_S:
                     self.save(point)
                 self.watch.report("evaluating", 0.9)
@@ -145,88 +163,108 @@ class PackRun:
                 logger.episodes(frame)
             # before the logger is waited for
             frames = [*self.progress.frames, *tested]
-            outcomes = self._patiently(lambda: self.record(final, point.backend, broken, frames))
-        # temporary files of killed processes, and the side file of earlier versions, too
-        left = self.checkpoint.parent.glob(f".{self.checkpoint.stem}.*.tmp*")
-        for path in (self.checkpoint, self.checkpoint.with_suffix(".json"), *left):
-            path.unlink(missing_ok=True)
+            write = lambda: self.record(final, point.backend, broken, frames)
+            outcomes = patiently(write, self.watch.stop)
+        remove(self.checkpoint)
         said = [self.progress.note, self.progress.unsaved, *logger.warnings]
         notes = "; ".join(filter(None, said))
         return [outcome._replace(note=notes or None) for outcome in outcomes]
 
-    def _patiently(self, record: Callable[[], list[Outcome]]) -> list[Outcome]:
-        """Writes the records, again where the disk was full. Raises UserError where it stays full."""
-        for seconds in (*FULL_DISK_S, 0.0):
-            try:
-                return record()
-            except (UserError, OSError) as error:
-                kind, why = failure_of(error)
-                if kind != "infrastructure":
-                    raise
-            if self.watch.stop():
-                break
-            time.sleep(seconds)
-        # training once more would find no room for its records, either
-        raise UserError(why)
+    def trained(self, carry: "Carry | None", logger: Loggers) -> "Point":
+        """The last point of training, which goes on from `carry`; monitor episodes are played beside it."""
+        from offbench.training.engine import Ran
+        from offbench.training.loop import Point
+        from offbench.training.step import n_minibatches
 
-    def save(self, point: "Point") -> None:
-        """Writes a checkpoint that resumes to the same rows.
+        n = self.cell.n_updates
+        if carry is not None and self.progress.trained:
+            name, notes, _ = self.progress.trained
+            self.watch.trained(n)
+            for update, state in self.progress.load_beside(self.checkpoint, self._like):
+                self.monitors.begin(update, state)
+            self.last = Point(n, carry, {}, Ran(name, tuple(notes)))
+            return self.last
+        if carry is not None and self.checkpoint.exists():
+            self.monitors.again(int(carry.step) * n_minibatches(self.method), carry)
+        for point in self.train(carry, logger):
+            # the last update is tested
+            if point.update < n and point.metrics:
+                self.monitors.begin(point.update, point.carry)
+        return point
 
-        It is the state of the first monitor evaluation that has not ended, else of `point`: what was not
-        played to its end is played again.
+    def leave(self, point: "Point") -> bool:
+        """Saves the trained state for another process to evaluate; whether it could be.
+
+        Monitor episodes that have not been played to their end are left to that process, too.
         """
-        if not (self.savable and self._resumable(point)):
-            return
-        begun = self.monitors.collect()
-        update, carry = (begun.update, begun.carry) if begun else (point.update, point.carry)
-        curves = [c for c in self.progress.curves if c["update"] <= update]
-        progress = replace(self.progress, frames=[*self.progress.frames], curves=curves)
-        self.savable = progress.save(carry, self.checkpoint)
-        self.progress.unsaved = progress.unsaved
+        # a user's class draws from the generators of the process that trained it
+        if self.written or not self.cell.protocol["episodes"]:
+            return False
+        self.leaving.set()
+        self.monitors.break_off()
+        self.leaving.clear()
+        if self.save(point):
+            return True
+        self.monitors.begin_again()
+        return False
+
+    def save(self, point: "Point") -> bool:
+        """Writes a checkpoint that resumes to the same rows; whether it could be written.
+
+        In training it is the state of the first monitor evaluation that has not ended, else of `point`: what was
+        not played to its end is played again. After it, it is the trained state, and those of such evaluations
+        are written beside it.
+        """
+        # a note on a PyTorch class says that its objects cannot be saved
+        if not self.savable or (self.written and point.backend.notes):
+            return False
+        begun, own, carry = self.monitors.collect(), self.progress, point.carry
+        progress, good = replace(own, frames=[*own.frames], unsaved=None), True
+        if point.update == self.cell.n_updates and not self.written:
+            progress.trained = (point.backend.name, [*point.backend.notes], self.made_on)
+            progress.wall_s += time.perf_counter() - self.start
+            good = progress.save_beside({m.update: m.carry for m in begun}, self.checkpoint)
+        elif begun:
+            update, carry = begun[0].update, begun[0].carry
+            progress.curves = [c for c in own.curves if c["update"] <= update]
+        if good:
+            self.savable = progress.save(carry, self.checkpoint)
+        own.unsaved = progress.unsaved
         self.saved = time.perf_counter()
-
-    def _resumable(self, point: "Point") -> bool:
-        """Whether the state can be saved: a note on a PyTorch class says that its objects cannot."""
-        from offbench.training.imperative import Imperative
-
-        return not (isinstance(self.method, Imperative) and point.backend.notes)
+        return own.unsaved is None
 
     def _logged(self) -> list[Logged]:
         """The runs as loggers show them."""
         return [
-            Logged(cell.entry, run, facts_of(cell, self.settings, self.device))
+            Logged(cell.entry, run, facts_of(cell, self.settings, self.made_on))
             for cell, run in self.pack.members
         ]
-
-    def _resumed_at(self) -> int:
-        curves = self.progress.curves
-        return curves[-1]["update"] if curves else 0
 
     def resume(self) -> "tuple[Carry | None, Progress]":
         """Training state and progress to resume from: a checkpoint of these runs, else the kept state
         of shorter runs with the same settings, else (None, no progress)."""
         from offbench.bench import kept
-        from offbench.training.imperative import Imperative
-        from offbench.training.step import initial_carry
-
-        method, pack = self.method, self.pack
-        written = isinstance(method, Imperative)
-
-        def like() -> "Carry":
-            seen = self.pipeline.spec(self.spec)
-            if written:
-                return method.like(self.seeds, seen, self.device, pack.values)
-            return initial_carry(method, seen, self.seeds, self.device, values=pack.values)
 
         if self.checkpoint.exists():
-            return Progress.load(self.checkpoint, like())
-        members = [(cell.entry, run) for cell, run in pack.members]
-        if written or not any(self.store.kept(run) for _, run in members):
+            return Progress.load(self.checkpoint, self._like())
+        members = [(cell.entry, run) for cell, run in self.pack.members]
+        if self.written or not any(self.store.kept(run) for _, run in members):
             return None, Progress()
-        found, why = kept.find_shorter(self.store, members, like(), method)
+        found, why = kept.find_shorter(self.store, members, self._like(), self.method)
         if found is None:
             return None, Progress(note=why)
         return found.carry, Progress.of_records(found.records, found.n_updates, self.store)
+
+    def _like(self) -> "Carry":
+        """A training state of this stack before its first update, on the device."""
+        from offbench.training.imperative import Imperative
+        from offbench.training.step import initial_carry
+
+        method, values = self.method, self.pack.values
+        seen = self.pipeline.spec(self.spec)
+        if isinstance(method, Imperative):
+            return method.like(self.seeds, seen, self.device, values)
+        return initial_carry(method, seen, self.seeds, self.device, values=values)
 
     def train(self, carry: "Carry | None", logger: Loggers) -> "Iterator[Point]":
         """The points of training; appends metrics to the curves, logs them, and saves checkpoints."""
@@ -287,13 +325,11 @@ class PackRun:
         return {max(k, round(f * n) // k * k): episodes for f, episodes in shares.items()}
 
     def _monitors(self, logger: Loggers) -> Monitors:
-        from offbench.training.imperative import Imperative
-
         def play(state: Any, update: int, episodes: int) -> "pd.DataFrame":
             return self._play(state, self.seeds, update, episodes, "monitor")
 
-        apart = isinstance(self.method, Imperative)
-        return Monitors(self._monitor_at(), play, self.progress, logger.episodes, apart=apart)
+        at, log = self._monitor_at(), logger.episodes
+        return Monitors(at, play, self.progress, log, apart=self.written)
 
     def _play(
         self, state: Any, seeds: list[int], update: int, episodes: int, stream: Stream
@@ -313,12 +349,15 @@ class PackRun:
 
     def _tested(self, state: Any, broken: list[bool]) -> "list[pd.DataFrame]":
         """The test episodes of the members whose parameters are finite."""
+        from torch.utils._pytree import tree_map
+
         finite = [i for i, bad in enumerate(broken) if not bad]
         episodes = self.cell.protocol["episodes"]
         if not (finite and episodes):
             return []
         seeds = [self.seeds[i] for i in finite]
-        test = self._play(_select(state, finite), seeds, self.cell.n_updates, episodes, "test")
+        own = tree_map(lambda x: x[finite], state)
+        test = self._play(own, seeds, self.cell.n_updates, episodes, "test")
         return [test.assign(member=test["member"].map(dict(enumerate(finite))))]
 
     def record(
@@ -344,11 +383,11 @@ class PackRun:
 
         trained = Trained(
             backend=backend,
-            device=self.device,
+            device=self.made_on,
             broken=broken,
             frames=frames,
             curves=progress.curves,
-            wall_s=time.perf_counter() - self.start,
+            wall_s=progress.wall_s + time.perf_counter() - self.start,
             train_s=progress.train_s,
             fitted=fitted,
             largest_return=largest_return(pipeline),
@@ -359,9 +398,3 @@ class PackRun:
         )
         keep = keep_run if settings.keep != "none" else None
         return record(self.pack, self.store, settings, trained, keep)
-
-
-def _select(state: Any, members: list[int]) -> Any:
-    from torch.utils._pytree import tree_map
-
-    return tree_map(lambda x: x[members], state)

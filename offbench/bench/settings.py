@@ -30,6 +30,7 @@ class EvalSettings:
     monitor_at: tuple[float, ...] | None = None
     monitor_episodes: int | tuple[int, ...] = 3
     validation: float | None = None
+    processes: int | Literal["auto"] = "auto"
 
 
 LoggerName = Literal["none", "wandb", "tensorboard"]
@@ -80,7 +81,7 @@ class SlurmSettings:
 
 
 # settings that say where runs are made, and nothing of what they are: no record has them
-WHERE = ("executor", "ray", "slurm")
+WHERE = ("executor", "ray", "slurm", "eval.processes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,8 +214,13 @@ _PACKAGES = {"ray": "ray", "slurm": "submitit"}
 
 
 def _check_executor(s: Settings, need: Callable[[bool, str], None]) -> None:
-    name, ray, slurm = s.executor, s.ray, s.slurm
+    name, ray, slurm, apart = s.executor, s.ray, s.slurm, s.eval.processes
     need(s.jobs == "auto" or int(s.jobs) >= 1, f"jobs={s.jobs} must be auto or at least 1")
+    need(apart == "auto" or int(apart) >= 0, f"eval.processes={apart} must be auto or at least 0")
+    need(
+        name != "slurm" or apart in ("auto", 0),
+        f"eval.processes={apart}: a job of executor=slurm evaluates what it has trained; use auto or 0",
+    )
     need(ray.cpus > 0, f"ray.cpus={ray.cpus:g} must be above 0")
     need(ray.gpus is None or ray.gpus >= 0, f"ray.gpus={ray.gpus} must not be negative")
     need(slurm.time >= 1, f"slurm.time={slurm.time} must be at least 1 minute")
@@ -289,6 +295,7 @@ def check_settings(s: Settings) -> None:
         "eval.envs": s.eval.envs,
         "max_stack": s.max_stack,
         "jobs": None if s.jobs == "auto" else s.jobs,
+        "eval.processes": None if s.eval.processes == "auto" else s.eval.processes,
     }.items():
         need(number is None or int(number) <= _MOST, f"{name}={number} must be at most {_MOST:,}")
     check_device_name(s.device)

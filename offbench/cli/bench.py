@@ -215,6 +215,7 @@ def apart(
 
 
 _PHASES = {
+    "trained": "trained, to be evaluated:",
     "held": "waiting for another process:",
     "recorded": "recorded by another process:",
     "again": "to be tried again:",

@@ -89,7 +89,8 @@ def load(path: Path, like: Carry) -> tuple[Carry, dict[str, Any]]:
         saved = found.pop(f"{i:04d}", None)
         if saved is None or (saved.shape, saved.dtype) != (leaf.shape, leaf.dtype):
             raise Damaged(path, "it is of another run")
-        loaded.append(saved.to(leaf.device))
+        # else it would be a map of the file, and hold its disk
+        loaded.append(saved.to(leaf.device, copy=True))
     carry = tree_unflatten(loaded, tree)
     # the key of a run never changes
     if found or trees or not torch.equal(carry.key, like.key):

@@ -40,7 +40,8 @@ from offbench.results.store import Store
 def test_where_runs_are_made_is_no_part_of_what_they_are(tmp_path):
     own, _ = made(tmp_path)
     setup = "slurm.setup=['export WANDB_API_KEY=secret']"
-    for more in (RAY, SLURM, ("executor=slurm", setup, "slurm.options={account: a}")):
+    apart = ("eval.processes=2",)
+    for more in (RAY, SLURM, apart, ("executor=slurm", setup, "slurm.options={account: a}")):
         other, _ = made(tmp_path, *more)
         assert [r.run_id for c in other.cells for r in c.runs()] == [
             r.run_id for c in own.cells for r in c.runs()
@@ -51,6 +52,7 @@ def test_where_runs_are_made_is_no_part_of_what_they_are(tmp_path):
             "ray",
             "slurm",
         }
+        assert "eval.processes" not in {*other.cells[0].overrides, *other.cells[0].recorded_sources}
 
 
 @pytest.mark.parametrize(

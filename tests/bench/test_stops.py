@@ -77,7 +77,7 @@ def test_a_stop_while_progress_is_shown_ends_the_stacks(tmp_path, monkeypatch):
     stopped = []
 
     class Never:
-        slots = 1
+        slots, evaluators = 1, 0
         submit = events = lambda self, *_: [job.Event(0, "training")]
 
         def stop(self) -> None:
@@ -108,7 +108,7 @@ def test_sigterm_leaves_stacks_more_time_than_ctrl_c(error, seconds, tmp_path, m
     closed = []
 
     class Stopped:
-        slots = 1
+        slots, evaluators = 1, 0
         submit = stop = lambda self, *_: None
 
         def events(self, timeout: float):

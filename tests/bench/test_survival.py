@@ -13,7 +13,7 @@ import pytest
 from support.crashes import COMMAND_LINE, TINY, differences, leftovers, rows
 from support.paths import ROOT
 
-from offbench.bench import job, runner, schedule
+from offbench.bench import job, recording, runner, schedule
 from offbench.bench.plan import plan
 from offbench.bench.runner import run_pack
 from offbench.bench.stacks import Pack, pack, whole_stacks
@@ -129,7 +129,7 @@ def test_a_disk_that_was_full_for_a_moment_costs_no_second_training(
         return append(self, *args, **more)
 
     monkeypatch.setattr(Store, "append", full)
-    monkeypatch.setattr(runner, "FULL_DISK_S", (0.0, 0.0))
+    monkeypatch.setattr(recording, "FULL_DISK_S", (0.0, 0.0))
     monkeypatch.setattr(
         runner.PackRun, "train", lambda self, *a: trained.append(1) or train(self, *a)
     )

@@ -13,15 +13,20 @@ from offbench.bench.preflight import resolve_device
 from offbench.bench.settings import Settings
 from offbench.errors import UserError
 
+# processes that evaluate for each that trains on a GPU, at most: their environments can be large
+EVALUATORS = 4
+
 
 class Executor(Protocol):
     """Runs stacks somewhere. It calls `offbench.bench.job.run_job` there, which records the results."""
 
     # stacks that run at once
     slots: int
+    # and trained stacks that are evaluated at once beside them, in processes of their own: `Job.work`
+    evaluators: int
 
     def submit(self, job: Job) -> None:
-        """Starts a stack; at most `slots` are given at once."""
+        """Starts a stack; at most `slots` and `evaluators` are given at once."""
 
     def events(self, timeout: float) -> list[Event]:
         """What has happened since the last call; waits up to `timeout` seconds for something to."""
@@ -66,8 +71,21 @@ def n_jobs(settings: Settings, stacks: int) -> int:
         return min(int(settings.jobs), max(stacks, 1))
     if not is_here(settings):
         return max(stacks, 1)
-    there = _cores() if (gpus := len(gpus_of(settings))) == 0 else gpus
+    there = cores() if (gpus := len(gpus_of(settings))) == 0 else gpus
     return max(1, min(there, stacks))
+
+
+def n_evaluators(settings: Settings, jobs: int, stacks: int, *, cores: float, on_gpus: bool) -> int:
+    """Number of processes that evaluate what `jobs` others have trained: `eval.processes`.
+
+    For auto the cores that are left beside those that feed GPUs, up to EVALUATORS for each; none on a CPU, where
+    `jobs=auto` trains on every core. None where no other stack waits to be trained.
+    """
+    if settings.eval.processes != "auto":
+        wanted = int(settings.eval.processes)
+    else:
+        wanted = max(1, min(int(cores) - jobs, EVALUATORS * jobs)) if on_gpus else 0
+    return min(wanted, stacks - 1) if stacks > jobs else 0
 
 
 def gpus_of(settings: Settings) -> list[str]:
@@ -80,7 +98,7 @@ def gpus_of(settings: Settings) -> list[str]:
     return [device] if ":" in device else [f"cuda:{i}" for i in range(torch.cuda.device_count())]
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores this process may use; all of the machine's on systems without CPU affinity."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

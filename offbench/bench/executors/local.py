@@ -31,7 +31,7 @@ THREAD = "offbench-stack"
 class Thread:
     """Runs one stack at a time in a thread of this process, so that the caller can show progress."""
 
-    slots = 1
+    slots, evaluators = 1, 0
 
     def __init__(self, store: Store, settings: Settings):
         self._store, self._settings = store, settings
@@ -87,12 +87,12 @@ class Thread:
 class Processes:
     """Runs stacks in processes of their own, each with its environments, dealt over the GPUs.
 
-    A process ends when its parent does, whatever ended that. A stack whose process dies is `lost`, and
-    another process takes its place.
+    Evaluators are processes of the same kind, without a GPU. A process ends when its parent does, whatever
+    ended that. A stack whose process dies is `lost`, and another process takes its place.
     """
 
-    def __init__(self, store: Store, settings: Settings, slots: int):
-        self.slots = slots
+    def __init__(self, store: Store, settings: Settings, slots: int, evaluators: int = 0):
+        self.slots, self.evaluators = slots, evaluators
         self._store, self._settings = store, settings
         self._idle: list[_Process] = []
         self._busy: list[_Process] = []
@@ -102,12 +102,15 @@ class Processes:
         _say_nothing_of_semaphores()
 
     def submit(self, job: Job) -> None:
-        if not self._idle:
-            settings = self._settings
-            if (device := self._devices.pop()) is not None:
+        evaluates = job.work == "evaluation"
+        process = next((p for p in self._idle if p.evaluates == evaluates), None)
+        if process is not None:
+            self._idle.remove(process)
+        else:
+            settings, device = self._settings, "cpu" if evaluates else self._devices.pop()
+            if device is not None:
                 settings = replace(settings, device=device)
-            self._idle.append(_Process(self._store, settings, device))
-        process = self._idle.pop()
+            process = _Process(self._store, settings, device, evaluates)
         self._busy.append(process)
         process.start(job)
         if self._stopped:
@@ -125,7 +128,7 @@ class Processes:
                     self._busy.remove(process)
                     if process.alive:
                         self._idle.append(process)
-                    else:
+                    elif not process.evaluates:
                         self._devices.append(process.device)
         return found
 
@@ -152,9 +155,9 @@ class Processes:
 class _Process:
     """A worker process as its parent sees it."""
 
-    def __init__(self, store: Store, settings: Settings, device: str | None):
+    def __init__(self, store: Store, settings: Settings, device: str | None, evaluates: bool):
         context = multiprocessing.get_context("spawn")
-        self.device, self.alive = device, True
+        self.device, self.evaluates, self.alive = device, evaluates, True
         self.job: Job | None = None
         self.pipe, inner = context.Pipe()
         self.process = context.Process(target=_work, args=(inner, store, settings), name=THREAD)

@@ -11,9 +11,10 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from offbench.bench.executors.executor import is_here
+from offbench.bench.executors.executor import cores, gpus_of, is_here, n_evaluators
 from offbench.bench.executors.remote import Place, Seen, checked, lost
 from offbench.bench.job import Event, Job
 from offbench.bench.settings import Settings
@@ -32,10 +33,10 @@ LEAVING_S = 20.0
 class Ray:
     """Runs stacks as actors of a Ray cluster: that of `ray.address`, or one of this machine for this command.
 
-    A stack whose actor dies is `lost`, and another actor takes its place.
+    A stack whose actor dies is `lost`, and another actor takes its place. Evaluators are actors of one processor.
     """
 
-    def __init__(self, store: Store, settings: Settings, jobs: int):
+    def __init__(self, store: Store, settings: Settings, jobs: int, stacks: int):
         if here := is_here(settings):
             _prepare()
         import ray
@@ -44,20 +45,22 @@ class Ray:
         self._place, self._seen = Place.here(store, settings), Seen(store)
         # logs of a cluster of this machine
         self._folder: str | None = None
-        self._idle: list[Any] = []
+        # whether they evaluate -> actors
+        self._idle: dict[bool, list[Any]] = {False: [], True: []}
         # result that is waited for -> its actor and stack
         self._busy: dict[Any, tuple[Any, Job]] = {}
         self._stopped = False
         try:
             if self._own:
-                self._connect(settings, jobs, here)
-            self._share(settings, jobs)
+                self._connect(settings, jobs, stacks, here)
+            self._share(settings, jobs, stacks)
         except BaseException:
             self.close()
             raise
 
     def submit(self, job: Job) -> None:
-        actor = self._idle.pop() if self._idle else self._actor()
+        idle = self._idle[evaluates := job.work == "evaluation"]
+        actor = idle.pop() if idle else self._actor(evaluates)
         self._busy[actor.run.remote(job)] = actor, job
         self._seen.watch(job)
         if self._stopped:
@@ -81,9 +84,13 @@ class Ray:
     def close(self, timeout: float = 0.0) -> None:
         if self._busy and timeout:
             self._ray.wait(list(self._busy), num_returns=len(self._busy), timeout=timeout)
-        for actor in [*self._idle, *(actor for actor, _ in self._busy.values())]:
+        for actor in [
+            *self._idle[False],
+            *self._idle[True],
+            *(one for one, _ in self._busy.values()),
+        ]:
             self._ray.kill(actor)
-        self._idle, self._busy = [], {}
+        self._idle, self._busy = {False: [], True: []}, {}
         if self._own:
             self._ray.shutdown()
         if self._folder:
@@ -104,16 +111,20 @@ class Ray:
         if event.phase == "lost":
             self._ray.kill(actor)
         else:
-            self._idle.append(actor)
+            self._idle[job.work == "evaluation"].append(actor)
         return event
 
-    def _actor(self) -> Any:
+    def _actor(self, evaluates: bool) -> Any:
+        place, cpus, gpus = self._place, self._cpus, self._gpus
+        if evaluates:
+            place = replace(place, settings=replace(place.settings, device="cpu"))
+            cpus, gpus = 1.0, 0.0
         # two threads: a stack runs in one, the other takes the request to stop
-        options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_concurrency": 2}
+        options = {"num_cpus": cpus, "num_gpus": gpus, "max_concurrency": 2}
         remote = self._ray.remote(_Worker).options(max_restarts=0, **options)
-        return remote.remote(self._place, max(1, int(self._cpus)))
+        return remote.remote(place, max(1, int(cpus)))
 
-    def _connect(self, settings: Settings, jobs: int, here: bool) -> None:
+    def _connect(self, settings: Settings, jobs: int, stacks: int, here: bool) -> None:
         """Joins the cluster, or starts one of this machine."""
         given = settings.ray
         options: dict[str, Any] = {"address": given.address}
@@ -122,9 +133,11 @@ class Ray:
             self._folder = tempfile.mkdtemp(
                 prefix="offbench-ray-", dir="/tmp" if os.name == "posix" else None
             )
+            on_gpus = bool(gpus_of(settings))
+            beside = n_evaluators(settings, jobs, stacks, cores=cores(), on_gpus=on_gpus)
             options = {
                 "address": "local",
-                "num_cpus": math.ceil(jobs * given.cpus),
+                "num_cpus": math.ceil(jobs * given.cpus) + beside,
                 "num_gpus": 0 if settings.device == "cpu" else None,
                 "include_dashboard": False,
                 "object_store_memory": OBJECT_STORE,
@@ -142,8 +155,8 @@ class Ray:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_sigterm)
 
-    def _share(self, settings: Settings, jobs: int) -> None:
-        """Processors and GPUs of an actor, and how many stacks run at once."""
+    def _share(self, settings: Settings, jobs: int, stacks: int) -> None:
+        """Processors and GPUs of an actor, how many stacks run at once, and how many are evaluated beside them."""
         there = self._ray.cluster_resources()
         cpus, gpus = there.get("CPU", 0), there.get("GPU", 0) if settings.device != "cpu" else 0
         self._cpus, share = settings.ray.cpus, settings.ray.gpus
@@ -158,6 +171,12 @@ class Ray:
                 f"ray.cpus={self._cpus:g} and {share:g} GPUs for a stack: the Ray cluster has {cpus:g} CPUs"
                 f" and {there.get('GPU', 0):g} GPUs"
             )
+        # one that finds no processor would wait for ever
+        left = int(cpus - self.slots * self._cpus + 1e-6)
+        beside = n_evaluators(
+            settings, self.slots, stacks, cores=left + self.slots, on_gpus=bool(share)
+        )
+        self.evaluators = min(beside, left)
 
 
 def _prepare() -> None:

@@ -41,7 +41,7 @@ class Slurm:
 
     def __init__(self, store: Store, settings: Settings, jobs: int):
         self._local = settings.slurm.cluster == "local"
-        self.slots = jobs if self._local else QUEUED
+        self.slots, self.evaluators = jobs if self._local else QUEUED, 0
         self._place, self._seen = Place.here(store, settings), Seen(store)
         self._folder = _folder(store, settings)
         self._executor = _executor(self._folder, settings, jobs)
