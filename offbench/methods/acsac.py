@@ -28,7 +28,7 @@ from torch.func import grad_and_value
 
 from offbench import rng
 from offbench.errors import UserError
-from offbench.nn import flow, nets, transformer
+from offbench.nn import evaluated, flow, nets, transformer
 from offbench.nn.optim import Adam, AdamState, polyak
 from offbench.ranges import Count, PolyakRate, Positive, Widths, check_ranges
 from offbench.types import Batch, Metrics, Plan, Spec
@@ -116,9 +116,9 @@ class ACSAC:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Value (B,), chunk (B, H * A) and length (B,) of the best prefix; the first in (n, h) of equals."""
         n = self.n_proposals
-        _, action = flow.propose(velocity, obs, key, n, self.flow_steps)
+        _, action = flow.propose(velocity, obs, key, n, self.flow_steps, evaluated.flow_sample)
         action = action.unflatten(0, (len(obs), n))  # (B, N, H * A)
-        q = self._q(critic, obs, action).amin(0)  # (2, B, N, H) -> (B, N, H)
+        q = self._q(critic, obs, action, evaluated.transformed).amin(0)  # (2, B, N, H) -> (B, N, H)
         index = flow.first_argmax(q.flatten(1))  # (B,)
         value = q.flatten(1).gather(1, index[:, None]).squeeze(1)
         return value, flow.chosen(action, index // q.shape[-1]), index % q.shape[-1] + 1
@@ -164,7 +164,9 @@ class ACSAC:
             critic["position"] = 0.02 * rng.normal(k_place, (2, spec.chunk + 1, w))
         return critic
 
-    def _q(self, critic: Critic, obs: Tensor, action: Tensor) -> Tensor:
+    def _q(
+        self, critic: Critic, obs: Tensor, action: Tensor, network: Any = transformer.flax
+    ) -> Tensor:
         """Values of all prefixes of N chunks for each state: (B, O), (B, N, H * A) -> (2, B, N, H).
 
         The chunks of a state are one sequence behind one state token; each sees that and itself only.
@@ -184,9 +186,7 @@ class ACSAC:
         owner = (index - 1).div(h, rounding_mode="floor")
         sees = (owner[:, None] == owner) | (index == 0)
         sees = sees & (index[:, None] >= index)
-        out = transformer.apply(
-            critic["blocks"], tokens, heads=self.heads, activation="gelu_tanh", eps=1e-6, mask=sees
-        )
+        out = network(critic["blocks"], tokens, heads=self.heads, mask=sees)
         out = out[:, :, 1:].unflatten(2, (n, h))  # (2, B, N, H, W)
         return (out * critic["head"][:, None, None]).sum(-1)
 

@@ -6,6 +6,7 @@ FQL); actions are flat, so a chunk of h actions is one action. Sizes and activat
 the code of FQL and Q-chunking.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -55,7 +56,12 @@ def sample(params: nets.Params, obs: Tensor, noise: Tensor, n_steps: int) -> Ten
 
 
 def propose(
-    params: nets.Params, obs: Tensor, key: Tensor, n: int, n_steps: int
+    params: nets.Params,
+    obs: Tensor,
+    key: Tensor,
+    n: int,
+    n_steps: int,
+    sample: Callable[[nets.Params, Tensor, Tensor, int], Tensor] = sample,
 ) -> tuple[Tensor, Tensor]:
     """`n` samples per observation: repeated observations (B * n, O) and actions (B * n, A)."""
     repeated = obs[:, None].expand(-1, n, -1).flatten(0, 1)

@@ -5,6 +5,7 @@ residual connections. Embeddings, positions and heads are the caller's. An
 ensemble is the same network with a leading axis on every parameter, as in nets.py.
 """
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -101,6 +102,11 @@ def apply(
     if "norm" in params:
         x = _norm(params["norm"], x, eps)
     return x.unflatten(-2, (n_batch, n_tokens))
+
+
+FLAX_EPS = 1e-6
+# with GELU and norms as flax computes them
+flax = partial(apply, activation="gelu_tanh", eps=FLAX_EPS)
 
 
 def drop(x: Tensor, rate: float | Tensor, key: Tensor | None) -> Tensor:

@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from offbench import rng
-from offbench.nn import optim
+from offbench.nn import evaluated, optim
 from offbench.training import compiling
 
 _aten = torch.ops.aten
@@ -83,6 +83,8 @@ class Program:
 _FORMULAS: dict[Any, Callable[..., Any]] = {
     torch.ops.offbench.adam.default: optim.adam_formula,
     torch.ops.offbench.lerp.default: optim.lerp_formula,
+    torch.ops.offbench.flow_sample.default: evaluated.flow_formula,
+    torch.ops.offbench.transformer.default: evaluated.transformer_formula,
 }
 # operation -> the one that writes, and which arguments it writes to
 _IN_PLACE: dict[Any, tuple[Callable[..., Any], tuple[int, ...]]] = {

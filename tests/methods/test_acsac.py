@@ -149,7 +149,7 @@ GAMMA = 0.9
 class Table(ACSAC):
     """ACSAC whose critic is a table over (state, signs of the actions so far)."""
 
-    def _q(self, critic, obs, action):
+    def _q(self, critic, obs, action, network=None):
         s, right = obs.argmax(-1), (action > 0).long()  # (B,), (B, N, H)
         values, code = [], torch.zeros_like(right[..., 0])
         for h in range(right.shape[-1]):
