@@ -78,7 +78,7 @@ class Program:
 
 
 _FORMULAS: dict[Any, Callable[..., Any]] = {
-    torch.ops.offbench.adam.default: optim.adam_formula,
+    torch.ops.offbench.adam.default: optim.adam_lists,
     torch.ops.offbench.lerp.default: optim.lerp_formula,
 }
 # operation -> the one that writes, and which arguments it writes to
