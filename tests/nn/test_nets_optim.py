@@ -141,7 +141,7 @@ def test_adam_of_stacked_seeds_equals_torch_adam_of_each():
             assert torch.allclose(a[seed], b, rtol=0, atol=1e-12)
 
 
-ODD = [(3, 5, 7), (3, 1), (3, 2, 4, 1), (3,), (3, 2, 1, 6)]
+ODD = [(3, 5, 7), (3, 1), (3, 2, 4, 1), (3,), (3, 2, 1, 6), (3,)]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
