@@ -227,7 +227,7 @@ WIDE = {
     "training/loop train",
     "tasks/custom own_task",
     # an operator of torch takes flat lists and numbers, and so do its rules and what replaces it
-    *(f"nn/optim {name}" for name in ("adam_", "_adam", "_", "adam_formula")),
+    *(f"nn/optim {name}" for name in ("adam_", "_adam", "_", "adam_formula", "adam_lists")),
 }
 
 

@@ -92,6 +92,33 @@ def adam_formula(
     return [*new, *mu, *nu]
 
 
+def adam_lists(
+    params: list[Tensor],
+    grads: list[Tensor],
+    mu: list[Tensor],
+    nu: list[Tensor],
+    count: Tensor,
+    lr: float,
+    b1: float,
+    b2: float,
+    eps: float,
+) -> list[Tensor]:
+    """The Adam step for compilers of GPU code: one kernel for all leaves, whatever their shapes.
+
+    Inductor puts the last operation of each list into one kernel, with the elementwise operations
+    before it, and with those after it: a target's `lerp_formula` is computed in the same kernel. The
+    operations between are on single leaves, since a list that only lists read is not kept as one.
+    """
+    # stacked seeds are always at the same step
+    t = count.reshape(-1)[0]
+    step, scale = lr / (1 - b1**t), 1 - b2**t
+    to_mu = [(1 - b1) * (g - m) for g, m in zip(grads, mu, strict=True)]
+    to_nu = [(1 - b2) * (g * g - v) for g, v in zip(grads, nu, strict=True)]
+    mu, nu = list(torch._foreach_add(mu, to_mu)), list(torch._foreach_add(nu, to_nu))
+    steps = [step * m / ((v / scale).sqrt() + eps) for m, v in zip(mu, nu, strict=True)]
+    return [*torch._foreach_sub(params, steps), *mu, *nu]
+
+
 def _front(tensors: list[Tensor], dims: list[int | None], n: int) -> list[Tensor]:
     """Every tensor with the stacked axis first, expanded where it had none."""
     return [

@@ -81,7 +81,7 @@ class Program:
 
 
 _FORMULAS: dict[Any, Callable[..., Any]] = {
-    torch.ops.offbench.adam.default: optim.adam_formula,
+    torch.ops.offbench.adam.default: optim.adam_lists,
     torch.ops.offbench.lerp.default: optim.lerp_formula,
     torch.ops.offbench.flow_sample.default: evaluated.flow_formula,
     torch.ops.offbench.transformer.default: evaluated.transformer_formula,

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from offbench import rng
 from offbench.nn import nets
-from offbench.nn.optim import Adam, AdamW, clip_by_global_norm, polyak
+from offbench.nn.optim import Adam, AdamW, adam_lists, clip_by_global_norm, polyak
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 
@@ -139,6 +139,35 @@ def test_adam_of_stacked_seeds_equals_torch_adam_of_each():
         want = torch_adam(params_of(seed), batches, lr=1e-2)
         for a, b in zip(tree_leaves(params), want, strict=True):
             assert torch.allclose(a[seed], b, rtol=0, atol=1e-12)
+
+
+ODD = [(3, 5, 7), (3, 1), (3, 2, 4, 1), (3,), (3, 2, 1, 6), (3,)]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_lists_for_compilers_compute_the_same_step_of_adam(options):
+    """Of leaves of every shape, one of them twice, with a gradient that is the view of a transposed one."""
+    numbers = dict(Adam(**options)._asdict())
+    draw = lambda i: [rng.normal(rng.key(i + j), s, torch.float64) for j, s in enumerate(ODD)]
+    params, mu, nu = draw(0), draw(10), [x.square() for x in draw(20)]
+    # the last is the first again
+    params, mu, nu = ([*x, x[0]] for x in (params, mu, nu))
+    for i in range(1, 6):
+        grads = draw(30 * i)
+        grads[0] = grads[0].transpose(1, 2).contiguous().transpose(1, 2)
+        state = (
+            params,
+            [*grads, grads[0]],
+            mu,
+            nu,
+            torch.full((3,), float(i), dtype=torch.float64),
+        )
+        want = torch.ops.offbench.adam(*state, **numbers)
+        got = adam_lists(*state, **numbers)
+        for a, b in zip(got, want, strict=True):
+            assert torch.allclose(a, b, rtol=0, atol=1e-12) and a.stride() == b.stride()
+        n = len(params)
+        params, mu, nu = got[:n], got[n : 2 * n], got[2 * n :]
 
 
 def test_adam_expands_what_the_seeds_share():

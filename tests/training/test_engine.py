@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch.func import vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -28,6 +29,7 @@ from offbench.training.step import (
     stack,
     unstack,
 )
+from offbench.training.tracing import Program
 
 HIDDEN = (8, 8)
 
@@ -113,6 +115,34 @@ def test_compiled_programs_equal_traced_ones(shipped_method, data64):
     step, carry = parts(shipped_method, data64)
     torch._dynamo.reset()
     assert close(run(step, carry, 5, "compile")[0], run(step, carry, 5, "eager")[0], 1e-8)
+
+
+def lists_for_a_compiler(method, data64, monkeypatch) -> int:
+    """Operations on lists in the update that a compiler gets; as they stand they compute the same state."""
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
+    step, carry = parts(method, data64)
+    untraced, many = Engine(step, carry, backend="vmap"), vmap(step.update)
+    state, draws = carry.state, untraced._draws
+    program = Program(lambda x: many(*x), (state, draws.at(0)), compiled=True)
+    for i in range(4):
+        state, _ = program((state, draws.at(i)))
+    untraced.run(4)
+    assert close(state, untraced.carry.state, 1e-10)
+    # a captured state is copied leaf by leaf into memory of the first one's layout
+    for a, b in zip(tree_leaves(state), tree_leaves(carry.state), strict=True):
+        assert a.stride() == b.stride()
+    return sum("_foreach_" in str(node.target) for node in program._run.graph.nodes)
+
+
+def test_a_compiler_gets_three_lists_for_a_step_of_adam(data64, monkeypatch):
+    """They become one kernel. TD3+BC steps its critics twice and its actor once."""
+    assert lists_for_a_compiler(TD3BC(hidden=HIDDEN), data64, monkeypatch) == 9
+
+
+@pytest.mark.slow
+def test_every_update_for_a_compiler_equals_the_untraced_one(shipped_method, data64, monkeypatch):
+    n = lists_for_a_compiler(shipped_method, data64, monkeypatch)
+    assert n > 0 and n % 3 == 0
 
 
 @pytest.mark.gpu
