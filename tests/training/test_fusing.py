@@ -68,10 +68,13 @@ def network(x: torch.Tensor) -> torch.Tensor:
         # one row of the first, broadcast to the rows of the second
         (lambda x, y: [(z @ W)[:, :1] + (z @ W.sin()) for z in (x, x + 1)], 2),
         (lambda x, y: [(z[:, :1] @ W) + (z @ W.sin()) for z in (x, x + 1)], 2),
+        # each with the other, and both with what has a value for each row
+        (lambda x, y: (a := x @ W, b := (x + 1) @ W, a - b, b - a), 1),
+        (lambda x, y: [z @ W + x @ W.sin() for z in (x, x + 1)], 2),
         # one result is the right operand of the other's product
         (lambda x, y: (x @ W).mT @ x + (x[:, :3] @ W).sum(), 2),
         # seen in another shape
-        (lambda x, y: ((x @ W).view(3, -1), (y @ W).view(3, 42), (y @ W).mT.reshape(3, 42)), 1),
+        (lambda x, y: ((x @ W).view(12, -1), (y @ W).view(3, 42), (y @ W).mT.reshape(3, 42)), 1),
     ],
 )
 def test_products_with_one_matrix_are_computed_together(function, after):
