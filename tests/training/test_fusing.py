@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._inductor.config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.shipped import shipped_methods
@@ -146,3 +147,17 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize(("terms", "split"), [(2048, False), (2049, True)])
+def test_only_long_sums_are_split_and_inductor_knows_the_options(terms, split):
+    graph = make_fx(lambda x: x.sum(1))(torch.zeros(3, terms))
+    options = fusing.fuse(graph, GPU)
+    assert options == {"combo_kernels": True, "split_reductions": split}
+    assert all(hasattr(torch._inductor.config, name) for name in options)
+
+
+def test_programs_for_a_cpu_stay_as_they_are():
+    graph = make_fx(lambda x, y: (network(x), network(y)))(X, Y)
+    code = graph.code
+    assert fusing.fuse(graph, X.device) == {} and graph.code == code
