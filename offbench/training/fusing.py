@@ -184,10 +184,13 @@ class _Rows:
 
     def _key(self, node: Node, part: int) -> tuple | None:
         """What an operation does to its rows, equal where it is the same; None where it mixes rows."""
-        if not isinstance(node.target, torch._ops.OpOverload):
+        value = node.meta.get("val")
+        if not isinstance(node.target, torch._ops.OpOverload) or not isinstance(
+            value, torch.Tensor
+        ):
             return None
         args: Any = node.args
-        shape = node.meta["val"].shape
+        shape = value.shape
         if node.target in _VIEWS:
             whole, kept = self.place[args[0]][0], shape[-2:] == args[0].meta["val"].shape[-2:]
             return ("view", whole, shape[:-2]) if kept and len(shape) > 1 else None

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support.shipped import shipped_methods
 from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn.functional import gelu
+from torch.nn.functional import gelu, layer_norm
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from offbench.data.pipeline import make_pipeline
@@ -62,6 +62,8 @@ def network(x: torch.Tensor) -> torch.Tensor:
         (lambda x, y: (a := network(x), network(a), network(y)), 4),
         # an option of the activation
         (lambda x, y: [gelu(z @ W, approximate="tanh") @ V for z in (x, y)], 2),
+        # an operation with several results
+        (lambda x, y: [layer_norm(z @ W, (6,)) for z in (x, y)], 1),
         # what follows differs: only the first layer is one
         (lambda x, y: ((x @ W).relu() @ V, (y @ W).tanh() @ V), 2),
         # a value for each row is added
