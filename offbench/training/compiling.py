@@ -15,24 +15,26 @@ Run = Callable[..., list[Tensor]]
 _compiled: dict[Any, Run] = {}
 
 
-def compiled(graph: GraphModule, *, any_length: bool = False) -> Run:
+def compiled(graph: GraphModule, options: dict[str, Any], *, any_length: bool = False) -> Run:
     """The graph, compiled. Tensors it closes over become arguments of the code, so it does not depend on them.
 
     Args:
+        options: of inductor.
         any_length: the first axes of those tensors may differ between programs that share code, as the rows
             of datasets do.
     """
     if any(isinstance(x, GraphModule) for x in graph.children()):
         # parts that its text does not show
-        return _code(graph)
+        return _code(graph, options)
     constants = _as_arguments(graph)
     inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
     given = [_shape(n.meta["val"]) for n in inputs[: len(inputs) - len(constants)]]
     closed = [_shape(x, any_length) for x in constants]
-    key = (graph.code, tuple(given), tuple(closed), torch.get_float32_matmul_precision())
+    shapes = (tuple(given), tuple(closed))
+    key = (graph.code, shapes, str(options), torch.get_float32_matmul_precision())
     run = _compiled.get(key)
     if run is None:
-        run = _compiled[key] = _code(graph)
+        run = _compiled[key] = _code(graph, options)
     if any_length:
         for x in constants:
             if x.ndim:
@@ -40,9 +42,10 @@ def compiled(graph: GraphModule, *, any_length: bool = False) -> Run:
     return (lambda *leaves: run(*leaves, *constants)) if constants else run
 
 
-def _code(graph: GraphModule) -> Run:
+def _code(graph: GraphModule, options: dict[str, Any]) -> Run:
     # the engine captures graphs itself
-    return torch.compile(graph, fullgraph=True, options={"triton.cudagraphs": False})
+    options = {"triton.cudagraphs": False} | options
+    return torch.compile(graph, fullgraph=True, options=options)
 
 
 def _shape(x: Tensor, any_length: bool = False) -> tuple[Any, ...]:

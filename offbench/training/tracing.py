@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functionalize
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from offbench import rng
 from offbench.nn import evaluated, optim
-from offbench.training import compiling
+from offbench.training import compiling, fusing
 
 _aten = torch.ops.aten
 # torch.fx keeps the trace it makes in a global variable; episodes are played in another thread than training
@@ -32,7 +33,8 @@ class Program:
     `fn` must be a pure function of tensors: tracing runs it once, so a Python branch on a tensor's
     value raises, as does any draw from a global generator under vmap. Tensors it closes over (the
     dataset) are not copied. The first `reuse` leaves of the argument may be overwritten. `any_length`: the
-    compiled code is for any number of rows of what `fn` closes over.
+    compiled code is for any number of rows of what `fn` closes over. `graph` is the list, before a compiler
+    gets it.
     """
 
     def __init__(
@@ -53,16 +55,22 @@ class Program:
             return result
 
         with _one_at_a_time:
-            graph = make_fx(flat, decomposition_table=_FORMULAS if compiled else {})(*leaves)
-        self._out = out["tree"]
+            if compiled:
+                pure = functionalize(flat, remove="mutations")
+                graph = make_fx(pure, decomposition_table=_FORMULAS)(*leaves)
+            else:
+                graph = make_fx(flat)(*leaves)
+        self.graph, self._out = graph, out["tree"]
         _drop_empty_views(graph)
         if bf16:
             _multiply_in_bf16(graph)
+        if compiled or not bf16:
+            _compute_once(graph)
         if compiled:
-            self._run = compiling.compiled(graph, any_length=any_length)
+            options = fusing.fuse(graph, leaves[0].device)
+            self._run = compiling.compiled(graph, options, any_length=any_length)
             return
         if not bf16:
-            _compute_once(graph)
             if leaves[0].device.type == "cpu":
                 _turn_thin_products(graph)
             _write_over_dead_values(graph)

@@ -1,0 +1,211 @@
+"""Rewrites a traced program before it is compiled: fewer kernels, the same numbers to rounding.
+
+A stack of small networks spends its time on starting kernels as much as on computing, so what can
+share one does.
+"""
+
+from typing import Any
+
+import torch
+from torch._inductor.pattern_matcher import stable_topological_sort
+from torch.fx import Graph, GraphModule, Node
+
+_aten = torch.ops.aten
+_BMM, _CAST = _aten.bmm.default, _aten._to_copy.default
+_VIEWS = {_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default}
+
+
+def fuse(graph: GraphModule, device: torch.device) -> dict[str, Any]:
+    """All passes that help on this device. Returns the options to compile the program with.
+
+    The program must be free of operations that write to their arguments, and no operation be in it twice.
+    """
+    if device.type == "cpu":
+        return {}
+    join_rows(graph)
+    write_out_thin_products(graph)
+    return {
+        # independent small kernels start as one
+        "combo_kernels": True,
+        # a sum over a minibatch in one kernel, and the optimiser in it, instead of two
+        "split_reductions": _longest_sum(graph) > LONG_SUM,
+    }
+
+
+# terms of a sum from which a compiler may share one sum among many blocks, with a second kernel
+LONG_SUM = 2048
+
+
+def _longest_sum(graph: GraphModule) -> int:
+    longest = 0
+    for node in graph.graph.nodes:
+        if node.target in (_aten.sum.dim_IntList, _aten.mean.dim):
+            terms = node.args[0].meta["val"].numel() // node.meta["val"].numel()
+            longest = max(longest, terms)
+    return longest
+
+
+def insert(node: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
+    """A new operation before `node`, with the value it would have."""
+    with node.graph.inserting_before(node):
+        new = node.graph.call_function(target, args, kwargs)
+    new.meta["val"] = target(*(_without_memory(x) for x in args), **kwargs)
+    return new
+
+
+def _without_memory(x: Any) -> Any:
+    """A node's value on no device, laid out as it is; what is no node as it is."""
+    if isinstance(x, list):
+        return [_without_memory(y) for y in x]
+    if not isinstance(x, Node):
+        return x
+    value = x.meta["val"]
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+
+
+def write_out_thin_products(graph: GraphModule) -> None:
+    """Products with a side of length 1 become elementwise products or sums.
+
+    A compiler fuses these with the operations around them, and a library's product with nothing.
+    """
+    for node in list(graph.graph.nodes):
+        if node.target is not _BMM:
+            continue
+        operands: Any = node.args
+        a, b = operands
+        (m, k), n = a.meta["val"].shape[1:], b.meta["val"].shape[2]
+        if 1 not in (m, k, n):
+            continue
+        if k > 1 and n == 1:
+            b = insert(node, _aten.transpose.int, b, 1, 2)
+        elif k > 1:
+            a = insert(node, _aten.transpose.int, a, 1, 2)
+        new = insert(node, _aten.mul.Tensor, a, b)
+        if k > 1:
+            new = insert(node, _aten.sum.dim_IntList, new, [2 if n == 1 else 1], True)
+        node.replace_all_uses_with(new)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def join_rows(graph: GraphModule) -> None:
+    """Products with the same right operand become one product of all their rows.
+
+    So does what follows row by row: bias, activation, the next layer. A network that is applied to two
+    batches (V to both observations, target networks to both minibatches) costs the kernels of one.
+    """
+    for node in graph.graph.nodes:
+        if node.target in _VIEWS:
+            # some rows of a larger value may have no such view
+            node.target = _aten.reshape.default
+    _Rows(graph.graph).join()
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+# bytes of a left operand up to which it is copied to save a product
+COPY_LIMIT = 2**22
+
+
+class _Rows:
+    """Values of a graph that are rows of larger ones."""
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        # rows -> (the larger value, which of its parts they are)
+        self.place: dict[Node, tuple[Node, int]] = {}
+
+    def join(self) -> None:
+        while len(group := self._independent_products()) > 1:
+            waiting = [group]
+            while waiting:
+                waiting += self._followers(self._join(waiting.pop()))
+            stable_topological_sort(self.graph)
+
+    def _independent_products(self) -> list[Node]:
+        """Products that share their right operand and do not depend on each other."""
+        # node -> itself and all that it is computed from, a bit each
+        origins: dict[Node, int] = {}
+        groups: dict[Node, list[Node]] = {}
+        for i, node in enumerate(self.graph.nodes):
+            origins[node] = 1 << i
+            for x in node.all_input_nodes:
+                origins[node] |= origins[x]
+            if node.target is not _BMM or self._is_rows(node.args[0]):
+                continue
+            left, right = node.all_input_nodes[0], node.all_input_nodes[-1]
+            group = groups.setdefault(right, [])
+            depends = any(origins[x] & ~origins[node] == 0 for x in group)
+            if not depends and left.meta["val"].nbytes <= COPY_LIMIT:
+                group.append(node)
+        return max(groups.values(), key=len, default=[])
+
+    def _join(self, group: list[Node]) -> list[Node]:
+        """Computes the operations of a group as one. Returns the rows that take their places."""
+        last, value = group[-1], group[-1].meta["val"]
+        lengths = [x.meta["val"].shape[-2] for x in group]
+        args = [self._joined(last, list(same)) for same in zip(*(x.args for x in group))]
+        if last.target in _VIEWS:
+            args[1] = [*value.shape[:-2], sum(lengths), value.shape[-1]]
+        whole = insert(last, last.target, *args, **last.kwargs)
+        rows = []
+        for i in range(len(group)):
+            span = sum(lengths[:i]), sum(lengths[: i + 1])
+            part = insert(last, _aten.slice.Tensor, whole, value.ndim - 2, *span)
+            self.place[part] = whole, i
+            rows.append(part)
+        for node, part in zip(group, rows):
+            node.replace_all_uses_with(part)
+        for node in group:
+            self.graph.erase_node(node)
+        return rows
+
+    def _joined(self, before: Node, same: list) -> Any:
+        """The argument of the joined operation, from those of the group."""
+        if self._is_rows(same[0]):
+            return self.place[same[0]][0]
+        if all(x is same[0] for x in same) or not isinstance(same[0], Node):
+            return same[0]
+        return insert(before, _aten.cat.default, same, 1)
+
+    def _is_rows(self, x: Any) -> bool:
+        return isinstance(x, Node) and x in self.place
+
+    def _followers(self, rows: list[Node]) -> list[list[Node]]:
+        """Groups of operations that do the same to each of the rows."""
+        groups: list[list[Node]] = []
+        for first in rows[0].users:
+            key, group = self._key(first, 0), [first]
+            for i, part in enumerate(rows[1:], 1):
+                group += [x for x in part.users if self._key(x, i) == key][:1]
+            if key and len(set(group)) == len(rows):
+                groups.append(group)
+        return groups
+
+    def _key(self, node: Node, part: int) -> tuple | None:
+        """What an operation does to its rows, equal where it is the same; None where it mixes rows."""
+        value = node.meta.get("val")
+        if not isinstance(node.target, torch._ops.OpOverload) or not isinstance(
+            value, torch.Tensor
+        ):
+            return None
+        args: Any = node.args
+        shape = value.shape
+        if node.target in _VIEWS:
+            whole, kept = self.place[args[0]][0], shape[-2:] == args[0].meta["val"].shape[-2:]
+            return ("view", whole, shape[:-2]) if kept and len(shape) > 1 else None
+        if node.target is _BMM:
+            return None if self._is_rows(args[1]) else (_BMM, self.place[args[0]][0], args[1])
+        if torch.Tag.pointwise not in node.target.tags and node.target is not _CAST:
+            return None
+        same: list[Any] = []
+        for x in args:
+            rows = (1, 1, *x.meta["val"].shape)[-2] if isinstance(x, Node) else None
+            if self._is_rows(x) and self.place[x][1] == part and rows == shape[-2]:
+                same.append(self.place[x][0])
+            elif self._is_rows(x) or rows not in (None, 1):
+                return None
+            else:
+                # a number, or a value that is the same for every row
+                same.append(x if rows else repr(x))
+        return node.target, repr(node.kwargs), *same
