@@ -25,8 +25,13 @@ def fake_cuda() -> Iterator[None]:
 
     if not torch.cuda.is_available():
         torch._C._ensureCUDADeviceGuardSet()
-    # it asks the driver for a context
-    with mock.patch.object(fake_tensor, "init_gpu_context", lambda device: None):
+    copy_ = lambda self, other, *more: torch.ops.aten.copy_.default(self, other, *more)
+    with (
+        # it asks the driver for a context
+        mock.patch.object(fake_tensor, "init_gpu_context", lambda device: None),
+        # the method, unlike the operator, asks a CPU build for a guard
+        mock.patch.object(fake_tensor.FakeTensor, "copy_", copy_),
+    ):
         yield
 
 
@@ -152,7 +157,7 @@ def _inductor() -> list[Any]:
     import torch._inductor.fx_passes.joint_graph
     import torch._inductor.fx_passes.post_grad
     import torch._inductor.scheduler
-    import torch.utils._triton
+
 
     return [
         m
