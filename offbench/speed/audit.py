@@ -9,7 +9,7 @@ make a tensor on the CPU. The programs of every view and sampler are traced and 
 import inspect
 import re
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,31 +69,23 @@ def audit(
     seeds: int = 2,
 ) -> Audited:
     """Audits a method with one of its `views` and one of SAMPLERS."""
-    seen = views(method)[view]
-
-    def traced(lines: bool) -> list[Traced]:
-        return trace(
+    # a method may raise anything; the audit goes on with the next one
+    try:
+        programs = trace(
             method,
-            view=seen,
+            view=views(method)[view],
             weights=SAMPLERS[sampler],
             batch_size=batch_size,
             seeds=seeds,
-            lines=lines,
         )
-
-    # a method may raise anything; the audit goes on with the next one
-    try:
-        programs = traced(lines=False)
     except Exception as error:
-        fault = _because(error, _line(_frames(error), method))
+        calls = [(f.filename, f.lineno or 0) for f in traceback.extract_tb(error.__traceback__)]
+        fault = _because(error) + _line(calls[::-1], method)
         return Audited(name, view, sampler, 0, 0, (fault,))
     operations = {p.name: _count(p) for p in programs}
     with fake_cuda():
         faults = [f for p in programs for f in _faults(p, method)]
-        if faults:
-            # once more, with the lines
-            faults = [f for p in traced(lines=True) for f in _faults(p, method)]
-    counts = (operations.get(name, 0) for name in ("draw", "update"))
+    counts = (operations.get(half, 0) for half in ("draw", "update"))
     return Audited(name, view, sampler, *counts, tuple(dict.fromkeys(faults)))
 
 
@@ -104,28 +96,28 @@ def _count(program: Traced) -> int:
 def _faults(program: Traced, method: Any) -> list[str]:
     """What would fail, or wait, if the program ran on a GPU."""
     run = Propagated(program.graph)
-    found = []
+    found: list[tuple[str, Node | None]] = []
     try:
         run.go()
     except Exception as error:
-        at = run.at
-        words = _because(error, _line(_frames(at), method))
-        found.append(f"{program.name}: {_operation(at)}: {words}")
-    for node in program.graph.graph.nodes:
-        what = _fault(node)
-        if what:
-            # a constant has no line, what reads it has
-            user = next(iter(node.users), node) if node.op == "placeholder" else node
-            found.append(f"{program.name}: {what}{_line(_frames(user), method)}")
-    return found
+        found.append((f"{_operation(run.at)}: {_because(error)}", run.at))
+    found += [(what, node) for node in program.graph.graph.nodes if (what := _fault(node))]
+    return [
+        f"{program.name}: {what}{_line(at.meta.get('lines', ()) if at else (), method)}"
+        for what, at in found
+    ]
 
 
 def _fault(node: Node) -> str:
+    """What is wrong with an operation by itself, in words; empty if nothing is."""
     name = _operation(node)
     if node.op == "call_function" and name in WAITS:
         return f"{name} waits for the GPU"
     if node.op == "call_function" and name in GENERATORS:
         return f"{name} draws from a global generator"
+    # a Python number, which kernels take by value
+    if node.target is torch.ops.aten._to_copy.default and not node.all_input_nodes:
+        return ""
     # what is made of a tensor on the CPU is its fault
     if _elsewhere(node) and not any(map(_elsewhere, node.all_input_nodes)):
         shape = tuple(next(x for x in _tensors(node) if x.device != CUDA).shape)
@@ -161,51 +153,19 @@ _WORDS = {
     r"dynamic shape|nonzero": "the shape of a result depends on values (a mask as an index, nonzero)",
     r"random operation": "draws from a global generator; use offbench.rng and the key",
     r"Cannot copy out of meta|meta tensor.*copy": "copies a tensor to the CPU",
-    r"two different devices|same device": "an operation has tensors of the CPU and the GPU",
+    r"two different devices|same device|expected device": "an operation has tensors of the CPU and the GPU",
 }
 
 
-def _because(error: Exception, line: str) -> str:
+def _because(error: Exception) -> str:
     said = " ".join(str(error).split()) or type(error).__name__
     for pattern, words in _WORDS.items():
         if re.search(pattern, said):
-            return words + line
-    return f"{type(error).__name__}: {said[:160]}{line}"
+            return words
+    return f"{type(error).__name__}: {said[:160]}"
 
 
-def _frames(of: Exception | Node | None) -> list[tuple[str, int]]:
-    """(file, line) of each call that led there, the outermost first."""
-    if isinstance(of, Exception):
-        return [(f.filename, f.lineno or 0) for f in traceback.extract_tb(of.__traceback__)]
-    text = (of.stack_trace if of is not None else None) or ""
-    return [(file, int(line)) for file, line in re.findall(r'File "(.+?)", line (\d+)', text)]
-
-
-def _line(frames: Sequence[tuple[str, int]], method: Any) -> str:
-    """", mymodule.py:12": the innermost line of the method's file, or else of any but torch's."""
+def _line(calls: Sequence[tuple[str, int]], method: Any) -> str:
+    """ ", mymodule.py:12": the innermost line of the method's file, if it is among the calls."""
     own = inspect.getsourcefile(type(method))
-    torchs = str(next(iter(torch.__path__)))
-    for wanted in (lambda f: f == own, lambda f: not f.startswith(torchs)):
-        for file, line in reversed(frames):
-            if wanted(file):
-                return f", {Path(file).name}:{line}"
-    return ""
-
-
-# --- the table
-
-
-def to_rich(rows: Iterable[Audited]) -> Any:
-    """A table of 100 columns at most."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("method", "view", "sampler"):
-        table.add_column(column, no_wrap=True)
-    for column in ("draw", "update"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("on a GPU", overflow="fold")
-    for row in rows:
-        found = "\n".join(row.faults) or "ok"
-        table.add_row(*row[:3], *(str(n or "-") for n in row[3:5]), found)
-    return table
+    return next((f", {Path(file).name}:{line}" for file, line in calls if file == own), "")

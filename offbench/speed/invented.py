@@ -7,6 +7,7 @@ not, and for lowering with triton 3.6 to 3.9.
 """
 
 import contextlib
+import importlib
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -153,14 +154,8 @@ def _always(wrap: Any = lambda f: f, **answers: Any) -> dict[str, Any]:
 
 def _inductor() -> list[Any]:
     """torch's modules that have taken `has_triton` or `lazy_init` for themselves."""
-    import torch._inductor.compile_fx
-    import torch._inductor.fx_passes.joint_graph
-    import torch._inductor.fx_passes.post_grad
-    import torch._inductor.scheduler
-
-
-    return [
-        m
-        for name, m in list(sys.modules.items())
-        if name.startswith("torch._inductor") or name == "torch.utils._triton"
-    ]
+    # so that they are there
+    for name in ("compile_fx", "fx_passes.joint_graph", "fx_passes.post_grad", "scheduler"):
+        importlib.import_module(f"torch._inductor.{name}")
+    homes = ("torch._inductor", "torch.utils._triton")
+    return [m for name, m in list(sys.modules.items()) if name.startswith(homes)]
