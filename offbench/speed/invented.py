@@ -88,6 +88,7 @@ def invented(card: Card) -> Iterator[None]:
     """Inductor and triton find this card, and compile for it as they would."""
     import triton
     from torch._dynamo.device_interface import CudaInterface
+    from torch._inductor.runtime import triton_helpers
     from triton.backends.compiler import GPUTarget
 
     number = 10 * card.major + card.minor
@@ -142,6 +143,8 @@ def invented(card: Card) -> Iterator[None]:
                     stack.enter_context(
                         mock.patch.object(module, name, lambda *a, answer=answer, **k: answer)
                     )
+        # a generated kernel asks for the driver of a real GPU
+        stack.enter_context(mock.patch.object(triton_helpers, "set_driver_to_gpu", lambda: None))
         triton.runtime.driver.set_active(driver)
         stack.callback(setattr, triton.runtime.driver, "_active", before)
         yield
