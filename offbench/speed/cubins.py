@@ -15,6 +15,8 @@ class Cubin(NamedTuple):
     """A kernel in machine code, in the first of the forms that inductor would try."""
 
     kernel: str
+    # 80 is sm_80
+    arch: int
     # of machine code; 0 where it could not be compiled
     bytes: int
     # of each block
@@ -50,9 +52,13 @@ def _compiled(name: str, source: str) -> Cubin:
             kernel._precompile_config(kernel.configs[0])
     # triton and ptxas fail in many ways
     except Exception as error:
-        return Cubin(name, 0, error=f"{type(error).__name__}: {' '.join(str(error).split())}"[:300])
+        return Cubin(
+            name, 0, 0, error=f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+        )
     cubin = made[0].asm["cubin"]
-    return Cubin(name, len(cubin), made[0].metadata.shared, *_resources(cubin))
+    return Cubin(
+        name, made[0].metadata.target.arch, len(cubin), made[0].metadata.shared, *_resources(cubin)
+    )
 
 
 def _resources(cubin: bytes) -> tuple[Any, ...]:

@@ -89,6 +89,7 @@ def invented(card: Card) -> Iterator[None]:
     import triton
     from torch._dynamo.device_interface import CudaInterface
     from torch._inductor.runtime import triton_helpers
+    from torch._inductor.runtime.hints import DeviceProperties
     from triton.backends.compiler import GPUTarget
 
     number = 10 * card.major + card.minor
@@ -145,6 +146,9 @@ def invented(card: Card) -> Iterator[None]:
                     )
         # a generated kernel asks for the driver of a real GPU
         stack.enter_context(mock.patch.object(triton_helpers, "set_driver_to_gpu", lambda: None))
+        # torch remembers what it was told of another card
+        DeviceProperties.create.cache_clear()
+        stack.callback(DeviceProperties.create.cache_clear)
         triton.runtime.driver.set_active(driver)
         stack.callback(setattr, triton.runtime.driver, "_active", before)
         yield

@@ -1,9 +1,6 @@
 """A step launches no more on a GPU than the table says, counted in inductor's code without a GPU."""
 
-import csv
-
 import pytest
-import torch
 from support.paths import ROOT
 
 from offbench.cli import main
@@ -13,7 +10,6 @@ from offbench.speed import lowering
 from offbench.speed.contenders import shipped
 from offbench.speed.invented import CARDS
 from offbench.speed.lowering import Code, Launches, can_lower
-from offbench.speed.traced import trace
 
 TABLE = ROOT / "results" / "launches.csv"
 ROWS = table.read(TABLE)
@@ -117,3 +113,6 @@ def test_every_kernel_of_a_program_is_compiled_for_the_card(card):
             compiled = compile_kernels(code, card)
             assert len(compiled) == len(set(code.calls["kernels"]))
             assert all(c.bytes > 0 and not c.error for c in compiled)
+            # not what the card before was
+            wanted = {"h100": 90, "a100": 80}[card]
+            assert {c.arch for c in compiled} == {wanted}
