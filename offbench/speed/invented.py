@@ -7,6 +7,7 @@ not, and for lowering with triton 3.6 to 3.9.
 """
 
 import contextlib
+import importlib
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -25,8 +26,13 @@ def fake_cuda() -> Iterator[None]:
 
     if not torch.cuda.is_available():
         torch._C._ensureCUDADeviceGuardSet()
-    # it asks the driver for a context
-    with mock.patch.object(fake_tensor, "init_gpu_context", lambda device: None):
+    copy_ = lambda self, other, *more: torch.ops.aten.copy_.default(self, other, *more)
+    with (
+        # it asks the driver for a context
+        mock.patch.object(fake_tensor, "init_gpu_context", lambda device: None),
+        # the method, unlike the operator, asks a CPU build for a guard
+        mock.patch.object(fake_tensor.FakeTensor, "copy_", copy_),
+    ):
         yield
 
 
@@ -82,6 +88,8 @@ def invented(card: Card) -> Iterator[None]:
     """Inductor and triton find this card, and compile for it as they would."""
     import triton
     from torch._dynamo.device_interface import CudaInterface
+    from torch._inductor.runtime import triton_helpers
+    from torch._inductor.runtime.hints import DeviceProperties
     from triton.backends.compiler import GPUTarget
 
     number = 10 * card.major + card.minor
@@ -136,6 +144,11 @@ def invented(card: Card) -> Iterator[None]:
                     stack.enter_context(
                         mock.patch.object(module, name, lambda *a, answer=answer, **k: answer)
                     )
+        # a generated kernel asks for the driver of a real GPU
+        stack.enter_context(mock.patch.object(triton_helpers, "set_driver_to_gpu", lambda: None))
+        # torch remembers what it was told of another card
+        DeviceProperties.create.cache_clear()
+        stack.callback(DeviceProperties.create.cache_clear)
         triton.runtime.driver.set_active(driver)
         stack.callback(setattr, triton.runtime.driver, "_active", before)
         yield
@@ -148,14 +161,8 @@ def _always(wrap: Any = lambda f: f, **answers: Any) -> dict[str, Any]:
 
 def _inductor() -> list[Any]:
     """torch's modules that have taken `has_triton` or `lazy_init` for themselves."""
-    import torch._inductor.compile_fx
-    import torch._inductor.fx_passes.joint_graph
-    import torch._inductor.fx_passes.post_grad
-    import torch._inductor.scheduler
-    import torch.utils._triton
-
-    return [
-        m
-        for name, m in list(sys.modules.items())
-        if name.startswith("torch._inductor") or name == "torch.utils._triton"
-    ]
+    # so that they are there
+    for name in ("compile_fx", "fx_passes.joint_graph", "fx_passes.post_grad", "scheduler"):
+        importlib.import_module(f"torch._inductor.{name}")
+    homes = ("torch._inductor", "torch.utils._triton")
+    return [m for name, m in list(sys.modules.items()) if name.startswith(homes)]
