@@ -93,7 +93,14 @@ def shipped() -> dict[str, type]:
     return found
 
 
-def _view(needs: Sequence[str]) -> NStep | Chunk | Window:
+def sized_method(name: str, hidden: tuple[int, ...]) -> Any:
+    """A shipped method with its own settings, its multilayer perceptrons of these widths."""
+    cls = shipped()[name]
+    sized = "hidden" in {field.name for field in dataclasses.fields(cls)}
+    return cls(hidden=hidden) if sized else cls()
+
+
+def usual_view(needs: Sequence[str]) -> NStep | Chunk | Window:
     """What a method learns from: chunks of 5 steps and windows of 20, as published."""
     if {"valid", "prefixes"} & set(needs):
         return Chunk(5, SPEC.gamma, pad=True)
@@ -111,9 +118,7 @@ class Cell(NamedTuple):
     @property
     def method(self) -> Any:
         """The method with its own settings, its multilayer perceptrons of the widths asked for."""
-        cls = shipped()[self.name]
-        sized = "hidden" in {field.name for field in dataclasses.fields(cls)}
-        return cls(hidden=self.hidden) if sized else cls()
+        return sized_method(self.name, self.hidden)
 
     @property
     def row(self) -> dict[str, Any]:
@@ -124,7 +129,7 @@ class Cell(NamedTuple):
         method = self.method
         needs = getattr(method, "needs", ())
         pipeline = make_pipeline(
-            self.data, view=_view(needs), batch_size=self.batch_size, needs=needs
+            self.data, view=usual_view(needs), batch_size=self.batch_size, needs=needs
         )
         spec = pipeline.spec(SPEC)
         return make_step(method, pipeline), initial_carry(

@@ -30,7 +30,8 @@ class Program:
 
     `fn` must be a pure function of tensors: tracing runs it once, so a Python branch on a tensor's
     value raises, as does any draw from a global generator under vmap. Tensors it closes over (the
-    dataset) are not copied. The first `reuse` leaves of the argument may be overwritten.
+    dataset) are not copied. The first `reuse` leaves of the argument may be overwritten. `graph` is
+    the list, before a compiler gets it.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Program:
 
         with _one_at_a_time:
             graph = make_fx(flat, decomposition_table=_FORMULAS if compiled else {})(*leaves)
-        self._out = out["tree"]
+        self.graph, self._out = graph, out["tree"]
         _drop_empty_views(graph)
         if bf16:
             _multiply_in_bf16(graph)
