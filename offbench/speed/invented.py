@@ -148,11 +148,6 @@ def _always(wrap: Any = lambda f: f, **answers: Any) -> dict[str, Any]:
 
 def _inductor() -> list[Any]:
     """torch's modules that have taken `has_triton` or `lazy_init` for themselves."""
-    import torch._inductor.compile_fx
-    import torch._inductor.fx_passes.joint_graph
-    import torch._inductor.fx_passes.post_grad
-    import torch._inductor.scheduler
-    import torch.utils._triton
 
     return [
         m
