@@ -35,6 +35,8 @@ class Cost(NamedTuple):
     basis: str
     # of the seconds, those of monitor episodes
     monitor: float = 0.0
+    # of the seconds, those of all episodes, where they were estimated apart
+    episodes: float = 0.0
 
 
 def forecast(
@@ -64,8 +66,8 @@ def forecast(
             steps[cell.task.id] = _step_rate(cell) if cell.task.env else float("inf")
         played = members * cell.task.max_episode_steps / steps[cell.task.id]
         monitor = _monitored(cell.protocol) * played
-        seconds += SETUP_S + cell.protocol["episodes"] * played
-        costs.append(Cost(seconds + monitor, basis, monitor))
+        episodes = cell.protocol["episodes"] * played + monitor
+        costs.append(Cost(SETUP_S + seconds + episodes, basis, monitor, episodes))
     return costs
 
 

@@ -106,7 +106,7 @@ def _print_runs(wanted: "Plan", console: "Console", gpu: "Card | None") -> None:
             before = shares[key].seconds if key in shares else 0.0
             shares[key] = cost._replace(seconds=before + share * cost.seconds)
     _print_cells(wanted, todo, here, shares, console)
-    _print_absent(wanted, console)
+    _print_absent(wanted, console, estimated=gpu is not None)
     if gpu:
         _print_estimate(gpu, settings, packs, costs, console)
     else:
@@ -144,9 +144,11 @@ def _print_estimate(
     jobs = 1 if settings.jobs == "auto" else int(settings.jobs)
     runs, stacks = plural(sum(p.size for p in packs), "run"), plural(len(packs), "stack")
     seconds = [cost.seconds for cost in costs]
+    played = sum(cost.episodes for cost in costs)
     console.print(
         f"{runs} in {stacks}, about {duration(makespan(seconds, jobs))} on "
         + (f"one {gpu.name}" if jobs == 1 else f"{jobs} {gpu.name}")
+        + (f"; episodes are {100 * played / sum(seconds):.0f} % of it" if played else "")
     )
     console.print(
         f"estimated from launches and arithmetic for {gpu.name}, not measured; episodes at the rate of"
@@ -210,7 +212,7 @@ def is_here(task: "Task") -> bool:
     return task.sha256 is not None
 
 
-def _print_absent(plan: "Plan", console: "Console") -> None:
+def _print_absent(plan: "Plan", console: "Console", *, estimated: bool = False) -> None:
     """The datasets that are missing here, with the size and source of each; none is downloaded."""
     from offbench.data import composition
     from offbench.tasks.locate import load_task
@@ -231,7 +233,8 @@ def _print_absent(plan: "Plan", console: "Console") -> None:
                 how = f"offbench data make {name}"
             absent.setdefault(how, f"  {part.id}: {how}")
     if absent:
-        console.print(f"data that a run needs first ({len(absent)} not here, so not estimated):")
+        note = "" if estimated else ", so not estimated"
+        console.print(f"data that a run needs first ({len(absent)} not here{note}):")
         console.print("\n".join(absent.values()), soft_wrap=True, markup=False)
 
 

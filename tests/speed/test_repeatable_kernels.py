@@ -8,8 +8,12 @@ from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from offbench import rng
-from offbench.speed.lowering import can_lower, lower, lowered
-from offbench.speed.traced import META, Traced
+from offbench.methods.bc import BC
+from offbench.methods.dt import DT
+from offbench.speed.invented import CARDS
+from offbench.speed.lowering import can_lower, lower
+from offbench.speed.traced import META, Traced, trace
+from offbench.testing.fakes import sized, view_for
 
 pytestmark = [
     pytest.mark.skipif(
@@ -23,8 +27,6 @@ KEYS = torch.empty(4, dtype=torch.int64, device=META)
 
 def kernels(function, *inputs) -> str:
     """Inductor's code of the function stacked over its first argument, for an invented H100."""
-    from offbench.speed.invented import CARDS
-
     graph = make_fx(lambda *x: (vmap(function, (0, *[None] * (len(x) - 1)))(*x),))(*inputs)
     return lower(Traced("draw", graph, True, {}), CARDS["h100"]).source
 
@@ -62,14 +64,16 @@ def test_a_product_of_an_index_is_found():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bc", "dt"])
-def test_updates_are_lowered_without_atomics_in_the_deterministic_mode(name):
-    programs = lowered(name, seeds=2, hidden=(16,), batch_size=16)
-    for program, code in programs:
-        if code is not None:
-            assert program.options["deterministic"] is True
-            assert "tl.atomic" not in code.source and "'deterministic': True" in code.source
-            assert "index_put" not in code.source
+@pytest.mark.parametrize("cls", [BC, DT])
+def test_updates_are_lowered_without_atomics_in_the_deterministic_mode(cls):
+    method = sized(cls, (8,))
+    view = view_for(getattr(method, "needs", ()))
+    compiled = [p for p in trace(method, view=view, batch_size=8, seeds=2) if p.compiled]
+    assert "update" in {program.name for program in compiled}
+    for program in compiled:
+        source = lower(program, CARDS["h100"]).source
+        assert program.options["deterministic"] is True and "'deterministic': True" in source
+        assert "tl.atomic" not in source and "index_put" not in source
 
 
 def test_an_atomic_sum_is_found():
