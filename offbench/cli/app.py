@@ -226,7 +226,7 @@ _FUNCTIONS = {
     "report": ("offbench.cli.report", "show_report"),
     "curves": ("offbench.cli.curves", "show_curves"),
     "check": ("offbench.cli.contract", "check_contract"),
-    "speed": ("offbench.speed.benchmark", "main"),
+    "speed": ("offbench.cli.audit", "speed"),
 }
 
 _python_format = warnings.formatwarning

@@ -186,7 +186,17 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         ),
         "speed": Command(
             "measure how fast training is here, against a plain PyTorch loop",
-            ("speed", "speed methods=[iql] seeds=[1,8] hidden=[[64,64]]"),
+            (
+                "speed",
+                "speed methods=[iql] seeds=[1,8] hidden=[[64,64]]",
+                "speed --audit methods=[iql,mymodule.MyMethod]",
+            ),
+            options=(
+                Option(
+                    "--audit",
+                    {"action": "store_true", "help": "say which methods would fail on a GPU"},
+                ),
+            ),
         ),
     }
 )
@@ -216,6 +226,8 @@ settings:
   batch_size, device, threads    as in a run; threads of the processor
   seconds, minutes               of each row; of all, what is left is skipped
   out                            folder of speed.csv, .json and .png; null: none
+  launches, cards                of --audit: true rewrites results/launches.csv
+                                 (needs triton), for h100 or a100
   peer, peer_pattern, peer_seeds another program's command, a regular expression
                                  with its updates per second, seeds it trains
 """

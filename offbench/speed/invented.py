@@ -7,6 +7,7 @@ not, and for lowering with triton 3.6 to 3.9.
 """
 
 import contextlib
+import importlib
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -25,8 +26,13 @@ def fake_cuda() -> Iterator[None]:
 
     if not torch.cuda.is_available():
         torch._C._ensureCUDADeviceGuardSet()
-    # it asks the driver for a context
-    with mock.patch.object(fake_tensor, "init_gpu_context", lambda device: None):
+    copy_ = lambda self, other, *more: torch.ops.aten.copy_.default(self, other, *more)
+    with (
+        # it asks the driver for a context
+        mock.patch.object(fake_tensor, "init_gpu_context", lambda device: None),
+        # the method, unlike the operator, asks a CPU build for a guard
+        mock.patch.object(fake_tensor.FakeTensor, "copy_", copy_),
+    ):
         yield
 
 
@@ -148,9 +154,8 @@ def _always(wrap: Any = lambda f: f, **answers: Any) -> dict[str, Any]:
 
 def _inductor() -> list[Any]:
     """torch's modules that have taken `has_triton` or `lazy_init` for themselves."""
-
-    return [
-        m
-        for name, m in list(sys.modules.items())
-        if name.startswith("torch._inductor") or name == "torch.utils._triton"
-    ]
+    # so that they are there
+    for name in ("compile_fx", "fx_passes.joint_graph", "fx_passes.post_grad", "scheduler"):
+        importlib.import_module(f"torch._inductor.{name}")
+    homes = ("torch._inductor", "torch.utils._triton")
+    return [m for name, m in list(sys.modules.items()) if name.startswith(homes)]

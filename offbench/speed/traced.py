@@ -5,8 +5,9 @@ devices are rewritten to CUDA. A tensor that a method makes without `device=` is
 there, so it can be seen.
 """
 
-from collections.abc import Sequence
-from functools import partial
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import PythonKeyTracer
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.utils._pytree import tree_map
 
@@ -46,11 +48,10 @@ def trace(
     weights: Sequence[RowWeights] = (),
     batch_size: int,
     seeds: int,
-    lines: bool = False,
 ) -> list[Traced]:
     """The programs of a stack of seeds as the engine compiles them, on `meta`.
 
-    With `lines` every operation knows the line of Python that it comes from, which takes longer.
+    Every operation has in `meta["lines"]` the calls that made it, (file, line), the innermost first.
     Whatever a method raises while it is traced is raised.
     """
     discrete = getattr(method, "actions", "continuous") == "discrete"
@@ -65,25 +66,46 @@ def trace(
     carry = initial_carry(method, pipeline.spec(spec), range(seeds))
     # the number of steps is read by the engine
     moved = _on_meta(carry)._replace(step=carry.step)
+    with _recording() as made:
+        Engine(make_step(method, _on_meta(pipeline), device=META), moved, backend="compile")
+    return made
+
+
+@contextmanager
+def _recording() -> Iterator[list[Traced]]:
+    """Keeps the programs that an engine makes inside the block; none is compiled."""
     made: list[Traced] = []
-    make, compile_options = tracing.Program.__init__, []
+    compiled: list[dict[str, Any]] = []
+    init, create_node = tracing.Program.__init__, PythonKeyTracer.create_node
 
     def record(program: Any, fn: Any, *args: Any, **options: Any) -> None:
-        compile_options.clear()
-        make(program, fn, *args, **options)
-        options = {k: v for x in compile_options for k, v in x.items()}
-        made.append(Traced(fn.__name__, program.graph, bool(compile_options), options))
+        compiled.clear()
+        init(program, fn, *args, **options)
+        options = {k: v for x in compiled for k, v in x.items()}
+        made.append(Traced(fn.__name__, program.graph, bool(compiled), options))
 
     def keep(graph: GraphModule, **options: Any) -> GraphModule:
-        compile_options.append(options.get("options") or {})
+        compiled.append(options.get("options") or {})
         return graph
 
-    with mock.patch.object(tracing.Program, "__init__", record), mock.patch("torch.compile", keep):
-        with mock.patch.object(
-            tracing, "make_fx", partial(tracing.make_fx, record_stack_traces=lines)
-        ):
-            Engine(make_step(method, _on_meta(pipeline), device=META), moved, backend="compile")
-    return made
+    def create(*args: Any, **options: Any) -> Node:
+        node = create_node(*args, **options)
+        node.meta["lines"] = list(_calls())
+        return node
+
+    with (
+        mock.patch.object(tracing.Program, "__init__", record),
+        mock.patch("torch.compile", keep),
+        mock.patch.object(PythonKeyTracer, "create_node", create),
+    ):
+        yield made
+
+
+def _calls() -> Iterator[tuple[str, int]]:
+    frame = sys._getframe(2)
+    while frame is not None:
+        yield frame.f_code.co_filename, frame.f_lineno
+        frame = frame.f_back  # type: ignore[assignment]
 
 
 def _on_meta(tree: Any) -> Any:
