@@ -5,8 +5,10 @@
 An estimate and no measurement: what earlier runs on such a card took corrects it (`correction`).
 """
 
+import csv
 import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,10 +23,13 @@ if TYPE_CHECKING:
 
 # between two kernels of a CUDA graph: the upper end of 1.5 to 2.5 us, an assumption
 LAUNCH_S = 2.5e-6
-# kernels of a compiled update for each of its matrix products: bc 3.0, td3_bc 2.5, iql 2.6 as inductor lowers them
+# kernels of a compiled update for each of its matrix products, for methods that the table of launches lacks: bc 3.0,
+# td3_bc 2.5, iql 2.6 as inductor lowers them
 KERNELS_PER_PRODUCT = 2.6
 # of the peak, what batched products of 256 rows and columns reach: an assumption
 REACHED = 0.5
+# what `offbench speed --audit launches=true` counted; with the source only, not in a wheel
+LAUNCHES = Path(__file__).resolve().parents[2] / "results" / "launches.csv"
 # compiling a program, once; later runs find the code
 COMPILE_S = 60.0
 
@@ -126,8 +131,24 @@ def work_of(cell: Cell) -> Work:
         raise UserError(f"{cell.method} is a PyTorch class: its work on a GPU is not counted")
     carry = initial_carry(method, pipeline.spec(spec), [0]).seed(0)
     products, flops, moved = _tally(lambda: advance(make_step(method, pipeline), carry))
-    _known[key] = Work(KERNELS_PER_PRODUCT * products, flops, moved, n_minibatches(method))
+    launches, k = KERNELS_PER_PRODUCT * products, n_minibatches(method)
+    if (each := _counted(cell)) is not None:
+        launches = k * each
+    _known[key] = Work(launches, flops, moved, k)
     return _known[key]
+
+
+def _counted(cell: Cell) -> float | None:
+    """Launches for each minibatch in the table of launches, of the method with as many layers; None without."""
+    if not LAUNCHES.exists():
+        return None
+    with open(LAUNCHES, encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == cell.method]
+    hidden = cell.hparams.get("hidden")
+    for row in rows:
+        if hidden is None or len(hidden) == len(row["hidden"].split("x")):
+            return float(row["per_minibatch"])
+    return None
 
 
 def shape_of(cell: Cell) -> "tuple[ReplayData, Spec]":

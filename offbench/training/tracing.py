@@ -57,7 +57,10 @@ class Program:
         if bf16:
             _multiply_in_bf16(graph)
         if compiled:
-            self._run = torch.compile(graph, fullgraph=True, options=_REPEATABLE)
+            on_gpu = leaves[0].device.type != "cpu"
+            self._run = torch.compile(
+                graph, fullgraph=True, options=_REPEATABLE if on_gpu else None
+            )
             return
         if not bf16:
             _compute_once(graph)
@@ -78,8 +81,8 @@ class Program:
         return tree_unflatten(self._run(*tree_leaves(tree)), self._out)
 
 
-# inductor otherwise pads products and sizes the blocks of sums by what it finds faster at the time: the
-# order of additions would differ from one compilation to the next
+# for GPUs: inductor otherwise pads products and sizes the blocks of sums by what it finds faster at the time,
+# and the order of additions would differ from one compilation to the next
 _REPEATABLE: dict[str, Any] = {"deterministic": True}
 _FORMULAS: dict[Any, Callable[..., Any]] = {
     torch.ops.offbench.adam.default: optim.adam_formula,

@@ -33,8 +33,11 @@ def cell(method: str = "bc", *overrides: str):
 
 
 @pytest.fixture(autouse=True)
-def instant_episodes(monkeypatch):
+def instant_episodes(monkeypatch, tmp_path):
     monkeypatch.setattr(forecasts, "_step_rate", lambda cell: float("inf"))
+    # the table changes with the code that is counted
+    monkeypatch.setattr(devices, "LAUNCHES", tmp_path / "launches.csv")
+    monkeypatch.setattr(devices, "_known", {})
 
 
 def record(store: Store, done, **facts) -> None:
@@ -80,6 +83,16 @@ def test_the_arithmetic_is_that_of_the_traced_program(method):
     assert work.launches == devices.KERNELS_PER_PRODUCT * sum(traced.products.values())
     assert 0 < work.bytes < traced.bytes
     assert work.minibatches == (2 if method == "td3_bc" else 1)
+
+
+def test_launches_are_those_of_the_table_where_it_has_the_method(tmp_path):
+    lines = ["method,hidden,per_minibatch", "bc,256x256,24.5", "td3_bc,256x256,52.0"]
+    (tmp_path / "launches.csv").write_text("\n".join(lines))
+    assert work_of(cell("td3_bc", "method.hidden=[16,16]")).launches == 2 * 52
+    assert work_of(cell("bc", "method.hidden=[16,8]")).launches == 24.5
+    # another number of layers, another method
+    for wanted in (cell("bc"), cell("iql", "method.hidden=[16,16]")):
+        assert work_of(wanted).launches not in (24.5, 52.0)
 
 
 def test_a_step_is_launches_and_the_arithmetic_of_every_seed():
