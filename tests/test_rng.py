@@ -153,9 +153,15 @@ def test_fold_accepts_a_tensor_per_key():
 
 @pytest.mark.slow
 def test_compiled_draws_equal_plain_ones():
+    # step numbers beyond 32 bits, and more elements than 16 bits count
+    steps = torch.tensor([1, 2**31 - 1, 2**31, 2**32 + 7, 2**40, 2**62])
+
     def draws(key):
         return (
             rng.split(key, 3),
+            rng.fold(key, steps),
+            rng.fold(key, 2**40 + 1),
+            rng.bits(rng.fold(key, steps)[:, None], (70_000,)),
             rng.bits(key, (33, 5)),
             rng.uniform(key, (33, 5)),
             rng.normal(key, (33, 5)),

@@ -1,11 +1,14 @@
-"""Estimates of run time, memory and disk space: from records of the same cells, else from a short probe."""
+"""Estimates of run time, memory and disk space: from records of the same cells on such a device, else from a short
+probe on this CPU, or for a GPU from a count of launches and arithmetic."""
 
 import heapq
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from offbench.bench import devices
 from offbench.bench.cells import Cell
+from offbench.bench.devices import Card
 from offbench.bench.settings import monitor_plan
 from offbench.results.store import Store
 from offbench.tasks.environments import evaluation_env
@@ -28,20 +31,25 @@ class Cost(NamedTuple):
 
     # on one process
     seconds: float
-    # "records", "probe", or for large stacks "probes of 8 and 32"
+    # "records", "probe", for large stacks "probes of 8 and 32", or "launches and arithmetic" of a GPU
     basis: str
     # of the seconds, those of monitor episodes
     monitor: float = 0.0
+    # of the seconds, those of all episodes, where they were estimated apart
+    episodes: float = 0.0
 
 
 def forecast(
-    packs: "Sequence[Pack]", store: Store, *, report: Callable[[str], None] = lambda text: None
+    packs: "Sequence[Pack]",
+    store: Store,
+    *,
+    gpu: Card | None = None,
+    precision: str = "float32",
+    report: Callable[[str], None] = lambda text: None,
 ) -> list[Cost]:
-    """The run time of each stack. Every episode is assumed to reach its time limit."""
-    from offbench.bench.stacks import program_of
-
-    recorded = _recorded(packs, store)
-    updates: dict[object, float] = {}
+    """The run time of each stack, on this CPU or on a GPU. Every episode is assumed to reach its time limit."""
+    recorded = _recorded(packs, store, gpu)
+    training = _OfGpu(gpu, precision, store) if gpu else _OfCpu()
     steps: dict[str, float] = {}
     costs = []
     for pack in packs:
@@ -52,24 +60,61 @@ def forecast(
         if known is not None and 1 / SIMILAR <= members / known["pack"] <= SIMILAR:
             costs.append(_as_recorded(pack, known))
             continue
-        # speed depends on networks and batch, hardly on the task: one probe serves every task
-        seconds = 0.0
-        for size, weight in _probed(members):
-            key = (program_of(cell), size)
-            if key not in updates:
-                report(f"measuring {pack.title}")
-                updates[key] = 1 / _update_rate(pack.first(size))
-            seconds += weight * updates[key]
+        seconds, basis = training.of(pack, report)
         if cell.task.id not in steps:
             report(f"measuring {cell.task.env}")
             steps[cell.task.id] = _step_rate(cell) if cell.task.env else float("inf")
         played = members * cell.task.max_episode_steps / steps[cell.task.id]
         monitor = _monitored(cell.protocol) * played
-        seconds = SETUP_S + cell.n_updates * seconds + cell.protocol["episodes"] * played
-        sizes = " and ".join(str(size) for size, _ in _probed(members))
-        basis = "probe" if members <= PROBED else f"probes of {sizes}"
-        costs.append(Cost(seconds + monitor, basis, monitor))
+        episodes = cell.protocol["episodes"] * played + monitor
+        costs.append(Cost(SETUP_S + seconds + episodes, basis, monitor, episodes))
     return costs
+
+
+class _OfCpu:
+    """Time of training, from probes on this CPU."""
+
+    def __init__(self) -> None:
+        self.updates: dict[object, float] = {}
+
+    def of(self, pack: "Pack", report: Callable[[str], None]) -> tuple[float, str]:
+        """(seconds, what they are estimated from) of all updates of a stack."""
+        from offbench.bench.stacks import program_of
+
+        # speed depends on networks and batch, hardly on the task: one probe serves every task
+        seconds = 0.0
+        for size, weight in _probed(pack.size):
+            key = (program_of(pack.cells[0]), size)
+            if key not in self.updates:
+                report(f"measuring {pack.title}")
+                self.updates[key] = 1 / _update_rate(pack.first(size))
+            seconds += weight * self.updates[key]
+        sizes = " and ".join(str(size) for size, _ in _probed(pack.size))
+        basis = "probe" if pack.size <= PROBED else f"probes of {sizes}"
+        return pack.cells[0].n_updates * seconds, basis
+
+
+class _OfGpu:
+    """Time of training on a GPU, from launches and arithmetic, corrected by earlier runs there."""
+
+    def __init__(self, gpu: Card, precision: str, store: Store):
+        self.gpu, self.precision = gpu, precision
+        self.corrected = _correction(store, gpu)
+        self.compiled: set[object] = set()
+
+    def of(self, pack: "Pack", report: Callable[[str], None]) -> tuple[float, str]:
+        """(seconds, what they are estimated from) of all updates of a stack."""
+        from offbench.bench.stacks import program_of
+
+        report(f"counting {pack.title}")
+        cell, work = pack.cells[0], devices.work_of(pack.cells[0])
+        update = self.gpu.step_s(work, pack.size, self.precision) / work.minibatches
+        compiling = 0.0 if program_of(cell) in self.compiled else devices.COMPILE_S
+        self.compiled.add(program_of(cell))
+        basis = "launches and arithmetic"
+        if self.corrected != 1:
+            basis += f" x {self.corrected:.2g}, as earlier runs"
+        return compiling + cell.n_updates * self.corrected * update, basis
 
 
 def _probed(members: int) -> list[tuple[int, float]]:
@@ -93,13 +138,32 @@ def _monitored(protocol: Mapping[str, Any]) -> int:
     return sum(monitor_plan(protocol["monitor_at"], protocol["monitor_episodes"]).values())
 
 
-def _recorded(packs: "Sequence[Pack]", store: Store) -> "dict[tuple[str, str], Mapping[str, Any]]":
-    """(entry, task) -> its latest record."""
+def _recorded(
+    packs: "Sequence[Pack]", store: Store, gpu: Card | None
+) -> "dict[tuple[str, str], Mapping[str, Any]]":
+    """(entry, task) -> its latest record on such a device."""
     if not packs or not store.records():
         return {}
     lines = store.runs(status="ok", task={pack.cells[0].task.id for pack in packs})
-    keys = zip(lines["entry"], lines["task"])
-    return dict(zip(keys, lines.to_dict("records")))
+    return {
+        (row["entry"], row["task"]): row
+        for row in lines.to_dict("records")
+        if _is_on(row["device"], gpu)
+    }
+
+
+def _is_on(device: str, gpu: Card | None) -> bool:
+    """Whether a record's device is such a card, or without one a CPU."""
+    return devices.card_of(device) == gpu if gpu else device.startswith("cpu")
+
+
+def _correction(store: Store, gpu: Card) -> float:
+    from offbench.bench.repeat import cell_of, find_record
+
+    if not store.records():
+        return 1.0
+    rows = store.runs(status="ok").to_dict("records")
+    return devices.correction(gpu, rows[::-1], lambda run_id: cell_of([find_record(store, run_id)]))
 
 
 def _as_recorded(pack: "Pack", row: "Mapping[str, Any]") -> Cost:

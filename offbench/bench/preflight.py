@@ -169,7 +169,10 @@ def resolve_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device={device}: no CUDA device is available; use device=cpu")
+        raise UserError(
+            f"device={device}: no CUDA device is available; use device=cpu (offbench plan --on H100 estimates"
+            " for a GPU that is not here)"
+        )
     return device
 
 

@@ -76,7 +76,7 @@ def stack_of(store: Store, record: Record, *, alone: bool = False) -> Pack:
             )
         members = [found[name] for name in stack]
     kind = lambda member: (member.provenance.entry, member.spec.config_id)
-    cells = [_cell(list(part)) for _, part in groupby(members, kind)]
+    cells = [cell_of(list(part)) for _, part in groupby(members, kind)]
     pack = Pack(fetched(cells))
     for (_, run), member in zip(pack.members, members, strict=True):
         _check_same(run, member.spec)
@@ -103,7 +103,7 @@ def settings_of(record: Record, results: str) -> Settings:
     return Settings(**values)
 
 
-def _cell(members: Sequence[Record]) -> Cell:
+def cell_of(members: Sequence[Record]) -> Cell:
     """The cell of runs that differ in their seeds."""
     first = members[0]
     spec, facts = first.spec, first.provenance

@@ -90,7 +90,20 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         ),
         "plan": Command(
             "print every run, every value with its source, and the time needed; run nothing",
-            ("plan", "plan method=td3_bc method.alpha=1.0 n_updates=20000"),
+            (
+                "plan",
+                "plan method=td3_bc method.alpha=1.0 n_updates=20000",
+                "plan suite=d4rl-gym-9 --on H100",
+            ),
+            options=(
+                Option(
+                    "--on",
+                    {
+                        "metavar": "GPU",
+                        "help": "time on a GPU that need not be here: H100, A100, ...",
+                    },
+                ),
+            ),
         ),
         "status": Command(
             "say how far the runs are, what works at them, and how long it takes",

@@ -14,16 +14,21 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from offbench.bench.cells import Cell
+    from offbench.bench.devices import Card
     from offbench.bench.forecast import Cost
     from offbench.bench.memory import Sizes
     from offbench.bench.plan import Plan
+    from offbench.bench.settings import Settings
     from offbench.bench.sources import Source
     from offbench.bench.stacks import Pack
     from offbench.tasks.task import Task
 
 
-def show_plan(args: Sequence[str]) -> int:
+def show_plan(args: Sequence[str], *, on: str | None = None) -> int:
+    from offbench.bench import devices
     from offbench.bench.plan import plan
+
+    gpu = devices.card(on) if on else None
 
     console = make_console()
     wanted = plan(args, bench=not any(a.startswith(("method=", "method._target_=")) for a in args))
@@ -36,7 +41,7 @@ def show_plan(args: Sequence[str]) -> int:
     say_protocol(brief, console)
     say_differences(brief, console)
     _print_values(wanted, console)
-    print_runs(wanted, console)
+    print_runs(wanted, console, gpu)
     return 0
 
 
@@ -55,21 +60,25 @@ def _planned_together(plan: "Plan") -> "list[list[Cell]]":
     return list(groups.values())
 
 
-def print_runs(wanted: "Plan", console: "Console") -> None:
-    """Every run, recorded or to do, how long those to do take, and the data that are not here."""
+def print_runs(wanted: "Plan", console: "Console", gpu: "Card | None" = None) -> None:
+    """Every run, recorded or to do, how long those to do take, and the data that are not here.
+
+    `gpu`: the time on such a GPU, which need not be here, nor the data; else on the device of the settings.
+    """
     from offbench.tasks.loading import kept_in_memory
 
     with kept_in_memory():
-        _print_runs(wanted, console)
+        _print_runs(wanted, console, gpu)
 
 
-def _print_runs(wanted: "Plan", console: "Console") -> None:
+def _print_runs(wanted: "Plan", console: "Console", gpu: "Card | None") -> None:
+    from offbench.bench.devices import planned_card
     from offbench.bench.forecast import forecast
     from offbench.bench.memory import stack_limit
     from offbench.bench.stacks import missing, pack
     from offbench.results.store import Store
 
-    store = Store(Path(wanted.settings.results))
+    store, settings = Store(Path(wanted.settings.results)), wanted.settings
     here = {task.id for task in {c.task.id: c.task for c in wanted.cells}.values() if is_here(task)}
     todo = missing((c for c in wanted.cells if c.task.id in here), store)
     packs: list[Pack] = []
@@ -77,8 +86,15 @@ def _print_runs(wanted: "Plan", console: "Console") -> None:
     sizes: Sizes = {}
     try:
         with console.status("measuring speed") as status:
-            packs = pack(todo, max_stack=stack_limit(todo, wanted.settings, sizes))
-            costs = forecast(packs, store, report=status.update)
+            if gpu:
+                estimated = [*todo, *_with_known_sizes(wanted, here, console)]
+                packs = pack(estimated, max_stack=settings.max_stack)
+            else:
+                packs = pack(todo, max_stack=stack_limit(todo, settings, sizes))
+            there = gpu or planned_card(settings)
+            costs = forecast(
+                packs, store, gpu=there, precision=settings.precision, report=status.update
+            )
     except UserError:
         # for instance an environment that is not installed: the runs, and why they have no estimate
         _print_cells(wanted, todo, here, {}, console)
@@ -90,8 +106,55 @@ def _print_runs(wanted: "Plan", console: "Console") -> None:
             before = shares[key].seconds if key in shares else 0.0
             shares[key] = cost._replace(seconds=before + share * cost.seconds)
     _print_cells(wanted, todo, here, shares, console)
-    _print_absent(wanted, console)
-    _print_totals(wanted, here, packs, costs, sizes, console)
+    _print_absent(wanted, console, estimated=gpu is not None)
+    if gpu:
+        _print_estimate(gpu, settings, packs, costs, console)
+    else:
+        _print_totals(wanted, here, packs, costs, sizes, console)
+
+
+def _with_known_sizes(plan: "Plan", here: "Set[str]", console: "Console") -> "list[Cell]":
+    """The cells whose data are not here, where the environment says how wide observations and actions are."""
+    from offbench.bench.devices import shape_of
+
+    refused: dict[str, str] = {}
+    found = []
+    for cell in (c for c in plan.cells if c.task.id not in here):
+        try:
+            if cell.task.id not in refused:
+                shape_of(cell)
+                found.append(cell)
+        except UserError as error:
+            refused[cell.task.id] = str(error)
+    for reason in refused.values():
+        console.print(f"not estimated: {reason}", soft_wrap=True, markup=False)
+    return found
+
+
+def _print_estimate(
+    gpu: "Card",
+    settings: "Settings",
+    packs: "Sequence[Pack]",
+    costs: "Sequence[Cost]",
+    console: "Console",
+) -> None:
+    """How long all stacks take on such a GPU, and what that is made of."""
+    from offbench.bench.forecast import makespan
+
+    jobs = 1 if settings.jobs == "auto" else int(settings.jobs)
+    runs, stacks = plural(sum(p.size for p in packs), "run"), plural(len(packs), "stack")
+    seconds = [cost.seconds for cost in costs]
+    played = sum(cost.episodes for cost in costs)
+    console.print(
+        f"{runs} in {stacks}, about {duration(makespan(seconds, jobs))} on "
+        + (f"one {gpu.name}" if jobs == 1 else f"{jobs} {gpu.name}")
+        + (f"; episodes are {100 * played / sum(seconds):.0f} % of it" if played else "")
+    )
+    console.print(
+        f"estimated from launches and arithmetic for {gpu.name}, not measured; episodes at the rate of"
+        " their environments on one core of this CPU",
+        soft_wrap=True,
+    )
 
 
 def _print_totals(
@@ -155,7 +218,7 @@ def is_here(task: "Task") -> bool:
     return task.sha256 is not None
 
 
-def _print_absent(plan: "Plan", console: "Console") -> None:
+def _print_absent(plan: "Plan", console: "Console", *, estimated: bool = False) -> None:
     """The datasets that are missing here, with the size and source of each; none is downloaded."""
     from offbench.data import composition
     from offbench.tasks.locate import load_task
@@ -176,7 +239,8 @@ def _print_absent(plan: "Plan", console: "Console") -> None:
                 how = f"offbench data make {name}"
             absent.setdefault(how, f"  {part.id}: {how}")
     if absent:
-        console.print(f"data that a run needs first ({len(absent)} not here, so not estimated):")
+        note = "" if estimated else ", so not estimated"
+        console.print(f"data that a run needs first ({len(absent)} not here{note}):")
         console.print("\n".join(absent.values()), soft_wrap=True, markup=False)
 
 

@@ -5,6 +5,7 @@ any method into its open-loop chunked form; `Window` gives k steps at once to a 
 `Context`.
 """
 
+from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -179,7 +180,9 @@ class Chunk(NamedTuple):
         paid, ended, n, powers = _returns(
             data, row, self.h, self.gamma, self.rewards_after_terminal
         )
-        return paid.cumsum(1), torch.where(ended, 0.0, powers[n]), row[:, None] + n
+        # in float64 and from the first step on, as cumsum adds on a CPU; on a GPU its order is not fixed
+        sums = torch.stack(list(accumulate(paid.double().unbind(1))), 1).to(paid.dtype)
+        return sums, torch.where(ended, 0.0, powers[n]), row[:, None] + n
 
     def action(self, data: ReplayData, row: Tensor) -> Tensor:
         """The next h actions; those beyond the episode repeat the zeros of its last row."""

@@ -107,7 +107,8 @@ class DT:
         """The prediction of every step's action from the steps before and its observation: (B, K, A)."""
         k_embed, k_body = (None, None) if key is None else rng.split(key)
         embed = lambda name, x: x @ params[name]["w"] + params[name]["b"]
-        time = params["time"][context.timestep.clamp(max=len(params["time"]) - 1)]  # (B, K, W)
+        step = context.timestep.clamp(max=len(params["time"]) - 1)
+        time = transformer.embed(params["time"], step)  # (B, K, W)
         parts = [
             embed("return", context.return_to_go[..., None]),
             embed("obs", context.obs),

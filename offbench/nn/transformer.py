@@ -109,6 +109,37 @@ FLAX_EPS = 1e-6
 flax = partial(apply, activation="gelu_tanh", eps=FLAX_EPS)
 
 
+class _Rows(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(table: Tensor, index: Tensor) -> Tensor:
+        return table[index]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        table, index = inputs
+        ctx.save_for_backward(index)
+        ctx.length = len(table)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        row = torch.arange(ctx.length, device=index.device)
+        one_hot = (row[:, None] == index.flatten()).to(grad.dtype)  # (L, n)
+        return one_hot @ grad.flatten(0, -2), None
+
+
+def embed(table: Tensor, index: Tensor) -> Tensor:
+    """The rows `index` (...) of a table of learned vectors (L, W): (..., W).
+
+    The gradient of the table is a product with the one-hot index. That of `table[index]` adds rows in the
+    order in which threads come to them, so its bits differ from run to run on a GPU, and on a CPU with
+    several threads.
+    """
+    return _Rows.apply(table, index)
+
+
 def drop(x: Tensor, rate: float | Tensor, key: Tensor | None) -> Tensor:
     """Dropout at `rate`; the identity without a key."""
     if key is None or (not isinstance(rate, Tensor) and rate == 0):

@@ -13,6 +13,7 @@ from offbench import rng
 from offbench.data.pipeline import make_pipeline
 from offbench.testing.fakes import BATCH, SPEC, environment_spec, fake_data, view_for
 from offbench.testing.helpers import (
+    Note,
     actions_of,
     batch_for,
     close,
@@ -24,6 +25,7 @@ from offbench.testing.helpers import (
     require,
     update_once,
 )
+from offbench.testing.repeatable import unrepeatable
 from offbench.training.engine import Engine
 from offbench.training.step import initial_carry, make_step, n_minibatches, stack, unstack
 from offbench.types import Method, Spec
@@ -213,8 +215,11 @@ def check_float64_works(method: Method, spec: Spec = SPEC) -> None:
     )
 
 
-def check_resume(method: Method, spec: Spec = SPEC) -> None:
-    """15 updates, a restart and 15 more equal 30 bit for bit, and the traced program follows them."""
+def check_resume(method: Method, spec: Spec = SPEC) -> Note:
+    """15 updates, a restart and 15 more equal 30 bit for bit, and the traced program follows them.
+
+    The note names operations whose bits may differ from run to run on a GPU.
+    """
     needs, data = getattr(method, "needs", ()), fake_data(environment_spec(spec))
     view = view_for(needs, spec)
     pipeline = make_pipeline(data, view=view, batch_size=BATCH, needs=needs)
@@ -223,7 +228,8 @@ def check_resume(method: Method, spec: Spec = SPEC) -> None:
         carry = initial_carry(method, spec, (0, 1))
         # "vmap" calls the method's Python at every update
         straight = Engine(step, carry, backend="vmap")
-        straight.run(15)
+        unordered = unrepeatable(straight.run, 1)
+        straight.run(14)
         half = tree_map(torch.clone, straight.carry)
         straight.run(15)
         rest = Engine(step, half, backend="vmap")
@@ -240,6 +246,9 @@ def check_resume(method: Method, spec: Spec = SPEC) -> None:
         "the traced program differs from calling update 30 times: update must not depend on Python "
         "values that change between calls.",
     )
+    if not unordered:
+        return None
+    return f"on a GPU the last bits may differ from run to run, for {', '.join(unordered)}"
 
 
 def check_compiles(method: Method, spec: Spec = SPEC, *, backend: str = "aot_eager") -> None:

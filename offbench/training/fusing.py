@@ -29,6 +29,9 @@ def fuse(graph: GraphModule, device: torch.device) -> dict[str, Any]:
         "combo_kernels": True,
         # a sum over a minibatch in one kernel, and the optimiser in it, instead of two
         "split_reductions": _longest_sum(graph) > LONG_SUM,
+        # inductor otherwise pads products and sizes the blocks of sums by what it finds faster at the
+        # time, and the order of additions would differ from one compilation to the next
+        "deterministic": True,
     }
 
 

@@ -160,5 +160,7 @@ def resample(key: Tensor, weight: Tensor) -> Tensor:
     """
     n = len(weight)
     at = (torch.arange(n, device=weight.device) + rng.uniform(key, (), weight.dtype)) / n
-    edges = weight.cumsum(-1)
+    # a product: the order in which cumsum adds is not fixed on a GPU
+    upto = torch.ones(n, n, dtype=torch.float64, device=weight.device).tril()
+    edges = (upto @ weight.double()).to(weight.dtype)
     return (edges[:-1] / edges[-1] <= at[:, None]).sum(-1)
