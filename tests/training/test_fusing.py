@@ -34,7 +34,8 @@ def check(function, *arguments) -> tuple[int, int]:
     fusing.fuse(graph, GPU)
     for a, b in zip(tree_leaves(graph(*arguments)), want, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        # Adam magnifies the rounding of gradients that are zero (of a key's bias) by lr / eps
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-11)
     return before, products(graph)
 
 
