@@ -43,7 +43,7 @@ class Case(NamedTuple):
         words = self._asdict() | {"hidden": "x".join(map(str, self.hidden))}
         return {name: str(value) for name, value in words.items()}
 
-    def count(self) -> Launches:
+    def measure(self) -> Launches:
         return launches(
             self.method,
             seeds=self.seeds,
@@ -114,7 +114,7 @@ def rewrite(
     made = []
     for case in wanted:
         old = table.get(key := _key(case.key))
-        row = row_of(case, case.count(), old["before"] if old else "")
+        row = row_of(case, case.measure(), old["before"] if old else "")
         table[key] = row
         made.append(row)
         _write(path, list(table.values()))
