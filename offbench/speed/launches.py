@@ -18,7 +18,7 @@ import torch
 from offbench.errors import UserError
 from offbench.io import atomic_write
 from offbench.speed.contenders import shipped
-from offbench.speed.lowering import Launches, launches
+from offbench.speed.lowering import Launches, can_lower, launches
 
 COLUMNS = (
     "method hidden seeds batch_size card kernels products other draw minibatches per_minibatch before"
@@ -43,7 +43,7 @@ class Case(NamedTuple):
         words = self._asdict() | {"hidden": "x".join(map(str, self.hidden))}
         return {name: str(value) for name, value in words.items()}
 
-    def count(self) -> Launches:
+    def measure(self) -> Launches:
         return launches(
             self.method,
             seeds=self.seeds,
@@ -70,8 +70,12 @@ def row_of(case: Case, counted: Launches, before: str = "") -> dict[str, str]:
         | numbers
         | {"per_minibatch": per, "before": before or per}
         | work
-        | {"torch": torch.__version__, "triton": version("triton")}
+        | {"torch": torch.__version__, "triton": _triton()}
     )
+
+
+def _triton() -> str:
+    return version("triton") if can_lower() else ""
 
 
 def grown(row: dict[str, str], counted: Launches) -> str | None:
@@ -110,7 +114,7 @@ def rewrite(
     made = []
     for case in wanted:
         old = table.get(key := _key(case.key))
-        row = row_of(case, case.count(), old["before"] if old else "")
+        row = row_of(case, case.measure(), old["before"] if old else "")
         table[key] = row
         made.append(row)
         _write(path, list(table.values()))
