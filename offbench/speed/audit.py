@@ -85,8 +85,8 @@ def audit(
     operations = {p.name: _count(p) for p in programs}
     with fake_cuda():
         faults = [f for p in programs for f in _faults(p, method)]
-    counts = (operations.get(half, 0) for half in ("draw", "update"))
-    return Audited(name, view, sampler, *counts, tuple(dict.fromkeys(faults)))
+    draw, update = (operations.get(half, 0) for half in ("draw", "update"))
+    return Audited(name, view, sampler, draw, update, tuple(dict.fromkeys(faults)))
 
 
 def _count(program: Traced) -> int:

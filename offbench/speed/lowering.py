@@ -192,7 +192,9 @@ def lower(program: Traced, card: Card) -> Code:
                 functorch_config.patch(enable_autograd_cache=False),
                 tracing(TracingContext(run.mode)),
             ):
-                compile_fx(graph, inputs)(*inputs)
+                given: Any = inputs
+                run_code: Any = compile_fx(graph, given)
+                run_code(*inputs)
         # inductor raises another error from ours
         except Exception:
             if "bytes" not in found:

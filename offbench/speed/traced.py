@@ -24,7 +24,7 @@ from offbench.data.views import View, Window
 from offbench.speed.contenders import SPEC
 from offbench.speed.invented import CUDA
 from offbench.testing.fakes import fake_data
-from offbench.training import tracing
+from offbench.training import compiling, tracing
 from offbench.training.engine import Engine
 from offbench.training.step import initial_carry, make_step
 
@@ -32,7 +32,7 @@ META = torch.device("meta")
 
 
 class Traced(NamedTuple):
-    """A program of the engine: `name` is draw (of a block of steps) or update (of one)."""
+    """A program of the engine: `name` is draw (batches of a block of steps, drawn and gathered) or update (of one)."""
 
     name: str
     graph: GraphModule
@@ -82,7 +82,8 @@ def _recording() -> Iterator[list[Traced]]:
         compiled.clear()
         init(program, fn, *args, **options)
         options = {k: v for x in compiled for k, v in x.items()}
-        made.append(Traced(fn.__name__, program.graph, bool(compiled), options))
+        name = "update" if fn.__name__ == "update" else "draw"
+        made.append(Traced(name, program.graph, bool(compiled), options))
 
     def keep(graph: GraphModule, **options: Any) -> GraphModule:
         compiled.append(options.get("options") or {})
@@ -96,6 +97,8 @@ def _recording() -> Iterator[list[Traced]]:
     with (
         mock.patch.object(tracing.Program, "__init__", record),
         mock.patch("torch.compile", keep),
+        # an equal program would not be compiled again
+        mock.patch.dict(compiling._compiled, clear=True),
         mock.patch.object(PythonKeyTracer, "create_node", create),
     ):
         yield made

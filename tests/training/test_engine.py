@@ -122,10 +122,10 @@ def lists_for_a_compiler(method, data64, monkeypatch) -> int:
     monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
     step, carry = parts(method, data64)
     untraced, many = Engine(step, carry, backend="vmap"), vmap(step.update)
-    state, draws = carry.state, untraced._draws
-    program = Program(lambda x: many(*x), (state, draws.at(0)), compiled=True)
+    state, blocks = carry.state, untraced._blocks
+    program = Program(lambda x: many(*x), (state, blocks.at(0)), compiled=True)
     for i in range(4):
-        state, _ = program((state, draws.at(i)))
+        state, _ = program((state, blocks.at(i)))
     untraced.run(4)
     assert close(state, untraced.carry.state, 1e-10)
     # a captured state is copied leaf by leaf into memory of the first one's layout
