@@ -36,6 +36,8 @@ MAY_SET_GLOBALS = {
     # what Ray reads as it is imported; the folders of the command, in a process that a cluster started
     "bench/executors/ray": {"os.environ"},
     "bench/executors/remote": {"os.environ"},
+    # where its processes find packages that were carried along
+    "speed/gpu_check": {"os.environ"},
     "recipes/store": {"os.environ"},  # the folder that minari writes to; it is put back
     # the same; MUJOCO_GL, when an environment is made and nobody has set it
     "tasks/environments": {*_BORROWED, "os.environ"},

@@ -87,21 +87,51 @@ CARDS = {
 def invented(card: Card) -> Iterator[None]:
     """Inductor and triton find this card, and compile for it as they would."""
     import triton
-    from torch._dynamo.device_interface import CudaInterface
     from torch._inductor.runtime import triton_helpers
     from torch._inductor.runtime.hints import DeviceProperties
+
+    before = triton.runtime.driver._active
+    with fake_cuda(), contextlib.ExitStack() as stack:
+        for owner, values in _answers(card).items():
+            stack.enter_context(mock.patch.multiple(owner, **values))
+        for module in _inductor():
+            for name in ("has_triton", "lazy_init"):
+                if callable(getattr(module, name, None)):
+                    # lazy_init traces patterns (attention, padding) on a real device
+                    answer = True if name == "has_triton" else None
+                    stack.enter_context(
+                        mock.patch.object(module, name, lambda *a, answer=answer, **k: answer)
+                    )
+        # a generated kernel asks for the driver of a real GPU
+        stack.enter_context(mock.patch.object(triton_helpers, "set_driver_to_gpu", lambda: None))
+        # torch remembers what it was told of another card
+        DeviceProperties.create.cache_clear()
+        stack.callback(DeviceProperties.create.cache_clear)
+        triton.runtime.driver.set_active(_driver(card))
+        stack.callback(setattr, triton.runtime.driver, "_active", before)
+        yield
+
+
+def _driver(card: Card) -> Any:
+    """Triton's driver of the card."""
     from triton.backends.compiler import GPUTarget
 
     number = 10 * card.major + card.minor
-    stream = SimpleNamespace(cuda_stream=0, stream_id=0, device_index=0, device_type=1)
-    driver = SimpleNamespace(
+    return SimpleNamespace(
         get_current_target=lambda: GPUTarget("cuda", number, 32),
         get_current_device=lambda: 0,
         get_current_stream=lambda *_: 0,
         get_active_torch_device=lambda: CUDA,
         binary_ext="cubin",
     )
-    answers: dict[Any, dict[str, Any]] = {
+
+
+def _answers(card: Card) -> dict[Any, dict[str, Any]]:
+    """Owner -> what its functions answer."""
+    from torch._dynamo.device_interface import CudaInterface
+
+    stream = SimpleNamespace(cuda_stream=0, stream_id=0, device_index=0, device_type=1)
+    return {
         torch.cuda: _always(
             is_available=True,
             is_initialized=False,
@@ -125,33 +155,13 @@ def invented(card: Card) -> Iterator[None]:
             device_count=1,
             current_device=0,
             get_device_properties=card,
-            get_compute_capability=number,
+            get_compute_capability=10 * card.major + card.minor,
             is_triton_capable=True,
             raise_if_triton_unavailable=None,
             synchronize=None,
         ),
         CudaInterface.Worker: _always(staticmethod, get_device_properties=card, current_device=0),
     }
-    before = triton.runtime.driver._active
-    with fake_cuda(), contextlib.ExitStack() as stack:
-        for owner, values in answers.items():
-            stack.enter_context(mock.patch.multiple(owner, **values))
-        for module in _inductor():
-            for name in ("has_triton", "lazy_init"):
-                if callable(getattr(module, name, None)):
-                    # lazy_init traces patterns (attention, padding) on a real device
-                    answer = True if name == "has_triton" else None
-                    stack.enter_context(
-                        mock.patch.object(module, name, lambda *a, answer=answer, **k: answer)
-                    )
-        # a generated kernel asks for the driver of a real GPU
-        stack.enter_context(mock.patch.object(triton_helpers, "set_driver_to_gpu", lambda: None))
-        # torch remembers what it was told of another card
-        DeviceProperties.create.cache_clear()
-        stack.callback(DeviceProperties.create.cache_clear)
-        triton.runtime.driver.set_active(driver)
-        stack.callback(setattr, triton.runtime.driver, "_active", before)
-        yield
 
 
 def _always(wrap: Any = lambda f: f, **answers: Any) -> dict[str, Any]:

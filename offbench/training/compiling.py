@@ -64,7 +64,7 @@ def _as_arguments(graph: GraphModule) -> list[Tensor]:
     for i, (same, value) in enumerate(reversed(list(zip(nodes.values(), constants, strict=True)))):
         with graph.graph.inserting_after(last):
             new = graph.graph.placeholder(f"constant_{len(constants) - i}")
-        new.meta["val"] = value
+        new.meta |= same[0].meta | {"val": value}
         for node in same:
             node.replace_all_uses_with(new)
             graph.graph.erase_node(node)

@@ -37,7 +37,7 @@ def found_in(method, **options) -> list[str]:
 
     def advance(state, key):
         draw = step.draw(rng.fold(key, 0))
-        return step.update(state, draw)
+        return step.update(state, step.input(draw))
 
     return unrepeatable(vmap(advance), carry.state, carry.key)
 

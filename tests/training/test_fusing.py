@@ -133,7 +133,7 @@ def test_updates_of_every_method_keep_their_numbers(cls, float64):
     data = fake_data(own, dtype=torch.float64)
     pipeline = make_pipeline(data, view=view_for(needs, own), batch_size=4, needs=needs)
     carry, step = initial_carry(method, spec, range(2)), make_step(method, pipeline)
-    leaves, tree = tree_flatten((carry.state, vmap(step.draw)(carry.key)))
+    leaves, tree = tree_flatten((carry.state, step.input(vmap(step.draw)(carry.key))))
 
     def update(*leaves):
         return tree_leaves(vmap(step.update)(*tree_unflatten(list(leaves), tree)))
@@ -156,7 +156,7 @@ def float64():
 def test_only_long_sums_are_split_and_inductor_knows_the_options(terms, split):
     graph = make_fx(lambda x: x.sum(1))(torch.zeros(3, terms))
     options = fusing.fuse(graph, GPU)
-    assert options == {"combo_kernels": True, "split_reductions": split}
+    assert options == {"combo_kernels": True, "split_reductions": split, "deterministic": True}
     assert all(hasattr(torch._inductor.config, name) for name in options)
 
 
