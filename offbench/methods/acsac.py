@@ -118,7 +118,9 @@ class ACSAC:
         n = self.n_proposals
         _, action = flow.propose(velocity, obs, key, n, self.flow_steps, evaluated.flow_sample)
         action = action.unflatten(0, (len(obs), n))  # (B, N, H * A)
-        q = self._q(critic, obs, action, evaluated.transformed).amin(0)  # (2, B, N, H) -> (B, N, H)
+        q = self._q(critic, obs, action, evaluated.token_values).amin(
+            0
+        )  # (2, B, N, H) -> (B, N, H)
         index = flow.first_argmax(q.flatten(1))  # (B,)
         value = q.flatten(1).gather(1, index[:, None]).squeeze(1)
         return value, flow.chosen(action, index // q.shape[-1]), index % q.shape[-1] + 1
@@ -165,34 +167,32 @@ class ACSAC:
         return critic
 
     def _q(
-        self, critic: Critic, obs: Tensor, action: Tensor, network: Any = transformer.flax
+        self, critic: Critic, obs: Tensor, action: Tensor, network: Any = transformer.token_values
     ) -> Tensor:
         """Values of all prefixes of N chunks for each state: (B, O), (B, N, H * A) -> (2, B, N, H).
 
         The chunks of a state are one sequence behind one state token; each sees that and itself only.
         """
         n, size = action.shape[1], critic["action"]["w"].shape[-2]
-        chunk = action.unflatten(-1, (-1, size))  # (B, N, H, A)
-        h = chunk.shape[2]
+        action = action.unflatten(-1, (-1, size))  # (B, N, H, A)
+        h = action.shape[2]
         # (2 or 1, H + 1, W)
         position = critic.get("position", sinusoid(h + 1, self.width, obs)[None])
-        state = _linear(critic["state"], obs)[:, :, None] + position[:, None, :1]  # (2, B, 1, W)
-        step = _linear(critic["action"], chunk.flatten(0, 2)).unflatten(1, chunk.shape[:3])
-        step = step + position[:, None, None, 1:]  # (2, B, N, H, W)
-        tokens = torch.cat([state, step.flatten(2, 3)], 2)  # (2, B, 1 + N * H, W)
+        state, step = position[:, :1], position[:, 1:]
+        if "b" in critic["state"]:
+            state, step = state + critic["state"]["b"], step + critic["action"]["b"]
+        place = torch.cat([state, step.repeat(1, n, 1)], 1)  # (2, 1 + N * H, W)
+        head = critic["head"].expand(-1, h, -1).repeat(1, n, 1)  # (2, N * H, W)
+        ends = transformer.Ends(critic["state"]["w"], critic["action"]["w"], place, head)
 
         index = torch.arange(1 + n * h, device=obs.device)
         # chunk of each token, -1 for the state
         owner = (index - 1).div(h, rounding_mode="floor")
         sees = (owner[:, None] == owner) | (index == 0)
         sees = sees & (index[:, None] >= index)
-        out = network(critic["blocks"], tokens, heads=self.heads, mask=sees)
-        out = out[:, :, 1:].unflatten(2, (n, h))  # (2, B, N, H, W)
-        return (out * critic["head"][:, None, None]).sum(-1)
-
-
-def _linear(layer: nets.Layer, x: Tensor) -> Tensor:
-    return x @ layer["w"] + layer["b"] if "b" in layer else x @ layer["w"]
+        chunks = action.flatten(1, 2)  # (B, N * H, A)
+        q = network(critic["blocks"], ends, obs, chunks, heads=self.heads, mask=sees)
+        return q.unflatten(2, (n, h))
 
 
 def sinusoid(n: int, width: int, like: Tensor) -> Tensor:

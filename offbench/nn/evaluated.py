@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from offbench.nn import flow, nets, transformer
+from offbench.nn.transformer import Ends
 
 # rows from which a loop over seeds repays itself
 _FROM_ROWS = 256
@@ -29,11 +30,14 @@ def flow_sample(params: nets.Params, obs: Tensor, noise: Tensor, n_steps: int) -
     return _flow([x for layer in params for x in (layer["w"], layer["b"])], obs, noise, n_steps)
 
 
-def transformed(params: transformer.Params, tokens: Tensor, *, heads: int, mask: Tensor) -> Tensor:
-    """`transformer.flax` without a gradient: tokens and outputs (E, B, T, W), mask (T, T) bool."""
-    if tokens.device.type != "cpu" or tokens[..., 0].numel() < _FROM_ROWS:
-        return transformer.flax(params, tokens, heads=heads, mask=mask)
-    return _transformer(_listed(params), tokens, mask, heads)
+def token_values(
+    params: transformer.Params, ends: Ends, obs: Tensor, action: Tensor, *, heads: int, mask: Tensor
+) -> Tensor:
+    """`transformer.token_values` without a gradient: (B, O), (B, S, A) -> (E, B, S)."""
+    if obs.device.type != "cpu" or action[..., 0].numel() < _FROM_ROWS:
+        return transformer.token_values(params, ends, obs, action, heads=heads, mask=mask)
+    obs, action = (x.expand(len(ends.head), *x.shape) for x in (obs, action))
+    return _values([*_listed(params), *ends], obs, action, mask, heads)
 
 
 # --- operators
@@ -51,17 +55,24 @@ def _flow(params: list[Tensor], obs: Tensor, noise: Tensor, n_steps: int) -> Ten
     return _by_member(lambda p, o, z: _sampled(p, o, z, n_steps), widest, params, obs, noise)
 
 
-def transformer_formula(params: list[Tensor], tokens: Tensor, mask: Tensor, heads: int) -> Tensor:
-    """The outputs of each seed, as tensor operations: (N, E, B, T, W)."""
-    return transformer.flax(_nested(params), tokens, heads=heads, mask=mask)
+def values_formula(
+    params: list[Tensor], obs: Tensor, action: Tensor, mask: Tensor, heads: int
+) -> Tensor:
+    """The values of each seed, as tensor operations: (N, E, B, S)."""
+    *leaves, w_obs, w_action, place, head = params
+    ends = Ends(w_obs, w_action, place, head)
+    # equal for all members of an ensemble
+    obs, action = obs[..., 0, :, :], action[..., 0, :, :, :]
+    return transformer.token_values(_nested(leaves), ends, obs, action, heads=heads, mask=mask)
 
 
-@torch.library.custom_op("offbench::transformer", mutates_args=())
-def _transformer(params: list[Tensor], tokens: Tensor, mask: Tensor, heads: int) -> Tensor:
-    hidden = torch.zeros_like(mask, dtype=tokens.dtype).masked_fill_(~mask, -torch.inf)
-    widest = tokens.shape[-2] * max(w.shape[-1] for w in params)
-    folded = _folded(_nested(params))
-    return _by_member(lambda p, x: _blocks(p, x, hidden, heads), widest, folded, tokens)
+@torch.library.custom_op("offbench::token_values", mutates_args=())
+def _values(params: list[Tensor], obs: Tensor, action: Tensor, mask: Tensor, heads: int) -> Tensor:
+    hidden = torch.zeros_like(mask, dtype=obs.dtype).masked_fill_(~mask, -torch.inf)
+    *leaves, w_obs, w_action, place, head = params
+    widest = len(mask) * max(w.shape[-1] for w in leaves)
+    folded = _folded(_nested(leaves), Ends(w_obs, w_action, place, head))
+    return _by_member(lambda p, o, a: _valued(p, o, a, hidden, heads), widest, folded, obs, action)
 
 
 _PARTS = ("norm1", "qkv", "out", "norm2", "up", "down")
@@ -109,9 +120,9 @@ def _(params, obs, noise, n_steps):
     return torch.empty_like(noise)
 
 
-@_transformer.register_fake
-def _(params, tokens, mask, heads):
-    return torch.empty_like(tokens)
+@_values.register_fake
+def _(params, obs, action, mask, heads):
+    return action.new_empty(action.shape[:-1])
 
 
 def _batched(call: Callable[..., Tensor], n_stacked: int) -> Callable[..., tuple[Tensor, int]]:
@@ -129,7 +140,7 @@ def _batched(call: Callable[..., Tensor], n_stacked: int) -> Callable[..., tuple
 
 
 _flow.register_vmap(_batched(_flow, 2))
-_transformer.register_vmap(_batched(_transformer, 1))
+_values.register_vmap(_batched(_values, 2))
 
 
 # --- one member
@@ -155,41 +166,51 @@ def _sampled(params: tuple[Tensor, ...], obs: Tensor, noise: Tensor, n_steps: in
     return action.clamp(-1, 1)
 
 
-def _folded(params: transformer.Params) -> list[Tensor]:
-    """Weights of a transformer whose norms neither subtract a mean nor scale, for `_blocks`: [w, b, w, b, ...].
+def _folded(params: transformer.Params, ends: Ends) -> list[Tensor]:
+    """Weights of `_valued`, where no norm subtracts a mean or scales: [w, b, w, b, ..., and those of the ends].
 
     A norm subtracts the mean of what it reads. So the residual stream is kept without a mean, by centring
-    what is added to it, and norms only divide by the root of the mean square. Their scales and
-    shifts are multiplied into the weights of the layer that reads them.
+    the tokens and what is added to them, and norms only divide by the root of the mean square. Their
+    scales and shifts are multiplied into the weights of the layer that reads them.
     """
+
+    def centred(x: Tensor) -> Tensor:
+        return x - x.mean(-1, keepdim=True)
+
     found = []
     for block in params["blocks"]:
         for norm, reader, writer in (("norm1", "qkv", "out"), ("norm2", "up", "down")):
             scale, shift = _leaves(block[norm])
             w, b = _leaves(block[reader])
-            found += [scale.mT * w, b + shift @ w]
-            found += [y - y.mean(-1, keepdim=True) for y in _leaves(block[writer])]
-    return [*found, *_leaves(params["norm"])]
+            found += [scale.mT * w, b + shift @ w, *map(centred, _leaves(block[writer]))]
+    scale, shift = _leaves(params["norm"])
+    offset = (ends.head * shift).sum(-1, keepdim=True)
+    return [*found, *map(centred, ends[:3]), ends.head * scale, offset]
 
 
-def _blocks(folded: Sequence[Tensor], tokens: Tensor, hidden: Tensor, heads: int) -> Tensor:
-    """The blocks of a transformer on (B, T, W); `hidden` (T, T) is -inf where a token is not seen."""
-    n, t, width = tokens.shape
-    size = width // heads
-    *layers, scale, shift = folded
-    share = tokens.new_full((width,), 1 / width)
-    x = tokens.flatten(0, 1)
-    x = x - torch.mv(x, share)[:, None]
+def _valued(
+    folded: Sequence[Tensor], obs: Tensor, action: Tensor, hidden: Tensor, heads: int
+) -> Tensor:
+    """Values (B, S) of (B, O) and (B, S, A); `hidden` (T, T) is -inf where a token is not seen."""
+    *layers, w_obs, w_action, place, head, offset = folded
+    (n, s, _), width = action.shape, w_obs.shape[1]
+    t, size = 1 + s, width // heads
+    share = obs.new_full((width,), 1 / width)
+    steps = torch.mm(action.flatten(0, 1), w_action).view(n, s, width)
+    x = torch.cat([torch.mm(obs, w_obs)[:, None], steps], 1).add_(place).view(n * t, width)
 
-    def normed() -> Tensor:
-        return x * torch.mv(x * x, share).add_(transformer.FLAX_EPS).rsqrt_()[:, None]
+    def shrunk() -> Tensor:
+        """1 / the root of the mean square of each token."""
+        return torch.mv(x * x, share).add_(transformer.FLAX_EPS).rsqrt_()
 
     for i in range(0, len(layers), 8):
         w, b, w_out, b_out, w_up, b_up, w_down, b_down = layers[i : i + 8]
-        qkv = torch.addmm(b, normed(), w).view(n, t, 3, heads, size)
+        qkv = torch.addmm(b, x * shrunk()[:, None], w).view(n, t, 3, heads, size)
         query, seen, value = (y.transpose(1, 2).reshape(n * heads, t, size) for y in qkv.unbind(2))
         scores = torch.baddbmm(hidden, query, seen.mT, alpha=size**-0.5)
         read = torch.bmm(scores.softmax(-1), value).view(n, heads, t, size)
         x.addmm_(read.transpose(1, 2).reshape(n * t, width), w_out).add_(b_out)
-        x.addmm_(_gelu_layer(normed(), w_up, b_up), w_down).add_(b_down)
-    return torch.addcmul(shift, normed(), scale).view(n, t, width)
+        x.addmm_(_gelu_layer(x * shrunk()[:, None], w_up, b_up), w_down).add_(b_down)
+    read = (x.view(n, t, width)[:, 1:] * head).view(n * s, width)
+    found = torch.mv(read, torch.ones_like(share)).view(n, s)
+    return found.mul_(shrunk().view(n, t)[:, 1:]).add_(offset.view(-1))

@@ -6,7 +6,7 @@ ensemble is the same network with a leading axis on every parameter, as in nets.
 """
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -107,6 +107,29 @@ def apply(
 FLAX_EPS = 1e-6
 # with GELU and norms as flax computes them
 flax = partial(apply, activation="gelu_tanh", eps=FLAX_EPS)
+
+
+class Ends(NamedTuple):
+    """What turns an observation and S actions into tokens, and tokens into values; E networks."""
+
+    # (E, O, W) and (E, A, W)
+    w_obs: Tensor
+    w_action: Tensor
+    # added to the tokens, the observation's first: (E, 1 + S, W)
+    place: Tensor
+    # (E, S, W)
+    head: Tensor
+
+
+def token_values(
+    params: Params, ends: Ends, obs: Tensor, action: Tensor, *, heads: int, mask: Tensor
+) -> Tensor:
+    """A value at each action behind an observation: (B, O), (B, S, A) -> (E, B, S); mask (1 + S, 1 + S)."""
+    first = (obs.unsqueeze(-3) @ ends.w_obs).unsqueeze(-2)  # (E, B, 1, W)
+    rest = (action.flatten(-3, -2).unsqueeze(-3) @ ends.w_action).unflatten(-2, action.shape[-3:-1])
+    tokens = torch.cat([first, rest], -2) + ends.place.unsqueeze(-3)
+    out = flax(params, tokens, heads=heads, mask=mask)
+    return (out[..., 1:, :] * ends.head.unsqueeze(-3)).sum(-1)
 
 
 class _Rows(torch.autograd.Function):

@@ -43,12 +43,16 @@ def flow_problem(dtype):
     return params, draw(1, N, B, 4, dtype=dtype), draw(2, N, B, 6, dtype=dtype)
 
 
-def transformer_problem(dtype):
+def values_problem(dtype):
+    """Parameters, and what turns observations and actions into tokens and these into values."""
     make = lambda key: transformer.init(
         key, width=WIDTH, layers=2, hidden=20, ensemble=E, weight="xavier"
     )
+    shapes = ((4, WIDTH), (3, WIDTH), (T, WIDTH), (T - 1, WIDTH))
     # far from a mean of 0, which the blocks never see
-    return stacked(make, dtype), 3 + draw(1, N, E, B, T, WIDTH, dtype=dtype)
+    ends = (1 + draw(i, N, E, *shape, dtype=dtype) for i, shape in enumerate(shapes))
+    obs, action = draw(5, N, B, 4, dtype=dtype), draw(6, N, B, T - 1, 3, dtype=dtype)
+    return stacked(make, dtype), transformer.Ends(*ends), obs, action
 
 
 # the first token, and its own and the one before: not causal order alone
@@ -76,12 +80,12 @@ def test_samples_of_a_flow(dtype):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.usefixtures("_block")
-def test_outputs_of_a_transformer(dtype, heads):
-    problem = transformer_problem(dtype)
-    want = vmap(lambda p, x: transformer.flax(p, x, heads=heads, mask=MASK))(*problem)
-    got = vmap(lambda p, x: evaluated.transformed(p, x, heads=heads, mask=MASK))(*problem)
-    assert close(got, want, dtype)
-    alone = evaluated.transformed(*tree_map(lambda x: x[0], problem), heads=heads, mask=MASK)
+def test_values_of_a_transformer(dtype, heads):
+    problem = values_problem(dtype)
+    want = vmap(lambda *x: transformer.token_values(*x, heads=heads, mask=MASK))(*problem)
+    got = vmap(lambda *x: evaluated.token_values(*x, heads=heads, mask=MASK))(*problem)
+    assert want.shape == (N, E, B, T - 1) and close(got, want, dtype)
+    alone = evaluated.token_values(*tree_map(lambda x: x[0], problem), heads=heads, mask=MASK)
     assert close(alone, want[0], dtype)
 
 
@@ -97,14 +101,14 @@ def test_a_network_with_norms_or_few_rows_is_left_to_its_formula(monkeypatch):
 
 def test_compilers_see_the_formulas():
     params, obs, noise = flow_problem(torch.float64)
-    weights, tokens = transformer_problem(torch.float64)
+    problem = values_problem(torch.float64)
 
-    def both(params, obs, noise, weights, tokens):
+    def both(params, obs, noise, problem):
         samples = vmap(lambda *x: evaluated.flow_sample(*x, 3))(params, obs, noise)
-        run = lambda p, x: evaluated.transformed(p, x, heads=3, mask=MASK)
-        return samples, vmap(run)(weights, tokens)
+        run = lambda *x: evaluated.token_values(*x, heads=3, mask=MASK)
+        return samples, vmap(run)(*problem)
 
-    arguments = (params, obs, noise, weights, tokens)
+    arguments = (params, obs, noise, problem)
     graph = make_fx(both, decomposition_table=_FORMULAS)(*arguments)
     assert "offbench" not in str(graph.graph)
     for a, b in zip(graph(*arguments), both(*arguments), strict=True):
