@@ -10,9 +10,16 @@ import torch
 from torch._inductor.pattern_matcher import stable_topological_sort
 from torch.fx import Graph, GraphModule, Node
 
+from offbench.training import grouping
+
 _aten = torch.ops.aten
 _BMM, _CAST = _aten.bmm.default, _aten._to_copy.default
 _VIEWS = {_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default}
+
+
+# whether inductor writes products itself, with what follows in the same kernel, instead of calling a library.
+# Fewer starts and less memory moved; which is faster only a GPU can tell.
+OWN_PRODUCTS = False
 
 
 def fuse(graph: GraphModule, device: torch.device) -> dict[str, Any]:
@@ -24,6 +31,8 @@ def fuse(graph: GraphModule, device: torch.device) -> dict[str, Any]:
         return {}
     join_rows(graph)
     write_out_thin_products(graph)
+    write_out_tiny_products(graph)
+    grouping.install()
     return {
         # independent small kernels start as one
         "combo_kernels": True,
@@ -32,7 +41,7 @@ def fuse(graph: GraphModule, device: torch.device) -> dict[str, Any]:
         # inductor otherwise pads products and sizes the blocks of sums by what it finds faster at the
         # time, and the order of additions would differ from one compilation to the next
         "deterministic": True,
-    }
+    } | ({"triton.native_matmul": True} if OWN_PRODUCTS else {})
 
 
 # terms of a sum from which a compiler may share one sum among many blocks, with a second kernel
@@ -91,6 +100,28 @@ def write_out_thin_products(graph: GraphModule) -> None:
     graph.recompile()
 
 
+# rows, columns and terms of a product up to which it is written out
+TINY = 24
+
+
+def write_out_tiny_products(graph: GraphModule) -> None:
+    """Products of tiny matrices, as in attention to a few tokens, become elementwise products and sums.
+
+    What makes their operands, heads split and transposed, is then fused with them and not written first.
+    """
+    for node in graph.graph.find_nodes(op="call_function", target=_BMM):
+        operands: Any = node.args
+        a, b = operands
+        if max(*a.meta["val"].shape[1:], *b.meta["val"].shape[1:]) > TINY:
+            continue
+        a = insert(node, _aten.unsqueeze.default, a, 3)
+        b = insert(node, _aten.unsqueeze.default, b, 1)
+        product = insert(node, _aten.mul.Tensor, a, b)
+        node.replace_all_uses_with(insert(node, _aten.sum.dim_IntList, product, [2]))
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
 def join_rows(graph: GraphModule) -> None:
     """Products with the same right operand become one product of all their rows.
 
@@ -108,6 +139,15 @@ def join_rows(graph: GraphModule) -> None:
 
 # bytes of a left operand up to which it is copied to save a product
 COPY_LIMIT = 2**22
+
+
+def _all_of(parts: list[Node]) -> Node | None:
+    """The value whose minibatches these are: (N, n, B, W) for all n of (N, B, W), in order."""
+    select, base = _aten.select.int, parts[0].args and parts[0].args[0]
+    if not all(x.target is select and x.args == (base, 1, i) for i, x in enumerate(parts)):
+        return None
+    assert isinstance(base, Node)
+    return base if base.meta["val"].shape[1] == len(parts) else None
 
 
 class _Rows:
@@ -169,6 +209,9 @@ class _Rows:
             return self.place[same[0]][0]
         if all(x is same[0] for x in same) or not isinstance(same[0], Node):
             return same[0]
+        if (base := _all_of(same)) is not None:
+            first = same[0].meta["val"]
+            return insert(before, _aten.reshape.default, base, [len(first), -1, first.shape[-1]])
         return insert(before, _aten.cat.default, same, 1)
 
     def _is_rows(self, x: Any) -> bool:

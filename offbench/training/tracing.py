@@ -55,11 +55,9 @@ class Program:
             return result
 
         with _one_at_a_time:
-            if compiled:
-                pure = functionalize(flat, remove="mutations")
-                graph = make_fx(pure, decomposition_table=_FORMULAS)(*leaves)
-            else:
-                graph = make_fx(flat)(*leaves)
+            graph = make_fx(flat, decomposition_table=_FORMULAS if compiled else {})(*leaves)
+            if compiled and _writes(graph):
+                graph = make_fx(functionalize(graph, remove="mutations"))(*leaves)
         self.graph, self._out = graph, out["tree"]
         _drop_empty_views(graph)
         if bf16:
@@ -99,6 +97,15 @@ _IN_PLACE: dict[Any, tuple[Callable[..., Any], tuple[int, ...]]] = {
     torch.ops.offbench.adam.default: (optim.adam_, (0, 2, 3)),
     torch.ops.offbench.lerp.default: (optim.lerp_, (0,)),
 }
+
+
+def _writes(graph: GraphModule) -> bool:
+    """Whether an operation writes to its argument. Such graphs are traced again, operation by operation: the
+    function itself may hold an autograd.Function, which torch cannot rewrite."""
+    targets = (node.target for node in graph.graph.nodes)
+    return any(isinstance(t, torch._ops.OpOverload) and t._schema.is_mutable for t in targets)
+
+
 _UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
 _SHAPE_ONLY = {torch.ops.aten.view.default, torch.ops.aten.expand.default, _UNSAFE_VIEW}
 
