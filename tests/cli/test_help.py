@@ -57,9 +57,12 @@ def test_the_examples_of_settings_are_planned():
 def test_the_help_of_speed_names_settings_that_it_takes():
     rows = [line[2:32] for line in SPEED_SETTINGS.splitlines()[1:] if line[2] != " "]
     keys = [key.strip() for row in rows for key in row.split(",")]
-    assert len(keys) >= 14
+    audits = {"launches", "cards"}
+    assert len(keys) >= 16 and audits < set(keys)
     with pytest.raises(UserError, match="unknown setting of speed 'nonsense'"):
-        call(["speed", *(f"{key}=1" for key in keys), "nonsense=1"])
+        call(["speed", *(f"{key}=1" for key in keys if key not in audits), "nonsense=1"])
+    with pytest.raises(UserError, match="unknown setting of speed --audit 'nonsense'"):
+        call(["speed", "--audit", "launches=true", "cards=[h100]", "nonsense=1"])
 
 
 def test_the_examples_of_data_are_read(monkeypatch):
