@@ -55,9 +55,7 @@ class Program:
             return result
 
         with _one_at_a_time:
-            graph = make_fx(flat, decomposition_table=_FORMULAS if compiled else {})(*leaves)
-            if compiled and _writes(graph):
-                graph = make_fx(functionalize(graph, remove="mutations"))(*leaves)
+            graph = trace(flat, leaves, for_compiler=compiled)
         self.graph, self._out = graph, out["tree"]
         _drop_empty_views(graph)
         if bf16:
@@ -99,11 +97,18 @@ _IN_PLACE: dict[Any, tuple[Callable[..., Any], tuple[int, ...]]] = {
 }
 
 
-def _writes(graph: GraphModule) -> bool:
-    """Whether an operation writes to its argument. Such graphs are traced again, operation by operation: the
-    function itself may hold an autograd.Function, which torch cannot rewrite."""
-    targets = (node.target for node in graph.graph.nodes)
-    return any(isinstance(t, torch._ops.OpOverload) and t._schema.is_mutable for t in targets)
+def trace(fn: Callable[..., Any], leaves: list[Tensor], *, for_compiler: bool) -> GraphModule:
+    """The operations of `fn(*leaves)`; for a compiler optimisers as their formulas, and none that writes.
+
+    A graph that writes to its values is traced again, operation by operation: the function itself may hold
+    an autograd.Function, which torch cannot rewrite.
+    """
+    graph = make_fx(fn, decomposition_table=_FORMULAS if for_compiler else {})(*leaves)
+    targets = [node.target for node in graph.graph.nodes]
+    writes = any(isinstance(t, torch._ops.OpOverload) and t._schema.is_mutable for t in targets)
+    if for_compiler and writes:
+        return make_fx(functionalize(graph, remove="mutations"))(*leaves)
+    return graph
 
 
 _UNSAFE_VIEW = torch.ops.aten._unsafe_view.default

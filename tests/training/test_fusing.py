@@ -6,7 +6,7 @@ import torch._inductor.config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.shipped import shipped_methods
-from torch.func import functionalize, vmap
+from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import gelu, layer_norm
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
@@ -15,7 +15,7 @@ from offbench.data.pipeline import make_pipeline
 from offbench.testing.fakes import environment_spec, fake_data, small, spec_for, view_for
 from offbench.training import fusing
 from offbench.training.step import initial_carry, make_step
-from offbench.training.tracing import _FORMULAS, _compute_once
+from offbench.training.tracing import _compute_once, trace
 
 GPU = torch.device("cuda")
 BMM = torch.ops.aten.bmm.default
@@ -27,8 +27,7 @@ def products(graph) -> int:
 
 def check(function, *arguments) -> tuple[int, int]:
     """Products before and after; the numbers must be the same."""
-    pure = functionalize(function, remove="mutations")
-    graph = make_fx(pure, decomposition_table=_FORMULAS)(*arguments)
+    graph = trace(function, list(arguments), for_compiler=True)
     _compute_once(graph)
     want, before = tree_leaves(graph(*arguments)), products(graph)
     fusing.fuse(graph, GPU)
