@@ -390,8 +390,10 @@ def test_a_broken_method_fails_exactly_the_check_for_its_mistake(broken):
     found = failed(
         broken(), [check for check in CHECKS if not (compiles and check is check_compiles)]
     )
-    assert list(found) == [BROKEN[broken]]
-    (sentence,) = found.values()
+    # the engine reads again what this one writes into
+    also = ["check_resume"] if broken is WritesIntoTheBatch else []
+    assert list(found) == [BROKEN[broken], *also]
+    sentence = found[BROKEN[broken]]
     assert "\n" not in sentence and len(sentence) < 300
 
 
