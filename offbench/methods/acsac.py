@@ -118,9 +118,8 @@ class ACSAC:
         n = self.n_proposals
         _, action = flow.propose(velocity, obs, key, n, self.flow_steps, evaluated.flow_sample)
         action = action.unflatten(0, (len(obs), n))  # (B, N, H * A)
-        q = self._q(critic, obs, action, evaluated.token_values).amin(
-            0
-        )  # (2, B, N, H) -> (B, N, H)
+        values = self._q(critic, obs, action, evaluated.token_values)
+        q = values.amin(0)  # (2, B, N, H) -> (B, N, H)
         index = flow.first_argmax(q.flatten(1))  # (B,)
         value = q.flatten(1).gather(1, index[:, None]).squeeze(1)
         return value, flow.chosen(action, index // q.shape[-1]), index % q.shape[-1] + 1

@@ -1214,16 +1214,9 @@ MUTANTS = {
     ),
     "acsac: positions are not added to actions": (
         _ACSAC,
-        "step = step + position[:, None, None, 1:]",
-        "step = step + 0 * position[:, None, None, 1:]",
+        "state, step = position[:, :1], position[:, 1:]",
+        "state, step = position[:, :1], 0 * position[:, 1:]",
     ),
-    "acsac: values read at the token before": (
-        _ACSAC,
-        "out[:, :, 1:].unflatten",
-        "out[:, :, :-1].unflatten",
-    ),
-    "acsac: another activation": (_ACSAC, 'activation="gelu_tanh"', 'activation="gelu"'),
-    "acsac: torch's eps": (_ACSAC, "eps=1e-6", "eps=1e-5"),
     "acsac: the flow is not trained": (
         _ACSAC,
         "return critic_loss + bc_loss",
