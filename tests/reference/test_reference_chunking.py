@@ -1217,6 +1217,11 @@ MUTANTS = {
         "state, step = position[:, :1], position[:, 1:]",
         "state, step = position[:, :1], 0 * position[:, 1:]",
     ),
+    "acsac: values read at the token before": (
+        _ACSAC,
+        "return q.unflatten(2, (n, h))",
+        "return q.roll(1, 2).unflatten(2, (n, h))",
+    ),
     "acsac: the flow is not trained": (
         _ACSAC,
         "return critic_loss + bc_loss",
