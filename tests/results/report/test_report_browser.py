@@ -176,7 +176,10 @@ def test_charts_are_drawn_when_they_are_looked_at_and_have_their_numbers_as_tabl
     curves = page.locator("[data-chart=curves]")
     assert curves.locator(".cartesianlayer > .subplot").count() == len(ENTRIES)
     curves.get_by_text("The numbers as a table").click()
-    assert curves.locator("tbody tr").count() == 2 * len(ENTRIES)
+    # the table is written when the browser tells that it was opened, a moment later
+    rows = curves.locator("tbody tr")
+    rows.first.wait_for()
+    assert rows.count() == 2 * len(ENTRIES)
     many = "Array(50).fill({ entry: 'iql', x: [1], y: [1], low: [0], high: [2] })"
     axes = "Object.keys(panelChart(MANY, ['', ''], 1000).layout).filter((k) => /^yaxis/.test(k))"
     assert len(page.evaluate(axes.replace("MANY", many))) == 20
