@@ -26,11 +26,13 @@ from offbench.speed.cost import copy_ceiling, cost, matmul_ceiling
 from offbench.speed.gpu_plan import Job, Sizes
 from offbench.speed.gpu_run import Run
 from offbench.testing.fakes import sized, view_for
-from offbench.training.engine import BLOCK, GATE_TOLERANCE, Engine, deviation
+from offbench.training import gate
+from offbench.training.engine import BLOCK, Engine
 from offbench.training.step import initial_carry, make_step, n_minibatches
 
-# steps; from BLOCK on a captured engine replays its graph
-GATE_AT = (1, 20, BLOCK, 100)
+# steps -> what a state may be off after them: rounding grows with the run. From BLOCK on a captured engine
+# replays its graph
+GATE_AT = {1: gate.TOLERANCE, 20: gate.TOLERANCE, BLOCK: gate.TOLERANCE, 100: 5 * gate.TOLERANCE}
 
 Found = dict[str, Any]
 SMALL = (64, 64)
@@ -125,19 +127,17 @@ class Learner:
 
         `ok` is None where the products are rounded: what is found is the price of that.
         """
-        judge = Engine(self.step, self.carry, backend="eager")
+        judge = gate.Judge(self.step, self.carry)
         row: Found = {}
         ok = True
-        for n in GATE_AT:
-            for engine in (judge, self.engine):
-                engine.load(self.carry)
-                engine.run(n)
+        for n, tolerance in GATE_AT.items():
+            self.engine.load(self.carry)
+            self.engine.run(n)
             state = self.engine.carry.state
-            row[f"after_{n}"] = off = deviation(state, judge.carry.state, self.carry.state)
-            # rounding grows with the run
-            ok &= off <= GATE_TOLERANCE * (5 if n > BLOCK else 1)
+            row[f"after_{n}"] = off = judge.deviation(state, n, tolerance)
+            ok &= off <= tolerance
         self.engine.load(self.carry)
-        self.engine.run(GATE_AT[-1])
+        self.engine.run(max(GATE_AT))
         again = tree_leaves(self.engine.carry.state)
         row["repeats"] = all(map(torch.equal, again, tree_leaves(state)))
         row["waits"] = self._waits() if self.cuda else "not on a GPU"
@@ -245,6 +245,8 @@ class Tests:
         command = [sys.executable, "-m", "pytest", "-m", "gpu", "-k", LEFT_OUT, "-v"]
         command += ["-p", "no:cacheprovider", "-W", "default", "-o", "addopts="]
         command += ["--continue-on-collection-errors", *map(str, files)]
+        if importlib.util.find_spec("xdist"):
+            command += ["-p", "xdist", "-n", str(min(6, os.cpu_count() or 1))]
         environ = os.environ | {"PYTHONUNBUFFERED": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         with open(self.log, "w", encoding="utf-8") as log:
             done = subprocess.run(

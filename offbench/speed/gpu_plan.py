@@ -115,6 +115,7 @@ def jobs(sizes: Sizes) -> list[Job]:
     found += [
         stack(m, n, p) for p in sizes.precisions[1:] for n in sizes.seeds for m in sizes.table
     ]
+    found += [stack(m, sizes.leading[m], p) for p in sizes.precisions[1:] for m in sizes.profiled]
     found += [
         Job("learner", m, sizes.fast, SMALL_SEEDS, small=True, first=("gate",))
         for m in sizes.others

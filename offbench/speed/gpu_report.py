@@ -9,7 +9,7 @@ from typing import Any
 
 from offbench.speed.gpu_parts import GATE_AT, PRODUCT, Found
 from offbench.speed.gpu_plan import Job
-from offbench.training.engine import GATE_TOLERANCE
+from offbench.training.gate import ROUNDINGS
 
 Rows = list[dict[str, Any]]
 
@@ -104,8 +104,9 @@ def _gate(records: Sequence[Record]) -> list[str]:
     ]
     text = (
         "Distance of the end states from the eager float32 run's, relative to the way from the start, the "
-        f"worst tensor, after so many steps; allowed: {GATE_TOLERANCE}, at {GATE_AT[-1]} steps "
-        f"{5 * GATE_TOLERANCE:g}. Rounded products (tf32) are told, not judged. repeats: bit for bit. "
+        f"worst tensor, after so many steps. Allowed: {', '.join(f'{t:g} after {n}' for n, t in GATE_AT.items())}; "
+        f"where more, a tensor counts as that much if it is off by {ROUNDINGS} times what other last bits of the "
+        "start change. Rounded products (tf32) are told, not judged. repeats: bit for bit. "
         "waits: the first operation of a warm loop that waits for the device."
     )
     return ["## gate", "", text, "", *_markdown(rows)]

@@ -15,7 +15,8 @@ from offbench.methods.iql import IQL
 from offbench.rollout import EnvPool, evaluate, make_policy
 from offbench.speed.gpu_plan import Job, Sizes
 from offbench.tasks.task import Task
-from offbench.training.engine import BLOCK, make_engine
+from offbench.training.engine import BLOCK
+from offbench.training.gate import make_engine
 from offbench.training.step import initial_carry, make_step, n_minibatches
 from offbench.types import Spec
 

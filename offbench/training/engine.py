@@ -10,7 +10,7 @@ The backends run the program of the update:
     eager       the traced program, operation by operation; optimisers write in place
     compile     the program through torch.compile: fused kernels, for up to a minute of compiling
     cudagraph   compiled and captured in a CUDA graph, many updates per replay
-    auto        the fastest that passes the equivalence gate (`make_engine`)
+    auto        the fastest that passes the equivalence gate (`offbench.training.gate`)
 
 One seed is N = 1; there is no other code path. On a CPU, results of one backend are the same bit for bit
 from run to run, with the same versions and number of threads; between backends and stack sizes they agree
@@ -52,9 +52,6 @@ class Ran(NamedTuple):
 
 # steps on a CPU from which compiling repays itself, see `candidates`
 COMPILE_FROM = 100_000
-GATE_TOLERANCE = 0.02
-# one replayed block, and single steps after it
-GATE_STEPS = BLOCK + 5
 
 
 def candidates(backend: Backend, device: str, n_steps: int = 0) -> list[Backend]:
@@ -75,57 +72,6 @@ def candidates(backend: Backend, device: str, n_steps: int = 0) -> list[Backend]
     if cuda:
         return ["cudagraph", "compile", "eager"]
     return ["compile", "eager"] if n_steps >= COMPILE_FROM else ["eager"]
-
-
-def make_engine(
-    step: Step,
-    carry: Carry,
-    *,
-    backend: Backend = "auto",
-    n_steps: int = 0,
-    precision: Precision = "float32",
-) -> "tuple[Engine, Ran]":
-    """(engine at `carry`, its backend with a note on each faster one that was refused).
-
-    The gate of `auto`: after GATE_STEPS steps from `carry` the state must equal that of the eager float32
-    program to GATE_TOLERANCE (`deviation`). A backend that differs or fails is refused.
-    """
-    names = candidates(backend, carry.key.device.type, n_steps)
-    if len(names) == 1:
-        return Engine(step, carry, backend=names[0], precision=precision), Ran(names[0])
-    reference, refused = Engine(step, carry, backend="eager"), []
-    reference.run(GATE_STEPS)
-    for name in names[:-1]:
-        try:
-            engine = Engine(step, carry, backend=name, precision=precision)
-            engine.run(GATE_STEPS)
-            off = deviation(engine.carry.state, reference.carry.state, carry.state)
-        # a compiler may fail in any way; the eager program remains
-        except Exception as error:
-            refused.append(f"{name} failed: {type(error).__name__}")
-            continue
-        if precision == "float32" and not off <= GATE_TOLERANCE:
-            refused.append(f"{name} deviates by {off:.2g}")
-            continue
-        engine.load(carry)
-        return engine, Ran(name, tuple(refused))
-    engine = Engine(step, carry, backend=names[-1], precision=precision)
-    return engine, Ran(names[-1], tuple(refused))
-
-
-def deviation(state: Any, reference: Any, start: Any) -> float:
-    """Relative error of a state: max over leaves of |state - reference| / |reference - start|.
-
-    Norms are over whole leaves: Adam's first steps have the size of the learning rate whatever the
-    gradient, so single elements can differ by rounding alone.
-    """
-    worst = 0.0
-    for a, b, c in zip(tree_leaves(state), tree_leaves(reference), tree_leaves(start), strict=True):
-        if b.is_floating_point():
-            way = (b - c).double().norm().item()
-            apart = (a - b).double().norm().item()
-            worst = max(worst, apart / way if way > 0 else float(apart > 0))
-    return worst
 
 
 class Engine:

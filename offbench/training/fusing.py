@@ -4,11 +4,13 @@ A stack of small networks spends its time on starting kernels as much as on comp
 share one does.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch._inductor.pattern_matcher import stable_topological_sort
 from torch.fx import Graph, GraphModule, Node
+from torch.torch_version import TorchVersion
 
 from offbench.training import grouping
 
@@ -36,6 +38,8 @@ def fuse(graph: GraphModule, device: torch.device) -> dict[str, Any]:
     return {
         # independent small kernels start as one
         "combo_kernels": True,
+        # torch 2.11 fails where it reorders the loops of kernels that it joins: TD3+BC of one seed
+        "loop_ordering_after_fusion": TorchVersion(torch.__version__) >= "2.13",
         # a sum over a minibatch in one kernel, and the optimiser in it, instead of two
         "split_reductions": _longest_sum(graph) > LONG_SUM,
         # inductor otherwise pads products and sizes the blocks of sums by what it finds faster at the
@@ -102,6 +106,9 @@ def write_out_thin_products(graph: GraphModule) -> None:
 
 # rows, columns and terms of a product up to which it is written out
 TINY = 24
+# multiplications above which that costs more than it saves: written out, attention to 80,000 sets of 21 tokens took
+# half of an update of ACSAC on an H200
+MANY = 2**26
 
 
 def write_out_tiny_products(graph: GraphModule) -> None:
@@ -112,7 +119,8 @@ def write_out_tiny_products(graph: GraphModule) -> None:
     for node in graph.graph.find_nodes(op="call_function", target=_BMM):
         operands: Any = node.args
         a, b = operands
-        if max(*a.meta["val"].shape[1:], *b.meta["val"].shape[1:]) > TINY:
+        shape = (*a.meta["val"].shape, b.meta["val"].shape[2])
+        if max(shape[1:]) > TINY or math.prod(shape) > MANY:
             continue
         a = insert(node, _aten.unsqueeze.default, a, 3)
         b = insert(node, _aten.unsqueeze.default, b, 1)

@@ -4,7 +4,11 @@ Inductor joins those that are equally many operations from the program's argumen
 early would then start alone, kernel by kernel. Here it waits for company.
 """
 
+import math
 from typing import Any
+
+# terms from which a kernel of sums starts alone: it would be cut into blocks as is good for its company
+LARGE_SUMS = 2**25
 
 
 def install() -> None:
@@ -44,9 +48,11 @@ def _kind(node: Any) -> Any:
     if any(x.node.get_reduction_type() == "dot" for x in node.get_nodes()):
         # a product that inductor writes itself: it is joined with nothing, and must not wait
         return None
-    sizes = [x.group[1][0] for x in node.get_nodes()]
-    large = any(n.is_number and n > LARGE_NUMELS for n in sizes)
-    return device, reduces, node.get_name() if large and not reduces else ""
+    # numbers that are written, and the terms of each
+    sizes = [math.prod(x.group[1]) for x in node.get_nodes()]
+    most = LARGE_SUMS if reduces else LARGE_NUMELS
+    large = any(n.is_number and n > most for n in sizes)
+    return device, reduces, node.get_name() if large else ""
 
 
 def ordered_groups(

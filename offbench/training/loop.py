@@ -7,7 +7,8 @@ import torch
 
 from offbench.data.pipeline import Pipeline
 from offbench.errors import UserError
-from offbench.training.engine import Backend, Engine, Precision, Ran, make_engine
+from offbench.training.engine import Backend, Engine, Precision, Ran
+from offbench.training.gate import make_engine
 from offbench.training.imperative import Imperative, ImperativeEngine
 from offbench.training.step import Carry, initial_carry, make_step, n_minibatches
 from offbench.types import Method, Metrics, Spec

@@ -13,7 +13,8 @@ from offbench.methods.td3_bc import TD3BC
 from offbench.nn import optim
 from offbench.speed.reference_loops import PLAIN, captured_loop, unstacked_loop
 from offbench.testing.contract import SPEC, fake_batch, view_for
-from offbench.training.engine import BLOCK, GATE_TOLERANCE, Engine, deviation, make_engine
+from offbench.training.engine import BLOCK, Engine
+from offbench.training.gate import TOLERANCE, Judge, deviation, make_engine
 from offbench.training.step import Carry, initial_carry, make_step
 
 pytestmark = [
@@ -58,13 +59,14 @@ def test_compiled_and_captured_runs_follow_the_eager_one_from_the_first_update(
 ):
     """A warm-up that trained, or a graph that read old memory, would show at once."""
     step, carry = parts(shipped_method, data)
-    fast, judge = Engine(step, carry, backend=backend), Engine(step, carry, backend="eager")
+    fast, eager = Engine(step, carry, backend=backend), Engine(step, carry, backend="eager")
+    judge = Judge(step, carry)
     for n in (1, 2, BLOCK, LONG):
-        for engine in (fast, judge):
+        for engine in (fast, eager):
             engine.load(carry)
-        metrics, want = fast.run(n), judge.run(n)
-        off = deviation(fast.carry.state, judge.carry.state, carry.state)
-        assert off <= GATE_TOLERANCE, f"{off:.2g} after {n} steps"
+        metrics, want = fast.run(n), eager.run(n)
+        off = judge.deviation(fast.carry.state, n, TOLERANCE)
+        assert off <= TOLERANCE, f"{off:.2g} after {n} steps"
         assert equal(fast.carry.key, carry.key) and int(fast.carry.step) == n
         for name in want:
             assert torch.allclose(metrics[name], want[name], rtol=1e-2, atol=1e-3), name
@@ -73,16 +75,16 @@ def test_compiled_and_captured_runs_follow_the_eager_one_from_the_first_update(
 def test_the_eager_program_on_the_device_follows_the_one_on_the_processor(shipped_method, data):
     cpu, first = parts(shipped_method, data, device="cpu")
     step, carry = parts(shipped_method, data)
-    want, got = run(cpu, first, 20, "eager")[0], run(step, carry, 20, "eager")[0]
-    assert deviation(on_cpu(got.state), want.state, first.state) <= GATE_TOLERANCE
+    got = run(step, carry, 20, "eager")[0]
+    assert Judge(cpu, first).deviation(on_cpu(got.state), 20, TOLERANCE) <= TOLERANCE
 
 
 def test_weighted_rows_and_other_views_are_captured_too(data):
     method = TD3BC(hidden=HIDDEN)
     for options in ({"view": Chunk(3)}, {"view": NStep(3), "weights": [return_weights]}):
         step, carry = parts(method, data, **options)
-        fast, judge = (run(step, carry, LONG, b)[0] for b in ("cudagraph", "eager"))
-        assert deviation(fast.state, judge.state, carry.state) <= GATE_TOLERANCE
+        fast = run(step, carry, LONG, "cudagraph")[0]
+        assert Judge(step, carry).deviation(fast.state, LONG, TOLERANCE) <= TOLERANCE
 
 
 @pytest.mark.parametrize("backend", ["eager", "compile", "cudagraph"])
@@ -106,7 +108,7 @@ def test_a_captured_run_resumes_anywhere(data):
     half, _ = run(step, carry, 20, "cudagraph")
     straight, _ = run(step, carry, 20 + LONG, "cudagraph")
     resumed, _ = run(step, half, LONG, "cudagraph")
-    assert deviation(resumed.state, straight.state, carry.state) <= GATE_TOLERANCE
+    assert deviation(resumed.state, straight.state, carry.state) <= TOLERANCE
 
 
 def test_a_captured_engine_can_be_loaded_again(data):
@@ -206,7 +208,7 @@ def test_data_left_on_the_host_give_the_same_run(backend, data):
     streamed = make_step(method, pipeline, device="cuda")
     assert streamed.host_data and not resident.host_data
     a, b = (run(step, carry, LONG, backend)[0] for step in (resident, streamed))
-    assert deviation(b.state, a.state, carry.state) <= GATE_TOLERANCE
+    assert deviation(b.state, a.state, carry.state) <= TOLERANCE
 
 
 def test_batches_gathered_on_the_host_are_those_of_the_device(data):
