@@ -1,6 +1,6 @@
 """How long training takes on a GPU that need not be here: from its data sheet and a count of an update's work.
 
-    seconds of a step = launches x LAUNCH_S + seeds x (FLOP / (REACHED x peak) + bytes / bandwidth)
+    seconds of a step = launches x LAUNCH_S + seeds x (FLOP / (reached share of the peak) + bytes / bandwidth)
 
 An estimate and no measurement: what earlier runs on such a card took corrects it (`correction`).
 """
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from offbench.data.replay import ReplayData
     from offbench.types import Spec
 
-# between two kernels of a CUDA graph: the upper end of 1.5 to 2.5 us, an assumption
+# of a kernel in a CUDA graph. This and REACHED follow from the rates of TD3+BC and IQL that an H200 has reached
+# (results/gpu/h200): all are within 31 % of this estimate
 LAUNCH_S = 2.5e-6
 # kernels of a compiled update for each of its matrix products, for methods that the table of launches lacks: bc 3.0,
 # td3_bc 2.5, iql 2.6 as inductor lowers them
 KERNELS_PER_PRODUCT = 2.6
-# of the peak, what batched products of 256 rows and columns reach: an assumption
-REACHED = 0.5
+# of the peak, what batched products of 256 rows and columns reach; bf16 is not measured
+REACHED = {"float32": 0.5, "tf32": 0.25, "bf16": 0.125}
 # what `offbench speed --audit launches=true` counted; with the source only, not in a wheel
 LAUNCHES = Path(__file__).resolve().parents[2] / "results" / "launches.csv"
 # compiling a program, once; later runs find the code
@@ -47,7 +48,7 @@ class Card(NamedTuple):
 
     def step_s(self, work: "Work", seeds: int, precision: str) -> float:
         """Seconds of one step of a stack."""
-        arithmetic = work.flops / (REACHED * getattr(self, precision))
+        arithmetic = work.flops / (REACHED[precision] * getattr(self, precision))
         return work.launches * LAUNCH_S + seeds * (arithmetic + work.bytes / self.bandwidth)
 
 
@@ -190,6 +191,8 @@ def _tally(run: Callable[[], Any]) -> tuple[int, float, float]:
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
+    from offbench.nn import evaluated
+
     aten = torch.ops.aten
     # where the two factors stand among the arguments
     factors = {
@@ -198,12 +201,17 @@ def _tally(run: Callable[[], Any]) -> tuple[int, float, float]:
         aten.addmm.default: 1,
         aten.baddbmm.default: 1,
     }
+    # operators of a CPU, and what stays whole within them
+    composed = {**evaluated.FORMULAS, aten.matmul.default: aten.matmul.default.decompose}
     count = [0.0, 0.0, 0.0]
 
     class Tally(TorchDispatchMode):
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
+            if func in composed:
+                with self:
+                    return composed[func](*args, **(kwargs or {}))
             result = func(*args, **(kwargs or {}))
             if func in factors:
                 a, b = args[factors[func] : factors[func] + 2]

@@ -142,6 +142,12 @@ def _batched(call: Callable[..., Tensor], n_stacked: int) -> Callable[..., tuple
 _flow.register_vmap(_batched(_flow, 2))
 _values.register_vmap(_batched(_values, 2))
 
+# operator -> the tensor operations that it stands for: for compilers, and to count its work
+FORMULAS: dict[Any, Callable[..., Tensor]] = {
+    torch.ops.offbench.flow_sample.default: flow_formula,
+    torch.ops.offbench.token_values.default: values_formula,
+}
+
 
 # --- one member
 

@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from offbench import rng
+from offbench.nn import evaluated
 from offbench.training.engine import Precision, matmul_precision
 from offbench.training.step import Carry, Step
 
@@ -43,7 +44,10 @@ def cost(step: Step, carry: Carry) -> Cost:
     given = step.input(vmap(step.draw)(rng.fold(carry.key, carry.step)))
     leaves, tree = tree_flatten((carry.state, given))
     many = vmap(step.update)
-    trace = make_fx(lambda *x: tree_leaves(many(*tree_unflatten(list(x), tree))))
+    trace = make_fx(
+        lambda *x: tree_leaves(many(*tree_unflatten(list(x), tree))),
+        decomposition_table=evaluated.FORMULAS,
+    )
     nodes = [n for n in trace(*leaves).graph.nodes if n.op == "call_function"]
     products = Counter(shape for n in nodes if (shape := _product(n)))
     return Cost(

@@ -14,9 +14,9 @@ The backends run the program of the update:
 
 One seed is N = 1; there is no other code path. On a CPU, results of one backend are the same bit for bit
 from run to run, with the same versions and number of threads; between backends and stack sizes they agree
-to rounding per update. A GPU is meant to repeat its bits too: no update of ours adds in an order left to
-chance (`offbench.testing.repeatable`) and compilers choose nothing by the clock. That is read from the
-programs; `make gpu-check` measures it. Where a captured run stops within a block, it goes on to rounding.
+to rounding per update. A GPU repeats its bits too: no update of ours adds in an order left to chance
+(`offbench.testing.repeatable`) and compilers choose nothing by the clock; `make gpu-check` measures it, and
+results/gpu has what it found. Where a captured run stops within a block, it goes on to rounding.
 """
 
 import operator

@@ -7,7 +7,8 @@ early would then start alone, kernel by kernel. Here it waits for company.
 import math
 from typing import Any
 
-# terms from which a kernel of sums starts alone: it would be cut into blocks as is good for its company
+# terms from which a kernel of sums starts with its like only: it would be cut into blocks as is good for the others.
+# One of 578 million, scores of attention, took 2.2 ms of an H200 in bad company and 0.7 ms in better
 LARGE_SUMS = 2**25
 
 
@@ -48,10 +49,12 @@ def _kind(node: Any) -> Any:
     if any(x.node.get_reduction_type() == "dot" for x in node.get_nodes()):
         # a product that inductor writes itself: it is joined with nothing, and must not wait
         return None
-    # numbers that are written, and the terms of each
-    sizes = [math.prod(x.group[1]) for x in node.get_nodes()]
-    most = LARGE_SUMS if reduces else LARGE_NUMELS
-    large = any(n.is_number and n > most for n in sizes)
+    # (numbers that are written, terms of each)
+    sizes = [x.group[1] for x in node.get_nodes()]
+    if reduces:
+        large = {s for s in sizes if math.prod(s).is_number and math.prod(s) > LARGE_SUMS}
+        return device, reduces, frozenset(large)
+    large = any(n.is_number and n > LARGE_NUMELS for n, _ in sizes)
     return device, reduces, node.get_name() if large else ""
 
 

@@ -87,8 +87,7 @@ class Program:
 _FORMULAS: dict[Any, Callable[..., Any]] = {
     torch.ops.offbench.adam.default: optim.adam_lists,
     torch.ops.offbench.lerp.default: optim.lerp_formula,
-    torch.ops.offbench.flow_sample.default: evaluated.flow_formula,
-    torch.ops.offbench.token_values.default: evaluated.values_formula,
+    **evaluated.FORMULAS,
 }
 # operation -> the one that writes, and which arguments it writes to
 _IN_PLACE: dict[Any, tuple[Callable[..., Any], tuple[int, ...]]] = {

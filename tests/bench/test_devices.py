@@ -1,7 +1,9 @@
 """Forecasts for a GPU that is not here: what they count, how they scale, and what corrects them."""
 
+import csv
 import dataclasses
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -16,11 +18,13 @@ from offbench.bench.plan import plan
 from offbench.bench.preflight import build
 from offbench.bench.stacks import pack
 from offbench.cli import main
+from offbench.data.pipeline import make_pipeline
 from offbench.errors import UserError
 from offbench.results.store import Store
+from offbench.speed.contenders import SPEC, random_data, sized_method, usual_view
 from offbench.speed.cost import cost
 from offbench.tasks.loading import load_data
-from offbench.training.step import initial_carry, make_step
+from offbench.training.step import advance, initial_carry, make_step
 
 HOPPER = "offbench/hopper/medium-replay-v0"
 H100 = card("H100")
@@ -70,6 +74,41 @@ def test_a_card_is_written_as_users_write_it():
     assert card("rtx4090") == card("RTX 4090") and {card(c.name) for c in CARDS} == set(CARDS)
     with pytest.raises(UserError, match=r"unknown GPU 'H10'.*H100"):
         card("H10")
+
+
+MEASURED = Path(__file__).parents[2] / "results" / "gpu" / "h200" / "speed.csv"
+
+
+@pytest.mark.parametrize("method", ["td3_bc", "iql"])
+def test_the_estimate_for_an_h200_is_near_what_one_took(method, monkeypatch):
+    """Rates of 4 to 64 seeds, float32 and TF32, between which there is a factor of nine for a step."""
+    monkeypatch.setattr(devices, "LAUNCHES", MEASURED.parents[2] / "launches.csv")
+    work = work_of(cell(method, "method.hidden=[256,256]", "batch_size=256"))
+    with open(MEASURED, encoding="utf-8") as file:
+        rows = [r for r in csv.DictReader(file) if r["method"] == method]
+    ratios = [
+        work.minibatches
+        / float(r["updates_per_s"])
+        / card("H200").step_s(work, int(r["seeds"]), r["precision"])
+        for r in rows
+        if r["backend"] == "cudagraph"
+    ]
+    assert len(ratios) == 6 and 0.75 < min(ratios) and max(ratios) < 1.35
+
+
+@pytest.mark.parametrize("method", ["acsac", "fql"])
+def test_what_one_operator_of_a_cpu_computes_is_counted(method):
+    """The table's work is counted in the program for a GPU, of observations 17 and actions 6."""
+    needs = sized_method(method, (256, 256)).needs
+    data = random_data(torch.device("cpu"), 5)
+    pipeline = make_pipeline(data, batch_size=256, view=usual_view(needs), needs=needs)
+    made = sized_method(method, (256, 256))
+    step, carry = make_step(made, pipeline), initial_carry(made, pipeline.spec(SPEC), [0])
+    _, flops, _ = devices._tally(lambda: advance(step, carry.seed(0)))
+    assert flops == cost(step, carry).flops
+    with open(MEASURED.parents[2] / "launches.csv", encoding="utf-8") as file:
+        (row,) = [r for r in csv.DictReader(file) if r["method"] == method]
+    assert flops / 1e9 == pytest.approx(float(row["gflop"]) / int(row["seeds"]), rel=0.05)
 
 
 @pytest.mark.parametrize("method", ["bc", "td3_bc"])
