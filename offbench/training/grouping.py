@@ -52,8 +52,8 @@ def _kind(node: Any) -> Any:
     # (numbers that are written, terms of each)
     sizes = [x.group[1] for x in node.get_nodes()]
     if reduces:
-        large = {s for s in sizes if math.prod(s).is_number and math.prod(s) > LARGE_SUMS}
-        return device, reduces, frozenset(large)
+        long = {s for s in sizes if math.prod(s).is_number and math.prod(s) > LARGE_SUMS}
+        return device, reduces, frozenset(long)
     large = any(n.is_number and n > LARGE_NUMELS for n, _ in sizes)
     return device, reduces, node.get_name() if large else ""
 
