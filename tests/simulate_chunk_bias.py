@@ -6,8 +6,8 @@ standard deviation of the noise, is in steps.
 
 equal_lengths.csv: a corridor without end on which all lengths are truly equal. For each H (h), n and number of
 critics the shares of the lengths in the maxima, their mean, and `slope`, by how much V is too high for each step
-to the goal (or, if there is none, 1 - gamma times how much it is too high), in sigmas. Neither depends on sigma
-or gamma.
+to the goal, in sigmas. Neither depends on sigma. On the corridor below, which ends and has a discount, shares
+differ from these by less than 0.05, and with up to four critics by less than 0.012.
 
 The setting in other files: h, n, critics, sigma, Polyak rate of the target (1: none), growth (noise of length k is
 sigma * k ** growth), double (chosen by one set of critics, valued by another).
