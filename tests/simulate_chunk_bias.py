@@ -21,6 +21,11 @@ policies.csv: value_bias (how much V of the start is too high) and the expected 
 chooses by the noisy critics among all prefixes (steps) and among those of one length (steps_1 to steps_7). Sigma 0
 are exact critics.
 
+propagation.csv: sweeps over all states with exact critics, from values that are `start` everywhere: 0 is too high
+where a step costs 1, -100 = -1 / (1 - gamma) the least that is possible. value_bias of all lengths (H = 5), of one and
+of five steps alone; mean_length in `far` if the critics had noise 0.2 at that sweep. With a reward of 0 until
+success and 1 for it instead, all values are 1 + V / 100, and 0 is the least that is possible.
+
 simulated.csv: value_bias, and mean lengths chosen and executed in each zone, by simulation and by quadrature.
 Distinct proposals are 16 or 32 of each chunk; shared are one, so that chunks which begin alike share values.
 """
@@ -33,6 +38,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from support.chunk_bias import (
+    GAMMA,
     Setting,
     backup,
     choices,
@@ -41,6 +47,7 @@ from support.chunk_bias import (
     over,
     solve,
     steps_to_success,
+    sweeps,
     tables,
     updates,
 )
@@ -128,10 +135,25 @@ def equal_table() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def propagation(n_sweeps: int = 50) -> pd.DataFrame:
+    """propagation.csv."""
+    mdp, length, tables = corridor(BASE.h), np.arange(1, BASE.h + 1), []
+    exact, far = solve(mdp, BASE._replace(sigma=0.0)), mdp.zones["far"]
+    for start in (0.0, -1 / (1 - GAMMA)):
+        of = {only: sweeps(mdp, BASE.n, start, n_sweeps, only) for only in (0, 1, BASE.h)}
+        found = pd.DataFrame({"start": round(start), "sweep": range(1, n_sweeps + 1)})
+        for only, name in ((0, "value_bias"), (1, "value_bias_1"), (BASE.h, "value_bias_5")):
+            found[name] = (of[only] - exact)[:, -1]
+        q = [backup(mdp, value, far) for value in of[0]]
+        found["mean_length"] = [(choices(mdp, BASE, x).sum(1) @ length).mean() for x in q]
+        tables.append(found)
+    return pd.concat(tables)
+
+
 def draw(path: Path) -> None:
     """Shares where lengths are equal, mean lengths on the way, and by how much V is too high."""
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    shares, lengths, values = figure.subplots(1, 3)
+    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    (shares, lengths), (values, sweeping) = figure.subplots(2, 2)
     mdp, length = corridor(BASE.h), np.arange(1, BASE.h + 1)
     # the two states of a stage of luck have one place
     place = np.array([max(s // 2, s - 3) for s in range(len(mdp.reward))]) + 1
@@ -155,16 +177,28 @@ def draw(path: Path) -> None:
     lengths.plot(of_place(share @ length).loc[2:last], "k", label="exact values")
     for ends, label in (((first, place[-1]), "exact: all equal"), ((0.8, 1.2), None)):
         lengths.fill_between(ends, 1, BASE.h, color="0.9", label=label)
+    for start, way in propagation().groupby("start"):
+        style = "-" if start else "--"
+        for name, label, colour, width in (
+            ("value_bias_1", "1 step", "0.7", 5),
+            ("value_bias_5", "5 steps", "#56B4E9", 3),
+            ("value_bias", "all lengths", "k", 1.5),
+        ):
+            label = label if start else None
+            sweeping.plot(way["sweep"], way[name], style, color=colour, lw=width, label=label)
+    sweeping.set(xlabel="sweep (dashed: from values of 0, solid: of -100)", ylim=(-80, 30))
+    sweeping.set(ylabel="V too high by [steps]", title="Without noise: V at the start, by sweeps")
     shares.set_xticks(length)
     shares.axhline(100 / BASE.h, color="0.6", linestyle=":")
-    values.axhline(0, color="0.6", linestyle=":")
+    for axes in (values, sweeping):
+        axes.axhline(0, color="0.6", linestyle=":")
     shares.set(xlabel="length", ylabel="chosen [%]", title="Where all lengths are equal")
     lengths.set(ylabel="mean chosen length", title="Luck in 1-3, waiting in 4-13, neither from 14")
     values.set(ylabel="V too high by [steps]", title="How much V is too high, noise 0.2")
     for axes in (lengths, values):
         axes.set_xlabel("place in the corridor (1: last before success)")
         axes.invert_xaxis()
-    for axes in (shares, lengths, values):
+    for axes in (shares, lengths, values, sweeping):
         axes.legend(frameon=False, fontsize=8, loc="upper right")
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"N = {BASE.n} proposals of H = {BASE.h} steps", fontsize=10)
@@ -188,6 +222,7 @@ def main() -> None:
         policies.append(setting._asdict() | policy)
     exact = BASE._replace(sigma=0.0)
     policies.insert(0, exact._asdict() | measured(exact)[1])
+    write(propagation(), "propagation.csv")
     write(pd.concat(lines), "corridor.csv")
     write(policies, "policies.csv")
     write(pd.concat([simulated(*case) for case in SIMULATED]), "simulated.csv")

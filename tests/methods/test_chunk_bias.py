@@ -20,6 +20,7 @@ from support.chunk_bias import (
     over,
     solve,
     steps_to_success,
+    sweeps,
     tables,
     updates,
 )
@@ -174,6 +175,28 @@ def test_one_backup_favours_no_length_and_repeated_backups_the_shortest():
     assert (np.diff(too_high) < 0).all()
 
 
+def test_from_values_that_are_too_high_all_lengths_are_as_slow_as_one_step_and_from_too_low_as_five():
+    mdp, least = corridor(5), -1 / (1 - GAMMA)
+    exact = solve(mdp, Setting(sigma=0.0))[-1]
+    of = {(x, k): sweeps(mdp, 4, x, 60, k)[:, -1] for x in (0.0, least) for k in (0, 1, 5)}
+    assert np.abs(of[0.0, 0] - of[0.0, 1])[:20].max() < 1e-9
+    # five steps are past the end by then
+    assert (of[0.0, 5] < exact)[6:].all() and (of[0.0, 0] > exact + 2)[:25].all()
+    assert (of[least, 0] >= of[least, 5] - 1e-9).all() and of[least, 0][10] > exact - 1
+    assert of[least, 1][25] < least / 2
+    assert abs(of[0.0, 0][-1] - exact) < 1e-6 and abs(of[least, 0][-1] - exact) < 1e-6
+
+
+def test_a_prize_instead_of_costs_is_the_same_task_with_values_from_0_to_1():
+    mdp, value = corridor(3, far=2, middle=2, near=1), np.random.default_rng(0).normal(size=6)
+    discount = GAMMA ** np.arange(1, 4)
+    alive = np.concatenate([np.ones((*mdp.reward.shape[:2], 1)), mdp.after.sum(-1)], -1)
+    # a prize of 1 in the state of success: discounted by the steps to it
+    prize = ((alive[..., :-1] - alive[..., 1:]) * discount).cumsum(-1)
+    of_prize = prize + backup(mdp._replace(reward=0 * mdp.reward), 1 + value * (1 - GAMMA))
+    assert np.allclose(of_prize, 1 + backup(mdp, value) * (1 - GAMMA), atol=1e-12)
+
+
 def test_the_tables_in_the_repository_are_what_the_study_finds():
     read = lambda name: pd.read_csv(study.HERE / name)
     equal = read("equal_lengths.csv")
@@ -181,6 +204,9 @@ def test_the_tables_in_the_repository_are_what_the_study_finds():
         slope, share = equal_lengths(5, int(row.n), int(row.critics))
         assert abs(slope - row.slope) < 1e-3
         assert np.abs(share - row.filter(like="share").dropna()).max() < 1e-3
+    found = study.propagation(5)
+    written = read("propagation.csv").query("sweep <= 5")[list(found)]
+    assert np.allclose(written, found, rtol=1e-3)
     rows, policy = study.measured(study.BASE)
     fields = list(Setting._fields)
     ours = pd.Series(study.BASE._asdict())

@@ -184,6 +184,19 @@ def solve(mdp: MDP, setting: Setting, tolerance: float = 1e-10) -> np.ndarray:
     return value
 
 
+def sweeps(mdp: MDP, n: int, start: float, n_sweeps: int, only: int = 0) -> np.ndarray:
+    """Values after each sweep over all states, of backups without noise that begin at `start`: (sweeps, S).
+
+    only: the length that is allowed, 0 for all.
+    """
+    value, found = np.full(len(mdp.reward), start), []
+    lengths = slice(only - 1, only) if only else slice(None)
+    for _ in range(n_sweeps):
+        value = exact_max(backup(mdp, value)[..., lengths], mdp.chance, n).value
+        found.append(value)
+    return np.stack(found)
+
+
 def choices(
     mdp: MDP, setting: Setting, q: np.ndarray, online: bool = False, only: int = 0
 ) -> np.ndarray:
