@@ -17,6 +17,7 @@ errors, less each critic's mean in a state).
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -55,6 +56,11 @@ def line(n_episodes: int, prize: bool) -> ReplayData:
     return from_episodes(episodes)
 
 
+def value_of(left: Any, prize: bool) -> Any:
+    """V, in steps, of a state with so many steps left."""
+    return (100 if prize else 0) - (1 - GAMMA**left) / (1 - GAMMA)
+
+
 def measured(state, method: ACSAC, prize: bool) -> dict[str, float]:
     """What the critics of one seed say in states that are six steps or more before the end."""
     left = np.arange(STEPS, H, -1)
@@ -63,7 +69,7 @@ def measured(state, method: ACSAC, prize: bool) -> dict[str, float]:
     obs, n = torch.stack([place, noise], 1), method.n_proposals
     _, chunks = flow.propose(state.flow, obs, rng.key(6), n, method.flow_steps)
     q = method._q(state.critic, obs, chunks.unflatten(0, (len(obs), n))).numpy()
-    truth = -(1 - GAMMA**left) / (1 - GAMMA) + 100 * prize
+    truth = value_of(left, prize)
     # (critics, states, draws, proposals, lengths)
     error = q.reshape(2, len(left), DRAWS, n, H) / SCALE - truth[:, None, None, None]
     smaller = error.min(0)
