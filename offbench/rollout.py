@@ -164,6 +164,7 @@ def make_policy(
     stacked = vmap(vmap(one, in_dims=(None, 0, 0)))
     value = vmap(vmap(value_of_one, in_dims=(None, 0, 0)))
     programs: dict[torch.Size, Program] = {}
+    valuing: dict[torch.Size, Program] = {}
 
     def act(state: Any, step: TimeStep, memory: Any, key: Tensor) -> tuple[Any, Any]:
         obs = step.obs
@@ -176,9 +177,12 @@ def make_policy(
             if planned
             else decision.clamp(-1, 1)
         )
-        # untraced: a sixth of evaluation at 130 steps an episode
         if valued and values == "every":
-            memory = Values(value(state, obs, decision).cpu())
+            given = (state, obs, decision)
+            if key.shape not in valuing:
+                valuing[key.shape] = Program(lambda x: value(*x), given)
+            memory = Values(valuing[key.shape](given).cpu())
+        # untraced: a sixth of evaluation at 130 steps an episode
         elif valued and step.first.any():
             new = value(state, obs, decision).cpu()
             memory = StartValues(torch.where(step.first.cpu(), new, memory.value))

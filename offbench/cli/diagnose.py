@@ -54,7 +54,9 @@ def _play(found: "Recorded", marks: dict[str, Path], episodes: int, console: "Co
     tasks = {cell.task.id: cell.task for cell in found.plan.cells}
     envs = found.plan.settings.eval.envs
     say = lambda text: console.print(text, markup=False, soft_wrap=True)
-    runs = [run for run in found.runs.to_dict("records") if run["status"] == "ok"]
+    asked = {cell.entry for cell in found.plan.cells}
+    runs = [run for run in found.runs.to_dict("records") if run["entry"] in asked]
+    runs = [run for run in runs if run["status"] == "ok"]
     done = 0
     with console.status("playing") as status:
         for i, run in enumerate(runs):

@@ -22,6 +22,7 @@ from scipy import special
 from offbench.errors import UserError
 from offbench.io import replacing, sha256_of
 from offbench.results import stats
+from offbench.results.uncertainty import Cell, Pool, cell_interval
 
 
 def _known(name: str, kind: pa.DataType) -> pa.Field:
@@ -163,24 +164,27 @@ def measure(decisions: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         length by distance       mean length
         return by value          mean discounted return; `whole` is the share that is not cut short
         value minus return       mean difference
-        score                    mean score
-        policy minus control     mean difference of scores in the same episodes
+        score                    mean score of n episodes
+        policy minus control     mean difference of scores in the same n episodes
 
     The first three have intervals over n decisions that count those of an episode as one observation: they
-    are of these trained policies. The others are means over seeds with Student-t intervals.
+    are of these trained policies. The fourth is a mean over seeds with its Student-t interval; of the last two
+    they are those of a board's cells, over seeds and start states (`offbench.results.uncertainty`).
     """
-    known = runs.set_index("run_id")[["entry", "task", "seed"]]
+    known = runs.set_index("run_id")[["entry", "task"]]
     table = decisions.join(known, on="run_id", how="inner")
     table = table.astype({"value": "float64", "distance": "float64"})
     lines: list[dict[str, Any]] = []
     for (entry, task), mine in table.groupby(["entry", "task"]):
-        common = {"entry": entry, "task": task}
-        for control, part in mine.groupby("control", dropna=False):
-            told = {**common, "control": None if pd.isna(control) else int(control)}
-            found = [*_calibration(part), *_scores(part, mine, told["control"])]
-            if told["control"] is None:
-                found = [*_lengths(part), *found]
-            lines += [{**told, **line} for line in found]
+        by_control = {
+            None if pd.isna(control) else int(control): part
+            for control, part in mine.groupby("control", dropna=False)
+        }
+        found = [{"control": None, **line} for line in _lengths(by_control[None])]
+        for control, part in by_control.items():
+            found += [{"control": control, **line} for line in _calibration(part)]
+        found += _scores(by_control)
+        lines += [{"entry": entry, "task": task, **line} for line in found]
     frame = pd.DataFrame(lines, columns=list(COLUMNS))
     return frame.astype({"control": "Int64"})
 
@@ -210,7 +214,7 @@ def _calibration(part: pd.DataFrame) -> Iterator[dict[str, Any]]:
     yield from _binned(
         "return by value", fine, equal_bins(fine["value"]), "value", "discounted_return"
     )
-    error = (fine["value"] - fine["discounted_return"]).groupby(fine["seed"]).mean()
+    error = (fine["value"] - fine["discounted_return"]).groupby(fine["run_id"]).mean()
     yield {
         "what": "value minus return",
         **_over_seeds(error),
@@ -219,23 +223,30 @@ def _calibration(part: pd.DataFrame) -> Iterator[dict[str, Any]]:
     }
 
 
-def _scores(
-    part: pd.DataFrame, mine: pd.DataFrame, control: int | None
-) -> Iterator[dict[str, Any]]:
-    """The score of a policy or control, and how much the policy is ahead of a control."""
-    score = _episode_scores(part)
-    n = len(score)
-    yield {"what": "score", **_over_seeds(score.groupby("seed").mean()), "n": n}
-    if control is not None:
-        own = _episode_scores(mine[mine["control"].isna()])
-        ahead = (own - score).dropna()
-        if len(ahead):
-            of_seed = ahead.groupby("seed").mean()
-            yield {"what": "policy minus control", **_over_seeds(of_seed), "n": len(ahead)}
+def _scores(by_control: Mapping[int | None, pd.DataFrame]) -> Iterator[dict[str, Any]]:
+    """The scores of a policy (None) and its controls, and how much it is ahead of each."""
+    scores = {control: _score_table(part) for control, part in by_control.items()}
+    own = scores[None]
+    ahead = {control: own - table for control, table in scores.items() if control is not None}
+    for what, tables in (("score", scores), ("policy minus control", ahead)):
+        cells = {control: _cell(table, what) for control, table in tables.items()}
+        pool = Pool.of(list(cells.values()))
+        for control, cell in cells.items():
+            found = cell_interval(cell, pool)
+            bounds = {"low": found.low, "high": found.high, "n": cell.n_seeds * cell.n_episodes}
+            yield {"what": what, "control": control, "value": found.point, **bounds}
 
 
-def _episode_scores(part: pd.DataFrame) -> pd.Series:
-    return part.groupby(["seed", *_EPISODE])["score"].first()
+def _score_table(part: pd.DataFrame) -> pd.DataFrame:
+    """Runs x episodes, of the episodes that all of them played."""
+    return part.groupby(_EPISODE)["score"].first().unstack("episode").dropna(axis=1)
+
+
+def _cell(table: pd.DataFrame, what: str) -> Cell:
+    scores = table.to_numpy(float)
+    success = what == "score" and bool(np.isin(scores, (0.0, 100.0)).all())
+    states = tuple(int(i) for i in table.columns)
+    return Cell(scores.mean(1), scores.shape[1], scores, states, success)
 
 
 def _over_seeds(of_seed: pd.Series) -> dict[str, float]:

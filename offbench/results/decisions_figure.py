@@ -2,16 +2,16 @@
 
 For each task
 
-    <task>-lengths.png       for each entry the mean planned length by time step and by distance to the
-                             goal, and the score beside those of controls of every fixed length
-    <task>-calibration.png   for each entry and each of its controls the mean return of decisions of
-                             about equal value; on the diagonal values come true
+    <task>-lengths.png       for each entry that chooses lengths: the mean planned length by time step and by
+                             distance to the goal, and its score beside those of controls of fixed lengths
+    <task>-calibration.png   for each entry and each of its controls: the mean return of decisions of about
+                             equal value; on the diagonal values come true
     decisions.csv            what is drawn
 """
 
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -44,8 +44,9 @@ def write_decisions_figures(
         for task, mine in numbers.groupby("task"):
             drawn = (("lengths", lengths_figure), ("calibration", calibration_figure))
             for kind, draw in drawn:
-                paths.append(folder / f"{slug(str(task))}-{kind}.png")
-                draw(str(task), mine).savefig(paths[-1], dpi=110)
+                if (figure := draw(str(task), mine)) is not None:
+                    paths.append(folder / f"{slug(str(task))}-{kind}.png")
+                    figure.savefig(paths[-1], dpi=110)
     except OSError as error:
         raise UserError(f"cannot write diagnostics to {folder}: {error.strerror}") from None
     return paths
@@ -54,21 +55,20 @@ def write_decisions_figures(
 # --- lengths and scores ---------------------------------------------------------------------
 
 
-def lengths_figure(task: str, numbers: pd.DataFrame) -> "Figure":
-    """A row per entry: length by step, length by distance, scores of the policy and its controls."""
-    entries = sorted(numbers["entry"].unique())
+def lengths_figure(task: str, numbers: pd.DataFrame) -> "Figure | None":
+    """A row per entry: length by step, length by distance, scores of the policy and its controls.
+
+    None where no entry chooses its lengths.
+    """
+    entries = sorted(numbers.loc[numbers["control"].notna(), "entry"].unique())
+    if not entries:
+        return None
     figure, axes = make_figure(len(entries), 3, (3.6, 2.7))
     for row, entry in zip(axes, entries, strict=True):
         mine = numbers[numbers["entry"] == entry]
-        longest = mine["control"].max()
-        of_length = mine[mine["what"].str.startswith("length by")]["value"]
-        if pd.isna(longest) and of_length.nunique() == 1:
-            say(row[0], f"always {of_length.iloc[0]:.0f} steps")
-            say(row[1], "the length is not chosen")
-        else:
-            longest = of_length.max() if pd.isna(longest) else longest
-            _draw_by_step(row[0], mine, float(longest))
-            _draw_by_distance(row[1], mine, float(longest))
+        longest = int(mine["control"].max())
+        _draw_by_step(row[0], mine, longest)
+        _draw_by_distance(row[1], mine, longest)
         _draw_scores(row[2], mine[mine["what"] == "score"])
         row[0].set_ylabel(f"{fill(entry, 24)}\nmean steps planned", fontsize=9)
     titles = ("length by time step", "length by distance to the goal", "score by length")
@@ -78,7 +78,7 @@ def lengths_figure(task: str, numbers: pd.DataFrame) -> "Figure":
     return figure
 
 
-def _draw_by_step(axis: "Axes", numbers: pd.DataFrame, longest: float) -> None:
+def _draw_by_step(axis: "Axes", numbers: pd.DataFrame, longest: int) -> None:
     kinds = (("successes", BLUE, "-"), ("others", ORANGE, "--"))
     found = [
         (name, numbers[numbers["what"] == f"length by step, {name}"], colour, style)
@@ -93,7 +93,7 @@ def _draw_by_step(axis: "Axes", numbers: pd.DataFrame, longest: float) -> None:
     axis.set_xlabel("step of the episode", fontsize=9)
 
 
-def _draw_by_distance(axis: "Axes", numbers: pd.DataFrame, longest: float) -> None:
+def _draw_by_distance(axis: "Axes", numbers: pd.DataFrame, longest: int) -> None:
     lines = numbers[numbers["what"] == "length by distance"]
     if lines.empty:
         say(axis, "the environment tells no distance")
@@ -111,8 +111,8 @@ def _draw_band(axis: "Axes", lines: pd.DataFrame, colour: str, style: str, label
     axis.plot(lines["at"], lines["value"], color=colour, linestyle=style, marker=".", label=label)
 
 
-def _of_lengths(axis: "Axes", longest: float) -> None:
-    axis.set(ylim=(0.7, longest + 0.3), yticks=whole_ticks(int(np.ceil(longest))))
+def _of_lengths(axis: "Axes", longest: int) -> None:
+    axis.set(ylim=(0.7, longest + 0.3), yticks=whole_ticks(longest))
 
 
 def _draw_scores(axis: "Axes", scores: pd.DataFrame) -> None:
@@ -121,47 +121,62 @@ def _draw_scores(axis: "Axes", scores: pd.DataFrame) -> None:
     own = scores[scores["control"].isna()]
     lengths = [int(k) for k in controls["control"]]
     for lines, at, colour in ((own, [0] * len(own), BLUE), (controls, lengths, ORANGE)):
-        y = lines["value"].to_numpy()
-        bounds = np.nan_to_num(np.array([y - lines["low"], lines["high"] - y]))
-        axis.errorbar(at, y, bounds, fmt="o", color=colour, capsize=3, markersize=5)
-    if len(controls):
-        axis.axhline(own["value"].iloc[0], color=BLUE, linewidth=0.8, linestyle=":")
-    ticks = [k for k in whole_ticks(max(lengths, default=1)) if k in lengths]
-    name = "adaptive" if lengths else "policy"
-    axis.set_xticks([0, *ticks], [name, *map(str, ticks)])
-    axis.set_xlim(-0.7, max(lengths, default=0) + 0.7)
-    axis.set_xlabel("steps of every chunk" if lengths else "", fontsize=9)
-    axis.set_ylabel("score\n(mean of seeds, 95 % interval)", fontsize=8)
+        axis.errorbar(at, lines["value"], _bounds(lines), fmt="o", color=colour, capsize=3)
+    axis.axhline(own["value"].iloc[0], color=BLUE, linewidth=0.8, linestyle=":")
+    ticks = whole_ticks(max(lengths))
+    axis.set_xticks([0, *ticks], ["adaptive", *map(str, ticks)])
+    axis.set_xlim(-0.7, max(lengths) + 0.7)
+    # rates, whose intervals stay within them
+    if scores[["value", "low", "high"]].stack().between(0, 100).all():
+        axis.set_ylim(-4, 104)
+    axis.set_xlabel("steps of every chunk", fontsize=9)
+    axis.set_ylabel("score\n(95 % interval)", fontsize=8)
+
+
+def _bounds(lines: pd.DataFrame) -> np.ndarray:
+    """(2, n) from a value down and up to the ends of its interval; 0 where it has none."""
+    y = lines["value"].to_numpy(float)
+    return np.nan_to_num(np.array([y - lines["low"], lines["high"] - y])).clip(min=0)
 
 
 # --- calibration ----------------------------------------------------------------------------
 
 
 def calibration_figure(task: str, numbers: pd.DataFrame) -> "Figure":
-    """A row per entry: mean return by value, of the policy and of each control."""
-    entries = sorted(numbers["entry"].unique())
-    shown = {entry: _panels(numbers[numbers["entry"] == entry]) for entry in entries}
-    columns = max(map(len, shown.values()))
-    figure, axes = make_figure(len(entries), columns, (2.5, 2.5))
-    for row, entry in zip(axes, entries, strict=True):
-        mine = numbers[numbers["entry"] == entry]
-        bins = mine[mine["what"] == "return by value"]
-        ends = _ends(bins)
-        for axis, control in zip(row, shown[entry]):
+    """Mean return by value: a row for an entry with controls, the other entries in rows together."""
+    rows = _rows({entry: _panels(part) for entry, part in numbers.groupby("entry")})
+    columns = max(map(len, rows))
+    figure, axes = make_figure(len(rows), columns, (2.5, 2.6))
+    for row, panels in zip(axes, rows, strict=True):
+        for axis, (entry, control, name) in zip(row, panels):
+            mine = numbers[numbers["entry"] == entry]
+            ends = _ends(mine[mine["what"] == "return by value"])
             some = mine[mine["control"].isna() if control is None else mine["control"] == control]
             _draw_calibration(axis, some, ends)
-            name = f"{control} step{'s' if control != 1 else ''}" if control else "policy"
-            name = "adaptive" if control is None and len(shown[entry]) > 1 else name
-            axis.set_title(f"{name}\n{_difference(some)}", fontsize=9)
-        for axis in row[len(shown[entry]) :]:
+            axis.set_title(f"{fill(f'{entry}{name}', 30)}\n{_difference(some)}", fontsize=8)
+        for axis in row[len(panels) :]:
             axis.set_axis_off()
-        row[0].set_ylabel(f"{fill(entry, 24)}\ndiscounted return", fontsize=9)
-    figure.supxlabel(
-        "value of decisions, in bins of equally many (95 % intervals; orange rings: some returns cut short)",
-        fontsize=9,
-    )
+        row[0].set_ylabel("discounted return", fontsize=9)
+    note = "equally many decisions in a bin, 95 % intervals; orange rings: some returns cut short"
+    figure.supxlabel(f"value of decisions\n({note})", fontsize=9)
     figure.suptitle(f"{task}, values against the returns that followed", fontsize=11)
     return figure
+
+
+# entry, control, what it is called behind the entry
+_Panel = tuple[str, int | None, str]
+
+
+def _rows(controls: dict[str, list[int | None]]) -> list[list[_Panel]]:
+    """The panels row by row: entries with controls first."""
+    rows: list[list[_Panel]] = []
+    for entry, own in controls.items():
+        if len(own) > 1:
+            steps = lambda k: ", adaptive" if k is None else f", {k} step{'s' if k > 1 else ''}"
+            rows.append([(entry, control, steps(control)) for control in own])
+    single: list[_Panel] = [(entry, None, "") for entry, own in controls.items() if len(own) == 1]
+    width = max(map(len, rows), default=4)
+    return rows + [single[i : i + width] for i in range(0, len(single), width)]
 
 
 def _panels(numbers: pd.DataFrame) -> list[int | None]:
@@ -190,18 +205,8 @@ def _draw_calibration(axis: "Axes", numbers: pd.DataFrame, ends: tuple[float, fl
         (bins[bins["whole"] == 1], BLUE, BLUE),
         (bins[bins["whole"] < 1], ORANGE, "none"),
     ):
-        y = part["value"].to_numpy()
-        bounds = np.nan_to_num(np.array([y - part["low"], part["high"] - y]))
-        axis.errorbar(
-            part["at"],
-            y,
-            bounds,
-            fmt="o",
-            color=colour,
-            markerfacecolor=face,
-            capsize=2,
-            markersize=4,
-        )
+        shape: dict[str, Any] = {"markerfacecolor": face, "markersize": 4, "capsize": 2}
+        axis.errorbar(part["at"], part["value"], _bounds(part), fmt="o", color=colour, **shape)
     axis.set(xlim=ends, ylim=ends)
 
 
@@ -211,5 +216,5 @@ def _difference(numbers: pd.DataFrame) -> str:
     if found.empty:
         return "no finite values"
     line = found.iloc[0]
-    half = "" if np.isnan(line["low"]) else f" ± {(line['high'] - line['low']) / 2:.2g}"
+    half = "" if np.isnan(line["low"]) else f" ± {(line['high'] - line['low']) / 2:.3g}"
     return f"value - return: {line['value']:.3g}{half}"

@@ -1,5 +1,7 @@
 """Kept policies played again: the episodes of an evaluation, controls of fixed lengths, returns without a time limit."""
 
+from dataclasses import dataclass
+
 import gymnasium
 import numpy as np
 import pandas as pd
@@ -16,7 +18,6 @@ from offbench.data.pipeline import Pipeline
 from offbench.data.transforms import RewardAffine
 from offbench.data.views import Chunk, ChunkMemory, NStep
 from offbench.errors import UserError
-from offbench.methods.acsac import ACSAC
 from offbench.methods.bc import BC
 from offbench.methods.qc import QC
 from offbench.results.store import Store
@@ -26,11 +27,44 @@ from offbench.training.reweighting import DensityWeights
 from offbench.training.step import stack
 from offbench.types import Plan, Policy, Spec
 
-GAMMA, H = 0.9, 2
+GAMMA, H = 0.9, 3
 SPEC = Spec(obs_dim=1, action_dim=1, gamma=GAMMA, max_episode_steps=12)
-ADAPTIVE = ACSAC(hidden=(8,), width=8, heads=1, layers=1, flow_steps=1)
-FIXED = QC(hidden=(8,), n_proposals=2, flow_steps=1)
 CHUNKS = Chunk(H, GAMMA)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed:
+    """Draws a chunk of H steps; it is worth their sum."""
+
+    def init(self, key, spec):
+        return {"scale": torch.tensor(0.8)}
+
+    def act(self, state, obs, key):
+        return state["scale"] * (2 * rng.uniform(key, (len(obs), H)) - 1)
+
+    def value(self, state, obs, action):
+        return state["scale"] * (obs[:, 0] + action.sum(-1))
+
+
+class Adaptive(Fixed):
+    """Executes the prefix of largest sum, or one of the length that it is asked for."""
+
+    def act(self, state, obs, key):
+        chunk = super().act(state, obs, key)
+        return Plan(chunk, chunk.cumsum(-1).argmax(-1) + 1)
+
+    def act_for(self, state, obs, key, length):
+        chunk = super().act(state, obs, key)
+        return Plan(chunk, torch.full((len(obs),), length))
+
+    def value(self, state, obs, plan):
+        return (
+            state["scale"] * obs[:, 0]
+            + plan.action.cumsum(-1).gather(-1, plan.length[:, None] - 1)[:, 0]
+        )
+
+
+ADAPTIVE, FIXED = Adaptive(), Fixed()
 
 
 class Walk(gymnasium.Env):
@@ -39,7 +73,7 @@ class Walk(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-9, 9, (1,))
     action_space = gymnasium.spaces.Box(-1, 1, (1,))
 
-    def __init__(self, drift: float = 0.25, own: int = 10_000):
+    def __init__(self, drift: float = 0.12, own: int = 10_000):
         self.drift, self.own = drift, own
 
     def reset(self, *, seed=None, options=None):
@@ -104,8 +138,8 @@ def test_the_policy_plays_the_episodes_of_an_evaluation_bit_for_bit(rows):
 
 
 def test_a_control_always_executes_its_length(rows):
-    assert set(rows["control"].dropna()) == {1, 2}
-    for control in (1, 2):
+    assert set(rows["control"].dropna()) == {1, 2, 3}
+    for control in (1, 2, 3):
         mine = own(rows, control)
         assert (mine["length"] == control).all()
         for _, episode in mine.groupby("episode"):
@@ -117,9 +151,9 @@ def test_the_distance_is_that_of_the_state_in_which_a_decision_was_made(rows):
     """One step of -1 goes by; a chunk of one step at a time knows each place."""
     for _, episode in own(rows, 1).groupby("episode"):
         gap = episode["distance"].to_numpy(float)
-        assert (np.abs(np.diff(gap)) <= 0.3 + 0.25 + 1e-6).all() and (gap > 0).all()
-    starts = [own(rows, c).query("step == 0")["distance"].tolist() for c in (None, 1, 2)]
-    assert starts[0] == starts[1] == starts[2]
+        assert (np.abs(np.diff(gap)) <= 0.3 + 0.12 + 1e-6).all() and (gap > 0).all()
+    starts = [own(rows, c).query("step == 0")["distance"].tolist() for c in (None, 1, 2, 3)]
+    assert starts[0] == starts[1] == starts[2] == starts[3]
 
 
 def test_what_goes_on_beyond_the_time_limit_is_in_the_returns_and_nowhere_else():
@@ -132,6 +166,8 @@ def test_what_goes_on_beyond_the_time_limit_is_in_the_returns_and_nowhere_else()
 
 def test_an_episode_that_its_environment_breaks_off_has_a_return_that_is_cut_short():
     rows = play_loaded(loaded(FIXED), task(drift=-0.5, own=20), episodes=2, n_envs=2)
+    # nor has a policy that does not choose its lengths any controls
+    assert rows["control"].isna().all() and (rows["length"] == H).all()
     for row in rows.to_dict("records"):
         n = 20 - row["step"]
         assert row["left_out"] == pytest.approx(GAMMA**n)
@@ -170,21 +206,17 @@ def test_success_and_score_are_those_within_the_time_limit():
         assert frame["left_out"].tolist() == pytest.approx([GAMMA**3, GAMMA**2])
 
 
-@pytest.mark.parametrize(
-    "method, view, lengths",
-    [
-        (FIXED, CHUNKS, {2}),
-        (FIXED, NStep(1, GAMMA), {1}),
-    ],
-)
-def test_a_policy_that_does_not_choose_has_no_controls(method, view, lengths):
-    rows = play_loaded(loaded(method, view), task(), episodes=2)
-    assert rows["control"].isna().all() and set(rows["length"]) == lengths
+def test_a_policy_without_chunks_decides_at_every_step():
+    one = QC(hidden=(8,), n_proposals=2, flow_steps=1)
+    rows = play_loaded(loaded(one, NStep(1, GAMMA)), task(), episodes=2)
+    assert rows["control"].isna().all() and (rows["length"] == 1).all()
+    for _, episode in rows.groupby("episode"):
+        assert episode["step"].tolist() == list(range(episode["steps"].iloc[0]))
 
 
 def test_controls_reach_through_learned_weights():
     wrapped = DensityWeights(method=ADAPTIVE, hidden=(4,))
-    assert list(controls(loaded(wrapped))) == [1, 2]
+    assert list(controls(loaded(wrapped))) == [1, 2, 3]
     state, obs = wrapped.init(rng.key(0), CHUNKS.spec(SPEC)), torch.ones(3, 1)
     found = wrapped.act_for(state, obs, rng.key(1), 2)
     want = ADAPTIVE.act_for(state.inner, obs, rng.key(1), 2)

@@ -12,6 +12,7 @@ from offbench.errors import UserError
 from offbench.results import decisions as d
 from offbench.results.decisions_figure import lengths_figure, write_decisions_figures
 from offbench.results.store import Store
+from offbench.results.uncertainty import Cell, Pool, cell_interval
 
 GAMMA = 0.9
 
@@ -159,20 +160,38 @@ def test_a_planted_error_of_the_values_is_seen_and_sound_values_lie_on_the_diago
         assert outside > 0.9 if error else outside < 0.5
 
 
-def test_scores_are_means_over_seeds_and_controls_are_paired_by_episode(store):
+def test_scores_have_the_intervals_of_a_board_and_controls_are_paired_by_episode(store):
     table = numbers(store)
-    score = lambda seed, control: played(seed, control).groupby("episode")["score"].first()
+    of_control: dict = {}
     for control in (None, 1, 2):
-        line = of(table, "score", control).iloc[0]
-        means = [score(s, control).mean() for s in (0, 1)]
-        half = 12.706204736432095 * np.std(means, ddof=1) / np.sqrt(2)
-        want = (np.mean(means), np.mean(means) - half, np.mean(means) + half, 40)
-        assert tuple(line[["value", "low", "high", "n"]]) == pytest.approx(want)
-    ahead = [(score(s, None) - score(s, 2)).mean() for s in (0, 1)]
-    line = of(table, "policy minus control", 2).iloc[0]
-    assert line["value"] == pytest.approx(np.mean(ahead)) and line["n"] == 40
+        rows = [played(s, control) for s in (0, 1)]
+        of_control[control] = np.array(
+            [[r[r["episode"] == e]["score"].iloc[0] for e in range(20)] for r in rows]
+        )
+    tables = {
+        "score": of_control,
+        "policy minus control": {c: of_control[None] - of_control[c] for c in (1, 2)},
+    }
+    for what, own in tables.items():
+        cells = {
+            c: Cell(x.mean(1), 20, x, tuple(range(20)), what == "score") for c, x in own.items()
+        }
+        pool = Pool.of(list(cells.values()))
+        for control, cell in cells.items():
+            line = of(table, what, control).iloc[0]
+            want = (*cell_interval(cell, pool), 40)
+            assert tuple(line[["value", "low", "high", "n"]]) == pytest.approx(want)
+            assert line["value"] == pytest.approx(own[control].mean())
     assert of(table, "policy minus control").empty
     assert set(table[table["entry"] == "fixed"]["control"].isna()) == {True}
+
+
+def test_scores_are_of_the_episodes_that_all_seeds_played(store):
+    rows = d.read_decisions(store.root, marks(store))
+    first = rows["run_id"] == rows["run_id"].iloc[0]
+    fewer = d.measure(rows[~(first & (rows["episode"] >= 15))], store.runs())
+    n = fewer[fewer["what"] == "score"].groupby("entry")["n"].unique().map(list).to_dict()
+    assert sorted(n.values()) == [[30], [40]]
 
 
 def test_values_that_diverged_are_left_out_of_the_calibration(store):
