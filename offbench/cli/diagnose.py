@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offbench.cli.console import make_console, plural
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from offbench.cli.recorded import Recorded
+    from offbench.results.store import Record
 
 
 def draw_diagnostics(args: Sequence[str], *, play: int | None = None) -> int:
@@ -27,9 +27,10 @@ def draw_diagnostics(args: Sequence[str], *, play: int | None = None) -> int:
     if play is not None and play < 1:
         raise UserError(f"--play {play}: the number of episodes is at least 1")
     found, console = read_recorded(args), make_console()
-    marks = {run: record.path for run, record in found.store.read_all(run_id=found.ids).items()}
+    records = found.store.read_all(run_id=found.ids)
+    marks = {run: record.path for run, record in records.items()}
     if play is not None:
-        _play(found, marks, play, console)
+        _play(found, records, play, console)
     folder = board_folder(found.plan) / f"{board_name(found.plan, args)}-diagnostics"
     curves = found.store.curves(run_id=found.ids)
     decisions = read_decisions(found.store.root, marks)
@@ -46,13 +47,14 @@ def draw_diagnostics(args: Sequence[str], *, play: int | None = None) -> int:
     return 0
 
 
-def _play(found: "Recorded", marks: dict[str, Path], episodes: int, console: "Console") -> None:
+def _play(
+    found: "Recorded", records: "dict[str, Record]", episodes: int, console: "Console"
+) -> None:
     """Plays the kept policies that have not been played so often, and says which cannot be."""
     from offbench.bench.played import play
     from offbench.results.decisions import is_played, path_of, write_decisions
 
     tasks = {cell.task.id: cell.task for cell in found.plan.cells}
-    envs = found.plan.settings.eval.envs
     say = lambda text: console.print(text, markup=False, soft_wrap=True)
     asked = {cell.entry for cell in found.plan.cells}
     runs = [run for run in found.runs.to_dict("records") if run["entry"] in asked]
@@ -61,7 +63,8 @@ def _play(found: "Recorded", marks: dict[str, Path], episodes: int, console: "Co
     with console.status("playing") as status:
         for i, run in enumerate(runs):
             name = f"{run['entry']} on {run['task']} seed {run['seed']}"
-            mark = marks[run["run_id"]]
+            record = records[run["run_id"]]
+            mark, envs = record.path, record.spec.protocol.get("envs", 5)
             kept, path = mark.with_suffix(".safetensors"), path_of(found.store.root, mark)
             status.update(f"playing {name}, {i + 1} of {len(runs)}")
             if not kept.exists():
