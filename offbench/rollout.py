@@ -161,16 +161,13 @@ def make_policy(
         bound, inner = bind(method, state)
         return bound.value(inner, *tree_map(lambda x: x[None], (obs, decision)))[0]  # (O,) -> ()
 
-    stacked = vmap(vmap(one, in_dims=(None, 0, 0)))
+    stacked = _traced(vmap(vmap(one, in_dims=(None, 0, 0))))
     value = vmap(vmap(value_of_one, in_dims=(None, 0, 0)))
-    programs: dict[torch.Size, Program] = {}
-    valuing: dict[torch.Size, Program] = {}
+    every_value = _traced(value)
 
     def act(state: Any, step: TimeStep, memory: Any, key: Tensor) -> tuple[Any, Any]:
         obs = step.obs
-        if key.shape not in programs:
-            programs[key.shape] = Program(lambda x: stacked(*x), (state, obs, key))
-        decision = programs[key.shape]((state, obs, key))
+        decision = stacked(key.shape, state, obs, key)
         planned = isinstance(decision, Plan)
         decision = (
             decision._replace(action=decision.action.clamp(-1, 1))
@@ -178,10 +175,7 @@ def make_policy(
             else decision.clamp(-1, 1)
         )
         if valued and values == "every":
-            given = (state, obs, decision)
-            if key.shape not in valuing:
-                valuing[key.shape] = Program(lambda x: value(*x), given)
-            memory = Values(valuing[key.shape](given).cpu())
+            memory = Values(every_value(key.shape, state, obs, decision).cpu())
         # untraced: a sixth of evaluation at 130 steps an episode
         elif valued and step.first.any():
             new = value(state, obs, decision).cpu()
@@ -193,6 +187,18 @@ def make_policy(
     kept = Values if values == "every" else StartValues
     start = lambda n_seeds, n_envs: kept(torch.zeros(n_seeds, n_envs))
     return pipeline.policy(Policy(start, act, gamma=pipeline.view.gamma))
+
+
+def _traced(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` of trees, traced once for each shape of keys, which is given first."""
+    programs: dict[torch.Size, Program] = {}
+
+    def run(shape: torch.Size, *trees: Any) -> Any:
+        if shape not in programs:
+            programs[shape] = Program(lambda x: fn(*x), trees)
+        return programs[shape](trees)
+
+    return run
 
 
 def evaluate(
