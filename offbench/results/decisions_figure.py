@@ -104,7 +104,9 @@ def _draw_by_distance(axis: "Axes", numbers: pd.DataFrame, longest: int) -> None
 
 
 def _draw_band(axis: "Axes", lines: pd.DataFrame, colour: str, style: str, label: str) -> None:
-    lines = lines.sort_values("at")
+    # the mean of a single episode is no mean of others
+    several = lines[lines["low"].notna()]
+    lines = (several if len(several) else lines).sort_values("at")
     axis.fill_between(
         lines["at"], lines["low"], lines["high"], color=colour, alpha=0.2, linewidth=0
     )

@@ -261,3 +261,15 @@ def test_a_task_without_distances_or_successes_is_drawn_without_them(store):
 def test_drawing_needs_no_torch():
     code = "import sys, offbench.results.decisions_figure; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_bin_of_one_episode_is_drawn_only_where_there_is_no_other(store):
+    table = numbers(store)
+    table = table[table["entry"] == "chooses"]
+    line = lambda t: lengths_figure("toy", t).axes[0].get_lines()[0].get_xdata()
+    steps = of(table, "length by step, successes")
+    last = table.index == steps["at"].idxmax()
+    lonely = table.assign(low=table["low"].mask(last), high=table["high"].mask(last))
+    assert len(line(lonely)) == len(line(table)) - 1 == len(steps) - 1
+    alone = table.index.isin(steps.index)
+    assert len(line(table.assign(low=table["low"].mask(alone)))) == len(steps)
