@@ -8,7 +8,7 @@ change training.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from offbench import rng
 from offbench.data.pipeline import Pipeline
 from offbench.errors import Interrupted, UserError
-from offbench.tasks.environments import evaluation_env
+from offbench.tasks.environments import evaluation_env, goal_distance
 from offbench.tasks.task import Task
 from offbench.training.imperative import Imperative
 from offbench.training.step import bind
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from offbench.results.schema import Stream
+    from offbench.results.schema import AnyStream
 
 
-def env_seeds(task_id: str, stream: "Stream", n: int) -> list[int]:
+def env_seeds(task_id: str, stream: "AnyStream", n: int) -> list[int]:
     """Reset seeds of the first n episodes of a stream: the same for every method and seed."""
     return [_number(f"{task_id}/{stream}/{i}") % 2**31 for i in range(n)]
 
@@ -45,12 +45,14 @@ def _number(text: str) -> int:
 class EnvPool:
     """Environments of one task, created when first needed and reused for every evaluation.
 
-    An evaluation raises `Interrupted` at the step at which `interrupted()` is true.
+    An evaluation raises `Interrupted` at the step at which `interrupted()` is true, and tells `watch` each
+    step of each environment.
     """
 
     def __init__(self, task: Task):
         self.task = task
         self.interrupted: Callable[[], bool] = lambda: False
+        self.watch: Callable[[PlayedStep], None] | None = None
         self._envs: list[gymnasium.Env] = []
 
     def take(self, n: int) -> "list[gymnasium.Env]":
@@ -97,25 +99,61 @@ class EnvPool:
         self._envs.clear()
 
 
+class PlayedStep(NamedTuple):
+    """One step of one environment, as an `EnvPool` tells its `watch`."""
+
+    # (member of the stack, environment), an index of what the policy's memory holds
+    slot: tuple[int, int]
+    episode: int
+    # steps of the episode before this one
+    t: int
+    # the policy's after its decision
+    memory: Any
+    # to the goal, before the step; None where the environment tells none
+    distance: float | None
+    # raw
+    reward: SupportsFloat
+    info: dict[str, Any]
+    terminated: bool
+    truncated: bool
+
+
 class StartValues(NamedTuple):
     """Memory of a policy with values: the value of each episode's first decision."""
 
     value: Tensor  # (N, E)
 
 
-def make_policy(method: Method | Imperative, pipeline: Pipeline, *, values: bool = True) -> Policy:
+class Values(NamedTuple):
+    """Memory of a policy with values: the value of each environment's last decision."""
+
+    value: Tensor  # (N, E)
+
+
+def make_policy(
+    method: Method | Imperative,
+    pipeline: Pipeline,
+    *,
+    values: Literal["first", "every", "none"] = "first",
+    length: int | None = None,
+) -> Policy:
     """The policy of a method in the raw environment, for N seeds and E environments.
 
-    With `values`, the value of each episode's first decision is kept, if the method has a `value`.
+    Args:
+        values: keep the value of each episode's first decision, or of every decision, if the method has a
+            `value`.
+        length: the steps of a chunk to execute, of a method with `act_for`; None: as it decides itself.
     """
     # a PyTorch class
     if isinstance(method, Imperative):
         return pipeline.policy(method.policy())
-    valued = values and hasattr(method, "value")
+    valued = values != "none" and hasattr(method, "value")
 
     def one(state: Any, obs: Any, key: Tensor) -> Any:
+        bound: Any
         bound, inner = bind(method, state)
-        decision = bound.act(inner, tree_map(lambda x: x[None], obs), key)
+        act, asked = (bound.act, ()) if length is None else (bound.act_for, (length,))
+        decision = act(inner, tree_map(lambda x: x[None], obs), key, *asked)
         return tree_map(lambda x: x[0], decision)  # (O,) -> (A,)
 
     def value_of_one(state: Any, obs: Any, decision: Any) -> Tensor:
@@ -123,31 +161,44 @@ def make_policy(method: Method | Imperative, pipeline: Pipeline, *, values: bool
         bound, inner = bind(method, state)
         return bound.value(inner, *tree_map(lambda x: x[None], (obs, decision)))[0]  # (O,) -> ()
 
-    stacked = vmap(vmap(one, in_dims=(None, 0, 0)))
+    stacked = _traced(vmap(vmap(one, in_dims=(None, 0, 0))))
     value = vmap(vmap(value_of_one, in_dims=(None, 0, 0)))
-    programs: dict[torch.Size, Program] = {}
+    every_value = _traced(value)
 
     def act(state: Any, step: TimeStep, memory: Any, key: Tensor) -> tuple[Any, Any]:
         obs = step.obs
-        if key.shape not in programs:
-            programs[key.shape] = Program(lambda x: stacked(*x), (state, obs, key))
-        decision = programs[key.shape]((state, obs, key))
+        decision = stacked(key.shape, state, obs, key)
         planned = isinstance(decision, Plan)
         decision = (
             decision._replace(action=decision.action.clamp(-1, 1))
             if planned
             else decision.clamp(-1, 1)
         )
+        if valued and values == "every":
+            memory = Values(every_value(key.shape, state, obs, decision).cpu())
         # untraced: a sixth of evaluation at 130 steps an episode
-        if valued and step.first.any():
+        elif valued and step.first.any():
             new = value(state, obs, decision).cpu()
             memory = StartValues(torch.where(step.first.cpu(), new, memory.value))
         return decision, memory
 
     if not valued:
         return pipeline.policy(Policy(lambda n_seeds, n_envs: (), act))
-    start = lambda n_seeds, n_envs: StartValues(torch.zeros(n_seeds, n_envs))
+    kept = Values if values == "every" else StartValues
+    start = lambda n_seeds, n_envs: kept(torch.zeros(n_seeds, n_envs))
     return pipeline.policy(Policy(start, act, gamma=pipeline.view.gamma))
+
+
+def _traced(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` of trees, traced once for each shape of keys, which is given first."""
+    programs: dict[torch.Size, Program] = {}
+
+    def run(shape: torch.Size, *trees: Any) -> Any:
+        if shape not in programs:
+            programs[shape] = Program(lambda x: fn(*x), trees)
+        return programs[shape](trees)
+
+    return run
 
 
 def evaluate(
@@ -157,7 +208,7 @@ def evaluate(
     *,
     seeds: Sequence[int],
     episodes: int,
-    stream: "Stream" = "test",
+    stream: "AnyStream" = "test",
     update: int = 0,
     n_envs: int = 5,
 ) -> "pd.DataFrame":
@@ -202,12 +253,13 @@ class _Episodes:
         seeds: list[int],
         episodes: int,
         n_envs: int,
-        stream: "Stream",
+        stream: "AnyStream",
         device: torch.device,
     ):
         import numpy as np
 
         self.task, self.seeds, self.stream = pool.task, seeds, stream
+        self.watch = pool.watch
         self.n_seeds, self.n_envs, self.episodes = len(seeds), n_envs, episodes
         self.reset_seed = env_seeds(self.task.id, stream, episodes)
         self.envs = pool.take(self.n_seeds * n_envs)
@@ -229,6 +281,8 @@ class _Episodes:
         # success at any step of the episode
         self.reached = np.zeros(shape, bool)
         self.policy, self.discounted = policy, np.zeros(shape, np.float64)
+        # of each slot to its goal, where someone watches
+        self.distance: dict[tuple[int, int], float | None] = {}
         self.active = [(n, e) for n in range(self.n_seeds) for e in range(n_envs)]
         for slot in self.active:
             self._reset(slot)
@@ -242,12 +296,14 @@ class _Episodes:
         np.random.seed(seed)
         try:
             options = self.task.reset_options(int(self.number[slot]))
-            obs, _ = self._env(slot).reset(seed=seed, options=options)
+            obs, info = self._env(slot).reset(seed=seed, options=options)
         finally:
             np.random.set_state(kept)
         self.obs[slot], self.t[slot], self.reward[slot] = obs, 0, 0.0
         self.total[slot] = self.discounted[slot] = 0.0
         self.reached[slot] = False
+        if self.watch is not None:
+            self.distance[slot] = goal_distance(self._env(slot), info)
 
     def _env(self, slot: tuple[int, int]) -> "gymnasium.Env":
         return self.envs[slot[0] * self.n_envs + slot[1]]
@@ -268,6 +324,8 @@ class _Episodes:
         for slot in self.active:
             obs, reward, terminated, truncated, info = self._env(slot).step(action[slot])
             self.obs[slot] = obs
+            if self.watch is not None:
+                self._tell(slot, memory, reward, terminated, truncated, info)
             if gamma is not None:
                 self.discounted[slot] += gamma ** self.t[slot] * self.policy.reward(reward)
             self.t[slot] += 1
@@ -282,6 +340,15 @@ class _Episodes:
                 self._reset(slot)
             still.append(slot)
         self.active = still
+
+    def _tell(self, slot: tuple[int, int], memory: Any, reward: SupportsFloat, *end: Any) -> None:
+        """Tells who watches of a step; `end`: terminated, truncated, info."""
+        assert self.watch is not None
+        terminated, truncated, info = end
+        number, t, distance = int(self.number[slot]), int(self.t[slot]), self.distance[slot]
+        told = PlayedStep(slot, number, t, memory, distance, reward, info, terminated, truncated)
+        self.watch(told)
+        self.distance[slot] = goal_distance(self._env(slot), info)
 
     def _record(
         self, slot: tuple[int, int], terminated: bool, truncated: bool, info: dict, memory: Any

@@ -80,6 +80,9 @@ class Method(Protocol[State]):
     combined as in its update, estimate for `action`, the result of `act` at obs (a `Plan` for methods of
     chunks): a discounted return on the transformed rewards, with the terms that the method adds (an
     entropy, a penalty). Evaluation records it for the first decision of an episode; nothing depends on it.
+
+    A method that decides how many steps are executed may also have `act_for(state, obs, key, length) -> Plan`:
+    what it does where it must execute `length` steps. `offbench diagnose` compares with such policies.
     """
 
     def init(self, key: Key, spec: Spec) -> State: ...

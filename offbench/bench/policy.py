@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,22 @@ from offbench.training.imperative import Imperative
 from offbench.types import Method, Policy, Spec, TimeStep
 
 _TRANSFORMS = {cls.__name__: cls for cls in (transforms.ObsNorm, transforms.RewardAffine)}
+
+
+class Loaded(NamedTuple):
+    """What a kept file holds, with the code that it names."""
+
+    # "policy" or "state": what was kept
+    kind: str
+    run: RunSpec
+    method: Method | Imperative
+    # to act only: it has no data
+    pipeline: Pipeline
+    # stacked, of one seed; nan where only the policy was kept and acting does not read it
+    state: Any
+    # the environment's, before the view
+    spec: Spec
+    units: Units
 
 
 class TrainedPolicy:
@@ -117,7 +133,13 @@ def load_policy(
         UserError: there is no such run, its policy was not kept, the file does not fit, or it names a class
             that is not allowed.
     """
-    path = _find(str(run), Path(results))
+    loaded = load(_find(str(run), Path(results)), allow_code=allow_code)
+    policy = make_policy(loaded.method, loaded.pipeline, values="none")
+    return TrainedPolicy(loaded.run, policy, loaded.state, loaded.spec, loaded.units)
+
+
+def load(path: Path, *, allow_code: bool = False) -> Loaded:
+    """The contents of a kept file. Raises UserError as `load_policy` does."""
     header, tensors = about(path), read_tensors(path)
     spec, spec_of_run = Spec(**header["spec"]), RunSpec(**header["run"])
     with allowing_code(allow_code):
@@ -132,15 +154,18 @@ def load_policy(
     if isinstance(method, Imperative):
         state = written_objects(method, seen, tensors, path)
     else:
-        state = filled(
-            method.init(rng.key(0), seen), tensors, path, partly=header["kind"] == "policy"
-        )
+        empty = tree_map(_unknown, method.init(rng.key(0), seen))
+        state = filled(empty, tensors, path, partly=header["kind"] == "policy")
         state = tree_map(lambda x: x[None], state)
-    policy = make_policy(method, pipeline, values=False)
     units: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in header["units"].items()
     }
-    return TrainedPolicy(spec_of_run, policy, state, spec, Units(**units))
+    return Loaded(header["kind"], spec_of_run, method, pipeline, state, spec, Units(**units))
+
+
+def _unknown(x: Tensor) -> Tensor:
+    """nan in the place of numbers, so that what was not kept is not taken for what was."""
+    return torch.full_like(x, torch.nan) if x.is_floating_point() else x
 
 
 def _find(run: str, results: Path) -> Path:

@@ -222,7 +222,7 @@ _FUNCTIONS = {
     "board": ("offbench.cli.board", "show_board"),
     "reproduce": ("offbench.cli.reproduce", "reproduce"),
     "rerun": ("offbench.cli.rerun", "rerun"),
-    "diagnose": ("offbench.cli.board", "draw_diagnostics"),
+    "diagnose": ("offbench.cli.diagnose", "draw_diagnostics"),
     "report": ("offbench.cli.report", "show_report"),
     "curves": ("offbench.cli.curves", "show_curves"),
     "check": ("offbench.cli.contract", "check_contract"),

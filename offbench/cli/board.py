@@ -1,4 +1,4 @@
-"""`offbench board` and `offbench diagnose`: the leaderboard and the diagnostics of recorded runs."""
+"""`offbench board`: the leaderboard of recorded runs."""
 
 import shlex
 import textwrap
@@ -12,7 +12,6 @@ from offbench.cli.recorded import (
     board_folder,
     board_name,
     nothing_recorded,
-    read_recorded,
     recorded_runs,
 )
 from offbench.cli.until import notes_of, progress_of
@@ -154,18 +153,6 @@ def evidence_of(plan: "Plan", store: "Store") -> "Evidence | ValidationTable | N
         title=title,
         notes=notes,
     )
-
-
-def draw_diagnostics(args: Sequence[str]) -> int:
-    """`offbench diagnose`: writes chunk lengths and values against returns as numbers and pictures."""
-    from offbench.results.diagnostics import write
-
-    found = read_recorded(args)
-    folder = board_folder(found.plan) / f"{board_name(found.plan, args)}-diagnostics"
-    curves = found.store.curves(run_id=found.ids)
-    for path in write(found.episodes(), found.runs, curves, folder):
-        print(f"written: {path}")
-    return 0
 
 
 def print_board(

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from offbench.cli.parser import whole_number
+
 KINDS = ("methods", "tasks", "suites", "samplers", "views", "weights", "published")
 
 
@@ -148,6 +150,16 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "diagnose": Command(
             "draw chunk lengths, success by length, and values against returns",
             ("diagnose suite=quick", "diagnose suite=quick methods=[bc,iql]"),
+            options=(
+                Option(
+                    "--play",
+                    {
+                        "metavar": "N",
+                        "type": whole_number,
+                        "help": "kept policies play N episodes again, and their decisions are drawn, too",
+                    },
+                ),
+            ),
         ),
         "report": Command(
             "write the leaderboard with all that is behind it as one HTML file",

@@ -96,6 +96,11 @@ class ACSAC:
         _, chunk, length = self._best(state.critic, state.flow, obs, key)
         return Plan(chunk, length)
 
+    def act_for(self, state: State, obs: Tensor, key: Tensor, length: int) -> Plan:
+        """The best proposal by the value of its first `length` steps, all of which are executed."""
+        _, chunk, executed = self._best(state.critic, state.flow, obs, key, length)
+        return Plan(chunk, executed)
+
     def value(self, state: State, obs: Tensor, plan: Plan) -> Tensor:
         """Q of the executed steps of the chunk: (E, O) and a plan -> (E,)."""
         q = self._q(state.critic, obs, plan.action[:, None]).amin(0)[:, 0]  # (2, E, 1, H) -> (E, H)
@@ -112,14 +117,25 @@ class ACSAC:
         return extras["prefix_reward"] + extras["prefix_discount"] * value, length
 
     def _best(
-        self, critic: Critic, velocity: nets.Params, obs: Tensor, key: Tensor
+        self,
+        critic: Critic,
+        velocity: nets.Params,
+        obs: Tensor,
+        key: Tensor,
+        only: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Value (B,), chunk (B, H * A) and length (B,) of the best prefix; the first in (n, h) of equals."""
+        """Value (B,), chunk (B, H * A) and length (B,) of the best prefix; the first in (n, h) of equals.
+
+        With `only`, of the prefixes of that length.
+        """
         n = self.n_proposals
         _, action = flow.propose(velocity, obs, key, n, self.flow_steps, evaluated.flow_sample)
         action = action.unflatten(0, (len(obs), n))  # (B, N, H * A)
         values = self._q(critic, obs, action, evaluated.token_values)
         q = values.amin(0)  # (2, B, N, H) -> (B, N, H)
+        if only is not None:
+            lengths = torch.arange(1, q.shape[-1] + 1, device=q.device)
+            q = torch.where(lengths == only, q, -torch.inf)
         index = flow.first_argmax(q.flatten(1))  # (B,)
         value = q.flatten(1).gather(1, index[:, None]).squeeze(1)
         return value, flow.chosen(action, index // q.shape[-1]), index % q.shape[-1] + 1

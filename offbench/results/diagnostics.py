@@ -37,7 +37,7 @@ _KEY = ["entry", "task"]
 # of a return's horizon, up to which it is called whole
 _LEFT_OUT = 0.01
 # of Okabe and Ito's palette, told apart by everyone
-_BLUE, _ORANGE = "#0072B2", "#D55E00"
+BLUE, ORANGE = "#0072B2", "#D55E00"
 
 
 # --- numbers --------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def write(
     return paths
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> "tuple[Figure, Any]":
+def make_figure(rows: int, columns: int, size: tuple[float, float]) -> "tuple[Figure, Any]":
     """A figure that no window shows, and its panels (rows, columns)."""
     from matplotlib.figure import Figure
 
@@ -204,7 +204,7 @@ def _chunks_figure(task: str, numbers: pd.DataFrame) -> "Figure | None":
         return None
     longest = int(np.ceil(chunked["length"].max()))
     colours = _colours(longest)
-    figure, axes = _figure(len(entries), 3, (3.6, 2.6))
+    figure, axes = make_figure(len(entries), 3, (3.6, 2.6))
     for row, entry in zip(axes, entries, strict=True):
         mine = {what: x for what, x in numbers[numbers["entry"] == entry].groupby("what")}
         none = numbers.iloc[:0]
@@ -246,7 +246,7 @@ def _draw_lengths(
     axis: "Axes", planned: pd.DataFrame, executed: pd.DataFrame, colours: np.ndarray
 ) -> None:
     if planned.empty and executed.empty:
-        _say(axis, "lengths were not recorded then")
+        say(axis, "lengths were not recorded then")
         return
     last = max([*planned["update"], *executed["update"]])
     if len(planned):
@@ -275,12 +275,12 @@ def _of_updates(axis: "Axes", last: float) -> None:
 
 def _draw_spread(axis: "Axes", spread: pd.DataFrame) -> None:
     if spread.empty:
-        _say(axis, "the length is not chosen")
+        say(axis, "the length is not chosen")
         return
     axis.fill_between(
-        spread["update"], spread["low"], spread["high"], color=_BLUE, alpha=0.2, linewidth=0
+        spread["update"], spread["low"], spread["high"], color=BLUE, alpha=0.2, linewidth=0
     )
-    axis.plot(spread["update"], spread["value"], color=_BLUE)
+    axis.plot(spread["update"], spread["value"], color=BLUE)
     axis.set_ylim(0, None)
     _of_updates(axis, spread["update"].max())
     axis.set_ylabel("largest - smallest value\n(mean and range of seeds)", fontsize=8)
@@ -288,11 +288,11 @@ def _draw_spread(axis: "Axes", spread: pd.DataFrame) -> None:
 
 def _draw_success(axis: "Axes", success: pd.DataFrame, longest: int) -> None:
     if success.empty:
-        _say(axis, "no episode says whether it succeeded")
+        say(axis, "no episode says whether it succeeded")
         return
     x, y = success["length"].to_numpy(), success["value"].to_numpy()
     bounds = np.array([y - success["low"], success["high"] - y]).clip(min=0)
-    axis.errorbar(x, y, bounds, fmt="o", color=_ORANGE, capsize=3, markersize=5)
+    axis.errorbar(x, y, bounds, fmt="o", color=ORANGE, capsize=3, markersize=5)
     for line in success.itertuples():
         axis.annotate(
             str(line.n),
@@ -303,12 +303,12 @@ def _draw_success(axis: "Axes", success: pd.DataFrame, longest: int) -> None:
             fontsize=7,
             color="0.3",
         )
-    axis.set(xlim=(0.7, longest + 0.3), ylim=(-0.03, 1.1), xticks=_whole_ticks(longest))
+    axis.set(xlim=(0.7, longest + 0.3), ylim=(-0.03, 1.1), xticks=whole_ticks(longest))
     axis.set_xlabel("mean executed length of an episode", fontsize=9)
     axis.set_ylabel("share of successes\n(95 % interval, number of episodes)", fontsize=8)
 
 
-def _whole_ticks(longest: int) -> list[int]:
+def whole_ticks(longest: int) -> list[int]:
     step = -(-longest // 8)
     return list(range(1, longest + 1, step))
 
@@ -318,7 +318,7 @@ def _values_figure(task: str, values: pd.DataFrame, numbers: pd.DataFrame) -> "F
         return None
     entries = sorted(values["entry"].unique())
     columns = min(4, len(entries))
-    figure, axes = _figure(-(-len(entries) // columns), columns, (3.0, 2.9))
+    figure, axes = make_figure(-(-len(entries) // columns), columns, (3.0, 2.9))
     for axis in axes.flat[len(entries) :]:
         axis.set_axis_off()
     differ = numbers[numbers["what"] == "value minus return"].set_index("entry")
@@ -348,14 +348,14 @@ def _draw_values(axis: "Axes", values: pd.DataFrame) -> None:
     ends = ends + np.array([-0.05, 0.05]) * max(ends[1] - ends[0], 1e-3)
     axis.plot(ends, ends, color="0.6", linestyle="--", linewidth=1)
     whole = values["whole"].to_numpy(bool)
-    for part, face, edge in ((whole, _BLUE, _BLUE), (~whole, "none", _ORANGE)):
+    for part, face, edge in ((whole, BLUE, BLUE), (~whole, "none", ORANGE)):
         axis.scatter(
             x[part], y[part], s=18, facecolors=face, edgecolors=edge, alpha=0.7, linewidths=0.9
         )
     axis.set(xlim=tuple(ends), ylim=tuple(ends))
 
 
-def _say(axis: "Axes", text: str) -> None:
+def say(axis: "Axes", text: str) -> None:
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
     axis.text(

@@ -14,6 +14,9 @@ from offbench.results.spec import RunSpec
 Stream = Literal["test", "monitor", "tune"]
 STREAMS: tuple[str, ...] = get_args(Stream)
 
+AnyStream = Stream | Literal["played"]
+"""The lists of start states: those of records, and that of policies played again (`offbench.results.decisions`)."""
+
 VALIDATION_ERRORS = frozenset({"validation/action_error", "validation/action_disagreement"})
 """The curves of how a policy's actions differ from those of held-out episodes (`offbench.training.held_out`)."""
 

@@ -122,6 +122,28 @@ def evaluation_env(task: "Task") -> "gymnasium.Env":
     return make_env(task.env, task.env_kwargs, task.id, adapter=task.adapter)
 
 
+def goal_distance(env: "gymnasium.Env", info: Mapping[str, Any]) -> float | None:
+    """The distance to the goal after a reset or a step with this `info`; None where there is none.
+
+    An environment may tell its own, as `info["distance"]` of `reset` and `step`. In OGBench's mazes it is the
+    straight line from agent (or ball) to goal, with its cubes the mean distance of a cube to its place, in metres.
+    """
+    raw: Any = env.unwrapped
+    if "distance" in info:
+        return float(info["distance"])
+    if hasattr(raw, "cur_goal_xy"):
+        ball = getattr(raw, "get_agent_ball_xy", None)
+        place = ball()[1] if ball else raw.get_xy()
+        return float(np.linalg.norm(place - raw.cur_goal_xy))
+    # scenes have buttons and drawers, too
+    if "privileged/block_0_pos" in info and "privileged/button_0_pos" not in info:
+        targets = raw._cube_target_mocap_ids
+        places = [info[f"privileged/block_{i}_pos"] for i in range(len(targets))]
+        gap = np.stack(places) - raw._data.mocap_pos[targets]
+        return float(np.linalg.norm(gap, axis=-1).mean())
+    return None
+
+
 def make_env(
     env: str, kwargs: Mapping[str, Any], name: str, *, adapter: str | None = None
 ) -> "gymnasium.Env":

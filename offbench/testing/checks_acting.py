@@ -56,11 +56,28 @@ def check_act(method: Method, spec: Spec = SPEC) -> None:
             bool((action.abs() <= 1).all()),
             "act returned actions outside [-1, 1] or not finite: end with tanh or clamp(-1, 1).",
         )
+    if hasattr(method, "act_for"):
+        _check_lengths(method, state, observations(method, spec, 7), key, spec)
     require(
         _acts_row_by_row(method, state, spec, key),
         "the action for an observation depends on the others of its batch, which are other environments: "
         "look at each row alone, and centre or scale by nothing taken over the batch.",
     )
+
+
+def _check_lengths(method: Any, state: Any, obs: Any, key: Tensor, spec: Spec) -> None:
+    """Asked to execute a number of steps, a method plans as many."""
+    for length in range(1, spec.chunk + 1):
+        with naming(f"act_for with length {length}"):
+            made = method.act_for(state, obs, key, length)
+        require(
+            isinstance(made, Plan)
+            and made.action.shape == (7, spec.action_dim)
+            and bool((made.action.abs() <= 1).all())
+            and bool((made.length == length).all()),
+            f"act_for was asked for {length} steps and returned {describe(made)}: return a Plan whose lengths"
+            " are what was asked for, with actions in [-1, 1].",
+        )
 
 
 def _acts_row_by_row(method: Method, state: Any, spec: Spec, key: Tensor) -> bool:

@@ -87,6 +87,12 @@ class DensityWeights:
         inner = self.method.value
         return lambda state, obs, action: inner(state.inner, obs, action)
 
+    @property
+    def act_for(self) -> Any:
+        """The method's `act_for`; AttributeError where it has none."""
+        inner = self.method.act_for
+        return lambda state, obs, key, length: inner(state.inner, obs, key, length)
+
     def with_values(self, values: dict[str, Tensor]) -> "DensityWeights":
         """A copy with other hyper-parameters of the wrapped method."""
         return replace(self, method=replace(self.method, **values))

@@ -198,6 +198,8 @@ BAD = [
     ["curves", "suite=nowhere"],
     ["curves", "results=FOLDER"],
     ["diagnose", "results=FOLDER"],
+    ["diagnose", "--play", "0"],
+    ["diagnose", "--play", "often"],
     ["report", "results=FOLDER"],
     ["report", "--figures=yes"],
     ["sync"],

@@ -123,6 +123,25 @@ def test_a_planted_maximum_of_the_smaller_critic_is_found(n, h, monkeypatch):
     assert torch.equal(chunk, chunks.unflatten(0, (5, 4))[:, n])
 
 
+@pytest.mark.parametrize("length", [1, 3, 4])
+def test_asked_for_a_length_it_executes_the_proposal_best_at_that_length(length):
+    state, obs, _ = problem()
+    plan = SMALL.act_for(state, obs, rng.key(5), length)
+    _, chunks = flow.propose(state.flow, obs, rng.key(5), 4, SMALL.flow_steps)
+    chunks = chunks.unflatten(0, (5, 4))  # (E, N, H * A)
+    assert plan.length.tolist() == [length] * 5
+    q = SMALL._q(state.critic, obs, chunks)  # (2, E, N, H)
+    for e in range(5):
+        worth = [min(q[c, e, n, length - 1].item() for c in range(2)) for n in range(4)]
+        assert torch.equal(plan.action[e], chunks[e, worth.index(max(worth))])
+    # free to choose, it takes the best of what it does at each length
+    free = SMALL.act(state, obs, rng.key(5))
+    asked = [SMALL.act_for(state, obs, rng.key(5), h) for h in (1, 2, 3, 4)]
+    values = torch.stack([SMALL.value(state, obs, one) for one in asked])
+    assert torch.allclose(SMALL.value(state, obs, free), values.amax(0), rtol=0, atol=1e-12)
+    assert torch.equal(free.length, values.argmax(0) + 1) and len(set(free.length.tolist())) > 1
+
+
 def test_the_first_of_equal_entries_wins():
     x = torch.tensor([[1.0, 3, 3, 2], [0, 0, 0, 0], [-torch.inf, -1, -torch.inf, -1]])
     assert flow.first_argmax(x).tolist() == [1, 0, 1]

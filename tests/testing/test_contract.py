@@ -31,7 +31,7 @@ from offbench.testing.contract import (
     small,
     spec_for,
 )
-from offbench.types import Spec
+from offbench.types import Plan, Spec
 
 BY_NAME = {check.__name__: check for check in CHECKS}
 CALLS = [0]  # what the broken methods below remember outside their state
@@ -304,6 +304,12 @@ class SubtractsTheBootstrap(Linear):
 
 
 @hyper
+class ExecutesOneStepMoreThanItIsAskedFor(Linear):
+    def act_for(self, state, obs, key, length):
+        return Plan(self.act(state, obs, key), torch.full((len(obs),), length + 1))
+
+
+@hyper
 class ActsOnCentredObservations(Linear):
     def act(self, state, obs, key):
         return nets.mlp(state.actor, obs - obs.mean(0)).tanh()
@@ -350,6 +356,7 @@ BROKEN = {
     ReportsAVector: "check_metrics_are_scalars",
     ActsWithoutABound: "check_act",
     ActsOnCentredObservations: "check_act",
+    ExecutesOneStepMoreThanItIsAskedFor: "check_act",
     ActsByTheGlobalGenerator: "check_act_draws_only_from_its_key",
     ValuesTheBatchAsAWhole: "check_value",
     KnowsTheNumberOfActions: "check_works_for_chunks",

@@ -1,0 +1,83 @@
+"""`offbench diagnose`: chunk lengths, values against returns, and kept policies played again."""
+
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from offbench.cli.console import make_console, plural
+from offbench.cli.recorded import board_folder, board_name, read_recorded
+from offbench.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from offbench.cli.recorded import Recorded
+    from offbench.results.store import Record
+
+
+def draw_diagnostics(args: Sequence[str], *, play: int | None = None) -> int:
+    """`offbench diagnose`: writes chunk lengths and values against returns as numbers and pictures.
+
+    With `play`, kept policies first play so many episodes again, and what they decided is drawn, too.
+    """
+    from offbench.results.decisions import read_decisions
+    from offbench.results.decisions_figure import write_decisions_figures
+    from offbench.results.diagnostics import write
+
+    if play is not None and play < 1:
+        raise UserError(f"--play {play}: the number of episodes is at least 1")
+    found, console = read_recorded(args), make_console()
+    records = found.store.read_all(run_id=found.ids)
+    marks = {run: record.path for run, record in records.items()}
+    if play is not None:
+        _play(found, records, play, console)
+    folder = board_folder(found.plan) / f"{board_name(found.plan, args)}-diagnostics"
+    curves = found.store.curves(run_id=found.ids)
+    decisions = read_decisions(found.store.root, marks)
+    paths = write(found.episodes(), found.runs, curves, folder)
+    if len(decisions):
+        paths += write_decisions_figures(decisions, found.runs, folder)
+    for path in paths:
+        print(f"written: {path}")
+    if decisions.empty and any(
+        mark.with_suffix(".safetensors").exists() for mark in marks.values()
+    ):
+        again = shlex.join(["offbench", "diagnose", "--play", "20", *args])
+        print(f"lengths by time and by distance, values of all decisions: {again}")
+    return 0
+
+
+def _play(
+    found: "Recorded", records: "dict[str, Record]", episodes: int, console: "Console"
+) -> None:
+    """Plays the kept policies that have not been played so often, and says which cannot be."""
+    from offbench.bench.played import play
+    from offbench.results.decisions import is_played, path_of, write_decisions
+
+    tasks = {cell.task.id: cell.task for cell in found.plan.cells}
+    say = lambda text: console.print(text, markup=False, soft_wrap=True)
+    asked = {cell.entry for cell in found.plan.cells}
+    runs = [run for run in found.runs.to_dict("records") if run["entry"] in asked]
+    runs = [run for run in runs if run["status"] == "ok"]
+    done = 0
+    with console.status("playing") as status:
+        for i, run in enumerate(runs):
+            name = f"{run['entry']} on {run['task']} seed {run['seed']}"
+            record = records[run["run_id"]]
+            mark, envs = record.path, record.spec.protocol.get("envs", 5)
+            kept, path = mark.with_suffix(".safetensors"), path_of(found.store.root, mark)
+            status.update(f"playing {name}, {i + 1} of {len(runs)}")
+            if not kept.exists():
+                say(f"{name}: its policy was not kept")
+                continue
+            if not is_played(path, kept, episodes):
+                try:
+                    rows = play(kept, tasks[run["task"]], episodes=episodes, n_envs=envs)
+                except UserError as error:
+                    say(f"{name}: {error}")
+                    continue
+                write_decisions(path, rows.assign(run_id=run["run_id"]), kept)
+            done += 1
+    if not done:
+        raise UserError("no run here keeps a policy that says what its decisions are worth")
+    say(f"{plural(done, 'run')} played {plural(episodes, 'episode')} each")
