@@ -285,7 +285,8 @@ def test_make_collects_a_published_set_where_it_is_labelled(capsys, cache, tmp_p
     assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
     capsys.readouterr()
     assert main(["check", str(path)]) == 0
-    assert "1,000 transitions in 5 episodes" in capsys.readouterr().out
+    # a line is wrapped where the path ends
+    assert "1,000 transitions in 5 episodes" in " ".join(capsys.readouterr().out.split())
 
 
 # --- fetch, pack, unpack ----------------------------------------------------------------------
