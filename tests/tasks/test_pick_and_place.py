@@ -1,12 +1,15 @@
 """Pick and place in the plane: its dynamics, its starts and ends, and the play data made in it."""
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
 
+from offbench import evaluation_env, load_data, load_task, recipes
 from offbench.recipes import RECIPES
 from offbench.recipes import pick_and_place as recipe
-from offbench.recipes.store import data_digest, versions
+from offbench.recipes.store import data_digest, minari_root, versions
 from offbench.tasks import embedded
 from offbench.tasks import pick_and_place as game
 
@@ -148,6 +151,21 @@ def test_the_script_remembers_what_no_observation_shows(tmp_path):
     second = script.act(same)[:, :2]
     assert first.std(0).min() > 0.3
     assert np.corrcoef(first[:, 0], second[:, 0])[0, 1] > 0.8
+
+
+def test_a_set_that_was_made_is_a_task_with_its_environment(tmp_path, monkeypatch):
+    minari = pytest.importorskip("minari")
+    small = replace(RECIPES[TASK], options={"episodes": 3, "steps": 50, "seed": 1})
+    monkeypatch.setattr(recipes, "RECIPES", {TASK: small})
+    recipes.make(TASK, tmp_path)
+    monkeypatch.setenv("OFFBENCH_DATASETS", str(tmp_path))
+    task = load_task(TASK)
+    data, spec = load_data(task)
+    assert data.n_transitions == 150 and spec.obs_dim == 10 and spec.action_dim == 3
+    assert evaluation_env(task).spec.max_episode_steps == game.MAX_EPISODE_STEPS
+    with minari_root(tmp_path / "minari"):
+        env = minari.load_dataset(TASK).recover_environment()
+    assert isinstance(env.unwrapped, game.PickAndPlace)
 
 
 @pytest.mark.slow
