@@ -1,6 +1,7 @@
 """`offbench reproduce STUDY`: the benches of one of this project's studies planned, run, and their boards."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,11 @@ from offbench.cli.console import make_console
 from offbench.cli.parts import FAILED, MORE_TO_DO
 
 if TYPE_CHECKING:
+    from offbench.bench.plan import Plan
     from offbench.bench.studies import Study
     from offbench.cli.parts import Part
+    from offbench.results.board.evidence import Evidence
+    from offbench.results.store import Store
 
 
 def reproduce_study(study: "Study", given: Sequence[str], part: "Part", *, run: bool) -> int:
@@ -39,9 +43,21 @@ def reproduce_study(study: "Study", given: Sequence[str], part: "Part", *, run: 
         else:
             say_protocol(wanted, console)
             print_runs(wanted, console)
-        if (found := evidence_of(wanted, store)) is not None:
+        if (found := of_part(wanted, store)) is not None:
             print_board(found, wanted, console, [*own, *given], name=f"{study.name}-{name}")
     if not run:
         again = " ".join(["offbench", "reproduce", study.name, *given, "--run"])
         console.print(f"run it: {again}", soft_wrap=True, markup=False)
     return MORE_TO_DO if left else FAILED if failed else 0
+
+
+def of_part(plan: "Plan", store: "Store") -> "Evidence | None":
+    """What the board of a part is computed from, its own runs alone; None where none is recorded."""
+    from offbench.results.board.evidence import Evidence
+
+    found = evidence_of(plan, store)
+    ids = {run.run_id for cell in plan.cells for run in cell.runs()}
+    if not isinstance(found, Evidence) or not ids & set(found.runs["run_id"]):
+        return None
+    of_these = lambda rows: rows[rows["run_id"].isin(ids)]
+    return replace(found, runs=of_these(found.runs), episodes=of_these(found.episodes))

@@ -4,6 +4,7 @@ import pytest
 
 from offbench.bench import studies as module
 from offbench.bench.plan import plan
+from offbench.bench.reproduce import table_names
 from offbench.bench.studies import Study, studies
 from offbench.cli import main
 from offbench.results.board.evidence import read_evidence
@@ -35,26 +36,28 @@ def test_the_study_of_acsac_has_what_it_says():
 
 def test_a_study_is_planned_then_run_with_a_board_for_each_part(tmp_path, monkeypatch, capsys):
     common = [f"task={HOPPER}", "suite=quick", "methods=[bc]"]
-    parts = {"one": [*common, "seeds=[0]"], "two": [*common, "seeds=[0,1]", "n_updates=9"]}
+    parts = {"one": [*common, "seeds=[0]"], "two": [*common, "seeds=[0,1]", "method.lr=1e-3,2e-3"]}
     mine = Study(name="mine", summary="two benches", parts=parts)
     monkeypatch.setattr(module, "studies", lambda: {"mine": mine})
     given = ["reproduce", "mine", *TINY, f"results={tmp_path}"]
     assert main(given) == 0
     out = capsys.readouterr().out
-    assert "1 run to do" in out and "2 runs to do" in out and out.splitlines()[-1].endswith("--run")
+    assert "1 run to do" in out and "4 runs to do" in out and out.splitlines()[-1].endswith("--run")
     assert not list(tmp_path.iterdir())
 
     assert main([*given, "--run"]) == 0
     out = capsys.readouterr().out
-    # what is given wins over what the part says, so that both parts have the same run of bc
-    assert "1 run, 0 recorded" in out and "2 runs, 1 recorded, 1 to do" in out
+    # the lower rate is that of the suite
+    assert "1 run, 0 recorded" in out and "4 runs, 1 recorded, 3 to do" in out
+    assert main(given) == 0
     boards = [read_evidence(tmp_path / "board", f"mine-{part}") for part in parts]
-    assert [len(board.runs) for board in boards] == [1, 2]
+    assert [len(board.runs) for board in boards] == [1, 4]
 
 
 def test_studies_are_listed_and_a_wrong_name_says_the_nearest(capsys):
     assert main(["reproduce"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].split()[0] == "acsac-small"
+    assert not studies().keys() & dict(table_names()).keys()
     assert main(["reproduce", "acsac-smal"]) == 2
     assert (
         "unknown table or study 'acsac-smal': did you mean 'acsac-small'" in capsys.readouterr().err
