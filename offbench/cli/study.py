@@ -1,5 +1,6 @@
 """`offbench reproduce STUDY`: the benches of one of this project's studies planned, run, and their boards."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,8 @@ def reproduce_study(study: "Study", given: Sequence[str], part: "Part", *, run: 
     left = failed = False
     for name, own in study.parts.items():
         wanted = plans[name]
-        console.print(f"\n{name}: offbench bench {' '.join([*own, *given])}", soft_wrap=True)
+        bench = shlex.join(["offbench", "bench", *own, *given])
+        console.print(f"\n{name}: {bench}", soft_wrap=True, markup=False)
         store = Store(Path(wanted.settings.results))
         if run:
             ran = run_missing(wanted, store, console, part)
@@ -46,7 +48,7 @@ def reproduce_study(study: "Study", given: Sequence[str], part: "Part", *, run: 
         if (found := of_part(wanted, store)) is not None:
             print_board(found, wanted, console, [*own, *given], name=f"{study.name}-{name}")
     if not run:
-        again = " ".join(["offbench", "reproduce", study.name, *given, "--run"])
+        again = shlex.join(["offbench", "reproduce", study.name, *given, "--run"])
         console.print(f"run it: {again}", soft_wrap=True, markup=False)
     return MORE_TO_DO if left else FAILED if failed else 0
 

@@ -42,7 +42,8 @@ def test_a_study_is_planned_then_run_with_a_board_for_each_part(tmp_path, monkey
     given = ["reproduce", "mine", *TINY, f"results={tmp_path}"]
     assert main(given) == 0
     out = capsys.readouterr().out
-    assert "1 run to do" in out and "4 runs to do" in out and out.splitlines()[-1].endswith("--run")
+    assert "1 run to do" in out and "4 runs to do" in out and "methods=[bc]" in out
+    assert out.splitlines()[-1].endswith("--run")
     assert not list(tmp_path.iterdir())
 
     assert main([*given, "--run"]) == 0
