@@ -16,6 +16,7 @@ from offbench.bench.cells import Cell
 from offbench.bench.hydra import options, parse_overrides
 from offbench.bench.plan import Plan, plan
 from offbench.bench.presets import has_variant
+from offbench.bench.studies import studies
 from offbench.bench.suites import home_of
 from offbench.errors import UserError, unknown
 from offbench.results.published.scores import (
@@ -103,7 +104,7 @@ def find_table(name: str) -> tuple[Source, pd.DataFrame]:
         rows = rows[_of_family(rows, family)]
     rows = rows[rows["source"] == source.name] if source else rows.iloc[:0]
     if source is None or rows.empty:
-        raise unknown("published table", name, [known for known, _ in table_names()])
+        raise unknown("table or study", name, [*(known for known, _ in table_names()), *studies()])
     return source, rows.reset_index(drop=True)
 
 

@@ -156,22 +156,34 @@ def evidence_of(plan: "Plan", store: "Store") -> "Evidence | ValidationTable | N
 
 
 def print_board(
-    found: "Evidence | ValidationTable", plan: "Plan", console: "Console", args: Sequence[str]
+    found: "Evidence | ValidationTable",
+    plan: "Plan",
+    console: "Console",
+    args: Sequence[str],
+    *,
+    name: str | None = None,
 ) -> "Board | ValidationTable":
-    """Prints the board of what `evidence_of` found and writes it, with its rows, below the results."""
-    board, paths = write_board(found, plan, args)
+    """Prints the board of what `evidence_of` found and writes it, with its rows, below the results.
+
+    `name`: of its files; None: that of the plan.
+    """
+    board, paths = write_board(found, plan, args, name=name)
     _print(board, paths, console, args)
     return board
 
 
 def write_board(
-    found: "Evidence | ValidationTable", plan: "Plan", args: Sequence[str]
+    found: "Evidence | ValidationTable",
+    plan: "Plan",
+    args: Sequence[str],
+    *,
+    name: str | None = None,
 ) -> "tuple[Board | ValidationTable, Sequence[Path]]":
     """Writes the board of what `evidence_of` found in every format, and its rows; returns the paths, too."""
     from offbench.results.board import formats, validation_table
     from offbench.results.board.evidence import Evidence, write_evidence
 
-    folder, name = board_folder(plan), board_name(plan, args)
+    folder, name = board_folder(plan), name or board_name(plan, args)
     if not isinstance(found, Evidence):
         return found, validation_table.write(found, folder, name)
     board = found.board()

@@ -1,4 +1,5 @@
-"""`offbench reproduce TABLE`: a published table's runs planned, run, and compared with what is published."""
+"""`offbench reproduce TABLE`: a published table's runs planned, run, and compared with what is published; or a
+study of this project (`offbench.cli.study`)."""
 
 import shlex
 from collections.abc import Iterable, Sequence
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
 
 
 def reproduce(args: Sequence[str], *, run: bool = False, **options: Any) -> int:
-    """Prints the plan of a published table, with `run` runs what is missing, and compares what is recorded.
+    """Prints the plan of a published table or a study, with `run` runs what is missing, and compares what is recorded.
 
-    Without a table, lists those there are.
+    Without a name, lists those there are.
     """
     from offbench.bench.reproduce import reproduction
+    from offbench.bench.studies import studies
     from offbench.cli.parts import FAILED, MORE_TO_DO, read_part
     from offbench.results.store import Store
 
@@ -39,6 +41,10 @@ def reproduce(args: Sequence[str], *, run: bool = False, **options: Any) -> int:
             raise UserError(f"{args[0]}: name a table first; `offbench reproduce` lists them")
         print_list(_tables())
         return 0
+    if (study := studies().get(names[0])) is not None:
+        from offbench.cli.study import reproduce_study
+
+        return reproduce_study(study, [arg for arg in args if "=" in arg], part, run=run)
     console = make_console()
     wanted = reproduction(names[0], [arg for arg in args if "=" in arg])
     _say(wanted, console)
@@ -54,10 +60,12 @@ def reproduce(args: Sequence[str], *, run: bool = False, **options: Any) -> int:
 
 def _tables() -> list[tuple[str, str]]:
     from offbench.bench.reproduce import table_names
+    from offbench.bench.studies import studies
     from offbench.results.published.scores import published_sources
 
     sources = published_sources()
-    return [
+    ours = [(study.name, study.summary) for study in studies().values()]
+    tables = [
         (
             name,
             f"{plural(len(rows), 'cell')}, {plural(rows['task'].nunique(), 'task')}:"
@@ -65,6 +73,7 @@ def _tables() -> list[tuple[str, str]]:
         )
         for name, rows in table_names()
     ]
+    return tables + ours
 
 
 def _say(wanted: "Reproduction", console: "Console") -> None:

@@ -91,6 +91,13 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             "A scripted arm moves a cube to random places; rewards of the default task.",
             _options(episodes=60, steps=1000, seed=15),
         ),
+        "offbench/pick-and-place-play-v0": Recipe(
+            "offbench.recipes.pick_and_place:play",
+            "offbench.tasks.pick_and_place:offbench/PickAndPlace-v0",
+            "A script carries an object from place to place in the plane; an environment of offbench's own.",
+            _options(episodes=2000, steps=200, seed=20),
+            shipped=False,
+        ),
         "offbench/hopper/medium-v0": Recipe(
             "offbench.recipes.locomotion:snapshots",
             "Hopper-v5",

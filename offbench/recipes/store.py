@@ -188,7 +188,7 @@ def _create(dataset_id: str, collected: Collected, recipe: Recipe, root: Path) -
         minari.create_dataset_from_buffers(
             dataset_id,
             buffers,
-            env=gym.spec(collected.env),
+            env=_spec(collected.env),
             observation_space=gym.spaces.Box(-np.inf, np.inf, obs_shape, np.float32),
             action_space=gym.spaces.Box(-1.0, 1.0, act_shape, np.float32),
             algorithm_name=collected.algorithm,
@@ -201,6 +201,18 @@ def _create(dataset_id: str, collected: Collected, recipe: Recipe, root: Path) -
             ],
             data_format="hdf5",
         )
+
+
+def _spec(env: str) -> Any:
+    """The specification of a registered environment, `module:Id` of one that a module registers."""
+    import importlib
+
+    import gymnasium as gym
+
+    module, _, name = env.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    return gym.spec(name)
 
 
 def pack_file(path: Path) -> None:

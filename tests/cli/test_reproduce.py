@@ -8,6 +8,7 @@ import pytest
 from support.records import provenance, record_cells
 
 from offbench.bench.reproduce import find_table, reproduction, table_names
+from offbench.bench.studies import studies
 from offbench.cli import main
 from offbench.errors import UserError
 from offbench.results.store import Store
@@ -150,13 +151,14 @@ def test_every_table_that_is_listed_is_found(capsys):
     for name, rows in table_names():
         assert len(find_table(name)[1]) == len(rows) > 0
     assert main(["reproduce"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == names
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == [*names, *studies()]
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["corl-gum"], "unknown published table 'corl-gum': did you mean 'corl-gym'"),
+        (["corl-gum"], "unknown table or study 'corl-gum': did you mean 'corl-gym'"),
         (["corl-best"], "offbench scores the last"),
         (["ogbench-2024"], "none of its cells can be run here (GCBC, GCIVL"),
         (["qam-2026"], "a mean over five tasks"),

@@ -27,7 +27,7 @@ store = importlib.import_module("offbench.recipes.store")
 locomotion = importlib.import_module("offbench.recipes.locomotion")
 
 OGBENCH = [name for name, recipe in RECIPES.items() if "ogbench" in recipe.function]
-LOCOMOTION = [name for name in RECIPES if name not in OGBENCH]
+LOCOMOTION = [name for name, recipe in RECIPES.items() if "locomotion" in recipe.function]
 SHIPPED = [name for name, recipe in RECIPES.items() if recipe.shipped]
 
 

@@ -15,7 +15,8 @@ from offbench.results.board.evidence import paths_of, read_evidence, write_evide
 from offbench.results.board.render import to_csv
 from offbench.results.cells import scored_cells
 
-COMMITTED = sorted((ROOT / "results/board").glob("*.runs.parquet"))
+FOLDERS = (ROOT / "results/board", ROOT / "results/acsac_small")
+COMMITTED = sorted(path for folder in FOLDERS for path in folder.glob("*.runs.parquet"))
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_every_number_of_a_committed_board_is_that_of_its_rows(path):
 
 
 def test_every_committed_board_has_its_rows():
-    boards = {path.stem for path in (ROOT / "results/board").glob("*.csv")}
+    boards = {path.stem for folder in FOLDERS for path in folder.glob("*.csv")}
     assert boards == {path.name.removesuffix(".runs.parquet") for path in COMMITTED} != set()
 
 
