@@ -288,7 +288,7 @@ def _draw_spread(axis: "Axes", spread: pd.DataFrame) -> None:
 
 def _draw_success(axis: "Axes", success: pd.DataFrame, longest: int) -> None:
     if success.empty:
-        say(axis, "no episode says whether it succeeded")
+        say(axis, "no episode has both a length and a success")
         return
     x, y = success["length"].to_numpy(), success["value"].to_numpy()
     bounds = np.array([y - success["low"], success["high"] - y]).clip(min=0)

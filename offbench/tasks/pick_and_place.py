@@ -86,7 +86,7 @@ def _distance(a: Array, b: Array) -> Array:
 
 
 class PickAndPlace(gymnasium.Env):
-    """The environment for one hand; `info["success"]` says whether the object lies at the goal."""
+    """The environment for one hand; `info` has the object's `distance` to the goal, and `success` where it lies there."""
 
     observation_space = Box(-1.0, 1.0, (10,), np.float32)
     action_space = Box(-1.0, 1.0, (3,), np.float32)
@@ -97,12 +97,17 @@ class PickAndPlace(gymnasium.Env):
     ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self.state = start(self.np_random)
-        return self.state.obs, {"success": False}
+        return self.state.obs, self._info()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.state = advance(self.state, action)
-        solved = bool(self.state.solved)
-        return self.state.obs, float(solved) - 1.0, solved, False, {"success": solved}
+        info = self._info()
+        solved = info["success"]
+        return self.state.obs, float(solved) - 1.0, solved, False, info
+
+    def _info(self) -> dict[str, Any]:
+        far = _distance(self.state.object, np.array(GOAL))
+        return {"success": bool(self.state.solved), "distance": float(far)}
 
 
 gymnasium.register(

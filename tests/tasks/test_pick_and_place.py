@@ -97,6 +97,9 @@ def test_success_is_a_terminal_and_the_time_limit_is_not():
     assert (reward, terminal, cut, info["success"]) == (-1.0, False, False, False)
     _, reward, terminal, cut, info = env.step(np.array(OPEN, np.float32))
     assert (reward, terminal, cut, info["success"]) == (0.0, True, False, True)
+    assert info["distance"] == pytest.approx(0.0)
+    env.unwrapped.state = state(game.GOAL, (0.6, -0.4))
+    assert env.step(np.array(OPEN, np.float32))[4]["distance"] == pytest.approx(1.0)
     env.reset(seed=0)
     ends = [env.step(np.zeros(3, np.float32))[2:4] for _ in range(game.MAX_EPISODE_STEPS)]
     assert ends == [(False, False)] * (game.MAX_EPISODE_STEPS - 1) + [(False, True)]
