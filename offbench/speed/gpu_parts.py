@@ -34,6 +34,7 @@ from offbench.training.step import initial_carry, make_step, n_minibatches
 # replays its graph
 GATE_AT = {1: gate.TOLERANCE, 20: gate.TOLERANCE, BLOCK: gate.TOLERANCE, 100: 5 * gate.TOLERANCE}
 
+PACKAGE = Path(__file__).parents[1]
 Found = dict[str, Any]
 SMALL = (64, 64)
 
@@ -154,7 +155,8 @@ class Learner:
             return "none"
         except RuntimeError as error:
             frames = traceback.extract_tb(error.__traceback__)
-            last = [f for f in frames if "offbench" in f.filename][-1]
+            # not what a checkout has beside the package: an environment, tests
+            last = [f for f in frames if PACKAGE in Path(f.filename).parents][-1]
             return f"{Path(last.filename).name}:{last.lineno} {last.line}: {error}"[:300]
         finally:
             torch.cuda.set_sync_debug_mode("default")

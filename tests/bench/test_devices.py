@@ -107,7 +107,7 @@ def test_what_one_operator_of_a_cpu_computes_is_counted(method):
     _, flops, _ = devices._tally(lambda: advance(step, carry.seed(0)))
     assert flops == cost(step, carry).flops
     with open(MEASURED.parents[2] / "launches.csv", encoding="utf-8") as file:
-        (row,) = [r for r in csv.DictReader(file) if r["method"] == method]
+        row = next(r for r in csv.DictReader(file) if r["method"] == method)
     assert flops / 1e9 == pytest.approx(float(row["gflop"]) / int(row["seeds"]), rel=0.05)
 
 
