@@ -14,7 +14,7 @@ TOLERANCE = 0.02
 # one replayed block, and single steps after it
 STEPS = BLOCK + 5
 # a program may differ from the eager one so many times as much as that does from itself if the last bits of its
-# start are others: eager float32 is 1 to 5 such distances from float64
+# start are others: tensors of ACSAC's eager float32 are up to 9 such distances from float64 after four steps
 ROUNDINGS = 10
 
 
@@ -39,12 +39,14 @@ def make_engine(
         try:
             engine = Engine(step, carry, backend=name, precision=precision)
             engine.run(STEPS)
-            off = judge.deviation(engine.carry.state, STEPS, TOLERANCE)
+            # rounded products (TF32, bf16) are not judged
+            exact = precision == "float32"
+            off = judge.deviation(engine.carry.state, STEPS, TOLERANCE) if exact else 0.0
         # a compiler may fail in any way; the eager program remains
         except Exception as error:
             refused.append(f"{name} failed: {type(error).__name__}")
             continue
-        if precision == "float32" and not off <= TOLERANCE:
+        if not off <= TOLERANCE:
             refused.append(f"{name} deviates by {off:.2g}")
             continue
         engine.load(carry)
