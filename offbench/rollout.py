@@ -64,8 +64,10 @@ class EnvPool:
     def check(self, spec: Spec) -> None:
         """Raises UserError where dataset and environment differ in observation or action size."""
         env = self.take(1)[0]
+        # a goal is an observation, and is shown with each
+        seen = 2 * spec.obs_dim if self.task.goals else spec.obs_dim
         for name, space, size in (
-            ("observation", env.observation_space, spec.obs_dim),
+            ("observation", env.observation_space, seen),
             ("action", env.action_space, spec.action_dim),
         ):
             if space.shape != (size,):

@@ -30,6 +30,8 @@ class Spec(NamedTuple):
     chunk: int = 1
     # context length in steps; 0 for Markovian policies
     context: int = 0
+    # numbers of the goal, at the end of an observation; 0 without goals
+    goal_dim: int = 0
 
 
 class Context(NamedTuple):

@@ -184,6 +184,9 @@ def plan_point(
         if not task.env:
             settings = _without_environment(own, settings, task, given)
         check_settings(settings)
+        listed.task.check_view(
+            method.name or "it", goals=name_of("view", own.values["view._target_"]) == "goal"
+        )
         changed |= {k for k in given if changes(own, without, k)}
         tuning = describe_tuning(own, published, settings, preset)
         cell = _cell(own, method, task, suite, settings, given, tuning)

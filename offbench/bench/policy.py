@@ -23,6 +23,7 @@ from offbench.bench.targets import (
 from offbench.bench.trust import allowing_code, check_target
 from offbench.bench.values import coerce
 from offbench.data import transforms
+from offbench.data.goals import Goal
 from offbench.data.pipeline import Pipeline
 from offbench.data.views import Window
 from offbench.errors import UserError, nearest
@@ -135,7 +136,9 @@ def load_policy(
     """
     loaded = load(_find(str(run), Path(results)), allow_code=allow_code)
     policy = make_policy(loaded.method, loaded.pipeline, values="none")
-    return TrainedPolicy(loaded.run, policy, loaded.state, loaded.spec, loaded.units)
+    # of a goal-conditioned task, an observation has the goal after the state
+    spec = loaded.spec._replace(obs_dim=loaded.pipeline.spec(loaded.spec).obs_dim)
+    return TrainedPolicy(loaded.run, policy, loaded.state, spec, loaded.units)
 
 
 def load(path: Path, *, allow_code: bool = False) -> Loaded:
@@ -222,7 +225,9 @@ def _of(cls: Any, values: Mapping[str, Any], **more: Any) -> Any:
 def _view(pipeline: Mapping[str, Any], fitted: Mapping[str, Any], spec: Spec) -> Any:
     settings = dict(pipeline["view"]) | {k.removeprefix("view."): v for k, v in fitted.items()}
     view = _of(option_of("view", settings.pop("name")), settings, gamma=pipeline["gamma"])
-    return view.to_act(spec.action_dim) if isinstance(view, Window) else view
+    if isinstance(view, Window):
+        return view.to_act(spec.action_dim)
+    return view.to_act() if isinstance(view, Goal) else view
 
 
 def _transform(fields: Mapping[str, Any], prefix: str, tensors: Mapping[str, Tensor]) -> Any:

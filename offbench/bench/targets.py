@@ -46,6 +46,7 @@ BUILT_IN: Mapping[str, Mapping[str, str | None]] = types.MappingProxyType(
             "nstep": "offbench.data.views.NStep",
             "chunk": "offbench.data.views.Chunk",
             "window": "offbench.data.views.Window",
+            "goal": "offbench.data.goals.Goal",
         },
         "sampler": {
             "uniform": None,

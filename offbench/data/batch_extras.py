@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from offbench.data.goals import GOAL_EXTRAS, FittedGoal
 from offbench.data.replay import ReplayData, discounted_to_go
 from offbench.data.views import Chunk, FittedWindow, View
 from offbench.errors import UserError, unknown
@@ -57,6 +58,7 @@ class ReturnToGo(NamedTuple):
 
     @classmethod
     def fit(cls, data: ReplayData, view: View) -> "ReturnToGo":
+        _recorded("return_to_go", view)
         return cls(discounted_to_go(data, view.gamma))
 
     def support(self, data: ReplayData, view: View) -> Tensor:
@@ -77,6 +79,7 @@ class SparseReturnToGo(NamedTuple):
 
     @classmethod
     def fit(cls, data: ReplayData, view: View) -> "SparseReturnToGo":
+        _recorded("sparse_return_to_go", view)
         if view.gamma >= 1:
             raise UserError(f"gamma={view.gamma}: failure for ever is worth r / (1 - gamma)")
         worst = data.reward[data.valid].min()
@@ -143,8 +146,8 @@ class Prefixes(NamedTuple):
         return {**columns, **Valid().tensors(data, view, row)}
 
 
-class InContext(NamedTuple):
-    """`context`: the observation is a `Context`; adds no tensors, and requires a windowed view."""
+class OfView(NamedTuple):
+    """What the view itself adds: a `Context` as the observation, goals. Requires that view."""
 
     def support(self, data: ReplayData, view: View) -> Tensor:
         return data.valid
@@ -164,7 +167,21 @@ def _valid(data: ReplayData, view: View) -> Extra:
 def _context(data: ReplayData, view: View) -> Extra:
     if not isinstance(view, FittedWindow):
         raise UserError("this method learns from windows of steps: use view=window")
-    return InContext()
+    return OfView()
+
+
+def _recorded(name: str, view: View) -> None:
+    """Raises UserError for returns of recorded rewards under a goal view, which pays its own."""
+    if isinstance(view, FittedGoal):
+        raise UserError(
+            f"{name} is of recorded rewards, which view=goal does not read; use view=nstep"
+        )
+
+
+def _goals(data: ReplayData, view: View) -> Extra:
+    if not isinstance(view, FittedGoal):
+        raise UserError("this method learns to reach goals: use view=goal, and a task with goals")
+    return OfView()
 
 
 EXTRAS = {
@@ -174,6 +191,7 @@ EXTRAS = {
     "valid": _valid,
     "prefixes": Prefixes.fit,
     "context": _context,
+    **dict.fromkeys(GOAL_EXTRAS, _goals),
 }
 
 

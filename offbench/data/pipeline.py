@@ -7,12 +7,18 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from offbench import rng
 from offbench.data.batch_extras import Extra, add, fit_extras, support
+from offbench.data.goals import FittedGoal, Goal, Rows, without_terminals
 from offbench.data.replay import ReplayData
 from offbench.data.sampling import Sampler, make_sampler
-from offbench.data.transforms import Transform, fit_transform
+from offbench.data.transforms import REWARDS, Transform, fit_transform
 from offbench.data.views import FittedWindow, NStep, View, Window
+from offbench.errors import UserError
 from offbench.types import Batch, Policy, Spec
+
+# separates the keys of goals from those of rows
+_GOALS = 0x60A1
 
 # data -> (S,) row weights of the sampler
 RowWeights = Callable[[ReplayData], Tensor]
@@ -32,17 +38,25 @@ class Pipeline(NamedTuple):
         """The problem as the method sees it through the view."""
         return self.view.spec(spec)
 
-    def batch(self, rows: Tensor, minibatches: int = 1) -> Batch:
-        """The batch at `rows`; several minibatches get a leading axis (K, B, ...)."""
+    def draw(self, key: Tensor, n: int) -> "Tensor | Rows":
+        """Rows of n elements, drawn with `key`: (n,), under a goal view with those of their goals."""
+        start = self.sampler(key, n)
+        if not isinstance(self.view, FittedGoal):
+            return start
+        return self.view.draw(self.data, start, rng.fold(key, _GOALS))
+
+    def batch(self, rows: "Tensor | Rows", minibatches: int = 1) -> Batch:
+        """The batch at `rows` as drawn; several minibatches get a leading axis (K, B, ...)."""
         batch = self.view.batch(self.data, rows)
-        batch = add(batch, self.data, self.view, self.extras, rows)
+        start = rows if isinstance(rows, Tensor) else rows["start"]
+        batch = add(batch, self.data, self.view, self.extras, start)
         if minibatches == 1:
             return batch
         return tree_map(lambda x: x.unflatten(0, (minibatches, self.batch_size)), batch)
 
     def sample(self, key: Tensor, minibatches: int = 1) -> Batch:
         """A batch drawn with `key`, as the engine draws it."""
-        return self.batch(self.sampler(key, minibatches * self.batch_size), minibatches)
+        return self.batch(self.draw(key, minibatches * self.batch_size), minibatches)
 
     def to(self, device: torch.device | str) -> "Pipeline":
         """The pipeline with its tensors on `device`."""
@@ -59,7 +73,11 @@ class Pipeline(NamedTuple):
         return self._over(data, needs)
 
     def _over(self, data: ReplayData, needs: Sequence[str]) -> "Pipeline":
-        view = self.view.refit(data) if isinstance(self.view, FittedWindow) else self.view
+        view = self.view
+        if isinstance(view, FittedWindow):
+            view = view.refit(data)
+        elif isinstance(view, FittedGoal):
+            view, data = view.refit(data, needs), without_terminals(data)
         extras = fit_extras(data, view, needs)
         sampler = make_sampler(support(data, view, extras))
         return self._replace(data=data, sampler=sampler, view=view, extras=extras)
@@ -75,7 +93,7 @@ class Pipeline(NamedTuple):
 def make_pipeline(
     data: ReplayData,
     *,
-    view: View | Window | None = None,
+    view: View | Window | Goal | None = None,
     weights: Sequence[RowWeights] = (),
     transforms: Mapping[str, Mapping[str, Any] | None] | Sequence[str] = (),
     batch_size: int = 256,
@@ -95,7 +113,16 @@ def make_pipeline(
     for name, options in named.items():
         fitted.append(fit_transform(data, name, **(options or {})))
         data = fitted[-1].data(data, lazy=lazy)
-    fitted_view: View = view.fit(data) if isinstance(view, Window) else view or NStep()
+    fitted_view: View
+    if isinstance(view, Goal):
+        if named.keys() & REWARDS:
+            raise UserError(
+                f"transforms.{min(named.keys() & REWARDS)} changes recorded rewards, which view=goal does not read;"
+                " switch it off with null"
+            )
+        fitted_view, data = view.fit(data, needs), without_terminals(data)
+    else:
+        fitted_view = view.fit(data) if isinstance(view, Window) else view or NStep()
     extras = fit_extras(data, fitted_view, needs)
     rows = support(data, fitted_view, extras)
     sampler = make_sampler(rows, *(row_weights(recorded) for row_weights in weights))

@@ -63,9 +63,14 @@ class ObsNorm(NamedTuple):
         return data._replace(obs=obs)
 
     def policy(self, policy: Policy) -> Policy:
+        def seen(obs: Tensor) -> Tensor:
+            # a state, or a state and a goal, which is one of the data's observations
+            parts = obs.unflatten(-1, (-1, len(self.mean)))
+            return self._apply(parts).flatten(-2)
+
         return policy._replace(
             act=lambda state, step, memory, key: policy.act(
-                state, step._replace(obs=self._apply(step.obs)), memory, key
+                state, step._replace(obs=seen(step.obs)), memory, key
             )
         )
 
@@ -186,6 +191,9 @@ TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "reward_range": reward_range,
     "reward_standard": reward_standard,
 }
+
+# transforms of rewards
+REWARDS = {name for name in TRANSFORMS if name.startswith("reward_")}
 
 
 def fit_transform(data: ReplayData, name: str, **options: float) -> Transform:

@@ -53,19 +53,23 @@ def task(name: str, known: Manifests) -> Task | None:
         return None
     root, manifest = found
     score, env = manifest["score"], manifest["env"]
+    # of a goal-conditioned task, which shares the data of another
+    data, goals = manifest.get("data", name), tuple(manifest.get("goals", ()))
     return Task(
         id=name,
         family="offbench",
-        path=root / "minari" / name,
+        path=root / "minari" / data,
         sha256=manifest["sha256"],
         env=env["id"],
         env_kwargs=dict(env.get("kwargs") or {}),
+        adapter="goal" if goals else None,
+        task_ids=goals,
         max_episode_steps=manifest["max_episode_steps"],
         score=score["kind"],
         ref_min=score["ref_min"],
         ref_max=score["ref_max"],
         ref_source=f"measured: {score.get('episodes')} episodes of uniform actions and of the best policy",
-        files=(File("", f"minari/{name}/data/main_data.hdf5", None, manifest["sha256"]),),
+        files=(File("", f"minari/{data}/data/main_data.hdf5", None, manifest["sha256"]),),
         terminal_inside=manifest.get("terminal_inside", False),
         notes=(manifest["summary"],),
     )

@@ -172,19 +172,30 @@ class Task:
             more += " --actions unit"
         return f"offbench data check {shlex.quote(str(self.path))}{more}"
 
+    @property
+    def goals(self) -> bool:
+        """Whether it is goal-conditioned: no rewards, a goal with each observation."""
+        return bool(self.task_ids)
+
     def check_trainable(self) -> None:
-        """Raises UserError for a task whose environment is refused, and for a goal-conditioned one, for
-        which there is evaluation (`offbench.rollout.evaluate`) but no method."""
+        """Raises UserError for a task whose environment is refused."""
         if self.refused is not None:
             raise UserError(f"{self.id}: {self.refused}")
-        if not self.task_ids:
-            return
-        single = self.id.removesuffix("-val").removesuffix("-v0")
-        raise UserError(
-            f"{self.id} is goal-conditioned (no rewards, a goal with each observation) and no method "
-            f"here is; train on one of its tasks, {single}-singletask-task1-v0 to -task5-v0, or on the "
-            f"default one, {single}-singletask-v0"
-        )
+
+    def check_view(self, method: str, *, goals: bool) -> None:
+        """Raises UserError where one of task and view has goals and the other has not."""
+        if self.goals and not goals:
+            single = self.id.removesuffix("-val").removesuffix("-v0")
+            tasks = f", or train on one of its tasks, {single}-singletask-v0" * (
+                self.family == "ogbench"
+            )
+            raise UserError(
+                f"{self.id} is goal-conditioned and {method} has a view without goals: use {method}+goal{tasks}"
+            )
+        if goals and not self.goals:
+            raise UserError(
+                f"{self.id} has no goals: view=goal is for goal-conditioned tasks (offbench list tasks)"
+            )
 
     def reset_options(self, episode: int) -> dict[str, Any] | None:
         """Options of `reset` for an evaluation episode: the goal, of goal-conditioned tasks."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from offbench import rng
+from offbench.data.goals import GOAL_EXTRAS, Goal
 from offbench.data.pipeline import make_pipeline
 from offbench.data.replay import Episode, ReplayData, from_episodes
 from offbench.data.views import Chunk, NStep, View, Window
@@ -68,8 +69,9 @@ def _fake_action(key: Tensor, shape: tuple[int, ...], dtype: torch.dtype, spec: 
 
 
 def environment_spec(spec: Spec) -> Spec:
-    """The environment's spec, one action for each step, of a spec whose actions are chunks."""
-    return spec._replace(action_dim=spec.action_dim // spec.chunk, chunk=1)
+    """The environment's spec, one action for each step and no goal, of a spec that a method meets."""
+    obs_dim, action_dim = spec.obs_dim - spec.goal_dim, spec.action_dim // spec.chunk
+    return spec._replace(obs_dim=obs_dim, action_dim=action_dim, chunk=1, goal_dim=0)
 
 
 def sized(cls: type, hidden: tuple[int, ...]) -> Any:
@@ -102,8 +104,10 @@ def spec_for(method: Method, spec: Spec = SPEC) -> Spec:
     return view_for(getattr(method, "needs", ()), spec).spec(spec)
 
 
-def view_for(needs: Sequence[str], spec: Spec = SPEC) -> View | Window:
+def view_for(needs: Sequence[str], spec: Spec = SPEC) -> View | Window | Goal:
     """A view that has what the extras in `needs` are made of."""
+    if GOAL_EXTRAS.keys() & set(needs):
+        return Goal(spec.gamma, subgoal_steps=3, option_steps=3)
     if {"valid", "prefixes"} & set(needs):
         return Chunk(3, spec.gamma, pad=True)
     return Window(5, spec.gamma) if "context" in needs else NStep(1, spec.gamma)

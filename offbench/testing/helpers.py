@@ -103,28 +103,36 @@ def describe(x: Any) -> str:
     )
 
 
+def _as_wide(x: Tensor, like: Tensor) -> Tensor:
+    return x.reshape(*x.shape, *[1] * (like.ndim - x.ndim))
+
+
 def discounted(batch: Batch, factor: Tensor) -> Batch:
     """Every bootstrap factor of an element times `factor` (..., B), those of its prefixes too."""
     extras = dict(batch.extras or {})
-    if "prefix_discount" in extras:
-        extras["prefix_discount"] = extras["prefix_discount"] * factor[..., None]
+    for name, x in extras.items():
+        if name.endswith("_discount"):
+            extras[name] = x * _as_wide(factor, x)
     return batch._replace(discount=batch.discount * factor, extras=extras or batch.extras)
 
 
 def with_next_moved(batch: Batch, where: Tensor) -> Batch:
     """Every next observation of the elements in `where` (..., B) moved far away."""
-    far = 7 * where.to(batch.next_obs.dtype)[..., None]
+    far = 7 * where.to(batch.next_obs.dtype)
     extras = dict(batch.extras or {})
-    if "prefix_obs" in extras:
-        extras["prefix_obs"] = extras["prefix_obs"] + far[..., None]
-    return batch._replace(next_obs=batch.next_obs + far, extras=extras or batch.extras)
+    # those that a value is bootstrapped at
+    for name in ("prefix_obs", "option_next_obs", "low_next_obs"):
+        if name in extras:
+            extras[name] = extras[name] + _as_wide(far, extras[name])
+    return batch._replace(next_obs=batch.next_obs + far[..., None], extras=extras or batch.extras)
 
 
 def rewarded(batch: Batch, reward: Tensor) -> Batch:
     """The batch with these rewards (..., B), those of its prefixes too."""
     extras = dict(batch.extras or {})
-    if "prefix_reward" in extras:
-        extras["prefix_reward"] = reward[..., None].expand_as(extras["prefix_reward"])
+    for name, x in extras.items():
+        if name.endswith("_reward"):
+            extras[name] = _as_wide(reward, x).expand_as(x)
     return batch._replace(reward=reward, extras=extras or batch.extras)
 
 

@@ -30,7 +30,7 @@ from offbench.errors import UserError, calling
 from offbench.training import object_state
 from offbench.training.engine import BLOCK, Ran
 from offbench.training.object_state import NotPlain, State
-from offbench.training.step import Carry, make_draw, to_device
+from offbench.training.step import Carry, make_draw, to_device, unstack
 from offbench.types import Batch, Metrics, Policy, Spec, TimeStep
 
 # parameters that are not hyper-parameters
@@ -281,8 +281,9 @@ class ImperativeEngine:
     def _batches(self, key: Tensor, numbers: Tensor) -> Iterator[Batch]:
         """The batches of a seed at some steps: the rows that a functional method gets with it."""
         key = key.to(self._pipeline.data.obs.device)
-        for rows in self._draw(rng.fold(key, numbers.to(key.device))).rows:
-            yield to_device(self._pipeline.batch(rows), self._device)
+        drawn = self._draw(rng.fold(key, numbers.to(key.device))).rows
+        for i in range(len(numbers)):
+            yield to_device(self._pipeline.batch(unstack(drawn, i)), self._device)
 
     @property
     def carry(self) -> Carry:

@@ -34,7 +34,8 @@ class Carry(NamedTuple):
 class Draw(NamedTuple):
     """What one step draws: rows of the data and the key of its update."""
 
-    rows: Tensor  # (minibatches x batch_size,) int64
+    # (minibatches x batch_size,) int64; under a goal view a dict of them
+    rows: Any
     key: Tensor  # () int64, for the method
 
 
@@ -53,7 +54,7 @@ class Step(NamedTuple):
     """
 
     draw: Callable[[Tensor], Draw]
-    gather: Callable[[Tensor], Batch]
+    gather: Callable[[Any], Batch]
     update: Callable[[Any, Input], tuple[Any, Metrics]]
     # the data are not where training happens, and batches are copied
     host_data: bool = False
@@ -99,11 +100,11 @@ def n_minibatches(method: object) -> int:
 
 def make_draw(method: object, pipeline: Pipeline) -> Callable[[Tensor], Draw]:
     """A function from the key of a step to its `Draw`."""
-    sampler, n_rows = pipeline.sampler, n_minibatches(method) * pipeline.batch_size
+    n_rows = n_minibatches(method) * pipeline.batch_size
 
     def draw(key: Tensor) -> Draw:
         k_batch, k_update = rng.split(key)
-        return Draw(sampler(k_batch, n_rows), k_update)
+        return Draw(pipeline.draw(k_batch, n_rows), k_update)
 
     return draw
 
@@ -117,10 +118,11 @@ def make_step(
     home = pipeline.data.obs.device
     device = torch.device(device or home)
 
-    def gather(rows: Tensor) -> Batch:
+    def gather(rows: Any) -> Batch:
         sizes = (minibatches, pipeline.batch_size) if minibatches > 1 else (pipeline.batch_size,)
-        lead = (*rows.shape[:-1], *sizes)
-        return tree_map(lambda x: x.unflatten(0, lead), pipeline.batch(rows.flatten()))
+        lead = (*tree_leaves(rows)[0].shape[:-1], *sizes)
+        batch = pipeline.batch(tree_map(torch.flatten, rows))
+        return tree_map(lambda x: x.unflatten(0, lead), batch)
 
     def update(state: Any, given: Input) -> tuple[Any, Metrics]:
         bound, inner = bind(method, state)
