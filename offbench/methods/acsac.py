@@ -14,9 +14,9 @@ No code of the authors is public. The paper leaves open, and is filled in here: 
 rewards after a success as in the code of Q-chunking; feed-forward layers of 4 widths, biases and a
 final norm, which its parameter count (2,455,065 with two stored target critics) forces; Xavier
 weights and tanh-GELU, the defaults of the code it builds on. Two layouts have exactly its 404,224
-parameters per critic: (learned, shared) and (sinusoid, per_position). The default is neither: the
-text has a head per position, and small learned positions do not drown the actions at first; this
-is 512 parameters more. A bias of the encoders would be redundant with learned positions.
+parameters per critic: (learned, shared) and (sinusoid, per_position). The default is the second, since
+the text has a head per position; on a small stage no layout was told from another (docs/chunking.md).
+A bias of the encoders would be redundant with learned positions, which have none.
 """
 
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class ACSAC:
     heads: Count = 8
     # head that maps a token to a value
     head: Literal["per_position", "shared"] = "per_position"
-    positions: Literal["learned", "sinusoid"] = "learned"
+    positions: Literal["learned", "sinusoid"] = "sinusoid"
     polyak_target: bool = False
     # of the target critics, where there are any
     polyak_rate: PolyakRate = 0.005

@@ -652,7 +652,7 @@ CASES = [
     (QC(**SMALL, **LOUD, n_proposals=5, q_aggregate="min"), NStep(1, GAMMA)),
     (ACSAC(**SMALL, **LOUD, **TINY), CHUNK),
     (ACSAC(**SMALL, **LOUD, **TINY, polyak_target=True, head="shared"), CHUNK),
-    (ACSAC(**SMALL, **LOUD, **TINY, positions="sinusoid"), Chunk(2, GAMMA)),
+    (ACSAC(**SMALL, **LOUD, **TINY, positions="learned"), Chunk(2, GAMMA)),
     (IFQL(**SMALL, **LOUD, n_proposals=3), CHUNK),
     (IFQL(**SMALL, **LOUD, n_proposals=5, expectile=0.7), NStep(2, GAMMA)),
     (QGF(**SMALL, **LOUD, n_proposals=3, guidance_weight=0.3), CHUNK),
