@@ -1,6 +1,7 @@
 """Shared by all tests: one thread, every shipped method as a parameter, small fake data."""
 
 import gc
+import hashlib
 
 import pytest
 import torch
@@ -17,6 +18,22 @@ gc.set_threshold(100_000, 20, 20)
 
 # One of each kind for `make test`: one step, two minibatches, chunks, a sequence model, discrete actions.
 KINDS = ("IQL", "TD3BC", "QC", "DT", "DiscreteCQL")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--part", metavar="I/N", help="the I-th of N parts of the tests, by name: 0/4 to 3/4"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if (part := config.getoption("--part")) is None:
+        return
+    i, n = map(int, part.split("/"))
+    chosen = [x for x in items if hashlib.sha256(x.nodeid.encode()).digest()[0] % n == i]
+    kept = set(chosen)
+    config.hook.pytest_deselected(items=[x for x in items if x not in kept])
+    items[:] = chosen
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
