@@ -64,25 +64,30 @@ class Goal(NamedTuple):
                 )
         if not 0 <= self.low_gamma < 1:
             raise UserError(f"view.low_gamma must be in [0, 1), got {self.low_gamma}")
-        if self.gamma >= 1 and (self.geometric or self.actor_geometric):
-            raise UserError(f"gamma={self.gamma}: geometric goals need a discount below 1")
+        if not 0 < self.gamma < 1 and (self.geometric or self.actor_geometric):
+            raise UserError(
+                f"gamma={self.gamma}: geometric goals need a discount above 0 and below 1"
+            )
         if data.n_transitions == data.n_episodes:
             raise UserError(
                 "view=goal needs trajectories; every episode of this dataset is a single transition"
             )
-        asked = [name for name in GOAL_EXTRAS if name in needs]
         longest = int(torch.bincount(data.episode).max()) - 1
         for extra, name in (("subgoals", "subgoal_steps"), ("options", "option_steps")):
             steps = getattr(self, name)
             if steps < 1:
                 raise UserError(f"view.{name} must be at least 1, got {steps}")
-            if extra in asked and steps > longest:
+            if extra in needs and steps > longest:
                 raise UserError(
                     f"view.{name}={steps} is longer than every episode (the longest has {longest} steps)"
                 )
+        return self.over(data, needs)
+
+    def over(self, data: ReplayData, needs: Sequence[str] = ()) -> "FittedGoal":
+        """`fit` without its checks, for a part of data that passed them."""
         anywhere = make_sampler(data.valid)
         assert isinstance(anywhere, Uniform)
-        return FittedGoal(self, tuple(asked), anywhere)
+        return FittedGoal(self, tuple(n for n in GOAL_EXTRAS if n in needs), anywhere)
 
     def to_act(self) -> "FittedGoal":
         """The view for acting only, without data."""
@@ -103,8 +108,8 @@ class FittedGoal(NamedTuple):
         return self.goal.gamma
 
     def refit(self, data: ReplayData, needs: Sequence[str]) -> "FittedGoal":
-        """Fitted to other data."""
-        return self.goal.fit(data, needs)
+        """Fitted to other data, of which episodes may be shorter."""
+        return self.goal.over(data, needs)
 
     def spec(self, spec: Spec) -> Spec:
         return self.goal.spec(spec)
