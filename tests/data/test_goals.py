@@ -61,7 +61,8 @@ views = st.builds(
     subgoal_steps=st.integers(1, 9),
     option_steps=st.integers(1, 9),
     low_goals=shares,
-    low_gamma=st.floats(0, 0.99),
+    low_geometric=st.booleans(),
+    low_gamma=st.none() | st.floats(0, 0.99),
 )
 
 
@@ -128,7 +129,7 @@ def looped(view: Goal, data: ReplayData, start: list[int], key, anywhere) -> dic
         (view.value_goals, view.geometric),
         (view.actor_goals, view.actor_geometric),
         (view.value_goals, view.geometric),
-        (view.low_goals, view.geometric),
+        (view.low_goals, view.low_geometric),
     )
     value, actor, high, low = (
         [
@@ -206,7 +207,8 @@ def test_batches_are_gathered_and_paid_as_a_loop_does(data, view, seed):
     check(x["option_reward"], x["option_discount"], r["option_end"], r["option_goal"], view.gamma)
     assert halves(x["low_obs"]) == (s, r["low_goal"])
     assert halves(x["low_next_obs"]) == (following, r["low_goal"])
-    check(x["low_reward"], x["low_discount"], s, r["low_goal"], view.low_gamma)
+    low_gamma = 1 - 1 / view.subgoal_steps if view.low_gamma is None else view.low_gamma
+    check(x["low_reward"], x["low_discount"], s, r["low_goal"], low_gamma)
     assert len(x) == 14
 
 
@@ -362,6 +364,21 @@ def test_other_data_may_have_shorter_episodes_and_only_its_own_goals():
     assert pipeline.uniform(("subgoals",)).view.asked == ("subgoals",)
 
 
+@pytest.mark.parametrize("negative, gamma", [(True, 0.9), (False, 0.8)])
+def test_a_return_of_an_episode_is_what_the_value_of_its_start_means(negative, gamma):
+    """The environment pays 1 on arrival; the value is that of one element after another, back from the goal."""
+    data = make([6])
+    fitted = Goal(gamma, negative=negative).fit(data)
+    goal = torch.tensor([4])
+    value, steps = 0.0, 4
+    for row in range(4, -1, -1):
+        batch = fitted.batch(data, {"start": torch.tensor([row]), "goal": goal})
+        value = batch.reward.item() + batch.discount.item() * value
+    policy = fitted.policy(Policy(lambda n, e: (), lambda *x: x))
+    paid = [policy.reward(float(t == steps - 1)) for t in range(steps)]
+    assert sum(gamma**t * r for t, r in enumerate(paid)) == pytest.approx(value, rel=1e-6)
+
+
 def test_the_spec_has_the_goal_behind_the_observation():
     spec = Spec(4, 3, 0.9, 50)
     assert Goal().spec(spec) == Spec(8, 3, 0.9, 50, goal_dim=4)
@@ -379,7 +396,7 @@ def test_the_spec_has_the_goal_behind_the_observation():
         (Goal(low_goals=(-0.5, 1.0, 0.5)), "view.low_goals"),
         (Goal(1.0), "gamma=1.0: geometric goals need a discount above 0 and below 1"),
         (Goal(0.0), "gamma=0.0"),
-        (Goal(low_gamma=1.0), "view.low_gamma must be in"),
+        (Goal(low_gamma=1.0, subgoal_steps=3), "view.low_gamma must be in"),
         (Goal(subgoal_steps=0), "view.subgoal_steps must be at least 1, got 0"),
         (Goal(subgoal_steps=8), "view.subgoal_steps=8 is longer than every episode .*7 steps"),
         (Goal(subgoal_steps=7, option_steps=8), "view.option_steps=8 is longer than every"),
@@ -395,6 +412,8 @@ def test_a_view_that_makes_no_sense_is_refused(view, words):
 def test_settings_that_a_method_does_not_ask_for_are_not_held_against_it():
     make_pipeline(make([7, 2]), view=Goal(subgoal_steps=25), needs=("actor_goals",))
     make_pipeline(make([7, 2]), view=Goal(1.0, geometric=False))
+    with pytest.raises(UserError, match=r"gamma=1\.0: geometric goals"):
+        make_pipeline(make([30]), view=Goal(1.0, geometric=False), needs=["low_goals"])
 
 
 @pytest.mark.parametrize("name", sorted(REWARDS))

@@ -24,6 +24,7 @@ from offbench.rollout import make_policy
 from offbench.tasks.environments import evaluation_env, numpy_seed
 from offbench.tasks.locate import load_task
 from offbench.testing.contract import SPEC
+from offbench.training import compiling
 from offbench.training.blocks import BLOCK, Blocks, maker
 from offbench.training.engine import Engine
 from offbench.training.held_out import ROWS, Validation, split
@@ -78,6 +79,17 @@ def test_blocks_gathered_on_the_host_train_as_on_the_device(data):
     again = Engine(host, resident.carry)
     again.run(5), resident.run(5)
     assert equal(resident.carry, again.carry)
+
+
+def test_a_compiled_draw_of_goals_is_compared_leaf_by_leaf(data, monkeypatch):
+    """On a GPU; the compiler gives its program back as it is."""
+    monkeypatch.setattr(torch, "compile", lambda graph, **options: graph)
+    monkeypatch.setattr(compiling, "_compiled", {})
+    step, carry = parts(GCBC(hidden=HIDDEN), data)
+    first = (carry.key, torch.tensor(70))
+    with torch.no_grad():
+        compiled = maker(step, carry.key, compiled=True)
+        assert equal(compiled(first), maker(step, carry.key, traced=False)(first))
 
 
 @pytest.mark.slow
