@@ -58,9 +58,12 @@ def loaded(method, transforms=()) -> Loaded:
 
 def test_a_sub_goal_is_shown_by_the_state_of_nearest_representation():
     """Against a loop, where observations are normalised for the method."""
-    fitted = make_pipeline(fake_data(SPEC), view=VIEW, transforms=["obs_norm"]).transforms
+    spread, data = np.array([5.0, 0.2]), fake_data(SPEC)
+    data = data._replace(obs=data.obs * torch.tensor(spread).float() + 3)
+    fitted = make_pipeline(data, view=VIEW, transforms=["obs_norm"]).transforms
     r = np.random.default_rng(0)
-    states, obs = r.normal(size=(40, 2)), r.normal(size=(7, 4)) * 3
+    states = r.normal(size=(40, 2)) * spread + 3
+    obs = r.normal(size=(7, 4)) * np.tile(spread, 2) + 3
     found = nearest_states(loaded(Halfway(), fitted), states, obs)
     scale = fitted[0].std.numpy()
     for (x, y, gx, gy), index in zip(obs, found, strict=True):
