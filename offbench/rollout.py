@@ -118,6 +118,8 @@ class PlayedStep(NamedTuple):
     info: dict[str, Any]
     terminated: bool
     truncated: bool
+    # (O,) raw, before the step
+    obs: "np.ndarray | None" = None
 
 
 class StartValues(NamedTuple):
@@ -325,9 +327,9 @@ class _Episodes:
         still, gamma = [], self.policy.gamma
         for slot in self.active:
             obs, reward, terminated, truncated, info = self._env(slot).step(action[slot])
-            self.obs[slot] = obs
             if self.watch is not None:
                 self._tell(slot, memory, reward, terminated, truncated, info)
+            self.obs[slot] = obs
             if gamma is not None:
                 self.discounted[slot] += gamma ** self.t[slot] * self.policy.reward(reward)
             self.t[slot] += 1
@@ -347,9 +349,9 @@ class _Episodes:
         """Tells who watches of a step; `end`: terminated, truncated, info."""
         assert self.watch is not None
         terminated, truncated, info = end
-        number, t, distance = int(self.number[slot]), int(self.t[slot]), self.distance[slot]
-        told = PlayedStep(slot, number, t, memory, distance, reward, info, terminated, truncated)
-        self.watch(told)
+        seen = int(self.number[slot]), int(self.t[slot]), memory, self.distance[slot]
+        obs = self.obs[slot].copy()
+        self.watch(PlayedStep(slot, *seen, reward, info, terminated, truncated, obs))
         self.distance[slot] = goal_distance(self._env(slot), info)
 
     def _record(

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 def draw_diagnostics(args: Sequence[str], *, play: int | None = None) -> int:
     """`offbench diagnose`: writes chunk lengths and values against returns as numbers and pictures.
 
-    With `play`, kept policies first play so many episodes again, and what they decided is drawn, too.
+    With `play`, kept policies first play so many episodes again, and what they decided is drawn, too;
+    of goal-conditioned tasks values along the way, success by distance, and paths through a maze.
     """
     from offbench.results.decisions import read_decisions
     from offbench.results.decisions_figure import write_decisions_figures
     from offbench.results.diagnostics import write
+    from offbench.results.goals_figure import write_goal_figures
 
     if play is not None and play < 1:
         raise UserError(f"--play {play}: the number of episodes is at least 1")
@@ -34,9 +36,12 @@ def draw_diagnostics(args: Sequence[str], *, play: int | None = None) -> int:
     folder = board_folder(found.plan) / f"{board_name(found.plan, args)}-diagnostics"
     curves = found.store.curves(run_id=found.ids)
     decisions = read_decisions(found.store.root, marks)
-    paths = write(found.episodes(), found.runs, curves, folder)
+    goals = {cell.task.id: cell.task.task_ids for cell in found.plan.cells if cell.task.goals}
+    paths = write(found.episodes(), found.runs, curves, folder, needed=decisions.empty)
     if len(decisions):
         paths += write_decisions_figures(decisions, found.runs, folder)
+        walls = _walls(found, set(decisions.dropna(subset=["x"])["run_id"]))
+        paths += write_goal_figures(decisions, found.runs, goals, walls, folder)
     for path in paths:
         print(f"written: {path}")
     if decisions.empty and any(
@@ -45,6 +50,21 @@ def draw_diagnostics(args: Sequence[str], *, play: int | None = None) -> int:
         again = shlex.join(["offbench", "diagnose", "--play", "20", *args])
         print(f"lengths by time and by distance, values of all decisions: {again}")
     return 0
+
+
+def _walls(found: "Recorded", runs: set[str]) -> dict[str, tuple[list[tuple[float, float]], float]]:
+    """The walls of the mazes that these runs were played in, by task."""
+    from offbench.tasks.environments import evaluation_env, maze_walls
+
+    known = set(found.runs.loc[found.runs["run_id"].isin(runs), "task"])
+    walls = {}
+    for task in {cell.task.id: cell.task for cell in found.plan.cells}.values():
+        if task.id in known:
+            env = evaluation_env(task)
+            if (found_here := maze_walls(env)) is not None:
+                walls[task.id] = found_here
+            env.close()
+    return walls
 
 
 def _play(

@@ -109,17 +109,17 @@ def make_pipeline(
     """
     recorded = data
     named = transforms if isinstance(transforms, Mapping) else {name: None for name in transforms}
+    if isinstance(view, Goal) and (of_rewards := named.keys() & REWARDS):
+        raise UserError(
+            f"transforms.{min(of_rewards)} changes recorded rewards, which view=goal does not read; switch it"
+            " off with null"
+        )
     fitted: list[Transform] = []
     for name, options in named.items():
         fitted.append(fit_transform(data, name, **(options or {})))
         data = fitted[-1].data(data, lazy=lazy)
     fitted_view: View
     if isinstance(view, Goal):
-        if named.keys() & REWARDS:
-            raise UserError(
-                f"transforms.{min(named.keys() & REWARDS)} changes recorded rewards, which view=goal does not read;"
-                " switch it off with null"
-            )
         fitted_view, data = view.fit(data, needs), without_terminals(data)
     else:
         fitted_view = view.fit(data) if isinstance(view, Window) else view or NStep()

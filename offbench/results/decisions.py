@@ -29,6 +29,9 @@ def _known(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, nullable=False)
 
 
+PLACES = ("x", "y", "goal_x", "goal_y", "subgoal_x", "subgoal_y")
+"""The columns of places in a maze."""
+
 DECISION_SCHEMA = pa.schema(
     [
         _known("run_id", pa.string()),
@@ -52,6 +55,9 @@ DECISION_SCHEMA = pa.schema(
         _known("steps", pa.int64()),
         pa.field("success", pa.bool_()),
         _known("score", pa.float64()),
+        # in a maze: where the agent is, where its goal lies, and the state it heads for, of a method that
+        # has sub-goals (of some decisions only)
+        *(pa.field(name, pa.float64()) for name in PLACES),
     ]
 )
 """The rows: one per decision that was made within the time limit of the task."""
@@ -80,7 +86,8 @@ def path_of(root: Path, mark: Path) -> Path:
 
 
 def typed(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with the dtypes of DECISION_SCHEMA; `run_id` may be missing."""
+    """Rows with the dtypes of DECISION_SCHEMA; `run_id` may be missing, and places where there are none."""
+    rows = rows.assign(**{name: np.nan for name in PLACES if name not in rows})
     kinds = {
         pa.int64(): ("int64", "Int64"),
         pa.float64(): ("float64", "Float64"),
@@ -137,7 +144,7 @@ def read_decisions(root: Path, marks: Mapping[str, Path]) -> pd.DataFrame:
         if kept.exists() and about.get("policy") != sha256_of(kept):
             raise UserError(f"{path} is of another policy than {kept}; play it again with --play")
         try:
-            tables.append(pq.read_table(path).cast(DECISION_SCHEMA))
+            tables.append(_with_places(pq.read_table(path)).cast(DECISION_SCHEMA))
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{path} cannot be read as decisions: {error}") from None
     nullable = {
@@ -146,6 +153,14 @@ def read_decisions(root: Path, marks: Mapping[str, Path]) -> pd.DataFrame:
         pa.float64(): pd.Float64Dtype(),
     }
     return typed(pa.concat_tables(tables).to_pandas(types_mapper=nullable.get))
+
+
+def _with_places(table: pa.Table) -> pa.Table:
+    """The table with columns of places, which older files have not."""
+    for name in PLACES:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table), pa.float64()))
+    return table
 
 
 # --- numbers --------------------------------------------------------------------------------

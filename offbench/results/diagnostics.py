@@ -157,13 +157,18 @@ def write(
     runs: pd.DataFrame,
     curves: Mapping[str, pd.DataFrame],
     folder: Path,
+    *,
+    needed: bool = True,
 ) -> list[Path]:
     """Writes the numbers and the pictures of each task into `folder` and returns their paths.
 
-    Raises UserError where no run has chunks or values, and where an entry mixes configurations.
+    Raises UserError where an entry mixes configurations, and where no run has chunks or values; none where
+    that is not `needed`, as decisions were played.
     """
     refuse_mixtures(runs[runs["status"] == "ok"])
     numbers = measure(episodes, runs, curves)
+    if numbers.empty and not needed:
+        return []
     if numbers.empty:
         raise UserError("no run here executes chunks or values its decisions; nothing to diagnose")
     values = start_values(episodes, runs)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
+from offbench.data.goals import Goal
 from offbench.data.pipeline import RowWeights
 from offbench.data.sampling import return_weights
 from offbench.data.views import Chunk, NStep, View, Window
@@ -47,12 +48,12 @@ class Audited(NamedTuple):
     faults: tuple[str, ...]
 
 
-def views(method: Any) -> dict[str, View | Window]:
+def views(method: Any) -> dict[str, View | Window | Goal]:
     """The views a method can learn from: its own, or single steps, n-step returns and chunks."""
     usual = usual_view(getattr(method, "needs", ()))
     if not isinstance(usual, NStep):
-        return {"window" if isinstance(usual, Window) else "chunk": usual}
-    found: dict[str, View | Window] = {"plain": usual, "n-step": NStep(3, usual.gamma)}
+        return {type(usual).__name__.lower(): usual}
+    found: dict[str, View | Window | Goal] = {"plain": usual, "n-step": NStep(3, usual.gamma)}
     # chunks of discrete actions are refused
     if getattr(method, "actions", "continuous") == "continuous":
         found["chunk"] = Chunk(3, usual.gamma)

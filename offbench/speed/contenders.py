@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from offbench import methods as methods_package
+from offbench.data.goals import GOAL_EXTRAS, Goal
 from offbench.data.pipeline import make_pipeline
 from offbench.data.replay import Episode, ReplayData, from_episodes
 from offbench.data.views import Chunk, NStep, Window
@@ -100,8 +101,10 @@ def sized_method(name: str, hidden: tuple[int, ...]) -> Any:
     return cls(hidden=hidden) if sized else cls()
 
 
-def usual_view(needs: Sequence[str]) -> NStep | Chunk | Window:
-    """What a method learns from: chunks of 5 steps and windows of 20, as published."""
+def usual_view(needs: Sequence[str]) -> NStep | Chunk | Window | Goal:
+    """What a method learns from: goals, chunks of 5 steps and windows of 20, as published."""
+    if GOAL_EXTRAS.keys() & set(needs):
+        return Goal(SPEC.gamma)
     if {"valid", "prefixes"} & set(needs):
         return Chunk(5, SPEC.gamma, pad=True)
     return Window(20, SPEC.gamma) if "context" in needs else NStep(1, SPEC.gamma)

@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import PythonKeyTracer
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.utils._pytree import tree_map
 
+from offbench.data.goals import Goal
 from offbench.data.pipeline import RowWeights, make_pipeline
 from offbench.data.views import View, Window
 from offbench.speed.contenders import SPEC
@@ -44,7 +45,7 @@ class Traced(NamedTuple):
 def trace(
     method: Any,
     *,
-    view: View | Window,
+    view: View | Window | Goal,
     weights: Sequence[RowWeights] = (),
     batch_size: int,
     seeds: int,

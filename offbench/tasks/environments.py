@@ -144,6 +144,19 @@ def goal_distance(env: "gymnasium.Env", info: Mapping[str, Any]) -> float | None
     return None
 
 
+def maze_walls(env: "gymnasium.Env") -> tuple[list[tuple[float, float]], float] | None:
+    """The centres of the walls of one of OGBench's mazes, and how wide each is; None of other environments.
+
+    The first two numbers of an observation are a place there.
+    """
+    raw: Any = env.unwrapped
+    if not hasattr(raw, "maze_map") or not hasattr(raw, "ij_to_xy"):
+        return None
+    cells = np.argwhere(np.asarray(raw.maze_map) == 1).tolist()
+    places = [raw.ij_to_xy((i, j)) for i, j in cells]
+    return [(float(x), float(y)) for x, y in places], float(raw._maze_unit)
+
+
 def make_env(
     env: str, kwargs: Mapping[str, Any], name: str, *, adapter: str | None = None
 ) -> "gymnasium.Env":

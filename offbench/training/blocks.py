@@ -48,7 +48,7 @@ def maker(step: Step, key: Tensor, *, traced: bool = True, compiled: bool = Fals
         drawn = draw(example)
         fast = Program(draw, example, compiled=True, any_length=True)
         with torch.no_grad():
-            same = all(map(torch.equal, fast(example), drawn))
+            same = all(map(torch.equal, tree_leaves(fast(example)), tree_leaves(drawn)))
         if same:
             gather = Program(step.input, drawn)
             return lambda arguments: gather(fast(arguments))

@@ -104,7 +104,8 @@ class Validation:
 
     def _error(self, state: Any, batch: Batch, key: Tensor) -> Tensor:
         bound, inner = bind(self.method, state)
-        obs, recorded = batch.obs, batch.action
+        # under a goal view, with the goals of the policy
+        obs, recorded = (batch.extras or {}).get("actor_obs", batch.obs), batch.action
         if isinstance(obs, Context):
             obs, recorded = _before_acting(obs)
         action = bound.act(inner, obs, key)

@@ -41,6 +41,13 @@ def test_a_healthy_method_passes_with_every_view_and_sampler(view, sampler):
     assert found.draw > 10 and found.update > 10
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_all_that_a_goal_view_draws_and_gathers_runs_on_a_gpu(sampler):
+    assert list(views(faulty.Goals())) == ["goal"]
+    found = audit("goals", faulty.Goals(), view="goal", sampler=sampler, batch_size=4)
+    assert found.faults == () and found.draw > 300
+
+
 # the others are slow: tracing takes seconds
 QUICK = ("bc", "discrete_cql", "td3_bc")
 

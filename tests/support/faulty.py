@@ -41,6 +41,15 @@ class Healthy:
         return (obs @ state.weight).clamp(-1, 1)
 
 
+class Goals(Healthy):
+    """Has all that a goal view gathers."""
+
+    needs = ("actor_goals", "subgoals", "options", "low_goals")
+
+    def scale(self, batch, key):
+        return sum(x.square().mean() for x in batch.extras.values())
+
+
 class Item(Healthy):
     def scale(self, batch, key):
         return batch.reward.mean().item()
