@@ -49,7 +49,8 @@ class Goal(NamedTuple):
     subgoal_steps: int = 25
     option_steps: int = 5
     low_goals: Shares = (0.1, 0.85, 0.05)
-    low_gamma: float = 0.99
+    low_geometric: bool = True
+    low_gamma: float | None = None
 
     def spec(self, spec: Spec) -> Spec:
         return spec._replace(obs_dim=2 * spec.obs_dim, goal_dim=spec.obs_dim)
@@ -62,9 +63,8 @@ class Goal(NamedTuple):
                 raise UserError(
                     f"view.{name}={list(shares)} must be three shares that add to 1: current, later, random"
                 )
-        if not 0 <= self.low_gamma < 1:
-            raise UserError(f"view.low_gamma must be in [0, 1), got {self.low_gamma}")
-        if self.gamma >= 1 and (self.geometric or self.actor_geometric):
+        low_geometric = "low_goals" in needs and self.low_geometric
+        if self.gamma >= 1 and (self.geometric or self.actor_geometric or low_geometric):
             raise UserError(f"gamma={self.gamma}: geometric goals need a discount below 1")
         if data.n_transitions == data.n_episodes:
             raise UserError(
@@ -80,9 +80,16 @@ class Goal(NamedTuple):
                 raise UserError(
                     f"view.{name}={steps} is longer than every episode (the longest has {longest} steps)"
                 )
+        if not 0 <= self.low_discount < 1:
+            raise UserError(f"view.low_gamma must be in [0, 1), got {self.low_gamma}")
         anywhere = make_sampler(data.valid)
         assert isinstance(anywhere, Uniform)
         return FittedGoal(self, tuple(asked), anywhere)
+
+    @property
+    def low_discount(self) -> float:
+        """The discount of values of the lower level."""
+        return 1 - 1 / self.subgoal_steps if self.low_gamma is None else self.low_gamma
 
     def to_act(self) -> "FittedGoal":
         """The view for acting only, without data."""
@@ -125,7 +132,7 @@ class FittedGoal(NamedTuple):
         if "options" in self.asked:
             rows["option_goal"], rows["option_end"] = draw.options(k[2])
         if "low_goals" in self.asked:
-            rows["low_goal"], _ = draw.goals(k[3], self.goal.low_goals, self.goal.geometric)
+            rows["low_goal"], _ = draw.goals(k[3], self.goal.low_goals, self.goal.low_geometric)
         return rows
 
     def batch(self, data: ReplayData, row: Rows) -> Batch:
@@ -214,7 +221,7 @@ def _options(view: FittedGoal, seen: Seen) -> dict[str, Tensor]:
 def _low_goals(view: FittedGoal, seen: Seen) -> dict[str, Tensor]:
     """The transition for values of the lower level: `low_obs`, `low_next_obs`, `low_reward`, `low_discount`."""
     reached = seen.rows["start"] == seen.rows["low_goal"]
-    reward, discount = view._paid(seen.data, reached, view.goal.low_gamma)
+    reward, discount = view._paid(seen.data, reached, view.goal.low_discount)
     obs, next_obs = seen.towards("low_goal")
     return {
         "low_obs": obs,
