@@ -195,7 +195,8 @@ if __name__ == "__main__":
     parser.add_argument("--updates", type=int, default=200)
     given = parser.parse_args()
     first = None
-    for i, (task, pairs, act) in enumerate(compare(given.algorithm, given.data, given.code)):
+    for i, after in enumerate(compare(given.algorithm, given.data, given.code)):
+        task, pairs, act = after
         first = first or {name: clone(theirs) for name, (_, theirs) in pairs.items()}
         if i + 1 == given.updates:
             pairs["action"] = act()
