@@ -76,12 +76,27 @@ def environment_spec(spec: Spec) -> Spec:
 
 def sized(cls: type, hidden: tuple[int, ...]) -> Any:
     """A method of this class with networks of these widths, whatever it calls them, and no warm-up."""
-    small = {"hidden": hidden, "width": hidden[0], "layers": len(hidden), "heads": 1, "warmup": 1}
+    small = {
+        "hidden": hidden,
+        "rep_hidden": hidden,
+        "width": hidden[0],
+        "layers": len(hidden),
+        "heads": 1,
+        "warmup": 1,
+    }
     names = {field.name for field in dataclasses.fields(cls)}
     return cls(**{name: value for name, value in small.items() if name in names})
 
 
-SMALL = {"hidden": (16,), "width": 16, "layers": 1, "heads": 1, "flow_steps": 2, "n_proposals": 2}
+SMALL = {
+    "hidden": (16,),
+    "rep_hidden": (16,),
+    "width": 16,
+    "layers": 1,
+    "heads": 1,
+    "flow_steps": 2,
+    "n_proposals": 2,
+}
 
 
 def small(method: Any) -> Any:
