@@ -82,6 +82,7 @@ def sized(cls: type, hidden: tuple[int, ...]) -> Any:
 
 
 SMALL = {"hidden": (16,), "width": 16, "layers": 1, "heads": 1, "flow_steps": 2, "n_proposals": 2}
+SMALL["latent_dim"] = 16
 
 
 def small(method: Any) -> Any:
