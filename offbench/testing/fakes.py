@@ -77,6 +77,7 @@ def environment_spec(spec: Spec) -> Spec:
 def sized(cls: type, hidden: tuple[int, ...]) -> Any:
     """A method of this class with networks of these widths, whatever it calls them, and no warm-up."""
     small = {"hidden": hidden, "width": hidden[0], "layers": len(hidden), "heads": 1, "warmup": 1}
+    small["latent_dim"] = 16
     names = {field.name for field in dataclasses.fields(cls)}
     return cls(**{name: value for name, value in small.items() if name in names})
 
