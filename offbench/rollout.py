@@ -384,6 +384,7 @@ class _Episodes:
                 "chunk_lengths": lengths,
                 "start_value": float(inner.value[slot]) if valued else None,
                 "discounted_return": float(self.discounted[slot]) if valued else None,
+                "task_id": self.task.goal_of(episode),
             }
         )
 
