@@ -159,6 +159,8 @@ class Task:
             found |= {} if self.ref_min is not None else _PLAIN
             if self.reading is not None:
                 found["actions"] = "unit" if self.reading.low is None else "env"
+            if self.goals:
+                found["goals"] = list(self.task_ids)
         return found
 
     @property

@@ -124,8 +124,7 @@ def leaderboard(
     """
     tasks = _distinct(tasks)
     runs = current_runs(runs, tasks)
-    whole = runs[runs["status"] == "ok"]
-    refuse_mixtures(whole)
+    whole = _whole(runs)
     found = scored_cells(episodes, whole, asked.unscaled)
     pools = pools_of(found, tasks, asked.unscaled)
     asked_tasks = _asked_tasks(runs, tasks, asked.only)
@@ -158,6 +157,13 @@ def leaderboard(
         pairwise=pairs,
         sources=sources_of(whole, tasks),
     )
+
+
+def _whole(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that are averaged over. UserError where a cell would mix configurations."""
+    whole = runs[runs["status"] == "ok"]
+    refuse_mixtures(whole)
+    return whole
 
 
 def _distinct(tasks: Sequence[str]) -> tuple[str, ...]:
