@@ -131,20 +131,26 @@ def view_for(needs: Sequence[str], spec: Spec = SPEC) -> View | Window | Goal:
 
 
 def fake_data(
-    spec: Spec = SPEC, *, episodes: int = 40, seed: int = 0, dtype: torch.dtype = torch.float32
+    spec: Spec = SPEC,
+    *,
+    episodes: int = 40,
+    longest: int = 30,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> ReplayData:
-    """Random episodes of 1 to 30 steps, every second one ended by a terminal, the others truncated.
+    """Random episodes of 1 to `longest` steps, every second one ended by a terminal, the others truncated.
 
     Args:
-        spec: sizes, and max_episode_steps where it is below 30.
+        spec: sizes, and max_episode_steps where it is below `longest`.
         episodes: how many; later ones have larger rewards, so returns differ.
+        longest: steps of the longest possible episode.
         seed: equal seeds give equal data.
         dtype: of observations, actions and rewards.
     """
 
     def episode(i: int) -> Episode:
         k = rng.split(rng.fold(rng.key(seed), i), 4)
-        n = 1 if i == 0 else 1 + int(rng.randint(k[0], (), min(30, spec.max_episode_steps)))
+        n = 1 if i == 0 else 1 + int(rng.randint(k[0], (), min(longest, spec.max_episode_steps)))
         terminal = torch.zeros(n, dtype=torch.bool)
         terminal[-1] = i % 2 == 0
         obs = rng.normal(k[1], (n + 1, spec.obs_dim), torch.float32)
