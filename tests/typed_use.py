@@ -20,6 +20,7 @@ from offbench import (
 )
 from offbench.data.pipeline import Pipeline
 from offbench.methods.acsac import ACSAC
+from offbench.methods.arl import ARL
 from offbench.methods.awac import AWAC
 from offbench.methods.bc import BC
 from offbench.methods.cgq import CGQ
@@ -32,8 +33,10 @@ from offbench.methods.fql import FQL
 from offbench.methods.gcbc import GCBC
 from offbench.methods.gciql import GCIQL
 from offbench.methods.gcivl import GCIVL
+from offbench.methods.hiql import HIQL
 from offbench.methods.ifql import IFQL
 from offbench.methods.iql import IQL
+from offbench.methods.ota import OTA
 from offbench.methods.qc import QC
 from offbench.methods.qgf import QGF
 from offbench.methods.qrl import QRL
@@ -46,6 +49,7 @@ from offbench.training.loop import Point
 from offbench.types import Method, Policy
 
 METHODS: tuple[Method[Any], ...] = (
+    *(ARL(), HIQL(), OTA()),
     *(ACSAC(), AWAC(), BC(), CGQ(), CQL(), DiscreteCQL(), DQC(), DT(), FQL(), IFQL(), IQL()),
     *(QC(), QGF(), ReBRAC(), SACN(), TD3BC(), XQL(), GCBC(), GCIQL(), GCIVL(), QRL(), CRL()),
 )

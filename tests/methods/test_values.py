@@ -172,6 +172,8 @@ def test_every_method_with_a_critic_says_what_its_decisions_are_worth():
     without = {"BC", "DT", "GCBC", "QRL", "CRL"}
     assert {c.__name__ for c in shipped_methods()} - have == without
     assert have == {type(case[0]).__name__ for case in CASES} | {
+        # against plain networks in tests/reference/test_reference_hierarchies.py
+        *("HIQL", "OTA", "ARL"),
         "DiscreteCQL",
         "ACSAC",
         "DQC",

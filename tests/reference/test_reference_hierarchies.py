@@ -294,7 +294,7 @@ def test_every_branch_of_the_losses_is_taken(data64):
     state, reached = double(method.init(rng.key(0), GOAL_SPEC)), []
     for i in range(N):
         batch = pipeline.sample(rng.key(i))
-        state, metrics = method.update(state, batch, rng.key(i))
+        state, _ = method.update(state, batch, rng.key(i))
         reached.append(
             [batch.discount, batch.extras["option_discount"], batch.extras["low_discount"]]
         )

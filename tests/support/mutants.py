@@ -5,6 +5,7 @@ import sys
 import types
 
 from offbench.methods.acsac import ACSAC
+from offbench.methods.arl import ARL
 from offbench.methods.awac import AWAC
 from offbench.methods.cgq import CGQ
 from offbench.methods.cql import CQL
@@ -13,8 +14,10 @@ from offbench.methods.dqc import DQC
 from offbench.methods.fql import FQL
 from offbench.methods.gciql import GCIQL
 from offbench.methods.gcivl import GCIVL
+from offbench.methods.hiql import HIQL
 from offbench.methods.ifql import IFQL
 from offbench.methods.iql import IQL
+from offbench.methods.ota import OTA
 from offbench.methods.qc import QC
 from offbench.methods.qgf import QGF
 from offbench.methods.qrl import QRL
@@ -238,6 +241,41 @@ OF_THE_CONTRACT = {
         {},
         "(entropy - target_entropy).detach()",
         "(entropy - target_entropy)",
+    ),
+    "ARL: bootstrap subtracted": (
+        ADDED,
+        ARL,
+        {},
+        'extras["low_reward"] + ',
+        'extras["low_reward"] - ',
+    ),
+    "ARL: V learns through Q's target": (
+        CONSTANT,
+        ARL,
+        {},
+        'value(before.low_value, extras["low_next',
+        'value(params["low_value"], extras["low_next',
+    ),
+    "ARL: options learn from the high level": (
+        ONE_PART,
+        ARL,
+        {},
+        "_option(before.option_rep",
+        '_option(params["option_rep"]',
+    ),
+    "HIQL: V learns from the policies": (
+        ONE_PART,
+        HIQL,
+        {},
+        "(before.value, before.value)",
+        "(value, value)",
+    ),
+    "OTA: representations learn from the policies": (
+        ONE_PART,
+        OTA,
+        {},
+        "before.goal_rep,\n            batch",
+        "goal_rep,\n            batch",
     ),
     "TD3BC: acts on centred observations": ("check_act", TD3BC, {}, *CENTRED),
     "ReBRAC: acts on centred observations": ("check_act", ReBRAC, {}, *CENTRED),
