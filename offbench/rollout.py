@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from offbench import rng
 from offbench.data.pipeline import Pipeline
 from offbench.errors import Interrupted, UserError
-from offbench.tasks.environments import evaluation_env, goal_distance
+from offbench.tasks.environments import check_goals, evaluation_env, goal_distance
 from offbench.tasks.task import Task
 from offbench.training.imperative import Imperative
 from offbench.training.step import bind
@@ -75,6 +75,9 @@ class EnvPool:
                     f"{self.task.id}: the dataset's {name}s have {size} features, "
                     f"environment {self.task.env} has {space.shape}"
                 )
+        # those of the ids are known
+        if self.task.family == "own":
+            check_goals(env, self.task)
 
     def units(self) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, int | None]:
         """(low (A,), high (A,), first discrete action) of the environment's own action space.
@@ -386,6 +389,7 @@ class _Episodes:
                 "chunk_lengths": lengths,
                 "start_value": float(inner.value[slot]) if valued else None,
                 "discounted_return": float(self.discounted[slot]) if valued else None,
+                "task_id": self.task.goal_of(episode),
             }
         )
 

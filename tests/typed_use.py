@@ -24,14 +24,19 @@ from offbench.methods.awac import AWAC
 from offbench.methods.bc import BC
 from offbench.methods.cgq import CGQ
 from offbench.methods.cql import CQL
+from offbench.methods.crl import CRL
 from offbench.methods.discrete_cql import DiscreteCQL
 from offbench.methods.dqc import DQC
 from offbench.methods.dt import DT
 from offbench.methods.fql import FQL
+from offbench.methods.gcbc import GCBC
+from offbench.methods.gciql import GCIQL
+from offbench.methods.gcivl import GCIVL
 from offbench.methods.ifql import IFQL
 from offbench.methods.iql import IQL
 from offbench.methods.qc import QC
 from offbench.methods.qgf import QGF
+from offbench.methods.qrl import QRL
 from offbench.methods.rebrac import ReBRAC
 from offbench.methods.sac_n import SACN
 from offbench.methods.td3_bc import TD3BC
@@ -42,7 +47,7 @@ from offbench.types import Method, Policy
 
 METHODS: tuple[Method[Any], ...] = (
     *(ACSAC(), AWAC(), BC(), CGQ(), CQL(), DiscreteCQL(), DQC(), DT(), FQL(), IFQL(), IQL()),
-    *(QC(), QGF(), ReBRAC(), SACN(), TD3BC(), XQL()),
+    *(QC(), QGF(), ReBRAC(), SACN(), TD3BC(), XQL(), GCBC(), GCIQL(), GCIVL(), QRL(), CRL()),
 )
 
 

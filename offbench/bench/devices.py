@@ -173,15 +173,18 @@ def _made_up(cell: Cell) -> "tuple[ReplayData, Spec]":
             f"{cell.task.id}: its data are not here, and it has no environment to ask for sizes"
         )
     env = evaluation_env(cell.task)
+    seen = flatdim(env.observation_space)
     spec = Spec(
-        obs_dim=flatdim(env.observation_space),
+        # a goal is shown with each observation
+        obs_dim=seen // 2 if cell.task.goals else seen,
         action_dim=flatdim(env.action_space),
         gamma=cell.pipeline["gamma"],
         max_episode_steps=cell.task.max_episode_steps,
         discrete=isinstance(env.action_space, Discrete),
     )
     env.close()
-    return fake_data(spec), spec
+    # long enough for the sub-goals and options of a goal view
+    return fake_data(spec, longest=200), spec
 
 
 def _tally(run: Callable[[], Any]) -> tuple[int, float, float]:

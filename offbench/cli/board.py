@@ -94,18 +94,21 @@ def _show_changes(
 
 
 def _explain(found: "Evidence | ValidationTable", console: "Console") -> int:
+    from offbench.results.board import goals_text
     from offbench.results.board.evidence import Evidence
     from offbench.results.board.explain import explanation
     from offbench.results.board.validation_table import CAPTION
 
-    paragraphs = (
-        explanation(found.board()) if isinstance(found, Evidence) else [("action error", CAPTION)]
-    )
+    board = found.board() if isinstance(found, Evidence) else None
+    paragraphs = explanation(board) if board is not None else [("action error", CAPTION)]
     width = min(COLUMNS, console.width) - 2
     for name, words in paragraphs:
         console.print(name, style="bold", markup=False)
         lines = textwrap.wrap(words, width, break_long_words=False, break_on_hyphens=False)
         console.print("\n".join(f"  {line}" for line in lines), markup=False, soft_wrap=True)
+    if board is not None and len(board.goals):
+        console.print(goals_text.to_table(board))
+        console.print(goals_text.CAPTION, soft_wrap=True)
     return 0
 
 

@@ -62,7 +62,8 @@ def advantage_weight(advantage: Tensor, inverse_temperature: float) -> Tensor:
 
 def expectile_loss(advantage: Tensor, error: Tensor, expectile: float) -> Tensor:
     """Squared errors weighted by the sign of an advantage, (..., B)."""
-    side = torch.where(advantage >= 0, expectile, 1 - expectile)
+    # tau above zero, 1 - tau below
+    side = (expectile - (advantage < 0).to(error.dtype)).abs()
     return side * torch.square(error)
 
 

@@ -85,6 +85,13 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             # Of the seeds 14, 101 and 102 the one with the middle share of rows at the goal.
             _options(episodes=100, steps=1000, seed=102),
         ),
+        "offbench/pointmaze-medium-stitch-goal-v0": Recipe(
+            "offbench.recipes.ogbench_play:stitch",
+            "pointmaze-medium-v0",
+            "A noisy path follower goes four cells far in a maze; five goals beyond that to reach.",
+            _options(episodes=500, steps=200, seed=103),
+            shipped=False,
+        ),
         "offbench/cube-single-play-v0": Recipe(
             "offbench.recipes.ogbench_play:play",
             "cube-single-singletask-v0",

@@ -1,5 +1,5 @@
 """OGBench sets collected anew with the oracles that ship in the package, for the default single
-task.
+task or, ``stitch``, for all five goals.
 
 A trajectory has ``steps`` transitions and never stops: the oracle draws its next goal when it
 has reached one. Rewards and masks come from ``ogbench.relabel_utils`` itself, which judges
@@ -27,6 +27,7 @@ from offbench.recipes.ogbench_oracles import (
     Trajectory,
     begin_arm,
     begin_navigate,
+    begin_stitch,
     direction,
     make,
     make_env,
@@ -42,10 +43,12 @@ if TYPE_CHECKING:
 
     from offbench.recipes import Progress
 
-__all__ = ["navigate", "play", "relabel"]
+__all__ = ["navigate", "play", "relabel", "stitch"]
 
 POINTMAZE = ("pointmaze-medium-v0", "pointmaze-medium-singletask-v0")
 CUBE = ("cube-single-v0", "cube-single-singletask-v0")
+GOALS = (1, 2, 3, 4, 5)
+_SEEDS = "first 31-bit words of SeedSequence(recipe), in order"
 _SCORE_EPISODES = 50
 _SCORE_SEED = 30_000
 Act = Callable[[Any, dict[str, Any]], NDArray[np.floating]]
@@ -77,6 +80,39 @@ def navigate(
             f"{NAVIGATE_NOISE} on the action, clipped to [-1, 1]."
         ),
         oracle=_path_follower,
+    )
+
+
+def stitch(
+    *, episodes: int, steps: int, seed: int, root: Path, progress: Progress | None = None
+) -> Collected:
+    """Point mass in the medium maze, steered to a goal four cells away, with noise of 0.5: no
+    trajectory crosses the maze. For the five goals of the maze; all rewards are 0."""
+    env = make_env(POINTMAZE[0], steps)
+    made, number = [], seeds(seed)
+    for i in range(episodes):
+        t = roll(env, begin_stitch, steps, next(number))
+        none, cuts = np.zeros(steps, np.bool_), np.zeros(steps, np.bool_)
+        cuts[-1] = True
+        rewards = np.zeros(steps, np.float32)
+        made.append(Episode(t.observations, t.actions[:-1], rewards, none, cuts, t.seed))
+        if progress is not None:
+            progress((i + 1) * steps, episodes * steps)
+    task: Any = make(POINTMAZE[0])
+    return Collected(
+        episodes=made,
+        env=POINTMAZE[0],
+        max_episode_steps=task.spec.max_episode_steps,
+        terminal_inside=False,
+        algorithm="shortest-path oracle with Gaussian noise",
+        how=(
+            f"{episodes} trajectories of {steps} steps: start in a random free cell, follow the "
+            "package's shortest-path oracle to a random cell four cells away, and stay there; Gaussian "
+            f"noise of {NAVIGATE_NOISE} on the action, clipped to [-1, 1]. No rewards."
+        ),
+        seeds={"recipe": seed, "trajectories": _SEEDS},
+        score=_success_score(task, _path_follower, GOALS),
+        goals=GOALS,
     )
 
 
@@ -147,29 +183,32 @@ def _collected(
             f"{env.unwrapped._reward_task_id}, success judged on the state before the action; "
             "termination = (mask == 0), truncation at the last step of a trajectory."
         ),
-        seeds={
-            "recipe": seed,
-            "trajectories": "first 31-bit words of SeedSequence(recipe), in order",
-        },
-        score={
-            "kind": "success",
-            "ref_min": 0.0,
-            "ref_max": 1.0,
-            "random_success": _success(env, _uniform),
-            "oracle_success": _success(env, oracle),
-            "episodes": _SCORE_EPISODES,
-            "first_seed": _SCORE_SEED,
-        },
+        seeds={"recipe": seed, "trajectories": _SEEDS},
+        score=_success_score(env, oracle),
     )
 
 
-def _success(env: gym.Env, policy: Policy) -> float:
-    """Share of evaluation episodes in which the task is solved within the limit."""
+def _success_score(env: gym.Env, oracle: Policy, goals: tuple[int, ...] = ()) -> dict[str, Any]:
+    """The score of a manifest, with how often uniform actions and the oracle succeed."""
+    return {
+        "kind": "success",
+        "ref_min": 0.0,
+        "ref_max": 1.0,
+        "random_success": _success(env, _uniform, goals),
+        "oracle_success": _success(env, oracle, goals),
+        "episodes": _SCORE_EPISODES,
+        "first_seed": _SCORE_SEED,
+    }
+
+
+def _success(env: gym.Env, policy: Policy, goals: tuple[int, ...] = ()) -> float:
+    """Share of evaluation episodes in which the task, or one of the goals in turn, is reached in time."""
     solved = 0
     for seed in range(_SCORE_SEED, _SCORE_SEED + _SCORE_EPISODES):
         rng = np.random.default_rng(seed)
+        goal = {"task_id": goals[seed % len(goals)]} if goals else None
         with seeded(seed):
-            obs, info = env.reset(seed=seed)
+            obs, info = env.reset(seed=seed, options=goal)
             act = policy(env, rng, obs, info)
             stop = cut = False
             while not (stop or cut):

@@ -73,6 +73,8 @@ class Collected:
     seeds: dict[str, Any]
     policies: list[dict[str, Any]] = field(default_factory=list)
     score: dict[str, Any] = field(default_factory=dict)
+    # of a goal-conditioned task: the numbers of the goals; its rewards are all 0 and not read
+    goals: Sequence[int] = ()
 
 
 def data_digest(episodes: Iterable[Any]) -> str:
@@ -275,6 +277,7 @@ def _manifest(dataset_id: str, collected: Collected, recipe: Recipe, made: Path)
         "format": "minari",
         "summary": recipe.summary,
         "env": {"id": collected.env, "kwargs": {}},
+        **({"goals": list(collected.goals)} if collected.goals else {}),
         "rows": sum(len(e.rewards) for e in collected.episodes),
         "episodes": len(collected.episodes),
         "max_episode_steps": collected.max_episode_steps,

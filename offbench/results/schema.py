@@ -60,6 +60,8 @@ EPISODE_SCHEMA = pa.schema(
         pa.field("start_value", pa.float64()),
         # the return on the rewards and with the discount of the method's data; null without critics
         pa.field("discounted_return", pa.float64()),
+        # the goal that was to be reached, of goal-conditioned tasks; null for others
+        pa.field("task_id", pa.int64()),
     ]
 )
 """The rows of results, one per evaluation episode. `offbench.rollout.evaluate` has the definitions."""
@@ -72,7 +74,7 @@ EVALUATION_COLUMNS = tuple(
 )
 """The columns that an evaluation fills; a record adds the others."""
 
-LATER_COLUMNS = ("plans", "chunk_lengths", "start_value", "discounted_return")
+LATER_COLUMNS = ("plans", "chunk_lengths", "start_value", "discounted_return", "task_id")
 """The columns that older records lack, in the order in which they were added; they are read as null."""
 
 _DTYPES = {pa.string(): "object", pa.int64(): "int64", pa.float64(): "float64", pa.bool_(): "bool"}

@@ -29,6 +29,7 @@ def own_task(
     score: Score = "return",
     ref_min: float | None = None,
     ref_max: float | None = None,
+    goals: tuple[int, ...] = (),
 ) -> Task:
     """The task of the user's own data, in one of the formats of `offbench.tasks.formats.arrays`.
 
@@ -36,12 +37,13 @@ def own_task(
         data: a file or folder.
         env: the gymnasium id to evaluate in; a Minari folder names its own; "none" for no environment.
             Without one, policies are trained and compared by validation metrics on held-out episodes.
-        max_episode_steps: where the recorder cut episodes, for a file that does not mark it; else
-            the time limit of the environment.
+        max_episode_steps: where the recorder cut episodes, if no mark says so; else the environment's limit.
         actions: "env": in the units of the environment (without one: scaled from the recorded range
             where that exceeds [-1, 1]); "unit": already scaled to [-1, 1].
         n_actions: the number of discrete actions, for data without an environment.
         ref_min, ref_max: returns that score 0 and 100; without them a score is the return itself.
+        goals: of a goal-conditioned task, scored by success: values of the reset option `task_id`, which
+            evaluation episodes play in turn; `reset` tells the goal as `info["goal"]`.
 
     Raises UserError where `data` does not exist, or the environment is unknown.
     """
@@ -52,6 +54,7 @@ def own_task(
     layout = arrays.layout(path, name=name)
     meta = minari.metadata(path, name=name) if layout == "minari" else None
     env, kwargs, limit = _environment(env, dict(env_kwargs or {}), max_episode_steps, meta)
+    _check_goals(goals, env, name)
     ref_min, ref_max = _references(name, ref_min, ref_max, meta)
     if limit is not None and limit < 1:
         raise UserError(f"{name}: max_episode_steps={limit} must be at least 1")
@@ -70,8 +73,10 @@ def own_task(
         sha256=files.digest(path),
         env=env,
         env_kwargs=kwargs,
+        adapter="goal" if goals else None,
+        task_ids=goals,
         max_episode_steps=limit or (1000 if env else 0),
-        score=score,
+        score="success" if goals else score,
         ref_min=ref_min,
         ref_max=ref_max,
         terminal_inside=layout == "ogbench",
@@ -87,6 +92,13 @@ def _environment(
     if found is None:
         return None if env == "none" else env, kwargs, limit
     return found.id, {**found.kwargs, **kwargs}, limit or found.max_episode_steps
+
+
+def _check_goals(goals: tuple[int, ...], env: str | None, name: str) -> None:
+    if goals and not env:
+        raise UserError(
+            f"{name}: goals={list(goals)} need an environment: task.env=pointmaze-medium-v0"
+        )
 
 
 def _references(

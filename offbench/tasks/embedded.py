@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
+from offbench.errors import UserError
 from offbench.io import read_yaml, shipped
 from offbench.tasks.task import File, Task
 
@@ -39,12 +40,35 @@ def _manifests(files: tuple[tuple[Path, int], ...]) -> Manifests:
     for path, mtime_ns in files:
         manifest = _read(path, mtime_ns)
         found.setdefault(manifest["id"], (path.parent, manifest))
+    for name, (root, manifest) in found.items():
+        if (data := manifest.get("data")) in found:
+            whole = {k: v for k, v in found[data][1].items() if k in _OF_DATA} | {**manifest}
+            found[name] = root, MappingProxyType(whole)
     return MappingProxyType(found)
+
+
+# what a manifest that names the set of another as its data has of that set's manifest
+_OF_DATA = (
+    "format",
+    "rows",
+    "episodes",
+    "terminal_inside",
+    "bytes",
+    "sha256",
+    "data_sha256",
+    "recipe",
+    "versions",
+)
 
 
 @functools.lru_cache(maxsize=4096)
 def _read(path: Path, mtime_ns: int) -> Mapping[str, Any]:
     return MappingProxyType(read_yaml(path.read_text(encoding="utf-8")))
+
+
+def data_of(name: str) -> str:
+    """The id of the set whose data an embedded set has: its own, but for tasks that share those of another."""
+    return manifests()[name][1].get("data", name)
 
 
 def task(name: str, known: Manifests) -> Task | None:
@@ -55,6 +79,9 @@ def task(name: str, known: Manifests) -> Task | None:
     score, env = manifest["score"], manifest["env"]
     # of a goal-conditioned task, which shares the data of another
     data, goals = manifest.get("data", name), tuple(manifest.get("goals", ()))
+    if data not in known:
+        raise UserError(f"{name}: its data are those of {data}, which has no manifest beside it")
+    root = known[data][0]
     return Task(
         id=name,
         family="offbench",

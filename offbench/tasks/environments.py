@@ -122,6 +122,20 @@ def evaluation_env(task: "Task") -> "gymnasium.Env":
     return make_env(task.env, task.env_kwargs, task.id, adapter=task.adapter)
 
 
+def check_goals(env: "gymnasium.Env", task: "Task") -> None:
+    """Raises UserError where the environment does not know one of the task's goals."""
+    for goal in task.task_ids:
+        try:
+            with numpy_seed(0):
+                env.reset(seed=0, options={"task_id": goal})
+        except UserError:
+            raise
+        # whatever an environment raises for a number that it does not know
+        except Exception as error:
+            words = in_one_line(error) or type(error).__name__
+            raise UserError(f"{task.id}: {task.env} has no goal {goal} ({words})") from None
+
+
 def goal_distance(env: "gymnasium.Env", info: Mapping[str, Any]) -> float | None:
     """The distance to the goal after a reset or a step with this `info`; None where there is none.
 
@@ -277,6 +291,8 @@ def _with_goal(env: "gymnasium.Env") -> "gymnasium.Env":
     class WithGoal(gymnasium.Wrapper):
         def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
             obs, info = self.env.reset(**kwargs)
+            if "goal" not in info:
+                raise UserError(f"{env.spec and env.spec.id}: reset tells no goal, as info['goal']")
             self.goal = np.ravel(info["goal"])
             return np.concatenate([np.ravel(obs), self.goal]), info
 

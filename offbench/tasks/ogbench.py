@@ -135,6 +135,8 @@ def task(name: str) -> Task | None:
     refused = None
     if parsed.base.startswith("powderworld"):
         refused = "powderworld's actions are choices and its observations pictures; not supported"
+    elif visual and parsed.task is None:
+        refused = "its observations and goals are pictures; no method here has an encoder for them"
     return Task(
         id=f"ogbench/{parsed.name}",
         family="ogbench",
@@ -164,7 +166,7 @@ def _notes(parsed: Parsed) -> list[str]:
     notes = []
     if parsed.task is None:
         notes.append(
-            "goal-conditioned: no rewards; evaluated on task_id 1 to 5 in turn, the goal appended to the observation"
+            "goal-conditioned (view=goal): no rewards; episodes play task_id 1 to 5 in turn, the goal appended to the observation"
         )
     else:
         notes.append(

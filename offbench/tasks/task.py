@@ -116,7 +116,8 @@ class Task:
     def summary(self) -> str:
         """One line for listings."""
         env = self.env or "no environment here"
-        return f"{_LAYOUT[self.family]}, evaluated in {env}, score: {self.score}"
+        goals = f" on {len(self.task_ids)} goals" if self.goals else ""
+        return f"{_LAYOUT[self.family]}, evaluated in {env}{goals}, score: {self.score}"
 
     @property
     def dataset(self) -> str:
@@ -158,6 +159,8 @@ class Task:
             found |= {} if self.ref_min is not None else _PLAIN
             if self.reading is not None:
                 found["actions"] = "unit" if self.reading.low is None else "env"
+            if self.goals:
+                found["goals"] = list(self.task_ids)
         return found
 
     @property
@@ -197,8 +200,11 @@ class Task:
                 f"{self.id} has no goals: view=goal is for goal-conditioned tasks (offbench list tasks)"
             )
 
+    def goal_of(self, episode: int) -> int | None:
+        """The number of the goal of an evaluation episode; None for tasks without goals."""
+        return self.task_ids[episode % len(self.task_ids)] if self.task_ids else None
+
     def reset_options(self, episode: int) -> dict[str, Any] | None:
         """Options of `reset` for an evaluation episode: the goal, of goal-conditioned tasks."""
-        if not self.task_ids:
-            return None
-        return {"task_id": self.task_ids[episode % len(self.task_ids)]}
+        goal = self.goal_of(episode)
+        return None if goal is None else {"task_id": goal}

@@ -30,9 +30,30 @@ def _partly_terminal(batch: Batch) -> tuple[Batch, Tensor]:
     return discounted(batch, torch.where(ended, 0.0, 1.0).to(batch.discount)), ended
 
 
-def check_bootstrap_only_through_discount(method: Method, spec: Spec = SPEC) -> None:
+NO_RETURN = "learns no return: neither reward nor discount has an influence on the update"
+
+
+def _learns_no_return(method: Method, spec: Spec) -> bool:
+    """Whether rewards and discounts are not read, as by a model of the dynamics or a distance in steps, for
+    which next_obs is no bootstrap. A method with a `value` says that it learns a return."""
+
+    def compute() -> bool:
+        state, batch, key = problem(method, spec)
+        base = update_once(method, state, batch, key)[0]
+        others = (
+            rewarded(batch, batch.reward + 1),
+            discounted(batch, torch.zeros_like(batch.discount)),
+        )
+        return all(close(base, update_once(method, state, some, key)[0]) for some in others)
+
+    return not hasattr(method, "value") and remembered(method, spec, "no return", compute)
+
+
+def check_bootstrap_only_through_discount(method: Method, spec: Spec = SPEC) -> Note:
     """Where discount is 0 the next observation changes nothing: the terminal bug."""
     state, batch, key = problem(method, spec)
+    if _learns_no_return(method, spec):
+        return NO_RETURN
     batch, ended = _partly_terminal(batch)
     moved = with_next_moved(batch, ended)
     a, b = update_once(method, state, batch, key)[0], update_once(method, state, moved, key)[0]
@@ -41,6 +62,7 @@ def check_bootstrap_only_through_discount(method: Method, spec: Spec = SPEC) -> 
         "next_obs changed the update where discount is 0, after a terminal: multiply every use of "
         "the next observation's value by batch.discount.",
     )
+    return None
 
 
 def check_discount_scales_the_bootstrap(method: Method, spec: Spec = SPEC) -> Note:
@@ -52,6 +74,8 @@ def check_discount_scales_the_bootstrap(method: Method, spec: Spec = SPEC) -> No
     )[0]
     if close(base, moved, 1e-6):
         return "does not bootstrap: next_obs has no influence on the update"
+    if _learns_no_return(method, spec):
+        return NO_RETURN
     halved = update_once(
         method, state, discounted(batch, 0.5 * torch.ones_like(batch.discount)), key
     )[0]

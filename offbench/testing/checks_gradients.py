@@ -164,7 +164,8 @@ def check_a_loss_trains_one_part(method: Method, spec: Spec = SPEC) -> Note:
     Not seen: a leak into a field whose own loss, bootstrap aside, reads the other field too, which
     breaks the symmetry. CQL's penalty samples the actor and the actor's loss reads the critic, so
     either may train the other unnoticed; so may a multiplier and the critic whose penalty it weighs
-    (`weight * gap` in the critic's loss, `gap` in the multiplier's, without a detach).
+    (`weight * gap` in the critic's loss, `gap` in the multiplier's, without a detach). Nor a leak of a loss with
+    a detached scale that reads both fields (Q / mean |Q|).
     """
     state, batch, key = double(problem(method, spec))
     together = [set(group) for group in getattr(method, "trained_together", ())]

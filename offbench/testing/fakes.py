@@ -76,12 +76,29 @@ def environment_spec(spec: Spec) -> Spec:
 
 def sized(cls: type, hidden: tuple[int, ...]) -> Any:
     """A method of this class with networks of these widths, whatever it calls them, and no warm-up."""
-    small = {"hidden": hidden, "width": hidden[0], "layers": len(hidden), "heads": 1, "warmup": 1}
+    small = {
+        "hidden": hidden,
+        "rep_hidden": hidden,
+        "latent_dim": 16,
+        "width": hidden[0],
+        "layers": len(hidden),
+        "heads": 1,
+        "warmup": 1,
+    }
     names = {field.name for field in dataclasses.fields(cls)}
     return cls(**{name: value for name, value in small.items() if name in names})
 
 
-SMALL = {"hidden": (16,), "width": 16, "layers": 1, "heads": 1, "flow_steps": 2, "n_proposals": 2}
+SMALL = {
+    "hidden": (16,),
+    "rep_hidden": (16,),
+    "latent_dim": 16,
+    "width": 16,
+    "layers": 1,
+    "heads": 1,
+    "flow_steps": 2,
+    "n_proposals": 2,
+}
 
 
 def small(method: Any) -> Any:
@@ -114,20 +131,26 @@ def view_for(needs: Sequence[str], spec: Spec = SPEC) -> View | Window | Goal:
 
 
 def fake_data(
-    spec: Spec = SPEC, *, episodes: int = 40, seed: int = 0, dtype: torch.dtype = torch.float32
+    spec: Spec = SPEC,
+    *,
+    episodes: int = 40,
+    longest: int = 30,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> ReplayData:
-    """Random episodes of 1 to 30 steps, every second one ended by a terminal, the others truncated.
+    """Random episodes of 1 to `longest` steps, every second one ended by a terminal, the others truncated.
 
     Args:
-        spec: sizes, and max_episode_steps where it is below 30.
+        spec: sizes, and max_episode_steps where it is below `longest`.
         episodes: how many; later ones have larger rewards, so returns differ.
+        longest: steps of the longest possible episode.
         seed: equal seeds give equal data.
         dtype: of observations, actions and rewards.
     """
 
     def episode(i: int) -> Episode:
         k = rng.split(rng.fold(rng.key(seed), i), 4)
-        n = 1 if i == 0 else 1 + int(rng.randint(k[0], (), min(30, spec.max_episode_steps)))
+        n = 1 if i == 0 else 1 + int(rng.randint(k[0], (), min(longest, spec.max_episode_steps)))
         terminal = torch.zeros(n, dtype=torch.bool)
         terminal[-1] = i % 2 == 0
         obs = rng.normal(k[1], (n + 1, spec.obs_dim), torch.float32)

@@ -16,6 +16,8 @@ from offbench.methods.cql import CQL
 from offbench.methods.discrete_cql import DiscreteCQL
 from offbench.methods.dqc import DQC
 from offbench.methods.fql import FQL
+from offbench.methods.gciql import GCIQL
+from offbench.methods.gcivl import GCIVL
 from offbench.methods.ifql import IFQL
 from offbench.methods.iql import IQL
 from offbench.methods.qc import QC
@@ -50,6 +52,7 @@ CASES = [
     (QC(**SIZES, n_proposals=3), gelu, norm, mean),
     (QC(**SIZES, n_proposals=3, q_aggregate="min"), gelu, norm, min),
     (FQL(**SIZES), gelu, norm, mean),
+    (GCIQL(**SIZES), gelu, norm, min),
     (FQL(**SIZES, q_aggregate="min"), gelu, norm, min),
 ]
 
@@ -151,13 +154,28 @@ def test_the_value_of_a_guided_action_is_that_of_the_smaller_critic_that_guided_
     assert torch.allclose(method.value(state, obs, made), q.amin(0), rtol=1e-9, atol=1e-12)
 
 
+def test_the_value_of_a_goal_is_the_mean_of_the_twins_whatever_is_done():
+    method = GCIVL(**SIZES)
+    state = double(method.init(rng.key(0), SPEC))
+    state = state._replace(value=shaken(state.value))
+    obs = rng.normal(rng.key(2), (3, SPEC.obs_dim), torch.float64)
+    nothing = torch.zeros(3, 0, dtype=torch.float64)
+    v = by_hand(state.value, obs, nothing, lambda layer, x: norm(layer, gelu(x)))
+    assert (v[0] - v[1]).abs().min() > 1e-3
+    got = method.value(state, obs, method.act(state, obs, rng.key(3)))
+    assert torch.allclose(got, v.mean(0), rtol=1e-9, atol=1e-12)
+
+
 def test_every_method_with_a_critic_says_what_its_decisions_are_worth():
     have = {c.__name__ for c in shipped_methods() if hasattr(c, "value")}
-    assert {c.__name__ for c in shipped_methods()} - have == {"BC", "DT"}
+    # QRL's distance is not discounted, CRL's logit is no return
+    without = {"BC", "DT", "GCBC", "QRL", "CRL"}
+    assert {c.__name__ for c in shipped_methods()} - have == without
     assert have == {type(case[0]).__name__ for case in CASES} | {
         "DiscreteCQL",
         "ACSAC",
         "DQC",
         "CGQ",
         "QGF",
+        "GCIVL",
     }

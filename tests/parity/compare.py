@@ -24,6 +24,8 @@ NAMES = {
     "bc": "BC", "td3_bc": "TD3+BC", "iql": "IQL", "cql": "CQL", "rebrac": "ReBRAC", "awac": "AWAC",
     "cal_ql": "Cal-QL", "dt": "DT", "sac_n": "SAC-N", "edac": "EDAC", "edac_best": "EDAC, best of 10 actions",
     "fql": "FQL", "ifql": "IFQL", "qc": "QC", "qc_fql": "QC-FQL", "qgf": "QGF",
+    "gcbc": "GCBC", "gcivl": "GCIVL", "gciql": "GCIQL", "gciql_awr": "GCIQL, AWR", "qrl": "QRL", "crl": "CRL",
+    "crl_awr": "CRL, AWR",
 }  # fmt: skip
 SEEDS = 5  # fewer are not compared
 WIDE = 10.0  # points: an interval that reaches further from 0 says little

@@ -687,12 +687,12 @@ def test_a_provenance_is_a_value() -> None:
     assert replace(provenance(), pack=3).pack == 3
 
 
-@pytest.mark.parametrize("since", [0, 1])
+@pytest.mark.parametrize("since", [0, 1, 4])
 def test_rows_of_older_records_are_read_without_what_was_not_kept_then(
     store: Store, since: int
 ) -> None:
-    """First plans were not counted, then nothing was said of values; the records stay as they are."""
-    later = ["plans", "chunk_lengths", "start_value", "discounted_return"]
+    """First plans were not counted, then nothing was said of values, then of goals; the records stay as they are."""
+    later = ["plans", "chunk_lengths", "start_value", "discounted_return", "task_id"]
     path = store.append(spec(), episodes(), provenance())
     table = pq.read_table(parquet_of(path))
     assert all(table[name].null_count == len(table) for name in later)  # not said: not known

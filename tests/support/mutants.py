@@ -11,10 +11,13 @@ from offbench.methods.cql import CQL
 from offbench.methods.discrete_cql import DiscreteCQL
 from offbench.methods.dqc import DQC
 from offbench.methods.fql import FQL
+from offbench.methods.gciql import GCIQL
+from offbench.methods.gcivl import GCIVL
 from offbench.methods.ifql import IFQL
 from offbench.methods.iql import IQL
 from offbench.methods.qc import QC
 from offbench.methods.qgf import QGF
+from offbench.methods.qrl import QRL
 from offbench.methods.rebrac import ReBRAC
 from offbench.methods.sac_n import SACN
 from offbench.methods.td3_bc import TD3BC
@@ -69,6 +72,41 @@ OF_THE_CONTRACT = {
         {},
         'extras["prefix_reward"] + ',
         'extras["prefix_reward"] - ',
+    ),
+    "GCIVL: bootstrap subtracted": (
+        ADDED,
+        GCIVL,
+        {},
+        "error = batch.reward + batch.discount",
+        "error = batch.reward - batch.discount",
+    ),
+    "GCIQL: bootstrap subtracted": (
+        ADDED,
+        GCIQL,
+        {},
+        "batch.reward + batch.discount",
+        "batch.reward - batch.discount",
+    ),
+    "GCIVL: V learns through its target": (
+        CONSTANT,
+        GCIVL,
+        {},
+        "goal_nets.value(target_value, batch.next_obs)",
+        "goal_nets.value(value, batch.next_obs)",
+    ),
+    "GCIQL: V learns through Q's target": (
+        CONSTANT,
+        GCIQL,
+        {},
+        "goal_nets.value(before.value, batch.next",
+        "goal_nets.value(value, batch.next",
+    ),
+    "QRL: the metric learns from the actor": (
+        ONE_PART,
+        QRL,
+        {},
+        "self._actor_loss(actor, before, batch)",
+        "self._actor_loss(actor, before._replace(metric=metric), batch)",
     ),
     "IQL: V learns through Q's target": (
         CONSTANT,

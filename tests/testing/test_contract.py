@@ -340,6 +340,17 @@ class DividesByAScaleThatLearns(Linear):
         return super().loss(params, state, batch, key) - gain.mean() / gain.abs().mean()
 
 
+@hyper
+class PredictsTheNextObservation(Linear):
+    """Reads neither reward nor discount: no bootstrap."""
+
+    def loss(self, params, state, batch, key):
+        actor, critic = params
+        change = (batch.next_obs - batch.obs).sum(-1, keepdim=True)
+        error = torch.square(nets.mlp(critic, batch.obs) - change).mean()
+        return error + torch.square(nets.mlp(actor, batch.obs).tanh() - batch.action).mean()
+
+
 BROKEN = {
     ConfiguredByAFunction: "check_hparams_are_plain",
     DrawsWeightsFromTheGlobalGenerator: "check_init_is_a_function_of_the_key",
@@ -425,6 +436,20 @@ def test_every_check_has_a_method_that_fails_it():
 def test_a_constant_gamma_fails_both_checks_of_the_bootstrap():
     names = {"check_bootstrap_only_through_discount", "check_discount_scales_the_bootstrap"}
     assert {name for name in names if _fails(BY_NAME[name], HasAGammaOfItsOwn())} == names
+
+
+def test_what_learns_no_return_may_read_next_obs_at_the_end_unless_it_has_a_value():
+    class SaysAReturn(PredictsTheNextObservation):
+        def value(self, state, obs, made):
+            return nets.mlp(state.critic, obs).squeeze(-1)
+
+    class LooksAtRewards(PredictsTheNextObservation):
+        def loss(self, params, state, batch, key):
+            return super().loss(params, state, batch, key) * (1 + batch.reward.square().mean())
+
+    for name in ("check_bootstrap_only_through_discount", "check_discount_scales_the_bootstrap"):
+        assert "learns no return" in BY_NAME[name](PredictsTheNextObservation())
+        assert _fails(BY_NAME[name], SaysAReturn()) and _fails(BY_NAME[name], LooksAtRewards())
 
 
 def _fails(check, method) -> bool:

@@ -10,6 +10,7 @@ from offbench.cli.data.load import replay_of
 from offbench.data import compose
 from offbench.errors import UserError, unknown
 from offbench.tasks import files
+from offbench.tasks.embedded import data_of, manifests
 from offbench.tasks.locate import canonical
 
 
@@ -22,6 +23,8 @@ def make(options: argparse.Namespace) -> int:
     ids = list(RECIPES) if options.ids == ["all"] else options.ids
     ids = [name if name in RECIPES or name in COLLECTIONS else canonical(name) for name in ids]
     for name in ids:
+        if name not in RECIPES and name in manifests() and (data := data_of(name)) != name:
+            raise UserError(f"{name} has the data of {data}: offbench data make {data}")
         if name not in RECIPES and name not in COLLECTIONS:
             raise unknown("recipe", name, {*RECIPES, *COLLECTIONS})
         if name in RECIPES and numbers:

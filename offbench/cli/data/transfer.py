@@ -10,7 +10,7 @@ from offbench.data import composition
 from offbench.errors import UserError
 from offbench.io import slug
 from offbench.tasks import files, locate, registry
-from offbench.tasks.embedded import manifests
+from offbench.tasks.embedded import data_of, manifests
 from offbench.tasks.loading import check_file
 from offbench.tasks.locate import canonical
 
@@ -52,7 +52,8 @@ def _embedded_at(card: "Task") -> Path | None:
     """Folder of an embedded dataset, else None. UserError for a file that is missing or was changed."""
     if card.family != "offbench":
         return None
-    folder = manifests()[card.id][0] / "minari" / card.id
+    assert card.path is not None
+    folder = card.path
     check_file(folder / "data" / "main_data.hdf5", card.sha256 or "", card.id)
     return folder
 
@@ -78,8 +79,12 @@ def _items(name: str) -> dict[str, Path]:
     items: dict[str, Path] = {}
     for card in _cards(name):
         if (folder := _embedded_at(card)) is not None:
-            root, manifest = manifests()[card.id][0], f"{slug(card.id)}.yaml"
-            items |= {f"datasets/{manifest}": root / manifest, f"datasets/minari/{card.id}": folder}
+            # of a goal-conditioned task, the manifest of the set whose data it shares, too
+            data = data_of(card.id)
+            for one in (card.id, data):
+                manifest = f"{slug(one)}.yaml"
+                items[f"datasets/{manifest}"] = manifests()[one][0] / manifest
+            items[f"datasets/minari/{data}"] = folder
         elif (path := locate.locate(card)) is not None:
             items[card.id if card.family == "minari" else card.files[0].name] = path
         else:

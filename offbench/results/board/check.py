@@ -106,7 +106,7 @@ def _leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list):
         for index, item in enumerate(value):
             names = (
-                [str(item[k]) for k in ("entry", "rival", "task") if k in item]
+                [str(item[k]) for k in ("entry", "rival", "task", "task_id") if k in item]
                 if isinstance(item, Mapping)
                 else [str(index)]
             )
@@ -127,7 +127,8 @@ def _of_markdown(text: str) -> Iterator[tuple[str, Any]]:
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
         if head is None:
             head, table = cells, table + 1
-        row = cells[head.index("entry")] if "entry" in head else str(number)
+        names = [cells[head.index(name)] for name in ("entry", "task") if name in head]
+        row = " on ".join(names) if "entry" in head else str(number)
         for column, cell in zip(head, cells):
             yield f"table {table}, {row}, {column}", cell
 

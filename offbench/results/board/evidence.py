@@ -1,8 +1,8 @@
 """The rows behind a board: two parquet files next to it, from which anybody can compute it again.
 
     NAME.runs.parquet       a line per run, as `Store.runs()` has it
-    NAME.episodes.parquet   run, stream, update, number, start state and score of every episode; what
-                            the board asked for is in its metadata
+    NAME.episodes.parquet   run, stream, update, number, start state and score of every episode, of
+                            goal-conditioned tasks the goal; what the board asked for is in its metadata
 
 Scores are kept to the last bit, because the random numbers of the intervals are seeded by them.
 """
@@ -131,10 +131,13 @@ def _episode_table(evidence: Evidence) -> pa.Table:
         "unscaled": sorted(asked.unscaled),
         "notes": evidence.notes,
     }
-    rows = evidence.episodes[_EPISODES.names]
+    schema = _EPISODES
+    if "task_id" in evidence.episodes and evidence.episodes["task_id"].notna().any():
+        schema = schema.append(pa.field("task_id", pa.int64()))
+    rows = evidence.episodes[schema.names]
     rows = rows.assign(run=places(rows["run_id"], _in_order(evidence.runs)["run_id"]))
     rows = rows.sort_values(["run", "stream", "update", "episode"], ignore_index=True)
-    table = pa.Table.from_pandas(rows, schema=_EPISODES, preserve_index=False)
+    table = pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
     return table.replace_schema_metadata({_METADATA: json.dumps(about)})
 
 

@@ -108,6 +108,13 @@ def _of_aggregates(board: Board) -> Iterator[tuple[str, str]]:
             " episodes. It shows whether the last update was a lucky one. Nothing is ranked by it.",
         )
 
+    if len(board.goals):
+        yield (
+            "goals",
+            "A goal-conditioned task is one column. Its episodes play the task's goals (task_id) in turn,"
+            " equally often, and its score is the mean over all of them; the table below has each goal.",
+        )
+
 
 def _of_training(n_tasks: int) -> Iterator[tuple[str, str]]:
     yield (

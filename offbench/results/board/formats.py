@@ -23,7 +23,7 @@ def to_json(board: Board) -> str:
 
     Keys: format, title, tasks, level, resamples, sources (what the runs of every task have in common: data,
     environment, protocol, versions), caption, notes, and one list of objects per table: aggregate, cells,
-    averaged, ranks, pairwise.
+    averaged, ranks, pairwise; of goal-conditioned tasks goals.
     """
     plain = {
         "format": JSON_FORMAT,
@@ -36,7 +36,8 @@ def to_json(board: Board) -> str:
         "notes": list(board.notes),
     }
     parts = [f" {json.dumps(name)}: {_line(value)}" for name, value in plain.items()]
-    for name in ("aggregate", "cells", "averaged", "ranks", "pairwise"):
+    goals = ("goals",) if len(board.goals) else ()
+    for name in ("aggregate", "cells", "averaged", *goals, "ranks", "pairwise"):
         lines = [f"  {_line(row)}" for row in getattr(board, name).to_dict("records")]
         parts.append(f' "{name}": [' + ("\n" + ",\n".join(lines) + "\n " if lines else "") + "]")
     return "{\n" + ",\n".join(parts) + "\n}\n"

@@ -30,6 +30,7 @@ from offbench.results.captions import (
     sources_of,
 )
 from offbench.results.cells import averaged_table, cell_table, pools_of, scored_cells
+from offbench.results.goals import goal_table
 from offbench.results.pairwise import Scores, pairs_of, ranks_of
 from offbench.results.selection import current_runs, refuse_mixtures
 from offbench.results.uncertainty import Aggregate, Generators
@@ -57,6 +58,8 @@ class Board:
     averaged, one row per cell whose runs all have two monitor evaluations: entry, task, mean, low and
     high of the mean of the last three evaluations, last (the mean of the last alone), n_seeds,
     n_episodes (in all), at (update / n_updates of the three), each (episodes of the three per seed), success.
+    goals, one row per goal of a goal-conditioned task and entry: entry, task, task_id, mean, low, high,
+    n_seeds, n_episodes (in all). Empty without such tasks.
     """
 
     title: str
@@ -64,6 +67,7 @@ class Board:
     cells: pd.DataFrame
     aggregate: pd.DataFrame
     averaged: pd.DataFrame
+    goals: pd.DataFrame
     notes: tuple[str, ...]
     caption: str
     # the caption in two lines, for a terminal
@@ -120,8 +124,7 @@ def leaderboard(
     """
     tasks = _distinct(tasks)
     runs = current_runs(runs, tasks)
-    whole = runs[runs["status"] == "ok"]
-    refuse_mixtures(whole)
+    whole = _whole(runs)
     found = scored_cells(episodes, whole, asked.unscaled)
     pools = pools_of(found, tasks, asked.unscaled)
     asked_tasks = _asked_tasks(runs, tasks, asked.only)
@@ -144,6 +147,7 @@ def leaderboard(
         cells=cells,
         aggregate=aggregate,
         averaged=averaged_table(episodes, whole, found, pools, level),
+        goals=goal_table(episodes, whole, level),
         notes=(*notes_on_ranks(mixed, tasks), *notes_on(whole, cells, tasks)),
         caption=long_caption(cells, _scale(tasks, plain), level, reps),
         summary=short_caption(cells, _scale(tasks, plain), level),
@@ -153,6 +157,13 @@ def leaderboard(
         pairwise=pairs,
         sources=sources_of(whole, tasks),
     )
+
+
+def _whole(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that are averaged over. UserError where a cell would mix configurations."""
+    whole = runs[runs["status"] == "ok"]
+    refuse_mixtures(whole)
+    return whole
 
 
 def _distinct(tasks: Sequence[str]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import pandas as pd
 from offbench.errors import UserError
 from offbench.io import atomic_write
 from offbench.results import markdown
-from offbench.results.board import pairs_text, strip
+from offbench.results.board import goals_text, pairs_text, strip
 from offbench.results.board.leaderboard import Board
 from offbench.results.board.pairs_text import rank_text
 from offbench.results.captions import failures
@@ -61,6 +61,8 @@ def to_markdown(board: Board) -> str:
     parts += [markdown.table(head, lines, left=words), board.caption]
     if len(board.averaged):
         parts += [_averaged_markdown(board, names), averaged_caption(board)]
+    if len(board.goals):
+        parts.append(goals_text.to_markdown(board))
     parts += pairs_text.paragraphs(board)
     if board.notes:
         parts.append("Notes:\n\n" + "\n".join(f"* {note}" for note in board.notes))
@@ -148,6 +150,7 @@ def to_csv(board: Board) -> str:
         common = {name: getattr(cell, name) for name in columns if hasattr(cell, name)}
         common |= {"kind": "cell", "statistic": "mean of last 3 evaluations", "value": cell.mean}
         writer.writerow(_csv_line(common))
+    writer.writerows(_csv_line(line) for line in goals_text.csv_lines(board))
     return sink.getvalue()
 
 

@@ -66,6 +66,8 @@ def _task(spec: Mapping[str, Any]) -> dict[str, Any]:
     # the environment of own data says how a return is scored
     if "score" in spec["env"]:
         found |= {"task.data": _PATH, "task.env": spec["env"]["id"]}
+        if "goals" in spec["env"]:
+            found["task.goals"] = spec["env"]["goals"]
     return found | ({"loader": loader} if name and loader else {})
 
 
