@@ -64,10 +64,15 @@ def export(task_id: str, folder: Path, episodes: int) -> Path:
         about=json.dumps(about),
         observations=data.obs.numpy(),
         actions=data.action.numpy(),
-        terminals=(~(valid & np.append(valid[1:], False))).astype(np.float32),
+        terminals=ends(valid).astype(np.float32),
         valids=valid.astype(np.float32),
     )
     return path
+
+
+def ends(valid: np.ndarray) -> np.ndarray:
+    """Last observations and the rows before them: OGBench's sampler ends an episode at the first of these."""
+    return ~(valid & np.append(valid[1:], False))
 
 
 class Peer:
