@@ -31,10 +31,9 @@ def own_task(
     ref_max: float | None = None,
     goals: tuple[int, ...] = (),
 ) -> Task:
-    """The task of the user's own data, in one of the formats of `offbench.tasks.formats.arrays`.
+    """The task of the user's own file or folder, in one of the formats of `offbench.tasks.formats.arrays`.
 
     Args:
-        data: a file or folder.
         env: the gymnasium id to evaluate in; a Minari folder names its own; "none" for no environment.
             Without one, policies are trained and compared by validation metrics on held-out episodes.
         max_episode_steps: where the recorder cut episodes, if no mark says so; else the environment's limit.
@@ -54,12 +53,8 @@ def own_task(
     layout = arrays.layout(path, name=name)
     meta = minari.metadata(path, name=name) if layout == "minari" else None
     env, kwargs, limit = _environment(env, dict(env_kwargs or {}), max_episode_steps, meta)
-    _check_goals(goals, env, name)
+    _check(name, env, goals, limit, actions)
     ref_min, ref_max = _references(name, ref_min, ref_max, meta)
-    if limit is not None and limit < 1:
-        raise UserError(f"{name}: max_episode_steps={limit} must be at least 1")
-    if actions not in get_args(Actions):
-        raise unknown("actions", actions, get_args(Actions))
     reading = None
     if env and (layout != "minari" or limit is None):
         reading = read_for(env, kwargs, name, limit, max_episode_steps is not None, actions)
@@ -94,7 +89,13 @@ def _environment(
     return found.id, {**found.kwargs, **kwargs}, limit or found.max_episode_steps
 
 
-def _check_goals(goals: tuple[int, ...], env: str | None, name: str) -> None:
+def _check(
+    name: str, env: str | None, goals: tuple[int, ...], limit: int | None, actions: str
+) -> None:
+    if limit is not None and limit < 1:
+        raise UserError(f"{name}: max_episode_steps={limit} must be at least 1")
+    if actions not in get_args(Actions):
+        raise unknown("actions", actions, get_args(Actions))
     if goals and not env:
         raise UserError(
             f"{name}: goals={list(goals)} need an environment: task.env=pointmaze-medium-v0"

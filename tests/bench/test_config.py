@@ -22,9 +22,14 @@ def cell(*overrides: str) -> Cell:
     return plan([HOPPER, *overrides], bench=False).cells[0]
 
 
+GOALS = read_option("view", "goal")["_target_"]
+GOAL_TASK = "task=offbench/pointmaze-medium-navigate-goal-v0"
+
+
 @pytest.mark.parametrize("name", options("method"))
 def test_every_method_yaml_composes_and_instantiates(name):
-    made = cell(f"method={name}")
+    goals = read_option("method", name)["view"]["_target_"] == GOALS
+    made = cell(f"method={name}", *([GOAL_TASK] if goals else []))
     method = locate(made.target)(**made.hparams)
     assert dataclasses.asdict(method).keys() == made.hparams.keys()
 
@@ -43,7 +48,7 @@ def test_a_method_yaml_holds_only_what_differs_from_its_class(name):
 @pytest.mark.parametrize("group", ["sampler", "view"])
 def test_every_sampler_and_view_composes(group):
     for name in options(group):
-        made = cell("method=bc", f"{group}={name}")
+        made = cell("method=bc", f"{group}={name}", *([GOAL_TASK] if name == "goal" else []))
         built = option_of(group, made.pipeline[group]["name"])
         if built:
             settings = {k: v for k, v in made.pipeline[group].items() if k != "name"}

@@ -103,8 +103,10 @@ def test_a_task_has_the_protocol_of_its_family_where_no_suite_is_named(task, sui
 def test_no_listed_task_but_the_embedded_falls_to_the_toy_suite():
     small = tasks_of("chunking-small")
     for task in (*registry.ids(), *MIXED):
-        toy = task.startswith("offbench/") and task not in small
+        goals = task.endswith("-goal-v0")
+        toy = task.startswith("offbench/") and task not in small and not goals
         assert (home_of(task) == "quick") == toy, task
+        assert (home_of(task) == "quick-goal") == goals, task
     assert {home_of(task) for task in small} == {"chunking-small"}
 
 
