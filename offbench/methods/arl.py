@@ -129,6 +129,10 @@ class ARL:
         """The option that the policy follows: (E, O + G) -> (E, rep_dim)."""
         return self._normalized(goal_nets.actor(state.high_actor, obs))
 
+    def represent(self, state: State, obs: Tensor) -> Tensor:
+        """h of observations that end with a goal or sub-goal: (E, O + G) -> (E, rep_dim)."""
+        return self._option(state.option_rep, obs)
+
     def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
         """The mean of the twins of V_hi: (E, O + G) -> (E,)."""
         del action

@@ -90,10 +90,14 @@ class HIQL:
         """phi([s; w]) of the sub-goal w that the policy heads for: (E, O + G) -> (E, rep_dim)."""
         return hierarchy.subgoal(state.high_actor, obs)
 
+    def represent(self, state: State, obs: Tensor) -> Tensor:
+        """phi of observations that end with a goal or sub-goal: (E, O + G) -> (E, rep_dim)."""
+        return hierarchy.represent(state.goal_rep, obs)
+
     def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
         """The mean V of the twins: (E, O + G) -> (E,)."""
         del action
-        (v,) = hierarchy.values(state.value, [obs], [hierarchy.represent(state.goal_rep, obs)])
+        (v,) = hierarchy.values(state.value, [obs], [self.represent(state, obs)])
         return v.mean(0)
 
     def _loss(self, params: tuple, before: State, batch: Batch) -> tuple[Tensor, Metrics]:
