@@ -114,6 +114,10 @@ class FittedGoal(NamedTuple):
     def gamma(self) -> float:
         return self.goal.gamma
 
+    @property
+    def low_gamma(self) -> float:
+        return self.goal.low_discount
+
     def refit(self, data: ReplayData, needs: Sequence[str]) -> "FittedGoal":
         """Fitted to other data, of which episodes may be shorter."""
         return self.goal.over(data, needs)
