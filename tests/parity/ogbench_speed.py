@@ -166,6 +166,7 @@ def main(
     out: Path,
     methods: list[str],
     engines: list[str],
+    cases: list[str],
     seconds: float,
     rounds: int,
 ) -> None:
@@ -175,7 +176,8 @@ def main(
     torch.set_num_threads(1)
     facts = {"cpu": processor(), "versions": f"torch {torch.__version__} {versions()}"}
     table = []
-    for case, (batch_size, hidden, stacks) in CASES.items():
+    for case in cases:
+        batch_size, hidden, stacks = CASES[case]
         for method in methods:
             contenders = [peer(method, path, impls, batch_size, hidden)]
             for engine in engines:
@@ -208,6 +210,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--methods", nargs="+", default=["gcivl", "hiql"])
     parser.add_argument("--engines", nargs="+", default=["eager"], help="also compile")
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--seconds", type=float, default=3.0, help="of a turn")
     parser.add_argument("--rounds", type=int, default=4)
     given = vars(parser.parse_args())

@@ -44,7 +44,7 @@ def test_the_shipped_lines_follow_from_their_scores():
     assert len(table) > 0
     for row in table.to_dict("records"):
         here, there = (
-            np.fromstring(row[f"{side}_scores"], sep=" ") for side in ("offbench", "ogbench")
+            np.asarray(row[f"{side}_scores"].split(), float) for side in ("offbench", "ogbench")
         )
         assert len(here) == len(there) == len(row["seed_numbers"].split()) == row["seeds"] >= 4
         assert row["offbench"] == pytest.approx(here.mean(), abs=0.01)
