@@ -108,9 +108,9 @@ class CRL:
             metrics["value_loss"] = _nce(_all_logits(value, batch.obs))
         metrics["actor_loss"] = self._actor_loss(actor, before, batch)
         loss = torch.stack(list(metrics.values())).sum()
-        size, followed = logits.shape[-1], logits.diagonal(dim1=-2, dim2=-1)
-        others = (logits.sum((-2, -1)) - followed.sum(-1)) / (size * (size - 1))
-        return loss, metrics | {"logit": followed.mean(), "logit_of_others": others.mean()}
+        same = _same(logits)
+        followed, others = ((logits * where).sum() / where.sum() / 2 for where in (same, 1 - same))
+        return loss, metrics | {"logit": followed, "logit_of_others": others}
 
     def _actor_loss(self, actor: nets.Params, before: State, batch: Batch) -> Tensor:
         """The logits are those of before the step and learn nothing from it."""
@@ -148,5 +148,9 @@ def _all_logits(net: Bilinear, obs: Tensor, *action: Tensor) -> Tensor:
 
 def _nce(logits: Tensor) -> Tensor:
     """Binary cross entropy, mean over (..., B, B), where only the diagonal is true."""
-    same = torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device)
-    return F.binary_cross_entropy_with_logits(logits, same.expand_as(logits))
+    return F.binary_cross_entropy_with_logits(logits, _same(logits).expand_as(logits))
+
+
+def _same(logits: Tensor) -> Tensor:
+    """1 where a goal is the state's own, (B, B)."""
+    return torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device)

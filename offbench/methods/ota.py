@@ -15,9 +15,9 @@ where the option ends, so that some options do reach their goal.
 
 Both values read goals through one phi, and both train it; the policies do not, and it has no target network.
 
-As in the authors' code (ota-v/ota-v, agents/ota.py, on OGBench's) and in its port in
-action-sufficient/action-sufficient cb70862, which also normalises the layers of the policies; the authors do not,
-nor does this file. Differs from both in that targets follow values after their step, theirs before it.
+As in action-sufficient/action-sufficient cb70862, agents/ota.py, a port of the authors' code (ota-v/ota-v), whose
+repository could be read only in part: the port also normalises the layers of the policies, which the authors do
+not, nor does this file. Differs from both in that targets follow values after their step, theirs before it.
 If you come from there: `view.option_steps` is `abstraction_factor`, k is `view.subgoal_steps`.
 
 Metrics: the four losses, the means of both values and of the clipped advantage weights.

@@ -154,12 +154,23 @@ def _distance(metric: Quasimetric, start: Tensor, end: Tensor) -> Tensor:
 
 
 def union_length(left: Tensor, right: Tensor) -> Tensor:
-    """Length of the union of the intervals [left, right] along the last axis; where left >= right none."""
-    left, order = left.sort(-1)
-    right = torch.maximum(left, right.gather(-1, order))
-    covered, total = right[..., 0], right[..., 0] - left[..., 0]
-    # each interval adds what it has beyond those that begin before it
-    for start, end in zip(left.unbind(-1)[1:], right.unbind(-1)[1:], strict=True):
-        total = total + (end - torch.maximum(start, covered)).relu()
-        covered = torch.maximum(covered, end)
-    return total
+    """Length of the union of the intervals [left, right] along the last axis; where left >= right none.
+
+    The sum of the right ends that no other interval covers, less that of such left ends.
+    """
+    place = torch.arange(left.shape[-1], device=left.device)
+    first = place[None] < place[:, None]
+    real = left < right
+    # (..., k, j): what interval j does to the ends of k; of equal ends the first counts
+    x, y, other_x, other_y = (
+        left[..., None],
+        right[..., None],
+        left[..., None, :],
+        right[..., None, :],
+    )
+    begins = (other_x < x) | ((other_x == x) & first)
+    lasts = (other_y > y) | ((other_y == y) & first)
+    hides = real[..., None, :]
+    opens = real & ~(hides & begins & (x <= other_y)).any(-1)
+    closes = real & ~(hides & lasts & (other_x <= y)).any(-1)
+    return (torch.where(closes, right, 0.0) - torch.where(opens, left, 0.0)).sum(-1)

@@ -185,13 +185,15 @@ class PlainGCIQL(Plain):
 
 
 def measured(left, right):
-    """Length of a union of intervals: its ends are the right ends that no other interval covers, minus such left ends."""
-    real, x, y = (left < right)[..., None, :], left[..., None], right[..., None]
-    begins = (
-        ~(real & (left[..., None, :] < x) & (x <= right[..., None, :])).any(-1) & real[..., 0, :]
-    )
-    ends = ~(real & (left[..., None, :] <= y) & (y < right[..., None, :])).any(-1) & real[..., 0, :]
-    return (right * ends - left * begins).sum(-1)
+    """Length of a union of intervals: by their left ends, each adds what it has beyond those before it."""
+    order = left.argsort(-1)
+    left = left.gather(-1, order)
+    right = torch.maximum(left, right.gather(-1, order))
+    reached, total = left[:, 0], 0
+    for start, end in zip(left.T, right.T, strict=True):
+        total = total + (end - torch.maximum(start, reached)).clamp(min=0)
+        reached = torch.maximum(reached, end)
+    return total
 
 
 class PlainQRL(Plain):
@@ -422,9 +424,9 @@ MUTANTS = {
     "qrl: policy's action not clipped": (QRL_LOUD, "here, mean.clamp(-1, 1))", "here, mean)"),
     "qrl: mixed the other way": (QRL_LOUD, "share * lengths.mean(-1) + (1 - share)", "(1 - share) * lengths.mean(-1) + share"),
     "qrl: smallest component": (QRL_LOUD, "lengths.amax(-1)", "lengths.amin(-1)"),
-    "qrl: intervals counted twice": (QRL_LOUD, "(end - torch.maximum(start, covered))", "(end - start)"),
-    "qrl: empty intervals kept": (QRL_LOUD, "torch.maximum(left, right.gather(-1, order))", "right.gather(-1, order)"),
-    "crl: no positives": (CRL_LOUD, "same.expand_as(logits)", "0 * same.expand_as(logits)"),
+    "qrl: overlaps counted twice": (QRL_LOUD, "opens = real & ~(", "opens = real & ~(0 * "),
+    "qrl: empty intervals kept": (QRL_LOUD, "closes = real & ~", "closes = ~"),
+    "crl: no positives": (CRL_LOUD, "_same(logits).expand_as", "(0 * _same(logits)).expand_as"),
     "crl: not scaled": (CRL_LOUD, "phi / phi.shape[-1] ** 0.5", "phi"),
     "crl: goals from the wrong end": (CRL_LOUD, "obs[..., :-n_goal], obs[..., -n_goal:]", "obs[..., n_goal:], obs[..., :n_goal]"),
     "crl: goals without their gradient": (CRL_LOUD, "phi @ psi.mT", "phi @ psi.mT.detach()"),

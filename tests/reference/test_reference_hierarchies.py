@@ -262,7 +262,7 @@ def disagreement(method, data, n: int = N) -> float:
     plain, worst = Plain(method, state), 0.0
     for i in range(n):
         batch = pipeline.sample(rng.key(i))
-        state, _ = method.update(state, batch, rng.key(i))
+        state, metrics = method.update(state, batch, rng.key(i))
         logs = plain.update(batch)
         worst = max(worst, *(abs(logs[name] - metrics[name].item()) for name in logs))
     # far from the data too, where actions are clipped

@@ -8,6 +8,7 @@ from support.shipped import shipped_methods
 from torch.func import grad, vmap
 
 from offbench import rng
+from offbench.data.goals import Goal
 from offbench.data.pipeline import make_pipeline
 from offbench.data.sampling import advantage_weights, return_weights
 from offbench.data.views import Chunk, NStep, Window
@@ -59,8 +60,10 @@ def test_the_simplest_method_does_not_in_any_view_with_learned_weights():
 
 def in_all_views(method):
     composed = 0
-    of_windows = "context" in getattr(method, "needs", ())
-    for view in (Window(4),) if of_windows else VIEWS:
+    needs = getattr(method, "needs", ())
+    own = view_for(needs)
+    views = (Window(4),) if "context" in needs else (own,) if isinstance(own, Goal) else VIEWS
+    for view in views:
         for wrapped in (method, DensityWeights(method=method, hidden=(8,))):
             try:
                 assert not found_in(wrapped, view=view, weights=[advantage_weights])
