@@ -2,7 +2,7 @@
 
 After an intended change, and a line in the changelog:    PYTHONPATH=tests python tests/methods/test_golden.py
 
-The record is a few sums in float64, compared to 1e-9: robust to the order of additions in a BLAS,
+The record is a few sums in float64, compared to 1e-9 (CQL's to 1e-8): robust to the order of additions in a BLAS,
 while any change of a formula, a default or a draw moves them by far more.
 """
 
@@ -21,6 +21,10 @@ from offbench.training.step import advance, initial_carry, make_step
 
 FOLDER = Path(__file__).parent / "golden"
 N_UPDATES = 20
+# share of the scale of a group by which numbers may differ
+TOLERANCE = 1e-9
+# In CQL the last bits, which are another CPU's own, grow to 2e-9 in twenty updates.
+GROWING = {"cql": 1e-8}
 
 
 def exact_data():
@@ -65,8 +69,8 @@ def path(method) -> Path:
     return FOLDER / f"{type(method).__module__.rsplit('.')[-1]}.json"
 
 
-def differences(got: dict, want: dict, where: str = "") -> list[str]:
-    """The entries that differ by more than 1e-9 of the scale of their group."""
+def differences(got: dict, want: dict, where: str = "", tolerance: float = TOLERANCE) -> list[str]:
+    """The entries that differ by more than a share of the scale of their group."""
     if got.keys() != want.keys():
         return [f"{where}: {sorted(got)} instead of {sorted(want)}"]
     scale = max((abs(x) for x in want.values() if isinstance(x, float)), default=1.0)
@@ -74,15 +78,16 @@ def differences(got: dict, want: dict, where: str = "") -> list[str]:
     for name in want:
         a, b = got[name], want[name]
         if isinstance(b, dict):
-            found += differences(a, b, f"{where}/{name}")
-        elif abs(a - b) > (1e-9 * scale if isinstance(b, float) else 0):
+            found += differences(a, b, f"{where}/{name}", tolerance)
+        elif abs(a - b) > (tolerance * scale if isinstance(b, float) else 0):
             found.append(f"{where}/{name}: {a!r} instead of {b!r}")
     return found
 
 
 def test_twenty_updates_give_the_recorded_numbers(shipped_method):
     want = json.loads(path(shipped_method).read_text())
-    found = differences(trace(shipped_method), want)
+    tolerance = GROWING.get(path(shipped_method).stem, TOLERANCE)
+    found = differences(trace(shipped_method), want, tolerance=tolerance)
     assert not found, (
         "results changed; if intended, run `PYTHONPATH=tests python tests/methods/test_golden.py`:\n"
         + "\n".join(found)
@@ -94,7 +99,9 @@ def test_a_change_in_the_seventh_digit_of_a_hyper_parameter_is_noticed(shipped_m
     changed = dataclasses.replace(
         shipped_method, **{rate: getattr(shipped_method, rate) * (1 + 1e-6)}
     )
-    assert differences(trace(changed), json.loads(path(shipped_method).read_text()))
+    tolerance = GROWING.get(path(shipped_method).stem, TOLERANCE)
+    want = json.loads(path(shipped_method).read_text())
+    assert differences(trace(changed), want, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("record", sorted(FOLDER.glob("*.json")), ids=lambda p: p.stem)
