@@ -8,13 +8,13 @@ import pytest
 import torch
 from support.mutants import mutated
 
+from offbench import rng
 from offbench.data.goals import Goal
 from offbench.data.pipeline import make_pipeline
 from offbench.data.replay import Episode, from_episodes
 from offbench.methods.crl import CRL
 from offbench.methods.gciql import GCIQL
 from offbench.methods.qrl import QRL
-from offbench.training.loop import train
 from offbench.types import Spec
 
 NETS = {"hidden": (64, 64), "lr": 3e-3}
@@ -36,11 +36,15 @@ def walks(paths: list[list[int]], n: int):
 
 
 def learned(method, data, view: Goal, n_updates: int):
-    """The state of one seed after training."""
+    """The state after updates and a fifth as many at a tenth of the rate, which calms it."""
     spec = Spec(data.obs.shape[1], 1, view.gamma, 1000)
     pipeline = make_pipeline(data, view=view, batch_size=64, needs=method.needs)
-    (point,) = train(method, pipeline, spec, seeds=[0], n_updates=n_updates, backend="eager")
-    return torch.utils._pytree.tree_map(lambda x: x[0], point.state)
+    state, key = method.init(rng.key(0), pipeline.spec(spec)), rng.key(1)
+    calm = dataclasses.replace(method, lr=method.lr / 10)
+    for i in range(n_updates + n_updates // 5):
+        batch = pipeline.sample(rng.fold(key, i))
+        state, _ = (method if i < n_updates else calm).update(state, batch, key)
+    return state
 
 
 def all_pairs(n: int) -> torch.Tensor:
@@ -72,7 +76,7 @@ def town():
     return walks([path], 5)
 
 
-def error_of_distances(method, n_updates: int = 4500) -> float:
+def error_of_distances(method, n_updates: int = 4000) -> float:
     """The largest relative error of a distance. Steps may be 2 % longer than 1, not a fifth as by default."""
     method = dataclasses.replace(method, slack=5e-4, latent_dim=64, **NETS)
     state = learned(method, town(), Goal(0.99, value_goals=(0.0, 0.0, 1.0)), n_updates)
@@ -127,7 +131,7 @@ def ranks_of_logits(method) -> tuple[float, float]:
 def test_the_logits_of_crl_rank_states_by_discounted_occupancy():
     """Occupancy falls by gamma a step, so its logarithm by log gamma."""
     ordered, slope = ranks_of_logits(CRL())
-    assert ordered > 0.95 and slope == pytest.approx(np.log(RING_GAMMA), rel=0.15)
+    assert ordered == 1 and slope == pytest.approx(np.log(RING_GAMMA), rel=0.15)
 
 
 CRL_MUTANTS = {
@@ -164,7 +168,7 @@ def error_of_values(method) -> float:
 
 @pytest.mark.slow
 def test_the_value_of_gciql_is_the_discounted_number_of_steps():
-    assert error_of_values(GCIQL()) < 0.1
+    assert error_of_values(GCIQL()) < 0.05
 
 
 GCIQL_MUTANTS = {
