@@ -41,14 +41,14 @@ class Goal(NamedTuple):
     """
 
     gamma: float = 0.99
-    value_goals: Shares = (0.2, 0.5, 0.3)
+    value_goals: tuple[float, ...] = (0.2, 0.5, 0.3)
     geometric: bool = True
-    actor_goals: Shares = (0.0, 1.0, 0.0)
+    actor_goals: tuple[float, ...] = (0.0, 1.0, 0.0)
     actor_geometric: bool = False
     negative: bool = True
     subgoal_steps: int = 25
     option_steps: int = 5
-    low_goals: Shares = (0.1, 0.85, 0.05)
+    low_goals: tuple[float, ...] = (0.1, 0.85, 0.05)
     low_geometric: bool = True
     low_gamma: float | None = None
 
