@@ -205,6 +205,8 @@ def _print(
     (render if scored else validation_table).to_terminal(board, console)
     endings = ", ".join(path.name.removeprefix(paths[0].stem) for path in paths)
     console.print(f"written: {paths[0].with_suffix('')} ({endings})", markup=False, soft_wrap=True)
-    if scored:
+    if not isinstance(board, validation_table.ValidationTable):
         more = f"chunk lengths, values against returns: offbench diagnose {shlex.join(args)}"
+        if len(board.goals):
+            more = f"values and success by distance to the goal: offbench diagnose --play 20 {shlex.join(args)}"
         console.print(more.strip(), markup=False, soft_wrap=True)

@@ -165,6 +165,8 @@ def _valid(data: ReplayData, view: View) -> Extra:
 
 
 def _context(data: ReplayData, view: View) -> Extra:
+    if isinstance(view, FittedGoal):
+        raise UserError("this method learns from windows of steps, which view=goal does not give")
     if not isinstance(view, FittedWindow):
         raise UserError("this method learns from windows of steps: use view=window")
     return OfView()
@@ -174,7 +176,7 @@ def _recorded(name: str, view: View) -> None:
     """Raises UserError for returns of recorded rewards under a goal view, which pays its own."""
     if isinstance(view, FittedGoal):
         raise UserError(
-            f"{name} is of recorded rewards, which view=goal does not read; use view=nstep"
+            f"{name} is of recorded rewards, which view=goal does not read; this method needs them"
         )
 
 

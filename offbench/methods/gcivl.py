@@ -8,8 +8,8 @@ the dynamics are deterministic, and the policy is extracted by advantage-weighte
     L_pi = -min(exp(alpha (mean_i V_i(s', g) - mean_i V_i(s, g))), 100) log pi(a | s, g)
 
 The weight of the expectile comes from the target networks, and each head is regressed on its own target. As in
-seohongpark/ogbench 1d41409, impls/agents/gcivl.py. Rewards are -1, and 0 at the goal, so -V is a discounted
-number of steps.
+seohongpark/ogbench 1d41409, impls/agents/gcivl.py, but that the target follows the value after its step, theirs
+the one before it. Rewards are -1, and 0 at the goal, so -V is a discounted number of steps.
 
 Metrics: the two losses, the mean of V, the mean of the clipped advantage weights.
 """

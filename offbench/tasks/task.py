@@ -196,8 +196,12 @@ class Task:
                 f"{self.id} is goal-conditioned and {method} has a view without goals: use {method}+goal{tasks}"
             )
         if goals and not self.goals:
+            # files of the user's
+            hint = (
+                "name them by task.goals=[...]" if self.family == "own" else "offbench list tasks"
+            )
             raise UserError(
-                f"{self.id} has no goals: view=goal is for goal-conditioned tasks (offbench list tasks)"
+                f"{self.id} has no goals: view=goal is for goal-conditioned tasks ({hint})"
             )
 
     def goal_of(self, episode: int) -> int | None:

@@ -428,6 +428,11 @@ def test_returns_of_recorded_rewards_are_refused(name):
         make_pipeline(make([7]), view=Goal(), needs=[name])
 
 
+def test_windows_are_not_asked_for_in_place_of_goals():
+    with pytest.raises(UserError, match="windows of steps, which view=goal does not give"):
+        make_pipeline(make([7]), view=Goal(), needs=["context"])
+
+
 def test_data_without_episodes_and_views_without_goals_are_refused():
     with pytest.raises(UserError, match="view=goal needs trajectories"):
         make_pipeline(make([1, 1, 1]), view=Goal())
