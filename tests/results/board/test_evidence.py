@@ -15,7 +15,7 @@ from offbench.results.board.evidence import paths_of, read_evidence, write_evide
 from offbench.results.board.render import to_csv
 from offbench.results.cells import scored_cells
 
-FOLDERS = (ROOT / "results/board", ROOT / "results/acsac_small")
+FOLDERS = (ROOT / "results/board", ROOT / "results/acsac_small", ROOT / "results/goals")
 COMMITTED = sorted(path for folder in FOLDERS for path in folder.glob("*.runs.parquet"))
 
 
