@@ -15,7 +15,7 @@ rewards after a success as in the code of Q-chunking; feed-forward layers of 4 w
 final norm, which its parameter count (2,455,065 with two stored target critics) forces; Xavier
 weights and tanh-GELU, the defaults of the code it builds on. Two layouts have exactly its 404,224
 parameters per critic: (learned, shared) and (sinusoid, per_position). The default is the second, since
-the text has a head per position; on a small stage no layout was told from another (docs/chunking.md).
+the text has a head per position; on a small stage no layout was told from another (results/acsac_small).
 A bias of the encoders would be redundant with learned positions, which have none.
 """
 
