@@ -194,6 +194,8 @@ EXTRAS = {
     "prefixes": Prefixes.fit,
     "context": _context,
     **dict.fromkeys(GOAL_EXTRAS, _goals),
+    # adds nothing to a batch: goals of values have to be later states alone
+    "later_goals": _goals,
 }
 
 

@@ -52,6 +52,10 @@ class Goal(NamedTuple):
     low_geometric: bool = True
     low_gamma: float | None = None
 
+    def for_needs(self, needs: Sequence[str]) -> "Goal":
+        """With the goals that a method's `needs` ask for."""
+        return self._replace(value_goals=(0.0, 1.0, 0.0)) if "later_goals" in needs else self
+
     def spec(self, spec: Spec) -> Spec:
         return spec._replace(obs_dim=2 * spec.obs_dim, goal_dim=spec.obs_dim)
 
@@ -81,6 +85,11 @@ class Goal(NamedTuple):
                 raise UserError(
                     f"view.{name}={steps} is longer than every episode (the longest has {longest} steps)"
                 )
+        if "later_goals" in needs and self.value_goals[1] != 1:
+            raise UserError(
+                f"view.value_goals={list(self.value_goals)} must be [0, 1, 0]: this method tells the states "
+                "that followed from others, so its goals are later states alone"
+            )
         if not 0 <= self.low_discount < 1:
             raise UserError(f"view.low_gamma must be in [0, 1), got {self.low_gamma}")
         return self.over(data, needs)

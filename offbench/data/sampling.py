@@ -87,9 +87,18 @@ def _softmax_weights(x: Tensor, data: ReplayData, temperature: float) -> Tensor:
     return torch.exp((scaled - 1) / temperature)[data.episode]
 
 
+def _returns(data: ReplayData) -> Tensor:
+    """Undiscounted returns of the episodes (E,), by which they are weighed and ranked."""
+    if not data.reward.any():
+        raise UserError(
+            "this sampler weighs episodes by their returns, and every reward of the dataset is 0"
+        )
+    return episode_returns(data)
+
+
 def return_weights(data: ReplayData, *, temperature: float = 0.1) -> Tensor:
     """RW of Hong et al. (2023): trajectories weighted by their undiscounted raw return, (S,)."""
-    return _softmax_weights(episode_returns(data), data, temperature)
+    return _softmax_weights(_returns(data), data, temperature)
 
 
 def advantage_weights(data: ReplayData, *, temperature: float = 0.1) -> Tensor:
@@ -98,7 +107,7 @@ def advantage_weights(data: ReplayData, *, temperature: float = 0.1) -> Tensor:
     From the rewards as recorded; the authors' IQL code subtracts 1 in antmaze first, which favours
     short episodes.
     """
-    returns = episode_returns(data).cpu().numpy()
+    returns = _returns(data).cpu().numpy()
     first = data.obs[first_rows(data)].double().cpu().numpy()
     # centred: better conditioned
     design = np.column_stack([first - first.mean(0), np.ones(len(first))])
@@ -121,7 +130,7 @@ def top_fraction(
     """
     if not 0 < fraction <= 1:
         raise UserError(f"sampler fraction must be in (0, 1], got {fraction}")
-    order = torch.argsort(episode_returns(data), descending=True, stable=True)
+    order = torch.argsort(_returns(data), descending=True, stable=True)
     if by == "trajectories":
         n = int(np.ceil(fraction * data.n_episodes - 1e-9))
     elif by == "timesteps":

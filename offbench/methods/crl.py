@@ -58,7 +58,7 @@ class CRL:
     latent_dim: Count = 512
     lr: Positive = 3e-4
     hidden: Widths = (512, 512, 512)
-    needs: ClassVar[tuple[str, ...]] = ("actor_goals",)
+    needs: ClassVar[tuple[str, ...]] = ("actor_goals", "later_goals")
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -104,7 +104,7 @@ def sized_method(name: str, hidden: tuple[int, ...]) -> Any:
 def usual_view(needs: Sequence[str]) -> NStep | Chunk | Window | Goal:
     """What a method learns from: goals, chunks of 5 steps and windows of 20, as published."""
     if GOAL_EXTRAS.keys() & set(needs):
-        return Goal(SPEC.gamma)
+        return Goal(SPEC.gamma).for_needs(needs)
     if {"valid", "prefixes"} & set(needs):
         return Chunk(5, SPEC.gamma, pad=True)
     return Window(20, SPEC.gamma) if "context" in needs else NStep(1, SPEC.gamma)

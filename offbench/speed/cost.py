@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from offbench import rng
 from offbench.nn import evaluated
 from offbench.training.engine import Precision, matmul_precision
+from offbench.training.products import bmm, mm, onednn_is_faster
 from offbench.training.step import Carry, Step
 
 # batch, rows, inner, columns
@@ -134,11 +135,16 @@ def _random(shape: tuple[int, ...], device: torch.device, precision: Precision) 
 
 
 def matmul_ceiling(device: torch.device, precision: Precision = "float32", *, n: int = 0) -> float:
-    """FLOP/s of one large square product."""
+    """FLOP/s of one large square product, by the library that the engine takes for it."""
     n = n or (8192 if device.type == "cuda" else 1024)
     a, b = (_random((n, n), device, precision) for _ in range(2))
+    product = mm if _by_onednn(device, precision) else torch.mm
     with matmul_precision(precision):
-        return 2.0 * n**3 / best_seconds(lambda: torch.mm(a, b), device)
+        return 2.0 * n**3 / best_seconds(lambda: product(a, b), device)
+
+
+def _by_onednn(device: torch.device, precision: Precision) -> bool:
+    return device.type == "cpu" and precision == "float32" and onednn_is_faster()
 
 
 def products_ceiling(
@@ -156,6 +162,8 @@ def products_ceiling(
             b = _random((batch, k, n), device, precision)
             at, bt = a.mT.contiguous(), b.mT.contiguous()
             forms = [lambda a=a, b=b: torch.bmm(a, b)]
+            if _by_onednn(device, precision):
+                forms.append(lambda a=a, b=b: bmm(a, b))
             if 1 in (m, n):
                 forms.append(lambda at=at, bt=bt: torch.bmm(bt, at))
             if k == 1:

@@ -124,7 +124,7 @@ def spec_for(method: Method, spec: Spec = SPEC) -> Spec:
 def view_for(needs: Sequence[str], spec: Spec = SPEC) -> View | Window | Goal:
     """A view that has what the extras in `needs` are made of."""
     if GOAL_EXTRAS.keys() & set(needs):
-        return Goal(spec.gamma, subgoal_steps=3, option_steps=3)
+        return Goal(spec.gamma, subgoal_steps=3, option_steps=3).for_needs(needs)
     if {"valid", "prefixes"} & set(needs):
         return Chunk(3, spec.gamma, pad=True)
     return Window(5, spec.gamma) if "context" in needs else NStep(1, spec.gamma)

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from offbench import rng
 from offbench.nn import evaluated, optim
-from offbench.training import compiling, fusing
+from offbench.training import compiling, fusing, products
 
 _aten = torch.ops.aten
 # torch.fx keeps the trace it makes in a global variable; episodes are played in another thread than training
@@ -62,12 +62,15 @@ class Program:
             _multiply_in_bf16(graph)
         if compiled or not bf16:
             _compute_once(graph)
+        on_cpu = leaves[0].device.type == "cpu"
+        if on_cpu and not bf16 and products.onednn_is_faster():
+            products.by_onednn(graph)
         if compiled:
             options = fusing.fuse(graph, leaves[0].device)
             self._run = compiling.compiled(graph, options, any_length=any_length)
             return
         if not bf16:
-            if leaves[0].device.type == "cpu":
+            if on_cpu:
                 _turn_thin_products(graph)
             _write_over_dead_values(graph)
         in_place = []
@@ -93,6 +96,13 @@ _FORMULAS: dict[Any, Callable[..., Any]] = {
 _IN_PLACE: dict[Any, tuple[Callable[..., Any], tuple[int, ...]]] = {
     torch.ops.offbench.adam.default: (optim.adam_, (0, 2, 3)),
     torch.ops.offbench.lerp.default: (optim.lerp_, (0,)),
+}
+
+
+# operators of offbench -> their functions, which are called without torch's dispatch
+_DIRECT: dict[Any, Callable[..., Any]] = {
+    torch.ops.offbench.normal.default: rng.normal_formula,
+    **products.CALLS,
 }
 
 
@@ -283,8 +293,8 @@ def _fast_calls(graph: GraphModule, leaves: list[Tensor]) -> None:
         want = graph(*leaves)
         targets = {node: node.target for node in graph.graph.nodes}
         for node, target in targets.items():
-            if target is torch.ops.offbench.normal.default:
-                node.target = rng.normal_formula
+            if target in _DIRECT:
+                node.target = _DIRECT[target]
             elif isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
                 node.target = _binding(target._schema.name.removeprefix("aten::")) or target
         try:

@@ -409,6 +409,14 @@ def test_a_view_that_makes_no_sense_is_refused(view, words):
     assert "\n" not in str(error.value)
 
 
+def test_a_method_that_learns_from_later_states_is_given_no_others():
+    needs = ("actor_goals", "later_goals")
+    words = r"view.value_goals=\[0.2, 0.5, 0.3\] must be \[0, 1, 0\]"
+    with pytest.raises(UserError, match=words):
+        make_pipeline(make([7]), view=Goal(), needs=needs)
+    assert make_pipeline(make([7]), view=Goal().for_needs(needs), needs=needs)
+
+
 def test_settings_that_a_method_does_not_ask_for_are_not_held_against_it():
     make_pipeline(make([7, 2]), view=Goal(subgoal_steps=25), needs=("actor_goals",))
     make_pipeline(make([7, 2]), view=Goal(1.0, geometric=False))

@@ -196,6 +196,13 @@ def test_the_units_of_reward_do_not_matter(weights):
     )
 
 
+@pytest.mark.parametrize("weights", [return_weights, advantage_weights, top_fraction])
+def test_data_without_rewards_cannot_be_weighed_by_returns(weights):
+    """Otherwise `gcivl+rw` would be `gcivl`, and a tenth of the episodes an arbitrary tenth."""
+    with pytest.raises(UserError, match="every reward of the dataset is 0"):
+        weights(by_hand([5] * 3, [0, 0, 0]))
+
+
 def test_probabilities_are_not_the_softmax_of_raw_returns():
     """Trap 2: that collapses to the best trajectory."""
     data = by_hand([10, 10], [1, 100])

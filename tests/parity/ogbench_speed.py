@@ -84,7 +84,9 @@ def ours(
 
     learner = sized_method(method, tuple(hidden))
     data = replay(path)
-    pipeline = make_pipeline(data, view=Goal(), batch_size=batch_size, needs=learner.needs)
+    pipeline = make_pipeline(
+        data, view=Goal().for_needs(learner.needs), batch_size=batch_size, needs=learner.needs
+    )
     spec = pipeline.spec(Spec(data.obs.shape[1], data.action.shape[1], 0.99, 1000))
     step, carry = make_step(learner, pipeline), initial_carry(learner, spec, range(seeds))
     engine = Engine(step, carry, backend=backend)  # type: ignore[arg-type]
