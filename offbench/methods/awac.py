@@ -10,7 +10,8 @@ Differs from the authors' code (rail-berkeley/rlkit): there weights are a softma
 actor learns from the critics of before their step, has 4 hidden layers, weight decay and a log
 standard deviation in [-6, 0], batches are 1024, and training goes on online. From CORL's: none known;
 the mean is clipped to the bounds when acting, which its environments do.
-If you come from CORL: `temperature` is `awac_lambda`, `polyak_rate` is `tau`.
+With `components` above 1 the actor is a mixture of so many Gaussians (offbench/nn/mixture.py), which no
+paper of AWAC has. If you come from CORL: `temperature` is `awac_lambda`, `polyak_rate` is `tau`.
 
 Metrics: both losses, Q on the data, V (Q on the policy's actions), the mean weight, and the share of
 the batch that the weights amount to (effective sample size: 1 when all are equal, 1/B for one row).
@@ -24,15 +25,18 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from offbench import rng
-from offbench.nn import nets
+from offbench.nn import mixture, nets
 from offbench.nn.distributions import gaussian_log_prob
 from offbench.nn.optim import Adam, AdamState, polyak
-from offbench.ranges import PolyakRate, Positive, Widths, check_ranges
+from offbench.ranges import Count, PolyakRate, Positive, Widths, check_ranges
 from offbench.types import Batch, Metrics, Spec
+
+Actor = nets.Gaussian | mixture.Params
 
 
 class State(NamedTuple):
-    actor: nets.Gaussian
+    # the second with `components`
+    actor: Actor
     # leading axis 2: the twins
     critic: nets.Params
     target_critic: nets.Params
@@ -45,6 +49,8 @@ class AWAC:
     # lambda: weights are exp(advantage / temperature)
     temperature: Positive = 0.3333
     max_weight: Positive = 100.0
+    # of a mixture
+    components: Count = 1
     polyak_rate: PolyakRate = 0.005
     lr: Positive = 3e-4
     hidden: Widths = (256, 256, 256)
@@ -55,8 +61,13 @@ class AWAC:
     def init(self, key: Tensor, spec: Spec) -> State:
         k_actor, k_critic = rng.split(key)
         n_obs, n_act = spec.obs_dim, spec.action_dim
-        mean = nets.mlp_init(k_actor, (n_obs, *self.hidden, n_act))
-        actor: nets.Gaussian = {"mean": mean, "log_std": torch.zeros(n_act, device=key.device)}
+        sizes = (n_obs, *self.hidden, n_act)
+        actor: Actor
+        if self.components > 1:
+            actor = mixture.init(k_actor, sizes, self.components)
+        else:
+            log_std = torch.zeros(n_act, device=key.device)
+            actor = {"mean": nets.mlp_init(k_actor, sizes), "log_std": log_std}
         critic = nets.mlp_init(k_critic, (n_obs + n_act, *self.hidden, 1), ensemble=2)
         adam = Adam(self.lr)
         return State(actor, critic, critic, adam.init(actor), adam.init(critic))
@@ -78,6 +89,8 @@ class AWAC:
 
     def act(self, state: State, obs: Tensor, key: Tensor) -> Tensor:
         del key  # evaluation is greedy
+        if isinstance(state.actor, mixture.Params):
+            return mixture.best(mixture.at(state.actor, obs))
         return nets.mlp(state.actor["mean"], obs).clamp(-1, 1)
 
     def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
@@ -95,13 +108,13 @@ class AWAC:
         return loss, {"critic_loss": loss, "q": q.mean()}
 
     def _actor_loss(
-        self, actor: nets.Gaussian, critic: nets.Params, batch: Batch, key: Tensor
+        self, actor: Actor, critic: nets.Params, batch: Batch, key: Tensor
     ) -> tuple[Tensor, Metrics]:
         rows = torch.cat([batch.action, _sample(actor, batch.obs, key).detach()])  # (2B, A)
         twice = torch.cat([batch.obs, batch.obs])
         q, v = _q(critic, twice, rows).amin(0).chunk(2)  # (2, 2B) -> (B,), (B,)
         weight = ((q - v) / self.temperature).exp().clamp(max=self.max_weight).detach()
-        log_prob = gaussian_log_prob(*_gaussian(actor, batch.obs), batch.action)
+        log_prob = _log_prob(actor, batch.obs, batch.action)
         loss = -(weight * log_prob).mean()
         effective = weight.mean().square() / weight.square().mean()
         return loss, {
@@ -117,7 +130,15 @@ def _gaussian(actor: nets.Gaussian, obs: Tensor) -> tuple[Tensor, Tensor]:
     return nets.mlp(actor["mean"], obs), actor["log_std"].clamp(-20.0, 2.0)
 
 
-def _sample(actor: nets.Gaussian, obs: Tensor, key: Tensor) -> Tensor:
+def _log_prob(actor: Actor, obs: Tensor, action: Tensor) -> Tensor:
+    if isinstance(actor, mixture.Params):
+        return mixture.log_prob(mixture.at(actor, obs), action)
+    return gaussian_log_prob(*_gaussian(actor, obs), action)
+
+
+def _sample(actor: Actor, obs: Tensor, key: Tensor) -> Tensor:
+    if isinstance(actor, mixture.Params):
+        return mixture.sample(mixture.at(actor, obs), key)
     mean, log_std = _gaussian(actor, obs)
     return (mean + log_std.exp() * rng.normal_like(key, mean)).clamp(-1, 1)
 
