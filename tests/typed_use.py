@@ -36,6 +36,7 @@ from offbench.methods.gcivl import GCIVL
 from offbench.methods.hiql import HIQL
 from offbench.methods.ifql import IFQL
 from offbench.methods.iql import IQL
+from offbench.methods.odice import ODICE
 from offbench.methods.ota import OTA
 from offbench.methods.qc import QC
 from offbench.methods.qgf import QGF
@@ -49,7 +50,7 @@ from offbench.training.loop import Point
 from offbench.types import Method, Policy
 
 METHODS: tuple[Method[Any], ...] = (
-    *(ARL(), HIQL(), OTA()),
+    *(ARL(), HIQL(), ODICE(), OTA()),
     *(ACSAC(), AWAC(), BC(), CGQ(), CQL(), DiscreteCQL(), DQC(), DT(), FQL(), IFQL(), IQL()),
     *(QC(), QGF(), ReBRAC(), SACN(), TD3BC(), XQL(), GCBC(), GCIQL(), GCIVL(), QRL(), CRL()),
 )

@@ -93,6 +93,8 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
                 continue
         raise bad()
     if origin is Literal:
+        # yaml reads the words true and false as truth values
+        value = str(value).lower() if isinstance(value, bool) else value
         if value not in args:
             raise UserError(f"{name}: {unknown('value', value, args)}")
         return value

@@ -173,12 +173,16 @@ class AdamState(NamedTuple):
 
 
 class Adam(NamedTuple):
-    """Adam (Kingma and Ba, 2015), equal to `torch.optim.Adam`; `lr` in units per step."""
+    """Adam (Kingma and Ba, 2015), equal to `torch.optim.Adam`; `lr` in units per step.
+
+    `weight_decay` is L2: its multiple of the parameters is added to the gradient.
+    """
 
     lr: float = 3e-4
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    weight_decay: float = 0.0
 
     def init(self, params: Any) -> AdamState:
         count = torch.zeros((), device=tree_leaves(params)[0].device)
@@ -187,6 +191,8 @@ class Adam(NamedTuple):
         )
 
     def step(self, grads: Any, state: AdamState, params: Any) -> tuple[Any, AdamState]:
+        if isinstance(self.weight_decay, Tensor) or self.weight_decay:
+            grads = tree_map(lambda g, p: g + self.weight_decay * p, grads, params)
         leaves, tree = tree_flatten(params)
         count, n = state.count + 1, len(leaves)
         step = adam_formula if isinstance(self.lr, Tensor) else torch.ops.offbench.adam

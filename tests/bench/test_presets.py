@@ -108,6 +108,24 @@ def test_a_row_adds_transforms_or_replaces_those_of_the_method():
     assert transforms("iql", "d4rl/kitchen-mixed-v0") == {}
 
 
+@pytest.mark.parametrize(
+    ("task", "n_values", "layer_norm"),
+    [
+        ("d4rl/hopper-medium-v2", 2, True),
+        ("d4rl/antmaze-umaze-v2", 2, False),
+        ("d4rl/antmaze-umaze-diverse-v2", 1, False),
+        ("d4rl/antmaze-medium-diverse-v2", 2, False),
+        ("d4rl/antmaze-large-play-v2", 1, False),
+    ],
+)
+def test_odice_has_its_authors_values_and_rewards(task, n_values, layer_norm):
+    made = cell("odice", task)
+    assert made.hparams["n_values"] == n_values and made.hparams["layer_norm"] == layer_norm
+    # 1 at the goal and 0 elsewhere become 0 and -3
+    paid = {"reward_affine": {"scale": 3, "shift": -3}}
+    assert made.pipeline["transforms"] == ({"reward_range": {}} if layer_norm else paid)
+
+
 @pytest.mark.parametrize("version", ["v0", "v1", "v2"])
 def test_rewards_of_every_antmaze_that_pays_a_goal_are_shifted(version):
     shift = {"obs_norm": {}, "reward_affine": {"shift": -1}}

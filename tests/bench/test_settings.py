@@ -365,9 +365,18 @@ def test_iqls_actor_decays_over_the_run_wherever_corls_protocol_is_claimed(name)
         ("d4rl/antmaze-umaze-v2", False),
     ],
 )
-def test_xql_scales_rewards_on_locomotion_alone(task, scaled):
-    made = cell("method=xql", f"task={task}")
-    assert ("reward_range" in made.pipeline["transforms"]) == scaled
+def test_xql_and_odice_scale_rewards_on_locomotion_alone(task, scaled):
+    for name in ("xql", "odice"):
+        made = cell(f"method={name}", f"task={task}")
+        assert ("reward_range" in made.pipeline["transforms"]) == scaled
+
+
+def test_a_choice_that_is_called_true_needs_no_quotes():
+    task = "task=offbench/hopper/medium-replay-v0"
+    for word in ("true", '"true"'):
+        assert cell("method=odice", task, f"method.gradient={word}").hparams["gradient"] == "true"
+    with pytest.raises(UserError, match="gradient: unknown value 'false'"):
+        cell("method=odice", task, "method.gradient=false")
 
 
 @pytest.mark.parametrize(

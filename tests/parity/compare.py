@@ -26,6 +26,7 @@ NAMES = {
     "fql": "FQL", "ifql": "IFQL", "qc": "QC", "qc_fql": "QC-FQL", "qgf": "QGF",
     "gcbc": "GCBC", "gcivl": "GCIVL", "gciql": "GCIQL", "gciql_awr": "GCIQL, AWR", "qrl": "QRL", "crl": "CRL",
     "crl_awr": "CRL, AWR",
+    "odice": "ODICE", "odice_semi": "ODICE, semi-gradient", "odice_true": "ODICE, true gradient",
 }  # fmt: skip
 SEEDS = 5  # fewer are not compared
 WIDE = 10.0  # points: an interval that reaches further from 0 says little

@@ -17,6 +17,7 @@ from offbench.methods.gcivl import GCIVL
 from offbench.methods.hiql import HIQL
 from offbench.methods.ifql import IFQL
 from offbench.methods.iql import IQL
+from offbench.methods.odice import ODICE
 from offbench.methods.ota import OTA
 from offbench.methods.qc import QC
 from offbench.methods.qgf import QGF
@@ -131,6 +132,20 @@ OF_THE_CONTRACT = {
         {},
         "_values(before.value",
         "_values(value",
+    ),
+    "ODICE: bootstrap subtracted": (
+        ADDED,
+        ODICE,
+        {},
+        "batch.reward + batch.discount * bootstrap",
+        "batch.reward - batch.discount * bootstrap",
+    ),
+    "ODICE: the semi-gradient goes through the next value": (
+        CONSTANT,
+        ODICE,
+        {"gradient": "semi"},
+        "else old_next_v",
+        "else next_v",
     ),
     "TD3BC: Q learns through its target": (
         CONSTANT,

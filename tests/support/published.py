@@ -102,6 +102,7 @@ _ENTRIES = {
     "DT": "dt",
     "Cal-QL": "cal_ql",
     "XQL": "xql",
+    "O-DICE": "odice",
 } | {
     f"{method} + {theirs} sampling": f"{ours}{sampler}"
     for method, ours in {"CQL": "cql", "IQL": "iql", "TD3+BC": "td3_bc"}.items()
