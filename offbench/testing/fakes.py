@@ -79,6 +79,7 @@ def sized(cls: type, hidden: tuple[int, ...]) -> Any:
     small = {
         "hidden": hidden,
         "rep_hidden": hidden,
+        "cvae_hidden": hidden,
         "latent_dim": 16,
         "width": hidden[0],
         "layers": len(hidden),
@@ -92,6 +93,7 @@ def sized(cls: type, hidden: tuple[int, ...]) -> Any:
 SMALL = {
     "hidden": (16,),
     "rep_hidden": (16,),
+    "cvae_hidden": (16,),
     "latent_dim": 16,
     "width": 16,
     "layers": 1,
