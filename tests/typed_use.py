@@ -19,6 +19,7 @@ from offbench import (
     train,
 )
 from offbench.data.pipeline import Pipeline
+from offbench.methods.a2pr import A2PR
 from offbench.methods.acsac import ACSAC
 from offbench.methods.arl import ARL
 from offbench.methods.awac import AWAC
@@ -50,7 +51,7 @@ from offbench.training.loop import Point
 from offbench.types import Method, Policy
 
 METHODS: tuple[Method[Any], ...] = (
-    *(ARL(), HIQL(), ODICE(), OTA()),
+    *(A2PR(), ARL(), HIQL(), ODICE(), OTA()),
     *(ACSAC(), AWAC(), BC(), CGQ(), CQL(), DiscreteCQL(), DQC(), DT(), FQL(), IFQL(), IQL()),
     *(QC(), QGF(), ReBRAC(), SACN(), TD3BC(), XQL(), GCBC(), GCIQL(), GCIVL(), QRL(), CRL()),
 )

@@ -7,9 +7,9 @@ check_a_loss_trains_one_part); and which fields a loss should read. Gradients ar
 through offbench.nn.optim; other optimisers are not judged by them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any, NamedTuple
 
 import torch
@@ -205,19 +205,33 @@ def check_what_a_part_learns_from_is_fixed(method: Method, spec: Spec = SPEC) ->
     *_, mixed = learned_from_pay(method, spec)
     # see check_targets_are_constants
     batch = rewarded(batch, 0.1 * batch.reward)
-    cases = [(start, batch), (mixed, batch), *((mixed, _twins(batch, row)) for row in range(3))]
-    influences = (_influence(method, state, some, key) for state, some in cases)
-    found = [influence for influence in influences if influence is not None]
-    if len(found) < len(cases) or not found[0].gradient:
+    ends = [_influence(method, state, batch, key) for state in (start, mixed)]
+    whole = [influence for influence in ends if influence is not None]
+    if len(whole) < len(ends) or not whole[0].gradient:
         return NOT_SEEN
-    for field in found[0].gradient:
-        for other in _parts(start):
-            first, second, *single = (case.strength(field, other) for case in found)
-            # one element alone may sit where a clip or a Huber loss is flat, three do not
-            seen = (first, second, max(single))
-            require(
-                other == field or min(seen) > 1e-7 or max(seen) < 1e-3,
-                f"`{field}` learns from `{other}` in some states or batches and not at all in others: look for "
-                "a scale or factor that is not detached and cancels what it multiplies.",
-            )
+    singles: list[Influence] = []
+    for row in range(batch.reward.shape[-1]):
+        single = _influence(method, mixed, _twins(batch, row), key)
+        if single is None:
+            return NOT_SEEN
+        singles.append(single)
+        # one element may sit where a clip is flat or on the other side of a minimum, not all do
+        if row >= 2 and _learned_at_times(whole, singles, _parts(start)) is None:
+            return None
+    field, other = _learned_at_times(whole, singles, _parts(start)) or ("", "")
+    raise AssertionError(
+        f"`{field}` learns from `{other}` in some states or batches and not at all in others: look for "
+        "a scale or factor that is not detached and cancels what it multiplies."
+    )
+
+
+def _learned_at_times(
+    whole: list[Influence], singles: list[Influence], parts: Iterable[str]
+) -> tuple[str, str] | None:
+    """A field and another that its gradient reads in some of the batches, and in others not at all."""
+    for field, other in product(whole[0].gradient, parts):
+        of_one = max(single.strength(field, other) for single in singles)
+        seen = (*(influence.strength(field, other) for influence in whole), of_one)
+        if other != field and min(seen) <= 1e-7 and max(seen) >= 1e-3:
+            return field, other
     return None

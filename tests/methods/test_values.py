@@ -9,6 +9,7 @@ from support.shipped import shipped_methods
 from torch.utils._pytree import tree_map
 
 from offbench import rng
+from offbench.methods.a2pr import A2PR
 from offbench.methods.acsac import ACSAC
 from offbench.methods.awac import AWAC
 from offbench.methods.cgq import CGQ
@@ -44,6 +45,7 @@ CASES = [
     (IQL(**SIZES), relu, same, min),
     (XQL(**SIZES), relu, same, min),
     (TD3BC(**SIZES), relu, same, min),
+    (A2PR(**SIZES, cvae_hidden=(7,)), relu, same, min),
     (AWAC(**SIZES), relu, same, min),
     (CQL(**SIZES), relu, same, min),
     (SACN(**SIZES, n_critics=4), relu, same, min),

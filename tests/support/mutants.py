@@ -4,6 +4,7 @@ import inspect
 import sys
 import types
 
+from offbench.methods.a2pr import A2PR
 from offbench.methods.acsac import ACSAC
 from offbench.methods.arl import ARL
 from offbench.methods.awac import AWAC
@@ -48,7 +49,7 @@ def mutated(cls: type, old: str, new: str) -> type:
 
 ADDED, CONSTANT = "check_bootstrap_is_added", "check_targets_are_constants"
 ONE_PART, FIXED = "check_a_loss_trains_one_part", "check_what_a_part_learns_from_is_fixed"
-SIGNED = (AWAC, CQL, DiscreteCQL, DQC, FQL, IFQL, IQL, QC, QGF, ReBRAC, SACN, TD3BC, XQL)
+SIGNED = (A2PR, AWAC, CQL, DiscreteCQL, DQC, FQL, IFQL, IQL, QC, QGF, ReBRAC, SACN, TD3BC, XQL)
 CENTRED = ("nets.mlp(state.actor, obs).tanh()", "nets.mlp(state.actor, obs - obs.mean(0)).tanh()")
 
 # name -> (the check of the contract which finds it, method, settings, source before, and after)
@@ -229,6 +230,7 @@ OF_THE_CONTRACT = {
     "CGQ: chunks' Q is anchored too": (ONE_PART, CGQ, {}, "values[0].detach()", "values[0]"),
     "TD3BC: scale learns": (FIXED, TD3BC, {}, "q.abs().mean().detach()", "q.abs().mean()"),
     "ReBRAC: scale learns": (FIXED, ReBRAC, {}, "q.abs().mean().detach()", "q.abs().mean()"),
+    "A2PR: scale learns": (FIXED, A2PR, {}, "q.abs().mean().detach()", "q.abs().mean()"),
     "FQL: scale learns": (
         FIXED,
         FQL,
