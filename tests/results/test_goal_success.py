@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from offbench.results.board.formats import to_json, write
 from offbench.results.board.goals_text import to_table
 from offbench.results.board.leaderboard import Asked
 from offbench.results.board.render import to_csv, to_markdown
+from offbench.results.report import payload
 
 MAZE, PLAIN = "toy/maze-v0", "toy/plain-v0"
 
@@ -52,6 +54,20 @@ def test_each_goal_has_the_mean_of_its_own_test_episodes(found):
     cells = found.board(reps=20).cells.set_index(["entry", "task"])["mean"]
     for entry, part in table.groupby("entry"):
         assert part["mean"].mean() == pytest.approx(cells[entry, MAZE])
+
+
+def test_a_report_has_the_goals_as_the_board_spells_them(found):
+    goals = payload._goals(found.board(reps=20))
+    assert goals["head"] == ["entry", "task", *(f"goal {n}" for n in range(1, 6))]
+    assert [line[:2] for line in goals["lines"]] == [["x", MAZE], ["y", MAZE]]
+    shown = to_markdown(found.board(reps=20))
+    for line in goals["lines"]:
+        assert f"| {' | '.join(line)} |" in shown
+    plain = found.episodes[found.episodes["task"] == PLAIN].drop(columns="task_id")
+    without = replace(
+        found, episodes=plain, runs=found.runs[found.runs["task"] == PLAIN], tasks=(PLAIN,)
+    )
+    assert payload._goals(without.board(reps=20)) is None
 
 
 def test_every_format_has_the_goals_and_the_rows_make_them_again(found, tmp_path):

@@ -19,7 +19,7 @@ CAPTION = (
 
 def to_markdown(board: Board) -> str:
     """A line for each entry and task, a column for each goal, and the caption."""
-    head, lines = _table(board)
+    head, lines = text_table(board)
     return f"{markdown.table(head, lines, left=(0, 1))}\n\n{CAPTION}"
 
 
@@ -27,7 +27,7 @@ def to_table(board: Board) -> "Table":
     """The same for a terminal."""
     from rich.table import Table
 
-    head, lines = _table(board)
+    head, lines = text_table(board)
     table = Table(box=None, pad_edge=False)
     for place, name in enumerate(head):
         table.add_column(name, justify="left" if place < 2 else "right")
@@ -52,7 +52,8 @@ def csv_lines(board: Board) -> Iterator[dict[str, Any]]:
         }
 
 
-def _table(board: Board) -> tuple[list[str], list[list[str]]]:
+def text_table(board: Board) -> tuple[list[str], list[list[str]]]:
+    """Head and lines: entry, task, and the success at each goal with its interval."""
     goals = sorted(board.goals["task_id"].unique())
     found = {(row.entry, row.task, row.task_id): row for row in board.goals.itertuples()}
     with_goals = [task for task in board.tasks if task in set(board.goals["task"])]

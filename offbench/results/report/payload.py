@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from offbench.results.board import render
+from offbench.results.board import goals_text, render
 from offbench.results.board.leaderboard import Board
 from offbench.results.board.pairs_text import rank_text
 from offbench.results.captions import budget, counted
@@ -62,6 +62,7 @@ def board_payload(board: Board, runs: pd.DataFrame, unscaled: Collection[str] = 
             **{name: [number(getattr(cell, name)) for cell in cells] for name in _CELL},
         },
         "averaged": _averaged(board),
+        "goals": _goals(board),
         "published": _published(board),
         "caption": board.caption,
         "notes": list(board.notes),
@@ -100,6 +101,13 @@ def _averaged(board: Board) -> dict[str, Any] | None:
         return None
     table = board.averaged[["entry", "task", "mean", "low", "high", "last", "n_seeds"]]
     return {**columns(table), "caption": render.averaged_caption(board)}
+
+
+def _goals(board: Board) -> dict[str, Any] | None:
+    if board.goals.empty:
+        return None
+    head, lines = goals_text.text_table(board)
+    return {"head": head, "lines": lines, "caption": goals_text.CAPTION}
 
 
 def _published(board: Board) -> dict[str, Any] | None:

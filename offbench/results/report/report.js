@@ -10,12 +10,19 @@ function drawWords() {
   const notes = DATA.notes.length ? DATA.notes : ["Nothing differs between the runs of a column, and nothing is missing."];
   $("notes-list").replaceChildren(...notes.map((note) => el("li", {}, note)));
   if (DATA.averaged) drawAveraged(DATA.averaged);
+  if (DATA.goals) drawGoals(DATA.goals);
 }
 
 function drawAveraged(table) {
   const rows = table.entry.map((entry, i) => [entry, short(table.task[i]), fixed(table.mean[i]), fixed(table.low[i]), fixed(table.high[i]), fixed(table.last[i]), table.n_seeds[i]]);
   $("averaged").append(el("details", { class: "words" }, el("summary", {}, "Means of the last three evaluations"), el("p", {}, table.caption),
     listing("Means of the last three evaluations", ["Entry", "task", "mean of three", "low", "high", "last alone", "seeds"], rows, { numbers: [2, 3, 4, 5, 6] })));
+}
+
+function drawGoals({ head, lines, caption }) {
+  const numbers = head.map((_, x) => x).slice(2), rows = lines.map(([entry, task, ...goals]) => [entry, short(task), ...goals]);
+  $("averaged").append(el("details", { class: "words" }, el("summary", {}, "Success at each goal"), el("p", {}, caption),
+    listing("Success at each goal", head, rows, { numbers })));
 }
 
 const THEMES = { auto: "as the system", light: "light", dark: "dark" };
