@@ -16,11 +16,13 @@ from offbench.bench.played import beyond, longer
 from offbench.bench.policy import Loaded, load
 from offbench.bench.settings import ESTIMATING, EvalSettings
 from offbench.data.pipeline import Pipeline
-from offbench.data.replay import ReplayData, discounted_to_go, first_rows
+from offbench.data.replay import ReplayData, discounted_to_go, first_rows, is_one_hot
 from offbench.data.views import Chunk, NStep
 from offbench.errors import UserError
+from offbench.ope.behaviour import clone
 from offbench.ope.decisions import Decisions, decide, stacked
 from offbench.ope.fqe import FQE, fit
+from offbench.ope.weighted import doubly_robust, wis
 from offbench.results.estimates import PLAYED, is_estimated, path_of, write_estimates
 from offbench.results.schema import ESTIMATE, ESTIMATE_ERROR, RECORDED
 from offbench.rollout import EnvPool, PlayedStep, evaluate, make_policy
@@ -178,15 +180,17 @@ class Evaluation:
         """
         data, _ = load_data(self.task, defects="ignore")
         check_rewards(self.task, data)
-        own = {
-            "fqe": lambda some, done: estimate_fqe(
-                some, data, self.fqe, device=self.device, done=done
-            )
-        }
         settings = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self.fqe).items()}
         found, made = list[Path](), set[str]()
         for name in by:
-            paths = self._made(name, candidates, settings, own[name])
+            paths = self._made(
+                name,
+                candidates,
+                settings,
+                lambda some, done, name=name: estimate(  # type: ignore[misc]
+                    name, some, data, self.fqe, self.device, done
+                ),
+            )
             found, made = [*found, *paths.values()], made | paths.keys()
         if play is not None and self.task.env:
             pool = EnvPool(unlimited(self.task, self.fqe.gamma))
@@ -231,10 +235,52 @@ def _play(
         done(candidate, played_returns(candidate, pool, **how))
 
 
-def estimate_fqe(
-    candidates: Sequence[Candidate], data: ReplayData, fqe: FQE, *, device: str = "cpu", done: Done
+class Estimates(NamedTuple):
+    """Estimates of N policies at, or contributions of, E recorded episodes."""
+
+    # (N, E)
+    values: np.ndarray
+    # (N,) effective numbers of episodes, of importance weights
+    effective: Sequence[float | None]
+
+
+# of stacked decisions and the seeds of their policies
+Estimator = Callable[[Decisions, Sequence[int]], Estimates]
+
+
+def make_estimator(name: str, data: ReplayData, fqe: FQE, device: str) -> Estimator:
+    """An estimator of `ESTIMATORS` on recorded data; those of importance weights clone the behaviour first."""
+
+    def by_fqe(decisions: Decisions, seeds: Sequence[int]) -> Estimates:
+        values = fitted_values(fqe, data, decisions, seeds, device=device)
+        assert values is not None
+        return Estimates(values, [None] * len(seeds))
+
+    if name == "fqe":
+        return by_fqe
+    behaviour = clone(data, fqe, discrete=is_one_hot(data.action, data.valid))
+
+    def by_weights(decisions: Decisions, seeds: Sequence[int]) -> Estimates:
+        if decisions.steps > 1:
+            raise UserError("importance weights are of single actions, and its policy has chunks")
+        ratios = [behaviour.log_ratio(data.action, own) for own in decisions.action]
+        if name == "wis":
+            made = [wis(data, ratio, fqe.gamma) for ratio in ratios]
+        else:
+            found = fit(fqe, data, decisions, keys=keys_of(seeds, data), rows=True)
+            assert found is not None and found.q is not None and found.v is not None
+            own = zip(ratios, found.q, found.v, strict=True)
+            made = [doubly_robust(data, ratio, q, v, fqe.gamma) for ratio, q, v in own]
+        return Estimates(np.stack([m.terms.numpy() for m in made]), [m.effective for m in made])
+
+    return by_weights
+
+
+def estimate(
+    name: str, candidates: Sequence[Candidate], data: ReplayData, fqe: FQE, device: str, done: Done
 ) -> None:
-    """Evaluates kept policies by FQE, as many in one stack as memory allows."""
+    """Evaluates kept policies, as many in one stack as memory allows."""
+    estimator = make_estimator(name, data, fqe, device)
     groups: dict[tuple[int, bool], list[tuple[Candidate, int, Decisions]]] = {}
     for candidate in candidates:
         try:
@@ -246,10 +292,10 @@ def estimate_fqe(
         group = groups.setdefault((made.steps, made.length is not None), [])
         group.append((candidate, loaded.run.seed, made))
         if sum(m.action.nbytes for _, _, m in group) >= _MOST_BYTES:
-            _fit_group(group, data, fqe, device, done)
+            _estimate_group(name, estimator, group, done)
             group.clear()
     for group in filter(None, groups.values()):
-        _fit_group(group, data, fqe, device, done)
+        _estimate_group(name, estimator, group, done)
 
 
 def _decisions(loaded: Loaded, data: ReplayData) -> Decisions:
@@ -258,21 +304,21 @@ def _decisions(loaded: Loaded, data: ReplayData) -> Decisions:
     return decisions_of(*given, data)
 
 
-def _fit_group(
-    group: list[tuple[Candidate, int, Decisions]],
-    data: ReplayData,
-    fqe: FQE,
-    device: str,
-    done: Done,
+def _estimate_group(
+    name: str, estimator: Estimator, group: list[tuple[Candidate, int, Decisions]], done: Done
 ) -> None:
-    seeds = [seed for _, seed, _ in group]
-    values = fitted_values(fqe, data, stacked([m for _, _, m in group]), seeds, device=device)
-    assert values is not None
-    for (candidate, _, _), own in zip(group, values, strict=True):
+    candidates = [candidate for candidate, _, _ in group]
+    try:
+        found = estimator(stacked([m for _, _, m in group]), [seed for _, seed, _ in group])
+    except UserError as error:
+        for candidate in candidates:
+            done(candidate, error)
+        return
+    for candidate, own, effective in zip(candidates, found.values, found.effective, strict=True):
         if np.isfinite(own).all():
-            done(candidate, rows_of(candidate.run_id, "fqe", own))
+            done(candidate, rows_of(candidate.run_id, name, own, effective))
         else:
-            done(candidate, UserError(f"{candidate.name}: fitted Q evaluation diverged"))
+            done(candidate, UserError(f"its estimate by {name} is not finite"))
 
 
 def rows_of(
@@ -280,7 +326,9 @@ def rows_of(
 ) -> pd.DataFrame:
     """Rows of `offbench.results.estimates.ESTIMATE_SCHEMA`."""
     columns = {"run_id": run_id, "estimator": estimator, "episode": np.arange(len(own))}
-    return pd.DataFrame(columns | {"value": own, "effective": effective or np.nan})
+    return pd.DataFrame(
+        columns | {"value": own, "effective": np.nan if effective is None else effective}
+    )
 
 
 # --- the truth, where there is an environment ---------------------------------------------------

@@ -89,11 +89,13 @@ def _terms(parts: list[tuple[Tensor, Tensor]], gamma: float) -> Tensor:
 
     A share varies with the other episodes; to first order episode i moves the mean of step t by w (x - mean).
     """
-    n, total, moved = len(parts[0][0]), 0.0, torch.zeros(len(parts[0][0]), dtype=torch.float64)
+    n, device = len(parts[0][0]), parts[0][0].device
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    moved = torch.zeros(n, dtype=torch.float64, device=device)
     for weight, x in parts:
         steps = torch.arange(weight.shape[1], dtype=weight.dtype, device=weight.device)
         discount = gamma**steps
         mean = (weight * x).sum(0)
         total = total + (discount * mean).sum()
-        moved = moved.to(weight.device) + (discount * weight * (x - mean)).sum(1)
+        moved = moved + (discount * weight * (x - mean)).sum(1)
     return total + n * moved

@@ -102,3 +102,18 @@ def test_a_mistake_is_one_line(args, message, tmp_path, capsys):
     assert main(["evaluate", TASK, f"results={tmp_path / 'none'}", *args]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.env
+def test_importance_weights_say_how_many_episodes_they_rest_on(results, capsys):
+    args = [TASK, f"results={results}", *SMALL]
+    assert main(["evaluate", "--offline", "--by", "wis,dr", *args]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "chunks seed 0 on offbench/hopper/medium-replay-v0: importance weights are of single"
+        in said
+    )
+    assert "WIS" in said and "DR" in said and " n=" in said
+    table = pd.read_csv(next((results / "board").glob("*-estimates.csv")))
+    assert set(table["entry"]) == {"plain"} and set(table["estimator"]) == {"wis", "dr"}
+    assert (table["effective"] >= 0).all()
