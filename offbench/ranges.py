@@ -52,6 +52,7 @@ Tests = tuple[tuple[Callable[[Any, Any], bool], Any], ...]
 Positive = Annotated[float, Gt(0)]
 Fraction = Annotated[float, Gt(0), Lt(1)]
 PolyakRate = Annotated[float, Gt(0), Le(1)]
+Discount = Annotated[float, Ge(0), Le(1)]
 # of dropping a unit
 Probability = Annotated[float, Ge(0), Lt(1)]
 Count = Annotated[int, Ge(1)]

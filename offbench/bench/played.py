@@ -51,7 +51,7 @@ def play_loaded(loaded: Loaded, task: Task, *, episodes: int, n_envs: int = 5) -
     valued = hasattr(method, "value")
     if not valued and not task.goals:
         raise UserError(f"{loaded.run.method} says no values of its decisions")
-    pool = EnvPool(longer(task, _beyond(loaded.pipeline.view.gamma)))
+    pool = EnvPool(longer(task, beyond(loaded.pipeline.view.gamma)))
     maze = task.goals and maze_walls(pool.take(1)[0]) is not None
     parts = []
     try:
@@ -114,7 +114,7 @@ def longer(task: Task, beyond: int) -> Task:
     return replace(task, env_kwargs={**task.env_kwargs, "max_episode_steps": limit})
 
 
-def _beyond(gamma: float) -> int:
+def beyond(gamma: float) -> int:
     """Steps after which less than CUT_SHORT of a return's horizon is left out."""
     steps = math.ceil(math.log(CUT_SHORT) / math.log(gamma)) if 0 < gamma < 1 else MOST_BEYOND
     return min(steps, MOST_BEYOND)

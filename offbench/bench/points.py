@@ -14,7 +14,14 @@ from offbench.bench.entry import Method, entry_label, replaced_groups
 from offbench.bench.hydra import AROUND, read_option
 from offbench.bench.layers import Layers, is_reference
 from offbench.bench.presets import Preset, chosen_preset, composition_of
-from offbench.bench.settings import HELD_OUT, WHERE, Settings, check_settings, typed_transforms
+from offbench.bench.settings import (
+    ESTIMATING,
+    HELD_OUT,
+    WHERE,
+    Settings,
+    check_settings,
+    typed_transforms,
+)
 from offbench.bench.signatures import read_parameters
 from offbench.bench.sources import COMMAND_LINE, NO_ENVIRONMENT, Layer, Source
 from offbench.bench.suites import SuiteTask, protocol_settings, suite_overrides, suite_task
@@ -183,6 +190,8 @@ def plan_point(
         settings = build_settings(Settings, nest(flat))
         if not task.env:
             settings = _without_environment(own, settings, task, given)
+        elif settings.eval.by != "play":
+            settings = _unplayed(settings, given)
         check_settings(settings)
         listed.task.check_view(
             method.name or "it", goals=name_of("view", own.values["view._target_"]) == "goal"
@@ -211,6 +220,16 @@ def _without_environment(own: Layers, settings: Settings, task: Task, given: Map
     return replace(
         settings, eval=replace(settings.eval, episodes=0, monitor_at=(), validation=share)
     )
+
+
+def _unplayed(settings: Settings, given: Mapping) -> Settings:
+    """The settings of runs that are evaluated from recorded data though there is an environment."""
+    if given.get("eval.episodes") or given.get("eval.monitor_at"):
+        raise UserError(
+            f"eval.by={settings.eval.by} plays no episodes: leave eval.episodes and eval.monitor_at out, or estimate"
+            " beside them what was kept, by offbench evaluate --offline"
+        )
+    return replace(settings, eval=replace(settings.eval, episodes=0, monitor_at=()))
 
 
 def _published(
@@ -264,6 +283,8 @@ def _cell(
     }
     if settings.eval.validation:
         protocol["validation"] = settings.eval.validation
+    if settings.eval.by != "play":
+        protocol |= {k: _plain(getattr(settings.eval, k)) for k in ESTIMATING}
     return Cell(
         # set by the caller: the label depends on the other tasks
         entry="",
@@ -308,8 +329,9 @@ def _constructor(own: Layers) -> Callable[[Mapping[str, Any]], None]:
     return construct
 
 
-def _plain(value: "int | tuple[int, ...]") -> "int | list[int]":
-    return value if isinstance(value, int) else list(value)
+def _plain(value: Any) -> Any:
+    """With lists in the place of tuples, as in JSON."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _needs_check(own: Layers) -> bool:

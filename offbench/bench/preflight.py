@@ -148,9 +148,19 @@ def preflight(
             training_episodes(cell, data)
             fits(cell)
             method, pipeline = build(cell, data, spec, lazy=True)
+            if cell.protocol.get("by"):
+                check_estimable(cell, pipeline, data)
             check_budget(method, cell.n_updates)
             if isinstance(method, Imperative):
                 method.check(pipeline.spec(spec), pipeline.sample(rng.key(0)))
+
+
+def check_estimable(cell: Cell, pipeline: "Pipeline", data: "ReplayData") -> None:
+    """Raises UserError where fitted Q evaluation has no rewards, or no policy of single observations."""
+    from offbench.bench.estimate import check_rewards, check_view
+
+    check_rewards(cell.task, data)
+    check_view(pipeline.view, cell.entry)
 
 
 def _one_of_each(cells: Sequence[Cell]) -> list[Cell]:

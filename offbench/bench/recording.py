@@ -13,7 +13,7 @@ from offbench.bench.settings import Settings
 from offbench.bench.stacks import Pack
 from offbench.errors import UserError, publishable
 from offbench.results.commit import RecordedAlready
-from offbench.results.schema import VALIDATION_ERRORS, no_episodes
+from offbench.results.schema import ESTIMATE, VALIDATION_ERRORS, no_episodes
 from offbench.results.spec import Provenance, RunSpec, utc_now
 from offbench.results.store import Store
 
@@ -43,6 +43,8 @@ class Outcome(NamedTuple):
     backend: "Ran"
     # seed -> action error on held-out episodes, where any were held out
     errors: dict[int, float]
+    # seed -> estimated value, where nothing was played
+    estimates: dict[int, float]
     # note on the whole stack
     note: str | None = None
 
@@ -134,7 +136,7 @@ def record(
             trained.train_s,
             trained.fitted,
         )
-        new = Outcome(cell, {}, {}, {}, trained.wall_s, trained.backend, {})
+        new = Outcome(cell, {}, {}, {}, trained.wall_s, trained.backend, {}, {})
         outcome = outcomes.get(cell.entry, new)
         # by a worker that took the runs over while this process was suspended
         with suppress(RecordedAlready):
@@ -174,6 +176,8 @@ def _record_one(
         outcome.scores[run.seed] = float(rows[-1]["score"].mean())
     for name in VALIDATION_ERRORS & curve.keys():
         outcome.errors[run.seed] = curve[name][-1]
+    if ESTIMATE in curve:
+        outcome.estimates[run.seed] = curve[ESTIMATE][-1]
 
 
 def patiently(write: Callable[[], list[Outcome]], stop: Callable[[], bool]) -> list[Outcome]:

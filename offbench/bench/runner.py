@@ -95,6 +95,7 @@ class PackRun:
         self.checkpoint = checkpoint_path(pack, settings)
         # preflight has reported defects
         data, self.spec = load_data(cell.task, gamma=cell.pipeline["gamma"], defects="ignore")
+        self.recorded = data
         data, held_out = training_episodes(cell, data)
         self.method, self.pipeline = build(cell, data, self.spec, lazy=settings.data == "host")
         # a user's class, which runs as it is written
@@ -155,6 +156,8 @@ class PackRun:
                 # the thread has the environments
                 self.monitors.finish()
                 tested = self._tested(final.state, broken)
+                if self.cell.protocol.get("by"):
+                    self._estimate(final.state, broken)
             except Interrupted:
                 if self.last:
                     self.save(self.last)
@@ -359,6 +362,34 @@ class PackRun:
         own = tree_map(lambda x: x[finite], state)
         test = self._play(own, seeds, self.cell.n_updates, episodes, "test")
         return [test.assign(member=test["member"].map(dict(enumerate(finite))))]
+
+    def _estimate(self, state: Any, broken: list[bool]) -> None:
+        """Adds to the last point of the curves what the policies are estimated to be worth; nan of members
+        whose parameters are not finite."""
+        from torch.utils._pytree import tree_map
+
+        from offbench.bench.estimate import estimate_stack
+
+        finite = [i for i, bad in enumerate(broken) if not bad]
+        if not finite:
+            return
+        self.watch.report("estimating", 0.95)
+        found = estimate_stack(
+            (self.method, self.pipeline, self.spec),
+            tree_map(lambda x: x[finite], state),
+            [self.seeds[i] for i in finite],
+            self.recorded,
+            self.cell.protocol,
+            device=self.device,
+            pause=lambda _: self.watch.stop(),
+        )
+        if found is None:
+            raise Interrupted
+        none = [float("nan")] * len(broken)
+        for name, values in found.items():
+            own = dict(zip(finite, values, strict=True))
+            filled = [own.get(i, x) for i, x in enumerate(none)]
+            self.progress.curves[-1] = self.progress.curves[-1] | {name: filled}
 
     def record(
         self, final: "Carry", backend: "Ran", broken: list[bool], frames: "list[pd.DataFrame]"

@@ -17,6 +17,9 @@ Keep = Literal["policy", "state", "none"]
 # default of eval.validation for tasks without an environment
 HELD_OUT = 0.1
 
+# what a protocol has of `eval` where nothing is played
+ESTIMATING = ("by", "fqe_updates", "fqe_hidden", "fqe_gamma")
+
 # of the first look of bench.until=decided: with fewer its error rate was not measured
 FEWEST_SEEDS = 3
 
@@ -30,6 +33,10 @@ class EvalSettings:
     monitor_at: tuple[float, ...] | None = None
     monitor_episodes: int | tuple[int, ...] = 3
     validation: float | None = None
+    by: Literal["play", "fqe"] = "play"
+    fqe_updates: int = 10_000
+    fqe_hidden: tuple[int, ...] = (64, 64)
+    fqe_gamma: float = 0.99
     processes: int | Literal["auto"] = "auto"
 
 
@@ -186,6 +193,18 @@ def check_device_name(device: str) -> None:
         raise UserError(f"device={device!r} is not a device; use auto, cpu or cuda")
 
 
+def _check_estimator(own: EvalSettings, need: Callable[[bool, str], None]) -> None:
+    need(
+        1 <= own.fqe_updates <= _MOST_UPDATES,
+        f"eval.fqe_updates={own.fqe_updates} must be at least 1",
+    )
+    need(0 <= own.fqe_gamma <= 1, f"eval.fqe_gamma={own.fqe_gamma:g} must lie in [0, 1]")
+    need(
+        all(n >= 1 for n in own.fqe_hidden),
+        f"eval.fqe_hidden={list(own.fqe_hidden)} must be widths of at least 1",
+    )
+
+
 def _check_label(label: str | None, need: Callable[[bool, str], None]) -> None:
     if label is None:
         return
@@ -275,13 +294,15 @@ def check_settings(s: Settings) -> None:
     need(s.batch_size >= 1, f"batch_size={s.batch_size} must be at least 1")
     need(0 <= s.gamma <= 1, f"gamma={s.gamma} must lie in [0, 1]")
     need(
-        (s.eval.episodes or 0) >= 1 or (s.eval.episodes == 0 and bool(s.eval.validation)),
+        (s.eval.episodes or 0) >= 1
+        or (s.eval.episodes == 0 and (bool(s.eval.validation) or s.eval.by != "play")),
         f"eval.episodes={s.eval.episodes} must be at least 1, or 0 with eval.validation=0.1",
     )
     need(
         s.eval.validation is None or 0 < s.eval.validation < 1,
         f"eval.validation={s.eval.validation} is not a share of the episodes in (0, 1)",
     )
+    _check_estimator(s.eval, need)
     need(s.max_stack is None or s.max_stack >= 1, f"max_stack={s.max_stack} must be at least 1")
     need(
         s.checkpoint_minutes >= 0, f"checkpoint_minutes={s.checkpoint_minutes} must not be negative"

@@ -223,6 +223,7 @@ _FUNCTIONS = {
     "reproduce": ("offbench.cli.reproduce", "reproduce"),
     "rerun": ("offbench.cli.rerun", "rerun"),
     "diagnose": ("offbench.cli.diagnose", "draw_diagnostics"),
+    "evaluate": ("offbench.cli.evaluate", "evaluate_offline"),
     "report": ("offbench.cli.report", "show_report"),
     "curves": ("offbench.cli.curves", "show_curves"),
     "check": ("offbench.cli.contract", "check_contract"),

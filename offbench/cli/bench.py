@@ -268,6 +268,8 @@ def _finished(part: "Pack", event: "Event") -> list[str]:
         if not o.cell.protocol["episodes"]:
             errors = " ".join(f"{x:.3g}" for x in o.errors.values())
             scores = f"held-out action error {errors}" if errors else ""
+            if values := " ".join(f"{x:.4g}" for x in o.estimates.values()):
+                scores = f"estimated value {values}{', ' if scores else ''}{scores}"
         lines.append(f"{escape(_title(o.cell))}: {scores}{tail} [dim]({o.wall_s:.0f} s)[/]{engine}")
         lines += [
             f"  [yellow]seed {seed}: {escape(remark)}[/]" for seed, remark in o.remarks.items()

@@ -97,10 +97,13 @@ def _explain(found: "Evidence | ValidationTable", console: "Console") -> int:
     from offbench.results.board import goals_text
     from offbench.results.board.evidence import Evidence
     from offbench.results.board.explain import explanation
-    from offbench.results.board.validation_table import CAPTION
 
-    board = found.board() if isinstance(found, Evidence) else None
-    paragraphs = explanation(board) if board is not None else [("action error", CAPTION)]
+    board, paragraphs = None, list[tuple[str, str]]()
+    if isinstance(found, Evidence):
+        board = found.board()
+        paragraphs = list(explanation(board))
+    else:
+        paragraphs = _captions(found)
     width = min(COLUMNS, console.width) - 2
     for name, words in paragraphs:
         console.print(name, style="bold", markup=False)
@@ -110,6 +113,13 @@ def _explain(found: "Evidence | ValidationTable", console: "Console") -> int:
         console.print(goals_text.to_table(board))
         console.print(goals_text.CAPTION, soft_wrap=True)
     return 0
+
+
+def _captions(found: "ValidationTable") -> list[tuple[str, str]]:
+    from offbench.results.board.validation_table import CAPTION
+
+    names = {CAPTION: "action error"}
+    return [(names.get(words, "estimated value"), words) for words in found.captions]
 
 
 def _formatted(board: "Board | ValidationTable", format: str) -> str:
@@ -124,7 +134,7 @@ def _formatted(board: "Board | ValidationTable", format: str) -> str:
 def evidence_of(plan: "Plan", store: "Store") -> "Evidence | ValidationTable | None":
     """What the leaderboard of a plan is computed from; None where nothing is recorded.
 
-    Data without an environment have a table of validation metrics instead.
+    Where nothing is played there is a table of estimates and validation metrics instead.
     """
     from offbench.results.board.evidence import Evidence
     from offbench.results.board.leaderboard import Asked
@@ -135,7 +145,7 @@ def evidence_of(plan: "Plan", store: "Store") -> "Evidence | ValidationTable | N
         return None
     seeds = {cell.task.id: cell.seeds for cell in plan.cells}
     title = f"{plan.name} v{plan.suite['version']}"
-    if not plan.cells[0].task.env:
+    if not plan.cells[0].protocol["episodes"]:
         curves = store.curves(run_id=found.ids)
         return validation_table(found.runs, curves, seeds=seeds, title=title)
     notes: tuple[str, ...] = ()

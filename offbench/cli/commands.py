@@ -148,8 +148,9 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             ("curves suite=quick", "curves suite=quick methods=[bc,iql]"),
         ),
         "diagnose": Command(
-            "draw chunk lengths, success by length, and values against returns",
-            ("diagnose suite=quick", "diagnose suite=quick methods=[bc,iql]"),
+            "draw chunk lengths, success by length, and values against returns; diagnose ope: how well offline"
+            " estimates order policies",
+            ("diagnose suite=quick", "diagnose suite=quick methods=[bc,iql]", "diagnose ope"),
             options=(
                 Option(
                     "--play",
@@ -157,6 +158,35 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                         "metavar": "N",
                         "type": whole_number,
                         "help": "kept policies play N episodes again, and their decisions are drawn, too",
+                    },
+                ),
+            ),
+        ),
+        "evaluate": Command(
+            "estimate from recorded data alone what kept policies are worth",
+            (
+                "evaluate --offline suite=quick",
+                "evaluate --offline task.data=my.hdf5 eval.fqe_updates=20000",
+            ),
+            options=(
+                Option(
+                    "--offline",
+                    {"action": "store_true", "help": "no environment is played in"},
+                ),
+                Option(
+                    "--by",
+                    {
+                        "metavar": "NAMES",
+                        "default": "fqe",
+                        "help": "estimators: fqe, wis and dr (importance weights), as fqe,wis",
+                    },
+                ),
+                Option(
+                    "--play",
+                    {
+                        "metavar": "N",
+                        "type": whole_number,
+                        "help": "play N episodes, too, for the error of the estimates",
                     },
                 ),
             ),

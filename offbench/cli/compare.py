@@ -99,8 +99,11 @@ def _compared(names: list[str], settings: list[str], own: dict[str, Any]) -> "Co
         raise UserError(
             f"nothing recorded for {wanted.name} in {store}; run: offbench bench suite={wanted.name}"
         )
-    if not any(cell.task.env for cell in wanted.cells):
-        raise UserError(f"{wanted.name}: data without an environment have no scores to compare")
+    if not any(cell.protocol["episodes"] for cell in wanted.cells):
+        raise UserError(
+            f"{wanted.name}: without an environment, or with eval.by=fqe, there are no scores to compare; offbench board"
+            " has what is recorded"
+        )
     asked = _wanted(wanted, recorded, seeds=any(s.startswith("seeds=") for s in settings))
     runs, _ = select(recorded, asked)
     for name in names:

@@ -131,7 +131,7 @@ def spelt_seeds(seeds: Sequence[int]) -> str:
 
 def plural(count: int, word: str) -> str:
     """ "1 run", "2 runs", "3 entries"."""
-    several = f"{word[:-1]}ies" if word.endswith("ry") else f"{word}s"
+    several = f"{word[:-1]}ies" if word.endswith(("ry", "cy")) else f"{word}s"
     return f"{count:,} {word if count == 1 else several}"
 
 

@@ -24,12 +24,19 @@ def say_protocol(plan: "Plan", console: "Console") -> None:
     )
     said: dict[str, list[Cell]] = {}
     for cell in plan.cells:
-        keys = ("n_updates", "eval.episodes") if cell.task.env else ("n_updates",)
+        by = cell.protocol.get("by")
+        keys = ("n_updates", "eval.episodes") if cell.task.env and not by else ("n_updates",)
         whose = dict.fromkeys(str(cell.sources[k]) for k in keys)
         tested = f"{cell.protocol['episodes']} test episodes"
         if share := cell.protocol.get("validation"):
             held = f"{100 * share:g} % of the episodes held out for validation metrics"
-            tested = f"{tested}, {held}" if cell.task.env else f"no environment: {held}, no score"
+            if not cell.task.env:
+                tested = f"no environment: {held}{'' if by else ', no score'}"
+            else:
+                tested = held if by else f"{tested}, {held}"
+        if by:
+            estimated = f"values estimated from the recorded episodes ({by})"
+            tested = f"{tested}, {estimated}" if share else estimated
         budget = f"{updates_of(cell)} updates, {tested} ({'; '.join(whose)})"
         said.setdefault(budget, []).append(cell)
     entries = {

@@ -19,8 +19,13 @@ def draw_diagnostics(args: Sequence[str], *, play: int | None = None) -> int:
     """`offbench diagnose`: writes chunk lengths and values against returns as numbers and pictures.
 
     With `play`, kept policies first play so many episodes again, and what they decided is drawn, too;
-    of goal-conditioned tasks values along the way, success by distance, and paths through a maze.
+    of goal-conditioned tasks values along the way, success by distance, and paths through a maze. `diagnose
+    ope` compares offline estimates with what policies earn.
     """
+    if args[:1] == ["ope"]:
+        from offbench.cli.evaluate import diagnose_ope
+
+        return diagnose_ope(args[1:], play=play)
     from offbench.results.decisions import read_decisions
     from offbench.results.decisions_figure import write_decisions_figures
     from offbench.results.diagnostics import write

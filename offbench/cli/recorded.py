@@ -95,7 +95,7 @@ def wanted_of(plan: "Plan", recorded: "pd.DataFrame") -> "Wanted":
             runs were trained on, if all say the same.
     """
     from offbench.results.record import columns
-    from offbench.results.selection import Budget, Protocol, Wanted
+    from offbench.results.selection import ESTIMATED, Budget, Protocol, Wanted
 
     def protocol(cell: "Cell") -> Protocol:
         published = cell.tuning.get
@@ -106,6 +106,9 @@ def wanted_of(plan: "Plan", recorded: "pd.DataFrame") -> "Wanted":
             episodes=Budget(cell.protocol["episodes"], published("published_episodes")),
             seeds=cell.seeds,
             validation=cell.protocol.get("validation"),
+            estimated={
+                name: cell.protocol.get(name.removeprefix("protocol.")) for name in ESTIMATED
+            },
         )
 
     cells = [on_recorded_data(cell, recorded) for cell in plan.cells]

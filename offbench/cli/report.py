@@ -71,8 +71,8 @@ def _scored(found: "Evidence | ValidationTable | None", plan: "Plan") -> "Eviden
     if isinstance(found, Evidence):
         return found
     raise UserError(
-        "these data have no environment and so no scores: a report is of scores, the table of validation"
-        " metrics is printed by: offbench board"
+        "nothing was played and so there are no scores: a report is of scores, the table of estimates and"
+        " validation metrics is printed by: offbench board"
     )
 
 

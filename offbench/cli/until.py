@@ -85,6 +85,8 @@ def _entries(plan: "Plan") -> list[str]:
     why = "bench.until=decided compares entries by the IQM of their scores over the tasks: "
     if bad := [c.task.id for c in plan.cells if not c.task.env]:
         raise UserError(f"{why}{bad[0]} has no environment, so no scores")
+    if by := [c.protocol["by"] for c in plan.cells if c.protocol.get("by")]:
+        raise UserError(f"{why}eval.by={by[0]} plays no episodes, so there are none")
     if len(plan.tasks) > 1 and plan.unscaled:
         raise UserError(
             f"{why}the returns of {min(plan.unscaled)} have no scale in common with others"

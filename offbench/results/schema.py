@@ -21,6 +21,16 @@ VALIDATION_ERRORS = frozenset({"validation/action_error", "validation/action_dis
 """The curves of how a policy's actions differ from those of held-out episodes (`offbench.training.held_out`)."""
 
 
+ESTIMATE = "estimate/fqe"
+"""The curve whose last value is what a policy is estimated to be worth (`eval.by=fqe`, `offbench.ope`)."""
+
+ESTIMATE_ERROR = "estimate/standard_error"
+"""That of the mean over start states."""
+
+RECORDED = "estimate/recorded"
+"""The mean discounted return of the recorded episodes, without a bootstrap where they were cut."""
+
+
 def _known(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, nullable=False)
 
@@ -195,7 +205,8 @@ def _check_rows(run: RunSpec, frame: pd.DataFrame) -> None:
             f" read once, at the last update ({run.n_updates}); use the monitor stream before"
         )
     wanted = run.protocol.get("episodes")
-    least = 0 if run.protocol.get("validation") else 1
+    unplayed = run.protocol.get("validation") or run.protocol.get("by")
+    least = 0 if unplayed else 1
     if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < least:
         raise UserError(f"protocol.episodes: {wanted!r} is not a number of test episodes")
     if len(test) != wanted:

@@ -6,7 +6,7 @@ evaluated by the same protocol beside them. `Wanted` describes what is asked for
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,9 @@ import pandas as pd
 from offbench.errors import UserError, nearest
 from offbench.results.captions import spelt
 from offbench.results.spec import OUTSIDE
+
+ESTIMATED = ("protocol.by", "protocol.fqe_updates", "protocol.fqe_hidden", "protocol.fqe_gamma")
+"""The columns of `Store.runs()` that say how values were estimated; none of runs that were played."""
 
 
 class Budget(NamedTuple):
@@ -38,6 +41,8 @@ class Protocol:
     seeds: Collection[int]
     # share of the recorded episodes that is held out; None where none is
     validation: float | None = None
+    # columns that begin with "protocol." -> value, of values that are estimated and not played
+    estimated: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +70,7 @@ def select(runs: pd.DataFrame, wanted: Wanted) -> Selection:
     """The planned runs, and the runs of other entries that are comparable with them.
 
     Comparable are runs of a wanted task and seed, in the same environment, on the same data, with the
-    same share held out for validation, and with the same numbers of updates and test episodes. Where a
+    same share held out for validation, evaluated by the same estimator if any, and with the same numbers of updates and test episodes. Where a
     planned number is the published one of its method, another method's published number is the same.
     Of a policy that was trained elsewhere neither data nor updates are known, and its number of test
     episodes must be the planned one.
@@ -98,6 +103,7 @@ def _comparable(runs: pd.DataFrame, protocol: Protocol) -> np.ndarray:
     trained = [
         _is(runs, "dataset_sha256", protocol.dataset_sha256),
         _is(runs, "protocol.validation", protocol.validation),
+        *(_is(runs, name, protocol.estimated.get(name)) for name in ESTIMATED),
         _is_budget(runs, "n_updates", protocol.updates, "tuning.published_updates"),
         _is_budget(runs, "protocol.episodes", protocol.episodes, "tuning.published_episodes"),
     ]

@@ -85,7 +85,10 @@ def test_make_bench_turns_data_into_a_board_and_a_second_run_trains_nothing(tmp_
 def test_a_finished_run_names_its_backend_where_it_has_notes():
     """The notes are a field: brackets in a name say nothing."""
     (cell,) = plan(["method=bc", *TINY], bench=False).cells
-    part, outcome = Pack((cell,)), Outcome(cell, {0: 12.5}, {}, {}, 1.0, Ran("eager (quick)"), {})
+    part, outcome = (
+        Pack((cell,)),
+        Outcome(cell, {0: 12.5}, {}, {}, 1.0, Ran("eager (quick)"), {}, {}),
+    )
     (line,) = _finished(part, Event(0, "done", 1.0, (outcome,)))
     assert "12.5" in line and "eager" not in line
     refused = outcome._replace(backend=Ran("eager", ("compile failed: RuntimeError",)))

@@ -47,6 +47,7 @@ def test_the_examples_of_settings_are_planned():
     for example in (e for about in COMMANDS.values() for e in about.examples):
         command = example.split()[0]
         args = getattr(make_parser().parse_args(shlex.split(example)), "settings", [])
+        args = [arg for arg in args if arg != "ope"]
         if command in ("run", "bench", "plan", "board", "diagnose") and "my" not in example:
             bench = command != "run" and not any(a.startswith("method=") for a in args)
             assert plan(split_published(args)[0], bench=bench).cells, example

@@ -92,7 +92,8 @@ def _pipeline(pipeline: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _evaluation(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    known = ("episodes", "envs", "monitor_at", "monitor_episodes", "validation")
+    played = ("episodes", "envs", "monitor_at", "monitor_episodes", "validation")
+    known = (*played, "by", "fqe_updates", "fqe_hidden", "fqe_gamma")
     found = {f"eval.{name}": protocol[name] for name in known if name in protocol}
     # an evaluation that there is not has no length
     if not protocol.get("monitor_at"):

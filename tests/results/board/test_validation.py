@@ -221,3 +221,135 @@ def test_a_minari_set_that_names_no_environment_is_trained_on(tmp_path, monkeypa
     assert {r.spec.env["id"] for r in records} == {None}
     assert all("validation/action_disagreement" in r.metrics for r in records)
     assert main(["data", "check", str(folder)]) == 0
+
+
+# --- values estimated from the recorded episodes --------------------------------------------------
+
+
+@pytest.fixture
+def walks(tmp_path):
+    """A file of walks to the left and to the right on a line; steps to the right are rewarded. Many go left."""
+    generator, steps = np.random.default_rng(0), 12
+    obs, action, reward, end = [], [], [], []
+    for episode in range(60):
+        place, way = generator.uniform(-0.3, 0.3), 1.0 if episode % 4 == 0 else -1.0
+        for t in range(steps):
+            moved = float(np.clip(way * 0.8 + 0.3 * generator.normal(), -1, 1))
+            obs.append([place, place**2])
+            action.append([moved])
+            reward.append(moved)
+            end.append(t == steps - 1)
+            place += 0.1 * moved
+    np.savez(
+        tmp_path / "walks.npz",
+        observations=np.array(obs, np.float32),
+        actions=np.array(action, np.float32),
+        rewards=np.array(reward, np.float32),
+        terminals=np.zeros(len(end), bool),
+        timeouts=np.array(end),
+    )
+    return tmp_path / "walks.npz"
+
+
+FQE = ["eval.by=fqe", "eval.fqe_updates=300", "eval.fqe_hidden=[16]", "eval.fqe_gamma=0.8"]
+
+
+def test_a_file_alone_is_ranked_by_what_fqe_estimates(walks, tmp_path, capsys):
+    args = [f"task.data={walks}", f"results={tmp_path / 'r'}", *TINY, "n_updates=400", *FQE]
+    args += ["method.lr=0.01"]
+    assert main(["bench", "methods=[bc,bc+top10]", *args]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "nothing was played: ranked by the value that FQE estimates, discount 0.8" in said
+    assert "values estimated from the recorded episodes (fqe)" in said and "estimated value" in said
+    store = Store(tmp_path / "r")
+    records = [store.read(p.stem) for p in store.records()]
+    assert len(records) == 4 and {r.spec.protocol["by"] for r in records} == {"fqe"}
+    by_entry = {r.provenance.entry.partition("(")[0]: r.metrics.iloc[-1] for r in records}
+    best, clone = (by_entry[name] for name in ("bc+top10", "bc"))
+    # right, at 0.8 a step for ever: 4; most of the recorded go left
+    assert 2 < best["estimate/fqe"] < 5 and clone["estimate/fqe"] < 0
+    assert best["estimate/recorded"] == clone["estimate/recorded"] < 0
+    table = (tmp_path / "r" / "board").glob("*.md")
+    text = next(table).read_text()
+    assert "ranked by the value" in text.splitlines()[0]
+    ranks = [line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| 1 ")]
+    assert len(ranks) == 1 and ranks[0].startswith("bc+top10")
+    # the same command finds all of them, and the board says the same
+    assert main(["bench", "methods=[bc,bc+top10]", *args]) == 0
+    assert "0 to do" in capsys.readouterr().out
+    assert main(["board", "methods=[bc]", "--explain", *args]) == 0
+    assert "says nothing of the estimator's bias" in " ".join(capsys.readouterr().out.split())
+
+
+def test_estimated_and_other_runs_are_not_mixed(walks, tmp_path, capsys):
+    args = [f"task.data={walks}", f"results={tmp_path / 'r'}", *TINY]
+    assert main(["run", "method=bc", *args]) == 0
+    assert main(["run", "method=td3_bc", *args, *FQE]) == 0
+    assert main(["run", "method=td3_bc", *args, *FQE, "eval.fqe_updates=301", "label=other"]) == 0
+    capsys.readouterr()
+    assert main(["board", "methods=[td3_bc]", *args, *FQE, "--format", "csv"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 2 and "td3_bc" in rows[1]
+
+
+def test_an_interrupted_estimate_leaves_no_record_and_is_made_again(walks, tmp_path):
+    from offbench.bench.plan import plan
+    from offbench.bench.runner import run_pack
+    from offbench.bench.stacks import pack
+    from offbench.bench.watch import Watch
+    from offbench.errors import Interrupted
+
+    given = [f"task.data={walks}", "method=bc", *TINY, *FQE, f"results={tmp_path}"]
+    wanted = plan(given, bench=False)
+    (part,) = pack(wanted.cells, max_stack=8)
+    store, phases = Store(tmp_path), []
+    watch = Watch(
+        part, send=lambda phase, _: phases.append(phase), stop=lambda: "estimating" in phases
+    )
+    with pytest.raises(Interrupted):
+        run_pack(part, store, wanted.settings, watch=watch)
+    assert not store.records()
+    assert run_pack(part, store, wanted.settings)
+    assert all("estimate/fqe" in store.read(p.stem).metrics for p in store.records())
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["eval.by=fqe", "eval.episodes=5"], "no environment to play evaluation episodes in"),
+        (["eval.by=fq"], "eval.by"),
+        (["eval.by=fqe", "eval.fqe_gamma=2"], "eval.fqe_gamma=2 must lie in [0, 1]"),
+        (["eval.by=fqe", "eval.fqe_updates=0"], "eval.fqe_updates=0 must be at least 1"),
+    ],
+)
+def test_a_mistake_in_an_estimate_is_one_line(more, message, walks, tmp_path, capsys):
+    args = ["run", "method=bc", f"task.data={walks}", f"results={tmp_path / 'r'}", *TINY, *more]
+    assert main(args) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.filterwarnings("ignore::offbench.tasks.doctor.report.DataWarning")
+def test_data_without_rewards_and_policies_that_look_back_are_refused_before_training(
+    walks, tmp_path, capsys
+):
+    arrays = dict(np.load(walks))
+    np.savez(tmp_path / "none.npz", **(arrays | {"rewards": 0 * arrays["rewards"]}))
+    run = ["run", f"results={tmp_path / 'r'}", *TINY, *FQE]
+    assert main([*run, "method=bc", f"task.data={tmp_path / 'none.npz'}"]) == 2
+    assert "every recorded reward is 0" in capsys.readouterr().err
+    run = [word for word in run if not word.startswith("method.")]
+    small = ["method.width=8", "method.layers=1", "method.heads=1"]
+    assert main([*run, *small, "method=dt", f"task.data={walks}"]) == 2
+    assert "decides by more than one observation" in capsys.readouterr().err
+
+
+@pytest.mark.env
+def test_with_an_environment_nothing_is_played_either(tmp_path, capsys):
+    args = ["task=offbench/hopper/medium-replay-v0", *TINY, *FQE, f"results={tmp_path}"]
+    assert main(["run", "method=bc", *args]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "ranked by the value that FQE estimates" in said and "held-out" not in said
+    assert main(["run", "method=bc", *args, "eval.episodes=3"]) == 2
+    assert "eval.by=fqe plays no episodes" in capsys.readouterr().err
