@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from offbench import rng
 from offbench.bench.played import beyond, longer
@@ -115,6 +116,7 @@ def estimate_stack(
     trained: tuple[Method | Imperative, Pipeline, Spec],
     state: Any,
     seeds: Sequence[int],
+    broken: Sequence[bool],
     data: ReplayData,
     protocol: Mapping[str, Any],
     *,
@@ -122,13 +124,19 @@ def estimate_stack(
     pause: Callable[[int], bool] | None = None,
 ) -> dict[str, list[float]] | None:
     """What the trained policies of a stack are estimated to be worth, by the protocol of their runs: the numbers
-    of a record's curves, one per member; None where `pause` was true."""
+    of a record's curves, one per member, nan of `broken` ones, whose parameters are not finite; None where
+    `pause` was true."""
+    finite = [i for i, bad in enumerate(broken) if not bad]
+    values = np.full((len(broken), len(first_rows(data))), np.nan)
     fqe = make_fqe(EvalSettings(**{k: protocol[k] for k in ESTIMATING}))
-    method, pipeline, spec = trained
-    decisions = decisions_of(method, pipeline, spec, state, seeds, data)
-    values = fitted_values(fqe, data, decisions, seeds, device=device, pause=pause)
-    if values is None:
-        return None
+    if finite:
+        method, pipeline, spec = trained
+        own, members = tree_map(lambda x: x[finite], state), [seeds[i] for i in finite]
+        decisions = decisions_of(method, pipeline, spec, own, members, data)
+        found = fitted_values(fqe, data, decisions, members, device=device, pause=pause)
+        if found is None:
+            return None
+        values[finite] = found
     recorded = float(discounted_to_go(data, fqe.gamma)[first_rows(data)].double().mean())
     n = values.shape[1]
     error = values.std(1, ddof=1) / np.sqrt(n) if n > 1 else np.full(len(values), np.nan)

@@ -364,20 +364,15 @@ class PackRun:
         return [test.assign(member=test["member"].map(dict(enumerate(finite))))]
 
     def _estimate(self, state: Any, broken: list[bool]) -> None:
-        """Adds to the last point of the curves what the policies are estimated to be worth; nan of members
-        whose parameters are not finite."""
-        from torch.utils._pytree import tree_map
-
+        """Adds to the last point of the curves what the policies are estimated to be worth."""
         from offbench.bench.estimate import estimate_stack
 
-        finite = [i for i, bad in enumerate(broken) if not bad]
-        if not finite:
-            return
         self.watch.report("estimating", 0.95)
         found = estimate_stack(
             (self.method, self.pipeline, self.spec),
-            tree_map(lambda x: x[finite], state),
-            [self.seeds[i] for i in finite],
+            state,
+            self.seeds,
+            broken,
             self.recorded,
             self.cell.protocol,
             device=self.device,
@@ -385,11 +380,7 @@ class PackRun:
         )
         if found is None:
             raise Interrupted
-        none = [float("nan")] * len(broken)
-        for name, values in found.items():
-            own = dict(zip(finite, values, strict=True))
-            filled = [own.get(i, x) for i, x in enumerate(none)]
-            self.progress.curves[-1] = self.progress.curves[-1] | {name: filled}
+        self.progress.curves[-1] = self.progress.curves[-1] | found
 
     def record(
         self, final: "Carry", backend: "Ran", broken: list[bool], frames: "list[pd.DataFrame]"

@@ -264,11 +264,13 @@ def test_a_file_alone_is_ranked_by_what_fqe_estimates(walks, tmp_path, capsys):
     store = Store(tmp_path / "r")
     records = [store.read(p.stem) for p in store.records()]
     assert len(records) == 4 and {r.spec.protocol["by"] for r in records} == {"fqe"}
-    by_entry = {r.provenance.entry.partition("(")[0]: r.metrics.iloc[-1] for r in records}
-    best, clone = (by_entry[name] for name in ("bc+top10", "bc"))
+    found: dict[str, list[float]] = {"bc": [], "bc+top10": []}
+    for record in records:
+        last = record.metrics.iloc[-1]
+        found[record.provenance.entry.partition("(")[0]].append(last["estimate/fqe"])
+        assert last["estimate/recorded"] < 0
     # right, at 0.8 a step for ever: 4; most of the recorded go left
-    assert 2 < best["estimate/fqe"] < 5 and clone["estimate/fqe"] < 0
-    assert best["estimate/recorded"] == clone["estimate/recorded"] < 0
+    assert max(found["bc"]) < 0 < min(found["bc+top10"]) and max(found["bc+top10"]) < 5
     table = (tmp_path / "r" / "board").glob("*.md")
     text = next(table).read_text()
     assert "ranked by the value" in text.splitlines()[0]
