@@ -23,6 +23,7 @@ from offbench.errors import UserError
 from offbench.ope.behaviour import clone
 from offbench.ope.decisions import Decisions, decide, stacked
 from offbench.ope.fqe import FQE, fit
+from offbench.ope.model import fit_model, imagined_returns
 from offbench.ope.weighted import doubly_robust, wis
 from offbench.results.estimates import PLAYED, is_estimated, path_of, write_estimates
 from offbench.results.schema import ESTIMATE, ESTIMATE_ERROR, RECORDED
@@ -288,6 +289,8 @@ def estimate(
     name: str, candidates: Sequence[Candidate], data: ReplayData, fqe: FQE, device: str, done: Done
 ) -> None:
     """Evaluates kept policies, as many in one stack as memory allows."""
+    if name == "model":
+        return _imagine(candidates, data, fqe, done)
     estimator = make_estimator(name, data, fqe, device)
     groups: dict[tuple[int, bool], list[tuple[Candidate, int, Decisions]]] = {}
     for candidate in candidates:
@@ -304,6 +307,22 @@ def estimate(
             group.clear()
     for group in filter(None, groups.values()):
         _estimate_group(name, estimator, group, done)
+
+
+def _imagine(candidates: Sequence[Candidate], data: ReplayData, fqe: FQE, done: Done) -> None:
+    """Evaluates kept policies one after another in a learned model; those with a memory, too."""
+    model = fit_model(data, fqe)
+    for candidate in candidates:
+        try:
+            loaded = load(candidate.kept)
+        except UserError as error:
+            done(candidate, error)
+            continue
+        policy = make_policy(loaded.method, loaded.pipeline, values="none")
+        key = rng.fold(rng.key(loaded.run.seed), _OPE)
+        how: dict[str, Any] = {"gamma": fqe.gamma, "key": key, "steps": beyond(fqe.gamma)}
+        found = imagined_returns(model, policy, loaded.state, data, **how)
+        done(candidate, rows_of(candidate.run_id, "model", found.double().numpy()))
 
 
 def _decisions(loaded: Loaded, data: ReplayData) -> Decisions:

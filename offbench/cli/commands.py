@@ -178,7 +178,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     {
                         "metavar": "NAMES",
                         "default": "fqe",
-                        "help": "estimators: fqe, wis and dr (importance weights), as fqe,wis",
+                        "help": "estimators: fqe, wis and dr (importance weights), model (a learned one), as fqe,wis",
                     },
                 ),
                 Option(

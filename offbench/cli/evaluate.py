@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from offbench.ope.fqe import FQE
     from offbench.results.store import Store
 
-ESTIMATORS = ("fqe", "wis", "dr")
+ESTIMATORS = ("fqe", "wis", "dr", "model")
 
 NOTE = (
     "Estimates are discounted raw rewards from the first observations of recorded episodes, discount {gamma:g}, mean and"

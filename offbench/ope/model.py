@@ -1,0 +1,151 @@
+"""A learned model of the environment, and the returns of a policy that acts in it: model-based evaluation.
+
+    s' = s + f(s, a),  r = g(s, a),  p = P(the environment ends the episode | s, a)
+    value of pi = mean discounted return of imagined episodes from the recorded first observations
+
+An ensemble of networks is fitted by least squares to changes of the observation, rewards and terminals; each
+imagined episode follows one member (Chua et al., 2018, TS-infinity, without their variances:
+https://arxiv.org/abs/1805.12114). A model is a mean, so in an environment with chance it imagines states that lie
+between real ones. Imagined observations and rewards are kept within the range of the recorded ones. Any policy can
+be asked for actions, one with a memory too. Time limits are not imagined.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import grad_and_value
+from torch.utils._pytree import tree_map
+
+from offbench import rng
+from offbench.data.replay import ReplayData, first_rows
+from offbench.data.sampling import make_sampler
+from offbench.nn import nets
+from offbench.nn.optim import Adam, AdamState, polyak
+from offbench.ope.fqe import FQE
+from offbench.training.gate import make_engine
+from offbench.training.step import Carry, Draw, Input, Step, stack
+from offbench.types import Batch, Metrics, Policy, TimeStep
+
+MEMBERS = 5
+
+
+class State(NamedTuple):
+    net: nets.Params
+    opt: AdamState
+
+
+class Scale(NamedTuple):
+    """A mean and a standard deviation, and the recorded range: (n,) each."""
+
+    mean: Tensor
+    std: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Scale":
+        """Of the rows of (S, n); a number that never changes has a deviation of 1."""
+        std = x.std(0, correction=0)
+        return cls(x.mean(0), torch.where(std > 1e-6, std, 1.0), x.amin(0), x.amax(0))
+
+
+class Model(NamedTuple):
+    """An ensemble of M networks of (observation, action)."""
+
+    # leading axis M
+    net: nets.Params
+    obs: Scale
+    change: Scale
+    reward: Scale
+
+    def step(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Next observation (M, G, O), reward and probability of an end (M, G), of (M, G, O), (M, G, A)."""
+        x = torch.cat([(obs - self.obs.mean) / self.obs.std, action], -1)
+        change, reward, end = nets.mlp(self.net, x).split([obs.shape[-1], 1, 1], -1)
+        following = obs + self.change.mean + self.change.std * change
+        paid = self.reward.mean + self.reward.std * reward
+        following = following.clamp(self.obs.low, self.obs.high)
+        return (
+            following,
+            paid.clamp(self.reward.low, self.reward.high)[..., 0],
+            end[..., 0].clamp(0, 1),
+        )
+
+
+def fit_model(data: ReplayData, settings: FQE) -> Model:
+    """A model of recorded data (raw observations and rewards), with the networks and budget of an evaluation."""
+    rows = data.valid.nonzero().squeeze(1)
+    obs, change = Scale.of(data.obs), Scale.of(data.obs[rows + 1] - data.obs[rows])
+    reward = Scale.of(data.reward[rows, None])
+    sampler, optimiser = make_sampler(data.valid), Adam(settings.lr)
+    n_obs = data.obs.shape[1]
+    sizes = (n_obs + data.action.shape[1], *settings.hidden, n_obs + 2)
+
+    def draw(key: Tensor) -> Draw:
+        k_rows, k_update = rng.split(key)
+        return Draw(sampler(k_rows, settings.batch_size), k_update)
+
+    def gather(row: Tensor) -> Batch:
+        ends = data.terminal[row].to(data.obs.dtype)
+        return Batch(data.obs[row], data.action[row], data.reward[row], ends, data.obs[row + 1], {})
+
+    def loss(net: nets.Params, batch: Batch) -> Tensor:
+        x = torch.cat([(batch.obs - obs.mean) / obs.std, batch.action], -1)
+        moved, paid, end = nets.mlp(net, x).split([n_obs, 1, 1], -1)
+        true = (batch.next_obs - batch.obs - change.mean) / change.std
+        earned = (batch.reward[:, None] - reward.mean) / reward.std
+        errors = F.mse_loss(moved, true) + F.mse_loss(paid, earned)
+        return errors + F.mse_loss(end[:, 0], batch.discount)
+
+    def update(state: State, given: Input) -> tuple[State, Metrics]:
+        grads, value = grad_and_value(loss)(state.net, given.batch)
+        stepped, opt = optimiser.step(grads, state.opt, state.net)
+        # the rate falls linearly to 0
+        left = (1 - state.opt.count / settings.n_updates).clamp(min=0)
+        return State(polyak(state.net, stepped, left), opt), {"loss": value}
+
+    keys = rng.split(rng.key(0), MEMBERS)
+    starts = [nets.mlp_init(k, sizes) for k in keys]
+    state = stack([State(net, optimiser.init(net)) for net in starts])
+    carry = Carry(state, torch.stack(list(keys)), torch.tensor(0))
+    engine, _ = make_engine(Step(draw, gather, update), carry, n_steps=settings.n_updates)
+    engine.run(settings.n_updates)
+    net = tree_map(lambda x: x.clone(), engine.carry.state.net)
+    return Model(net, obs, change, reward)
+
+
+def imagined_returns(
+    model: Model,
+    policy: Policy,
+    state: Any,
+    data: ReplayData,
+    *,
+    gamma: float,
+    key: Tensor,
+    steps: int,
+) -> Tensor:
+    """Discounted returns (E,) of one imagined episode from each recorded first observation.
+
+    Args:
+        state: of one policy, with the leading axis 1.
+        steps: of an imagined episode; what follows is left out.
+    """
+    start = data.obs[first_rows(data)]
+    # a group for each member, the last filled up
+    n, size = len(start), -(-len(start) // MEMBERS)
+    each = torch.arange(MEMBERS * size) % n
+    obs, total, worth = start[each], torch.zeros(len(each)), torch.ones(len(each))
+    memory, reward = policy.init(1, len(each)), torch.zeros(1, len(each))
+    grouped = lambda x: x.view(MEMBERS, size, -1)
+    with torch.no_grad():
+        for t in range(steps):
+            first = torch.full((1, len(each)), t == 0)
+            keys = rng.fold(rng.fold(key, each), t)[None]
+            action, memory = policy.act(state, TimeStep(obs[None], reward, first), memory, keys)
+            following, paid, end = model.step(grouped(obs), grouped(action[0]))
+            total += worth * paid.flatten()
+            worth *= gamma * (1 - end.flatten())
+            obs, reward = following.flatten(0, 1), paid.view(1, -1)
+    return total[:n]
