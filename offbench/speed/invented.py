@@ -30,10 +30,19 @@ def fake_cuda() -> Iterator[None]:
     with (
         # it asks the driver for a context
         mock.patch.object(fake_tensor, "init_gpu_context", lambda device: None),
-        # the method, unlike the operator, asks a CPU build for a guard
+        # the methods, unlike the operators, ask a CPU build for a guard
         mock.patch.object(fake_tensor.FakeTensor, "copy_", copy_),
+        mock.patch.object(fake_tensor.FakeTensor, "contiguous", _contiguous),
     ):
         yield
+
+
+def _contiguous(
+    x: torch.Tensor, *, memory_format: torch.memory_format = torch.contiguous_format
+) -> torch.Tensor:
+    if x.is_contiguous(memory_format=memory_format):
+        return x
+    return torch.ops.aten.clone.default(x, memory_format=memory_format)
 
 
 class Card(SimpleNamespace):
