@@ -47,7 +47,7 @@ def test_dt_pulls_the_arm_that_was_lucky_more_often():
 
 
 def test_doc_pulls_the_better_arm_and_its_latent_tells_no_reward():
-    rows = study.trained_on_pulls(study.METHODS["doc"], P, SHARE, 600, SEEDS)
+    rows = study.trained_on_pulls(study.METHODS["doc"], P, SHARE, 450, SEEDS)
     assert all(row["better_arm"] > 0.9 and row["information"] < 0.02 for row in rows)
 
 
@@ -65,7 +65,7 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_learning_finds_what_is_broken(name):
     broken = mutated(DoC, *BROKEN[name])(**dataclasses.asdict(study.METHODS["doc"]))
-    rows = study.trained_on_pulls(broken, P, SHARE, 600, SEEDS)
+    rows = study.trained_on_pulls(broken, P, SHARE, 450, SEEDS)
     assert not any(row["better_arm"] > 0.9 and row["information"] < 0.02 for row in rows)
 
 
