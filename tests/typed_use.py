@@ -28,6 +28,7 @@ from offbench.methods.cgq import CGQ
 from offbench.methods.cql import CQL
 from offbench.methods.crl import CRL
 from offbench.methods.discrete_cql import DiscreteCQL
+from offbench.methods.doc import DoC
 from offbench.methods.dqc import DQC
 from offbench.methods.dt import DT
 from offbench.methods.fql import FQL
@@ -51,7 +52,7 @@ from offbench.training.loop import Point
 from offbench.types import Method, Policy
 
 METHODS: tuple[Method[Any], ...] = (
-    *(A2PR(), ARL(), HIQL(), ODICE(), OTA()),
+    *(A2PR(), ARL(), DoC(), HIQL(), ODICE(), OTA()),
     *(ACSAC(), AWAC(), BC(), CGQ(), CQL(), DiscreteCQL(), DQC(), DT(), FQL(), IFQL(), IQL()),
     *(QC(), QGF(), ReBRAC(), SACN(), TD3BC(), XQL(), GCBC(), GCIQL(), GCIVL(), QRL(), CRL()),
 )

@@ -111,8 +111,9 @@ def check_actions(method: Any, spec: "Spec", cell: Cell) -> None:
             f"{cell.task.id}: chunks of discrete actions are not supported; use view=nstep"
         )
     if wants != has:
+        other = ": say method.actions=discrete" if hasattr(type(method), "actions") else ""
         raise UserError(
-            f"{cell.method} learns continuous actions; those of {cell.task.id} are discrete"
+            f"{cell.method} learns continuous actions; those of {cell.task.id} are discrete{other}"
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from offbench.data.goals import GOAL_EXTRAS, FittedGoal
 from offbench.data.replay import ReplayData, discounted_to_go
-from offbench.data.views import Chunk, FittedWindow, View
+from offbench.data.views import Chunk, FittedWindow, View, spans
 from offbench.errors import UserError, unknown
 from offbench.types import Batch
 
@@ -146,6 +146,33 @@ class Prefixes(NamedTuple):
         return {**columns, **Valid().tensors(data, view, row)}
 
 
+class Steps(NamedTuple):
+    """Of each step of a window: `step_reward` (B, K), scaled as its returns-to-go, and `step_next_obs` (B, K, O).
+
+    Zeros beyond the episode, as in the window. The window's own columns do not tell the last step's.
+    """
+
+    k: int
+    return_scale: float
+
+    @classmethod
+    def fit(cls, data: ReplayData, view: View) -> "Steps":
+        _context(data, view)
+        assert isinstance(view, FittedWindow)
+        return cls(view.k, view.return_scale)
+
+    def support(self, data: ReplayData, view: View) -> Tensor:
+        return data.valid
+
+    def tensors(self, data: ReplayData, view: View, row: Tensor) -> Mapping[str, Tensor]:
+        step, _, valid = spans(data, row, self.k)  # (B, K)
+        after = data.obs[torch.minimum(step + 1, data.last[row][:, None])]
+        return {
+            "step_reward": torch.where(valid, data.reward[step] * self.return_scale, 0.0),
+            "step_next_obs": torch.where(valid[..., None], after, 0.0),
+        }
+
+
 class OfView(NamedTuple):
     """What the view itself adds: a `Context` as the observation, goals. Requires that view."""
 
@@ -193,6 +220,7 @@ EXTRAS = {
     "valid": _valid,
     "prefixes": Prefixes.fit,
     "context": _context,
+    "steps": Steps.fit,
     **dict.fromkeys(GOAL_EXTRAS, _goals),
     # adds nothing to a batch: goals of values have to be later states alone
     "later_goals": _goals,

@@ -32,7 +32,7 @@ class View(Protocol):
     def policy(self, policy: Policy) -> Policy: ...
 
 
-def _spans(data: ReplayData, row: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+def spans(data: ReplayData, row: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of the next n steps, which of them lie inside the episode, and which count.
 
     A step counts while the episode lasts and no terminal came before it.
@@ -54,7 +54,7 @@ def _returns(
     A return adds rewards up to a terminal or the end of the episode; with `after_terminal` also those
     recorded after a terminal inside an episode. The span ends at the terminal either way.
     """
-    steps, inside, counts = _spans(data, row, n)
+    steps, inside, counts = spans(data, row, n)
     powers = gamma ** torch.arange(n + 1, dtype=data.reward.dtype, device=row.device)
     reward = data.reward[steps] * powers[:n] * (inside if after_terminal else counts)
     ended = (data.terminal[steps] & inside).cumsum(1) > 0
@@ -75,7 +75,7 @@ def _batch(
 
 
 def _end(data: ReplayData, row: Tensor, n: int) -> Tensor:
-    return row + 1 if n == 1 else row + _spans(data, row, n)[2].sum(1)
+    return row + 1 if n == 1 else row + spans(data, row, n)[2].sum(1)
 
 
 def _support(data: ReplayData, n: int, pad: bool, name: str) -> Tensor:
@@ -271,7 +271,7 @@ class Window(NamedTuple):
         """The view of a dataset: its returns-to-go, and defaults of null settings."""
         if self.k < 1:
             raise UserError(f"view.k must be at least 1, got {self.k}")
-        if data.n_transitions == data.n_episodes:
+        if data.n_transitions == data.n_episodes and self.k > 1:
             raise UserError(
                 "view=window needs trajectories; every episode of this dataset is a single transition"
             )
@@ -316,7 +316,7 @@ class FittedWindow(NamedTuple):
         return data.valid
 
     def batch(self, data: ReplayData, row: Tensor) -> Batch:
-        steps, _, valid = _spans(data, row, self.k)
+        steps, _, valid = spans(data, row, self.k)
         context = Context(
             data.obs[steps],
             data.action[steps],

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map
 
 from offbench import rng
 from offbench.nn import nets
+from offbench.nn.distributions import greedy
 from offbench.nn.optim import Adam, AdamState, polyak
 from offbench.ranges import Count, PolyakRate, Positive, Widths, check_ranges
 from offbench.types import Batch, Metrics, Spec
@@ -75,7 +76,7 @@ class DiscreteCQL:
 
     def act(self, state: State, obs: Tensor, key: Tensor) -> Tensor:
         del key  # evaluation is greedy
-        return _best(nets.mlp(state.critic, obs))
+        return greedy(nets.mlp(state.critic, obs))
 
     def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
         """Q of the action: (E, O), (E, A) one-hot -> (E,)."""
@@ -86,7 +87,7 @@ class DiscreteCQL:
     ) -> tuple[Tensor, Metrics]:
         both = nets.mlp(critic, torch.cat([batch.obs, batch.next_obs]))  # (2 B, A)
         q, next_q = both.chunk(2)
-        best = _best(next_q.detach())
+        best = greedy(next_q.detach())
         next_v = (nets.mlp(target_critic, batch.next_obs) * best).sum(-1)  # (B, A) -> (B,)
         q_data = (q * batch.action).sum(-1)  # actions are one-hot
         error = q_data - (batch.reward + batch.discount * next_v)
@@ -97,12 +98,6 @@ class DiscreteCQL:
             "conservative_gap": gap.mean(),
             "q": q_data.mean(),
             "q_greedy": q.amax(-1).mean(),
-            "greedy_share": (_best(q) * batch.action).sum(-1).mean(),
+            "greedy_share": (greedy(q) * batch.action).sum(-1).mean(),
         }
         return (huber + self.conservative_weight * gap).mean(), metrics
-
-
-def _best(q: Tensor) -> Tensor:
-    """The action of largest Q as one-hot rows: (B, A) -> (B, A)."""
-    choices = torch.arange(q.shape[-1], device=q.device)
-    return (q.argmax(-1, keepdim=True) == choices).to(q.dtype)

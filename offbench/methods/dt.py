@@ -2,7 +2,8 @@
 
 A causal transformer reads (return-to-go, observation, action) of the last steps and predicts each
 action from what came before it. Asked for a large return, it acts as the episodes that had one. It
-learns from `view=window`, whose `target_return` it is conditioned on.
+learns from `view=window`, whose `target_return` it is conditioned on. Discrete actions
+(`actions="discrete"`) are learned by likelihood.
 
 Differs from the authors' code (kzl/decision-transformer, gym): padding is on the right (no step
 sees it there either), weights start at standard deviation 0.02 throughout (theirs only inside the
@@ -24,6 +25,7 @@ from torch.func import grad_and_value
 from offbench import rng
 from offbench.errors import UserError
 from offbench.nn import transformer
+from offbench.nn.distributions import greedy
 from offbench.nn.optim import AdamState, AdamW, clip_by_global_norm
 from offbench.ranges import Count, Positive, Probability, check_ranges
 from offbench.types import Batch, Context, Metrics, Spec
@@ -49,6 +51,7 @@ class DT:
     max_grad_norm: float = 0.25
     # "window" counts padding as steps without error
     loss_over: Literal["steps", "window"] = "steps"
+    actions: Literal["continuous", "discrete"] = "continuous"
     needs: ClassVar[tuple[str, ...]] = ("context",)
 
     def __post_init__(self) -> None:
@@ -91,20 +94,25 @@ class DT:
         del key
         action = self._actions(state.params, obs)  # (E, K, A)
         last = obs.valid.sum(-1)[:, None, None] - 1
-        return action.gather(1, last.expand(-1, 1, action.shape[-1])).squeeze(1)
+        action = action.gather(1, last.expand(-1, 1, action.shape[-1])).squeeze(1)
+        return action if self.actions == "continuous" else greedy(action)
 
     def _optimiser(self) -> AdamW:
         return AdamW(self.lr, self.weight_decay, self.warmup)
 
     def _loss(self, params: dict, context: Context, key: Tensor) -> tuple[Tensor, Tensor]:
-        error = torch.square(self._actions(params, context, key) - context.action)
+        action = self._actions(params, context, key)
+        if self.actions == "continuous":
+            error = torch.square(action - context.action).mean(-1)
+        else:
+            error = -(action.log_softmax(-1) * context.action).sum(-1)
         valid = context.valid.to(error.dtype)
-        error = error.mean(-1) * valid  # (B, K)
+        error = error * valid  # (B, K)
         per_step = error.sum() / valid.sum()
         return (error.mean() if self.loss_over == "window" else per_step), per_step
 
     def _actions(self, params: dict, context: Context, key: Tensor | None = None) -> Tensor:
-        """The prediction of every step's action from the steps before and its observation: (B, K, A)."""
+        """Every step's action, or the logits of its choices, from what came before it: (B, K, A)."""
         k_embed, k_body = (None, None) if key is None else rng.split(key)
         embed = lambda name, x: x @ params[name]["w"] + params[name]["b"]
         step = context.timestep.clamp(max=len(params["time"]) - 1)
@@ -127,4 +135,5 @@ class DT:
             key=k_body,
         )
         # from the observations' tokens
-        return embed("head", out[..., 1::3, :]).tanh()
+        action = embed("head", out[..., 1::3, :])
+        return action.tanh() if self.actions == "continuous" else action

@@ -1,4 +1,4 @@
-"""Action distributions as functions of their parameters: a Gaussian, and one squashed by tanh."""
+"""Action distributions as functions of their parameters: a Gaussian, one squashed by tanh, choices."""
 
 import math
 
@@ -29,3 +29,9 @@ def tanh_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[
 def _log_slope(u: Tensor) -> Tensor:
     """log(1 - tanh(u)^2)."""
     return 2 * (math.log(2) - u - F.softplus(-2 * u))
+
+
+def greedy(logits: Tensor) -> Tensor:
+    """The choice of the largest logit as one-hot rows: (..., A) -> (..., A)."""
+    choices = torch.arange(logits.shape[-1], device=logits.device)
+    return (logits.argmax(-1, keepdim=True) == choices).to(logits.dtype)

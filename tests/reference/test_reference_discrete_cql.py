@@ -124,7 +124,7 @@ MUTANTS = {
     ),
     "target of the target's own best": (
         "* best).sum(-1)",
-        "* _best(nets.mlp(target_critic, batch.next_obs))).sum(-1)",
+        "* greedy(nets.mlp(target_critic, batch.next_obs))).sum(-1)",
     ),
     "target of the online network": (
         "nets.mlp(target_critic, batch.next_obs) * best",

@@ -139,7 +139,7 @@ def test_updates_equal_the_plain_implementation(method):
 
 MUTANTS = {
     "predicts from the return's token": ("out[..., 1::3, :]", "out[..., 0::3, :]"),
-    "counts padding": ("error = error.mean(-1) * valid", "error = error.mean(-1)"),
+    "counts padding": ("error = error * valid", "error = error"),
     "mean over the window": ("error.sum() / valid.sum()", "error.mean()"),
     "no embedding norm": (
         "F.layer_norm(tokens.flatten(-3, -2), (self.width,))",
@@ -160,7 +160,7 @@ MUTANTS = {
         "self.weight_decay, self.warmup + 1)",
     ),
     "no decay": ("self.lr, self.weight_decay,", "self.lr, 0.0,"),
-    "no tanh": ("out[..., 1::3, :]).tanh()", "out[..., 1::3, :])"),
+    "no tanh": ("return action.tanh() if", "return action if"),
     "returns and observations swapped": (
         'embed("return", context.return_to_go[..., None])',
         'embed("return", context.obs[..., :1])',
@@ -206,6 +206,26 @@ def test_neither_padding_nor_the_future_nor_its_own_action_changes_a_prediction(
             action=context.action + 3.0 * from_t[:, None],
         )
         assert torch.equal(LOUD._actions(state.params, moved)[:, : t + 1], base[:, : t + 1])
+
+
+def test_discrete_actions_are_learned_by_likelihood_and_the_likeliest_acts():
+    method, spec = (
+        dataclasses.replace(LOUD, actions="discrete"),
+        SPEC._replace(discrete=True, action_dim=3),
+    )
+    data = fake_data(spec, dtype=torch.float64)
+    batch = make_pipeline(data, view=Window(K), batch_size=9, needs=DT.needs).sample(rng.key(1))
+    state = double(method.init(rng.key(0), Window(K).spec(spec)))
+    logits, context = method._actions(state.params, batch.obs), batch.obs
+    terms = [
+        nn.functional.cross_entropy(logits[b, t], context.action[b, t].argmax())
+        for b, t in context.valid.nonzero().tolist()
+    ]
+    loss = method.update(state, batch, rng.key(2))[1]["loss"]
+    assert abs(loss - torch.stack(terms).mean()) < 1e-12
+    last = torch.stack([x[n - 1] for x, n in zip(logits, context.valid.sum(1), strict=True)])
+    chosen = nn.functional.one_hot(last.argmax(-1), 3).double()
+    assert torch.equal(method.act(state, context, rng.key(0)), chosen)
 
 
 def test_dropout_acts_in_training_only():
@@ -294,3 +314,5 @@ def test_a_method_of_windows_refuses_other_views_and_single_transitions(data):
     one = np.zeros((2, 1)), np.zeros((1, 1)), np.zeros(1), np.zeros(1, bool)
     with pytest.raises(UserError, match="every episode of this dataset is a single transition"):
         make_pipeline(from_episodes([Episode(*one)] * 3), view=Window(2), needs=DT.needs)
+    # a bandit is read by windows of one step
+    make_pipeline(from_episodes([Episode(*one)] * 3), view=Window(1), needs=DT.needs)

@@ -307,8 +307,8 @@ OF_THE_CONTRACT = {
         "check_act",
         DiscreteCQL,
         {},
-        "_best(nets.mlp(state.critic, obs))",
-        "_best(nets.mlp(state.critic, obs - obs.mean(0)))",
+        "greedy(nets.mlp(state.critic, obs))",
+        "greedy(nets.mlp(state.critic, obs - obs.mean(0)))",
     ),
     "FQL: acts on centred observations": (
         "check_act",
