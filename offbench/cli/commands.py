@@ -145,7 +145,17 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         ),
         "curves": Command(
             "print and draw the learning curves of recorded runs",
-            ("curves suite=quick", "curves suite=quick methods=[bc,iql]"),
+            ("curves suite=quick", "curves suite=quick methods=[bc,iql]", "curves --pulls 200"),
+            options=(
+                Option(
+                    "--pulls",
+                    {
+                        "metavar": "N",
+                        "type": whole_number,
+                        "help": "over episodes that may be played online, up to N",
+                    },
+                ),
+            ),
         ),
         "diagnose": Command(
             "draw chunk lengths, success by length, and values against returns",
