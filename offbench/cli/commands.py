@@ -162,6 +162,13 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             ("diagnose suite=quick", "diagnose suite=quick methods=[bc,iql]"),
             options=(
                 Option(
+                    "--consistency",
+                    {
+                        "action": "store_true",
+                        "help": "instead: do seeds of an entry end in the same policy? for the board, too",
+                    },
+                ),
+                Option(
                     "--play",
                     {
                         "metavar": "N",
