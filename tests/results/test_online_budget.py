@@ -73,7 +73,7 @@ def test_the_pulls_of_a_bandit_are_those_of_the_formula():
     # policies that differ by which was tried last: their truth is what the bandit reports
     seen = bandit(scores, np.array([[0], [1]]), 30, Counting())
     assert (seen == 1.0).all() and 2 < count[1] < 15
-    noisy = [np.array([0.0, 4.0]), np.array([1.0, 1.0])]
+    noisy = [np.array([0.0, 4.0]), np.array([1.1, 1.1])]
 
     class Fixed:
         def __init__(self):
@@ -82,13 +82,13 @@ def test_the_pulls_of_a_bandit_are_those_of_the_formula():
         def random(self, n):
             return np.full(n, next(self.draws))
 
-    # the first looks worse (0 < 1) until its bonus lets it be tried again, and then 4 is drawn
+    # the first looks worse (0 < 1.1) until its bonus lets it be tried again, and then 4 is drawn
     found = bandit(noisy, np.array([[0], [1]]), 20, Fixed())[:, 0]
-    assert found[0] == 2.0 and found[1] == 1.0
+    assert found[0] == 2.0 and found[1] == 1.1
     n = 1
-    while 1 + np.sqrt(2 * np.log(n + 2) / n) > np.sqrt(2 * np.log(n + 2)):
+    while 1.1 + np.sqrt(2 * np.log(n + 2) / n) > np.sqrt(2 * np.log(n + 2)):
         n += 1
-    assert found[n] == 1.0 and found[n + 1] == 2.0
+    assert found[n] == 1.1 and found[n + 1] == 2.0
 
 
 @settings(max_examples=40, deadline=None)
@@ -150,12 +150,15 @@ def test_the_interval_of_many_pulls_holds_the_best_of_other_policies(kind):
         return x if kind == "normal" else np.where(rng.random(shape) < 0.25, 20, x)
 
     truth = draw((20_000, 8)).max(1).mean()
-    hits = 0
+    hits, widths = 0, []
     for _ in range(30):
         own = Policies([np.array([x]) for x in draw(8)], 1)
         last = expected_scores(own, drawn=8, pulls=8, trials=8)[-1]
         hits += last.low <= truth <= last.high
+        widths.append(last.high - last.low)
     assert hits >= 25
+    # half of it in standard errors, of which the best of eight has 0.61: drawn again as they are 0.43
+    assert kind != "normal" or np.mean(widths) / 2 / 2.365 / 10 > 0.48
 
 
 BC = {100: [[10.0, 12.0], [20.0, 22.0], [30.0, 30.0]]}
@@ -187,6 +190,9 @@ def test_failed_runs_monitor_episodes_and_other_updates_are_no_policies():
     with_monitor = {20: [[99.0]] * 3, **BC}
     episodes, runs = recorded({"bc": with_monitor})
     runs.loc[2, "status"] = "failed"
+    others = [episodes.assign(stream="tune", update=100, score=99.0)]
+    others += [episodes.assign(update=20, score=99.0, stream="test")]
+    episodes = pd.concat([episodes, *others], ignore_index=True)
     table = online_table(episodes, runs, pulls=2)
     assert table["score"].tolist() == pytest.approx([16.0, 21.0]) and set(table["policies"]) == {2}
     assert "not counted: 1 of bc" in " ".join(remarks(table, episodes, runs))
