@@ -83,6 +83,9 @@ class Method(Protocol[State]):
     chunks): a discounted return on the transformed rewards, with the terms that the method adds (an
     entropy, a penalty). Evaluation records it for the first decision of an episode; nothing depends on it.
 
+    A method that learns a Gaussian policy may also have `gaussian_policy(state, obs) -> (mean, log_std)`, (E, A) each
+    or log_std (A,), before any squashing: `offbench diagnose --consistency` compares seeds by it.
+
     A method that decides how many steps are executed may also have `act_for(state, obs, key, length) -> Plan`:
     what it does where it must execute `length` steps. `offbench diagnose` compares with such policies.
     """

@@ -139,6 +139,7 @@ def evidence_of(plan: "Plan", store: "Store") -> "Evidence | ValidationTable | N
     from offbench.results.board.evidence import Evidence
     from offbench.results.board.leaderboard import Asked
     from offbench.results.board.validation_table import validation_table
+    from offbench.results.consistency import read_pairs
 
     found = recorded_runs(plan, store)
     if found.runs.empty:
@@ -165,6 +166,7 @@ def evidence_of(plan: "Plan", store: "Store") -> "Evidence | ValidationTable | N
         ),
         title=title,
         notes=notes,
+        pairs=read_pairs(store.root, plan.name, found.runs),
     )
 
 

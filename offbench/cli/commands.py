@@ -145,13 +145,30 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         ),
         "curves": Command(
             "print and draw the learning curves of recorded runs",
-            ("curves suite=quick", "curves suite=quick methods=[bc,iql]"),
+            ("curves suite=quick", "curves suite=quick methods=[bc,iql]", "curves --pulls 200"),
+            options=(
+                Option(
+                    "--pulls",
+                    {
+                        "metavar": "N",
+                        "type": whole_number,
+                        "help": "over episodes that may be played online, up to N",
+                    },
+                ),
+            ),
         ),
         "diagnose": Command(
             "draw chunk lengths, success by length, and values against returns; diagnose ope: how well offline"
             " estimates order policies",
             ("diagnose suite=quick", "diagnose suite=quick methods=[bc,iql]", "diagnose ope"),
             options=(
+                Option(
+                    "--consistency",
+                    {
+                        "action": "store_true",
+                        "help": "instead: do seeds of an entry end in the same policy? for the board, too",
+                    },
+                ),
                 Option(
                     "--play",
                     {

@@ -24,8 +24,15 @@ _NOTE = (
 )
 
 
-def show_curves(args: Sequence[str]) -> int:
-    """`offbench curves`: prints and writes the learning curves of what is recorded."""
+def show_curves(args: Sequence[str], *, pulls: int | None = None) -> int:
+    """`offbench curves`: prints and writes the learning curves of what is recorded.
+
+    With `pulls`, what is scored by who may play so many episodes online (`offbench.cli.online`).
+    """
+    if pulls is not None:
+        from offbench.cli.online import show_online
+
+        return show_online(args, pulls)
     from offbench.io import atomic_write
     from offbench.results.curves import curve_table, updates_needed
     from offbench.results.curves_figure import write_figure

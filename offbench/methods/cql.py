@@ -132,6 +132,10 @@ class CQL:
         del key  # evaluation is greedy
         return _policy(state.actor, obs)[0].tanh()
 
+    def gaussian_policy(self, state: State, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation of the policy before tanh, (E, A) each."""
+        return _policy(state.actor, obs)
+
     def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
         """The smaller Q of the twins: (E, O), (E, A) -> (E,)."""
         return _q(state.critic, obs, action[None]).amin(0)[0]  # (2, 1, E) -> (E,)

@@ -98,6 +98,10 @@ class IQL:
         del key  # evaluation is greedy
         return nets.mlp(state.actor["mean"], obs).tanh()
 
+    def gaussian_policy(self, state: State, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (E, A) and log standard deviation (A,) of the policy that is learned."""
+        return self.act(state, obs, obs), state.actor["log_std"].clamp(-20.0, 2.0)
+
     def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
         """The smaller Q of the twins: (E, O), (E, A) -> (E,)."""
         return nets.mlp(state.critic, torch.cat([obs, action], -1)).squeeze(-1).amin(0)

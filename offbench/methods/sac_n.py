@@ -97,6 +97,11 @@ class SACN:
         del key  # evaluation is greedy
         return nets.mlp(state.actor, obs).chunk(2, -1)[0].tanh()
 
+    def gaussian_policy(self, state: State, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation of the policy before tanh, (E, A) each."""
+        mean, log_std = nets.mlp(state.actor, obs).chunk(2, -1)
+        return mean, log_std.clamp(-5.0, 2.0)
+
     def value(self, state: State, obs: Tensor, action: Tensor) -> Tensor:
         """The smallest Q, which includes future entropy: (E, O), (E, A) -> (E,)."""
         return _q(state.critic, obs, action).amin(0)

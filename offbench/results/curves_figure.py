@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette without yellow, which is faint on white
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # entries of a panel up to which their intervals are drawn as bands: more cover each other
-_BANDS = 4
+BANDS = 4
 _DASHES = ("-", "--", ":", "-.")
+_ABOUT = "updates (on grey: test episodes of the board; before: monitor episodes)"
 
 
 def write_figure(table: pd.DataFrame, path: Path, title: str = "") -> None:
@@ -40,35 +41,46 @@ def draw_figure(
     Args:
         order: entries in the order of their colours; None: by name.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     tasks, entries = list(dict.fromkeys(table["task"])), set(table["entry"])
     order = sorted(entries) if order is None else [e for e in order if e in entries]
-    # four as a square
-    columns = 2 if len(tasks) == 4 else min(3, len(tasks))
-    rows = -(-len(tasks) // columns)
-    figure = Figure(figsize=(max(4.6, 3.5 * columns), 2.7 * rows + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    styles = {e: (_COLOURS[i % 7], _DASHES[i // 7 % 4]) for i, e in enumerate(order)}
+    figure, axes = panels(len(tasks))
+    styles = line_styles(order)
     for axis, task in zip(axes.flat, tasks, strict=False):
         _draw_task(axis, table[table["task"] == task], styles)
         axis.set_title(task, fontsize=8.5, loc="left")
-    for axis in axes.flat[len(tasks) :]:
+    legend(figure, axes, styles, len(tasks), _ABOUT)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    return figure
+
+
+def panels(n: int) -> "tuple[Figure, np.ndarray]":
+    """A figure that no window shows, with n panels of scores, and its axes (rows, columns)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # four as a square
+    columns = 2 if n == 4 else min(3, n)
+    rows = -(-n // columns)
+    figure = Figure(figsize=(max(4.6, 3.5 * columns), 2.7 * rows + 0.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat[n:]:
         axis.set_axis_off()
     for axis in axes[:, 0]:
         axis.set_ylabel("score", fontsize=9)
-    _legend(figure, axes, styles, len(tasks))
-    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-    return figure
+    return figure, axes
+
+
+def line_styles(entries: Sequence[str]) -> dict[str, tuple[str, Any]]:
+    """Entry -> colour and dashes, in this order."""
+    return {e: (_COLOURS[i % 7], _DASHES[i // 7 % 4]) for i, e in enumerate(entries)}
 
 
 def _draw_task(axis: "Axes", table: pd.DataFrame, styles: dict[str, tuple[str, Any]]) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     last = table["update"].max()
-    banded = table["entry"].nunique() <= _BANDS
+    banded = table["entry"].nunique() <= BANDS
     finals = [e for e in styles if e in set(table["entry"])]
     for entry, curve in table.groupby("entry"):
         colour, dash = styles[str(entry)]
@@ -107,16 +119,20 @@ def _draw_task(axis: "Axes", table: pd.DataFrame, styles: dict[str, tuple[str, A
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _legend(
-    figure: "Figure", axes: np.ndarray, styles: dict[str, tuple[str, Any]], n_tasks: int
+def legend(
+    figure: "Figure",
+    axes: np.ndarray,
+    styles: dict[str, tuple[str, Any]],
+    n_tasks: int,
+    about: str,
 ) -> None:
+    """The entries, in a free panel or below all, and what the horizontal axes are `about`."""
     from matplotlib.lines import Line2D
 
     lines = [
         Line2D([], [], color=c, linestyle=d, marker="o", markersize=4, label=entry)
         for entry, (c, d) in styles.items()
     ]
-    about = "updates (on grey: test episodes of the board; before: monitor episodes)"
     if n_tasks < axes.size:
         free = axes.flat[n_tasks]
         free.legend(handles=lines, loc="upper left", fontsize=9, frameon=False)

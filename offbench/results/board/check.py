@@ -51,7 +51,12 @@ def check(path: Path) -> list[str]:
 
 def board_name(path: Path) -> str:
     """The name of the board that a file is of."""
-    for ending in (".runs.parquet", ".episodes.parquet", *(f".{e}" for e in ENDINGS.values())):
+    for ending in (
+        ".runs.parquet",
+        ".episodes.parquet",
+        ".consistency.csv",
+        *(f".{e}" for e in ENDINGS.values()),
+    ):
         if path.name.endswith(ending):
             return path.name.removesuffix(ending)
     return path.name

@@ -3,6 +3,7 @@
     NAME.runs.parquet       a line per run, as `Store.runs()` has it
     NAME.episodes.parquet   run, stream, update, number, start state and score of every episode, of
                             goal-conditioned tasks the goal; what the board asked for is in its metadata
+    NAME.consistency.csv    how far each pair of seeds is apart, where it was measured
 
 Scores are kept to the last bit, because the random numbers of the intervals are seeded by them.
 """
@@ -21,6 +22,12 @@ from offbench.errors import UserError
 from offbench.io import replacing
 from offbench.results.board.leaderboard import Asked, Board, leaderboard
 from offbench.results.cells import places
+from offbench.results.consistency import (
+    cell_consistency,
+    entry_consistency,
+    parse_pairs,
+    write_pairs,
+)
 
 FORMAT = 1
 
@@ -56,18 +63,33 @@ class Evidence:
     title: str
     # on the selection of the runs; the board adds its own
     notes: tuple[str, ...] = ()
+    # divergences of pairs of seeds, as of `offbench.results.consistency`; None where they were not measured
+    pairs: pd.DataFrame | None = None
 
     def board(self, **options: Any) -> Board:
         """The leaderboard; options (level, reps, random_seed) as of `leaderboard`."""
         board = leaderboard(
             self.episodes, self.runs, self.tasks, asked=self.asked, title=self.title, **options
         )
-        return replace(board, notes=(*board.notes, *self.notes))
+        board = replace(board, notes=(*board.notes, *self.notes))
+        if self.pairs is None or self.pairs.empty:
+            return board
+        measured = self.pairs[self.pairs["task"].isin(self.tasks)]
+        return replace(
+            board,
+            consistency=cell_consistency(measured, board.level),
+            entry_consistency=entry_consistency(measured, board.level),
+        )
 
 
 def paths_of(folder: Path, name: str) -> tuple[Path, Path]:
     """The files of a board's runs and episodes."""
     return folder / f"{name}.runs.parquet", folder / f"{name}.episodes.parquet"
+
+
+def pairs_path(folder: Path, name: str) -> Path:
+    """The file of the divergences of seeds, where they were measured."""
+    return Path(folder) / f"{name}.consistency.csv"
 
 
 # --- writing --------------------------------------------------------------------------------
@@ -85,9 +107,19 @@ def write_evidence(evidence: Evidence, folder: Path, name: str) -> tuple[Path, P
         for path, table in zip(paths, tables, strict=True):
             with replacing(path) as temporary:
                 pq.write_table(table, temporary, compression="zstd", write_statistics=False)
+        _write_pairs(evidence, folder, name)
     except OSError as error:
         raise UserError(f"cannot write the board's rows to {folder}: {error.strerror}") from None
     return paths
+
+
+def _write_pairs(evidence: Evidence, folder: Path, name: str) -> None:
+    """Writes the divergences of seeds where they were measured, else takes away those of an older board."""
+    path = pairs_path(folder, name)
+    if evidence.pairs is None or evidence.pairs.empty:
+        path.unlink(missing_ok=True)
+    else:
+        write_pairs(path, evidence.pairs)
 
 
 def _in_order(runs: pd.DataFrame) -> pd.DataFrame:
@@ -175,6 +207,7 @@ def read_evidence(folder: Path, name: str) -> Evidence:
         asked=Asked(about["only"], about["seeds"], frozenset(about["unscaled"])),
         title=about["title"],
         notes=tuple(about["notes"]),
+        pairs=parse_pairs(pairs) if (pairs := pairs_path(folder, name)).exists() else None,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from offbench.results.board.consistency_text import CAPTION
 from offbench.results.board.leaderboard import Board
 from offbench.results.captions import COVERAGE, budget
 
@@ -108,6 +109,18 @@ def _of_aggregates(board: Board) -> Iterator[tuple[str, str]]:
             " episodes. It shows whether the last update was a lucky one. Nothing is ranked by it.",
         )
 
+    if len(board.entry_consistency):
+        row = next(board.entry_consistency.itertuples())
+        words = CAPTION.removeprefix("consistency: ")
+        yield (
+            "consistency",
+            f"{words[0].upper()}{words[1:]} Seeds of equal score may have learned other policies."
+            " The interval leaves out one seed at a time (jackknife), as pairs that share a seed depend on each other;"
+            " two seeds have none. Policies act as at the start of an episode, with the same noise for all seeds."
+            " `--`: not measured; `offbench diagnose --consistency` measures what keeps its policies, and writes every"
+            " pair and, of Gaussian policies, the Jensen-Shannon divergence (in the csv). Churn between the last two"
+            f" checkpoints is not measured: only final policies are kept. Here {row.entry}: {row.value:.3f}.",
+        )
     if len(board.goals):
         yield (
             "goals",

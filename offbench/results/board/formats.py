@@ -23,7 +23,8 @@ def to_json(board: Board) -> str:
 
     Keys: format, title, tasks, level, resamples, sources (what the runs of every task have in common: data,
     environment, protocol, versions), caption, notes, and one list of objects per table: aggregate, cells,
-    averaged, ranks, pairwise; of goal-conditioned tasks goals.
+    averaged, ranks, pairwise; of goal-conditioned tasks goals; where seeds were compared consistency (of cells)
+    and entry_consistency.
     """
     plain = {
         "format": JSON_FORMAT,
@@ -37,7 +38,8 @@ def to_json(board: Board) -> str:
     }
     parts = [f" {json.dumps(name)}: {_line(value)}" for name, value in plain.items()]
     goals = ("goals",) if len(board.goals) else ()
-    for name in ("aggregate", "cells", "averaged", *goals, "ranks", "pairwise"):
+    compared = ("consistency", "entry_consistency") if len(board.entry_consistency) else ()
+    for name in ("aggregate", "cells", "averaged", *goals, "ranks", "pairwise", *compared):
         lines = [f"  {_line(row)}" for row in getattr(board, name).to_dict("records")]
         parts.append(f' "{name}": [' + ("\n" + ",\n".join(lines) + "\n " if lines else "") + "]")
     return "{\n" + ",\n".join(parts) + "\n}\n"

@@ -11,7 +11,7 @@ bold, in so far as it changes the mean variance between seeds (`offbench.results
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import partial
 from typing import NamedTuple
@@ -78,6 +78,10 @@ class Board:
     reps: int
     # task -> what its runs have in common or differ in: data, environment, protocol and versions
     sources: Mapping[str, Mapping[str, list[str]]]
+    # of the cells where seeds were compared, as of `offbench.results.consistency.cell_consistency`, and per entry
+    # entry, value, low, high, n_tasks
+    consistency: pd.DataFrame = field(default_factory=pd.DataFrame)
+    entry_consistency: pd.DataFrame = field(default_factory=pd.DataFrame)
     # of the complete entries, as of `offbench.results.pairwise`: mean ranks, and all ordered pairs
     ranks: pd.DataFrame
     pairwise: pd.DataFrame

@@ -12,7 +12,7 @@ import pandas as pd
 from offbench.errors import UserError
 from offbench.io import atomic_write
 from offbench.results import markdown
-from offbench.results.board import goals_text, pairs_text, strip
+from offbench.results.board import consistency_text, goals_text, pairs_text, strip
 from offbench.results.board.leaderboard import Board
 from offbench.results.board.pairs_text import rank_text
 from offbench.results.captions import failures
@@ -36,6 +36,9 @@ def to_markdown(board: Board) -> str:
     names = without_common_folder(board.tasks)
     head = ["#", "entry", *names, "IQM", "mean", "seeds", "episodes", "tuned", "tuning", "updates"]
     head += ["s/run", "commit"]
+    compared = len(board.entry_consistency) > 0
+    seeds_apart = consistency_text.column(board) if compared else {}
+    head += ["consistency"] if compared else []
     lines = []
     rows = rows_of_cells(board)
     for row in board.aggregate.itertuples():
@@ -54,11 +57,13 @@ def to_markdown(board: Board) -> str:
             row.updates or "--",
             "--" if np.isnan(row.wall_s) else f"{row.wall_s:.0f}",
             row.commit or "--",
+            *([seeds_apart[row.entry]] if compared else []),
         ]
         lines.append(texts)
     words = [head.index(name) for name in ("entry", "tuning", "commit")]
     parts = [f"# {board.title}"] if board.title else []
     parts += [markdown.table(head, lines, left=words), board.caption]
+    parts += [consistency_text.CAPTION] if compared else []
     if len(board.averaged):
         parts += [_averaged_markdown(board, names), averaged_caption(board)]
     if len(board.goals):
@@ -151,6 +156,7 @@ def to_csv(board: Board) -> str:
         common |= {"kind": "cell", "statistic": "mean of last 3 evaluations", "value": cell.mean}
         writer.writerow(_csv_line(common))
     writer.writerows(_csv_line(line) for line in goals_text.csv_lines(board))
+    writer.writerows(_csv_line(line) for line in consistency_text.csv_lines(board))
     return sink.getvalue()
 
 
@@ -167,6 +173,9 @@ def to_terminal(board: Board, console: "Console") -> None:
     if len(board.averaged):
         console.print(_averaged_table(board))
         console.print(Text(averaged_caption(board), style="dim"))
+    if len(board.entry_consistency):
+        console.print(consistency_text.to_table(board))
+        console.print(Text(consistency_text.CAPTION, style="dim"))
     for note in board.notes:
         console.print(Text(f"* {note}", style="yellow"))
 
