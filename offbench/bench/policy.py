@@ -106,6 +106,15 @@ class TrainedPolicy:
 
     __call__ = act
 
+    def export(self, path: str | Path) -> Path:
+        """Writes it as TorchScript, which acts without offbench: an observation (O,) -> the action.
+
+        Raises UserError where it needs more than the observation: a memory of steps, or random draws.
+        """
+        from offbench.bench.export import export
+
+        return export(self, path)
+
     def _in_units(self, action: NDArray[np.float32]) -> NDArray[Any]:
         low, high, first = self.units
         if first is not None:

@@ -1,0 +1,63 @@
+"""A trained policy as a TorchScript file, which acts without offbench."""
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
+
+from offbench import rng
+from offbench.bench.kept import Units
+from offbench.errors import UserError
+from offbench.io import replacing
+from offbench.types import TimeStep
+
+if TYPE_CHECKING:
+    from offbench.bench.policy import TrainedPolicy
+
+
+def export(trained: "TrainedPolicy", path: str | Path) -> Path:
+    """Writes the policy as TorchScript: an observation (O,) float32 -> the action, in the environment's units.
+
+    Raises:
+        UserError: it remembers earlier steps (chunks, windows), or draws its actions.
+    """
+    name, policy = f"{trained.run.method} of {trained.run.task}", trained._policy
+    if tree_leaves(policy.init(1, 1)):
+        raise UserError(f"{name} plans ahead or looks back; a function of one observation does not")
+    obs, keys = torch.zeros(trained.spec.obs_dim), [rng.key(i)[None, None] for i in range(2)]
+
+    def act(obs: Tensor, key: Tensor) -> Tensor:
+        step = TimeStep(obs[None, None], torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool))
+        action, _ = policy.act(trained._state, step, (), key)
+        return _in_units(action[0, 0], trained.units)
+
+    with torch.no_grad(), warnings.catch_warnings():
+        # of the tracer, about constants
+        warnings.simplefilter("ignore")
+        if not torch.equal(*(act(obs, key) for key in keys)):
+            raise UserError(f"{name} draws its actions; a file that acts has no keys to draw with")
+        graph: Any = make_fx(lambda obs: act(obs, keys[0]))(obs)
+        made = torch.jit.trace(graph, obs)
+    path = Path(path)
+    try:
+        with replacing(path) as temporary:
+            torch.jit.save(made, str(temporary))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    return path
+
+
+def _in_units(action: Tensor, units: Units) -> Tensor:
+    """As `TrainedPolicy.act` gives it."""
+    low, high, first = units
+    if first is not None:
+        return action.argmax(-1) + first
+    if low is None or high is None:
+        return action
+    low_, high_ = (torch.from_numpy(np.asarray(x, np.float32)) for x in (low, high))
+    return torch.clamp(low_ + (action + 1) / 2 * (high_ - low_), low_, high_)

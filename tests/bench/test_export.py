@@ -1,0 +1,70 @@
+"""A policy exported as TorchScript acts as the one that was kept, in a process that knows nothing of offbench."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from offbench.bench.policy import load_policy
+from offbench.cli import main
+from offbench.errors import UserError
+
+HOPPER = "offbench/hopper/medium-replay-v0"
+TINY = ["method.hidden=[16,16]", "batch_size=32", "n_updates=20", "seeds=[0]", "eval.episodes=1"]
+TINY += ["eval.monitor_at=[]", "jobs=1", "engine=vmap", f"task={HOPPER}"]
+
+
+def kept(results, *args: str):
+    """The policy of a short run."""
+    own = {arg.partition("=")[0] for arg in args}
+    tiny = [arg for arg in TINY if arg.partition("=")[0] not in own]
+    assert main(["run", *tiny, f"results={results}", *args]) == 0
+    (path,) = results.glob("runs/*/*/*/*.safetensors")
+    return load_policy(path)
+
+
+ACTING = """
+import sys, numpy as np, torch
+policy = torch.jit.load(sys.argv[1])
+rows = np.load(sys.argv[2])
+np.save(sys.argv[3], np.stack([policy(torch.from_numpy(row)).numpy() for row in rows]))
+assert not any(name.startswith("offbench") for name in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("method", ["td3_bc", "iql", "bc"])
+def test_the_file_acts_as_the_policy_does(method, tmp_path):
+    policy = kept(tmp_path / "r", f"method={method}")
+    file = policy.export(tmp_path / "policy.pt")
+    rows = np.random.default_rng(0).normal(size=(7, 11)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    files = [str(file), str(tmp_path / "rows.npy"), str(tmp_path / "actions.npy")]
+    subprocess.run([sys.executable, "-c", ACTING, *files], check=True, cwd=tmp_path)
+    actions = np.load(tmp_path / "actions.npy")
+    np.testing.assert_allclose(actions, policy.act(rows), rtol=1e-5, atol=1e-6)
+    assert np.ptp(actions, 0).min() > 0
+    assert np.abs(policy._in_units(np.zeros((1, 3), np.float32)) - actions).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["method=iql", "view=chunk", "view.h=3"], "plans ahead or looks back"),
+        (["method=bc", "method.gaussian=true", "method.sample_actions=true"], "draws its actions"),
+    ],
+)
+def test_what_needs_more_than_an_observation_is_refused_and_nothing_is_written(
+    args, words, tmp_path
+):
+    policy = kept(tmp_path / "r", *args)
+    with pytest.raises(UserError, match=words):
+        policy.export(tmp_path / "policy.pt")
+    assert not (tmp_path / "policy.pt").exists()
+
+
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
+    policy = kept(tmp_path / "r", "method=bc")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        policy.export(tmp_path / "file" / "policy.pt")
