@@ -2,7 +2,7 @@
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,27 +14,27 @@ from offbench import rng
 from offbench.bench.kept import Units
 from offbench.errors import UserError
 from offbench.io import replacing
-from offbench.types import TimeStep
-
-if TYPE_CHECKING:
-    from offbench.bench.policy import TrainedPolicy
+from offbench.types import Policy, TimeStep
 
 
-def export(trained: "TrainedPolicy", path: str | Path) -> Path:
-    """Writes the policy as TorchScript: an observation (O,) float32 -> the action, in the environment's units.
+def export(name: str, policy: Policy, state: Any, n_obs: int, units: Units, path: Path) -> Path:
+    """Writes a policy as TorchScript: an observation (O,) float32 -> the action, in the environment's units.
+
+    Args:
+        name: by which errors call it.
+        state: of one seed, stacked.
 
     Raises:
         UserError: it remembers earlier steps (chunks, windows), or draws its actions.
     """
-    name, policy = f"{trained.run.method} of {trained.run.task}", trained._policy
     if tree_leaves(policy.init(1, 1)):
         raise UserError(f"{name} plans ahead or looks back; a function of one observation does not")
-    obs, keys = torch.zeros(trained.spec.obs_dim), [rng.key(i)[None, None] for i in range(2)]
+    obs, keys = torch.zeros(n_obs), [rng.key(i)[None, None] for i in range(2)]
 
     def act(obs: Tensor, key: Tensor) -> Tensor:
         step = TimeStep(obs[None, None], torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool))
-        action, _ = policy.act(trained._state, step, (), key)
-        return _in_units(action[0, 0], trained.units)
+        action, _ = policy.act(state, step, (), key)
+        return _in_units(action[0, 0], units)
 
     with torch.no_grad(), warnings.catch_warnings():
         # of the tracer, about constants
@@ -43,7 +43,6 @@ def export(trained: "TrainedPolicy", path: str | Path) -> Path:
             raise UserError(f"{name} draws its actions; a file that acts has no keys to draw with")
         graph: Any = make_fx(lambda obs: act(obs, keys[0]))(obs)
         made = torch.jit.trace(graph, obs)
-    path = Path(path)
     try:
         with replacing(path) as temporary:
             torch.jit.save(made, str(temporary))

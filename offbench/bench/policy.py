@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from offbench import rng
+from offbench.bench.export import export
 from offbench.bench.kept import Units, about, filled, read_tensors, written_objects
 from offbench.bench.targets import (
     BUILT_IN,
@@ -111,9 +112,8 @@ class TrainedPolicy:
 
         Raises UserError where it needs more than the observation: a memory of steps, or random draws.
         """
-        from offbench.bench.export import export
-
-        return export(self, path)
+        name, size = f"{self.run.method} of {self.run.task}", self.spec.obs_dim
+        return export(name, self._policy, self._state, size, self.units, Path(path))
 
     def _in_units(self, action: NDArray[np.float32]) -> NDArray[Any]:
         low, high, first = self.units
