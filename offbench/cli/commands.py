@@ -158,8 +158,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             ),
         ),
         "diagnose": Command(
-            "draw chunk lengths, success by length, and values against returns; diagnose ope: how well offline"
-            " estimates order policies",
+            "draw chunk lengths and values against returns; ope: how estimates do",
             ("diagnose suite=quick", "diagnose suite=quick methods=[bc,iql]", "diagnose ope"),
             options=(
                 Option(

@@ -31,7 +31,7 @@ def onednn_is_faster() -> bool:
 def _vendor() -> str:
     """What names the maker of the processor: Linux has it in a file, Windows in the name of the platform."""
     try:
-        return Path("/proc/cpuinfo").read_text()
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return platform.processor()
 

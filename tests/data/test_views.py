@@ -179,7 +179,7 @@ def test_nothing_beyond_a_terminal_inside_counts():
 @fast
 def test_the_fast_path_of_one_step_equals_the_general_path(data):
     rows = data.valid.nonzero().squeeze(1)
-    steps, _, counts = views._spans(data, rows, 1)
+    steps, _, counts = views.spans(data, rows, 1)
     end = views._end(data, rows, 1)
     batch = NStep(1, 0.97).batch(data, rows)
     assert (

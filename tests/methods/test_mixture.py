@@ -12,6 +12,7 @@ from torch.func import grad
 from offbench import rng
 from offbench.methods.awac import AWAC
 from offbench.methods.bc import BC
+from offbench.methods.bc_mix import BCMix
 from offbench.methods.td3_bc import TD3BC
 from offbench.methods.td3_bc_mix import TD3BCMix
 from offbench.nn import mixture, nets
@@ -161,7 +162,7 @@ def bandit(method, paid=(1.0, 1.0), n_updates: int = 150) -> mixture.Mixture | t
 
 
 TWO = {
-    "bc": BC(**SMALL, components=4),
+    "bc_mix": BCMix(**SMALL),
     "awac": AWAC(**SMALL, components=4),
     "td3_bc_mix": TD3BCMix(**SMALL, alpha=0.1),
 }

@@ -288,6 +288,8 @@ PLAIN = {GCBC: PlainGCBC, GCIVL: PlainGCIVL, GCIQL: PlainGCIQL, QRL: PlainQRL, C
 
 def disagreement(method, data, view=VIEWS[1], n: int = 20, plain=None) -> float:
     """The largest difference in parameters and metrics over n updates on the same batches."""
+    # of a contrastive method later states alone
+    view = view.for_needs(method.needs)
     pipeline = make_pipeline(data, view=view, batch_size=32, needs=method.needs)
     state = double(method.init(rng.key(0), pipeline.spec(SPEC)))
     kind = next(p for ours, p in PLAIN.items() if isinstance(method, ours))
