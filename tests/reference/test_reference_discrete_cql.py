@@ -142,7 +142,7 @@ MUTANTS = {
     "data not raised": ("gap = q.logsumexp(-1) - q_data", "gap = q.logsumexp(-1)"),
     "maximum for log-sum-exp": ("q.logsumexp(-1)", "q.amax(-1)"),
     "penalty at the next observation": ("q.logsumexp(-1)", "next_q.logsumexp(-1)"),
-    "worst action": ("q.argmax(-1", "q.argmin(-1"),
+    "worst action": ("greedy(next_q.detach())", "greedy(-next_q.detach())"),
 }
 
 
