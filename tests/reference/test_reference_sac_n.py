@@ -279,8 +279,14 @@ MUTANTS = {
         "(action.expand(n, *action.shape))",
         "(0 * action.expand(n, *action.shape))",
     ),
-    "log-std bounds of SAC": ("clamp(-5.0, 2.0)", "clamp(-20.0, 2.0)"),
-    "log-std not bounded above": ("clamp(-5.0, 2.0)", "clamp(min=-5.0)"),
+    "log-std bounds of SAC": (
+        "sample(mean, log_std.clamp(-5.0, 2.0)",
+        "sample(mean, log_std.clamp(-20.0, 2.0)",
+    ),
+    "log-std not bounded above": (
+        "sample(mean, log_std.clamp(-5.0, 2.0)",
+        "sample(mean, log_std.clamp(min=-5.0)",
+    ),
     "actor at the critics' rate": ("Adam(self.actor_lr).step", "Adam(self.critic_lr).step"),
     "critics at the actor's rate": ("Adam(self.critic_lr).step", "Adam(self.actor_lr).step"),
 }
