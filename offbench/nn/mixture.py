@@ -38,7 +38,7 @@ class Mixture(NamedTuple):
     log_std: Tensor  # (K, A)
 
 
-def init(key: Tensor, sizes: tuple[int, ...], components: int, *, log_std: float = 0.0) -> Params:
+def init(key: Tensor, sizes: tuple[int, ...], components: int) -> Params:
     """Parameters for layer widths `sizes`, of which the last is that of the actions."""
     k_net, k_apart = rng.split(key)
     *before, n_act = sizes
@@ -47,8 +47,7 @@ def init(key: Tensor, sizes: tuple[int, ...], components: int, *, log_std: float
     apart = 2 * rng.uniform(k_apart, (1, components * n_act)) - 1
     equal = torch.zeros(1, components, device=key.device)
     last = net[-1] | {"b": torch.cat([apart, equal], -1)}
-    start = torch.full((components, n_act), log_std, device=key.device)
-    return Params([*net[:-1], last], start)
+    return Params([*net[:-1], last], torch.zeros(components, n_act, device=key.device))
 
 
 def at(params: Params, obs: Tensor) -> Mixture:
