@@ -325,3 +325,12 @@ def test_type_checkers_see_the_public_names_where_the_interpreter_finds_them():
 def test_importing_offbench_takes_less_than_a_third_of_a_second():
     code = "import time; t = time.process_time(); import offbench; print(time.process_time() - t)"
     assert min(float(in_a_new_process(code)) for _ in range(3)) < 0.3
+
+
+def test_names_of_test_files_are_unique():
+    """Folders of tests are no packages: two files of one name cannot be collected together."""
+    folders = defaultdict(list)
+    for path in (ROOT / "tests").rglob("*.py"):
+        if path.name != "conftest.py":
+            folders[path.name].append(path.parent.relative_to(ROOT).as_posix())
+    assert not {name: where for name, where in folders.items() if len(where) > 1}
