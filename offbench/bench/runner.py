@@ -21,6 +21,7 @@ from offbench.bench.provenance import device_name
 from offbench.bench.recording import Outcome, Trained, facts_of, largest_return, patiently, record
 from offbench.bench.settings import Settings, monitor_plan
 from offbench.bench.stacks import Pack
+from offbench.bench.synthesis import refresh_of
 from offbench.bench.watch import Watch
 from offbench.errors import Interrupted, UserError
 from offbench.results.schema import Stream
@@ -96,8 +97,9 @@ class PackRun:
         # preflight has reported defects
         data, self.spec = load_data(cell.task, gamma=cell.pipeline["gamma"], defects="ignore")
         self.recorded = data
-        data, held_out = training_episodes(cell, data)
-        self.method, self.pipeline = build(cell, data, self.spec, lazy=settings.data == "host")
+        self.train_data, held_out = training_episodes(cell, data)
+        lazy = settings.data == "host"
+        self.method, self.pipeline = build(cell, self.train_data, self.spec, lazy=lazy)
         # a user's class, which runs as it is written
         self.written = isinstance(self.method, Imperative)
         for other in [name for name in pools if name != cell.task.id]:
@@ -302,11 +304,15 @@ class PackRun:
     def _points(self, carry: "Carry | None") -> "Iterator[Point]":
         from offbench.training.loop import train
 
-        n, settings = self.cell.n_updates, self.settings
+        n, settings, pipeline = self.cell.n_updates, self.settings, self.pipeline
+        pipeline = pipeline.to(self.device) if settings.data == "device" else pipeline
+        made = refresh_of(
+            self.cell, self.method, pipeline, self.train_data, self.device, self.watch
+        )
         stops = {n * (i + 1) // CURVE_POINTS for i in range(CURVE_POINTS)}
         return train(
             self.method,
-            self.pipeline.to(self.device) if settings.data == "device" else self.pipeline,
+            pipeline,
             self.spec,
             seeds=self.seeds,
             values=self.pack.values,
@@ -317,6 +323,7 @@ class PackRun:
             device=self.device,
             resume=carry,
             pause=self._pause,
+            refresh=made,
         )
 
     def _monitor_at(self) -> dict[int, int]:

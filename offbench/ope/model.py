@@ -85,7 +85,7 @@ def fit_model(data: ReplayData, settings: FQE) -> Model:
         errors = F.mse_loss(moved, true) + F.mse_loss(paid, earned)
         return errors + F.mse_loss(end[:, 0], batch.discount)
 
-    keys = rng.split(rng.key(0), MEMBERS)
+    keys = rng.split(rng.key(0, data.obs.device), MEMBERS)
     net = regress(
         loss,
         [nets.mlp_init(k, sizes) for k in keys],
