@@ -39,7 +39,7 @@ def build(
     )
     check_actions(method, pipeline.spec(spec), cell)
     if source := build_source(cell):
-        source.check(pipeline, spec)
+        source.check(pipeline, spec, cell.task.id)
     if check := getattr(method, "check", None):
         check(pipeline.spec(spec))
     if pipeline.spec(spec).context and "context" not in getattr(method, "needs", ()):

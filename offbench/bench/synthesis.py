@@ -31,8 +31,19 @@ def refresh_of(
         return None
     from offbench.synthetic.sources import refresh
 
+    said = -1
+
+    def pause(step: int) -> bool:
+        nonlocal said
+        if (share := 100 * step // settings.n_updates) > said:
+            said = share
+            watch.report(f"training a data source ({share} %)", 0.0)
+        return watch.stop()
+
     watch.report("training a data source", 0.0)
-    source = settings.source(data.to(device), cache_dir() / "sources", pause=lambda _: watch.stop())
+    source = settings.source(data.to(device), cache_dir() / "sources", pause=pause)
     if source is None:
         raise Interrupted
-    return refresh(settings, source, method, pipeline)
+    # transforms and view alone are read; the data stay where they are
+    none = type(data)(*(column[:0] for column in data))
+    return refresh(settings, source, method, pipeline._replace(data=none).to(device))

@@ -216,23 +216,12 @@ def train(
     settings: Denoiser,
     data: ReplayData,
     *,
-    name: str = "dataset",
     pause: Callable[[int], bool] | None = None,
 ) -> Model | None:
-    """A denoiser of a dataset's sub-trajectories, trained where the data are; None where `pause` ended it.
-
-    Raises UserError where no episode is long enough.
-    """
-    rows = window_starts(data, settings.length)
-    if not rows.any():
-        longest = int(torch.bincount(data.episode).max())
-        raise UserError(
-            f"synthetic.length={settings.length}: every episode of {name} is shorter (the longest has {longest}"
-            " observations)"
-        )
+    """A denoiser of a dataset's sub-trajectories, trained where the data are; None where `pause` ended it."""
     model = untrained(settings, data)
     scale, steps = model.scale, step_vectors(data)
-    sampler = make_sampler(rows)
+    sampler = make_sampler(window_starts(data, settings.length))
     key = rng.key(0, data.obs.device)
 
     def draw(key: Tensor) -> Draw:
@@ -276,6 +265,16 @@ def learning_rate(count: Tensor, n_updates: int) -> Tensor:
     rise = 0.1 + 0.9 * count / warm
     fall = (1 + torch.cos(math.pi * ((count - warm) / max(n_updates - warm, 1)).clamp(0, 1))) / 2
     return torch.where(count < warm, rise, fall)
+
+
+def check_length(settings: Denoiser, data: ReplayData, name: str) -> None:
+    """Raises UserError where no episode has as many observations as a window."""
+    if not window_starts(data, settings.length).any():
+        longest = int(torch.bincount(data.episode).max())
+        raise UserError(
+            f"synthetic.length={settings.length}: every episode of {name} is shorter (the longest has {longest}"
+            " observations)"
+        )
 
 
 def window_starts(data: ReplayData, length: int) -> Tensor:

@@ -56,14 +56,16 @@ class Synthetic:
     rollouts: Count = 8192
     # observations of one
     length: Count = 32
+    # of the model that they come from
+    n_updates: Count = 100_000
 
     def mix(self, method: Any) -> Mixed:
         """The method on minibatches that are part synthetic."""
         size = self.rollouts * (self.length - 1)
         return Mixed(method=method, share=self.share, size=size)
 
-    def check(self, pipeline: Pipeline, spec: Spec) -> None:
-        """Raises UserError where the elements that a method learns from are no transitions."""
+    def check(self, pipeline: Pipeline, spec: Spec, name: str) -> None:
+        """Raises UserError where the elements that a method learns from are no transitions; `name` is the data's."""
         if not isinstance(pipeline.view, NStep):
             raise UserError("synthetic sub-trajectories are cut into transitions; use view=nstep")
         if spec.discrete:
@@ -88,6 +90,10 @@ class PolicyGuidedDiffusion(Synthetic, Denoiser):
 
     # of guidance; the authors give no value
     coefficient: NonNegative = 0.25
+
+    def check(self, pipeline: Pipeline, spec: Spec, name: str) -> None:
+        super().check(pipeline, spec, name)
+        diffusion.check_length(self, pipeline.data, name)
 
     def source(
         self, data: ReplayData, folder: Path, pause: Callable[[int], bool] | None = None
@@ -136,7 +142,6 @@ class WorldModel(Synthetic):
     """
 
     hidden: Widths = (256, 256)
-    n_updates: Count = 100_000
     batch_size: Count = 256
     lr: Positive = 1e-3
 

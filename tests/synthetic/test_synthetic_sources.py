@@ -176,7 +176,12 @@ def test_a_seed_alone_learns_as_in_a_stack(tmp_path, trained):
 def test_what_is_no_transition_is_refused():
     data = corridor()
     with pytest.raises(UserError, match="cut into transitions; use view=nstep"):
-        PGD.check(make_pipeline(data, view=Chunk(h=2)), SPEC)
+        PGD.check(make_pipeline(data, view=Chunk(h=2)), SPEC, "toy")
     with pytest.raises(UserError, match="synthetic actions are continuous"):
-        PGD.check(make_pipeline(data, view=NStep()), SPEC._replace(discrete=True))
-    PGD.check(make_pipeline(data, view=NStep(n=3)), SPEC)
+        PGD.check(make_pipeline(data, view=NStep()), SPEC._replace(discrete=True), "toy")
+    PGD.check(make_pipeline(data, view=NStep(n=3)), SPEC, "toy")
+    long = PolicyGuidedDiffusion(length=32)
+    with pytest.raises(
+        UserError, match="synthetic.length=32: every episode of toy is shorter .*16"
+    ):
+        long.check(make_pipeline(data), SPEC, "toy")
