@@ -182,6 +182,6 @@ def test_what_is_no_transition_is_refused():
     PGD.check(make_pipeline(data, view=NStep(n=3)), SPEC, "toy")
     long = PolicyGuidedDiffusion(length=32)
     with pytest.raises(
-        UserError, match="synthetic.length=32: every episode of toy is shorter .*16"
+        UserError, match=r"synthetic.length=32: every episode of toy is shorter .*16"
     ):
         long.check(make_pipeline(data), SPEC, "toy")
