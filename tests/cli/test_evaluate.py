@@ -48,7 +48,7 @@ def test_kept_policies_are_evaluated_and_compared_with_what_they_earn(results, c
 
 @pytest.mark.env
 def test_played_returns_are_the_discounted_rewards_of_the_episodes(results):
-    from offbench.bench.estimate import Candidate, played_returns, unlimited
+    from offbench.bench.kept_estimates import Candidate, played_returns, unlimited
     from offbench.rollout import EnvPool
     from offbench.tasks.locate import load_task
 
