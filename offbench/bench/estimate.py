@@ -36,6 +36,11 @@ def make_fqe(settings: EvalSettings) -> FQE:
     return FQE(gamma=gamma, n_updates=updates, hidden=tuple(hidden))
 
 
+def fqe_of(protocol: Mapping[str, Any]) -> FQE:
+    """The estimator of a run's protocol."""
+    return make_fqe(EvalSettings(**{k: protocol[k] for k in ESTIMATING}))
+
+
 class _Plans(NamedTuple):
     """A view through which a policy's decisions are seen whole."""
 
@@ -75,11 +80,16 @@ def decisions_of(
     data: ReplayData,
 ) -> Decisions:
     """What the stacked policies of a method decide at the rows of raw `data`."""
+    policy, steps = planning(method, pipeline, spec)
+    return decide(policy, state, data, keys=keys_of(seeds, data), steps=steps)
+
+
+def planning(method: Method | Imperative, pipeline: Pipeline, spec: Spec) -> tuple[Policy, int]:
+    """The policy of a method whose decisions are whole plans, and the steps of one."""
     steps = pipeline.spec(spec).chunk
     plans: Any = _Plans(pipeline.view.gamma)
     seen = pipeline._replace(view=pipeline.view if steps == 1 else plans)
-    policy = make_policy(method, seen, values="none")
-    return decide(policy, state, data, keys=keys_of(seeds, data), steps=steps)
+    return make_policy(method, seen, values="none"), steps
 
 
 def keys_of(seeds: Sequence[int], data: ReplayData) -> Tensor:
@@ -118,7 +128,7 @@ def estimate_stack(
     `pause` was true."""
     finite = [i for i, bad in enumerate(broken) if not bad]
     values = np.full((len(broken), len(first_rows(data))), np.nan)
-    fqe = make_fqe(EvalSettings(**{k: protocol[k] for k in ESTIMATING}))
+    fqe = fqe_of(protocol)
     if finite:
         method, pipeline, spec = trained
         own, members = tree_map(lambda x: x[finite], state), [seeds[i] for i in finite]
