@@ -1,6 +1,8 @@
 """Trained policies evaluated from recorded data alone (`offbench.ope`)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +16,10 @@ from offbench.data.pipeline import Pipeline
 from offbench.data.replay import ReplayData, discounted_to_go, first_rows, is_one_hot
 from offbench.data.views import Chunk, NStep
 from offbench.errors import UserError
-from offbench.ope.behaviour import clone
+from offbench.ope.behaviour import Behaviour, clone
 from offbench.ope.decisions import Decisions, decide
-from offbench.ope.fqe import FQE, fit
-from offbench.ope.weighted import doubly_robust, wis
+from offbench.ope.fqe import FQE, Fitted, fit
+from offbench.ope.weighted import Weighted, doubly_robust, wis
 from offbench.results.schema import ESTIMATE, ESTIMATE_ERROR, RECORDED
 from offbench.rollout import make_policy
 from offbench.tasks.task import Task
@@ -97,19 +99,24 @@ def keys_of(seeds: Sequence[int], data: ReplayData) -> Tensor:
     return torch.stack([rng.fold(rng.key(s), OPE) for s in seeds]).to(data.obs.device)
 
 
-def fitted_values(
+def fitted_q(
     fqe: FQE,
     data: ReplayData,
     decisions: Decisions,
     seeds: Sequence[int],
     *,
     device: str = "cpu",
+    rows: bool = False,
     pause: Callable[[int], bool] | None = None,
-) -> np.ndarray | None:
-    """(N, E) estimates at the first observation of each recorded episode; None where `pause` was true."""
+) -> Fitted | None:
+    """The Q-functions of N policies fitted on a device, their values on the CPU; None where `pause` was true.
+
+    `rows`: with Q and V of every row.
+    """
     there = Decisions(*(to_device(decisions, device)))
-    found = fit(fqe, data.to(device), there, keys=keys_of(seeds, data).to(device), pause=pause)
-    return None if found is None else found.start_values.double().cpu().numpy()
+    keys = keys_of(seeds, data).to(device)
+    found = fit(fqe, data.to(device), there, keys=keys, rows=rows, pause=pause)
+    return None if found is None else Fitted(*to_device(found, "cpu"))
 
 
 def estimate_stack(
@@ -133,10 +140,10 @@ def estimate_stack(
         method, pipeline, spec = trained
         own, members = tree_map(lambda x: x[finite], state), [seeds[i] for i in finite]
         decisions = decisions_of(method, pipeline, spec, own, members, data)
-        found = fitted_values(fqe, data, decisions, members, device=device, pause=pause)
+        found = fitted_q(fqe, data, decisions, members, device=device, pause=pause)
         if found is None:
             return None
-        values[finite] = found
+        values[finite] = found.start_values.double().numpy()
     recorded = float(discounted_to_go(data, fqe.gamma)[first_rows(data)].double().mean())
     n = values.shape[1]
     error = values.std(1, ddof=1) / np.sqrt(n) if n > 1 else np.full(len(values), np.nan)
@@ -156,33 +163,47 @@ class Estimates(NamedTuple):
     effective: Sequence[float | None]
 
 
-# of stacked decisions and the seeds of their policies
-Estimator = Callable[[Decisions, Sequence[int]], Estimates]
+@dataclass(frozen=True)
+class Estimators:
+    """The estimators `fqe`, `wis` and `dr` on recorded data; what several of them need is computed once."""
+
+    data: ReplayData
+    fqe: FQE
+    device: str = "cpu"
+
+    @cached_property
+    def behaviour(self) -> Behaviour:
+        """The policy that recorded the data, cloned."""
+        discrete = is_one_hot(self.data.action, self.data.valid)
+        return clone(self.data, self.fqe, discrete=discrete)
+
+    def of(
+        self, names: Collection[str], decisions: Decisions, seeds: Sequence[int]
+    ) -> dict[str, Estimates | UserError]:
+        """What a stack of policies is worth by each of some estimators, or why one cannot say."""
+        single, found = decisions.steps == 1, dict[str, Estimates | UserError]()
+        rows = single and "dr" in names
+        if rows or "fqe" in names:
+            fitted = fitted_q(self.fqe, self.data, decisions, seeds, device=self.device, rows=rows)
+            # nothing pauses it
+            assert fitted is not None
+            found["fqe"] = Estimates(fitted.start_values.double().numpy(), [None] * len(seeds))
+        weights = [name for name in names if name != "fqe"]
+        if weights and single:
+            ratios = [self.behaviour.log_ratio(self.data.action, x) for x in decisions.action]
+        for name in weights:
+            if not single:
+                why = "importance weights are of single actions, and its policy has chunks"
+                found[name] = UserError(why)
+            elif name == "wis":
+                found[name] = _of_weights([wis(self.data, x, self.fqe.gamma) for x in ratios])
+            else:
+                assert fitted is not None and fitted.q is not None and fitted.v is not None
+                own = zip(ratios, fitted.q, fitted.v, strict=True)
+                made = [doubly_robust(self.data, x, q, v, self.fqe.gamma) for x, q, v in own]
+                found[name] = _of_weights(made)
+        return {name: found[name] for name in names}
 
 
-def make_estimator(name: str, data: ReplayData, fqe: FQE, device: str) -> Estimator:
-    """An estimator of `ESTIMATORS` on recorded data; those of importance weights clone the behaviour first."""
-
-    def by_fqe(decisions: Decisions, seeds: Sequence[int]) -> Estimates:
-        values = fitted_values(fqe, data, decisions, seeds, device=device)
-        assert values is not None
-        return Estimates(values, [None] * len(seeds))
-
-    if name == "fqe":
-        return by_fqe
-    behaviour = clone(data, fqe, discrete=is_one_hot(data.action, data.valid))
-
-    def by_weights(decisions: Decisions, seeds: Sequence[int]) -> Estimates:
-        if decisions.steps > 1:
-            raise UserError("importance weights are of single actions, and its policy has chunks")
-        ratios = [behaviour.log_ratio(data.action, own) for own in decisions.action]
-        if name == "wis":
-            made = [wis(data, ratio, fqe.gamma) for ratio in ratios]
-        else:
-            found = fit(fqe, data, decisions, keys=keys_of(seeds, data), rows=True)
-            assert found is not None and found.q is not None and found.v is not None
-            own = zip(ratios, found.q, found.v, strict=True)
-            made = [doubly_robust(data, ratio, q, v, fqe.gamma) for ratio, q, v in own]
-        return Estimates(np.stack([m.terms.numpy() for m in made]), [m.effective for m in made])
-
-    return by_weights
+def _of_weights(made: Sequence[Weighted]) -> Estimates:
+    return Estimates(np.stack([m.terms.numpy() for m in made]), [m.effective for m in made])

@@ -12,11 +12,10 @@ import pandas as pd
 from offbench import rng
 from offbench.bench.estimate import (
     OPE,
-    Estimator,
+    Estimators,
     check_rewards,
     check_view,
     decisions_of,
-    make_estimator,
 )
 from offbench.bench.played import beyond, longer
 from offbench.bench.policy import Loaded, load
@@ -49,8 +48,8 @@ class Candidate(NamedTuple):
         return self.mark.with_suffix(".safetensors")
 
 
-# of each candidate its rows, or why there are none
-Done = Callable[[Candidate, "pd.DataFrame | UserError"], None]
+# of an estimator and a candidate its rows, or why there are none
+Done = Callable[[str, Candidate, "pd.DataFrame | UserError"], None]
 Estimate = Callable[[Sequence[Candidate], Done], None]
 
 
@@ -76,82 +75,101 @@ class Evaluation:
         data, _ = load_data(self.task, defects="ignore")
         check_rewards(self.task, data)
         settings = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self.fqe).items()}
-        found, made = list[Path](), set[str]()
-        for name in by:
-            paths = self._made(
-                name,
-                candidates,
-                settings,
-                lambda some, done, name=name: estimate(  # type: ignore[misc]
-                    name, some, data, self.fqe, self.device, done
-                ),
-            )
-            found, made = [*found, *paths.values()], made | paths.keys()
+        # estimators that lack the same policies share what they need
+        together: dict[Any, list[str]] = {}
+        for name in dict.fromkeys(by):
+            lacks = tuple(c.run_id for c in self._missing(name, candidates, settings))
+            together.setdefault(name if name == "model" else lacks, []).append(name)
+        of_name: dict[str, dict[str, Path]] = {}
+        for names in together.values():
+            make = partial(estimate, names, data, self.fqe, self.device)
+            of_name |= self._made(names, candidates, settings, make)
+        found = [path for name in dict.fromkeys(by) for path in of_name[name].values()]
         if play is not None and self.task.env:
             pool = EnvPool(unlimited(self.task, self.fqe.gamma))
             how = {"episodes": play, "gamma": self.fqe.gamma}
-            some = [c for c in candidates if c.run_id in made]
-            found += self._made(PLAYED, some, how, partial(_play, pool, how)).values()
+            some = [c for c in candidates if any(c.run_id in made for made in of_name.values())]
+            found += self._made([PLAYED], some, how, partial(_play, pool, how))[PLAYED].values()
             pool.close()
         return found
 
+    def _missing(
+        self, name: str, candidates: Sequence[Candidate], settings: Mapping[str, Any]
+    ) -> list[Candidate]:
+        """The candidates without rows by an estimator."""
+        path = lambda c: path_of(self.root, c.mark, name)
+        return [c for c in candidates if not is_estimated(path(c), c.kept, settings)]
+
     def _made(
         self,
-        name: str,
+        names: Sequence[str],
         candidates: Sequence[Candidate],
         settings: Mapping[str, Any],
-        estimate: Estimate,
-    ) -> dict[str, Path]:
-        where = {c.run_id: path_of(self.root, c.mark, name) for c in candidates}
-        missing = [c for c in candidates if not is_estimated(where[c.run_id], c.kept, settings)]
-        lost = set[str]()
-        left = len(missing)
+        make: Estimate,
+    ) -> dict[str, dict[str, Path]]:
+        """Estimator -> run id -> its file, of estimators that lack the same policies."""
+        where = {(n, c.run_id): path_of(self.root, c.mark, n) for n in names for c in candidates}
+        missing = self._missing(names[0], candidates, settings)
+        words, said = f"{', '.join(names)} on {self.task.id}", set[str]()
+        total = left = len(names) * len(missing)
 
-        def done(candidate: Candidate, rows: "pd.DataFrame | UserError") -> None:
+        def done(name: str, candidate: Candidate, rows: "pd.DataFrame | UserError") -> None:
             nonlocal left
             left -= 1
-            self.report(f"{name} on {self.task.id}: {left} of {len(missing)} policies left")
-            if isinstance(rows, UserError):
-                self.say(f"{candidate.name} on {self.task.id}: {rows}")
-                lost.add(candidate.run_id)
-            else:
-                write_estimates(where[candidate.run_id], rows, candidate.kept, settings)
+            self.report(f"{words}: {left} of {total} estimates left")
+            at = name, candidate.run_id
+            if not isinstance(rows, UserError):
+                write_estimates(where[at], rows, candidate.kept, settings)
+                return
+            del where[at]
+            text = f"{candidate.name} on {self.task.id}: {rows}"
+            if text not in said:
+                self.say(text)
+                said.add(text)
 
         if missing:
-            self.report(f"{name} on {self.task.id}: {len(missing)} policies")
-            estimate(missing, done)
-        return {run: path for run, path in where.items() if run not in lost}
+            self.report(f"{words}: {len(missing)} policies")
+            make(missing, done)
+        return {
+            name: {run: path for (n, run), path in where.items() if n == name} for name in names
+        }
 
 
 def _play(
     pool: EnvPool, how: Mapping[str, Any], candidates: Sequence[Candidate], done: Done
 ) -> None:
     for candidate in candidates:
-        done(candidate, played_returns(candidate, pool, **how))
+        done(PLAYED, candidate, played_returns(candidate, pool, **how))
 
 
 def estimate(
-    name: str, candidates: Sequence[Candidate], data: ReplayData, fqe: FQE, device: str, done: Done
+    names: Sequence[str],
+    data: ReplayData,
+    fqe: FQE,
+    device: str,
+    candidates: Sequence[Candidate],
+    done: Done,
 ) -> None:
-    """Evaluates kept policies, as many in one stack as memory allows."""
-    if name == "model":
+    """Evaluates kept policies by some estimators, as many in one stack as memory allows."""
+    if "model" in names:
         return _imagine(candidates, data, fqe, done)
-    estimator = make_estimator(name, data, fqe, device)
+    estimators = Estimators(data, fqe, device)
     groups: dict[tuple[int, bool], list[tuple[Candidate, int, Decisions]]] = {}
     for candidate in candidates:
         try:
             loaded = load(candidate.kept)
             made = _decisions(loaded, data)
         except UserError as error:
-            done(candidate, error)
+            for name in names:
+                done(name, candidate, error)
             continue
         group = groups.setdefault((made.steps, made.length is not None), [])
         group.append((candidate, loaded.run.seed, made))
         if sum(m.action.nbytes for _, _, m in group) >= _MOST_BYTES:
-            _estimate_group(name, estimator, group, done)
+            _estimate_group(names, estimators, group, done)
             group.clear()
     for group in filter(None, groups.values()):
-        _estimate_group(name, estimator, group, done)
+        _estimate_group(names, estimators, group, done)
 
 
 def _imagine(candidates: Sequence[Candidate], data: ReplayData, fqe: FQE, done: Done) -> None:
@@ -161,13 +179,13 @@ def _imagine(candidates: Sequence[Candidate], data: ReplayData, fqe: FQE, done: 
         try:
             loaded = load(candidate.kept)
         except UserError as error:
-            done(candidate, error)
+            done("model", candidate, error)
             continue
         policy = make_policy(loaded.method, loaded.pipeline, values="none")
         key = rng.fold(rng.key(loaded.run.seed), OPE)
         how: dict[str, Any] = {"gamma": fqe.gamma, "key": key, "steps": beyond(fqe.gamma)}
         found = imagined_returns(model, policy, loaded.state, data, **how)
-        done(candidate, rows_of(candidate.run_id, "model", found.double().numpy()))
+        done("model", candidate, rows_of(candidate.run_id, "model", found.double().numpy()))
 
 
 def _decisions(loaded: Loaded, data: ReplayData) -> Decisions:
@@ -177,20 +195,23 @@ def _decisions(loaded: Loaded, data: ReplayData) -> Decisions:
 
 
 def _estimate_group(
-    name: str, estimator: Estimator, group: list[tuple[Candidate, int, Decisions]], done: Done
+    names: Sequence[str],
+    estimators: Estimators,
+    group: list[tuple[Candidate, int, Decisions]],
+    done: Done,
 ) -> None:
     candidates = [candidate for candidate, _, _ in group]
-    try:
-        found = estimator(stacked([m for _, _, m in group]), [seed for _, seed, _ in group])
-    except UserError as error:
-        for candidate in candidates:
-            done(candidate, error)
-        return
-    for candidate, own, effective in zip(candidates, found.values, found.effective, strict=True):
-        if np.isfinite(own).all():
-            done(candidate, rows_of(candidate.run_id, name, own, effective))
-        else:
-            done(candidate, UserError(f"its estimate by {name} is not finite"))
+    decisions, seeds = stacked([m for _, _, m in group]), [seed for _, seed, _ in group]
+    for name, found in estimators.of(names, decisions, seeds).items():
+        if isinstance(found, UserError):
+            for candidate in candidates:
+                done(name, candidate, found)
+            continue
+        for candidate, x, effective in zip(candidates, found.values, found.effective, strict=True):
+            if np.isfinite(x).all():
+                done(name, candidate, rows_of(candidate.run_id, name, x, effective))
+            else:
+                done(name, candidate, UserError(f"its estimate by {name} is not finite"))
 
 
 def rows_of(
