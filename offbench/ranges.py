@@ -50,6 +50,7 @@ Rule = Ge | Gt | Le | Lt
 Tests = tuple[tuple[Callable[[Any, Any], bool], Any], ...]
 
 Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Gt(0), Lt(1)]
 PolyakRate = Annotated[float, Gt(0), Le(1)]
 Discount = Annotated[float, Ge(0), Le(1)]

@@ -17,10 +17,10 @@ from typing import Any
 from offbench.errors import UserError, unknown
 from offbench.io import read_yaml, shipped
 
-GROUPS = ("method", "sampler", "view", "weight", "suite")
+GROUPS = ("method", "sampler", "view", "weight", "synthetic", "suite")
 
 # groups that compose with any method
-AROUND = ("sampler", "view", "weight")
+AROUND = ("sampler", "view", "weight", "synthetic")
 
 # what to write in place of Hydra's --multirun and launchers
 NO_LAUNCHERS = (
@@ -220,24 +220,19 @@ def split_entry(
     name, *modifiers = entry.split("+")
     if not name:
         raise UserError(f"{entry!r} names no method: iql+aw is iql with the sampler aw")
-    samplers, views, weights = options("sampler"), options("view"), options("weight")
+    # a word is a name of one group
+    groups = {word: group for group in reversed(AROUND) for word in options(group)}
     # group -> its name in the entry
     named: dict[str, str] = {}
     found: tuple[str, dict]
     for word in modifiers:
         match = re.fullmatch(r"([a-z_]+?)(\d+)", word)
-        if word in samplers:
-            group, found = "sampler", (word, {})
-        elif word in weights:
-            group, found = "weight", (word, {})
-        elif word in views:
-            group, found = "view", (word, {})
+        if word in groups:
+            group, found = groups[word], (word, {})
         elif match and match[1] in NAMES_OF_VIEWS:
             group, found = "view", (match[1], {NAMES_OF_VIEWS[match[1]]: int(match[2])})
         else:
-            raise unknown(
-                f"sampler, view or weight in {entry!r}:", word, [*samplers, *views, *weights]
-            )
+            raise unknown(f"sampler, view, weight or data source in {entry!r}:", word, groups)
         if group in named:
             raise UserError(f"{entry!r} names two {group}s, {named[group]} and {word}: one is used")
         named[group], picked[group] = word, found

@@ -313,6 +313,8 @@ def _constructor(own: Layers) -> Callable[[Mapping[str, Any]], None]:
     """Constructs the method with hyper-parameters: constructors check ranges, here before any download."""
     target, wrapper = own.values["method._target_"], own.values["weight._target_"]
     around = own.typed("weight") if wrapper else {}
+    source = own.values["synthetic._target_"]
+    given = own.typed("synthetic") if source else {}
     found: list[Any] = []
 
     def construct(hparams: Mapping[str, Any]) -> None:
@@ -324,7 +326,9 @@ def _constructor(own: Layers) -> Callable[[Mapping[str, Any]], None]:
         with calling(f"{target}.__init__"):
             instance = found[0](**hparams)
         if wrapper:
-            locate(wrapper)(method=instance, **around)
+            instance = locate(wrapper)(method=instance, **around)
+        if source:
+            locate(source)(**given).mix(instance)
 
     return construct
 
@@ -337,7 +341,7 @@ def _plain(value: Any) -> Any:
 def _needs_check(own: Layers) -> bool:
     """Whether a method or its wrapper is not offbench's own, or has a setting of the command line; those of
     offbench's own files hold (tests), and training checks all of them."""
-    groups = [g for g in ("method", "weight") if own.values[f"{g}._target_"]]
+    groups = [g for g in ("method", "weight", "synthetic") if own.values[f"{g}._target_"]]
     return any(read_parameters(own.values[f"{g}._target_"]) is None for g in groups) or any(
         source.layer is Layer.COMMAND_LINE
         for key, source in own.sources.items()
@@ -346,7 +350,7 @@ def _needs_check(own: Layers) -> bool:
 
 
 def _pipeline(own: Layers, settings: Settings) -> dict[str, Any]:
-    """View, sampler, transforms, batch and learned weights, as hashed into the run id."""
+    """View, sampler, transforms, batch, learned weights and synthetic data, as hashed into the run id."""
     pipeline: dict[str, Any] = {
         "view": _identity_of_view(own),
         "sampler": {
@@ -366,6 +370,8 @@ def _pipeline(own: Layers, settings: Settings) -> dict[str, Any]:
         pipeline["precision"] = settings.precision
     if wrapper := own.values["weight._target_"]:
         pipeline["weight"] = {"name": name_of("weight", wrapper), **own.typed("weight")}
+    if source := own.values["synthetic._target_"]:
+        pipeline["synthetic"] = {"name": name_of("synthetic", source), **own.typed("synthetic")}
     return pipeline
 
 

@@ -208,7 +208,7 @@ def _check_code(target: str, run: RunSpec, path: Path) -> None:
     where = f"{path.name} of {run.task}"
     check_target(target, where)
     check_method(target)
-    for group, need in (("view", "policy"), ("weight", "act")):
+    for group, need in (("view", "policy"), ("weight", "act"), ("synthetic", "mix")):
         name = str(run.pipeline.get(group, {}).get("name", "none"))
         if name in BUILT_IN[group] or name == "none":
             continue
@@ -222,6 +222,8 @@ def _method_of(target: str, run: RunSpec) -> Method | Imperative:
     method = Imperative(cls, **run.hparams) if is_torch_class(cls) else _of(cls, run.hparams)
     if wrapper := dict(run.pipeline.get("weight", {})):
         method = _of(option_of("weight", wrapper.pop("name")), wrapper, method=method)
+    if source := dict(run.pipeline.get("synthetic", {})):
+        method = _of(option_of("synthetic", source.pop("name")), source).mix(method)
     return method
 
 

@@ -15,6 +15,7 @@ from offbench.errors import UserError
 if TYPE_CHECKING:
     from offbench.data.pipeline import Pipeline
     from offbench.data.replay import ReplayData
+    from offbench.synthetic.sources import Synthetic
     from offbench.types import Spec
 
 
@@ -37,6 +38,8 @@ def build(
         needs=getattr(method, "needs", ()),
     )
     check_actions(method, pipeline.spec(spec), cell)
+    if source := build_source(cell):
+        source.check(pipeline, spec, cell.task.id)
     if check := getattr(method, "check", None):
         check(pipeline.spec(spec))
     if pipeline.spec(spec).context and "context" not in getattr(method, "needs", ()):
@@ -54,24 +57,32 @@ def build_view(cell: Cell) -> Any:
 
 
 def build_method(cell: Cell) -> Any:
-    """The cell's method, wrapped in learned weights where it has `weight`.
+    """The cell's method, wrapped in learned weights and synthetic data where it has them.
 
-    Raises UserError for learned weights on a PyTorch class.
+    Raises UserError for either on a PyTorch class.
     """
     from offbench.training.imperative import Imperative
 
     cls, wrapper = locate(cell.target), dict(cell.pipeline.get("weight", {}))
+    source = build_source(cell)
     if not is_torch_class(cls):
         method = cls(**cell.hparams)
-    elif wrapper:
+    elif wrapper or source:
+        what, group = ("learned weights", "weight") if wrapper else ("synthetic data", "synthetic")
         raise UserError(
-            f"{cell.method} is a PyTorch class, and learned weights need a functional method; use weight=none"
+            f"{cell.method} is a PyTorch class, and {what} need a functional method; use {group}=none"
         )
     else:
         method = Imperative(cls, **cell.hparams)
     if wrapper:
         method = option_of("weight", wrapper.pop("name"))(method=method, **wrapper)
-    return method
+    return source.mix(method) if source else method
+
+
+def build_source(cell: Cell) -> "Synthetic | None":
+    """The cell's source of synthetic data, not trained; None without."""
+    source = dict(cell.pipeline.get("synthetic", {}))
+    return option_of("synthetic", source.pop("name"))(**source) if source else None
 
 
 def check_batch(spec: "Spec", cell: Cell) -> None:

@@ -29,6 +29,6 @@ def compiled_programs(packs: Sequence[Pack], settings: Settings) -> int:
         seen = seen if seen.context else seen._replace(max_episode_steps=0)
         stacked = tuple((part.values or [{}])[0])
         numbers = {k: v for k, v in cell.hparams.items() if k not in stacked}
-        weight, batch_size = cell.pipeline.get("weight"), cell.pipeline["batch_size"]
-        found.add(repr((cell.target, numbers, stacked, weight, batch_size, seen, part.size)))
+        around = [cell.pipeline.get(group) for group in ("weight", "synthetic", "batch_size")]
+        found.add(repr((cell.target, numbers, stacked, around, seen, part.size)))
     return len(found)

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pandas as pd
 
 from offbench.bench.cells import Cell
-from offbench.bench.hydra import read_option
+from offbench.bench.hydra import AROUND, read_option
 from offbench.bench.settings import Settings, typed_transforms
 from offbench.bench.stacks import Pack, fetched
 from offbench.bench.targets import option_of, parameters
@@ -147,7 +147,7 @@ def _task(spec: RunSpec) -> Task:
 
 def _pipeline(recorded: Mapping[str, Any], where: str) -> dict[str, Any]:
     pipeline = dict(recorded)
-    for group in ("view", "sampler", "weight"):
+    for group in AROUND:
         if option := dict(pipeline.get(group, {})):
             name = option.pop("name")
             if "." in str(name):

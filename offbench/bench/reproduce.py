@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from offbench.bench.cells import Cell
-from offbench.bench.hydra import options, parse_overrides
+from offbench.bench.hydra import AROUND, options, parse_overrides
 from offbench.bench.plan import Plan, plan
 from offbench.bench.presets import has_variant
 from offbench.bench.studies import studies
@@ -171,7 +171,7 @@ def _chosen(table: pd.DataFrame, chosen: Mapping[str, str], name: str) -> pd.Dat
 
 def _matters(key: str) -> bool:
     """Whether a setting is part of how a run is trained or evaluated."""
-    groups = ("method", "view", "sampler", "weight", "transforms", "eval")
+    groups = ("method", *AROUND, "transforms", "eval")
     whole = ("seeds", "n_updates", "batch_size", "gamma", "preset", "precision", "loader")
     return key.split(".")[0] in groups or key in whole
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from offbench.bench.episodes import Episodes
 from offbench.bench.logged import Logged
 from offbench.bench.loggers import Loggers, open_loggers
 from offbench.bench.monitors import Monitors
@@ -21,9 +22,9 @@ from offbench.bench.provenance import device_name
 from offbench.bench.recording import Outcome, Trained, facts_of, largest_return, patiently, record
 from offbench.bench.settings import Settings, monitor_plan
 from offbench.bench.stacks import Pack
+from offbench.bench.synthesis import refresh_of
 from offbench.bench.watch import Watch
 from offbench.errors import Interrupted, UserError
-from offbench.results.schema import Stream
 from offbench.results.store import Store
 
 if TYPE_CHECKING:
@@ -96,8 +97,9 @@ class PackRun:
         # preflight has reported defects
         data, self.spec = load_data(cell.task, gamma=cell.pipeline["gamma"], defects="ignore")
         self.recorded = data
-        data, held_out = training_episodes(cell, data)
-        self.method, self.pipeline = build(cell, data, self.spec, lazy=settings.data == "host")
+        self.train_data, held_out = training_episodes(cell, data)
+        lazy = settings.data == "host"
+        self.method, self.pipeline = build(cell, self.train_data, self.spec, lazy=lazy)
         # a user's class, which runs as it is written
         self.written = isinstance(self.method, Imperative)
         for other in [name for name in pools if name != cell.task.id]:
@@ -109,7 +111,8 @@ class PackRun:
         self.pool.interrupted = lambda: leaving.is_set() or watch.stop()
         if cell.task.env:
             self.pool.check(self.spec)
-        self.policy = make_policy(self.method, self.pipeline)
+        policy = make_policy(self.method, self.pipeline)
+        self.episodes = Episodes(policy, self.pool, cell.protocol)
         self.validate: Validation | None = None
         if held_out is not None:
             self.validate = Validation(
@@ -155,7 +158,7 @@ class PackRun:
                 broken = diverged(point.state).tolist()
                 # the thread has the environments
                 self.monitors.finish()
-                tested = self._tested(final.state, broken)
+                tested = self.episodes.test(final.state, self.seeds, self.cell.n_updates, broken)
                 if self.cell.protocol.get("by"):
                     self._estimate(final.state, broken)
             except Interrupted:
@@ -302,11 +305,14 @@ class PackRun:
     def _points(self, carry: "Carry | None") -> "Iterator[Point]":
         from offbench.training.loop import train
 
-        n, settings = self.cell.n_updates, self.settings
+        n, settings, pipeline = self.cell.n_updates, self.settings, self.pipeline
+        pipeline = pipeline.to(self.device) if settings.data == "device" else pipeline
+        data, watch = self.train_data, self.watch
+        made = refresh_of(self.cell, self.method, pipeline, data, self.device, watch)
         stops = {n * (i + 1) // CURVE_POINTS for i in range(CURVE_POINTS)}
         return train(
             self.method,
-            self.pipeline.to(self.device) if settings.data == "device" else self.pipeline,
+            pipeline,
             self.spec,
             seeds=self.seeds,
             values=self.pack.values,
@@ -317,6 +323,7 @@ class PackRun:
             device=self.device,
             resume=carry,
             pause=self._pause,
+            refresh=made,
         )
 
     def _monitor_at(self) -> dict[int, int]:
@@ -329,39 +336,10 @@ class PackRun:
 
     def _monitors(self, logger: Loggers) -> Monitors:
         def play(state: Any, update: int, episodes: int) -> "pd.DataFrame":
-            return self._play(state, self.seeds, update, episodes, "monitor")
+            return self.episodes.play(state, self.seeds, update, episodes, "monitor")
 
         at, log = self._monitor_at(), logger.episodes
         return Monitors(at, play, self.progress, log, apart=self.written)
-
-    def _play(
-        self, state: Any, seeds: list[int], update: int, episodes: int, stream: Stream
-    ) -> "pd.DataFrame":
-        from offbench.rollout import evaluate
-
-        return evaluate(
-            self.policy,
-            state,
-            self.pool,
-            seeds=seeds,
-            episodes=episodes,
-            stream=stream,
-            update=update,
-            n_envs=self.cell.protocol["envs"],
-        )
-
-    def _tested(self, state: Any, broken: list[bool]) -> "list[pd.DataFrame]":
-        """The test episodes of the members whose parameters are finite."""
-        from torch.utils._pytree import tree_map
-
-        finite = [i for i, bad in enumerate(broken) if not bad]
-        episodes = self.cell.protocol["episodes"]
-        if not (finite and episodes):
-            return []
-        seeds = [self.seeds[i] for i in finite]
-        own = tree_map(lambda x: x[finite], state)
-        test = self._play(own, seeds, self.cell.n_updates, episodes, "test")
-        return [test.assign(member=test["member"].map(dict(enumerate(finite))))]
 
     def _estimate(self, state: Any, broken: list[bool]) -> None:
         """Adds to the last point of the curves what the policies are estimated to be worth."""

@@ -37,18 +37,25 @@ def read_parameters(target: str) -> Parameters | None:
         return None
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = [n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef)]
-    fields = next((_fields(n) for n in found if n.name == name), None)
-    if fields is None:
+    node = next((n for n in found if n.name == name), None)
+    fields = _fields(node) if node else None
+    if node is None or fields is None:
         return None
+    inherited: Parameters = {}
+    for base in reversed(_bases(node, tree, module)):
+        if (above := read_parameters(base)) is None:
+            return None
+        inherited |= above
     try:
-        return _evaluated([f for f in fields if f[0] not in SET_BY_ENGINE], _names(tree))
+        own = _evaluated([f for f in fields if f[0] not in SET_BY_ENGINE], _names(tree))
+        return inherited | own
     # an annotation or a default that needs more than its text
     except (NameError, ValueError, AttributeError):
         return None
 
 
 def _fields(node: ast.ClassDef | ast.FunctionDef) -> list[Field] | None:
-    """(name, annotation, default) of each parameter; None for a class that inherits or has a constructor."""
+    """(name, annotation, default) of each parameter of its own; None for a class that is no dataclass."""
     if isinstance(node, ast.FunctionDef):
         given = node.args
         first: list[ast.expr | None] = [None] * (len(given.args) - len(given.defaults))
@@ -58,11 +65,25 @@ def _fields(node: ast.ClassDef | ast.FunctionDef) -> list[Field] | None:
         ]
         return [(arg.arg, arg.annotation, default) for arg, default in both]
     decorators = [ast.unparse(d) for d in node.decorator_list]
-    plain = not node.bases and decorators == ["dataclass(frozen=True, kw_only=True)"]
+    plain = decorators == ["dataclass(frozen=True, kw_only=True)"]
     if not plain and [ast.unparse(base) for base in node.bases] != ["NamedTuple"]:
         return None
     own = [n for n in node.body if isinstance(n, ast.AnnAssign)]
     return [(ast.unparse(n.target), n.annotation, n.value) for n in own]
+
+
+def _bases(node: ast.ClassDef | ast.FunctionDef, tree: ast.Module, module: str) -> list[str]:
+    """Dotted paths of the classes that a dataclass inherits from."""
+    if isinstance(node, ast.FunctionDef):
+        return []
+    imported = {
+        alias.asname or alias.name: f"{n.module}.{alias.name}"
+        for n in tree.body
+        if isinstance(n, ast.ImportFrom)
+        for alias in n.names
+    }
+    names = [ast.unparse(base) for base in node.bases]
+    return [imported.get(name, f"{module}.{name}") for name in names if name != "NamedTuple"]
 
 
 def _names(tree: ast.Module) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Resolves `_target_` paths and names of views, samplers and weights; reads their parameters."""
+"""Resolves `_target_` paths and names of views, samplers, weights and data sources; reads their parameters."""
 
 import importlib.util
 import inspect
@@ -55,6 +55,10 @@ BUILT_IN: Mapping[str, Mapping[str, str | None]] = types.MappingProxyType(
             "top": "offbench.data.sampling.top_fraction",
         },
         "weight": {"dw": "offbench.training.reweighting.DensityWeights"},
+        "synthetic": {
+            "pgd": "offbench.synthetic.sources.PolicyGuidedDiffusion",
+            "world_model": "offbench.synthetic.sources.WorldModel",
+        },
         "transform": {
             name: f"offbench.data.transforms.{name}"
             for name in ("obs_norm", "reward_affine", "reward_range", "reward_standard")

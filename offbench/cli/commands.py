@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from offbench.cli.parser import whole_number
 
-KINDS = ("methods", "tasks", "suites", "samplers", "views", "weights", "published")
+KINDS = ("methods", "tasks", "suites", "samplers", "views", "weights", "synthetic", "published")
 
 
 class Option(NamedTuple):
@@ -158,7 +158,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             ),
         ),
         "diagnose": Command(
-            "draw chunk lengths and values against returns; ope: how estimates do",
+            "draw chunk lengths, values against returns; ope, synthetic: how good they are",
             ("diagnose suite=quick", "diagnose suite=quick methods=[bc,iql]", "diagnose ope"),
             options=(
                 Option(
@@ -238,7 +238,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "ENTRY ... [--suite NAME] [results=FOLDER]",
         ),
         "list": Command(
-            "list methods, tasks, suites, samplers, views, weights or published",
+            "list methods, tasks, suites, samplers, views, weights, synthetic, published",
             ("list methods", "list suites"),
             "|".join(KINDS),
         ),
@@ -271,15 +271,15 @@ Help of one command, with examples and its settings: offbench COMMAND --help
 
 Without suite=, a task has the protocol of the suite that lists it, or of its
 family (conf/protocols.yaml). Defaults of all settings are in conf/run.yaml; of
-methods, samplers, views and weights in conf/{method,sampler,view,weight}.
+methods, samplers, views, weights, synthetic data in conf/{method,sampler,...}.
 A method of your own: method._target_=package.Class, or an installed package
 with an `offbench.conf` entry point.
 """
 
 NAMES = """\
-  method.KEY, sampler.KEY, view.KEY, weight.KEY: see conf/method and the like,
+  method.KEY, sampler.KEY, view.KEY, weight.KEY, synthetic.KEY: see conf/,
   or `offbench plan method=NAME`, which prints every value with its source
-  names: offbench list methods|tasks|suites|samplers|views|weights|published
+  names: offbench list methods|tasks|suites|samplers|views|weights|synthetic
   several values: method.expectile=[0.7,0.9]; a list as [a,b], null for none
 """
 

@@ -28,12 +28,17 @@ def draw_diagnostics(
     their last updates (`offbench.cli.consistency`).
     With `play`, kept policies first play so many episodes again, and what they decided is drawn, too;
     of goal-conditioned tasks values along the way, success by distance, and paths through a maze. `diagnose
-    ope` compares offline estimates with what policies earn.
+    ope` compares offline estimates with what policies earn, `diagnose synthetic` synthetic data with the
+    simulator and the policy.
     """
     if args[:1] == ["ope"]:
         from offbench.cli.evaluate import diagnose_ope
 
         return diagnose_ope(args[1:], play=play)
+    if args[:1] == ["synthetic"]:
+        from offbench.cli.synthetic import diagnose_synthetic
+
+        return diagnose_synthetic(args[1:])
     from offbench.results.decisions import read_decisions
     from offbench.results.decisions_figure import write_decisions_figures
     from offbench.results.diagnostics import write

@@ -1,4 +1,4 @@
-"""`offbench list`: methods, tasks, suites, samplers, views, weights, sources of published scores."""
+"""`offbench list`: methods, tasks, suites, samplers, views, weights, synthetic data, sources of published scores."""
 
 import sys
 from collections.abc import Callable
@@ -18,6 +18,7 @@ def show_list(kind: str) -> int:
         "samplers": lambda: _options("sampler"),
         "views": lambda: _options("view"),
         "weights": lambda: _options("weight"),
+        "synthetic": lambda: _options("synthetic"),
         "suites": lambda: _options("suite"),
         "tasks": _tasks,
         "published": list_sources,

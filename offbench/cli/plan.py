@@ -304,7 +304,7 @@ def _briefly(tasks: Sequence[str]) -> list[str]:
 
 def _effective(cell: "Cell") -> dict[str, str]:
     out = {f"method.{k}": v for k, v in cell.hparams.items()}
-    for group in (g for g in ("view", "sampler", "weight") if g in cell.pipeline):
+    for group in (g for g in ("view", "sampler", "weight", "synthetic") if g in cell.pipeline):
         out |= {
             group if k == "name" else f"{group}.{k}": v for k, v in cell.pipeline[group].items()
         }

@@ -22,7 +22,7 @@ nothing), and with "orthogonal" the cosine of both gradients before the projecti
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +33,15 @@ from offbench import rng
 from offbench.nn import nets
 from offbench.nn.distributions import gaussian_log_prob
 from offbench.nn.optim import Adam, AdamState, polyak
-from offbench.ranges import Count, Fraction, Ge, PolyakRate, Positive, Widths, check_ranges
+from offbench.ranges import (
+    Count,
+    Fraction,
+    NonNegative,
+    PolyakRate,
+    Positive,
+    Widths,
+    check_ranges,
+)
 from offbench.types import Batch, Metrics, Spec
 
 
@@ -52,14 +60,14 @@ class ODICE:
     # lambda: the larger, the nearer V is to the best of the data
     dual_weight: Fraction = 0.6
     # eta, of the backward gradient, where it is orthogonal
-    backward_weight: Annotated[float, Ge(0)] = 1.0
+    backward_weight: NonNegative = 1.0
     max_weight: Positive = 100.0
     # the smallest of their targets is bootstrapped from
     n_values: Count = 2
     layer_norm: bool = True  # of V
     polyak_rate: PolyakRate = 0.005
     lr: Positive = 2e-4
-    weight_decay: Annotated[float, Ge(0)] = 1e-4  # L2, of the policy
+    weight_decay: NonNegative = 1e-4  # L2, of the policy
     hidden: Widths = (256, 256)
     actor_hidden: Widths = (1024, 1024)
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value
 
 from offbench import rng
 from offbench.data.replay import ReplayData
@@ -21,16 +20,10 @@ from offbench.data.sampling import make_sampler
 from offbench.data.transforms import ObsNorm
 from offbench.nn import nets
 from offbench.nn.distributions import gaussian_log_prob
-from offbench.nn.optim import Adam, AdamState, polyak
 from offbench.ope.fqe import FQE
-from offbench.training.gate import make_engine
-from offbench.training.step import Carry, Draw, Input, Step, stack
-from offbench.types import Batch, Metrics
-
-
-class State(NamedTuple):
-    net: nets.Params
-    opt: AdamState
+from offbench.training.fitting import regress
+from offbench.training.step import unstack
+from offbench.types import Batch
 
 
 class Behaviour(NamedTuple):
@@ -53,7 +46,6 @@ class Behaviour(NamedTuple):
 def clone(data: ReplayData, settings: FQE, *, discrete: bool) -> Behaviour:
     """The behaviour policy of recorded data, fitted with the networks and budget of an evaluation."""
     seen = ObsNorm.fit(data).data(data)
-    sampler, optimiser = make_sampler(data.valid), Adam(settings.lr)
     sizes = (data.obs.shape[1], *settings.hidden, data.action.shape[1])
 
     def loss_of(net: nets.Params, obs: Tensor, action: Tensor) -> Tensor:
@@ -63,28 +55,22 @@ def clone(data: ReplayData, settings: FQE, *, discrete: bool) -> Behaviour:
             return -(out.log_softmax(-1) * action).sum(-1)
         return torch.square(out - action).sum(-1)
 
-    def draw(key: Tensor) -> Draw:
-        k_rows, k_update = rng.split(key)
-        return Draw(sampler(k_rows, settings.batch_size), k_update)
-
     def gather(rows: Tensor) -> Batch:
         empty = seen.reward[rows]
         return Batch(seen.obs[rows], seen.action[rows], empty, empty, seen.obs[rows], {})
 
-    def update(state: State, given: Input) -> tuple[State, Metrics]:
-        batch = given.batch
-        loss = lambda net: loss_of(net, batch.obs, batch.action).mean()
-        grads, value = grad_and_value(loss)(state.net)
-        stepped, opt = optimiser.step(grads, state.opt, state.net)
-        left = (1 - state.opt.count / settings.n_updates).clamp(min=0)
-        return State(polyak(state.net, stepped, left), opt), {"loss": value}
-
     key = rng.key(0)
-    start = nets.mlp_init(key, sizes)
-    carry = Carry(stack([State(start, optimiser.init(start))]), key[None], torch.tensor(0))
-    engine, _ = make_engine(Step(draw, gather, update), carry, n_steps=settings.n_updates)
-    engine.run(settings.n_updates)
-    net = engine.carry.seed(0).state.net
+    fitted = regress(
+        lambda net, batch: loss_of(net, batch.obs, batch.action).mean(),
+        [nets.mlp_init(key, sizes)],
+        make_sampler(data.valid),
+        gather,
+        keys=key[None],
+        n_updates=settings.n_updates,
+        batch_size=settings.batch_size,
+        lr=settings.lr,
+    )
+    net = unstack(fitted, 0)
     out = torch.cat([nets.mlp(net, obs) for obs in seen.obs.split(1 << 14)])
     if discrete:
         return Behaviour((out.log_softmax(-1) * data.action).sum(-1), None)

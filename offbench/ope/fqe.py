@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vmap
+from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from offbench import rng
@@ -30,10 +30,11 @@ from offbench.data.sampling import Sampler, make_sampler
 from offbench.data.transforms import ObsNorm
 from offbench.data.views import Chunk, NStep
 from offbench.nn import nets
-from offbench.nn.optim import Adam, AdamState, polyak
+from offbench.nn.optim import AdamState, polyak
 from offbench.ope.decisions import Decisions
 from offbench.ranges import Count, Discount, PolyakRate, Positive, Widths, check_ranges
 from offbench.training.engine import Backend
+from offbench.training.fitting import Fit
 from offbench.training.gate import make_engine
 from offbench.training.step import Carry, Draw, Input, Step, stack, to_device
 from offbench.types import Batch, Metrics
@@ -62,8 +63,7 @@ class FQE:
 
     def init(self, key: Tensor, policy: int, n_inputs: int) -> State:
         critic = nets.mlp_init(key, (n_inputs, *self.hidden, 1))
-        opt = Adam(self.lr).init(critic)
-        return State(torch.tensor(policy), critic, critic, opt)
+        return State(torch.tensor(policy), critic, critic, Fit.start(critic).opt)
 
     def update(
         self, state: State, batch: Batch, next_action: list[Tensor], bounds: tuple[float, float]
@@ -76,11 +76,8 @@ class FQE:
         def loss(critic: nets.Params) -> Tensor:
             return torch.square(self.value(critic, batch.obs, batch.action) - target).mean()
 
-        grads, value = grad_and_value(loss)(state.critic)
-        stepped, opt = Adam(self.lr).step(grads, state.opt, state.critic)
-        # Adam's step is proportional to its rate
-        left = (1 - state.opt.count / self.n_updates).clamp(min=0)
-        critic = polyak(state.critic, stepped, left)
+        fit = Fit(state.critic, state.opt)
+        (critic, opt), value = fit.descend(loss, self.lr, fit.falling(self.n_updates))
         target_critic = polyak(state.target, critic, self.polyak_rate)
         return State(state.policy, critic, target_critic, opt), {"loss": value}
 

@@ -15,25 +15,16 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import grad_and_value
-from torch.utils._pytree import tree_map
 
 from offbench import rng
 from offbench.data.replay import ReplayData, first_rows
 from offbench.data.sampling import make_sampler
 from offbench.nn import nets
-from offbench.nn.optim import Adam, AdamState, polyak
 from offbench.ope.fqe import FQE
-from offbench.training.gate import make_engine
-from offbench.training.step import Carry, Draw, Input, Step, stack
-from offbench.types import Batch, Metrics, Policy, TimeStep
+from offbench.training.fitting import regress
+from offbench.types import Batch, Policy, TimeStep
 
 MEMBERS = 5
-
-
-class State(NamedTuple):
-    net: nets.Params
-    opt: AdamState
 
 
 class Scale(NamedTuple):
@@ -79,13 +70,8 @@ def fit_model(data: ReplayData, settings: FQE) -> Model:
     rows = data.valid.nonzero().squeeze(1)
     obs, change = Scale.of(data.obs), Scale.of(data.obs[rows + 1] - data.obs[rows])
     reward = Scale.of(data.reward[rows, None])
-    sampler, optimiser = make_sampler(data.valid), Adam(settings.lr)
     n_obs = data.obs.shape[1]
     sizes = (n_obs + data.action.shape[1], *settings.hidden, n_obs + 2)
-
-    def draw(key: Tensor) -> Draw:
-        k_rows, k_update = rng.split(key)
-        return Draw(sampler(k_rows, settings.batch_size), k_update)
 
     def gather(row: Tensor) -> Batch:
         ends = data.terminal[row].to(data.obs.dtype)
@@ -99,20 +85,17 @@ def fit_model(data: ReplayData, settings: FQE) -> Model:
         errors = F.mse_loss(moved, true) + F.mse_loss(paid, earned)
         return errors + F.mse_loss(end[:, 0], batch.discount)
 
-    def update(state: State, given: Input) -> tuple[State, Metrics]:
-        grads, value = grad_and_value(loss)(state.net, given.batch)
-        stepped, opt = optimiser.step(grads, state.opt, state.net)
-        # the rate falls linearly to 0
-        left = (1 - state.opt.count / settings.n_updates).clamp(min=0)
-        return State(polyak(state.net, stepped, left), opt), {"loss": value}
-
-    keys = rng.split(rng.key(0), MEMBERS)
-    starts = [nets.mlp_init(k, sizes) for k in keys]
-    state = stack([State(net, optimiser.init(net)) for net in starts])
-    carry = Carry(state, torch.stack(list(keys)), torch.tensor(0))
-    engine, _ = make_engine(Step(draw, gather, update), carry, n_steps=settings.n_updates)
-    engine.run(settings.n_updates)
-    net = tree_map(lambda x: x.clone(), engine.carry.state.net)
+    keys = rng.split(rng.key(0, data.obs.device), MEMBERS)
+    net = regress(
+        loss,
+        [nets.mlp_init(k, sizes) for k in keys],
+        make_sampler(data.valid),
+        gather,
+        keys=keys,
+        n_updates=settings.n_updates,
+        batch_size=settings.batch_size,
+        lr=settings.lr,
+    )
     return Model(net, obs, change, reward)
 
 

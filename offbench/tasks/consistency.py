@@ -127,6 +127,34 @@ def one_step(task: "Task", *, steps: int = 300, seed: int = 0) -> Agreement:
     return Agreement(len(error), float(q50), float(q95), float((error < CLOSE).mean()), share)
 
 
+# an observation (O,) and an action (A,) -> the next observation (O,)
+Simulator = Callable[["NDArray[Any]", "NDArray[Any]"], "NDArray[Any]"]
+
+
+def simulator(task: "Task", sizes: tuple[int, int]) -> Simulator:
+    """One step of a task's environment from an observed state.
+
+    Args:
+        sizes: numbers of an observation and of an action.
+
+    Raises:
+        UserError: the task has no environment, or observations do not determine the state of its simulator.
+    """
+    if not task.env:
+        raise UserError(f"{task.id}: no environment is known, so no step can be repeated")
+    env: Any = evaluation_env(task)
+    env.reset(seed=0)
+    blank = [np.zeros((1, size)) for size in sizes]
+    steps = Steps(blank[0], blank[1], np.zeros(1), blank[0], np.ones(sizes[0]), {})
+    put = _put(task, env, steps)
+
+    def step(obs: "NDArray[Any]", action: "NDArray[Any]") -> "NDArray[Any]":
+        put(obs.astype(float), {})
+        return env.step(action)[0][: len(obs)]
+
+    return step
+
+
 # --- what was recorded ----------------------------------------------------------------------
 
 

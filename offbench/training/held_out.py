@@ -25,6 +25,7 @@ from offbench.data.pipeline import Pipeline
 from offbench.data.replay import ReplayData
 from offbench.errors import UserError
 from offbench.training.imperative import Imperative, Objects
+from offbench.training.mixing import Mixed
 from offbench.training.step import bind, n_minibatches, to_device
 from offbench.types import Batch, Context, Method, Metrics, Plan, TimeStep, minibatch
 
@@ -100,6 +101,9 @@ class Validation:
 
     def _losses(self, state: Any, batch: Batch, key: Tensor) -> Metrics:
         bound, inner = bind(self.method, state)
+        # on held-out rows alone
+        if isinstance(bound, Mixed):
+            bound, inner = bound.method, inner.inner
         return bound.update(inner, batch, key)[1]
 
     def _error(self, state: Any, batch: Batch, key: Tensor) -> Tensor:

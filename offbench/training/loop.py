@@ -28,6 +28,15 @@ class Point(NamedTuple):
         return self.carry.state
 
 
+class Refresh(NamedTuple):
+    """Makes what the state learns from anew: before the first update, and after every `every` of them."""
+
+    # minibatches, as updates are counted
+    every: int
+    # the training state with new data in it, a function of the old one alone
+    make: Callable[[Carry], Carry]
+
+
 def train(
     method: Method | Imperative,
     pipeline: Pipeline,
@@ -42,20 +51,24 @@ def train(
     values: Sequence[Mapping[str, float]] | None = None,
     resume: Carry | None = None,
     pause: Callable[[int], bool] | None = None,
+    refresh: Refresh | None = None,
 ) -> Iterator[Point]:
     """Trains every seed at once; yields at each update in `stop_at` and always at `n_updates`.
 
     An update is one minibatch: a method that takes two per step (TD3+BC) makes `n_updates / 2`
     steps, so equal `n_updates` mean equal data for every method, as the papers count.
     `device` is where training happens, by default where the data are; data elsewhere stay there.
-    `values` stacks hyper-parameters along with seeds (`offbench.training.step.initial_carry`). `resume`
-    is the training state to continue from; earlier stops are skipped, and a state of `n_updates` is
-    yielded once, without metrics. `pause(update)` is asked after every step; where it is true, the training
-    state is yielded there too, without metrics, for a checkpoint say.
+    `values` stacks hyper-parameters along with seeds (`offbench.training.step.initial_carry`). `resume` is the
+    training state to continue from; earlier stops are skipped, and a state of `n_updates` is yielded once, without
+    metrics. `pause(update)` is asked after every step; where it is true, the training state is yielded there too,
+    without metrics, for a checkpoint say. `refresh` changes the training state between updates.
     Raises UserError for bad seeds, and for `n_updates` that is no multiple of the method's minibatches.
     """
     k = check_budget(method, n_updates)
     stops = sorted({max(k, s - s % k) for s in stop_at if 0 < s < n_updates} | {n_updates})
+    done = (int(resume.step) if resume else 0) * k
+    every = max(k, refresh.every // k * k) if refresh else n_updates
+    marks = {mark for mark in range(0, n_updates, every) if mark > done}
     device = device or pipeline.data.obs.device
     seen = pipeline.spec(spec)
     engine: Engine | ImperativeEngine
@@ -67,20 +80,23 @@ def train(
         ran = engine.ran
     else:
         carry = resume or initial_carry(method, seen, seeds, device, values=values)
+        carry = refresh.make(carry) if refresh and done % every == 0 else carry
         step, n_steps = make_step(method, pipeline, device=device), n_updates // k
         engine, ran = make_engine(
             step, carry, backend=backend, n_steps=n_steps, precision=precision
         )
-    done = (int(resume.step) if resume else 0) * k
     # training was complete; evaluation remains
     if done == n_updates:
         yield Point(done, engine.carry, {}, ran)
     paused = None if pause is None else lambda step: pause(step * k)
-    for stop in stops:
+    for stop in sorted({*stops, *marks}):
         while done < stop:
+            if refresh and done in marks and isinstance(engine, Engine):
+                engine.load(refresh.make(engine.carry))
             metrics = engine.run((stop - done) // k, paused)
             done = engine.step * k
-            yield Point(done, engine.carry, metrics if done == stop else {}, ran)
+            if done in stops or done < stop:
+                yield Point(done, engine.carry, metrics if done == stop else {}, ran)
 
 
 def _check_as_written(method: Imperative, backend: Backend, precision: Precision) -> None:

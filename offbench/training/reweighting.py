@@ -5,7 +5,7 @@ before the method sees it. A mean over the resampled minibatch has the weighted 
 minibatch as its expectation, so every loss is weighted. Composes with any sampler and view.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from offbench import rng
 from offbench.nn import nets
 from offbench.nn.optim import Adam, AdamState
 from offbench.ranges import Positive, Widths, check_ranges
+from offbench.training.wrapper import Wrapper
 from offbench.types import Batch, Context, Metrics, Spec, minibatch
 
 # bound of a logit before exp, in the flow term
@@ -35,7 +36,7 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DensityWeights:
+class DensityWeights(Wrapper):
     """DW (Hong et al., 2023b): density-ratio weights. https://arxiv.org/abs/2310.04413
 
     The logit g(s, a) + f(s) raises the weight of rewarding steps, as far as the flow into a state
@@ -50,8 +51,6 @@ class DensityWeights:
     1 / (B sum w^2); `weight_gain` the weighted less the plain mean of the scaled reward.
     """
 
-    # the wrapped method
-    method: Any
     flow_weight: float = 1.0  # lambda_F
     kl_weight: float = 0.2  # lambda_K
     # C: logits of g and of f are clipped to +-(1 + C)
@@ -63,39 +62,6 @@ class DensityWeights:
 
     def __post_init__(self) -> None:
         check_ranges(self, "weight")
-
-    @property
-    def minibatches(self) -> int:
-        return getattr(self.method, "minibatches", 1)
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return getattr(self.method, "needs", ())
-
-    @property
-    def actions(self) -> str:
-        return getattr(self.method, "actions", "continuous")
-
-    @property
-    def check(self) -> Any:
-        """The method's `check`; AttributeError where it has none, so the wrapper has none either."""
-        return self.method.check
-
-    @property
-    def value(self) -> Any:
-        """The method's `value`; AttributeError where it has none."""
-        inner = self.method.value
-        return lambda state, obs, action: inner(state.inner, obs, action)
-
-    @property
-    def act_for(self) -> Any:
-        """The method's `act_for`; AttributeError where it has none."""
-        inner = self.method.act_for
-        return lambda state, obs, key, length: inner(state.inner, obs, key, length)
-
-    def with_values(self, values: dict[str, Tensor]) -> "DensityWeights":
-        """A copy with other hyper-parameters of the wrapped method."""
-        return replace(self, method=replace(self.method, **values))
 
     def init(self, key: Tensor, spec: Spec) -> State:
         k_inner, k_pair, k_single = rng.split(key, 3)
@@ -119,9 +85,6 @@ class DensityWeights:
         batch = drawn[0] if one else tree_map(lambda *x: torch.stack(x), *drawn)
         inner, more = self.method.update(state.inner, batch, k_inner)
         return state._replace(inner=inner), more | metrics
-
-    def act(self, state: State, obs: Any, key: Tensor) -> Any:
-        return self.method.act(state.inner, obs, key)
 
     def _learn(self, state: State, batch: Batch) -> tuple[State, Tensor, Metrics]:
         """One step of the weight networks, and the weights (B,) before it, which sum to 1."""

@@ -357,7 +357,7 @@ def test_how_own_data_are_scored_is_part_of_the_name():
     assert len(set(ids)) == 4
 
 
-@pytest.mark.parametrize("group", ["method", "sampler", "view", "weight", "suite"])
+@pytest.mark.parametrize("group", ["method", "sampler", "view", "weight", "synthetic", "suite"])
 def test_a_file_that_is_read_without_hydra_says_what_hydra_composes(group):
     for name in options(group):
         composed = compose_conf(f"{group}={name}")

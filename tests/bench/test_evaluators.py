@@ -16,6 +16,7 @@ from support.executors import children, left_over
 from support.paths import ROOT
 
 from offbench.bench import schedule
+from offbench.bench.episodes import Episodes
 from offbench.bench.executors.executor import n_evaluators
 from offbench.bench.job import Event, Job, run_job
 from offbench.bench.plan import plan
@@ -63,7 +64,7 @@ def no_training(monkeypatch) -> None:
 
 def slow_monitors(monkeypatch) -> None:
     """No monitor episode ends before training does."""
-    play = PackRun._play
+    play = Episodes.play
 
     def wait(self, state, seeds, update, episodes, stream):
         while stream == "monitor" and not self.pool.interrupted():
@@ -72,7 +73,7 @@ def slow_monitors(monkeypatch) -> None:
             raise Interrupted
         return play(self, state, seeds, update, episodes, stream)
 
-    monkeypatch.setattr(PackRun, "_play", wait)
+    monkeypatch.setattr(Episodes, "play", wait)
 
 
 @pytest.mark.parametrize("remain", [False, True], ids=["monitored", "monitors remain"])
@@ -102,7 +103,7 @@ def test_an_evaluation_that_is_stopped_trains_nothing_again(
         slow_monitors(patch)
         run("training")
     no_training(monkeypatch)
-    play, played = PackRun._play, []
+    play, played = Episodes.play, []
 
     def until_the_test(self, state, seeds, update, episodes, stream):
         if stream == "test" and not played.count("test"):
@@ -111,7 +112,7 @@ def test_an_evaluation_that_is_stopped_trains_nothing_again(
         played.append(update)
         return play(self, state, seeds, update, episodes, stream)
 
-    monkeypatch.setattr(PackRun, "_play", until_the_test)
+    monkeypatch.setattr(Episodes, "play", until_the_test)
     with pytest.raises(Interrupted):
         run("evaluation")
     # whoever comes next; the monitor episodes were kept
@@ -124,7 +125,7 @@ def test_what_cannot_be_saved_is_evaluated_where_it_was_trained(
     stack, tmp_path, undisturbed, monkeypatch
 ):
     run, checkpoints, _ = stack
-    first = PackRun._play
+    first = Episodes.play
 
     def full(self, carry, checkpoint):
         self.unsaved = "a checkpoint could not be written: No space left on device"
@@ -140,7 +141,7 @@ def test_what_cannot_be_saved_is_evaluated_where_it_was_trained(
         return first(self, state, seeds, update, episodes, stream)
 
     broken: list[int] = []
-    monkeypatch.setattr(PackRun, "_play", play)
+    monkeypatch.setattr(Episodes, "play", play)
     monkeypatch.setattr(Progress, "save", full)
     (outcome,) = run("training")
     assert "No space left" in outcome.note and broken == [50]

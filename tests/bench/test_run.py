@@ -6,8 +6,9 @@ import time
 import pytest
 
 from offbench.bench import job, preflight, schedule, stacks
+from offbench.bench.episodes import Episodes
 from offbench.bench.plan import plan
-from offbench.bench.runner import PackRun, run_pack
+from offbench.bench.runner import run_pack
 from offbench.errors import UserError
 from offbench.results.store import Store
 from offbench.tasks.loading import load_data
@@ -81,7 +82,7 @@ def test_a_minibatch_larger_than_the_machine_is_refused_before_anything_is_alloc
 @pytest.mark.env
 def test_the_test_waits_for_monitor_episodes_that_step_the_same_environments(tmp_path, monkeypatch):
     """Two threads in one environment are wrong scores, or a process killed inside MuJoCo."""
-    playing, most, play = [], [], PackRun._play
+    playing, most, play = [], [], Episodes.play
 
     def slow(self, state, seeds, update, episodes, stream):
         playing.append(stream)
@@ -91,7 +92,7 @@ def test_the_test_waits_for_monitor_episodes_that_step_the_same_environments(tmp
         playing.remove(stream)
         return rows
 
-    monkeypatch.setattr(PackRun, "_play", slow)
+    monkeypatch.setattr(Episodes, "play", slow)
     args = ["method=bc", f"task={TASKS[0]}", "seeds=[0]", "n_updates=20", "eval.episodes=1"]
     args += ["eval.monitor_at=[0.9]", "eval.monitor_episodes=1", "method.hidden=[8]", "engine=vmap"]
     made = plan([*args, "device=cpu"], bench=False)

@@ -12,6 +12,7 @@ from support.crashes import TINY, leftovers
 from support.paths import ROOT
 
 from offbench.bench import job, runner, schedule
+from offbench.bench.episodes import Episodes
 from offbench.bench.executors import executor, local
 from offbench.bench.plan import plan
 from offbench.bench.stacks import pack
@@ -180,16 +181,16 @@ def test_a_seed_whose_return_is_not_finite_leaves_the_others_of_its_stack_alone(
 ):
     """Finite parameters may still choose actions that are not."""
 
-    def diverge(self, state, broken):
-        tables = tested(self, state, broken)
+    def diverge(self, *given):
+        tables = tested(self, *given)
         rows = tables[-1]
         return [
             *tables[:-1],
             rows.assign(score=rows["score"].where(rows["member"] != 0, float("nan"))),
         ]
 
-    tested = runner.PackRun._tested
-    monkeypatch.setattr(runner.PackRun, "_tested", diverge)
+    tested = Episodes.test
+    monkeypatch.setattr(Episodes, "test", diverge)
     assert main(["bench", *ONE, f"results={tmp_path}", "jobs=1"]) == 3
     runs = Store(tmp_path).runs().set_index("seed")
     assert runs["status"].to_dict() == {0: "diverged", 1: "ok"}

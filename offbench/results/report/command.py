@@ -73,7 +73,7 @@ def _task(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def _pipeline(pipeline: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for group in ("view", "sampler", "weight"):
+    for group in ("view", "sampler", "weight", "synthetic"):
         option = pipeline.get(group, {"name": "none"})
         name = str(option.get("name", option.get("target")))
         found[f"{group}._target_" if "." in name else group] = _OPTIONS.get(name, name)

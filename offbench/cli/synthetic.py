@@ -1,0 +1,99 @@
+"""`offbench diagnose synthetic`: are synthetic data true to the simulator, and near the policy that learns from them?"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from offbench.cli.console import make_console, print_table, print_wrapped
+from offbench.cli.recorded import board_folder, board_name, read_recorded
+from offbench.errors import UserError
+from offbench.io import atomic_write
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+    from offbench.cli.recorded import Recorded
+    from offbench.synthetic.sources import Synthetic
+
+_NOTE = (
+    "log-likelihood: of the actions under a normal distribution around the policy's, of deviation 1, per step."
+    " State error: mean squared difference from what the simulator does, in squared standard deviations of the data,"
+    " of all steps, and of the first and the last quarter of a sub-trajectory. Means over the policies. data: recorded"
+    " windows; the error that is left there is the environment's."
+)
+
+
+def diagnose_synthetic(args: Sequence[str]) -> int:
+    """Measures the sources of a plan's entries on all their kept policies; prints the means and writes all rows."""
+    import pandas as pd
+
+    found, console = read_recorded(args), make_console()
+    tasks = {cell.task.id: cell.task for cell in found.plan.cells}
+    rows = []
+    for task in tasks.values():
+        with console.status(f"measuring synthetic data of {task.id}"):
+            rows += _of_task(found, task.id, console)
+    if not rows:
+        raise UserError("no entry here learns from synthetic data: write methods=[td3_bc+pgd] say")
+    table = pd.DataFrame(rows)
+    for task, own in table.groupby("task"):
+        _print(str(task), own, console)
+    print_wrapped(_NOTE, console)
+    path = board_folder(found.plan) / f"{board_name(found.plan, args)}-synthetic.csv"
+    atomic_write(path, table.to_csv(index=False, lineterminator="\n").encode())
+    print(f"written: {path}")
+    return 0
+
+
+def _sources(found: "Recorded", task: str) -> "dict[str, Synthetic]":
+    """The different sources of a task's entries, by the name of their option."""
+    from offbench.bench.preflight import build_source
+
+    sources: dict[str, Synthetic] = {}
+    for cell in found.plan.cells:
+        if cell.task.id == task and (settings := build_source(cell)):
+            sources.setdefault(cell.pipeline["synthetic"]["name"], settings)
+    return sources
+
+
+def _of_task(found: "Recorded", task_id: str, console: "Console") -> list[dict]:
+    from offbench.bench.synthetic_quality import acting, draws, measure
+    from offbench.tasks.consistency import simulator
+    from offbench.tasks.files import cache_dir
+    from offbench.tasks.loading import load_data
+
+    sources = _sources(found, task_id)
+    if not sources:
+        return []
+    task = next(cell.task for cell in found.plan.cells if cell.task.id == task_id)
+    data, _ = load_data(task, defects="ignore")
+    step = simulator(task, (data.obs.shape[1], data.action.shape[1]))
+    records = found.store.read_all(run_id=found.ids)
+    runs = found.runs[(found.runs["task"] == task_id) & (found.runs["status"] == "ok")]
+    kept = {}
+    for run in runs.to_dict("records"):
+        path = records[run["run_id"]].path.with_suffix(".safetensors")
+        if path.exists():
+            kept[run["run_id"]] = (run, acting(path))
+    if not kept:
+        raise UserError(f"no policy of {task_id} was kept here")
+    rows = []
+    for source, coefficient, draw in draws(sources, data, cache_dir() / "sources"):
+        for run, policy in kept.values():
+            about = {key: run[key] for key in ("task", "entry", "seed", "run_id")}
+            about |= {"source": source, "coefficient": coefficient}
+            rows.append(about | measure(draw, policy, data, step))
+    return rows
+
+
+def _print(task: str, rows: "pd.DataFrame", console: "Console") -> None:
+    columns = ["log_likelihood", "state_error", "state_error_first", "state_error_last"]
+    means = rows.groupby(["source", "coefficient"], sort=False, dropna=False)[columns].mean()
+    lines = [
+        [name + ("" if coefficient != coefficient else f" x{coefficient:g}"), f"{values[0]:.3f}"]
+        + [f"{value:.4f}" for value in values[1:]]
+        for (name, coefficient), values in zip(means.index, means.to_numpy(), strict=True)
+    ]
+    heads = ["source", "log-likelihood", "state error", "first quarter", "last quarter"]
+    title = f"{task}: synthetic data, {rows['run_id'].nunique()} policies"
+    print_table(console, lines, header=heads, title=title)

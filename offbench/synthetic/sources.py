@@ -1,0 +1,217 @@
+"""Synthetic sub-trajectories as a data source of any method: `synthetic=pgd`, `synthetic=world_model`.
+
+A source is trained on the recorded episodes before the method is, once for all seeds, and writes the pool of every
+seed (`offbench.training.mixing`) before the first update and after every `every` of them, from that seed's
+policy at the time.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+from torch.func import vmap
+
+from offbench import rng
+from offbench.data.pipeline import Pipeline
+from offbench.data.replay import ReplayData, fingerprint
+from offbench.data.views import NStep
+from offbench.errors import UserError
+from offbench.ope.fqe import FQE
+from offbench.ope.model import MEMBERS, Model, fit_model
+from offbench.ranges import Count, Fraction, NonNegative, Positive, Widths
+from offbench.synthetic import diffusion
+from offbench.synthetic.diffusion import Denoiser
+from offbench.synthetic.rollouts import Actions, Rollouts, transitions
+from offbench.training import checkpoint
+from offbench.training.loop import Refresh
+from offbench.training.mixing import Mixed
+from offbench.training.step import Carry, Swept, bind, to_device
+from offbench.types import Policy, Spec, TimeStep
+
+# separates the keys of rollouts from those of updates
+_ROLLOUTS = 0x5D6E
+
+
+class Source(Protocol):
+    """Draws rollouts of N seeds with keys (N,) and their policies; `learned`: these have been updated."""
+
+    def __call__(self, keys: Tensor, policy: Actions, learned: bool) -> Rollouts: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthetic:
+    """What all sources have: how much a method learns from them, and how often they are asked anew."""
+
+    # updates of one pool
+    every: Count = 10_000
+    # of a minibatch: 240 of 256
+    share: Fraction = 0.9375
+    # sub-trajectories of a pool, for each seed
+    rollouts: Count = 8192
+    # observations of one
+    length: Count = 32
+    # of the model that they come from
+    n_updates: Count = 100_000
+
+    def mix(self, method: Any) -> Mixed:
+        """The method on minibatches that are part synthetic."""
+        size = self.rollouts * (self.length - 1)
+        return Mixed(method=method, share=self.share, size=size)
+
+    def check(self, pipeline: Pipeline, spec: Spec, name: str) -> None:
+        """Raises UserError where the elements that a method learns from are no transitions; `name` is the data's."""
+        if not isinstance(pipeline.view, NStep):
+            raise UserError("synthetic sub-trajectories are cut into transitions; use view=nstep")
+        if spec.discrete:
+            raise UserError(
+                "synthetic actions are continuous; use synthetic=none for discrete ones"
+            )
+
+    def source(
+        self, data: ReplayData, folder: Path, pause: Callable[[int], bool] | None = None
+    ) -> Source | None:
+        """Trains on raw data where they are, or reads from `folder` what was; None where `pause` ended it."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyGuidedDiffusion(Synthetic, Denoiser):
+    """A diffusion model of sub-trajectories, guided to the policy that learns (`offbench.synthetic.diffusion`).
+
+    Before the first update nothing is guided. `coefficient=0` never does: SynthER (Lu et al., 2023) on
+    sub-trajectories.
+    """
+
+    # of guidance; the authors give no value
+    coefficient: NonNegative = 0.25
+
+    def check(self, pipeline: Pipeline, spec: Spec, name: str) -> None:
+        super().check(pipeline, spec, name)
+        diffusion.check_length(self, pipeline.data, name)
+
+    def source(
+        self, data: ReplayData, folder: Path, pause: Callable[[int], bool] | None = None
+    ) -> Source | None:
+        model = self._model(data, folder, pause)
+        if model is None:
+            return None
+
+        def roll(keys: Tensor, policy: Actions, learned: bool) -> Rollouts:
+            strength = self.coefficient if learned else 0.0
+            return model.rollouts(keys, self.rollouts, policy=policy, coefficient=strength)
+
+        return roll
+
+    def _model(
+        self, data: ReplayData, folder: Path, pause: Callable[[int], bool] | None
+    ) -> diffusion.Model | None:
+        """The denoiser, trained once for every method, coefficient and seed on these data."""
+        sampling = ("steps", "second_order", "coefficient", "every", "share", "rollouts")
+        trained = {k: v for k, v in asdict(self).items() if k not in sampling}
+        about = json.dumps({"data": fingerprint(data), **trained}, sort_keys=True)
+        path = folder / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.safetensors"
+        folder.mkdir(parents=True, exist_ok=True)
+        # one process trains, the others wait
+        with FileLock(path.with_suffix(".lock")):
+            empty = diffusion.untrained(self, data)
+            like = lambda net: Carry(net, rng.key(0)[None], torch.tensor(self.n_updates))
+            try:
+                net = checkpoint.load(path, like(empty.net))[0].state
+                return empty._replace(net=to_device(net, data.obs.device))
+            # of a machine that went down while it wrote, say; trained again
+            except checkpoint.Damaged:
+                checkpoint.set_aside(path)
+            model = diffusion.train(self, data, pause=pause)
+            if model is not None:
+                checkpoint.save(like(to_device(model.net, "cpu")), path)
+            return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldModel(Synthetic):
+    """An ensemble that imagines step after step with the policy, from recorded states (`offbench.ope.model`).
+
+    The autoregressive source that policy-guided diffusion is compared with. Each sub-trajectory follows one
+    member. Nothing is penalised.
+    """
+
+    hidden: Widths = (256, 256)
+    batch_size: Count = 256
+    lr: Positive = 1e-3
+
+    def source(
+        self, data: ReplayData, folder: Path, pause: Callable[[int], bool] | None = None
+    ) -> Source | None:
+        own = FQE(
+            hidden=self.hidden, n_updates=self.n_updates, batch_size=self.batch_size, lr=self.lr
+        )
+        model = fit_model(data, own)
+        starts = data.valid.nonzero().squeeze(1)
+
+        def roll(keys: Tensor, policy: Actions, learned: bool) -> Rollouts:
+            del learned
+            rows = (rng.uniform(keys[:, None], (1, self.rollouts)) * len(starts)).long()
+            return imagine(model, data.obs[starts[rows]], policy, self.length)
+
+        return roll
+
+
+def imagine(model: Model, obs: Tensor, policy: Actions, length: int) -> Rollouts:
+    """Sub-trajectories of a learned model from observations (N, R, O), of `length` observations."""
+    n, r, _ = obs.shape
+    # a group for each member, the last filled up
+    size = -(-n * r // MEMBERS)
+    each = torch.arange(MEMBERS * size, device=obs.device) % (n * r)
+    grouped = lambda x: x.flatten(0, 1)[each].view(MEMBERS, size, -1)
+    whole = lambda x: x.flatten(0, 1)[: n * r].view(n, r, *x.shape[2:])
+    steps = []
+    for _ in range(length):
+        action = policy(obs)
+        following, paid, end = model.step(grouped(obs), grouped(action))
+        steps.append((obs, action, whole(paid), whole(end) > 0.5))
+        obs = whole(following)
+    return Rollouts(*(torch.stack(column, 2) for column in zip(*steps, strict=True)))
+
+
+def refresh(settings: Synthetic, source: Source, method: Any, pipeline: Pipeline) -> Refresh:
+    """Writes the pool of every seed from its policy; `method` is one of `Synthetic.mix`."""
+    policy = policies(method, pipeline)
+
+    def pool(carry: Carry) -> Carry:
+        keys = rng.fold(rng.fold(carry.key, _ROLLOUTS), carry.step)
+        acting = lambda obs: policy(carry.state, obs, keys)
+        with torch.no_grad():
+            rollouts = source(keys, acting, int(carry.step) > 0)
+            elements, filled = transitions(rollouts, pipeline, method.needs)
+        swept = isinstance(carry.state, Swept)
+        own = carry.state.state if swept else carry.state
+        own = own._replace(pool=elements, filled=filled)
+        return carry._replace(state=carry.state._replace(state=own) if swept else own)
+
+    return Refresh(settings.every, pool)
+
+
+def policies(method: Any, pipeline: Pipeline) -> Callable[[Any, Tensor, Tensor], Tensor]:
+    """(states of N seeds, raw observations (N, B, O), keys (N,)) -> evaluation actions (N, B, A)."""
+
+    def one(state: Any, obs: Tensor, key: Tensor) -> Tensor:
+        bound: Any
+        bound, inner = bind(method, state)
+        return bound.act(inner, obs, key).clamp(-1, 1)
+
+    def act(state: Any, step: TimeStep, memory: Any, key: Tensor) -> tuple[Tensor, Any]:
+        return vmap(one)(state, step.obs, key), memory
+
+    policy = pipeline.policy(Policy(lambda n_seeds, n_envs: None, act))
+
+    def actions(state: Any, obs: Tensor, keys: Tensor) -> Tensor:
+        nothing = torch.zeros_like(obs[..., 0])
+        return policy.act(state, TimeStep(obs, nothing, nothing == 0), None, keys)[0]
+
+    return actions

@@ -1,0 +1,88 @@
+"""Fits networks that are no method: regressions on recorded rows, stacked as seeds are.
+
+Adam, whose rate is a function of the update: falling linearly to 0, say.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+from offbench import rng
+from offbench.data.sampling import Sampler
+from offbench.nn.optim import Adam, AdamState, polyak
+from offbench.training.engine import Backend
+from offbench.training.gate import make_engine
+from offbench.training.step import Carry, Draw, Input, Step, stack, to_device
+from offbench.types import Batch, Metrics
+
+
+class Fit(NamedTuple):
+    """A network in training."""
+
+    net: Any
+    opt: AdamState
+
+    @classmethod
+    def start(cls, net: Any) -> "Fit":
+        """Before the first update; every Adam begins alike, whatever its rate."""
+        return cls(net, Adam(1.0).init(net))
+
+    def descend(
+        self, loss: Callable[[Any], Tensor], lr: float, rate: Tensor
+    ) -> "tuple[Fit, Tensor]":
+        """One step of Adam with the learning rate lr x rate (), and the loss before it."""
+        grads, value = grad_and_value(loss)(self.net)
+        stepped, opt = Adam(lr).step(grads, self.opt, self.net)
+        # Adam's step is proportional to its rate
+        return Fit(polyak(self.net, stepped, rate), opt), value
+
+    def falling(self, n_updates: int) -> Tensor:
+        """() rate that falls linearly to 0 after n_updates."""
+        return (1 - self.opt.count / n_updates).clamp(min=0)
+
+
+def regress(
+    loss: Callable[[Any, Batch], Tensor],
+    starts: Sequence[Any],
+    sampler: Sampler,
+    gather: Callable[[Tensor], Batch],
+    *,
+    keys: Tensor,
+    n_updates: int,
+    batch_size: int,
+    lr: float,
+) -> Any:
+    """Networks after n_updates on minibatches of `gather`, (N, ...): one for each of `starts` and `keys` (N,)."""
+
+    def draw(key: Tensor) -> Draw:
+        k_rows, k_update = rng.split(key)
+        return Draw(sampler(k_rows, batch_size), k_update)
+
+    def update(state: Fit, given: Input) -> tuple[Fit, Metrics]:
+        own = lambda net: loss(net, given.batch)
+        state, value = state.descend(own, lr, state.falling(n_updates))
+        return state, {"loss": value}
+
+    states = [Fit.start(net) for net in starts]
+    fitted = run(Step(draw, gather, update), states, keys, n_updates)
+    return fitted.net
+
+
+def run(
+    step: Step,
+    states: Sequence[Any],
+    keys: Tensor,
+    n_updates: int,
+    *,
+    backend: Backend = "auto",
+    pause: Callable[[int], bool] | None = None,
+) -> Any:
+    """The stacked states (N, ...) after n_updates, where `keys` (N,) are; None where `pause` ended it before."""
+    device = keys.device
+    carry = Carry(to_device(stack(states), device), keys, torch.tensor(0, device=device))
+    engine, _ = make_engine(step, carry, backend=backend, n_steps=n_updates)
+    engine.run(n_updates, pause)
+    return engine.carry.state if engine.step == n_updates else None

@@ -1,0 +1,107 @@
+"""How good synthetic data are: perfect ones have no error, and what is broken on purpose shows."""
+
+import math
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from offbench.bench import synthetic_quality as quality
+from offbench.cli import main
+from offbench.errors import UserError
+from offbench.synthetic.sources import PolicyGuidedDiffusion
+from offbench.tasks.consistency import simulator
+from offbench.tasks.loading import load_data
+from offbench.tasks.locate import load_task
+
+TASK = "offbench/hopper/medium-replay-v0"
+pytestmark = pytest.mark.env
+
+
+@pytest.fixture(scope="module")
+def hopper():
+    task = load_task(TASK)
+    data, _ = load_data(task, defects="ignore")
+    return data, simulator(task, (11, 3))
+
+
+def zero(obs):
+    return torch.zeros(*obs.shape[:-1], 3)
+
+
+def test_recorded_windows_are_true_to_the_simulator(hopper):
+    data, step = hopper
+    found = quality.measure(lambda keys, policy: quality.recorded(data, 8), zero, data, step)
+    assert found["state_error"] < 0.01 and found["steps"] == quality.STEPS
+    rollouts = quality.recorded(data, 8)
+    squares = rollouts.action[0, :, :-1].square().sum(-1)
+    inside = torch.arange(7) < rollouts.lengths[0][:, None]
+    wanted = -0.5 * float(squares[inside].mean()) - 1.5 * math.log(2 * math.pi)
+    assert found["log_likelihood"] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_an_error_is_in_squared_deviations_of_the_data(hopper):
+    data, step = hopper
+    spread = data.obs[data.valid].std(0, correction=0)
+
+    def half(keys, policy):
+        """The last observation is one deviation off."""
+        rollouts = quality.recorded(data, 8)
+        obs = rollouts.obs.clone()
+        obs[:, :, 7:] += spread
+        return rollouts._replace(obs=obs)
+
+    late = quality.measure(half, zero, data, step)
+    # of seven steps the first quarter are two, the last quarter is one
+    assert late["state_error_first"] < 0.01
+    assert late["state_error_last"] == pytest.approx(1.0, abs=0.05)
+    assert late["state_error"] == pytest.approx(1 / 7, abs=0.04)
+
+
+def test_sources_are_drawn_from_with_more_and_more_guidance(hopper, tmp_path):
+    data, _ = hopper
+    small = PolicyGuidedDiffusion(
+        length=4, features=8, levels=2, n_updates=5, steps=4, coefficient=0.5, rollouts=3
+    )
+    found = list(quality.draws({"pgd": small}, data, tmp_path))
+    assert [(name, c) for name, c, _ in found] == [("data", None)] + [
+        ("pgd", 0.5 * c) for c in quality.STRENGTHS
+    ]
+    keys = torch.zeros(1, dtype=torch.int64)
+    plain, most = (draw(keys, zero) for _, _, draw in (found[1], found[-1]))
+    assert plain.obs.shape == (1, quality.ROLLOUTS, 4, 11)
+    assert not torch.equal(most.action, plain.action)
+
+
+def test_the_command_prints_means_and_writes_rows(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OFFBENCH_DATA", str(tmp_path / "cache"))
+    monkeypatch.setattr(quality, "STEPS", 20)
+    monkeypatch.setattr(quality, "ROLLOUTS", 10)
+    small = ["features=8", "levels=2", "n_updates=20", "rollouts=8", "length=4", "steps=4"]
+    given = [f"task={TASK}", "methods=[td3_bc+pgd]", *(f"synthetic.{s}" for s in small)]
+    given += ["seeds=[0,1]", "n_updates=40", "eval.episodes=1", "eval.monitor_at=[]", "jobs=1"]
+    given += [f"results={tmp_path / 'r'}"]
+    assert main(["bench", *given]) == 0
+    capsys.readouterr()
+    assert main(["diagnose", "synthetic", *given]) == 0
+    out = capsys.readouterr().out
+    assert "2 policies" in out and "pgd x0.25" in out and "log-likelihood" in out
+    path = out.split("written: ")[1].split("\n")[0].strip()
+    rows = pd.read_csv(path)
+    assert len(rows) == 2 * 7 and set(rows["source"]) == {"data", "pgd"}
+    assert (rows["state_error"] >= 0).all()
+
+
+def test_what_cannot_be_measured_is_said_in_a_line(tmp_path, capsys):
+    given = [f"task={TASK}", "seeds=[0]", "n_updates=40", "eval.episodes=1", "eval.monitor_at=[]"]
+    given += ["jobs=1", f"results={tmp_path / 'r'}"]
+    assert main(["diagnose", "synthetic", "methods=[td3_bc]", *given]) != 0
+    assert "nothing recorded" in capsys.readouterr().err
+    assert main(["bench", "methods=[td3_bc]", *given]) == 0
+    capsys.readouterr()
+    assert main(["diagnose", "synthetic", "methods=[td3_bc]", *given]) != 0
+    err = capsys.readouterr().err
+    assert "no entry here learns from synthetic data" in err and "Traceback" not in err
+    with pytest.raises(UserError, match="no environment is known"):
+        simulator(replace(load_task(TASK), env=None), (2, 1))

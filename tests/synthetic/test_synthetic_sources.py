@@ -1,0 +1,187 @@
+"""Sources of synthetic data: what is trained once, from which policy pools come, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from offbench import rng
+from offbench.data.pipeline import make_pipeline
+from offbench.data.replay import Episode, from_episodes
+from offbench.data.views import Chunk, NStep
+from offbench.errors import UserError
+from offbench.methods.td3_bc import TD3BC
+from offbench.synthetic import diffusion
+from offbench.synthetic.sources import PolicyGuidedDiffusion, WorldModel, imagine, policies, refresh
+from offbench.training.loop import train
+from offbench.training.step import initial_carry
+from offbench.types import Spec
+
+SPEC = Spec(obs_dim=1, action_dim=1, gamma=0.9, max_episode_steps=30)
+TINY = {"length": 4, "rollouts": 8, "every": 10, "share": 0.5}
+PGD = PolicyGuidedDiffusion(
+    **TINY, features=8, levels=2, n_updates=20, batch_size=8, average=0.5, steps=8
+)
+
+
+def corridor(n=30, steps=15, seed=0):
+    """s' = s + a / 2, reward s: linear, so that a model of it can be learned in seconds."""
+    g = np.random.default_rng(seed)
+    episodes = []
+    for _ in range(n):
+        action = g.uniform(-1, 1, (steps, 1))
+        obs = np.concatenate([g.normal(0, 1, (1, 1)), action / 2]).cumsum(0)
+        episodes.append(Episode(obs, action, obs[:-1, 0], np.zeros(steps, bool)))
+    return from_episodes(episodes)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The trainings of denoisers, which take no time: their weights are those before the first update."""
+    found = []
+
+    def train(settings, data, **options):
+        found.append(settings)
+        return diffusion.untrained(settings, data)
+
+    monkeypatch.setattr(diffusion, "train", train)
+    return found
+
+
+def test_a_denoiser_is_trained_once_for_the_same_data_and_settings(tmp_path, trained):
+    data = corridor()
+    keys = rng.split(rng.key(3), 2)
+    policy = lambda obs: torch.zeros_like(obs)
+    first = PGD.source(data, tmp_path)(keys, policy, True)
+    again = PGD.source(data, tmp_path)(keys, policy, True)
+    assert len(trained) == 1 and all(map(torch.equal, first, again))
+    # how it is sampled and mixed does not count
+    PolicyGuidedDiffusion(**{**PGD.__dict__, "coefficient": 3.0, "rollouts": 2}).source(
+        data, tmp_path
+    )
+    assert len(trained) == 1
+    PolicyGuidedDiffusion(**{**PGD.__dict__, "lr": 1e-3}).source(data, tmp_path)
+    PGD.source(corridor(seed=1), tmp_path)
+    assert len(trained) == 3 and len([*tmp_path.glob("*.safetensors")]) == 3
+
+
+def test_a_denoiser_that_was_stopped_leaves_nothing(tmp_path):
+    assert PGD.source(corridor(), tmp_path, pause=lambda step: step >= 5) is None
+    assert not [*tmp_path.glob("*.safetensors")]
+
+
+def test_a_damaged_denoiser_is_trained_again(tmp_path, trained):
+    data, keys = corridor(), rng.split(rng.key(3), 1)
+    policy = lambda obs: torch.zeros_like(obs)
+    first = PGD.source(data, tmp_path)(keys, policy, True)
+    (path,) = tmp_path.glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-7] + b"garbage")
+    again = PGD.source(data, tmp_path)(keys, policy, True)
+    assert all(map(torch.equal, first, again)) and len(trained) == 2
+
+
+def test_nothing_is_guided_before_the_first_update(tmp_path, trained):
+    asked = []
+
+    def policy(obs):
+        asked.append(obs.shape)
+        return torch.zeros_like(obs)
+
+    roll = PGD.source(corridor(), tmp_path)
+    keys = rng.split(rng.key(3), 2)
+    roll(keys, policy, False)
+    assert not asked
+    roll(keys, policy, True)
+    # eight rollouts of four observations, at every step but the last
+    assert asked == [(2, 32, 1)] * 7
+
+
+def test_a_learned_model_imagines_the_true_dynamics_from_recorded_states(tmp_path):
+    data = corridor()
+    settings = WorldModel(**TINY, hidden=(32,), n_updates=1500, batch_size=64)
+    policy = lambda obs: -obs.clamp(-1, 1)
+    roll = settings.source(data, tmp_path)
+    rolled = roll(rng.split(rng.key(0), 2), policy, True)
+    assert rolled.obs.shape == (2, 8, 4, 1)
+    assert torch.equal(rolled.action, policy(rolled.obs))
+    true = rolled.obs[:, :, :-1] + rolled.action[:, :, :-1] / 2
+    assert (rolled.obs[:, :, 1:] - true).abs().max() < 0.15
+    assert (rolled.reward - rolled.obs[..., 0]).abs().max() < 0.3
+    starts = set(data.obs[data.valid].flatten().tolist())
+    assert {*rolled.obs[:, :, 0].flatten().tolist()} <= starts
+    assert not torch.equal(rolled.obs[0, :, 0], rolled.obs[1, :, 0])
+
+
+def test_each_imagined_sub_trajectory_follows_one_member():
+    class Members:
+        """Member m adds m to the state."""
+
+        def step(self, obs, action):
+            shift = torch.arange(5.0)[:, None, None]
+            return obs + shift, obs[..., 0], torch.zeros_like(obs[..., 0])
+
+    rolled = imagine(Members(), torch.zeros(2, 5, 1), lambda obs: obs * 0, 4)
+    steps = rolled.obs[..., 0].diff(dim=-1)
+    assert (steps == steps[..., :1]).all()
+    assert sorted(steps[..., 0].flatten().tolist()) == sorted([0.0, 1, 2, 3, 4] * 2)
+
+
+def test_policies_see_transformed_observations():
+    pipeline = make_pipeline(corridor(), transforms=["obs_norm"])
+    method = PGD.mix(TD3BC(hidden=(8,)))
+    carry = initial_carry(method, SPEC, [0, 1])
+    obs = torch.randn(2, 5, 1)
+    found = policies(method, pipeline)(carry.state, obs, carry.key)
+    norm = pipeline.transforms[0]
+    for i in range(2):
+        inner = carry.seed(i).state.inner
+        wanted = method.method.act(inner, norm._apply(obs[i]), carry.key[i])
+        assert torch.allclose(found[i], wanted, atol=1e-6)
+
+
+def test_pools_come_from_the_policy_of_the_time(tmp_path, trained):
+    pipeline = make_pipeline(corridor(), batch_size=8)
+    method = PGD.mix(TD3BC(hidden=(8,)))
+    seen = []
+
+    def source(keys, policy, learned):
+        actions = policy(torch.zeros(2, 3, 1))
+        seen.append((learned, actions))
+        return PGD.source(corridor(), tmp_path)(keys, policy, learned)
+
+    made = refresh(PGD, source, method, pipeline)
+    points = list(
+        train(method, pipeline, SPEC, seeds=[0, 1], n_updates=20, stop_at=[10], refresh=made)
+    )
+    assert [learned for learned, _ in seen] == [False, True]
+    there = policies(method, pipeline)(points[0].state, torch.zeros(2, 3, 1), points[0].carry.key)
+    assert torch.allclose(seen[1][1], there) and not torch.allclose(seen[0][1], there)
+    pools = points[-1].state.pool
+    assert pools.obs.shape == (2, 24, 1) and not torch.equal(pools.obs[0], pools.obs[1])
+    assert points[-1].state.filled.tolist() == [24, 24]
+
+
+def test_a_seed_alone_learns_as_in_a_stack(tmp_path, trained):
+    pipeline = make_pipeline(corridor(), batch_size=8)
+    method = PGD.mix(TD3BC(hidden=(8,)))
+    made = refresh(PGD, PGD.source(corridor(), tmp_path), method, pipeline)
+
+    def trained(seeds):
+        return list(train(method, pipeline, SPEC, seeds=seeds, n_updates=30, refresh=made))[-1]
+
+    both, alone = trained([0, 1]).carry.seed(1).state, trained([1]).carry.seed(0).state
+    for a, b in zip(both.inner.actor, alone.inner.actor, strict=True):
+        assert torch.allclose(a["w"], b["w"], atol=1e-4)
+
+
+def test_what_is_no_transition_is_refused():
+    data = corridor()
+    with pytest.raises(UserError, match="cut into transitions; use view=nstep"):
+        PGD.check(make_pipeline(data, view=Chunk(h=2)), SPEC, "toy")
+    with pytest.raises(UserError, match="synthetic actions are continuous"):
+        PGD.check(make_pipeline(data, view=NStep()), SPEC._replace(discrete=True), "toy")
+    PGD.check(make_pipeline(data, view=NStep(n=3)), SPEC, "toy")
+    long = PolicyGuidedDiffusion(length=32)
+    with pytest.raises(
+        UserError, match=r"synthetic.length=32: every episode of toy is shorter .*16"
+    ):
+        long.check(make_pipeline(data), SPEC, "toy")
