@@ -1,4 +1,5 @@
-"""How far the policies of a cell's seeds are from each other, on states of the task's data.
+"""How far the policies of a cell's seeds are from each other, and each from itself some updates before, on states of
+the task's data.
 
 The policies act as at the start of an episode, all seeds in one pass: of a chunk the first action counts,
 a policy that aims at a return (Decision Transformer) gets its target, and one that draws when it acts gets
@@ -22,7 +23,7 @@ from offbench import rng
 from offbench.bench.policy import Loaded, load
 from offbench.errors import UserError
 from offbench.nn.distributions import gaussian_log_prob
-from offbench.results.consistency import COLUMNS
+from offbench.results.consistency import CHURN, COLUMNS
 from offbench.rollout import make_policy
 from offbench.tasks.loading import load_data
 from offbench.tasks.task import Task
@@ -63,7 +64,46 @@ def measure(kept: Mapping[int, Path], task: Task, states: Tensor) -> pd.DataFram
         UserError: a file cannot be read, or the seeds do not fit each other.
     """
     seeds, loaded = list(kept), [load(path) for path in kept.values()]
-    one = stacked(loaded)
+    lines = []
+    for kind, distance in _distances(stacked(loaded), states).items():
+        for i, j in itertools.combinations(range(len(seeds)), 2):
+            runs = (loaded[i].run.run_id, loaded[j].run.run_id)
+            line = (task.id, "", kind, seeds[i], seeds[j], *runs, distance(i, j), len(states))
+            lines.append(line)
+    return pd.DataFrame(lines, columns=list(COLUMNS))
+
+
+def measure_churn(
+    kept: Mapping[int, tuple[Path, Path]], task: Task, states: Tensor
+) -> pd.DataFrame:
+    """How far each seed's policy moved over its last updates, in `offbench.results.consistency.CHURN` but for the entry
+    and whether the longer run went on from the shorter.
+
+    Args:
+        kept: seed -> the kept files of its runs of fewer and of all updates, of one cell.
+        states: of `probe_states`.
+
+    Raises:
+        UserError: a file cannot be read, the runs do not fit each other, or they are of a PyTorch class, whose runs of
+            different lengths need not be parts of each other.
+    """
+    pairs = [(load(before), load(after)) for before, after in kept.values()]
+    if isinstance(pairs[0][0].method, Imperative):
+        name = pairs[0][0].run.method
+        raise UserError(f"{name} is a PyTorch class: a shorter run need not be a part of a longer")
+    lines, n = [], len(pairs)
+    one = stacked([before for before, _ in pairs] + [after for _, after in pairs])
+    for kind, distance in _distances(one, states).items():
+        for i, (seed, (before, after)) in enumerate(zip(kept, pairs)):
+            runs = (before.run.run_id, after.run.run_id)
+            updates = (before.run.n_updates, after.run.n_updates)
+            lines.append((task.id, kind, seed, *updates, *runs, distance(i, n + i), len(states)))
+    names = [name for name in CHURN if name not in ("entry", "went_on")]
+    return pd.DataFrame(lines, columns=names)
+
+
+def _distances(one: Loaded, states: Tensor) -> dict[str, Callable[[int, int], float]]:
+    """Kind -> the distance of the i-th and the j-th of stacked policies."""
     found: dict[str, Callable[[int, int], float]] = {}
     actions = first_actions(one, states)
     if one.spec.discrete:
@@ -73,13 +113,7 @@ def measure(kept: Mapping[int, Path], task: Task, states: Tensor) -> pd.DataFram
     if (gaussians := _gaussians(one, states)) is not None:
         mean, log_std = gaussians
         found["js"] = lambda i, j: js_divergence(mean[i], log_std[i], mean[j], log_std[j])
-    lines = []
-    for kind, distance in found.items():
-        for i, j in itertools.combinations(range(len(seeds)), 2):
-            runs = (loaded[i].run.run_id, loaded[j].run.run_id)
-            line = (task.id, "", kind, seeds[i], seeds[j], *runs, distance(i, j), len(states))
-            lines.append(line)
-    return pd.DataFrame(lines, columns=list(COLUMNS))
+    return found
 
 
 def stacked(loaded: Sequence[Loaded]) -> Loaded:

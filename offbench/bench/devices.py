@@ -19,6 +19,7 @@ from offbench.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from offbench.data.replay import ReplayData
+    from offbench.training.step import Carry, Step
     from offbench.types import Spec
 
 # of a kernel in a CUDA graph. This and REACHED follow from the rates of TD3+BC and IQL that an H200 has reached
@@ -121,7 +122,7 @@ def work_of(cell: Cell) -> Work:
     """
     from offbench.bench.preflight import build
     from offbench.training.imperative import Imperative
-    from offbench.training.step import advance, initial_carry, make_step, n_minibatches
+    from offbench.training.step import initial_carry, make_step, n_minibatches
 
     data, spec = shape_of(cell)
     key = (*program_of(cell), spec)
@@ -130,13 +131,20 @@ def work_of(cell: Cell) -> Work:
     method, pipeline = build(cell, data, spec)
     if isinstance(method, Imperative):
         raise UserError(f"{cell.method} is a PyTorch class: its work on a GPU is not counted")
-    carry = initial_carry(method, pipeline.spec(spec), [0]).seed(0)
-    products, flops, moved = _tally(lambda: advance(make_step(method, pipeline), carry))
-    launches, k = KERNELS_PER_PRODUCT * products, n_minibatches(method)
+    k, carry = n_minibatches(method), initial_carry(method, pipeline.spec(spec), [0])
+    work = work_of_step(make_step(method, pipeline), carry)._replace(minibatches=k)
     if (each := _counted(cell)) is not None:
-        launches = k * each
-    _known[key] = Work(launches, flops, moved, k)
-    return _known[key]
+        work = work._replace(launches=k * each)
+    _known[key] = work
+    return work
+
+
+def work_of_step(step: "Step", carry: "Carry") -> Work:
+    """The work of a step of one minibatch, counted while the first of a stack makes one on this CPU."""
+    from offbench.training.step import advance
+
+    products, flops, moved = _tally(lambda: advance(step, carry.seed(0)))
+    return Work(KERNELS_PER_PRODUCT * products, flops, moved, 1)
 
 
 def _counted(cell: Cell) -> float | None:

@@ -1,43 +1,34 @@
-"""Trained policies evaluated from recorded data alone (`offbench.ope`), and kept ones played for comparison."""
+"""Trained policies evaluated from recorded data alone (`offbench.ope`)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from offbench import rng
-from offbench.bench.played import beyond, longer
-from offbench.bench.policy import Loaded, load
 from offbench.bench.settings import ESTIMATING, EvalSettings
 from offbench.data.pipeline import Pipeline
 from offbench.data.replay import ReplayData, discounted_to_go, first_rows, is_one_hot
 from offbench.data.views import Chunk, NStep
 from offbench.errors import UserError
-from offbench.ope.behaviour import clone
-from offbench.ope.decisions import Decisions, decide, stacked
-from offbench.ope.fqe import FQE, fit
-from offbench.ope.model import fit_model, imagined_returns
-from offbench.ope.weighted import doubly_robust, wis
-from offbench.results.estimates import PLAYED, is_estimated, path_of, write_estimates
+from offbench.ope.behaviour import Behaviour, clone
+from offbench.ope.decisions import Decisions, decide
+from offbench.ope.fqe import FQE, Fitted, fit
+from offbench.ope.weighted import Weighted, doubly_robust, wis
 from offbench.results.schema import ESTIMATE, ESTIMATE_ERROR, RECORDED
-from offbench.rollout import EnvPool, PlayedStep, evaluate, make_policy
-from offbench.tasks.loading import load_data
+from offbench.rollout import make_policy
 from offbench.tasks.task import Task
 from offbench.training.imperative import Imperative
 from offbench.training.step import to_device
 from offbench.types import Method, Policy, Spec
 
 # separates the draws of an evaluation from those of training
-_OPE = 0x09E
-# of the decisions of a stack
-_MOST_BYTES = 1 << 29
+OPE = 0x09E
 
 
 def make_fqe(settings: EvalSettings) -> FQE:
@@ -45,6 +36,11 @@ def make_fqe(settings: EvalSettings) -> FQE:
     names = ("gamma", "updates", "hidden")
     gamma, updates, hidden = (getattr(settings, f"fqe_{name}") for name in names)
     return FQE(gamma=gamma, n_updates=updates, hidden=tuple(hidden))
+
+
+def fqe_of(protocol: Mapping[str, Any]) -> FQE:
+    """The estimator of a run's protocol."""
+    return make_fqe(EvalSettings(**{k: protocol[k] for k in ESTIMATING}))
 
 
 class _Plans(NamedTuple):
@@ -86,31 +82,41 @@ def decisions_of(
     data: ReplayData,
 ) -> Decisions:
     """What the stacked policies of a method decide at the rows of raw `data`."""
+    policy, steps = planning(method, pipeline, spec)
+    return decide(policy, state, data, keys=keys_of(seeds, data), steps=steps)
+
+
+def planning(method: Method | Imperative, pipeline: Pipeline, spec: Spec) -> tuple[Policy, int]:
+    """The policy of a method whose decisions are whole plans, and the steps of one."""
     steps = pipeline.spec(spec).chunk
     plans: Any = _Plans(pipeline.view.gamma)
     seen = pipeline._replace(view=pipeline.view if steps == 1 else plans)
-    policy = make_policy(method, seen, values="none")
-    return decide(policy, state, data, keys=keys_of(seeds, data), steps=steps)
+    return make_policy(method, seen, values="none"), steps
 
 
 def keys_of(seeds: Sequence[int], data: ReplayData) -> Tensor:
     """(N,) keys of an evaluation, the same for all policies of a seed."""
-    return torch.stack([rng.fold(rng.key(s), _OPE) for s in seeds]).to(data.obs.device)
+    return torch.stack([rng.fold(rng.key(s), OPE) for s in seeds]).to(data.obs.device)
 
 
-def fitted_values(
+def fitted_q(
     fqe: FQE,
     data: ReplayData,
     decisions: Decisions,
     seeds: Sequence[int],
     *,
     device: str = "cpu",
+    rows: bool = False,
     pause: Callable[[int], bool] | None = None,
-) -> np.ndarray | None:
-    """(N, E) estimates at the first observation of each recorded episode; None where `pause` was true."""
+) -> Fitted | None:
+    """The Q-functions of N policies fitted on a device, their values on the CPU; None where `pause` was true.
+
+    `rows`: with Q and V of every row.
+    """
     there = Decisions(*(to_device(decisions, device)))
-    found = fit(fqe, data.to(device), there, keys=keys_of(seeds, data).to(device), pause=pause)
-    return None if found is None else found.start_values.double().cpu().numpy()
+    keys = keys_of(seeds, data).to(device)
+    found = fit(fqe, data.to(device), there, keys=keys, rows=rows, pause=pause)
+    return None if found is None else Fitted(*to_device(found, "cpu"))
 
 
 def estimate_stack(
@@ -129,15 +135,15 @@ def estimate_stack(
     `pause` was true."""
     finite = [i for i, bad in enumerate(broken) if not bad]
     values = np.full((len(broken), len(first_rows(data))), np.nan)
-    fqe = make_fqe(EvalSettings(**{k: protocol[k] for k in ESTIMATING}))
+    fqe = fqe_of(protocol)
     if finite:
         method, pipeline, spec = trained
         own, members = tree_map(lambda x: x[finite], state), [seeds[i] for i in finite]
         decisions = decisions_of(method, pipeline, spec, own, members, data)
-        found = fitted_values(fqe, data, decisions, members, device=device, pause=pause)
+        found = fitted_q(fqe, data, decisions, members, device=device, pause=pause)
         if found is None:
             return None
-        values[finite] = found
+        values[finite] = found.start_values.double().numpy()
     recorded = float(discounted_to_go(data, fqe.gamma)[first_rows(data)].double().mean())
     n = values.shape[1]
     error = values.std(1, ddof=1) / np.sqrt(n) if n > 1 else np.full(len(values), np.nan)
@@ -146,102 +152,6 @@ def estimate_stack(
         ESTIMATE_ERROR: error.tolist(),
         RECORDED: [recorded] * len(values),
     }
-
-
-class Candidate(NamedTuple):
-    """A kept policy that is to be evaluated."""
-
-    run_id: str
-    # "iql seed 0"
-    name: str
-    # of its record's json
-    mark: Path
-
-    @property
-    def kept(self) -> Path:
-        """The file of the policy."""
-        return self.mark.with_suffix(".safetensors")
-
-
-# of each candidate its rows, or why there are none
-Done = Callable[[Candidate, "pd.DataFrame | UserError"], None]
-Estimate = Callable[[Sequence[Candidate], Done], None]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Kept policies of one task, evaluated and played; what is on file is not computed again."""
-
-    task: Task
-    # of the results
-    root: Path
-    fqe: FQE
-    device: str = "cpu"
-    say: Callable[[str], None] = lambda text: None
-    report: Callable[[str], None] = lambda text: None
-
-    def files(
-        self, candidates: Sequence[Candidate], by: Sequence[str], play: int | None
-    ) -> list[Path]:
-        """The files of estimates `by` some estimators, and of `play` episodes.
-
-        Raises UserError where the data have no rewards; a policy that cannot be evaluated is said to be so.
-        """
-        data, _ = load_data(self.task, defects="ignore")
-        check_rewards(self.task, data)
-        settings = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self.fqe).items()}
-        found, made = list[Path](), set[str]()
-        for name in by:
-            paths = self._made(
-                name,
-                candidates,
-                settings,
-                lambda some, done, name=name: estimate(  # type: ignore[misc]
-                    name, some, data, self.fqe, self.device, done
-                ),
-            )
-            found, made = [*found, *paths.values()], made | paths.keys()
-        if play is not None and self.task.env:
-            pool = EnvPool(unlimited(self.task, self.fqe.gamma))
-            how = {"episodes": play, "gamma": self.fqe.gamma}
-            some = [c for c in candidates if c.run_id in made]
-            found += self._made(PLAYED, some, how, partial(_play, pool, how)).values()
-            pool.close()
-        return found
-
-    def _made(
-        self,
-        name: str,
-        candidates: Sequence[Candidate],
-        settings: Mapping[str, Any],
-        estimate: Estimate,
-    ) -> dict[str, Path]:
-        where = {c.run_id: path_of(self.root, c.mark, name) for c in candidates}
-        missing = [c for c in candidates if not is_estimated(where[c.run_id], c.kept, settings)]
-        lost = set[str]()
-        left = len(missing)
-
-        def done(candidate: Candidate, rows: "pd.DataFrame | UserError") -> None:
-            nonlocal left
-            left -= 1
-            self.report(f"{name} on {self.task.id}: {left} of {len(missing)} policies left")
-            if isinstance(rows, UserError):
-                self.say(f"{candidate.name} on {self.task.id}: {rows}")
-                lost.add(candidate.run_id)
-            else:
-                write_estimates(where[candidate.run_id], rows, candidate.kept, settings)
-
-        if missing:
-            self.report(f"{name} on {self.task.id}: {len(missing)} policies")
-            estimate(missing, done)
-        return {run: path for run, path in where.items() if run not in lost}
-
-
-def _play(
-    pool: EnvPool, how: Mapping[str, Any], candidates: Sequence[Candidate], done: Done
-) -> None:
-    for candidate in candidates:
-        done(candidate, played_returns(candidate, pool, **how))
 
 
 class Estimates(NamedTuple):
@@ -253,145 +163,47 @@ class Estimates(NamedTuple):
     effective: Sequence[float | None]
 
 
-# of stacked decisions and the seeds of their policies
-Estimator = Callable[[Decisions, Sequence[int]], Estimates]
+@dataclass(frozen=True)
+class Estimators:
+    """The estimators `fqe`, `wis` and `dr` on recorded data; what several of them need is computed once."""
+
+    data: ReplayData
+    fqe: FQE
+    device: str = "cpu"
+
+    @cached_property
+    def behaviour(self) -> Behaviour:
+        """The policy that recorded the data, cloned."""
+        discrete = is_one_hot(self.data.action, self.data.valid)
+        return clone(self.data, self.fqe, discrete=discrete)
+
+    def of(
+        self, names: Collection[str], decisions: Decisions, seeds: Sequence[int]
+    ) -> dict[str, Estimates | UserError]:
+        """What a stack of policies is worth by each of some estimators, or why one cannot say."""
+        single, found = decisions.steps == 1, dict[str, Estimates | UserError]()
+        rows = single and "dr" in names
+        if rows or "fqe" in names:
+            fitted = fitted_q(self.fqe, self.data, decisions, seeds, device=self.device, rows=rows)
+            # nothing pauses it
+            assert fitted is not None
+            found["fqe"] = Estimates(fitted.start_values.double().numpy(), [None] * len(seeds))
+        weights = [name for name in names if name != "fqe"]
+        if weights and single:
+            ratios = [self.behaviour.log_ratio(self.data.action, x) for x in decisions.action]
+        for name in weights:
+            if not single:
+                why = "importance weights are of single actions, and its policy has chunks"
+                found[name] = UserError(why)
+            elif name == "wis":
+                found[name] = _of_weights([wis(self.data, x, self.fqe.gamma) for x in ratios])
+            else:
+                assert fitted is not None and fitted.q is not None and fitted.v is not None
+                own = zip(ratios, fitted.q, fitted.v, strict=True)
+                made = [doubly_robust(self.data, x, q, v, self.fqe.gamma) for x, q, v in own]
+                found[name] = _of_weights(made)
+        return {name: found[name] for name in names}
 
 
-def make_estimator(name: str, data: ReplayData, fqe: FQE, device: str) -> Estimator:
-    """An estimator of `ESTIMATORS` on recorded data; those of importance weights clone the behaviour first."""
-
-    def by_fqe(decisions: Decisions, seeds: Sequence[int]) -> Estimates:
-        values = fitted_values(fqe, data, decisions, seeds, device=device)
-        assert values is not None
-        return Estimates(values, [None] * len(seeds))
-
-    if name == "fqe":
-        return by_fqe
-    behaviour = clone(data, fqe, discrete=is_one_hot(data.action, data.valid))
-
-    def by_weights(decisions: Decisions, seeds: Sequence[int]) -> Estimates:
-        if decisions.steps > 1:
-            raise UserError("importance weights are of single actions, and its policy has chunks")
-        ratios = [behaviour.log_ratio(data.action, own) for own in decisions.action]
-        if name == "wis":
-            made = [wis(data, ratio, fqe.gamma) for ratio in ratios]
-        else:
-            found = fit(fqe, data, decisions, keys=keys_of(seeds, data), rows=True)
-            assert found is not None and found.q is not None and found.v is not None
-            own = zip(ratios, found.q, found.v, strict=True)
-            made = [doubly_robust(data, ratio, q, v, fqe.gamma) for ratio, q, v in own]
-        return Estimates(np.stack([m.terms.numpy() for m in made]), [m.effective for m in made])
-
-    return by_weights
-
-
-def estimate(
-    name: str, candidates: Sequence[Candidate], data: ReplayData, fqe: FQE, device: str, done: Done
-) -> None:
-    """Evaluates kept policies, as many in one stack as memory allows."""
-    if name == "model":
-        return _imagine(candidates, data, fqe, done)
-    estimator = make_estimator(name, data, fqe, device)
-    groups: dict[tuple[int, bool], list[tuple[Candidate, int, Decisions]]] = {}
-    for candidate in candidates:
-        try:
-            loaded = load(candidate.kept)
-            made = _decisions(loaded, data)
-        except UserError as error:
-            done(candidate, error)
-            continue
-        group = groups.setdefault((made.steps, made.length is not None), [])
-        group.append((candidate, loaded.run.seed, made))
-        if sum(m.action.nbytes for _, _, m in group) >= _MOST_BYTES:
-            _estimate_group(name, estimator, group, done)
-            group.clear()
-    for group in filter(None, groups.values()):
-        _estimate_group(name, estimator, group, done)
-
-
-def _imagine(candidates: Sequence[Candidate], data: ReplayData, fqe: FQE, done: Done) -> None:
-    """Evaluates kept policies one after another in a learned model; those with a memory, too."""
-    model = fit_model(data, fqe)
-    for candidate in candidates:
-        try:
-            loaded = load(candidate.kept)
-        except UserError as error:
-            done(candidate, error)
-            continue
-        policy = make_policy(loaded.method, loaded.pipeline, values="none")
-        key = rng.fold(rng.key(loaded.run.seed), _OPE)
-        how: dict[str, Any] = {"gamma": fqe.gamma, "key": key, "steps": beyond(fqe.gamma)}
-        found = imagined_returns(model, policy, loaded.state, data, **how)
-        done(candidate, rows_of(candidate.run_id, "model", found.double().numpy()))
-
-
-def _decisions(loaded: Loaded, data: ReplayData) -> Decisions:
-    check_view(loaded.pipeline.view, "its policy")
-    given = loaded.method, loaded.pipeline, loaded.spec, loaded.state, [loaded.run.seed]
-    return decisions_of(*given, data)
-
-
-def _estimate_group(
-    name: str, estimator: Estimator, group: list[tuple[Candidate, int, Decisions]], done: Done
-) -> None:
-    candidates = [candidate for candidate, _, _ in group]
-    try:
-        found = estimator(stacked([m for _, _, m in group]), [seed for _, seed, _ in group])
-    except UserError as error:
-        for candidate in candidates:
-            done(candidate, error)
-        return
-    for candidate, own, effective in zip(candidates, found.values, found.effective, strict=True):
-        if np.isfinite(own).all():
-            done(candidate, rows_of(candidate.run_id, name, own, effective))
-        else:
-            done(candidate, UserError(f"its estimate by {name} is not finite"))
-
-
-def rows_of(
-    run_id: str, estimator: str, own: np.ndarray, effective: float | None = None
-) -> pd.DataFrame:
-    """Rows of `offbench.results.estimates.ESTIMATE_SCHEMA`."""
-    columns = {"run_id": run_id, "estimator": estimator, "episode": np.arange(len(own))}
-    return pd.DataFrame(
-        columns | {"value": own, "effective": np.nan if effective is None else effective}
-    )
-
-
-# --- the truth, where there is an environment ---------------------------------------------------
-
-
-class DiscountedReturns:
-    """Discounted raw returns of episodes, from the steps that an `EnvPool` tells it."""
-
-    def __init__(self, gamma: float):
-        self.gamma, self.found = gamma, dict[int, float]()
-
-    def __call__(self, step: PlayedStep) -> None:
-        before = self.found.get(step.episode, 0.0)
-        self.found[step.episode] = before + self.gamma**step.t * float(step.reward)
-
-
-def played_returns(
-    candidate: Candidate, pool: EnvPool, *, episodes: int, gamma: float, n_envs: int = 5
-) -> pd.DataFrame:
-    """Discounted raw returns of episodes that a kept policy plays; `pool` is of `unlimited` episodes."""
-    loaded = load(candidate.kept)
-    policy = make_policy(loaded.method, loaded.pipeline, values="none")
-    watch = pool.watch = DiscountedReturns(gamma)
-    evaluate(
-        policy,
-        loaded.state,
-        pool,
-        seeds=[loaded.run.seed],
-        episodes=episodes,
-        stream="played",
-        n_envs=n_envs,
-    )
-    found = np.array([watch.found[i] for i in range(episodes)])
-    return rows_of(candidate.run_id, PLAYED, found)
-
-
-def unlimited(task: Task, gamma: float) -> Task:
-    """The task with a later time limit, as an estimated value knows none."""
-    return longer(task, beyond(gamma))
+def _of_weights(made: Sequence[Weighted]) -> Estimates:
+    return Estimates(np.stack([m.terms.numpy() for m in made]), [m.effective for m in made])

@@ -15,9 +15,17 @@ from offbench.tasks.environments import evaluation_env
 
 if TYPE_CHECKING:
     from offbench.bench.stacks import Pack
+    from offbench.data.pipeline import Pipeline
+    from offbench.data.replay import ReplayData
+    from offbench.ope.decisions import Decisions
+    from offbench.training.engine import Engine
+    from offbench.training.imperative import ImperativeEngine
+    from offbench.types import Spec
 
 PROBE_UPDATES, PROBE_ROUNDS = 60, 3
 PROBE_STEPS = 300
+# rows at which policies decide in a probe, and more where that takes no longer than so many seconds
+PROBE_ROWS, PROBE_DECISIONS_S = 64, 0.05
 # loading, tracing, making environments
 SETUP_S = 3.0
 # stacks up to this size are probed themselves; the time of an update of larger ones is extended from two
@@ -37,6 +45,8 @@ class Cost(NamedTuple):
     monitor: float = 0.0
     # of the seconds, those of all episodes, where they were estimated apart
     episodes: float = 0.0
+    # of the seconds, those of fitted Q evaluation, where nothing is played
+    fitted: float = 0.0
 
 
 def forecast(
@@ -47,16 +57,18 @@ def forecast(
     precision: str = "float32",
     report: Callable[[str], None] = lambda text: None,
 ) -> list[Cost]:
-    """The run time of each stack, on this CPU or on a GPU. Every episode is assumed to reach its time limit."""
+    """The run time of each stack, on this CPU or on a GPU. Every episode is assumed to reach its time limit.
+
+    Raises UserError where fitted Q evaluation is asked for, and the policies or data do not allow it.
+    """
     recorded = _recorded(packs, store, gpu)
     training = _OfGpu(gpu, precision, store) if gpu else _OfCpu()
+    fitting = _OfFqe(gpu)
     steps: dict[str, float] = {}
     costs = []
     for pack in packs:
         cell, members = pack.cells[0], pack.size
-        known = next(
-            (recorded[k] for c in pack.cells if (k := (c.entry, c.task.id)) in recorded), None
-        )
+        known = next((recorded[k] for c in pack.cells if (k := _recorded_as(c)) in recorded), None)
         if known is not None and 1 / SIMILAR <= members / known["pack"] <= SIMILAR:
             costs.append(_as_recorded(pack, known))
             continue
@@ -67,7 +79,9 @@ def forecast(
         played = members * cell.task.max_episode_steps / steps[cell.task.id]
         monitor = _monitored(cell.protocol) * played
         episodes = cell.protocol["episodes"] * played + monitor
-        costs.append(Cost(SETUP_S + seconds + episodes, basis, monitor, episodes))
+        fitted = fitting.of(pack, report)
+        total = SETUP_S + seconds + episodes + fitted
+        costs.append(Cost(total, basis, monitor, episodes, fitted))
     return costs
 
 
@@ -117,6 +131,92 @@ class _OfGpu:
         return compiling + cell.n_updates * self.corrected * update, basis
 
 
+class _OfFqe:
+    """Time of fitted Q evaluation (`eval.by=fqe`): of what policies decide at every recorded row, from a probe
+    on this CPU, and of the updates of Q, from another or for a GPU from launches and arithmetic."""
+
+    def __init__(self, gpu: Card | None):
+        self.gpu = gpu
+        self.known: dict[object, float] = {}
+        self.compiled: set[object] = set()
+
+    def of(self, pack: "Pack", report: Callable[[str], None]) -> float:
+        """Seconds for a stack; 0 where it is played. UserError where its policies cannot be evaluated so."""
+        from offbench.bench.stacks import program_of
+
+        cell, seconds = pack.cells[0], 0.0
+        if not cell.protocol.get("by"):
+            return seconds
+        for size, weight in _probed(pack.size):
+            key = (*program_of(cell), cell.task.id, cell.protocol.shown, size)
+            if key not in self.known:
+                report(f"measuring fitted Q evaluation of {pack.title}")
+                self.known[key] = self._seconds(pack.first(size))
+            seconds += weight * self.known[key]
+        return seconds
+
+    def _seconds(self, pack: "Pack") -> float:
+        from offbench.bench.estimate import fqe_of, keys_of
+        from offbench.bench.preflight import build, check_estimable
+        from offbench.ope.fqe import Problem
+        from offbench.training.engine import Engine
+
+        cell = pack.cells[0]
+        data, spec = devices.shape_of(cell)
+        method, pipeline = build(cell, data, spec)
+        check_estimable(cell, pipeline, data)
+        seeds, fqe = [run.seed for _, run in pack.members], fqe_of(cell.protocol)
+        state = _untrained(method, pipeline.spec(spec), pack)
+        found, seconds = _decided((method, pipeline, spec), state, seeds, data)
+        problem = Problem.of(fqe, data, found)
+        step, carry = problem.step(), problem.start(keys_of(seeds, data))
+        if not self.gpu:
+            return seconds + fqe.n_updates * _step_s(Engine(step, carry), PROBE_UPDATES)
+        work = devices.work_of_step(step, carry)
+        seconds += 0.0 if work in self.compiled else devices.COMPILE_S
+        self.compiled.add(work)
+        return seconds + fqe.n_updates * self.gpu.step_s(work, pack.size, "float32")
+
+
+def _untrained(method: Any, seen: "Spec", pack: "Pack") -> Any:
+    """The state of a stack's methods before their first update."""
+    from offbench.training.imperative import Imperative
+    from offbench.training.step import initial_carry
+
+    seeds = [run.seed for _, run in pack.members]
+    if isinstance(method, Imperative):
+        return method.like(seeds, seen, "cpu", pack.values).state
+    return initial_carry(method, seen, seeds, values=pack.values).state
+
+
+def _decided(
+    trained: "tuple[Any, Pipeline, Spec]", state: Any, seeds: Sequence[int], data: "ReplayData"
+) -> "tuple[Decisions, float]":
+    """Decisions of the form that these policies make, the same at every row; and the seconds that making them at
+    every row takes."""
+    from offbench.bench.estimate import keys_of, planning
+    from offbench.ope.decisions import ROWS, Decisions, decide
+
+    (policy, steps), keys = planning(*trained), keys_of(seeds, data)
+    n = len(data.obs)
+    # few rows first: an action that is chosen among proposals takes long
+    for rows in (min(n, PROBE_ROWS), min(n, ROWS)):
+        part = data._replace(obs=data.obs[:rows])
+        decide(policy, state, part, keys=keys, steps=steps)
+        start = time.perf_counter()
+        found = decide(policy, state, part, keys=keys, steps=steps)
+        took = time.perf_counter() - start
+        if took > PROBE_DECISIONS_S:
+            break
+    # the first rows are asked about twice more, to see whether there is chance in it
+    each = took / rows / (2 + found.draws)
+    seconds = each * (2 * min(n, ROWS) + found.draws * n)
+    # without a copy for each row
+    alike = lambda x: x[:, :, :1].expand(*x.shape[:2], n, *x.shape[3:])
+    length = None if found.length is None else alike(found.length)
+    return Decisions(alike(found.action), length, steps), seconds
+
+
 def _probed(members: int) -> list[tuple[int, float]]:
     """(size, weight) of the stacks whose times of an update, added, are that of a stack of `members`."""
     if members <= PROBED:
@@ -141,15 +241,28 @@ def _monitored(protocol: Mapping[str, Any]) -> int:
 def _recorded(
     packs: "Sequence[Pack]", store: Store, gpu: Card | None
 ) -> "dict[tuple[str, str], Mapping[str, Any]]":
-    """(entry, task) -> its latest record on such a device."""
+    """`_recorded_as` -> the latest record on such a device."""
     if not packs or not store.records():
         return {}
     lines = store.runs(status="ok", task={pack.cells[0].task.id for pack in packs})
     return {
-        (row["entry"], row["task"]): row
+        (row["entry"], row["task"], *_evaluated(row)): row
         for row in lines.to_dict("records")
         if _is_on(row["device"], gpu)
     }
+
+
+def _recorded_as(cell: Cell) -> tuple[Any, ...]:
+    """What cells agree in whose time is scaled from each other's records."""
+    own = {f"protocol.{key}": value for key, value in cell.protocol.items()}
+    return cell.entry, cell.task.id, *_evaluated(own)
+
+
+def _evaluated(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """How runs were evaluated: nothing where they played, else by what, and its widths."""
+    # a column that other runs have is nan
+    by = row.get("protocol.by")
+    return (by, tuple(row["protocol.fqe_hidden"])) if isinstance(by, str) else ()
 
 
 def _is_on(device: str, gpu: Card | None) -> bool:
@@ -170,8 +283,12 @@ def _as_recorded(pack: "Pack", row: "Mapping[str, Any]") -> Cost:
     """The time of a record, scaled to updates and runs."""
     cell, share = pack.cells[0], pack.size / row["pack"]
     scale = cell.n_updates / row["n_updates"] * share
-    # what is not training is the test episodes
+    # what is not training is the test episodes, or the evaluation
     played = max(0.0, row["wall_s"] - row["train_s"] - SETUP_S)
+    if updates := cell.protocol.get("fqe_updates"):
+        fitted = float(share * played * updates / row["protocol.fqe_updates"])
+        training = float(scale * (row["wall_s"] - played))
+        return Cost(training + fitted, "records", fitted=fitted)
     episode = share * played / max(1, row["protocol.episodes"])
     monitor = episode * _monitored(cell.protocol)
     more = 0.0 if row["protocol.monitor_at"] else monitor
@@ -180,8 +297,6 @@ def _as_recorded(pack: "Pack", row: "Mapping[str, Any]") -> Cost:
 
 def _update_rate(pack: "Pack") -> float:
     """Updates per second of the whole stack, the fastest of a few short rounds."""
-    import torch
-
     from offbench.bench.preflight import build
     from offbench.tasks.loading import load_data
     from offbench.training.engine import Engine
@@ -199,22 +314,30 @@ def _update_rate(pack: "Pack") -> float:
     else:
         carry = initial_carry(method, pipeline.spec(spec), seeds, values=values)
         engine = Engine(make_step(method, pipeline), carry)
+    k = n_minibatches(method)
+    return k / _step_s(engine, max(1, PROBE_UPDATES // k))
+
+
+def _step_s(engine: "Engine | ImperativeEngine", steps: int) -> float:
+    """Seconds of a step, the least of a few short rounds of so many."""
+    import torch
+
     engine.run(1)
     threads, best = torch.get_num_threads(), float("inf")
     # one thread, as in a worker
     torch.set_num_threads(1)
     # one step first: an update of large networks takes seconds
-    steps = 1
+    n = 1
     for _ in range(PROBE_ROUNDS):
         start = time.perf_counter()
-        engine.run(steps)
+        engine.run(n)
         took = time.perf_counter() - start
-        best = min(best, took / steps)
+        best = min(best, took / n)
         if took > 1:
             break
-        steps = max(1, PROBE_UPDATES // n_minibatches(method))
+        n = steps
     torch.set_num_threads(threads)
-    return n_minibatches(method) / best
+    return best
 
 
 def _step_rate(cell: Cell) -> float:

@@ -9,7 +9,7 @@ unpickled, and neither the data nor an environment is needed to load one.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -298,6 +298,41 @@ def _shorter(store: Store, run: RunSpec) -> tuple[dict[int, Path], str | None]:
     run cannot be resumed."""
     found: dict[int, Path] = {}
     why = None
+    for other, path, kind in shorter_runs(store, run):
+        if tied := _tied(other, run):
+            words = ", ".join(f"method.{k}" for k in tied)
+            why = (
+                f"a run of {other.n_updates} updates was kept, but {words} follows the length of the run:"
+                " training began at 0"
+            )
+        elif kind == "state":
+            found[other.n_updates] = path
+        else:
+            why = (
+                f"of the run of {other.n_updates} updates the policy alone was kept, so training began at 0;"
+                " a run with keep=state can be gone on from"
+            )
+    return found, why
+
+
+def on_its_way(store: Store, run: RunSpec) -> tuple[dict[int, Path], list[str]]:
+    """Number of updates -> kept policy of a run that differs in its length only; and the hyper-parameters that made
+    other shorter runs of the same settings differ in more."""
+    found: dict[int, Path] = {}
+    follow: list[str] = []
+    for other, path, _ in shorter_runs(store, run):
+        if tied := _tied(other, run):
+            follow = tied
+        else:
+            found[other.n_updates] = path
+    return found, follow
+
+
+def shorter_runs(store: Store, run: RunSpec) -> Iterator[tuple[RunSpec, Path, str]]:
+    """Runs of the same settings and fewer updates, what was kept of them, and of which kind that is.
+
+    Hyper-parameters that are the length of a run may differ with it.
+    """
     for path in store.kept(run):
         try:
             header = about(path)
@@ -312,24 +347,9 @@ def _shorter(store: Store, run: RunSpec) -> tuple[dict[int, Path], str | None]:
             "n_updates": run.n_updates,
             "protocol": run.protocol if held_out else other.protocol,
         }
-        tied = _tied(other, run)
-        hparams = {**other.hparams, **{k: run.hparams[k] for k in tied}}
-        if RunSpec(**{**header["run"], **same, "hparams": hparams}) != run:
-            continue
-        if tied:
-            words = ", ".join(f"method.{k}" for k in tied)
-            why = (
-                f"a run of {other.n_updates} updates was kept, but {words} follows the length of the run:"
-                " training began at 0"
-            )
-        elif header["kind"] == "state":
-            found[other.n_updates] = path
-        else:
-            why = (
-                f"of the run of {other.n_updates} updates the policy alone was kept, so training began at 0;"
-                " a run with keep=state can be gone on from"
-            )
-    return found, why
+        hparams = {**other.hparams, **{k: run.hparams[k] for k in _tied(other, run)}}
+        if RunSpec(**{**header["run"], **same, "hparams": hparams}) == run:
+            yield other, path, header["kind"]
 
 
 def _tied(other: RunSpec, run: RunSpec) -> list[str]:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from offbench.training.step import Carry
 
+# a record's remark on the shorter run that its run went on from: that one's id and updates
+WENT_ON = "went on from the kept state of run {} ({} updates)"
+
 
 @dataclass
 class Progress:
@@ -130,7 +133,6 @@ class Progress:
             seen = store.episodes(run_id=record.path.stem, stream="monitor")
             if len(seen):
                 frames.append(seen[list(EVALUATION_COLUMNS)].assign(member=i))
-        remark = "went on from the kept state of run {} ({} updates)"
         return cls(
             curves,
             frames,
@@ -140,7 +142,7 @@ class Progress:
                     _spelt_commit(r.provenance.commit, r.provenance.dirty) for r in records
                 )
             ),
-            resumed_from=[remark.format(record.spec.run_id, n_updates) for record in records],
+            resumed_from=[WENT_ON.format(record.spec.run_id, n_updates) for record in records],
         )
 
 

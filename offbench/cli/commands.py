@@ -169,6 +169,13 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     },
                 ),
                 Option(
+                    "--churn",
+                    {
+                        "action": "store_true",
+                        "help": "instead: how far policies moved since a shorter run that was kept",
+                    },
+                ),
+                Option(
                     "--play",
                     {
                         "metavar": "N",

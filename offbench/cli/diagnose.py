@@ -16,11 +16,16 @@ if TYPE_CHECKING:
 
 
 def draw_diagnostics(
-    args: Sequence[str], *, play: int | None = None, consistency: bool = False
+    args: Sequence[str],
+    *,
+    play: int | None = None,
+    consistency: bool = False,
+    churn: bool = False,
 ) -> int:
     """`offbench diagnose`: writes chunk lengths and values against returns as numbers and pictures.
 
-    With `consistency` instead how far the kept policies of seeds are apart (`offbench.cli.consistency`).
+    With `consistency` instead how far the kept policies of seeds are apart, with `churn` how far they moved over
+    their last updates (`offbench.cli.consistency`).
     With `play`, kept policies first play so many episodes again, and what they decided is drawn, too;
     of goal-conditioned tasks values along the way, success by distance, and paths through a maze. `diagnose
     ope` compares offline estimates with what policies earn, `diagnose synthetic` synthetic data with the
@@ -39,10 +44,10 @@ def draw_diagnostics(
     from offbench.results.diagnostics import write
     from offbench.results.goals_figure import write_goal_figures
 
-    if consistency:
-        from offbench.cli.consistency import show_consistency
+    if consistency or churn:
+        from offbench.cli.consistency import show_churn, show_consistency
 
-        return show_consistency(args)
+        return (show_consistency(args) if consistency else 0) or (show_churn(args) if churn else 0)
     if play is not None and play < 1:
         raise UserError(f"--play {play}: the number of episodes is at least 1")
     found, console = read_recorded(args), make_console()

@@ -102,7 +102,7 @@ def _estimated(
     console: "Console",
 ) -> list[Path]:
     """The files of estimates of all runs, made where they are missing; says which policies cannot be evaluated."""
-    from offbench.bench.estimate import Candidate, Evaluation
+    from offbench.bench.kept_estimates import Candidate, Evaluation
     from offbench.bench.preflight import resolve_device
     from offbench.tasks.locate import ready
 

@@ -144,11 +144,16 @@ def _print_estimate(
     jobs = 1 if settings.jobs == "auto" else int(settings.jobs)
     runs, stacks = plural(sum(p.size for p in packs), "run"), plural(len(packs), "stack")
     seconds = [cost.seconds for cost in costs]
-    played = sum(cost.episodes for cost in costs)
+    parts = {
+        "episodes are": sum(cost.episodes for cost in costs),
+        "fitted Q evaluation is": sum(cost.fitted for cost in costs),
+    }
     console.print(
         f"{runs} in {stacks}, about {duration(makespan(seconds, jobs))} on "
         + (f"one {gpu.name}" if jobs == 1 else f"{jobs} {gpu.name}")
-        + (f"; episodes are {100 * played / sum(seconds):.0f} % of it" if played else "")
+        + "".join(
+            f"; {what} {100 * s / sum(seconds):.0f} % of it" for what, s in parts.items() if s
+        )
     )
     console.print(
         f"estimated from launches and arithmetic for {gpu.name}, not measured; episodes at the rate of"
@@ -187,6 +192,11 @@ def _print_totals(
         console.print(
             f"monitor episodes, for learning curves: {100 * monitor / sum(seconds):.0f} % of the time "
             "(eval.monitor_at=[] leaves them out)"
+        )
+    if fitted := sum(cost.fitted for cost in costs):
+        console.print(
+            f"fitted Q evaluation of what was trained: {100 * fitted / sum(seconds):.0f} % of the time "
+            "(eval.fqe_updates)"
         )
     members = [p.size for p in packs]
     span = f"{min(members)} to " if min(members) < max(members) else ""

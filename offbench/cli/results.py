@@ -151,6 +151,7 @@ def merge(options: argparse.Namespace) -> int:
     print(
         f"{root}: {plural(found.taken, 'record')} taken over, {found.skipped:,} there already,"
         f" {len(found.damaged):,} damaged, {plural(len(found.conflicts), 'conflict')}"
+        + (f"; consistency of {plural(found.compared, 'cell')}" if found.compared else "")
     )
     return FAULTY if found.damaged or found.conflicts else 0
 

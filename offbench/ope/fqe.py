@@ -117,12 +117,8 @@ def fit(
         pause: asked after every step; where it is true, the result is None.
     """
     problem = Problem.of(fqe, data, decisions)
-    step = problem.step()
-    n_inputs = problem.data.obs.shape[1] + problem.n_action
-    state = stack([fqe.init(k, i, n_inputs) for i, k in enumerate(rng.split(keys, 1)[0])])
-    device = problem.data.obs.device
-    carry = Carry(to_device(state, device), keys.to(device), torch.tensor(0, device=device))
-    engine, _ = make_engine(step, carry, backend=backend, n_steps=fqe.n_updates)
+    carry = problem.start(keys)
+    engine, _ = make_engine(problem.step(), carry, backend=backend, n_steps=fqe.n_updates)
     metrics = engine.run(fqe.n_updates, pause)
     if engine.step < fqe.n_updates:
         return None
@@ -131,7 +127,7 @@ def fit(
     error = problem.scale * metrics["loss"].sqrt()
     if not rows:
         return Fitted(start, error)
-    every = torch.arange(len(data.obs), device=device)
+    every = torch.arange(len(data.obs), device=data.obs.device)
     q = problem.scale * _by_blocks(lambda part: problem.recorded(critic, part), every)
     return Fitted(start, error, q, problem.values(critic, every))
 
@@ -177,6 +173,14 @@ class Problem(NamedTuple):
     def n_action(self) -> int:
         """Numbers of an action as Q is given it."""
         return self.decisions.action.shape[-1] + self.decisions.steps * self.chooses
+
+    def start(self, keys: Tensor) -> Carry:
+        """The state of N fits before their first step; `keys` (N,) are those of the policies."""
+        n_inputs = self.data.obs.shape[1] + self.n_action
+        each = enumerate(rng.split(keys, 1)[0])
+        state = stack([self.fqe.init(k, i, n_inputs) for i, k in each])
+        device = self.data.obs.device
+        return Carry(to_device(state, device), keys.to(device), torch.tensor(0, device=device))
 
     def step(self) -> Step:
         """One step of the fit of one policy."""

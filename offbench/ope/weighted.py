@@ -79,7 +79,7 @@ def _weights(steps: _Steps, log_ratio: Tensor, gamma: float) -> tuple[Tensor, fl
     own = own.masked_fill(steps.cut, -torch.inf)
     weight = (own - torch.logsumexp(own, 0)).exp().nan_to_num(0.0)
     discount = gamma ** torch.arange(weight.shape[1], dtype=weight.dtype, device=weight.device)
-    effective = 1 / weight.square().sum(0).clamp(min=1e-300)
+    effective = 1 / weight.square().sum(0)
     effective = torch.where(weight.sum(0) > 0, effective, 0.0)
     return weight, float((effective * discount).sum() / discount.sum())
 

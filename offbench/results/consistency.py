@@ -22,7 +22,7 @@ from scipy import special
 
 from offbench.errors import UserError
 from offbench.io import atomic_write, slug
-from offbench.results.stats import Interval
+from offbench.results.stats import Interval, mean_interval
 
 COLUMNS = (
     "task",
@@ -36,6 +36,12 @@ COLUMNS = (
     "states",
 )
 OF_CELLS = ("entry", "task", "kind", "value", "low", "high", "n_seeds", "states")
+CHURN = (
+    *("task", "entry", "kind", "seed", "earlier_updates", "updates"),
+    *("earlier_run_id", "run_id", "divergence", "states", "went_on"),
+)
+"""The columns of how far policies moved over their last updates, a row per seed and kind; `went_on`: whether the run
+went on from the kept state of the earlier one, else both began at 0 with the same seed and settings."""
 SHOWN = ("action", "choice")
 """The kinds that a board shows: every method has one of them, and they can be compared."""
 
@@ -102,6 +108,17 @@ def entry_consistency(rows: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
         tables = [_square(part) for _, part in mine.groupby("task")]
         lines.append((entry, *mean_divergence(tables, level), len(tables)))
     return pd.DataFrame(lines, columns=["entry", "value", "low", "high", "n_tasks"])
+
+
+def cell_churn(rows: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+    """The mean churn of each cell and kind with its interval over seeds (Student's t, not below 0), of rows in CHURN."""
+    lines = []
+    keys = ["entry", "task", "kind", "earlier_updates", "updates", "states"]
+    for key, mine in rows.groupby(keys, sort=False):
+        point, low, high = mean_interval(mine["divergence"].to_numpy(float), level)
+        bounds = (low if np.isnan(low) else max(0.0, low), high)
+        lines.append((*key, point, *bounds, len(mine), int(mine["went_on"].sum())))
+    return pd.DataFrame(lines, columns=[*keys, "value", "low", "high", "n_seeds", "n_went_on"])
 
 
 def mean_divergence(tables: list[np.ndarray], level: float = 0.95) -> Interval:

@@ -7,17 +7,21 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 from support.records import episodes, provenance
 
 from offbench.bench import forecast as forecasts
 from offbench.bench import memory
+from offbench.bench.devices import COMPILE_S, card
 from offbench.bench.forecast import SETUP_S, forecast, makespan
 from offbench.bench.memory import _group_bytes, run_bytes, stack_limit
 from offbench.bench.plan import plan
 from offbench.bench.preflight import build
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import pack, whole_stacks
+from offbench.cli import main
 from offbench.errors import UserError
+from offbench.ope import decisions
 from offbench.results.store import Store
 from offbench.tasks import loading
 from offbench.tasks.loading import kept_in_memory, load_data
@@ -209,3 +213,127 @@ def test_an_allocation_that_fails_under_a_limit_is_out_of_memory():
         text=True,
     )
     assert done.stdout.startswith("error out of memory: "), done.stdout + done.stderr
+
+
+# --- fitted Q evaluation
+
+FQE = ("eval.by=fqe", "eval.fqe_hidden=[8]", "seeds=[0,1]")
+
+
+def fqe_cell(*overrides: str):
+    what = ["method=bc", "task=offbench/hopper/medium-replay-v0", "n_updates=100"]
+    return plan([*what, *FQE, *overrides], bench=False).cells[0]
+
+
+def test_fitted_q_evaluation_is_probed_for_the_whole_stack_and_added(tmp_path, monkeypatch):
+    stacks = []
+
+    def step_s(engine, steps):
+        stacks.append((len(engine.carry.key), engine.carry.state.policy.tolist()))
+        return 0.002
+
+    monkeypatch.setattr(forecasts, "_update_rate", lambda stack: 1000)
+    monkeypatch.setattr(forecasts, "_step_s", step_s)
+    monkeypatch.setattr(forecasts, "_decided", with_seconds(forecasts._decided, 7.0))
+    short, long = (fqe_cell(f"eval.fqe_updates={n}") for n in (1000, 3000))
+    costs = forecast(pack([short, long, fqe_cell("view=chunk", "view.h=3")]), Store(tmp_path))
+    assert [cost.fitted for cost in costs] == [7 + 2, 7 + 6, 7 + 20]
+    assert [c.seconds - c.fitted for c in costs] == pytest.approx(3 * [SETUP_S + 0.1])
+    assert {cost.episodes for cost in costs} == {0.0} and stacks == 3 * [(2, [0, 1])]
+
+
+@pytest.mark.parametrize("more, draws", [((), 1), (("view=chunk", "view.h=3"), 1)])
+def test_decisions_of_a_probe_are_like_those_of_the_policy(more, draws):
+    wanted = fqe_cell(*more)
+    data, spec = load_data(wanted.task, defects="ignore")
+    method, pipeline = build(wanted, data, spec)
+    (stack,) = pack([wanted])
+    state = forecasts._untrained(method, pipeline.spec(spec), stack)
+    found, seconds = forecasts._decided((method, pipeline, spec), state, [0, 1], data)
+    steps = 3 if more else 1
+    assert found.steps == steps and found.length is None and seconds > 0
+    assert found.action.shape == (2, draws, len(data.obs), steps * data.action.shape[1])
+    # one row stands for all of them, without their memory
+    assert found.action.untyped_storage().nbytes() <= 4096 * 2 * steps * data.action.shape[1] * 4
+
+
+def test_deciding_takes_as_long_as_its_rows_and_draws(monkeypatch):
+    wanted = fqe_cell()
+    data, spec = load_data(wanted.task, defects="ignore")
+    asked, now = [], iter(range(100))
+
+    def decide(policy, state, part, *, keys, steps):
+        asked.append(len(part.obs))
+        return decisions.Decisions(torch.zeros(2, 4, len(part.obs), 3), None)
+
+    monkeypatch.setattr(decisions, "decide", decide)
+    monkeypatch.setattr(forecasts.time, "perf_counter", lambda: float(next(now)))
+    trained = (*build(wanted, data, spec), spec)
+    _, seconds = forecasts._decided(trained, None, [0, 1], data)
+    # a second for six draws at 64 rows is slow, and no more rows are asked about
+    assert asked == [64, 64]
+    assert seconds == pytest.approx((2 * 4096 + 4 * len(data.obs)) / 64 / 6)
+    monkeypatch.setattr(forecasts, "PROBE_DECISIONS_S", 2)
+    _, seconds = forecasts._decided(trained, None, [0, 1], data)
+    assert asked[2:] == [64, 64, 4096, 4096]
+    assert seconds == pytest.approx((2 * 4096 + 4 * len(data.obs)) / 4096 / 6)
+
+
+def test_evaluations_are_scaled_from_records_that_were_evaluated_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(forecasts._OfFqe, "of", lambda self, pack, report: 0.5)
+    monkeypatch.setattr(forecasts, "_step_rate", lambda cell: float("inf"))
+    store, done = Store(tmp_path), fqe_cell("eval.fqe_updates=1000")
+    facts = provenance(entry=done.entry, pack=2, wall_s=SETUP_S + 50, train_s=30)
+    for run in done.runs():
+        store.append(run, pd.DataFrame(episodes(0, update=100)), facts)
+    # twice the updates and runs
+    longer = fqe_cell("eval.fqe_updates=2000", "n_updates=300", "seeds=[5,6,7,8]")
+    wider = fqe_cell("eval.fqe_updates=2000", "eval.fqe_hidden=[16]", "seeds=[5,6]")
+    played = cell("seeds=[5,6]", "method.hidden=[8]", "eval.monitor_at=[]")
+    costs = [forecast(pack([c]), store)[0] for c in (longer, wider, played)]
+    assert costs[0].fitted == 2 * 2 * 20 and costs[0].basis == "records"
+    assert costs[0].seconds == pytest.approx(2 * 3 * (SETUP_S + 30) + 80)
+    assert [cost.basis for cost in costs[1:]] == ["probe", "probe"]
+    assert costs[1].fitted == 0.5
+
+
+@pytest.mark.parametrize("on", [[], ["--on", "H100"]])
+def test_a_plan_says_the_share_of_fitted_q_evaluation(on, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(forecasts, "_update_rate", lambda stack: 1000)
+    share = lambda self, pack, report: (SETUP_S + 0.1) if self.gpu is None else 1e6
+    monkeypatch.setattr(forecasts._OfFqe, "of", share)
+    task = "task=offbench/hopper/medium-replay-v0"
+    where = [] if on else ["device=cpu"]
+    what = ["method=bc", task, "n_updates=100", *FQE, *where, f"results={tmp_path}"]
+    assert main(["plan", *what, *on]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    if on:
+        assert "on one H100; fitted Q evaluation is 100 % of it" in said
+    else:
+        words = "fitted Q evaluation of what was trained: 50 % of the time (eval.fqe_updates)"
+        assert words in said
+
+
+def test_on_a_gpu_the_updates_of_q_are_counted_and_compiled_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(forecasts, "_decided", with_seconds(forecasts._decided, 7.0))
+    gpu = card("H100")
+    costs = [
+        forecast(pack([fqe_cell(f"eval.fqe_updates={n}"), more]), Store(tmp_path), gpu=gpu)
+        for n, more in ((1000, fqe_cell("eval.fqe_updates=2000")), (1, fqe_cell("view=chunk")))
+    ]
+    short, long = (cost.fitted for cost in costs[0])
+    assert short - long == pytest.approx(COMPILE_S - (long - 7.0) / 2)
+    assert 0 < long - 7.0 < 2000 * 100e-6
+    # another width of actions is another program
+    assert min(cost.fitted for cost in costs[1]) > COMPILE_S
+
+
+def with_seconds(decided, seconds: float):
+    return lambda *given: (decided(*given)[0], seconds)
+
+
+def test_what_cannot_be_evaluated_so_is_no_forecast_but_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(forecasts, "_update_rate", lambda stack: 1000)
+    wanted = fqe_cell("method=dt", "method.width=8")
+    with pytest.raises(UserError, match="decides by more than one observation"):
+        forecast(pack([wanted]), Store(tmp_path))

@@ -1,6 +1,7 @@
 """How far kept policies of seeds are apart: distances of policies that are known, and a small real run."""
 
 import math
+import shlex
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -177,7 +178,7 @@ def test_seeds_of_real_runs_are_measured_and_stand_on_the_board(tmp_path, capsys
     capsys.readouterr()
     assert main(["diagnose", "--consistency", *what]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "js" in out and "10,000" in out and "not measured: only final policies are kept" in out
+    assert "js" in out and "10,000" in out and "offbench diagnose --churn" in out
     rows = read_pairs(tmp_path, "quick", Store(tmp_path).runs())
     assert rows.groupby(["entry", "kind"]).size().to_dict() == {
         ("bc(hidden=[8])", "action"): 3,
@@ -190,6 +191,20 @@ def test_seeds_of_real_runs_are_measured_and_stand_on_the_board(tmp_path, capsys
     capsys.readouterr()
     assert main(["board", "--format", "markdown", *what]) == 0
     assert "| consistency |" in capsys.readouterr().out
+    assert main(["diagnose", "--churn", *what]) == 2
+    said = capsys.readouterr()
+    assert said.out.count("no run of fewer than 30 updates is kept") == 2
+    shorter = said.out.partition("to measure it: offbench ")[2].splitlines()[0]
+    assert "no churn is measured" in said.err and "n_updates=27" in shorter
+    # what is said to be run makes it measurable
+    assert main(shlex.split(shorter.replace("[bc,iql]", "[bc]"))) == 0
+    capsys.readouterr()
+    assert main(["diagnose", "--churn", *what]) == 0
+    assert "iql(hidden=[8]) on" in capsys.readouterr().out.partition(": not measured, ")[0]
+    rows = pd.read_csv(next((tmp_path / "board").glob("*-churn.csv")))
+    assert set(rows["entry"]) == {"bc(hidden=[8])"} and rows["seed"].tolist() == [0, 1, 2]
+    assert set(rows["earlier_updates"]) == {27} and not rows["went_on"].any()
+    assert rows["divergence"].between(1e-6, 0.2).all()
     for path in tmp_path.glob("runs/*/*/*/*.safetensors"):
         path.unlink()
     assert main(["diagnose", "--consistency", *what]) == 2

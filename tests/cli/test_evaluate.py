@@ -48,7 +48,7 @@ def test_kept_policies_are_evaluated_and_compared_with_what_they_earn(results, c
 
 @pytest.mark.env
 def test_played_returns_are_the_discounted_rewards_of_the_episodes(results):
-    from offbench.bench.estimate import Candidate, played_returns, unlimited
+    from offbench.bench.kept_estimates import Candidate, played_returns, unlimited
     from offbench.rollout import EnvPool
     from offbench.tasks.locate import load_task
 
@@ -109,6 +109,8 @@ def test_importance_weights_say_how_many_episodes_they_rest_on(results, capsys):
     args = [TASK, f"results={results}", *SMALL]
     assert main(["evaluate", "--offline", "--by", "wis,dr", *args]) == 0
     said = " ".join(capsys.readouterr().out.split())
+    # once for both estimators
+    assert said.count("chunks seed 0 on") == 1 and said.count("window seed 0 on") == 1
     assert (
         "chunks seed 0 on offbench/hopper/medium-replay-v0: importance weights are of single"
         in said

@@ -1,6 +1,7 @@
 """Divergences of pairs of seeds: their files, their mean, and the column of a board."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from offbench.results.board.check import check
 from offbench.results.board.evidence import Evidence, pairs_path, read_evidence, write_evidence
 from offbench.results.board.explain import explanation
 from offbench.results.board.formats import to_json, write
+from offbench.results.board.latex import to_latex
 from offbench.results.board.leaderboard import Asked
 from offbench.results.board.render import to_csv, to_markdown, to_terminal
 from offbench.results.consistency import (
@@ -101,6 +103,11 @@ def test_a_board_shows_a_column_explains_it_and_can_be_checked(tmp_path, capsys)
     assert "0.25" in to_csv(board) and "consistency, js" in to_csv(board)
     assert '"entry_consistency"' in to_json(board)
     assert "0.333" in dict(explanation(board))["consistency"]
+    heading, *rows = [x for x in to_latex(board).splitlines() if x.endswith(r" \\")]
+    assert heading.endswith(r" & consistency \\")
+    ends = {row.split(" & ")[1]: row.split(" & ")[-1] for row in rows}
+    assert ends["iql"].startswith(r"0.333\,[0.000, ") and ends["bc"] == r"-- \\"
+    assert "mean over pairs of seeds" in to_latex(board)
     to_terminal(board, Console(width=80))
     out = capsys.readouterr().out
     assert "consistency" in out and "0.333" in out
@@ -114,7 +121,8 @@ def test_a_board_shows_a_column_explains_it_and_can_be_checked(tmp_path, capsys)
     write_evidence(board_of(None), tmp_path, "toy")
     assert not pairs_path(tmp_path, "toy").exists()
     assert "consistency" not in to_markdown(read_evidence(tmp_path, "toy").board())
-    assert "consistency" not in to_csv(board_of(None).board())
+    unmeasured = board_of(None).board()
+    assert "consistency" not in to_csv(unmeasured) + to_latex(unmeasured)
 
 
 def test_of_several_tasks_it_is_said_how_many_were_measured():
@@ -122,9 +130,23 @@ def test_of_several_tasks_it_is_said_how_many_were_measured():
     found = cell_consistency(rows)
     assert found["n_seeds"].tolist() == [3] and found["states"].tolist() == [100]
     board = board_of(rows).board()
-    from dataclasses import replace
-
     wide = replace(board, tasks=(TASK, "toy/other"))
     from offbench.results.board.consistency_text import column
 
     assert column(wide)["iql"].endswith("(1/2 tasks)")
+
+
+def test_a_latex_table_has_the_column_once_and_the_tasks_have_room_beside_it():
+    board = board_of(pairs(square([0.0, 0.1, 0.5]))).board()
+    names = [f"toy/a-task-of-a-long-name-{i}" for i in range(9)]
+    cells = pd.concat([board.cells.assign(task=name) for name in names], ignore_index=True)
+    wide = replace(board, tasks=tuple(names), cells=cells)
+    tables = to_latex(wide).split(r"\end{table}")[:-1]
+    heads = [next(x for x in t.splitlines() if "entry &" in x).split(" & ") for t in tables]
+    bare = replace(wide, consistency=pd.DataFrame(), entry_consistency=pd.DataFrame())
+    before = to_latex(bare).split(r"\end{table}")[0].split(r"\begin{tabular}")[1]
+    assert "consistency" in heads[0][-1] and not any("consistency" in x[-1] for x in heads[1:])
+    assert r" {\footnotesize(1/9 tasks)}" in tables[0]
+    # two columns less for tasks than without
+    assert len(heads[0]) - 4 < before.count("r", 0, before.index("@{}}")) - 1
+    assert sum(len(head) - 2 for head in heads) == 9 + 2

@@ -1,8 +1,9 @@
-"""A method with one mistake made in its source, to see which test notices."""
+"""A method or a module with one mistake made in its source, to see which test notices."""
 
 import inspect
 import sys
 import types
+from collections.abc import Callable, Iterable
 
 from offbench.methods.a2pr import A2PR
 from offbench.methods.acsac import ACSAC
@@ -45,6 +46,25 @@ def mutated(cls: type, old: str, new: str) -> type:
         if inspect.isfunction(f) and not k.startswith("__")
     }
     return type(f"Mutated{cls.__name__}", (cls,), functions)
+
+
+def mutated_module(module: types.ModuleType, old: str, new: str) -> types.ModuleType:
+    """The module made of its source after `old` became `new`."""
+    source = inspect.getsource(module)
+    assert source.count(old) == 1, f"{old!r} is no longer in the source once"
+    mutant = types.ModuleType(f"{module.__name__}_mutant")
+    exec(source.replace(old, new), mutant.__dict__)
+    return mutant
+
+
+def finds(mutant: types.ModuleType, checks: Iterable[Callable[[types.ModuleType], None]]) -> bool:
+    """Whether one of the checks fails for a mutant, be it by an error of its own."""
+    for check in checks:
+        try:
+            check(mutant)
+        except Exception:
+            return True
+    return False
 
 
 ADDED, CONSTANT = "check_bootstrap_is_added", "check_targets_are_constants"

@@ -1,5 +1,7 @@
 """Boards of runs that never were: their episodes, lines of runs, and records, without a disk."""
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pandas as pd
 from support.records import provenance, spec
 
 from offbench.results.board.leaderboard import Board, leaderboard
+from offbench.results.consistency import COLUMNS, cell_consistency, entry_consistency
 from offbench.results.record import line_of
 from offbench.results.schema import LATER_COLUMNS, typed
 from offbench.results.store import Record
@@ -39,6 +42,25 @@ def made_board(
     runs = pd.DataFrame([line_of(_body(record, n_episodes)) for record in records])
     board = leaderboard(episodes, runs, tasks, title="toy v1", reps=reps)
     return board, episodes, runs, {record.spec.run_id: record for record in records}
+
+
+def with_consistency(made: Made) -> Made:
+    """The board where seeds of iql were compared on all tasks, with two kinds, and of bc on the first."""
+    board, episodes, runs, records = made
+    measured = {
+        ("iql", task, kind): x for task in board.tasks for kind, x in (("action", 0.2), ("js", 0.5))
+    }
+    measured["bc", board.tasks[0], "action"] = 0.1
+    lines = [
+        (task, entry, kind, i, j, f"{i}", f"{j}", divergence, 100)
+        for (entry, task, kind), divergence in measured.items()
+        for i, j in itertools.combinations(range(3), 2)
+    ]
+    rows = pd.DataFrame(lines, columns=list(COLUMNS))
+    own = replace(
+        board, consistency=cell_consistency(rows), entry_consistency=entry_consistency(rows)
+    )
+    return own, episodes, runs, records
 
 
 def _episodes(records: list[Record], n: int, stream: str, update: int) -> pd.DataFrame:

@@ -23,10 +23,22 @@ def column(board: Board) -> dict[str, str]:
     return {entry: found.get(entry, "--") for entry in board.aggregate["entry"]}
 
 
+def cells(board: Board) -> dict[tuple[str, str], str]:
+    """(entry, task) -> its text, of every kind that was measured: "action 0.123 [0.100, 0.150], js 0.4"."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in board.consistency.itertuples():
+        found.setdefault((row.entry, row.task), []).append(f"{row.kind} {_value(row)}")
+    return {cell: ", ".join(texts) for cell, texts in found.items()}
+
+
 def _text(row: Any, n_tasks: int) -> str:
-    bounds = "" if row.low != row.low else f" [{row.low:.3f}, {row.high:.3f}]"
     some = "" if row.n_tasks == n_tasks else f" ({row.n_tasks}/{n_tasks} tasks)"
-    return f"{row.value:.3f}{bounds}{some}"
+    return f"{_value(row)}{some}"
+
+
+def _value(row: Any) -> str:
+    bounds = "" if row.low != row.low else f" [{row.low:.3f}, {row.high:.3f}]"
+    return f"{row.value:.3f}{bounds}"
 
 
 def to_table(board: Board) -> "Table":

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from offbench.results.board import consistency_text
 from offbench.results.board.leaderboard import Board
 from offbench.results.board.pairs_text import rank_text
 from offbench.results.board.render import aggregate_status, rows_of_cells, short_names
@@ -51,28 +52,39 @@ def _tables(board: Board) -> Iterator[str]:
     rows = _rows(board)
     aside = _width([row[0] for row in rows]) + _width([row[1] for row in rows])
     rest = list(range(len(board.tasks)))
+    # of all tasks together
+    whole = range(2 + len(board.tasks), len(rows[0]))
     first = True
     while rest:
         room = _PAGE / _SIZES[r"\footnotesize"] - aside
-        room -= _width([row[-1] for row in rows]) if first else 0
+        room -= sum(_width([row[i] for row in rows]) for i in whole) if first else 0
         part: list[int] = []
         while rest and (not part or _width([row[2 + rest[0]] for row in rows]) <= room):
             room -= _width([row[2 + rest[0]] for row in rows])
             part.append(rest.pop(0))
-        columns = [0, 1, *(2 + column for column in part), *([len(rows[0]) - 1] if first else [])]
+        columns = [0, 1, *(2 + column for column in part), *(whole if first else [])]
         yield from _table(board, [[row[column] for column in columns] for row in rows], first=first)
         first = False
 
 
 def _rows(board: Board) -> list[list[str]]:
-    """The heading and a row per entry, in all columns: rank, entry, tasks, IQM."""
+    """The heading and a row per entry, in all columns: rank, entry, tasks, IQM; consistency where it was measured."""
     names = short_names(board.tasks)
     rows = [[r"\#", "entry", *(escaped(_heading(name)) for name in names), "IQM"]]
     cells = rows_of_cells(board)
     for row in board.aggregate.itertuples():
         texts = [_bold(_cell(cell), cell.best) for cell in cells[row.entry]]
         rows.append([rank_text(row), escaped(row.entry), *texts, _bold(_aggregate(row), row.best)])
+    if len(board.entry_consistency):
+        column = ["consistency", *map(_apart, consistency_text.column(board).values())]
+        rows = [[*row, text] for row, text in zip(rows, column, strict=True)]
     return rows
+
+
+def _apart(text: str) -> str:
+    """ "0.333 [0.000, 0.512] (1/2 tasks)", the note in small letters."""
+    value, found, note = text.partition(" (")
+    return value.replace(" [", r"\,[") + (rf" {{\footnotesize({note}}}" if found else "")
 
 
 def _width(column: Sequence[str]) -> int:
@@ -106,6 +118,7 @@ def _caption(board: Board, with_aggregate: bool) -> str:
         [
             rf"\textbf{{{escaped(board.title)}.}}",
             escaped(board.caption),
+            *([escaped(consistency_text.CAPTION)] if len(board.entry_consistency) else []),
             *(escaped(f"{note}.") for note in board.notes),
         ]
     )

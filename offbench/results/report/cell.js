@@ -119,10 +119,11 @@ async function openCell(index, button) {
     body.append(el("p", { class: "empty" }, "There is no record here."));
     return;
   }
+  const apart = DATA.consistency && DATA.consistency.cells[index];
   const [names, values, sources] = cell.settings, scale = runs.scales[task];
   cell.episodes.score ??= cell.episodes.return.map((x) => scale[0] * x + scale[1]);
   body.append(
-    el("section", {}, el("h3", {}, "Seeds and episodes"), seedTable(cell, runs.starts[task], TASKS[task].axis)),
+    el("section", {}, el("h3", {}, "Seeds and episodes"), seedTable(cell, runs.starts[task], TASKS[task].axis), apart && el("p", { class: "hint" }, `How far the policies of these seeds are apart: ${apart}`)),
     el("section", {}, el("h3", {}, "Run it again"), ...commandBlock(cell)),
     el("section", {}, el("h3", {}, "Settings"), listing("Settings and where their values come from", ["Setting", "Value", "From"], names.map((name, i) => [name, values[i], sources[i]]), { wrap: [1, 2], free: true })),
     el("section", {}, el("h3", {}, "How it was made"), listing("How these runs were made", ["", ""], cell.made, { wrap: [1], free: true })));

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from offbench.results.board import goals_text, render
+from offbench.results.board import consistency_text, goals_text, render
 from offbench.results.board.leaderboard import Board
 from offbench.results.board.pairs_text import rank_text
 from offbench.results.captions import budget, counted
@@ -63,6 +63,7 @@ def board_payload(board: Board, runs: pd.DataFrame, unscaled: Collection[str] = 
         },
         "averaged": _averaged(board),
         "goals": _goals(board),
+        "consistency": _consistency(board),
         "published": _published(board),
         "caption": board.caption,
         "notes": list(board.notes),
@@ -108,6 +109,20 @@ def _goals(board: Board) -> dict[str, Any] | None:
         return None
     head, lines = goals_text.text_table(board)
     return {"head": head, "lines": lines, "caption": goals_text.CAPTION}
+
+
+def _consistency(board: Board) -> dict[str, Any] | None:
+    """How far seeds are apart: of each entry in words and as a number, of each cell in words."""
+    if board.entry_consistency.empty:
+        return None
+    texts, of_cells = consistency_text.column(board), consistency_text.cells(board)
+    values = board.entry_consistency.set_index("entry")["value"]
+    return {
+        "text": list(texts.values()),
+        "value": [number(values.get(entry, np.nan)) for entry in texts],
+        "cells": [of_cells.get((entry, task), "") for entry in texts for task in board.tasks],
+        "caption": consistency_text.CAPTION,
+    }
 
 
 def _published(board: Board) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ function drawWords() {
   $("facts").replaceChildren(...pairs(DATA.facts));
   $("made").replaceChildren(...pairs(DATA.made));
   $("caption").textContent = DATA.caption;
+  if (DATA.consistency) $("caption").after(el("p", {}, DATA.consistency.caption));
   const notes = DATA.notes.length ? DATA.notes : ["Nothing differs between the runs of a column, and nothing is missing."];
   $("notes-list").replaceChildren(...notes.map((note) => el("li", {}, note)));
   if (DATA.averaged) drawAveraged(DATA.averaged);

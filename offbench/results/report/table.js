@@ -87,6 +87,9 @@ const COLUMNS = [
   { key: "updates", name: "Updates", value: (r) => E.updates[r], text: (r) => E.updates[r] || "--" },
   { key: "seconds", name: "Seconds per run", ascending: true, shown: true, value: (r) => E.wall_s[r], text: (r) => fixed(E.wall_s[r], 0) },
   { key: "commit", name: "Commit", value: (r) => E.commit[r], text: (r) => E.commit[r] || "--" },
+  ...(DATA.consistency ? [
+    { key: "consistency", name: "Consistency", title: "how far the policies of an entry's seeds are apart; 0: one policy", ascending: true, shown: true, score: true, value: (r) => DATA.consistency.value[r], text: (r) => DATA.consistency.text[r] },
+  ] : []),
 ];
 const AGGREGATE_AXIS = RANKED ? null : axisOf(E.low, E.iqm, E.high, true);
 
@@ -154,6 +157,7 @@ function drawRow(row, columns) {
   const cells = columns.map((column) => {
     if (column.task !== undefined) return taskCell(row, column);
     if (column.aggregate) return aggregateCell(row);
+    if (column.score) return el("td", {}, el("div", { class: "score" }, ...spelt(column.text(row))));
     return el("td", { class: column.wide ? "plain wide" : "plain" }, column.text(row));
   });
   return el("tr", { "data-entry": E.entry[row] }, el("th", { scope: "row" }, el("span", { class: "named" }, el("span", { class: "rank" }, rank), el("span", {}, ...breakable(E.entry[row]), possible && el("span", { class: "note" }, "rank ", possible.slice(1, -1))))), ...cells);

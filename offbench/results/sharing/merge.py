@@ -10,6 +10,7 @@ from offbench.errors import UserError
 from offbench.io import replacing
 from offbench.results.commit import RecordedAlready, publish
 from offbench.results.record import read_episodes
+from offbench.results.sharing import divergences
 from offbench.results.sharing.files import Files, Found, examine, scan
 from offbench.results.sharing.review import review
 from offbench.results.sharing.submission import unpacked
@@ -28,13 +29,15 @@ class Merged:
     conflicts: list[str] = field(default_factory=list)
     # what the submissions hold
     reviews: list[str] = field(default_factory=list)
+    # cells whose divergences of seeds were taken over
+    compared: int = 0
 
 
 def merge(sources: Sequence[Path], root: Path, *, policies: bool = True) -> Merged:
     """Takes over the records that a store lacks from other stores and files of `offbench submit`.
 
     A record appears whole or not at all, its json last, so this can be interrupted and repeated. A failed
-    record gives way to a whole one.
+    record gives way to a whole one. Divergences of seeds come along where their runs are the same here.
 
     Args:
         sources: folders and files; every file is read and checked before the first record is taken.
@@ -52,8 +55,13 @@ def merge(sources: Sequence[Path], root: Path, *, policies: bool = True) -> Merg
                 result.reviews += review(map(examine, scan(folder)))
         ours = {files.run_id: files for files in scan(root)}
         for folder in folders:
-            for found in _records(folder, result):
-                _take(found, root, ours, policies, result)
+            records = list(_records(folder, result))
+            same = {r.files.run_id for r in records if _take(r, root, ours, policies, result)}
+            for taken in divergences.take_over(folder, root, same):
+                if isinstance(taken, Path):
+                    result.compared += 1
+                else:
+                    result.damaged.append(str(taken))
     return result
 
 
@@ -79,13 +87,14 @@ def _records(folder: Path, result: Merged) -> Iterator[Found]:
 
 def _take(
     theirs: Found, root: Path, ours: dict[str, Files], policies: bool, result: Merged
-) -> None:
+) -> bool:
+    """Takes a record over; whether that of its run, by its name and label, is now theirs or the same."""
     files, run = theirs.files, theirs.run
     names = run.recorded_ids if run is not None else (files.run_id,)
     own = next((examine(ours[name]) for name in names if name in ours), None)
     if own is not None and own.faults:
         result.damaged.append(f"{own.faults[0]}; offbench results verify --repair results={root}")
-        return
+        return False
     # files of no record are none
     failed = own.files.mark if own is not None and own.whole else None
     if own is not None and own.whole and (own.ok or not theirs.ok):
@@ -94,13 +103,14 @@ def _take(
                 f"run {files.run_id} has other episodes in {own.files.mark}, which is kept, than in"
                 f" {files.mark}"
             )
-            return
+            return False
         result.skipped += 1
-        return
+        place = own.files.folder.parts[-3:] == files.folder.parts[-3:]
+        return own.ok and theirs.ok and place and own.files.run_id == files.run_id
     # slower, and of those alone that are taken
     if faults := examine(files, rows=True).faults:
         result.damaged.append(str(faults[0]))
-        return
+        return False
     target = root.joinpath(*files.folder.parts[-4:])
     left_out = {fault.path for fault in theirs.beside} | (set() if policies else {files.policy})
     members = [path for path in theirs.members if path not in left_out]
@@ -117,11 +127,12 @@ def _take(
         )
     except RecordedAlready:
         result.skipped += 1
-        return
+        return False
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}") from None
     ours[files.run_id] = Files(target, files.run_id, tuple(target / path.name for path in members))
     result.taken += 1
+    return theirs.ok
 
 
 def _same_episodes(a: Found, b: Found) -> bool:

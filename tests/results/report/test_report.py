@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.random_boards import made_board
+from support.random_boards import made_board, with_consistency
 from support.records import episodes as made_episodes
 from support.records import provenance, spec
 
@@ -97,6 +97,25 @@ def test_words_of_cells_are_those_of_the_markdown(made, text):
         assert (f"**{words}**" if best else f" {words} ") in markdown
     for words in shown["entries"]["text"]:
         assert words in markdown
+
+
+def test_how_far_seeds_are_apart_is_shown_where_it_was_measured(made, text):
+    assert board_of(text)["consistency"] is None
+    board, _, runs, _ = with_consistency(made)
+    shown = board_payload(board, runs)
+    found, entries = shown["consistency"], shown["entries"]["entry"]
+    markdown = render.to_markdown(board)
+    for entry, words, value in zip(entries, found["text"], found["value"], strict=True):
+        assert (words == "--" and value is None) == (entry not in ("iql", "bc"))
+        assert f" {words} |\n" in markdown
+    assert found["value"][entries.index("iql")] == 0.2 and found["caption"] in markdown
+    assert found["text"][entries.index("bc")].endswith("(1/3 tasks)")
+    cells = np.array(found["cells"]).reshape(len(entries), len(TASKS))
+    assert cells[entries.index("iql")].tolist() == 3 * [
+        "action 0.200 [0.200, 0.200], js 0.500 [0.500, 0.500]"
+    ]
+    assert cells[entries.index("bc")].tolist() == ["action 0.100 [0.100, 0.100]", "", ""]
+    assert set(cells[~np.isin(entries, ("iql", "bc"))].ravel()) == {""}
 
 
 def test_ranks_are_shown_with_those_that_the_tests_leave(made, text):

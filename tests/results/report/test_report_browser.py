@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.random_boards import made_board
+from support.random_boards import made_board, with_consistency
 
 from offbench.results.report.charts import charts_payload
 from offbench.results.report.page import page
@@ -27,7 +27,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> str:
     """The address of a report on disk."""
-    board, episodes, runs, records = made_board(ENTRIES, TASKS, monitored=True)
+    board, episodes, runs, records = with_consistency(made_board(ENTRIES, TASKS, monitored=True))
     parts = {
         "evidence": charts_payload(board, episodes, runs, records),
         "runs": runs_payload(board, episodes, records),
@@ -84,6 +84,22 @@ def reader(browser, report) -> Iterator[Reader]:
     yield opened
     assert opened.requests() == []
     opened.context.close()
+
+
+@pytest.mark.slow
+def test_how_far_seeds_are_apart_is_a_column_and_a_line_of_a_cell(reader):
+    page = reader.page
+    head = page.locator("#table thead [data-key=consistency]")
+    head.click()
+    # the nearest first; those that were not measured last
+    assert reader.entries()[:2] == ["bc", "iql"]
+    last = page.locator("#table tbody tr:nth-child(2) td").last
+    assert last.inner_text().startswith("0.200 [0.200, 0.200]")
+    page.locator("#table tbody tr:nth-child(2) button.score").first.click()
+    page.get_by_text("apart: action 0.200 [0.200, 0.200], js 0.500 [0.500, 0.500]").wait_for()
+    page.keyboard.press("Escape")
+    page.locator("details:has(#caption) summary").click()
+    assert page.get_by_text("all seeds learned one policy").is_visible()
 
 
 @pytest.mark.slow
