@@ -9,27 +9,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from offbench.bench import devices
 from offbench.bench.cells import Cell
 from offbench.bench.devices import Card
+from offbench.bench.probes import PROBE_UPDATES, PROBED, OfFqe, OfSources, probed, step_s
 from offbench.bench.settings import monitor_plan
 from offbench.results.store import Store
 from offbench.tasks.environments import evaluation_env
 
 if TYPE_CHECKING:
     from offbench.bench.stacks import Pack
-    from offbench.data.pipeline import Pipeline
-    from offbench.data.replay import ReplayData
-    from offbench.ope.decisions import Decisions
-    from offbench.training.engine import Engine
-    from offbench.training.imperative import ImperativeEngine
-    from offbench.types import Spec
 
-PROBE_UPDATES, PROBE_ROUNDS = 60, 3
 PROBE_STEPS = 300
-# rows at which policies decide in a probe, and more where that takes no longer than so many seconds
-PROBE_ROWS, PROBE_DECISIONS_S = 64, 0.05
 # loading, tracing, making environments
 SETUP_S = 3.0
-# stacks up to this size are probed themselves; the time of an update of larger ones is extended from two
-PROBED, SMALLER = 32, 8
 # times as many runs, or as few, of a recorded stack that a forecast is scaled from
 SIMILAR = 4
 
@@ -47,6 +37,8 @@ class Cost(NamedTuple):
     episodes: float = 0.0
     # of the seconds, those of fitted Q evaluation, where nothing is played
     fitted: float = 0.0
+    # of the seconds, those of training and asking sources of synthetic data
+    synthetic: float = 0.0
 
 
 def forecast(
@@ -63,7 +55,7 @@ def forecast(
     """
     recorded = _recorded(packs, store, gpu)
     training = _OfGpu(gpu, precision, store) if gpu else _OfCpu()
-    fitting = _OfFqe(gpu)
+    fitting, sources = OfFqe(gpu), OfSources(gpu)
     steps: dict[str, float] = {}
     costs = []
     for pack in packs:
@@ -80,8 +72,9 @@ def forecast(
         monitor = _monitored(cell.protocol) * played
         episodes = cell.protocol["episodes"] * played + monitor
         fitted = fitting.of(pack, report)
-        total = SETUP_S + seconds + episodes + fitted
-        costs.append(Cost(total, basis, monitor, episodes, fitted))
+        synthetic = sources.of(pack, report)
+        total = SETUP_S + seconds + episodes + fitted + synthetic
+        costs.append(Cost(total, basis, monitor, episodes, fitted, synthetic))
     return costs
 
 
@@ -97,13 +90,13 @@ class _OfCpu:
 
         # speed depends on networks and batch, hardly on the task: one probe serves every task
         seconds = 0.0
-        for size, weight in _probed(pack.size):
+        for size, weight in probed(pack.size):
             key = (program_of(pack.cells[0]), size)
             if key not in self.updates:
                 report(f"measuring {pack.title}")
                 self.updates[key] = 1 / _update_rate(pack.first(size))
             seconds += weight * self.updates[key]
-        sizes = " and ".join(str(size) for size, _ in _probed(pack.size))
+        sizes = " and ".join(str(size) for size, _ in probed(pack.size))
         basis = "probe" if pack.size <= PROBED else f"probes of {sizes}"
         return pack.cells[0].n_updates * seconds, basis
 
@@ -129,100 +122,6 @@ class _OfGpu:
         if self.corrected != 1:
             basis += f" x {self.corrected:.2g}, as earlier runs"
         return compiling + cell.n_updates * self.corrected * update, basis
-
-
-class _OfFqe:
-    """Time of fitted Q evaluation (`eval.by=fqe`): of what policies decide at every recorded row, from a probe
-    on this CPU, and of the updates of Q, from another or for a GPU from launches and arithmetic."""
-
-    def __init__(self, gpu: Card | None):
-        self.gpu = gpu
-        self.known: dict[object, float] = {}
-        self.compiled: set[object] = set()
-
-    def of(self, pack: "Pack", report: Callable[[str], None]) -> float:
-        """Seconds for a stack; 0 where it is played. UserError where its policies cannot be evaluated so."""
-        from offbench.bench.stacks import program_of
-
-        cell, seconds = pack.cells[0], 0.0
-        if not cell.protocol.get("by"):
-            return seconds
-        for size, weight in _probed(pack.size):
-            key = (*program_of(cell), cell.task.id, cell.protocol.shown, size)
-            if key not in self.known:
-                report(f"measuring fitted Q evaluation of {pack.title}")
-                self.known[key] = self._seconds(pack.first(size))
-            seconds += weight * self.known[key]
-        return seconds
-
-    def _seconds(self, pack: "Pack") -> float:
-        from offbench.bench.estimate import fqe_of, keys_of
-        from offbench.bench.preflight import build, check_estimable
-        from offbench.ope.fqe import Problem
-        from offbench.training.engine import Engine
-
-        cell = pack.cells[0]
-        data, spec = devices.shape_of(cell)
-        method, pipeline = build(cell, data, spec)
-        check_estimable(cell, pipeline, data)
-        seeds, fqe = [run.seed for _, run in pack.members], fqe_of(cell.protocol)
-        state = _untrained(method, pipeline.spec(spec), pack)
-        found, seconds = _decided((method, pipeline, spec), state, seeds, data)
-        problem = Problem.of(fqe, data, found)
-        step, carry = problem.step(), problem.start(keys_of(seeds, data))
-        if not self.gpu:
-            return seconds + fqe.n_updates * _step_s(Engine(step, carry), PROBE_UPDATES)
-        work = devices.work_of_step(step, carry)
-        seconds += 0.0 if work in self.compiled else devices.COMPILE_S
-        self.compiled.add(work)
-        return seconds + fqe.n_updates * self.gpu.step_s(work, pack.size, "float32")
-
-
-def _untrained(method: Any, seen: "Spec", pack: "Pack") -> Any:
-    """The state of a stack's methods before their first update."""
-    from offbench.training.imperative import Imperative
-    from offbench.training.step import initial_carry
-
-    seeds = [run.seed for _, run in pack.members]
-    if isinstance(method, Imperative):
-        return method.like(seeds, seen, "cpu", pack.values).state
-    return initial_carry(method, seen, seeds, values=pack.values).state
-
-
-def _decided(
-    trained: "tuple[Any, Pipeline, Spec]", state: Any, seeds: Sequence[int], data: "ReplayData"
-) -> "tuple[Decisions, float]":
-    """Decisions of the form that these policies make, the same at every row; and the seconds that making them at
-    every row takes."""
-    from offbench.bench.estimate import keys_of, planning
-    from offbench.ope.decisions import ROWS, Decisions, decide
-
-    (policy, steps), keys = planning(*trained), keys_of(seeds, data)
-    n = len(data.obs)
-    # few rows first: an action that is chosen among proposals takes long
-    for rows in (min(n, PROBE_ROWS), min(n, ROWS)):
-        part = data._replace(obs=data.obs[:rows])
-        decide(policy, state, part, keys=keys, steps=steps)
-        start = time.perf_counter()
-        found = decide(policy, state, part, keys=keys, steps=steps)
-        took = time.perf_counter() - start
-        if took > PROBE_DECISIONS_S:
-            break
-    # the first rows are asked about twice more, to see whether there is chance in it
-    each = took / rows / (2 + found.draws)
-    seconds = each * (2 * min(n, ROWS) + found.draws * n)
-    # without a copy for each row
-    alike = lambda x: x[:, :, :1].expand(*x.shape[:2], n, *x.shape[3:])
-    length = None if found.length is None else alike(found.length)
-    return Decisions(alike(found.action), length, steps), seconds
-
-
-def _probed(members: int) -> list[tuple[int, float]]:
-    """(size, weight) of the stacks whose times of an update, added, are that of a stack of `members`."""
-    if members <= PROBED:
-        return [(members, 1.0)]
-    share = (members - SMALLER) / (PROBED - SMALLER)
-    return [(SMALLER, 1 - share), (PROBED, share)]
 
 
 def makespan(seconds: Sequence[float], jobs: int) -> float:
@@ -315,29 +214,7 @@ def _update_rate(pack: "Pack") -> float:
         carry = initial_carry(method, pipeline.spec(spec), seeds, values=values)
         engine = Engine(make_step(method, pipeline), carry)
     k = n_minibatches(method)
-    return k / _step_s(engine, max(1, PROBE_UPDATES // k))
-
-
-def _step_s(engine: "Engine | ImperativeEngine", steps: int) -> float:
-    """Seconds of a step, the least of a few short rounds of so many."""
-    import torch
-
-    engine.run(1)
-    threads, best = torch.get_num_threads(), float("inf")
-    # one thread, as in a worker
-    torch.set_num_threads(1)
-    # one step first: an update of large networks takes seconds
-    n = 1
-    for _ in range(PROBE_ROUNDS):
-        start = time.perf_counter()
-        engine.run(n)
-        took = time.perf_counter() - start
-        best = min(best, took / n)
-        if took > 1:
-            break
-        n = steps
-    torch.set_num_threads(threads)
-    return best
+    return k / step_s(engine, max(1, PROBE_UPDATES // k))
 
 
 def _step_rate(cell: Cell) -> float:

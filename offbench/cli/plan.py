@@ -155,6 +155,10 @@ def _print_estimate(
             f"; {what} {100 * s / sum(seconds):.0f} % of it" for what, s in parts.items() if s
         )
     )
+    if any("synthetic" in p.cells[0].pipeline for p in packs):
+        console.print(
+            "sources of synthetic data and what is drawn from them: not forecast for a GPU"
+        )
     console.print(
         f"estimated from launches and arithmetic for {gpu.name}, not measured; episodes at the rate of"
         " their environments on one core of this CPU",
@@ -188,16 +192,14 @@ def _print_totals(
     )
     if not packs:
         return
-    if monitor := sum(cost.monitor for cost in costs):
-        console.print(
-            f"monitor episodes, for learning curves: {100 * monitor / sum(seconds):.0f} % of the time "
-            "(eval.monitor_at=[] leaves them out)"
-        )
-    if fitted := sum(cost.fitted for cost in costs):
-        console.print(
-            f"fitted Q evaluation of what was trained: {100 * fitted / sum(seconds):.0f} % of the time "
-            "(eval.fqe_updates)"
-        )
+    shares = {
+        "monitor episodes, for learning curves: {} (eval.monitor_at=[] leaves them out)": "monitor",
+        "fitted Q evaluation of what was trained: {} (eval.fqe_updates)": "fitted",
+        "sources of synthetic data and what is drawn from them: {}": "synthetic",
+    }
+    for words, name in shares.items():
+        if share := sum(getattr(cost, name) for cost in costs):
+            console.print(words.format(f"{100 * share / sum(seconds):.0f} % of the time"))
     members = [p.size for p in packs]
     span = f"{min(members)} to " if min(members) < max(members) else ""
     largest: dict[Any, Pack] = {}

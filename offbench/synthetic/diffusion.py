@@ -219,10 +219,16 @@ def train(
     pause: Callable[[int], bool] | None = None,
 ) -> Model | None:
     """A denoiser of a dataset's sub-trajectories, trained where the data are; None where `pause` ended it."""
-    model = untrained(settings, data)
-    scale, steps = model.scale, step_vectors(data)
-    sampler = make_sampler(window_starts(data, settings.length))
+    model, step, start = problem(settings, data)
     key = rng.key(0, data.obs.device)
+    found = run(step, [start], key[None], settings.n_updates, pause=pause)
+    return None if found is None else model._replace(net=unstack(found.average, 0))
+
+
+def problem(settings: Denoiser, data: ReplayData) -> tuple[Model, Step, State]:
+    """The untrained model of a dataset, one step of its training and the state before the first."""
+    model, steps = untrained(settings, data), step_vectors(data)
+    sampler = make_sampler(window_starts(data, settings.length))
 
     def draw(key: Tensor) -> Draw:
         k_rows, k_update = rng.split(key)
@@ -230,15 +236,13 @@ def train(
 
     def gather(start: Tensor) -> Batch:
         row = start[..., None] + torch.arange(settings.length, device=start.device)
-        window = scale.standardised(steps[row])
+        window = model.scale.standardised(steps[row])
         return Batch(window, window, window, window, window)
 
     def update(state: State, given: Input) -> tuple[State, Metrics]:
         return learn(settings, state, given.batch.obs, given.key)
 
-    start = State(Fit.start(model.net), model.net)
-    found = run(Step(draw, gather, update), [start], key[None], settings.n_updates, pause=pause)
-    return None if found is None else model._replace(net=unstack(found.average, 0))
+    return model, Step(draw, gather, update), State(Fit.start(model.net), model.net)
 
 
 def learn(settings: Denoiser, state: State, window: Tensor, key: Tensor) -> tuple[State, Metrics]:

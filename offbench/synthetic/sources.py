@@ -108,14 +108,18 @@ class PolicyGuidedDiffusion(Synthetic, Denoiser):
 
         return roll
 
+    def kept(self, data: ReplayData, folder: Path) -> Path:
+        """The file of the denoiser of these data and settings; it need not exist yet."""
+        sampling = ("steps", "second_order", "coefficient", "every", "share", "rollouts")
+        trained = {k: v for k, v in asdict(self).items() if k not in sampling}
+        about = json.dumps({"data": fingerprint(data), **trained}, sort_keys=True)
+        return folder / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.safetensors"
+
     def _model(
         self, data: ReplayData, folder: Path, pause: Callable[[int], bool] | None
     ) -> diffusion.Model | None:
         """The denoiser, trained once for every method, coefficient and seed on these data."""
-        sampling = ("steps", "second_order", "coefficient", "every", "share", "rollouts")
-        trained = {k: v for k, v in asdict(self).items() if k not in sampling}
-        about = json.dumps({"data": fingerprint(data), **trained}, sort_keys=True)
-        path = folder / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.safetensors"
+        path = self.kept(data, folder)
         folder.mkdir(parents=True, exist_ok=True)
         # one process trains, the others wait
         with FileLock(path.with_suffix(".lock")):

@@ -11,12 +11,12 @@ import torch
 from support.records import episodes, provenance
 
 from offbench.bench import forecast as forecasts
-from offbench.bench import memory
+from offbench.bench import memory, probes
 from offbench.bench.devices import COMPILE_S, card
 from offbench.bench.forecast import SETUP_S, forecast, makespan
 from offbench.bench.memory import _group_bytes, run_bytes, stack_limit
 from offbench.bench.plan import plan
-from offbench.bench.preflight import build
+from offbench.bench.preflight import build, build_source
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import pack, whole_stacks
 from offbench.cli import main
@@ -233,8 +233,8 @@ def test_fitted_q_evaluation_is_probed_for_the_whole_stack_and_added(tmp_path, m
         return 0.002
 
     monkeypatch.setattr(forecasts, "_update_rate", lambda stack: 1000)
-    monkeypatch.setattr(forecasts, "_step_s", step_s)
-    monkeypatch.setattr(forecasts, "_decided", with_seconds(forecasts._decided, 7.0))
+    monkeypatch.setattr(probes, "step_s", step_s)
+    monkeypatch.setattr(probes, "_decided", with_seconds(probes._decided, 7.0))
     short, long = (fqe_cell(f"eval.fqe_updates={n}") for n in (1000, 3000))
     costs = forecast(pack([short, long, fqe_cell("view=chunk", "view.h=3")]), Store(tmp_path))
     assert [cost.fitted for cost in costs] == [7 + 2, 7 + 6, 7 + 20]
@@ -248,8 +248,8 @@ def test_decisions_of_a_probe_are_like_those_of_the_policy(more, draws):
     data, spec = load_data(wanted.task, defects="ignore")
     method, pipeline = build(wanted, data, spec)
     (stack,) = pack([wanted])
-    state = forecasts._untrained(method, pipeline.spec(spec), stack)
-    found, seconds = forecasts._decided((method, pipeline, spec), state, [0, 1], data)
+    state = probes._untrained(method, pipeline.spec(spec), stack)
+    found, seconds = probes._decided((method, pipeline, spec), state, [0, 1], data)
     steps = 3 if more else 1
     assert found.steps == steps and found.length is None and seconds > 0
     assert found.action.shape == (2, draws, len(data.obs), steps * data.action.shape[1])
@@ -267,20 +267,20 @@ def test_deciding_takes_as_long_as_its_rows_and_draws(monkeypatch):
         return decisions.Decisions(torch.zeros(2, 4, len(part.obs), 3), None)
 
     monkeypatch.setattr(decisions, "decide", decide)
-    monkeypatch.setattr(forecasts.time, "perf_counter", lambda: float(next(now)))
+    monkeypatch.setattr(probes.time, "perf_counter", lambda: float(next(now)))
     trained = (*build(wanted, data, spec), spec)
-    _, seconds = forecasts._decided(trained, None, [0, 1], data)
+    _, seconds = probes._decided(trained, None, [0, 1], data)
     # a second for six draws at 64 rows is slow, and no more rows are asked about
     assert asked == [64, 64]
     assert seconds == pytest.approx((2 * 4096 + 4 * len(data.obs)) / 64 / 6)
-    monkeypatch.setattr(forecasts, "PROBE_DECISIONS_S", 2)
-    _, seconds = forecasts._decided(trained, None, [0, 1], data)
+    monkeypatch.setattr(probes, "PROBE_DECISIONS_S", 2)
+    _, seconds = probes._decided(trained, None, [0, 1], data)
     assert asked[2:] == [64, 64, 4096, 4096]
     assert seconds == pytest.approx((2 * 4096 + 4 * len(data.obs)) / 4096 / 6)
 
 
 def test_evaluations_are_scaled_from_records_that_were_evaluated_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(forecasts._OfFqe, "of", lambda self, pack, report: 0.5)
+    monkeypatch.setattr(probes.OfFqe, "of", lambda self, pack, report: 0.5)
     monkeypatch.setattr(forecasts, "_step_rate", lambda cell: float("inf"))
     store, done = Store(tmp_path), fqe_cell("eval.fqe_updates=1000")
     facts = provenance(entry=done.entry, pack=2, wall_s=SETUP_S + 50, train_s=30)
@@ -301,7 +301,7 @@ def test_evaluations_are_scaled_from_records_that_were_evaluated_so(tmp_path, mo
 def test_a_plan_says_the_share_of_fitted_q_evaluation(on, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(forecasts, "_update_rate", lambda stack: 1000)
     share = lambda self, pack, report: (SETUP_S + 0.1) if self.gpu is None else 1e6
-    monkeypatch.setattr(forecasts._OfFqe, "of", share)
+    monkeypatch.setattr(probes.OfFqe, "of", share)
     task = "task=offbench/hopper/medium-replay-v0"
     where = [] if on else ["device=cpu"]
     what = ["method=bc", task, "n_updates=100", *FQE, *where, f"results={tmp_path}"]
@@ -315,7 +315,7 @@ def test_a_plan_says_the_share_of_fitted_q_evaluation(on, tmp_path, monkeypatch,
 
 
 def test_on_a_gpu_the_updates_of_q_are_counted_and_compiled_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(forecasts, "_decided", with_seconds(forecasts._decided, 7.0))
+    monkeypatch.setattr(probes, "_decided", with_seconds(probes._decided, 7.0))
     gpu = card("H100")
     costs = [
         forecast(pack([fqe_cell(f"eval.fqe_updates={n}"), more]), Store(tmp_path), gpu=gpu)
@@ -337,3 +337,39 @@ def test_what_cannot_be_evaluated_so_is_no_forecast_but_a_line(tmp_path, monkeyp
     wanted = fqe_cell("method=dt", "method.width=8")
     with pytest.raises(UserError, match="decides by more than one observation"):
         forecast(pack([wanted]), Store(tmp_path))
+
+
+def test_sources_of_synthetic_data_are_probed_and_added(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OFFBENCH_DATA", str(tmp_path / "cache"))
+    monkeypatch.setattr(forecasts, "_update_rate", lambda stack: 1000)
+    monkeypatch.setattr(forecasts, "_step_rate", lambda cell: float("inf"))
+    monkeypatch.setattr(probes, "step_s", lambda engine, steps: 0.01)
+    sizes = ["synthetic.features=8", "synthetic.n_updates=500", "synthetic.every=30", "seeds=[0,1]"]
+    one, other = (cell("synthetic=pgd", *sizes, f"synthetic.steps={n}") for n in (4, 4000))
+    (first,), (slow,), (plain,) = (pack([c]) for c in (one, other, cell()))
+    costs = forecast([first, slow, plain, first], Store(tmp_path))
+    # of the same settings it is trained once
+    assert costs[0].synthetic > 5 and costs[2].synthetic == 0
+    assert costs[3].synthetic == pytest.approx(costs[0].synthetic - 5)
+    # four pools of each of two seeds, with a thousand times the noise levels
+    assert costs[1].synthetic - 5 > 100 * costs[3].synthetic
+    data, _ = load_data(one.task, gamma=one.pipeline["gamma"], defects="ignore")
+    kept = build_source(one).kept(data, tmp_path / "cache" / "sources")
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    (again,) = forecast(pack([one]), Store(tmp_path))
+    assert again.synthetic < 5
+    where = ["method=bc", f"task={one.task.id}", "n_updates=100", f"results={tmp_path}"]
+    assert main(["plan", *where, "synthetic=pgd", *sizes, "device=cpu"]) == 0
+    assert "sources of synthetic data and what is drawn from them:" in capsys.readouterr().out
+    assert main(["plan", *where, "synthetic=pgd", *sizes, "--on", "H100"]) == 0
+    assert "not forecast for a GPU" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_ensemble_is_trained_for_every_stack(monkeypatch):
+    wanted = cell("synthetic=world_model", "synthetic.n_updates=500", "synthetic.hidden=[8]")
+    measured = []
+    monkeypatch.setattr(probes, "_world_model", lambda *given: measured.append(1) or (7.0, 0.0))
+    sources = probes.OfSources(None)
+    (stack,) = pack([wanted])
+    assert [sources.of(stack, print) for _ in range(2)] == [7.0, 7.0] and measured == [1]

@@ -116,8 +116,11 @@ def exact(monkeypatch):
     return diffusion.untrained(SMALL, dataset())
 
 
+# without noise on the way, all of a sample's spread is that of its first noise
+@pytest.mark.parametrize("churn", [80.0, 0.0])
 @pytest.mark.parametrize("second_order", [True, False])
-def test_the_sampler_draws_from_the_distribution(exact, second_order):
+def test_the_sampler_draws_from_the_distribution(exact, monkeypatch, second_order, churn):
+    monkeypatch.setattr(diffusion, "_CHURN", churn)
     settings = Denoiser(
         **{**SMALL.__dict__, "steps": 64 if second_order else 512, "second_order": second_order}
     )
@@ -175,6 +178,15 @@ def test_a_seeds_rollouts_depend_on_its_key_alone(exact):
         alone = exact.rollouts(keys[i : i + 1], 20)
         assert torch.allclose(together.obs[i], alone.obs[0], atol=1e-5)
     assert not torch.allclose(together.obs[0], together.obs[1])
+
+
+def test_windows_that_are_denoised_one_after_another_differ(exact, monkeypatch):
+    monkeypatch.setattr(diffusion, "_TOGETHER", 10)
+    keys = rng.split(rng.key(9), 2)
+    # five at a time for each of two seeds
+    rolled = exact.rollouts(keys, 12)
+    assert rolled.obs.shape == (2, 12, 8, 2)
+    assert len(rolled.obs[..., 0].flatten().unique()) == 2 * 12 * 8
 
 
 def test_decoded_numbers_stay_in_the_recorded_range(exact):

@@ -1,0 +1,221 @@
+"""Probes on this CPU behind `offbench plan`: of a training step, of fitted Q evaluation, of sources of synthetic data."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from offbench.bench import devices
+from offbench.bench.devices import Card
+
+if TYPE_CHECKING:
+    from offbench.bench.stacks import Pack
+    from offbench.data.pipeline import Pipeline
+    from offbench.data.replay import ReplayData
+    from offbench.ope.decisions import Decisions
+    from offbench.training.engine import Engine
+    from offbench.training.imperative import ImperativeEngine
+    from offbench.types import Spec
+
+PROBE_UPDATES, PROBE_ROUNDS = 60, 3
+# rows at which policies decide in a probe, and more where that takes no longer than so many seconds
+PROBE_ROWS, PROBE_DECISIONS_S = 64, 0.05
+# sub-trajectories of a probe, and noise levels of a sample
+PROBE_ROLLOUTS, PROBE_LEVELS = 64, 2
+# updates of an ensemble, whose difference in time is that of updates
+PROBE_FITS = (10, 110)
+# stacks up to this size are probed themselves; the time of an update of larger ones is extended from two
+PROBED, SMALLER = 32, 8
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """With one thread, as in a worker."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def step_s(engine: "Engine | ImperativeEngine", steps: int) -> float:
+    """Seconds of a step, the least of a few short rounds of so many."""
+    engine.run(1)
+    best = float("inf")
+    # one step first: an update of large networks takes seconds
+    n = 1
+    with one_thread():
+        for _ in range(PROBE_ROUNDS):
+            start = time.perf_counter()
+            engine.run(n)
+            took = time.perf_counter() - start
+            best = min(best, took / n)
+            if took > 1:
+                break
+            n = steps
+    return best
+
+
+class OfFqe:
+    """Time of fitted Q evaluation (`eval.by=fqe`): of what policies decide at every recorded row, from a probe
+    on this CPU, and of the updates of Q, from another or for a GPU from launches and arithmetic."""
+
+    def __init__(self, gpu: Card | None):
+        self.gpu = gpu
+        self.known: dict[object, float] = {}
+        self.compiled: set[object] = set()
+
+    def of(self, pack: "Pack", report: Callable[[str], None]) -> float:
+        """Seconds for a stack; 0 where it is played. UserError where its policies cannot be evaluated so."""
+        from offbench.bench.stacks import program_of
+
+        cell, seconds = pack.cells[0], 0.0
+        if not cell.protocol.get("by"):
+            return seconds
+        for size, weight in probed(pack.size):
+            key = (*program_of(cell), cell.task.id, cell.protocol.shown, size)
+            if key not in self.known:
+                report(f"measuring fitted Q evaluation of {pack.title}")
+                self.known[key] = self._seconds(pack.first(size))
+            seconds += weight * self.known[key]
+        return seconds
+
+    def _seconds(self, pack: "Pack") -> float:
+        from offbench.bench.estimate import fqe_of, keys_of
+        from offbench.bench.preflight import build, check_estimable
+        from offbench.ope.fqe import Problem
+        from offbench.training.engine import Engine
+
+        cell = pack.cells[0]
+        data, spec = devices.shape_of(cell)
+        method, pipeline = build(cell, data, spec)
+        check_estimable(cell, pipeline, data)
+        seeds, fqe = [run.seed for _, run in pack.members], fqe_of(cell.protocol)
+        state = _untrained(method, pipeline.spec(spec), pack)
+        found, seconds = _decided((method, pipeline, spec), state, seeds, data)
+        problem = Problem.of(fqe, data, found)
+        step, carry = problem.step(), problem.start(keys_of(seeds, data))
+        if not self.gpu:
+            return seconds + fqe.n_updates * step_s(Engine(step, carry), PROBE_UPDATES)
+        work = devices.work_of_step(step, carry)
+        seconds += 0.0 if work in self.compiled else devices.COMPILE_S
+        self.compiled.add(work)
+        return seconds + fqe.n_updates * self.gpu.step_s(work, pack.size, "float32")
+
+
+def _untrained(method: Any, seen: "Spec", pack: "Pack") -> Any:
+    """The state of a stack's methods before their first update."""
+    from offbench.training.imperative import Imperative
+    from offbench.training.step import initial_carry
+
+    seeds = [run.seed for _, run in pack.members]
+    if isinstance(method, Imperative):
+        return method.like(seeds, seen, "cpu", pack.values).state
+    return initial_carry(method, seen, seeds, values=pack.values).state
+
+
+def _decided(
+    trained: "tuple[Any, Pipeline, Spec]", state: Any, seeds: Sequence[int], data: "ReplayData"
+) -> "tuple[Decisions, float]":
+    """Decisions of the form that these policies make, the same at every row; and the seconds that making them at
+    every row takes."""
+    from offbench.bench.estimate import keys_of, planning
+    from offbench.ope.decisions import ROWS, Decisions, decide
+
+    (policy, steps), keys = planning(*trained), keys_of(seeds, data)
+    n = len(data.obs)
+    # few rows first: an action that is chosen among proposals takes long
+    for rows in (min(n, PROBE_ROWS), min(n, ROWS)):
+        part = data._replace(obs=data.obs[:rows])
+        decide(policy, state, part, keys=keys, steps=steps)
+        start = time.perf_counter()
+        found = decide(policy, state, part, keys=keys, steps=steps)
+        took = time.perf_counter() - start
+        if took > PROBE_DECISIONS_S:
+            break
+    # the first rows are asked about twice more, to see whether there is chance in it
+    each = took / rows / (2 + found.draws)
+    seconds = each * (2 * min(n, ROWS) + found.draws * n)
+    # without a copy for each row
+    alike = lambda x: x[:, :, :1].expand(*x.shape[:2], n, *x.shape[3:])
+    length = None if found.length is None else alike(found.length)
+    return Decisions(alike(found.action), length, steps), seconds
+
+
+def probed(members: int) -> list[tuple[int, float]]:
+    """(size, weight) of the stacks whose times of an update, added, are that of a stack of `members`."""
+    if members <= PROBED:
+        return [(members, 1.0)]
+    share = (members - SMALLER) / (PROBED - SMALLER)
+    return [(SMALLER, 1 - share), (PROBED, share)]
+
+
+class OfSources:
+    """Time of synthetic data on this CPU: a source's training, of a diffusion model once where none was kept, and the
+    sub-trajectories of every pool. Nothing of it is forecast for a GPU."""
+
+    def __init__(self, gpu: Card | None):
+        self.gpu = gpu
+        # of the source's training, and of one pool of a seed
+        self.known: dict[str, tuple[float, float]] = {}
+
+    def of(self, pack: "Pack", report: Callable[[str], None]) -> float:
+        """Seconds for a stack; 0 without synthetic data."""
+        from offbench.bench.preflight import build_source
+        from offbench.synthetic.sources import PolicyGuidedDiffusion
+
+        cell = pack.cells[0]
+        settings = build_source(cell)
+        if settings is None or self.gpu:
+            return 0.0
+        key, kept = repr((cell.task.id, settings)), isinstance(settings, PolicyGuidedDiffusion)
+        first = key not in self.known
+        if first:
+            report(f"measuring the data source of {pack.title}")
+            measure = _diffusion if kept else _world_model
+            self.known[key] = measure(settings, devices.shape_of(cell)[0])
+        training, pool = self.known[key]
+        pools = -(-cell.n_updates // settings.every)
+        return (training if first or not kept else 0.0) + pools * pack.size * pool
+
+
+def _diffusion(settings: Any, data: "ReplayData") -> tuple[float, float]:
+    """(seconds of training, 0 where a model was kept; seconds of a pool) of a diffusion model."""
+    import torch
+
+    from offbench import rng
+    from offbench.synthetic.diffusion import problem
+    from offbench.tasks.files import cache_dir
+    from offbench.training.engine import Engine
+    from offbench.training.step import Carry, stack
+
+    model, step, start = problem(settings, data)
+    training, key = 0.0, rng.key(0)[None]
+    if not settings.kept(data, cache_dir() / "sources").exists():
+        engine = Engine(step, Carry(stack([start]), key, torch.tensor(0)))
+        training = settings.n_updates * step_s(engine, 10)
+    few = model._replace(settings=replace(settings, steps=PROBE_LEVELS, second_order=False))
+    with torch.no_grad(), one_thread():
+        few.rollouts(key, PROBE_ROLLOUTS)
+        began = time.perf_counter()
+        few.rollouts(key, PROBE_ROLLOUTS)
+    each = (time.perf_counter() - began) / (PROBE_LEVELS * PROBE_ROLLOUTS)
+    return training, each * settings.rollouts * settings.steps * (1 + settings.second_order)
+
+
+def _world_model(settings: Any, data: "ReplayData") -> tuple[float, float]:
+    """(seconds of training; of a pool, which takes none beside it) of an ensemble."""
+    from pathlib import Path
+
+    took = list[float]()
+    with one_thread():
+        for n in PROBE_FITS:
+            began = time.perf_counter()
+            replace(settings, n_updates=n).source(data, Path())
+            took.append(time.perf_counter() - began)
+    few, more = PROBE_FITS
+    return max(0.0, took[1] - took[0]) / (more - few) * settings.n_updates, 0.0
