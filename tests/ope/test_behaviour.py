@@ -14,6 +14,7 @@ from offbench.ope import behaviour
 from offbench.ope.behaviour import clone
 from offbench.ope.fqe import FQE
 from offbench.ope.weighted import wis
+from offbench.training import fitting
 
 SETTINGS = FQE(n_updates=1000, hidden=(32,), lr=3e-3, batch_size=256)
 STD = np.array([0.1, 0.15])
@@ -157,14 +158,9 @@ MUTANTS = {
         "torch.square(out - action)[..., 0]",
     ),
     "actions of the wrong sign": ("torch.square(out - action)", "torch.square(out + action)"),
-    "nothing is learned": ("polyak(state.net, stepped, left)", "state.net"),
-    "a full rate to the end": ("polyak(state.net, stepped, left)", "stepped"),
-    "a rate that rises": ("left = (1 - state.opt", "left = (0 + state.opt"),
-    "half of the updates": (
-        "engine.run(settings.n_updates)",
-        "engine.run(settings.n_updates // 2)",
-    ),
-    "another network": ("engine.carry.seed(0).state.net", "start"),
+    "hardly any rate": ("lr=settings.lr", "lr=0.01 * settings.lr"),
+    "hardly any updates": ("n_updates=settings.n_updates", "n_updates=settings.n_updates // 20"),
+    "another network": ("net = unstack(fitted, 0)", "net = nets.mlp_init(key, sizes)"),
     "scores of choices": (
         "Behaviour((out.log_softmax(-1) * data.action)",
         "Behaviour((out * data.action)",
@@ -189,3 +185,19 @@ MUTANTS = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_mistake_is_found(name):
     assert finds(mutated_module(behaviour, *MUTANTS[name]), CHECKS)
+
+
+OF_THE_FIT = {
+    "nothing is learned": ("polyak(self.net, stepped, rate)", "self.net"),
+    "a full rate to the end": ("polyak(self.net, stepped, rate)", "stepped"),
+    "a rate that rises": ("(1 - self.opt.count / n_updates)", "(self.opt.count / n_updates)"),
+    "half of the updates": ("engine.run(n_updates, pause)", "engine.run(n_updates // 2, pause)"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_THE_FIT)
+def test_a_mistake_in_the_fit_is_found(name):
+    code = mutated_module(behaviour, "import math", "import math")
+    code.regress = mutated_module(fitting, *OF_THE_FIT[name]).regress
+    assert finds(code, CHECKS)
