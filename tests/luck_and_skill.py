@@ -262,7 +262,7 @@ def main() -> None:
         import frozen_lake
 
         table = frozen_lake.rows()
-        write("frozenlake", table), write("frozenlake_means", means(table, ["success"]))
+        write("frozenlake", table), write("frozenlake_means", means(table, ["success", "over_dt"]))
 
 
 if __name__ == "__main__":

@@ -173,6 +173,19 @@ def test_means_and_intervals_are_over_data_sets():
     assert (row["least"], row["largest"]) == (0, 22)
 
 
+def test_what_is_over_dt_is_paired_by_data_set():
+    case = lake.AUTHORS._asdict() | {"form": "networks", "acts": "greedy", "update": 5.0}
+    made = [("dt", 1.0, 0, 0.1), ("dt", 1.0, 0, 0.3), ("dt", 0.5, 0, 0.9), ("dt", 1.0, 1, 0.5),
+            ("doc", None, 0, 0.6), ("doc", None, 1, 0.6)]  # fmt: skip
+    names = ("entry", "asked", "data_set", "success")
+    table = lake.beside_dt(pd.DataFrame([case | dict(zip(names, x, strict=True)) for x in made]))
+    assert np.allclose(table.over_dt, [-0.1, 0.1, 0.7, 0, 0.4, 0.1])
+    row = {"form": "limit", "entry": "data", "asked": None, "success": 0.1} | dict.fromkeys(
+        ["acts", "update", "data_set"]
+    )
+    assert lake.beside_dt(pd.DataFrame([case | row, table.iloc[0].to_dict()])).over_dt.isna()[0]
+
+
 @pytest.mark.slow
 def test_networks_are_measured_on_the_lake():
     case = lake.AUTHORS._replace(episodes=20)
