@@ -1,4 +1,4 @@
-"""DoC, DT and averaged returns on ice: `python tests/luck_and_skill.py lake`, a quarter of an hour of one core.
+"""DoC, DT and averaged returns on ice: `python tests/luck_and_skill.py lake`, twenty minutes of one core.
 
 gymnasium's FrozenLake-v1, 4x4: an action goes where it is meant to with probability `firm` (1/3 is gymnasium's own
 ice, and the authors'), else to one of its sides. The data are episodes of up to 100 steps of a policy that takes an
@@ -260,7 +260,7 @@ def beside_dt(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(over_dt=(table.success - beside.pop("dt").to_numpy()))
 
 
-def rows(n_sets: int = 20, trained_on: int = 3) -> pd.DataFrame:
+def rows(n_sets: int = 20, trained_on: int = 5) -> pd.DataFrame:
     """Of frozenlake.csv."""
     made = [row for case in CASES for row in of_tables(case, n_sets)]
     for data_set in range(trained_on):
