@@ -1,26 +1,26 @@
-"""DoC and DT where luck looks like skill: `python tests/luck_and_skill.py`, a few minutes of one core.
+"""DoC and its rivals where luck looks like skill: `python tests/luck_and_skill.py`, half an hour of one core.
 
-    bandit  two arms that pay 1 with probability p and 1 - p; the data pull the better one with
-            probability `share`, 1,000 times. With tables (20 data sets for each p and share) and with the
-            library's DoC and DT (one data set, seeds of training): how often each pulls the better arm.
-    lake    gymnasium's FrozenLake-v1, slippery, 4x4. 100 episodes of the best policy with four actions in
-            ten at random, as the authors' data are said to be; success of DoC and DT.
+    tables  two arms that pay 1 with probability p and 1 - p; the data pull the better one with probability
+            `share`, 1,000 times. With tables, 20 data sets for each p and share.
+    bandit  two of these with the library's DoC and DT, five data sets and two seeds of training.
+    lake    gymnasium's FrozenLake-v1: tests/frozen_lake.py.
 
-Writes results/luck/{tables,bandit,lake}.csv. Columns: `entry` (doc; no_constraint: DoC without the
-information term; dt: asked for the return 1; bc), `better_arm` the probability of the better arm,
-`information` I(r; z | a) in nats from the encoder's own densities and the known p, `success` the share of
-100 episodes that reach the goal.
+Writes results/luck/{tables,bandit,frozenlake}.csv, and {bandit,frozenlake}_means.csv with 95 % intervals over
+data sets (Student's t). Columns: `entry` (doc; no_constraint: DoC without the information term; their_sign:
+DoC whose z climbs on the information, as in the authors' code; dt: asked for the return 1; average: DT on
+returns averaged over the steps of the same observation and action, asked for the largest, as ESPER (Paster et
+al., 2022) with one cluster for each; bc), `better_arm` the probability of the better arm, `information`
+I(r; z | a) in nats from the encoder's own densities and the known p.
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch.func import vmap
+from scipy.stats import t as student
 
 from offbench import rng
 from offbench.data.pipeline import Pipeline, make_pipeline
@@ -30,7 +30,7 @@ from offbench.methods.doc import DoC, Gaussian  # noqa: F401
 from offbench.methods.dt import DT
 from offbench.training.loop import train
 from offbench.training.step import unstack
-from offbench.types import Context, Policy, Spec, TimeStep
+from offbench.types import Context, Spec
 
 HERE = Path(__file__).resolve().parents[1] / "results/luck"
 PULLS = 1000
@@ -53,16 +53,18 @@ def counts(p: float, share: float, seed: int) -> torch.Tensor:
 
 
 def tables(
-    data: torch.Tensor, weight: float, updates: int = 1000, energy_lr: float = 0.1
+    data: torch.Tensor, weight: float, *, climbs: bool = False, updates: int = 1000
 ) -> dict[str, torch.Tensor]:
-    """DoC of N data sets (N, arm, reward) at once, all expectations exact; `better_arm` and `information` (N,).
+    """DoC of N data sets (N, arm, reward) at once, all expectations exact; `arms` (N, arm) and `information` (N,).
 
-    Tables q[a, r, z], pi[z, a], V[z, r] and e[a, r, z] of four z. Of a hundred z of the prior, the mean of q,
-    the one of the largest V acts.
+    Tables q[a, r, z], pi[z, a], V[z, r] and e[a, r, z], a z for each a and r. Of a hundred z of the prior, the
+    mean of q, the one of the largest V acts. `climbs`: q climbs on the information, as e does.
     """
-    n, generator = len(data), torch.Generator().manual_seed(0)
+    (n, n_arms, n_r), generator = data.shape, torch.Generator().manual_seed(0)
+    n_z, sign = n_arms * n_r, -1 if climbs else 1
     start = lambda *shape: torch.randn(n, *shape, generator=generator).double().requires_grad_()
-    q, policy, value, energy = start(2, 2, 4), start(4, 2), start(4, 2), start(2, 2, 4)
+    q, policy, value = start(n_arms, n_r, n_z), start(n_z, n_arms), start(n_z, n_r)
+    energy = start(n_arms, n_r, n_z)
     groups = [{"params": [q, policy, value]}, {"params": [energy], "lr": 0.3}]
     opt = torch.optim.Adam(groups, 0.03)
     rho = data.sum(1)  # (N, reward)
@@ -72,11 +74,12 @@ def tables(
         rewards = joint.sum(1).mT  # (N, z, r)
         other = ((rho[:, None, :, None] + 1e-12).log() + energy).logsumexp(2, keepdim=True)
         told = (joint * (energy - other)).sum((1, 2, 3))
-        known = arms * policy.log_softmax(-1) + rewards * value.log_softmax(-1)
+        known = (arms * policy.log_softmax(-1)).sum((1, 2))
+        known = known + (rewards * value.log_softmax(-1)).sum((1, 2))
         opt.zero_grad()
-        (weight * told - known.sum((1, 2))).sum().backward()
+        (sign * weight * told - known).sum().backward()
         # the energy climbs
-        energy.grad.neg_()
+        energy.grad.mul_(-sign)
         opt.step()
     with torch.no_grad():
         joint = data[..., None] * q.softmax(-1)
@@ -87,11 +90,13 @@ def tables(
         below = 1 - prior.gather(1, order).cumsum(1).clamp(max=1)
         never = torch.cat([torch.ones(n, 1).double(), below**100], 1)
         chosen = (never[:, :-1] - never[:, 1:]).clamp(min=0)
-        pulled = policy.softmax(-1)[..., 1].gather(1, order)
-        given = joint.sum(2, keepdim=True) * data.sum(2)[:, :, None, None].reciprocal()  # p(z | a)
+        pulled = policy.softmax(-1).gather(1, order[..., None].expand(-1, -1, n_arms))  # (N, z, a)
+        pulls_of = data.sum(2)[:, :, None, None].clamp(min=1e-12)
+        given = joint.sum(2, keepdim=True) * pulls_of.reciprocal()  # p(z | a)
         ratio = q.softmax(-1) / given.clamp(min=1e-12)
         information = (joint * ratio.clamp(min=1e-12).log()).sum((1, 2, 3))
-    return {"better_arm": (chosen * pulled).sum(1) / chosen.sum(1), "information": information}
+    arms = (chosen[..., None] * pulled).sum(1) / chosen.sum(1, keepdim=True)
+    return {"arms": arms, "information": information}
 
 
 def of_tables(seeds: int = 20) -> pd.DataFrame:
@@ -99,8 +104,18 @@ def of_tables(seeds: int = 20) -> pd.DataFrame:
     rows = []
     cases = [(p, share) for p in (0.6, 0.7, 0.8, 0.9) for share in (0.05, 0.1, 0.3, 0.5)]
     data = torch.stack([counts(*case, seed) for case in cases for seed in range(seeds)])
-    found = {"doc": tables(data, 3.0), "no_constraint": tables(data, 0.0)}
+    learned = {
+        "doc": tables(data, 3.0),
+        "no_constraint": tables(data, 0.0),
+        "their_sign": tables(data, 1.0, climbs=True),
+    }
+    found = {
+        entry: {"better_arm": x["arms"][:, 1], "information": x["information"]}
+        for entry, x in learned.items()
+    }
     found["dt"] = {"better_arm": data[:, 1, 1] / data[..., 1].sum(1)}
+    paid = data[..., 1] / data.sum(2)
+    found["average"] = {"better_arm": (paid[:, 1] > paid[:, 0]).double()}
     found["bc"] = {"better_arm": data[:, 1].sum(1)}
     for entry, columns in found.items():
         for i, (p, share) in enumerate(cases):
@@ -134,9 +149,21 @@ def one_step(arm: int, n: int, asked: float = 1.0) -> Context:
     return Context(one[..., None], action, asked * one, (0 * one).long(), one > 0)
 
 
-def better_arm(method: Any, state: Any, n: int = 200) -> float:
+def averaged(pipeline: Pipeline) -> Pipeline:
+    """Returns-to-go are the mean over steps of the same observation and action, and the largest is asked for.
+
+    Actions are one-hot: the ends of episodes, without one, are of no step's kind.
+    """
+    data, view = pipeline.data, pipeline.view
+    _, kind = torch.cat([data.obs, data.action], 1).unique(dim=0, return_inverse=True)
+    add = lambda x: torch.zeros(len(kind)).index_add(0, kind, x)[kind]
+    mean = add(view.to_go) / add(torch.ones_like(view.to_go))
+    return pipeline._replace(view=view._replace(to_go=mean, target_return=float(mean.max())))
+
+
+def better_arm(method: Any, state: Any, asked: float = 1.0, n: int = 200) -> float:
     """How often the better arm is pulled."""
-    return float(method.act(state, one_step(0, n), rng.key(9))[:, 1].mean())
+    return float(method.act(state, one_step(0, n, asked), rng.key(9))[:, 1].mean())
 
 
 def information(method: DoC, state: Any, p: float, n: int = 2000) -> float:
@@ -157,139 +184,85 @@ def information(method: DoC, state: Any, p: float, n: int = 2000) -> float:
     return max(found)
 
 
-def trained(method: Any, p: float, share: float, updates: int, seeds: list[int]) -> Any:
-    """The stacked states of all seeds."""
-    view = Window(1, 1.0)
-    pipeline = make_pipeline(pulls(p, share), view=view, batch_size=64, needs=method.needs)
+def trained(
+    method: Any, p: float, share: float, updates: int, seeds: list[int], data_set: int = 0,
+    average: bool = False,
+) -> tuple[Any, float]:  # fmt: skip
+    """The stacked states of all seeds, and what they are to be asked for."""
+    data, view = pulls(p, share, data_set), Window(1, 1.0)
+    pipeline = make_pipeline(data, view=view, batch_size=64, needs=method.needs)
+    pipeline = averaged(pipeline) if average else pipeline
     (point,) = train(method, pipeline, BANDIT, seeds=seeds, n_updates=updates, backend="vmap")
-    return point.state
+    return point.state, pipeline.view.target_return
 
 
 def trained_on_pulls(
-    method: Any, p: float, share: float, updates: int, seeds: list[int]
-) -> list[dict]:
+    method: Any, p: float, share: float, updates: int, seeds: list[int], data_set: int = 0,
+    average: bool = False,
+) -> list[dict]:  # fmt: skip
     """A row for each seed of training."""
-    states, rows = trained(method, p, share, updates, seeds), []
+    states, asked = trained(method, p, share, updates, seeds, data_set, average)
+    rows = []
     for i, seed in enumerate(seeds):
         state = unstack(states, i)
-        row = {"p": p, "share": share, "seed": seed, "better_arm": better_arm(method, state)}
+        row = {"p": p, "share": share, "data_set": data_set, "seed": seed, "updates": updates}
+        row["better_arm"] = better_arm(method, state, asked)
         if isinstance(method, DoC):
             row["information"] = information(method, state, p)
         rows.append(row)
     return rows
 
 
-# --- FrozenLake
-
-LAKE = Spec(obs_dim=16, action_dim=4, gamma=1.0, max_episode_steps=100, discrete=True)
-
-
-def lakes(n: int) -> list[Any]:
-    import gymnasium
-
-    return [gymnasium.make("FrozenLake-v1", is_slippery=True) for _ in range(n)]
-
-
-def best_actions(env: Any) -> np.ndarray:
-    """(16,) those of the largest value, discounted by 0.99."""
-    model, v = env.unwrapped.P, np.zeros(16)
-    for _ in range(1000):
-        ahead = lambda s, a, v=v: sum(
-            p * (r + 0.99 * v[t] * (not end)) for p, t, r, end in model[s][a]
-        )
-        q = np.array([[ahead(s, a) for a in range(4)] for s in range(16)])
-        v = q.max(1)
-    return q.argmax(1)
+def on_the_bandit(data_sets: int = 5, updates: int = 600) -> pd.DataFrame:
+    """Rows of bandit.csv."""
+    methods = METHODS | {"average": METHODS["dt"]}
+    return pd.DataFrame(
+        {"entry": entry} | row
+        for p, share in ((0.7, 0.1), (0.9, 0.3))
+        for entry, method in methods.items()
+        for i in range(data_sets)
+        for row in trained_on_pulls(method, p, share, updates, [0, 1], i, entry == "average")
+    )
 
 
-def one_hot(number: int, n: int) -> np.ndarray:
-    return (np.arange(n) == number).astype(np.float32)
-
-
-def walks(n: int = 100, epsilon: float = 0.4, seed: int = 0) -> ReplayData:
-    """Episodes of the best policy, with a share of actions at random."""
-    (env,), draw, made = lakes(1), np.random.default_rng(seed), []
-    best = best_actions(env)
-    for i in range(n):
-        s, _ = env.reset(seed=1000 * seed + i)
-        obs, actions, rewards, end, cut = [one_hot(s, 16)], [], [], False, False
-        while not (end or cut):
-            a = int(draw.integers(4)) if draw.random() < epsilon else int(best[s])
-            s, r, end, cut, _ = env.step(a)
-            obs.append(one_hot(s, 16)), actions.append(one_hot(a, 4)), rewards.append(r)
-        ends = np.arange(len(rewards)) == (len(rewards) - 1 if end else -1)
-        made.append(Episode(np.stack(obs), np.stack(actions), np.float32(rewards), ends))
-    return from_episodes(made)
-
-
-def successes(method: Any, state: Any, pipeline: Pipeline, n: int, episodes: int) -> np.ndarray:
-    """(n,) share of episodes in which each of n seeds' policies reaches the goal; all meet the same ice."""
-    act = lambda s, step, c, key: (vmap(method.act)(s, step.obs, key[:, 0]), c)
-    policy = pipeline.policy(Policy(lambda n, e: None, act))
-    envs = [lakes(episodes) for _ in range(n)]
-    place = np.array([[env.reset(seed=10**6 + i)[0] for i, env in enumerate(row)] for row in envs])
-    alive, reached = np.ones((n, episodes), bool), np.zeros((n, episodes))
-    reward, memory = torch.zeros(n, episodes), policy.init(n, episodes)
-    for t in range(LAKE.max_episode_steps):
-        obs = torch.eye(16)[torch.from_numpy(place)]
-        key = rng.split(rng.fold(rng.key(7), t), n)[:, None].expand(n, episodes)
-        step = TimeStep(obs, reward, torch.full((n, episodes), t == 0))
-        action, memory = policy.act(state, step, memory, key)
-        for i, j in zip(*np.nonzero(alive), strict=True):
-            s, r, end, cut, _ = envs[i][j].step(int(action[i, j].argmax()))
-            place[i, j], alive[i, j] = s, not (end or cut)
-            reached[i, j] += r
-        if not alive.any():
-            break
-    return reached.mean(1)
-
-
-def on_the_lake(
-    updates: int, seeds: list[int], episodes: int, chosen: tuple[str, ...] = ("doc", "dt")
-) -> list[dict]:
-    """Rows of lake.csv; a data set for all seeds of training."""
-    data, rows = walks(), []
-    larger = {"width": 32, "layers": 1}
-    entries = {
-        "doc": (replace(METHODS["doc"], **larger, past=4), Window(12, 1.0)),
-        "no_constraint": (replace(METHODS["no_constraint"], **larger, past=4), Window(12, 1.0)),
-        "dt": (replace(METHODS["dt"], **larger), Window(4, 1.0, target_return=1.0)),
-    }
-    for entry, (method, view) in entries.items():
-        if entry not in chosen:
-            continue
-        pipeline = make_pipeline(data, view=view, batch_size=32, needs=method.needs)
-        for point in train(
-            method, pipeline, LAKE, seeds=seeds, n_updates=updates, backend="vmap",
-            stop_at=[updates // 2, updates],
-        ):  # fmt: skip
-            got = successes(method, point.state, pipeline, len(seeds), episodes)
-            for seed, success in zip(seeds, got, strict=True):
-                row = {"entry": entry, "update": point.update, "seed": seed, "success": success}
-                rows.append(row)
-    return rows
+def means(table: pd.DataFrame, measured: list[str]) -> pd.DataFrame:
+    """Over data sets, of each the mean over seeds, with 95 % intervals; `least` and `largest` of all runs."""
+    by = [c for c in table if c not in (*measured, "data_set", "seed")]
+    made = []
+    for setting, runs in table.groupby(by, dropna=False, sort=False):
+        for name in measured:
+            if runs[name].isna().all():
+                continue
+            of_sets = runs.groupby("data_set", dropna=False)[name].mean()
+            n, mean = len(of_sets), of_sets.mean()
+            half = student.ppf(0.975, n - 1) * of_sets.std() / n**0.5 if n > 1 else np.nan
+            row = dict(zip(by, setting, strict=True)) | {"measured": name, "mean": mean}
+            row |= {"low": mean - half, "high": mean + half, "data_sets": n, "runs": len(runs)}
+            made.append(row | {"least": runs[name].min(), "largest": runs[name].max()})
+    return pd.DataFrame(made)
 
 
 def main() -> None:
     """Trains and writes the tables."""
-    parser = argparse.ArgumentParser(description="DoC and DT where luck looks like skill")
+    parser = argparse.ArgumentParser(description="DoC and its rivals where luck looks like skill")
     parser.add_argument("parts", nargs="*", default=["tables", "bandit", "lake"])
     parser.add_argument("--to", type=Path, default=HERE)
     args = parser.parse_args()
-    made = {}
+
+    def write(name: str, table: pd.DataFrame) -> None:
+        to = args.to / f"{name}.csv"
+        table.to_csv(to, index=False, float_format="%.4g", lineterminator="\n")
+
     if "tables" in args.parts:
-        made["tables"] = of_tables()
+        write("tables", of_tables())
     if "bandit" in args.parts:
-        rows = [
-            {"entry": entry} | row
-            for entry, method in METHODS.items()
-            for row in trained_on_pulls(method, 0.7, 0.1, 600, [0, 1, 2])
-        ]
-        made["bandit"] = pd.DataFrame(rows)
+        table = on_the_bandit()
+        write("bandit", table), write("bandit_means", means(table, ["better_arm", "information"]))
     if "lake" in args.parts:
-        made["lake"] = pd.DataFrame(on_the_lake(600, [0, 1, 2, 3, 4], 50))
-    for name, table in made.items():
-        table.to_csv(args.to / f"{name}.csv", index=False, float_format="%.4g", lineterminator="\n")
+        import frozen_lake
+
+        table = frozen_lake.rows()
+        write("frozenlake", table), write("frozenlake_means", means(table, ["success", "over_dt"]))
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ tells of k - past steps to come.
 
 Differs from the authors' code (google-research/dichotomy_of_control), on purpose: q descends on the
 information (theirs climbs with e); p learns from q (theirs is never trained); V ranks z of the prior
-(theirs one z, repeated); e sees reward and next observation of one step (theirs a later observation,
-twice, and negatives apart); padding is not attended to; past and future need not be equally long. As in
-the paper, q reads the window from its first step and the constraint holds at each. Ours: one history for
-policy, V and p (theirs two), likelihood of discrete actions (theirs squared error), the weights' values.
+(theirs one z, repeated); e sees reward and next observation of one step (theirs a later observation, twice,
+and a network of a step's own pair is multiplied by one of a shuffled pair); padding is not attended to;
+past and future need not be equally long. As in the paper, q reads the window from its first step and the
+constraint holds at each. Ours: one history for policy, V and p (theirs two), likelihood of discrete actions
+(theirs squared error), KL summed over z's numbers (theirs averaged), V without tanh, e's learning rate.
 
 Metrics: `action_loss`, `value_loss`, `prior_loss` KL(q || p), `information` with its constant.
 """
