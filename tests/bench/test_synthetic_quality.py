@@ -6,6 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from support.paths import ROOT
 
 from offbench.bench import synthetic_quality as quality
 from offbench.cli import main
@@ -105,3 +106,23 @@ def test_what_cannot_be_measured_is_said_in_a_line(tmp_path, capsys):
     assert "no entry here learns from synthetic data" in err and "Traceback" not in err
     with pytest.raises(UserError, match="no environment is known"):
         simulator(replace(load_task(TASK), env=None), (2, 1))
+
+
+def test_the_shipped_means_follow_from_the_rows():
+    folder = ROOT / "results" / "synthetic"
+    if not folder.exists():
+        pytest.skip("a source distribution carries no results")
+    rows = pd.read_csv(folder / "quality.csv")
+    columns = ["log_likelihood", "state_error", "state_error_first", "state_error_last"]
+    means = rows.groupby(["task", "source", "coefficient"], dropna=False, sort=False)[
+        columns
+    ].mean()
+    lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    numbers = [line.rsplit("|", 5)[1:5] for line in lines if line.count("|") == 7]
+    found = [[float(x) for x in row] for row in numbers if "---" not in row[0] and row[0][1] == "-"]
+    assert len(found) == len(means) == 16
+    for row, wanted in zip(found, means.to_numpy(), strict=True):
+        assert row[0] == pytest.approx(wanted[0], abs=0.0051)
+        assert row[1:] == pytest.approx(list(wanted[1:]), abs=0.00051)
+    ordered = rows[rows["source"] == "pgd"].sort_values("coefficient")
+    assert ordered.groupby(["task", "run_id"])["log_likelihood"].is_monotonic_increasing.all()
