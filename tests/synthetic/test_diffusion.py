@@ -1,6 +1,8 @@
 """Policy-guided diffusion: the loss against its formula, the sampler where the best denoiser is known, what is learned."""
 
+import inspect
 import math
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -195,3 +197,128 @@ def test_decoded_numbers_stay_in_the_recorded_range(exact):
     rolled = exact.decode(x)
     assert rolled.obs.amin() >= data.obs.min() and rolled.obs.amax() <= data.obs.max()
     assert rolled.reward.amax() <= data.reward.max() and rolled.action.abs().max() <= 1
+
+
+# --- mistakes made on purpose ------------------------------------------------------------------------
+
+
+def with_noise_on_the_way(exact, monkeypatch):
+    test_the_sampler_draws_from_the_distribution(exact, monkeypatch, True, 80.0)
+
+
+def without_noise_on_the_way(exact, monkeypatch):
+    test_the_sampler_draws_from_the_distribution(exact, monkeypatch, True, 0.0)
+
+
+MISTAKES = [
+    ("_MEAN, _STD = -1.2, 1.2", "_MEAN, _STD = -1.0, 1.2", test_the_loss_is_its_formula),
+    ("_MEAN, _STD = -1.2, 1.2", "_MEAN, _STD = -1.2, 1.0", test_the_loss_is_its_formula),
+    ("x * scale.square() +", "x * scale +", test_the_loss_is_its_formula),
+    ("wide * scale * unet", "wide * unet", test_the_loss_is_its_formula),
+    ("level.log() / 4", "level.log()", test_the_loss_is_its_formula),
+    ("(1 + sigma**-2)", "(1 + sigma**-1)", test_the_loss_is_its_formula),
+    (
+        "row + length - 1 <= data.last",
+        "row + length <= data.last",
+        test_windows_begin_where_enough_observations_follow,
+    ),
+    (
+        "row + length - 1 <= data.last",
+        "row + length - 2 <= data.last",
+        test_windows_begin_where_enough_observations_follow,
+    ),
+    (
+        "ends = data.terminal",
+        "ends = 0 * data.terminal",
+        test_windows_begin_where_enough_observations_follow,
+    ),
+    (
+        "rise = 0.1 + 0.9 * count / warm",
+        "rise = count / warm",
+        test_a_learning_rate_rises_from_a_tenth_and_falls_to_zero,
+    ),
+    (
+        "max(n_updates // 10, 1)",
+        "max(n_updates // 5, 1)",
+        test_a_learning_rate_rises_from_a_tenth_and_falls_to_zero,
+    ),
+    ("[*((ends[0]", "[*((ends[1]", test_noise_levels_are_those_of_karras),
+    (
+        "** _RHO for s in share), 0.0]",
+        "** _RHO for s in share)]",
+        test_noise_levels_are_those_of_karras,
+    ),
+    (
+        "x = sigmas[0] * noise(settings.steps)",
+        "x = noise(settings.steps)",
+        without_noise_on_the_way,
+    ),
+    ("                sigma = raised\n", "", with_noise_on_the_way),
+    ("* _NOISE * noise(i)", "* 0.5 * noise(i)", with_noise_on_the_way),
+    ("(slope + there) / 2", "slope", with_noise_on_the_way),
+    ("0.3 * math.sin", "0.2 * math.sin", test_the_gradient_of_guidance_is_that_of_the_likelihood),
+    (
+        "* (1 - action.square()) * std",
+        "* std",
+        test_the_gradient_of_guidance_is_that_of_the_likelihood,
+    ),
+    (
+        "* (1 - action.square()) * std",
+        "* (1 - action.square())",
+        test_the_gradient_of_guidance_is_that_of_the_likelihood,
+    ),
+    (
+        "(wanted - action)",
+        "(action - wanted)",
+        test_guidance_raises_the_likelihood_of_the_policy_and_moves_nothing_else,
+    ),
+    ("action.tanh(),", "action,", test_decoded_numbers_stay_in_the_recorded_range),
+    ("obs.clamp(low[0], high[0])", "obs", test_decoded_numbers_stay_in_the_recorded_range),
+    (
+        "reward.clamp(low[2], high[2])[..., 0]",
+        "reward[..., 0]",
+        test_decoded_numbers_stay_in_the_recorded_range,
+    ),
+    (
+        "rng.normal_formula(rng.fold(keys, i)",
+        "rng.normal_formula(rng.fold(keys * 0, i)",
+        test_a_seeds_rollouts_depend_on_its_key_alone,
+    ),
+    (
+        "self.sample(rng.fold(keys, done)",
+        "self.sample(keys",
+        test_windows_that_are_denoised_one_after_another_differ,
+    ),
+]
+
+
+@contextmanager
+def with_source(old: str, new: str):
+    """The module with one place of its source changed."""
+    source, held = inspect.getsource(diffusion), dict(vars(diffusion))
+    assert source.count(old) == 1, f"{old!r} is no longer in the source once"
+    try:
+        exec(compile(source.replace(old, new), diffusion.__file__, "exec"), vars(diffusion))
+        yield
+    finally:
+        vars(diffusion).clear()
+        vars(diffusion).update(held)
+
+
+@pytest.mark.parametrize("old, new, check", MISTAKES)
+def test_a_mistake_is_found(request, old, new, check):
+    with with_source(old, new):
+        given = {
+            name: request.getfixturevalue(name) for name in inspect.signature(check).parameters
+        }
+        with pytest.raises(AssertionError):
+            check(**given)
+
+
+@pytest.mark.parametrize("check", dict.fromkeys(check for _, _, check in MISTAKES))
+def test_without_a_mistake_nothing_is_found(request, check):
+    with with_source("_RHO = 0.002, 80.0, 7.0", "_RHO = 0.002, 80.0, 7.0"):
+        given = {
+            name: request.getfixturevalue(name) for name in inspect.signature(check).parameters
+        }
+        check(**given)
