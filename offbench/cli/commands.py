@@ -240,7 +240,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "list": Command(
             "list methods, tasks, suites, samplers, views, weights, synthetic, published",
             ("list methods", "list suites"),
-            "|".join(KINDS),
+            "KIND",
         ),
         "data": Command(
             "list, show, check, import, collect, download and compose datasets", (), "COMMAND ..."
