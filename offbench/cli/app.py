@@ -52,7 +52,8 @@ def make_parser() -> Parser:
         )
         command.set_defaults(parser=command)
         if name == "list":
-            command.add_argument("kind", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
+            kinds = ", ".join(KINDS)
+            command.add_argument("kind", choices=KINDS, nargs="?", metavar="KIND", help=kinds)
         elif name == "data":
             add_data_commands(command)
         elif name == "results":

@@ -11,8 +11,8 @@ from offbench.errors import UserError
 from offbench.io import shipped
 
 
-def show_list(kind: str) -> int:
-    """Prints the names of a kind and what each is."""
+def show_list(kind: str | None) -> int:
+    """Prints the names of a kind and what each is. Raises UserError without one."""
     kinds: dict[str, Callable[[], list[tuple[str, str]]]] = {
         "methods": _methods,
         "samplers": lambda: _options("sampler"),
@@ -23,6 +23,8 @@ def show_list(kind: str) -> int:
         "tasks": _tasks,
         "published": list_sources,
     }
+    if kind is None:
+        raise UserError(f"list needs one of: {', '.join(kinds)}")
     print_list(kinds[kind]())
     return 0
 

@@ -332,7 +332,7 @@ def refused(args: list[str], capsys, results: Path | None = None) -> str:
             "unknown option '--suite': did you mean 'suite='? settings are written key=value",
         ),
         (["list", "method"], "unknown kind 'method': did you mean 'methods'"),
-        (["list"], "usage: offbench list methods|tasks|suites|samplers|views|weights"),
+        (["list"], "list needs one of: methods, samplers, views, weights, synthetic, suites"),
         (["list", "methods", "tasks"], "unexpected argument 'tasks'; usage: offbench list"),
         (["--versoin"], "unknown option '--versoin': did you mean '--version'"),
         (["speed", "--seeds=1"], "unknown option '--seeds'"),
