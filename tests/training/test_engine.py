@@ -73,7 +73,8 @@ def test_the_traced_program_equals_the_untraced_step(shipped_method, data64):
         with NoSync() as watch:
             engine.run(2)
         assert watch.seen > 50
-    assert close((untraced.run(10), untraced.carry), (traced.run(10), traced.carry), 1e-12)
+    # to rounding, which Adam makes larger where a gradient is nearly zero (doc: 2e-12)
+    assert close((untraced.run(10), untraced.carry), (traced.run(10), traced.carry), 1e-11)
     targets = [node.target for node in traced._update._run.graph.nodes]
     assert optim.adam_ in targets and torch.ops.offbench.adam.default not in targets
     assert torch.ops.offbench.lerp.default not in targets
