@@ -167,13 +167,17 @@ class WorldModel(Synthetic):
 
 
 def imagine(model: Model, obs: Tensor, policy: Actions, length: int) -> Rollouts:
-    """Sub-trajectories of a learned model from observations (N, R, O), of `length` observations."""
+    """Sub-trajectories of a learned model from observations (N, R, O), of `length` observations.
+
+    The members share each seed's R alike, so that a seed imagines in a stack what it does alone.
+    """
     n, r, _ = obs.shape
-    # a group for each member, the last filled up
-    size = -(-n * r // MEMBERS)
-    each = torch.arange(MEMBERS * size, device=obs.device) % (n * r)
-    grouped = lambda x: x.flatten(0, 1)[each].view(MEMBERS, size, -1)
-    whole = lambda x: x.flatten(0, 1)[: n * r].view(n, r, *x.shape[2:])
+    # a group of each seed for each member, the last filled up
+    size = -(-r // MEMBERS)
+    each = torch.arange(MEMBERS * size, device=obs.device) % r
+    # (N, R, x) -> (M, N size, x), and back
+    grouped = lambda x: x[:, each].unflatten(1, (MEMBERS, size)).transpose(0, 1).flatten(1, 2)
+    whole = lambda x: x.unflatten(1, (n, size)).transpose(0, 1).flatten(1, 2)[:, :r]
     steps = []
     for _ in range(length):
         action = policy(obs)

@@ -119,10 +119,11 @@ def test_each_imagined_sub_trajectory_follows_one_member():
             shift = torch.arange(5.0)[:, None, None]
             return obs + shift, obs[..., 0], torch.zeros_like(obs[..., 0])
 
-    rolled = imagine(Members(), torch.zeros(2, 5, 1), lambda obs: obs * 0, 4)
+    rolled = imagine(Members(), torch.zeros(2, 7, 1), lambda obs: obs * 0, 4)
     steps = rolled.obs[..., 0].diff(dim=-1)
-    assert (steps == steps[..., :1]).all()
-    assert sorted(steps[..., 0].flatten().tolist()) == sorted([0.0, 1, 2, 3, 4] * 2)
+    assert steps.shape == (2, 7, 3) and (steps == steps[..., :1]).all()
+    # a seed's are shared by all members, in a stack as alone
+    assert steps[0, :, 0].tolist() == steps[1, :, 0].tolist() == [0.0, 0, 1, 1, 2, 2, 3]
 
 
 def test_policies_see_transformed_observations():
