@@ -24,7 +24,7 @@ from offbench.data.views import NStep
 from offbench.errors import UserError
 from offbench.ope.fqe import FQE
 from offbench.ope.model import MEMBERS, Model, fit_model
-from offbench.ranges import Count, Fraction, NonNegative, Positive, Widths
+from offbench.ranges import Count, Fraction, NonNegative, Positive, Widths, check_ranges
 from offbench.synthetic import diffusion
 from offbench.synthetic.diffusion import Denoiser
 from offbench.synthetic.rollouts import Actions, Rollouts, transitions
@@ -71,6 +71,19 @@ class Synthetic:
         if spec.discrete:
             raise UserError(
                 "synthetic actions are continuous; use synthetic=none for discrete ones"
+            )
+        view, size = pipeline.view, pipeline.batch_size
+        # of the shortest element that is sure to exist: its steps, and the action after them
+        least = 1 + (1 if view.pad and not pipeline.extras else view.n) + bool(pipeline.extras)
+        if self.length < least:
+            raise UserError(
+                f"synthetic.length={self.length} must be at least {least}: a transition of this method spans"
+                f" {least} observations"
+            )
+        if not 0 < round(self.share * size) < size:
+            raise UserError(
+                f"synthetic.share={self.share:g} of batch_size={size} is {round(self.share * size)}: a minibatch has"
+                " synthetic and recorded elements"
             )
 
     def source(
@@ -148,6 +161,9 @@ class WorldModel(Synthetic):
     hidden: Widths = (256, 256)
     batch_size: Count = 256
     lr: Positive = 1e-3
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "synthetic")
 
     def source(
         self, data: ReplayData, folder: Path, pause: Callable[[int], bool] | None = None

@@ -59,6 +59,8 @@ def test_transitions_are_those_of_the_same_episodes_recorded(seed, t, n, pad, sh
                 there = own.on(data, needs)
             # no sub-trajectory is long enough
             except UserError:
+                with pytest.raises(UserError):
+                    transitions(rollouts, own, needs)
                 return
             rows = torch.arange(len(data.last))
             rows = rows[support(there.data, there.view, there.extras)]

@@ -186,3 +186,37 @@ def test_what_is_no_transition_is_refused():
         UserError, match=r"synthetic.length=32: every episode of toy is shorter .*16"
     ):
         long.check(make_pipeline(data), SPEC, "toy")
+
+
+@pytest.mark.parametrize(
+    "length, view, needs, said",
+    [
+        (1, {}, (), "length=1 must be at least 2"),
+        (2, {}, (), None),
+        (2, {}, ("next_action",), "length=2 must be at least 3"),
+        (4, {"n": 3}, ("next_action",), "length=4 must be at least 5"),
+        (4, {"n": 5}, (), None),
+        (4, {"n": 4, "pad": False}, (), "length=4 must be at least 5"),
+        (4, {"n": 3, "pad": False}, (), None),
+    ],
+)
+def test_sub_trajectories_without_a_transition_are_refused(length, view, needs, said):
+    own = WorldModel(**{**TINY, "length": length})
+    pipeline = make_pipeline(corridor(), view=NStep(**view), needs=needs, batch_size=8)
+    if not said:
+        return own.check(pipeline, SPEC, "toy")
+    with pytest.raises(UserError, match=said):
+        own.check(pipeline, SPEC, "toy")
+
+
+@pytest.mark.parametrize("share, is_", [(0.01, 0), (0.99, 8)])
+def test_a_share_that_leaves_nothing_of_a_minibatch_is_refused(share, is_):
+    own = WorldModel(**{**TINY, "share": share})
+    with pytest.raises(UserError, match=f"share={share} of batch_size=8 is {is_}: "):
+        own.check(make_pipeline(corridor(), batch_size=8), SPEC, "toy")
+
+
+@pytest.mark.parametrize("name, value", [("share", 2.0), ("every", 0), ("rollouts", -3)])
+def test_settings_of_an_ensemble_are_held_to_their_ranges(name, value):
+    with pytest.raises(UserError, match=rf"synthetic.{name}={value:g} must be"):
+        WorldModel(**{**TINY, name: value})
