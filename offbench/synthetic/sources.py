@@ -28,6 +28,7 @@ from offbench.ranges import Count, Fraction, NonNegative, Positive, Widths, chec
 from offbench.synthetic import diffusion
 from offbench.synthetic.diffusion import Denoiser
 from offbench.synthetic.rollouts import Actions, Rollouts, transitions
+from offbench.tasks.files.folders import make_folder
 from offbench.training import checkpoint
 from offbench.training.loop import Refresh
 from offbench.training.mixing import Mixed
@@ -133,7 +134,7 @@ class PolicyGuidedDiffusion(Synthetic, Denoiser):
     ) -> diffusion.Model | None:
         """The denoiser, trained once for every method, coefficient and seed on these data."""
         path = self.kept(data, folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         # one process trains, the others wait
         with FileLock(path.with_suffix(".lock")):
             empty = diffusion.untrained(self, data)
