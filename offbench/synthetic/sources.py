@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.func import vmap
 
@@ -135,8 +135,15 @@ class PolicyGuidedDiffusion(Synthetic, Denoiser):
         """The denoiser, trained once for every method, coefficient and seed on these data."""
         path = self.kept(data, folder)
         make_folder(folder)
+        lock = FileLock(path.with_suffix(".lock"))
         # one process trains, the others wait
-        with FileLock(path.with_suffix(".lock")):
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=1)
+            except Timeout:
+                if pause and pause(0):
+                    return None
+        try:
             empty = diffusion.untrained(self, data)
             like = lambda net: Carry(net, rng.key(0)[None], torch.tensor(self.n_updates))
             try:
@@ -149,6 +156,8 @@ class PolicyGuidedDiffusion(Synthetic, Denoiser):
             if model is not None:
                 checkpoint.save(like(to_device(model.net, "cpu")), path)
             return model
+        finally:
+            lock.release()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from offbench import rng
 from offbench.data.pipeline import make_pipeline
@@ -67,6 +68,13 @@ def test_a_denoiser_is_trained_once_for_the_same_data_and_settings(tmp_path, tra
 def test_a_denoiser_that_was_stopped_leaves_nothing(tmp_path):
     assert PGD.source(corridor(), tmp_path, pause=lambda step: step >= 5) is None
     assert not [*tmp_path.glob("*.safetensors")]
+
+
+def test_who_waits_for_anothers_training_can_be_stopped(tmp_path, trained):
+    data = corridor()
+    with FileLock(PGD.kept(data, tmp_path).with_suffix(".lock")):
+        assert PGD.source(data, tmp_path, pause=lambda step: True) is None
+    assert not trained and PGD.source(data, tmp_path, pause=lambda step: True)
 
 
 def test_a_damaged_denoiser_is_trained_again(tmp_path, trained):
