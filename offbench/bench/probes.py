@@ -181,8 +181,8 @@ class OfSources:
             report(f"measuring the data source of {pack.title}")
             data, _ = training_episodes(cell, devices.shape_of(cell)[0])
             if isinstance(settings, PolicyGuidedDiffusion):
-                file = settings.kept(data, cache_dir() / "sources")
-                self.known[key] = (file, *_diffusion(settings, data))
+                path = settings.kept(data, cache_dir() / "sources")
+                self.known[key] = (path, *_diffusion(settings, data))
             else:
                 self.known[key] = (None, *_world_model(settings, data))
         file, training, pool = self.known[key]

@@ -68,7 +68,7 @@ def transitions(
     count = starts.sum(1)
     if not count.all():
         raise UserError(
-            f"view.n={pipeline.view.n}: every synthetic sub-trajectory of a seed ends before; use view.pad=true"
+            "every synthetic sub-trajectory of a seed ends before view.n steps; use view.pad=true"
         )
     # those that count come first
     row = torch.argsort((~starts).byte(), dim=1, stable=True)[:, : r * (t - 1)]

@@ -94,6 +94,13 @@ def test_a_pool_has_room_for_every_transition():
     assert torch.equal(batch.obs[0, -1], batch.obs[0, 0])
 
 
+def test_a_seed_whose_sub_trajectories_all_end_too_early_is_told():
+    rollouts = some(n=2, terminals=0.0)
+    rollouts.terminal[1, :, 0] = True
+    with pytest.raises(UserError, match="every synthetic sub-trajectory of a seed ends before"):
+        transitions(rollouts, pipeline(n=2, pad=False))
+
+
 def test_rewards_are_transformed_as_recorded_ones():
     rollouts = some(terminals=0.0)
     plain, _ = transitions(rollouts, pipeline())
