@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offbench.bench import devices
@@ -160,27 +161,35 @@ class OfSources:
 
     def __init__(self, gpu: Card | None):
         self.gpu = gpu
-        # of the source's training, and of one pool of a seed
-        self.known: dict[str, tuple[float, float]] = {}
+        # (file of a diffusion model or None, seconds of the source's training, of one pool of a seed)
+        self.known: dict[str, tuple[Path | None, float, float]] = {}
+        # files of the models whose training was counted
+        self.counted: set[Path] = set()
 
     def of(self, pack: "Pack", report: Callable[[str], None]) -> float:
         """Seconds for a stack; 0 without synthetic data."""
-        from offbench.bench.preflight import build_source
+        from offbench.bench.preflight import build_source, training_episodes
         from offbench.synthetic.sources import PolicyGuidedDiffusion
+        from offbench.tasks.files import cache_dir
 
         cell = pack.cells[0]
         settings = build_source(cell)
         if settings is None or self.gpu:
             return 0.0
-        key, kept = repr((cell.task.id, settings)), isinstance(settings, PolicyGuidedDiffusion)
-        first = key not in self.known
-        if first:
+        key = repr((cell.task.id, cell.protocol.get("validation"), settings))
+        if key not in self.known:
             report(f"measuring the data source of {pack.title}")
-            measure = _diffusion if kept else _world_model
-            self.known[key] = measure(settings, devices.shape_of(cell)[0])
-        training, pool = self.known[key]
+            data, _ = training_episodes(cell, devices.shape_of(cell)[0])
+            if isinstance(settings, PolicyGuidedDiffusion):
+                path = settings.kept(data, cache_dir() / "sources")
+                self.known[key] = (path, *_diffusion(settings, data))
+            else:
+                self.known[key] = (None, *_world_model(settings, data))
+        file, training, pool = self.known[key]
         pools = -(-cell.n_updates // settings.every)
-        return (training if first or not kept else 0.0) + pools * pack.size * pool
+        seconds = pools * pack.size * pool + (0.0 if file in self.counted else training)
+        self.counted |= {file} if file else set()
+        return seconds
 
 
 def _diffusion(settings: Any, data: "ReplayData") -> tuple[float, float]:
@@ -209,8 +218,6 @@ def _diffusion(settings: Any, data: "ReplayData") -> tuple[float, float]:
 
 def _world_model(settings: Any, data: "ReplayData") -> tuple[float, float]:
     """(seconds of training; of a pool, which takes none beside it) of an ensemble."""
-    from pathlib import Path
-
     took = list[float]()
     with one_thread():
         for n in PROBE_FITS:

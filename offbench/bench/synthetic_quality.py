@@ -20,10 +20,13 @@ from torch import Tensor
 from offbench import rng
 from offbench.bench.policy import load
 from offbench.data.replay import ReplayData
+from offbench.data.views import NStep
+from offbench.errors import UserError
 from offbench.synthetic.diffusion import window_starts
 from offbench.synthetic.rollouts import Actions, Rollouts
 from offbench.synthetic.sources import PolicyGuidedDiffusion, Synthetic, policies
 from offbench.tasks.consistency import Simulator
+from offbench.training.imperative import Imperative
 
 # of a source and a policy
 ROLLOUTS = 200
@@ -40,10 +43,13 @@ def draws(
 ) -> Iterator[tuple[str, float | None, Draw]]:
     """(name, coefficient, function that draws): recorded windows, then each source, guided more and more.
 
+    Recorded windows are as long as the longest sub-trajectories, where an episode is.
+
     Args:
         sources: settings by name; they are trained on the data, or read from `folder`.
     """
-    length = max((own.length for own in sources.values()), default=32)
+    longest = int(torch.bincount(data.episode).max())
+    length = min(longest, max((own.length for own in sources.values()), default=32))
     yield "data", None, lambda keys, policy: recorded(data, length)
     for name, settings in sources.items():
         few = replace(settings, rollouts=ROLLOUTS)
@@ -66,8 +72,16 @@ def recorded(data: ReplayData, length: int) -> Rollouts:
 
 
 def acting(kept: Path) -> Actions:
-    """The evaluation actions of a kept policy, as of a stack of one. UserError where it cannot be read."""
+    """The evaluation actions of a kept policy, as of a stack of one.
+
+    UserError where it cannot be read, or is not a function of single observations.
+    """
     loaded = load(kept)
+    if isinstance(loaded.method, Imperative) or not isinstance(loaded.pipeline.view, NStep):
+        raise UserError(
+            f"synthetic data are measured with functional methods of single observations, and {loaded.run.method}"
+            " is none: leave it out of methods=[...]"
+        )
     own, key = policies(loaded.method, loaded.pipeline), rng.key(0)[None]
     return lambda obs: own(loaded.state, obs, key)
 

@@ -57,6 +57,7 @@ def _sources(found: "Recorded", task: str) -> "dict[str, Synthetic]":
 
 
 def _of_task(found: "Recorded", task_id: str, console: "Console") -> list[dict]:
+    from offbench.bench.preflight import training_episodes
     from offbench.bench.synthetic_quality import acting, draws, measure
     from offbench.tasks.consistency import simulator
     from offbench.tasks.files import cache_dir
@@ -65,8 +66,10 @@ def _of_task(found: "Recorded", task_id: str, console: "Console") -> list[dict]:
     sources = _sources(found, task_id)
     if not sources:
         return []
-    task = next(cell.task for cell in found.plan.cells if cell.task.id == task_id)
-    data, _ = load_data(task, defects="ignore")
+    cell = next(cell for cell in found.plan.cells if cell.task.id == task_id)
+    task = cell.task
+    # what the runs' own sources were trained on
+    data, _ = training_episodes(cell, load_data(task, defects="ignore")[0])
     step = simulator(task, (data.obs.shape[1], data.action.shape[1]))
     records = found.store.read_all(run_id=found.ids)
     runs = found.runs[(found.runs["task"] == task_id) & (found.runs["status"] == "ok")]
@@ -95,5 +98,6 @@ def _print(task: str, rows: "pd.DataFrame", console: "Console") -> None:
         for (name, coefficient), values in zip(means.index, means.to_numpy(), strict=True)
     ]
     heads = ["source", "log-likelihood", "state error", "first quarter", "last quarter"]
-    title = f"{task}: synthetic data, {rows['run_id'].nunique()} policies"
+    n = rows["run_id"].nunique()
+    title = f"{task}: synthetic data, {n} polic{'y' if n == 1 else 'ies'}"
     print_table(console, lines, header=heads, title=title)

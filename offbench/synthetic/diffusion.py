@@ -50,8 +50,8 @@ _SIGMA_MIN, _SIGMA_MAX, _RHO = 0.002, 80.0, 7.0
 _CHURN, _CHURN_FROM, _CHURN_TO, _NOISE = 80.0, 0.05, 50.0, 1.003
 # actions at the bounds
 _LARGEST_ACTION = 0.999
-# windows that are denoised together
-_TOGETHER = 2048
+# windows of a seed that are denoised together; a number of the stack's would tie a seed's draws to the others
+_TOGETHER = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +122,11 @@ class Model(NamedTuple):
         Args:
             keys: (N,); a seed's rollouts are a function of its key and its policy.
         """
-        parts, done = [], 0
-        size = max(1, _TOGETHER // len(keys))
-        while done < n:
-            some = min(size, n - done)
-            guide = self.guide(policy, coefficient) if policy and coefficient else None
-            parts.append(self.sample(rng.fold(keys, done), some, guide))
-            done += some
+        guide = self.guide(policy, coefficient) if policy and coefficient else None
+        parts = [
+            self.sample(rng.fold(keys, done), min(_TOGETHER, n - done), guide)
+            for done in range(0, n, _TOGETHER)
+        ]
         return self.decode(torch.cat(parts, 1))
 
     def sample(

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map
 from offbench.data.batch_extras import add, fit_extras, support
 from offbench.data.pipeline import Pipeline
 from offbench.data.replay import ReplayData
+from offbench.errors import UserError
 from offbench.types import Batch
 
 # a policy of N stacked seeds: raw observations (N, B, O) -> actions (N, B, A)
@@ -56,7 +57,7 @@ def transitions(
     """(batches (N, S, ...), how many of the S count (N,)): the elements that a pipeline's view has in rollouts.
 
     Transforms, view and extras are those of the pipeline, so an element is as one of the recorded data. S is
-    R (T - 1); elements that do not exist repeat the first.
+    R (T - 1); elements that do not exist repeat the first. UserError where a seed has none.
     """
     n, r, t = rollouts.terminal.shape
     data = rollouts.data()
@@ -65,6 +66,10 @@ def transitions(
     extras = fit_extras(data, pipeline.view, needs)
     starts = support(data, pipeline.view, extras).view(n, r * t)
     count = starts.sum(1)
+    if not count.all():
+        raise UserError(
+            "every synthetic sub-trajectory of a seed ends before view.n steps; use view.pad=true"
+        )
     # those that count come first
     row = torch.argsort((~starts).byte(), dim=1, stable=True)[:, : r * (t - 1)]
     exists = torch.arange(row.shape[1], device=row.device) < count[:, None]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.func import vmap
 
@@ -24,10 +24,11 @@ from offbench.data.views import NStep
 from offbench.errors import UserError
 from offbench.ope.fqe import FQE
 from offbench.ope.model import MEMBERS, Model, fit_model
-from offbench.ranges import Count, Fraction, NonNegative, Positive, Widths
+from offbench.ranges import Count, Fraction, NonNegative, Positive, Widths, check_ranges
 from offbench.synthetic import diffusion
 from offbench.synthetic.diffusion import Denoiser
 from offbench.synthetic.rollouts import Actions, Rollouts, transitions
+from offbench.tasks.files.folders import make_folder
 from offbench.training import checkpoint
 from offbench.training.loop import Refresh
 from offbench.training.mixing import Mixed
@@ -71,6 +72,19 @@ class Synthetic:
         if spec.discrete:
             raise UserError(
                 "synthetic actions are continuous; use synthetic=none for discrete ones"
+            )
+        view, size = pipeline.view, pipeline.batch_size
+        # of the shortest element that is sure to exist: its steps, and the action after them
+        least = 1 + (1 if view.pad and not pipeline.extras else view.n) + bool(pipeline.extras)
+        if self.length < least:
+            raise UserError(
+                f"synthetic.length={self.length} must be at least {least}: a transition of this method spans"
+                f" {least} observations"
+            )
+        if not 0 < round(self.share * size) < size:
+            raise UserError(
+                f"synthetic.share={self.share:g} of batch_size={size} is {round(self.share * size)}: a minibatch has"
+                " synthetic and recorded elements"
             )
 
     def source(
@@ -120,9 +134,16 @@ class PolicyGuidedDiffusion(Synthetic, Denoiser):
     ) -> diffusion.Model | None:
         """The denoiser, trained once for every method, coefficient and seed on these data."""
         path = self.kept(data, folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
+        lock = FileLock(path.with_suffix(".lock"))
         # one process trains, the others wait
-        with FileLock(path.with_suffix(".lock")):
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=1)
+            except Timeout:
+                if pause and pause(0):
+                    return None
+        try:
             empty = diffusion.untrained(self, data)
             like = lambda net: Carry(net, rng.key(0)[None], torch.tensor(self.n_updates))
             try:
@@ -135,6 +156,8 @@ class PolicyGuidedDiffusion(Synthetic, Denoiser):
             if model is not None:
                 checkpoint.save(like(to_device(model.net, "cpu")), path)
             return model
+        finally:
+            lock.release()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +171,9 @@ class WorldModel(Synthetic):
     hidden: Widths = (256, 256)
     batch_size: Count = 256
     lr: Positive = 1e-3
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "synthetic")
 
     def source(
         self, data: ReplayData, folder: Path, pause: Callable[[int], bool] | None = None
@@ -167,13 +193,17 @@ class WorldModel(Synthetic):
 
 
 def imagine(model: Model, obs: Tensor, policy: Actions, length: int) -> Rollouts:
-    """Sub-trajectories of a learned model from observations (N, R, O), of `length` observations."""
+    """Sub-trajectories of a learned model from observations (N, R, O), of `length` observations.
+
+    The members share each seed's R alike, so that a seed imagines in a stack what it does alone.
+    """
     n, r, _ = obs.shape
-    # a group for each member, the last filled up
-    size = -(-n * r // MEMBERS)
-    each = torch.arange(MEMBERS * size, device=obs.device) % (n * r)
-    grouped = lambda x: x.flatten(0, 1)[each].view(MEMBERS, size, -1)
-    whole = lambda x: x.flatten(0, 1)[: n * r].view(n, r, *x.shape[2:])
+    # a group of each seed for each member, the last filled up
+    size = -(-r // MEMBERS)
+    each = torch.arange(MEMBERS * size, device=obs.device) % r
+    # (N, R, x) -> (M, N size, x), and back
+    grouped = lambda x: x[:, each].unflatten(1, (MEMBERS, size)).transpose(0, 1).flatten(1, 2)
+    whole = lambda x: x.unflatten(1, (n, size)).transpose(0, 1).flatten(1, 2)[:, :r]
     steps = []
     for _ in range(length):
         action = policy(obs)

@@ -80,7 +80,8 @@ def train(
         ran = engine.ran
     else:
         carry = resume or initial_carry(method, seen, seeds, device, values=values)
-        carry = refresh.make(carry) if refresh and done % every == 0 else carry
+        if refresh and done < n_updates and done % every == 0:
+            carry = refresh.make(carry)
         step, n_steps = make_step(method, pipeline, device=device), n_updates // k
         engine, ran = make_engine(
             step, carry, backend=backend, n_steps=n_steps, precision=precision

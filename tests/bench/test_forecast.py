@@ -352,7 +352,7 @@ def test_sources_of_synthetic_data_are_probed_and_added(tmp_path, monkeypatch, c
     assert costs[0].synthetic > 5 and costs[2].synthetic == 0
     assert costs[3].synthetic == pytest.approx(costs[0].synthetic - 5)
     # four pools of each of two seeds, with a thousand times the noise levels
-    assert costs[1].synthetic - 5 > 100 * costs[3].synthetic
+    assert costs[1].synthetic > 100 * costs[3].synthetic
     data, _ = load_data(one.task, gamma=one.pipeline["gamma"], defects="ignore")
     kept = build_source(one).kept(data, tmp_path / "cache" / "sources")
     kept.parent.mkdir(parents=True)
@@ -364,6 +364,17 @@ def test_sources_of_synthetic_data_are_probed_and_added(tmp_path, monkeypatch, c
     assert "sources of synthetic data and what is drawn from them:" in capsys.readouterr().out
     assert main(["plan", *where, "synthetic=pgd", *sizes, "--on", "H100"]) == 0
     assert "not forecast for a GPU" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_diffusion_model_is_counted_once_whatever_its_guidance(monkeypatch):
+    monkeypatch.setattr(probes, "_diffusion", lambda *given: (7.0, 0.0))
+    sources, found = probes.OfSources(None), []
+    for more in ("coefficient=0", "coefficient=1", "features=16"):
+        (stack,) = pack([cell("synthetic=pgd", f"synthetic.{more}")])
+        found.append(sources.of(stack, print))
+    # held-out episodes are not learned from: another model
+    (stack,) = pack([cell("synthetic=pgd", "synthetic.coefficient=0", "eval.validation=0.2")])
+    assert [*found, sources.of(stack, print)] == [7.0, 0.0, 7.0, 7.0]
 
 
 def test_an_ensemble_is_trained_for_every_stack(monkeypatch):

@@ -11,7 +11,7 @@ from support.paths import ROOT
 from offbench.bench import synthetic_quality as quality
 from offbench.cli import main
 from offbench.errors import UserError
-from offbench.synthetic.sources import PolicyGuidedDiffusion
+from offbench.synthetic.sources import PolicyGuidedDiffusion, WorldModel
 from offbench.tasks.consistency import simulator
 from offbench.tasks.loading import load_data
 from offbench.tasks.locate import load_task
@@ -75,6 +75,24 @@ def test_sources_are_drawn_from_with_more_and_more_guidance(hopper, tmp_path):
     assert not torch.equal(most.action, plain.action)
 
 
+def test_recorded_windows_are_no_longer_than_episodes(hopper, tmp_path):
+    data, _ = hopper
+    # an ensemble may imagine for longer
+    own = WorldModel(length=2048, n_updates=2, hidden=(8,))
+    _, _, draw = next(iter(quality.draws({"world_model": own}, data, tmp_path)))
+    rollouts = draw(torch.zeros(1, dtype=torch.int64), zero)
+    assert rollouts.obs.shape[2] == int(torch.bincount(data.episode).max())
+
+
+def test_policies_of_windows_are_refused(tmp_path, capsys):
+    given = [f"task={TASK}", "method=dt", "seeds=[0]", "n_updates=4", "eval.episodes=1", "jobs=1"]
+    given += ["eval.monitor_at=[]", f"results={tmp_path / 'r'}", "method.width=8", "method.heads=1"]
+    assert main(["run", *given]) == 0
+    (kept,) = (tmp_path / "r").rglob("*.safetensors")
+    with pytest.raises(UserError, match="dt is none: leave it out"):
+        quality.acting(kept)
+
+
 def test_the_command_prints_means_and_writes_rows(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OFFBENCH_DATA", str(tmp_path / "cache"))
     monkeypatch.setattr(quality, "STEPS", 20)
@@ -82,7 +100,8 @@ def test_the_command_prints_means_and_writes_rows(tmp_path, monkeypatch, capsys)
     small = ["features=8", "levels=2", "n_updates=20", "rollouts=8", "length=4", "steps=4"]
     given = [f"task={TASK}", "methods=[td3_bc+pgd]", *(f"synthetic.{s}" for s in small)]
     given += ["seeds=[0,1]", "n_updates=40", "eval.episodes=1", "eval.monitor_at=[]", "jobs=1"]
-    given += [f"results={tmp_path / 'r'}"]
+    # the model that the runs learned from does not know the held-out episodes
+    given += [f"results={tmp_path / 'r'}", "eval.validation=0.2"]
     assert main(["bench", *given]) == 0
     capsys.readouterr()
     assert main(["diagnose", "synthetic", *given]) == 0
@@ -92,6 +111,7 @@ def test_the_command_prints_means_and_writes_rows(tmp_path, monkeypatch, capsys)
     rows = pd.read_csv(path)
     assert len(rows) == 2 * 7 and set(rows["source"]) == {"data", "pgd"}
     assert (rows["state_error"] >= 0).all()
+    assert len([*(tmp_path / "cache" / "sources").glob("*.safetensors")]) == 1
 
 
 def test_what_cannot_be_measured_is_said_in_a_line(tmp_path, capsys):

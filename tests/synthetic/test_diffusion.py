@@ -183,12 +183,14 @@ def test_a_seeds_rollouts_depend_on_its_key_alone(exact):
 
 
 def test_windows_that_are_denoised_one_after_another_differ(exact, monkeypatch):
-    monkeypatch.setattr(diffusion, "_TOGETHER", 10)
+    monkeypatch.setattr(diffusion, "_TOGETHER", 5)
     keys = rng.split(rng.key(9), 2)
-    # five at a time for each of two seeds
     rolled = exact.rollouts(keys, 12)
     assert rolled.obs.shape == (2, 12, 8, 2)
     assert len(rolled.obs[..., 0].flatten().unique()) == 2 * 12 * 8
+    # and are the same in any stack
+    alone = exact.rollouts(keys[1:], 12)
+    assert torch.allclose(rolled.obs[1], alone.obs[0], atol=1e-5)
 
 
 def test_decoded_numbers_stay_in_the_recorded_range(exact):
@@ -287,6 +289,11 @@ MISTAKES = [
     (
         "self.sample(rng.fold(keys, done)",
         "self.sample(keys",
+        test_windows_that_are_denoised_one_after_another_differ,
+    ),
+    (
+        "for done in range(0, n, _TOGETHER)",
+        "for done in range(0, n, max(1, _TOGETHER // len(keys)))",
         test_windows_that_are_denoised_one_after_another_differ,
     ),
 ]

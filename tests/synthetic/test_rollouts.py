@@ -59,6 +59,8 @@ def test_transitions_are_those_of_the_same_episodes_recorded(seed, t, n, pad, sh
                 there = own.on(data, needs)
             # no sub-trajectory is long enough
             except UserError:
+                with pytest.raises(UserError):
+                    transitions(rollouts, own, needs)
                 return
             rows = torch.arange(len(data.last))
             rows = rows[support(there.data, there.view, there.extras)]
@@ -90,6 +92,13 @@ def test_a_pool_has_room_for_every_transition():
     assert batch.reward.shape == (2, 15) and (count < 15).all()
     # what does not exist repeats the first, so that it is finite
     assert torch.equal(batch.obs[0, -1], batch.obs[0, 0])
+
+
+def test_a_seed_whose_sub_trajectories_all_end_too_early_is_told():
+    rollouts = some(n=2, terminals=0.0)
+    rollouts.terminal[1, :, 0] = True
+    with pytest.raises(UserError, match="every synthetic sub-trajectory of a seed ends before"):
+        transitions(rollouts, pipeline(n=2, pad=False))
 
 
 def test_rewards_are_transformed_as_recorded_ones():

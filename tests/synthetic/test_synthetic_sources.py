@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from offbench import rng
 from offbench.data.pipeline import make_pipeline
@@ -69,6 +70,13 @@ def test_a_denoiser_that_was_stopped_leaves_nothing(tmp_path):
     assert not [*tmp_path.glob("*.safetensors")]
 
 
+def test_who_waits_for_anothers_training_can_be_stopped(tmp_path, trained):
+    data = corridor()
+    with FileLock(PGD.kept(data, tmp_path).with_suffix(".lock")):
+        assert PGD.source(data, tmp_path, pause=lambda step: True) is None
+    assert not trained and PGD.source(data, tmp_path, pause=lambda step: True)
+
+
 def test_a_damaged_denoiser_is_trained_again(tmp_path, trained):
     data, keys = corridor(), rng.split(rng.key(3), 1)
     policy = lambda obs: torch.zeros_like(obs)
@@ -119,10 +127,11 @@ def test_each_imagined_sub_trajectory_follows_one_member():
             shift = torch.arange(5.0)[:, None, None]
             return obs + shift, obs[..., 0], torch.zeros_like(obs[..., 0])
 
-    rolled = imagine(Members(), torch.zeros(2, 5, 1), lambda obs: obs * 0, 4)
+    rolled = imagine(Members(), torch.zeros(2, 7, 1), lambda obs: obs * 0, 4)
     steps = rolled.obs[..., 0].diff(dim=-1)
-    assert (steps == steps[..., :1]).all()
-    assert sorted(steps[..., 0].flatten().tolist()) == sorted([0.0, 1, 2, 3, 4] * 2)
+    assert steps.shape == (2, 7, 3) and (steps == steps[..., :1]).all()
+    # a seed's are shared by all members, in a stack as alone
+    assert steps[0, :, 0].tolist() == steps[1, :, 0].tolist() == [0.0, 0, 1, 1, 2, 2, 3]
 
 
 def test_policies_see_transformed_observations():
@@ -185,3 +194,37 @@ def test_what_is_no_transition_is_refused():
         UserError, match=r"synthetic.length=32: every episode of toy is shorter .*16"
     ):
         long.check(make_pipeline(data), SPEC, "toy")
+
+
+@pytest.mark.parametrize(
+    "length, view, needs, said",
+    [
+        (1, {}, (), "length=1 must be at least 2"),
+        (2, {}, (), None),
+        (2, {}, ("next_action",), "length=2 must be at least 3"),
+        (4, {"n": 3}, ("next_action",), "length=4 must be at least 5"),
+        (4, {"n": 5}, (), None),
+        (4, {"n": 4, "pad": False}, (), "length=4 must be at least 5"),
+        (4, {"n": 3, "pad": False}, (), None),
+    ],
+)
+def test_sub_trajectories_without_a_transition_are_refused(length, view, needs, said):
+    own = WorldModel(**{**TINY, "length": length})
+    pipeline = make_pipeline(corridor(), view=NStep(**view), needs=needs, batch_size=8)
+    if not said:
+        return own.check(pipeline, SPEC, "toy")
+    with pytest.raises(UserError, match=said):
+        own.check(pipeline, SPEC, "toy")
+
+
+@pytest.mark.parametrize("share, is_", [(0.01, 0), (0.99, 8)])
+def test_a_share_that_leaves_nothing_of_a_minibatch_is_refused(share, is_):
+    own = WorldModel(**{**TINY, "share": share})
+    with pytest.raises(UserError, match=f"share={share} of batch_size=8 is {is_}: "):
+        own.check(make_pipeline(corridor(), batch_size=8), SPEC, "toy")
+
+
+@pytest.mark.parametrize("name, value", [("share", 2.0), ("every", 0), ("rollouts", -3)])
+def test_settings_of_an_ensemble_are_held_to_their_ranges(name, value):
+    with pytest.raises(UserError, match=rf"synthetic.{name}={value:g} must be"):
+        WorldModel(**{**TINY, name: value})

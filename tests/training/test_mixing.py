@@ -121,6 +121,13 @@ def test_training_that_goes_on_from_a_stop_ends_in_the_same_bits(stop):
     assert same(whole[-1].carry, again[-1].carry)
 
 
+def test_a_complete_training_gets_no_other_pool():
+    method, log = Mixed(method=TD3BC(**SMALL), share=0.5, size=6), []
+    whole = trained(method, 12)[-1].carry
+    (again,) = trained(method, 12, log=log, resume=whole)
+    assert again.update == 12 and not log and same(whole, again.carry)
+
+
 def test_backends_agree():
     method = Mixed(method=TD3BC(**SMALL), share=0.5, size=6)
     eager, vmapped = (trained(method, 20, backend=b)[-1].carry for b in ("eager", "vmap"))
