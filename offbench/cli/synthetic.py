@@ -52,7 +52,9 @@ def _sources(found: "Recorded", task: str) -> "dict[str, Synthetic]":
     sources: dict[str, Synthetic] = {}
     for cell in found.plan.cells:
         if cell.task.id == task and (settings := build_source(cell)):
-            sources.setdefault(cell.pipeline["synthetic"]["name"], settings)
+            name = cell.pipeline["synthetic"]["name"]
+            # others of the same name are told apart by their entry
+            sources[name if sources.get(name, settings) == settings else cell.entry] = settings
     return sources
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -9,7 +10,9 @@ import torch
 from support.paths import ROOT
 
 from offbench.bench import synthetic_quality as quality
+from offbench.bench.plan import plan
 from offbench.cli import main
+from offbench.cli.synthetic import _sources
 from offbench.errors import UserError
 from offbench.synthetic.sources import PolicyGuidedDiffusion, WorldModel
 from offbench.tasks.consistency import simulator
@@ -126,6 +129,21 @@ def test_what_cannot_be_measured_is_said_in_a_line(tmp_path, capsys):
     assert "no entry here learns from synthetic data" in err and "Traceback" not in err
     with pytest.raises(UserError, match="no environment is known"):
         simulator(replace(load_task(TASK), env=None), (2, 1))
+
+
+def test_sources_of_one_name_with_other_settings_are_all_measured():
+    given = [
+        f"task={TASK}",
+        "methods=[td3_bc+pgd]",
+        "synthetic.features=[8,16]",
+        "synthetic.levels=2",
+    ]
+    cells = plan(given, bench=True).cells
+    found = _sources(SimpleNamespace(plan=SimpleNamespace(cells=[*cells, *cells])), TASK)
+    assert [(name, own.features) for name, own in found.items()] == [
+        ("pgd", 8),
+        (cells[1].entry, 16),
+    ]
 
 
 def test_the_shipped_means_follow_from_the_rows():
