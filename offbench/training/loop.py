@@ -66,9 +66,9 @@ def train(
     """
     k = check_budget(method, n_updates)
     stops = sorted({max(k, s - s % k) for s in stop_at if 0 < s < n_updates} | {n_updates})
-    done = (int(resume.step) if resume else 0) * k
+    start = done = (int(resume.step) if resume else 0) * k
     every = max(k, refresh.every // k * k) if refresh else n_updates
-    marks = {mark for mark in range(0, n_updates, every) if mark > done}
+    marks = set(range(0, n_updates, every))
     device = device or pipeline.data.obs.device
     seen = pipeline.spec(spec)
     engine: Engine | ImperativeEngine
@@ -80,8 +80,7 @@ def train(
         ran = engine.ran
     else:
         carry = resume or initial_carry(method, seen, seeds, device, values=values)
-        if refresh and done < n_updates and done % every == 0:
-            carry = refresh.make(carry)
+        carry = refresh.make(carry) if refresh and start in marks else carry
         step, n_steps = make_step(method, pipeline, device=device), n_updates // k
         engine, ran = make_engine(
             step, carry, backend=backend, n_steps=n_steps, precision=precision
@@ -92,7 +91,7 @@ def train(
     paused = None if pause is None else lambda step: pause(step * k)
     for stop in sorted({*stops, *marks}):
         while done < stop:
-            if refresh and done in marks and isinstance(engine, Engine):
+            if refresh and start < done and done in marks and isinstance(engine, Engine):
                 engine.load(refresh.make(engine.carry))
             metrics = engine.run((stop - done) // k, paused)
             done = engine.step * k
