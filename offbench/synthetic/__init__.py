@@ -1,0 +1,1 @@
+"""Synthetic data: sub-trajectories that a learned model imagines, as a data source of any method."""
