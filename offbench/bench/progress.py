@@ -1,6 +1,7 @@
 """Curves and episodes of an unfinished stack, stored in its checkpoint."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from offbench.bench import provenance
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import Pack
+from offbench.results.claims import claimed, sweep
 from offbench.results.commit import inside
 from offbench.results.schema import EVALUATION_COLUMNS, typed
+from offbench.results.sharing.gc import runs_of
 from offbench.results.store import Record, Store
 
 if TYPE_CHECKING:
@@ -170,3 +173,17 @@ def remove(checkpoint: Path) -> None:
     left = [*folder.glob(f".{stem}.*.tmp*"), *folder.glob(f"{stem}.*.safetensors")]
     for path in (checkpoint, checkpoint.with_suffix(".json"), *left):
         path.unlink(missing_ok=True)
+
+
+def tidy(store: Store) -> None:
+    """Removes what killed workers have left: their claims, and checkpoints of runs that they had just recorded.
+
+    What cannot be removed stays.
+    """
+    sweep(store.root)
+    living = claimed(store.root)
+    for path in store.root.glob("checkpoints/*.safetensors"):
+        runs = runs_of(path)
+        if runs and living.keys().isdisjoint(runs) and all(store.has(run) for run in runs):
+            with suppress(OSError):
+                remove(path)

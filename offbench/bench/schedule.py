@@ -9,9 +9,9 @@ from typing import NamedTuple
 from offbench.bench.executors.executor import Executor, cores, gpus_of, n_evaluators, n_jobs
 from offbench.bench.executors.local import Processes, Thread
 from offbench.bench.job import Event, Job, may_mend, record_failure
+from offbench.bench.progress import tidy
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import Pack
-from offbench.results.claims import sweep
 from offbench.results.store import Store
 
 # seconds until a stack is tried again whose runs another worker has, or whose machine failed
@@ -90,7 +90,7 @@ def run_packs(
             executor.close(grace)
         # and where a second Ctrl-C breaks that off
         finally:
-            sweep(store.root)
+            tidy(store)
 
 
 def _startable(

@@ -69,11 +69,13 @@ def run_missing(
     from offbench.bench.executors.executor import check_cluster, is_here
     from offbench.bench.memory import Sizes, check_one, stack_limit
     from offbench.bench.preflight import check_machine, preflight
+    from offbench.bench.progress import tidy
     from offbench.bench.stacks import fetched, missing, pack, whole_stacks
     from offbench.tasks.loading import kept_in_memory
 
     part = part or read_part()
     check_cluster(wanted.settings)
+    tidy(store)
     with console.status("looking for the data") as status:
         wanted = replace(wanted, cells=fetched(wanted.cells, report=status.update))
     unrecorded = missing(wanted.cells, store)

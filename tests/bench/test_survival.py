@@ -15,12 +15,14 @@ from support.paths import ROOT
 
 from offbench.bench import job, recording, runner, schedule
 from offbench.bench.plan import plan
+from offbench.bench.progress import checkpoint_path, tidy
 from offbench.bench.runner import run_pack
 from offbench.bench.stacks import Pack, pack, whole_stacks
 from offbench.bench.watch import Watch
 from offbench.cli.app import main
 from offbench.errors import Interrupted, UserError
 from offbench.results.claims import Heart
+from offbench.results.sharing.gc import runs_of
 from offbench.results.store import Store
 
 HOPPER = "task=offbench/hopper/medium-replay-v0"
@@ -84,6 +86,32 @@ def test_a_stack_that_was_recorded_in_part_comes_out_as_it_would_have(undisturbe
     more = planned(tmp_path, "seeds=[0,1,2]")
     new = Pack(tuple(type(c)(**{**vars(c), "seeds": (2,)}) for c in more.cells))
     assert whole_stacks([new], more.cells, store) == [new]
+
+
+def test_a_checkpoint_of_recorded_runs_does_not_outlive_the_next_bench(tmp_path, monkeypatch):
+    """A process that dies between the records of a stack and the removal of its checkpoint."""
+    made = planned(tmp_path, "checkpoint_minutes=1e-6")
+    store, (part,) = Store(tmp_path), pack(made.cells)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "remove", lambda checkpoint: None)
+        run_pack(part, store, made.settings)
+    checkpoint = checkpoint_path(part, made.settings)
+    assert checkpoint.exists() and runs_of(checkpoint) == store.runs()["run_id"].tolist()
+    # of another living worker, which is about to remove it
+    with Heart(tmp_path) as other:
+        assert other.claim(runs_of(checkpoint)[:1])
+        tidy(store)
+        assert checkpoint.exists()
+    lost = part.members[1][1]
+    kept = {path: path.read_bytes() for path in tmp_path.glob(f"runs/**/{lost.run_id}*")}
+    for path in kept:
+        path.unlink()
+    tidy(store)
+    assert checkpoint.exists()
+    for path, content in kept.items():
+        path.write_bytes(content)
+    assert main(["bench", *ONE, f"results={tmp_path}"]) == 0
+    assert not leftovers(tmp_path)
 
 
 def full_disk(times: int):
