@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support.crashes import COMMAND_LINE, TINY, differences, leftovers, rows
+from support.crashes import COMMAND_LINE, KINDS, TINY, differences, leftovers, rows
 from support.paths import ROOT
 
 from offbench.bench import job, recording, runner, schedule
@@ -341,10 +341,10 @@ def test_two_benches_in_one_folder_divide_the_work(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.env
-def test_a_hundred_deaths_lose_nothing():
-    """SIGKILL, SIGTERM, SIGINT, a full disk and killed workers, at random moments; the script takes any number."""
-    script = ROOT / "tests" / "support" / "crashes.py"
-    deaths(script, "100")
+@pytest.mark.parametrize("kind", KINDS)
+def test_twenty_deaths_of_a_kind_lose_nothing(kind):
+    """SIGKILL, SIGTERM, SIGINT, a full disk or killed workers, at random moments; the script takes any number."""
+    deaths(ROOT / "tests" / "support" / "crashes.py", "20", kind)
 
 
 def test_deaths_lose_nothing():

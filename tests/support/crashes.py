@@ -188,7 +188,7 @@ def main(count: int, folder: Path, kinds: Sequence[str] = KINDS) -> int:
         whole = time.perf_counter() - mark
     wanted = rows(folder / "undisturbed" / "results")
     print(f"undisturbed: {len(wanted)} runs in {whole:.1f} s", flush=True)
-    draw = random.Random(0)
+    draw = random.Random(f"{kinds}")
     table = {kind: [0, 0, 0] for kind in kinds}
     each = max(1, min(3, count // len(kinds)))
     for i in range(-(-count // each)):
