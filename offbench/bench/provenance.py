@@ -67,8 +67,24 @@ def device_name(device: str) -> str:
 
 
 def host() -> dict[str, int | str]:
-    """Number of CPUs, the operating system, and the threads that torch computes with, which rounding depends on."""
-    about: dict[str, int | str] = {"cpus": os.cpu_count() or 1, "system": platform.system()}
+    """What rounding depends on, apart from versions: the processor's model and how many there are, the operating
+    system, and the threads that torch computes with."""
+    about: dict[str, int | str] = {
+        "cpus": os.cpu_count() or 1,
+        "processor": _processor(),
+        "system": platform.system(),
+    }
     if torch := sys.modules.get("torch"):
         about["threads"] = torch.get_num_threads()
     return about
+
+
+@cache
+def _processor() -> str:
+    """The processor's model, or its architecture where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(found, "") or platform.processor() or platform.machine()

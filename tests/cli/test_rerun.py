@@ -8,6 +8,7 @@ import torch
 from support.records import episodes, provenance
 
 from offbench.bench.plan import plan
+from offbench.bench.provenance import host
 from offbench.bench.repeat import Rows, differences
 from offbench.bench.stacks import Pack
 from offbench.cli import main
@@ -91,7 +92,7 @@ def test_a_row_that_differs_in_its_last_bit_is_found(recorded, tmp_path, capsys,
         at = (rows["stream"] == "test") & (rows["episode"] == 1)
         return rows.assign(score=rows["score"].where(~at, rows["score"] * (1 + 1e-15)))
 
-    facts = {"commit": "d" * 40, "host": {"threads": 7}}
+    facts = {"commit": "d" * 40, "host": {"threads": 7, "processor": "Pentium II"}}
     other = copied(recorded, tmp_path, change=change, **facts)
     name = other.records()[0].stem
     code, text = rerun(capsys, name[:9], f"results={tmp_path}")
@@ -99,6 +100,7 @@ def test_a_row_that_differs_in_its_last_bit_is_found(recorded, tmp_path, capsys,
     assert "the rows differ in 1 part:" in text
     assert "test: 1 of 2 episodes differ, the first at update 20, episode 1: score" in text
     assert "mean test score:" in text and f"commit: {'d' * 40} recorded, " in text
+    assert f"processor: Pentium II recorded, {host()['processor']} now" in text
     assert "versions" not in text and "torch" not in text
     assert threads == [7, before]
 
