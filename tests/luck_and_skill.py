@@ -192,7 +192,7 @@ def trained(
     data, view = pulls(p, share, data_set), Window(1, 1.0)
     pipeline = make_pipeline(data, view=view, batch_size=64, needs=method.needs)
     pipeline = averaged(pipeline) if average else pipeline
-    (point,) = train(method, pipeline, BANDIT, seeds=seeds, n_updates=updates, backend="vmap")
+    (point,) = train(method, pipeline, BANDIT, seeds=seeds, n_updates=updates, backend="eager")
     return point.state, pipeline.view.target_return
 
 

@@ -26,25 +26,26 @@ def kept(results, *args: str):
 
 ACTING = """
 import sys, numpy as np, torch
-policy = torch.jit.load(sys.argv[1])
-rows = np.load(sys.argv[2])
-np.save(sys.argv[3], np.stack([policy(torch.from_numpy(row)).numpy() for row in rows]))
+rows = torch.from_numpy(np.load(sys.argv[1]))
+for name in sys.argv[2:]:
+    policy = torch.jit.load(name)
+    np.save(name + ".npy", np.stack([policy(row).numpy() for row in rows]))
 assert not any(name.startswith("offbench") for name in sys.modules)
 """
 
 
-@pytest.mark.parametrize("method", ["td3_bc", "iql", "bc"])
-def test_the_file_acts_as_the_policy_does(method, tmp_path):
-    policy = kept(tmp_path / "r", f"method={method}")
-    file = policy.export(tmp_path / "policy.pt")
+def test_the_files_act_as_the_policies_do(tmp_path):
     rows = np.random.default_rng(0).normal(size=(7, 11)).astype(np.float32)
     np.save(tmp_path / "rows.npy", rows)
-    files = [str(file), str(tmp_path / "rows.npy"), str(tmp_path / "actions.npy")]
-    subprocess.run([sys.executable, "-c", ACTING, *files], check=True, cwd=tmp_path)
-    actions = np.load(tmp_path / "actions.npy")
-    np.testing.assert_allclose(actions, policy.act(rows), rtol=1e-5, atol=1e-6)
-    assert np.ptp(actions, 0).min() > 0
-    assert np.abs(policy._in_units(np.zeros((1, 3), np.float32)) - actions).max() > 1e-3
+    policies = {m: kept(tmp_path / m, f"method={m}") for m in ("td3_bc", "iql", "bc")}
+    files = [str(policy.export(tmp_path / f"{m}.pt")) for m, policy in policies.items()]
+    command = [sys.executable, "-c", ACTING, str(tmp_path / "rows.npy"), *files]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    for name, policy in policies.items():
+        actions = np.load(tmp_path / f"{name}.pt.npy")
+        np.testing.assert_allclose(actions, policy.act(rows), rtol=1e-5, atol=1e-6, err_msg=name)
+        assert np.ptp(actions, 0).min() > 0
+        assert np.abs(policy._in_units(np.zeros((1, 3), np.float32)) - actions).max() > 1e-3
 
 
 @pytest.mark.parametrize(

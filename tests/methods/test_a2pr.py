@@ -62,7 +62,7 @@ def choices(good: float = 0.2, n: int = 1000):
 
 def chosen(method) -> torch.Tensor:
     """(seeds,) the mean action after training."""
-    point, _ = trained(method, choices(), 300, batch_size=32)
+    point, _ = trained(method, choices(), 150, batch_size=32)
     obs = rng.normal(rng.key(5), (200, 2))
     act = torch.func.vmap(lambda state: method.act(state, obs, rng.key(0)))
     return act(point.state).mean((1, 2))
