@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import torch
+from torch._inductor import config
 from torch._inductor.pattern_matcher import stable_topological_sort
 from torch.fx import Graph, GraphModule, Node
 from torch.torch_version import TorchVersion
@@ -38,6 +39,8 @@ def fuse(graph: GraphModule, device: torch.device) -> dict[str, Any]:
     return {
         # independent small kernels start as one
         "combo_kernels": True,
+        # small values are concatenated in the kernels that read the result, not in one of their own
+        "force_pointwise_cat": _largest_cat(graph) <= SMALL_CAT,
         # torch 2.11 fails where it reorders the loops of kernels that it joins: TD3+BC of one seed
         "loop_ordering_after_fusion": TorchVersion(torch.__version__) >= "2.13",
         # a sum over a minibatch in one kernel, and the optimiser in it, instead of two
@@ -45,7 +48,25 @@ def fuse(graph: GraphModule, device: torch.device) -> dict[str, Any]:
         # inductor otherwise pads products and sizes the blocks of sums by what it finds faster at the
         # time, and the order of additions would differ from one compilation to the next
         "deterministic": True,
-    } | ({"triton.native_matmul": True} if OWN_PRODUCTS else {})
+    } | _of_new_versions()
+
+
+def _of_new_versions() -> dict[str, Any]:
+    options: dict[str, Any] = {"triton.native_matmul": True} if OWN_PRODUCTS else {}
+    # kernels start together although values are then needed for longer, by default for at most 5 % more memory
+    if hasattr(config, name := "combo_kernel_peak_memory_pct_threshold"):
+        options[name] = None
+    return options
+
+
+# numbers up to which a concatenation is written anew by each of its readers: observations and actions of 16 seeds'
+# minibatches are 94,000; CQL's, with ten actions for each observation, a million, and its readers then cost kernels
+SMALL_CAT = 2**19
+
+
+def _largest_cat(graph: GraphModule) -> int:
+    nodes = graph.graph.find_nodes(op="call_function", target=_aten.cat.default)
+    return max((node.meta["val"].numel() for node in nodes), default=0)
 
 
 # terms of a sum from which a compiler may share one sum among many blocks, with a second kernel

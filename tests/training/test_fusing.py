@@ -198,6 +198,13 @@ def test_only_long_sums_are_split_and_inductor_knows_the_options(terms, split):
     assert all(hasattr(torch._inductor.config, name) for name in options)
 
 
+@pytest.mark.parametrize(("more", "written_where_used"), [(0, True), (1, False)])
+def test_only_small_values_are_joined_by_who_reads_them(more, written_where_used):
+    half = torch.zeros(fusing.SMALL_CAT // 2 + more)
+    graph = make_fx(lambda x: torch.cat([x, x]))(half)
+    assert fusing.fuse(graph, GPU)["force_pointwise_cat"] is written_where_used
+
+
 def test_programs_for_a_cpu_stay_as_they_are():
     graph = make_fx(lambda x, y: (network(x), network(y)))(X, Y)
     code = graph.code
