@@ -46,6 +46,8 @@ class Card(NamedTuple):
     bf16: float
     # bytes per second of its memory
     bandwidth: float
+    # bytes of it
+    memory: float
 
     def step_s(self, work: "Work", seeds: int, precision: str) -> float:
         """Seconds of one step of a stack."""
@@ -57,16 +59,16 @@ class Card(NamedTuple):
 # papers of the architectures Ada (RTX 4090), GA102 (RTX 3090), Volta (V100 SXM2) and Turing (T4). Where a card has
 # no such mode, its rate in float32 stands.
 CARDS = (
-    Card("H200", 67e12, 495e12, 989e12, 4.8e12),
-    Card("H100", 67e12, 495e12, 989e12, 3.35e12),
-    Card("H100 PCIe", 51e12, 378e12, 756e12, 2.0e12),
-    Card("A100", 19.5e12, 156e12, 312e12, 2.04e12),
-    Card("L40S", 91.6e12, 183e12, 362e12, 0.864e12),
-    Card("L4", 30.3e12, 60e12, 121e12, 0.3e12),
-    Card("RTX 4090", 82.6e12, 82.6e12, 165e12, 1.008e12),
-    Card("RTX 3090", 35.6e12, 35.6e12, 71e12, 0.936e12),
-    Card("V100", 15.7e12, 15.7e12, 15.7e12, 0.9e12),
-    Card("T4", 8.1e12, 8.1e12, 8.1e12, 0.32e12),
+    Card("H200", 67e12, 495e12, 989e12, 4.8e12, 141e9),
+    Card("H100", 67e12, 495e12, 989e12, 3.35e12, 80e9),
+    Card("H100 PCIe", 51e12, 378e12, 756e12, 2.0e12, 80e9),
+    Card("A100", 19.5e12, 156e12, 312e12, 2.04e12, 80e9),
+    Card("L40S", 91.6e12, 183e12, 362e12, 0.864e12, 48e9),
+    Card("L4", 30.3e12, 60e12, 121e12, 0.3e12, 24e9),
+    Card("RTX 4090", 82.6e12, 82.6e12, 165e12, 1.008e12, 24e9),
+    Card("RTX 3090", 35.6e12, 35.6e12, 71e12, 0.936e12, 24e9),
+    Card("V100", 15.7e12, 15.7e12, 15.7e12, 0.9e12, 16e9),
+    Card("T4", 8.1e12, 8.1e12, 8.1e12, 0.32e12, 16e9),
 )
 
 

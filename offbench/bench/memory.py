@@ -16,6 +16,7 @@ from offbench.bench.stacks import pack, program_of
 from offbench.errors import UserError
 
 if TYPE_CHECKING:
+    from offbench.bench.devices import Card
     from offbench.data.pipeline import Pipeline
     from offbench.types import Spec
 
@@ -46,10 +47,10 @@ def run_bytes(cell: Cell, *, bound: bool = False, known: Sizes | None = None) ->
         bound: a bound that is quickly found, instead of the size.
         known: sizes that were counted before, once for each program and each shape of the data.
     """
+    from offbench.bench.devices import shape_of
     from offbench.bench.preflight import build
-    from offbench.tasks.loading import load_data
 
-    data, spec = load_data(cell.task, gamma=cell.pipeline["gamma"], defects="ignore")
+    data, spec = shape_of(cell)
     method, pipeline = build(cell, data, spec, lazy=True)
     seen = pipeline.spec(spec)
     known = {} if known is None else known
@@ -101,12 +102,17 @@ def _fake() -> Iterator[None]:
 
 
 def stack_limit(
-    todo: Sequence[Cell], settings: Settings, known: Sizes | None = None
+    todo: Sequence[Cell],
+    settings: Settings,
+    known: Sizes | None = None,
+    *,
+    gpu: "Card | None" = None,
 ) -> Callable[[Cell], int | None]:
     """The most runs of a stack, for `pack`: `max_stack`, or what a process's share of the memory holds.
 
     Args:
         known: sizes of runs, as in `run_bytes`.
+        gpu: a card that need not be here, of which each process has one to itself.
 
     Raises:
         UserError: one run does not fit.
@@ -115,9 +121,9 @@ def stack_limit(
     from offbench.bench.preflight import resolve_device
 
     # the memory of a cluster's machines is not known here
-    if not is_here(settings):
+    if gpu is None and not is_here(settings):
         return lambda cell: settings.max_stack
-    device = resolve_device(settings.device)
+    device = "" if gpu else resolve_device(settings.device)
     known = {} if known is None else known
     bounds: dict[Any, float] = {}
     sizes: dict[Any, float] = {}
@@ -125,16 +131,16 @@ def stack_limit(
     limits: dict[Any, int | None] = {}
     limit = lambda cell: limits.get(_program(cell), settings.max_stack)
     # smaller stacks may be more processes, which have less each
-    while jobs != (jobs := n_jobs(settings, len(packs))):
+    while jobs != (jobs := 1 if gpu else n_jobs(settings, len(packs))):
         for part in packs:
             cell, key, n = part.cells[0], _program(part.cells[0]), part.size
-            room = room_for(cell, settings, device, jobs)
+            room = room_on(gpu, cell, settings) if gpu else room_for(cell, settings, device, jobs)
             bounds[key] = bounds[key] if key in bounds else run_bytes(cell, bound=True, known=known)
             if n * bounds[key] <= room.size:
                 continue
             sizes[key] = sizes[key] if key in sizes else run_bytes(cell, known=known)
             if sizes[key] > room.size:
-                alone = room_for(cell, settings, device, 1)
+                alone = room if jobs == 1 else room_for(cell, settings, device, 1)
                 raise too_large(cell, sizes[key], room, jobs if sizes[key] <= alone.size else 1)
             fits = int(room.size // sizes[key])
             before = limits.get(key, settings.max_stack)
@@ -180,6 +186,14 @@ def _gib(size: float) -> str:
 
 def _program(cell: Cell) -> tuple[str, ...]:
     return cell.task.id, *program_of(cell)
+
+
+def room_on(gpu: "Card", cell: Cell, settings: Settings) -> Room:
+    """What runs may take on an unused card, beside the cell's data where those are known."""
+    from offbench.bench.devices import shape_of
+
+    held = sum(x.nbytes for x in shape_of(cell)[0]) if settings.data == "device" else 0
+    return Room(max(0.0, _GPU_SHARE * gpu.memory - held), f"of the memory of {gpu.name}")
 
 
 def room_for(cell: Cell, settings: Settings, device: str, jobs: int) -> Room:

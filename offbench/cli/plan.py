@@ -88,7 +88,7 @@ def _print_runs(wanted: "Plan", console: "Console", gpu: "Card | None") -> None:
         with console.status("measuring speed") as status:
             if gpu:
                 estimated = [*todo, *_with_known_sizes(wanted, here, console)]
-                packs = pack(estimated, max_stack=settings.max_stack)
+                packs = pack(estimated, max_stack=stack_limit(estimated, settings, gpu=gpu))
             else:
                 packs = pack(todo, max_stack=stack_limit(todo, settings, sizes))
             there = gpu or planned_card(settings)

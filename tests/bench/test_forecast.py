@@ -12,7 +12,7 @@ from support.records import episodes, provenance
 
 from offbench.bench import forecast as forecasts
 from offbench.bench import memory, probes
-from offbench.bench.devices import COMPILE_S, card
+from offbench.bench.devices import COMPILE_S, card, shape_of
 from offbench.bench.forecast import SETUP_S, forecast, makespan
 from offbench.bench.memory import _group_bytes, run_bytes, stack_limit
 from offbench.bench.plan import plan
@@ -133,6 +133,21 @@ def test_a_stack_that_fits_only_when_smaller_is_split(monkeypatch):
     assert sizes == [10] * 6 + [4]
     limited = stack_limit(cells, replace(settings, max_stack=7))
     assert {p.size for p in pack(cells, max_stack=limited)} == {7, 1}
+
+
+@pytest.mark.parametrize("task", ["offbench/hopper/medium-replay-v0", "d4rl/hopper-medium-v2"])
+def test_stacks_for_a_card_that_is_not_here_are_as_large_as_its_memory(task):
+    """Of which runs have 80 % and share it with the data; those of D4RL are not here."""
+    wanted = cell(f"task={task}", "method.hidden=[512,512]", "seeds=[0,1,2,3,4,5,6,7,8,9]")
+    settings, size = Settings(device="cpu", jobs=2), run_bytes(wanted)
+    held = sum(x.nbytes for x in shape_of(wanted)[0])
+    small = card("T4")._replace(memory=(4.5 * size + held) / 0.8)
+    sizes = [p.size for p in pack([wanted], max_stack=stack_limit([wanted], settings, gpu=small))]
+    assert sizes == [4, 4, 2]
+    host = replace(settings, data="host")
+    assert stack_limit([wanted], host, gpu=small._replace(memory=4.5 * size / 0.8))(wanted) == 4
+    with pytest.raises(UserError, match="one run takes .* and there are .* of the memory of T4;"):
+        stack_limit([wanted], settings, gpu=small._replace(memory=size))
 
 
 def test_data_are_read_once_and_a_program_is_counted_once(monkeypatch):
