@@ -9,6 +9,7 @@ make a tensor on the CPU. The programs of every view and sampler are traced and 
 import inspect
 import re
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,10 +84,12 @@ def audit(
         calls = [(f.filename, f.lineno or 0) for f in traceback.extract_tb(error.__traceback__)]
         fault = _because(error) + _line(calls[::-1], method)
         return Audited(name, view, sampler, 0, 0, (fault,))
-    operations = {p.name: _count(p) for p in programs}
+    operations = Counter[str]()
+    for program in programs:
+        operations[program.name] += _count(program)
     with fake_cuda():
         faults = [f for p in programs for f in _faults(p, method)]
-    draw, update = (operations.get(half, 0) for half in ("draw", "update"))
+    draw, update = operations["draw"], operations["update"]
     return Audited(name, view, sampler, draw, update, tuple(dict.fromkeys(faults)))
 
 

@@ -55,7 +55,7 @@ class Launches(NamedTuple):
     kernels: int
     products: int
     other: int
-    # launches of the draw of BLOCK steps: uncompiled, one for each operation that is no view
+    # launches of BLOCK steps' batches: kernels that draw them, and an operation for each part that is gathered
     draw: int
     minibatches: int
     flops: int

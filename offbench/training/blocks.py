@@ -48,11 +48,16 @@ def maker(step: Step, key: Tensor, *, traced: bool = True, compiled: bool = Fals
         drawn = draw(example)
         fast = Program(draw, example, compiled=True, any_length=True)
         with torch.no_grad():
-            same = all(map(torch.equal, tree_leaves(fast(example)), tree_leaves(drawn)))
-        if same:
+            again = fast(example)
+        if equal(again, drawn):
             gather = Program(step.input, drawn)
             return lambda arguments: gather(fast(arguments))
     return Program(make, example)
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Leaf by leaf, to the last bit."""
+    return all(map(torch.equal, tree_leaves(a), tree_leaves(b)))
 
 
 def steps(block: Input) -> list[Input]:
@@ -73,7 +78,7 @@ class Blocks:
 
     def __init__(self, step: Step, key: Tensor, *, backend: str):
         # on a CPU drawing is too small a part of a step
-        compiled = backend in ("compile", "cudagraph") and key.device.type == "cuda"
+        compiled = backend in ("compile", "cudagraph") and key.device.type != "cpu"
         self._make = maker(step, key, traced=backend != "vmap", compiled=compiled)
         self._key = key.clone()
         self._forget()
