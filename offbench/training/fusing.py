@@ -33,8 +33,7 @@ def fuse(graph: GraphModule, device: torch.device) -> dict[str, Any]:
     if device.type == "cpu":
         return {}
     join_rows(graph)
-    write_out_thin_products(graph)
-    write_out_tiny_products(graph)
+    write_out_products(graph)
     grouping.install()
     return {
         # independent small kernels start as one
@@ -100,48 +99,29 @@ def _without_memory(x: Any) -> Any:
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
-def write_out_thin_products(graph: GraphModule) -> None:
-    """Products with a side of length 1 become elementwise products or sums.
-
-    A compiler fuses these with the operations around them, and a library's product with nothing.
-    """
-    for node in list(graph.graph.nodes):
-        if node.target is not _BMM:
-            continue
-        operands: Any = node.args
-        a, b = operands
-        (m, k), n = a.meta["val"].shape[1:], b.meta["val"].shape[2]
-        if 1 not in (m, k, n):
-            continue
-        if k > 1 and n == 1:
-            b = insert(node, _aten.transpose.int, b, 1, 2)
-        elif k > 1:
-            a = insert(node, _aten.transpose.int, a, 1, 2)
-        new = insert(node, _aten.mul.Tensor, a, b)
-        if k > 1:
-            new = insert(node, _aten.sum.dim_IntList, new, [2 if n == 1 else 1], True)
-        node.replace_all_uses_with(new)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-
-
-# rows, columns and terms of a product up to which it is written out
+# a side of a product up to which it is written out: the dimensions of actions
+THIN = 8
+# rows, columns and terms up to which it is
 TINY = 24
 # multiplications above which that costs more than it saves: written out, attention to 80,000 sets of 21 tokens took
 # 38 % of an update of ACSAC on an H200
 MANY = 2**26
 
 
-def write_out_tiny_products(graph: GraphModule) -> None:
-    """Products of tiny matrices, as in attention to a few tokens, become elementwise products and sums.
+def write_out_products(graph: GraphModule) -> None:
+    """Thin and tiny products become elementwise products and sums.
 
-    What makes their operands, heads split and transposed, is then fused with them and not written first.
+    A compiler fuses these with the operations around them, and a library's product with nothing: with a side of
+    length 1 always, else where they are not too many; the first and last layer of a policy's actions, attention to a
+    few tokens.
     """
     for node in graph.graph.find_nodes(op="call_function", target=_BMM):
         operands: Any = node.args
         a, b = operands
         shape = (*a.meta["val"].shape, b.meta["val"].shape[2])
-        if max(shape[1:]) > TINY or math.prod(shape) > MANY:
+        least, most = min(shape[1:]), max(shape[1:])
+        few = math.prod(shape) <= MANY and (least <= THIN or most <= TINY)
+        if not (few or least == 1):
             continue
         a = insert(node, _aten.unsqueeze.default, a, 3)
         b = insert(node, _aten.unsqueeze.default, b, 1)

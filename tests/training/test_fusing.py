@@ -47,6 +47,7 @@ def normal(*shape: int) -> torch.Tensor:
 def large(monkeypatch):
     """The small products of these tests count as large ones."""
     monkeypatch.setattr(fusing, "TINY", 0)
+    monkeypatch.setattr(fusing, "THIN", 0)
 
 
 X, Y, W, V = normal(3, 4, 5), normal(3, 7, 5), normal(3, 5, 6), normal(3, 6, 5)
@@ -91,8 +92,19 @@ def test_products_with_one_matrix_are_computed_together(function, after, large):
 
 
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 4, 5), (4, 1, 5), (4, 5, 1), (1, 1, 1), (1, 5, 1)])
-def test_thin_products_are_left_to_the_compiler(m, k, n):
+def test_products_with_a_side_of_one_are_left_to_the_compiler(m, k, n, monkeypatch):
+    monkeypatch.setattr(fusing, "MANY", 0)
     assert check(torch.bmm, normal(3, m, k), normal(3, k, n)) == (1, 0)
+
+
+@pytest.mark.parametrize("thin", range(3))
+@pytest.mark.parametrize(("side", "many", "after"), [(8, 2**26, 0), (9, 2**26, 1), (8, 9999, 1)])
+def test_products_with_the_dimensions_of_actions_are_if_they_are_few(
+    thin, side, many, after, monkeypatch
+):
+    monkeypatch.setattr(fusing, "MANY", many)
+    m, k, n = (side if i == thin else 25 for i in range(3))
+    assert check(torch.bmm, normal(2, m, k), normal(2, k, n)) == (1, after)
 
 
 def attention(x: torch.Tensor) -> torch.Tensor:
@@ -102,7 +114,7 @@ def attention(x: torch.Tensor) -> torch.Tensor:
     return scores.masked_fill(hidden, -torch.inf).softmax(-1) @ x.cos()
 
 
-@pytest.mark.parametrize(("tokens", "width", "after"), [(6, 16, 0), (24, 24, 0), (25, 2, 2)])
+@pytest.mark.parametrize(("tokens", "width", "after"), [(6, 16, 0), (24, 24, 0), (25, 9, 2)])
 def test_attention_to_a_few_tokens_is_left_to_the_compiler(tokens, width, after):
     assert check(attention, normal(5, tokens, width)) == (2, after)
 
