@@ -87,10 +87,11 @@ def _write(
 ) -> Path:
     """The path of the report, written, or found as it would be written."""
     from offbench.results.report import page, payload
+    from offbench.results.report.beside import measured_words
 
     runs, unscaled, ids = found.runs, found.asked.unscaled, list(found.runs["run_id"])
     path = board_folder(plan) / f"{board_name(plan, args)}.html"
-    shown = payload.board_payload(board, runs, unscaled)
+    shown = payload.board_payload(board, runs, unscaled, measured_words(store.root, set(ids)))
     fingerprint = page.fingerprint_of(shown, ids)
     if unless_same and _fingerprint_in(path) == fingerprint:
         return path

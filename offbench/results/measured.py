@@ -7,7 +7,8 @@ a file has what its rows were made with, so that they are made again where eithe
 """
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,16 @@ from offbench.io import replacing, sha256_of
 def path_of(root: Path, folder: str, mark: Path, ending: str = ".parquet") -> Path:
     """Where the table of a run lies, from the path of its record's json."""
     return root / folder / mark.relative_to(root / "runs").parent / f"{mark.stem}{ending}"
+
+
+def kinds_of(root: Path, folder: str, run_ids: Collection[str]) -> dict[str, int]:
+    """What lies between the id of a run and the ending of the tables of some runs (of estimates their estimator) and the
+    number of runs that have one; nothing is opened."""
+    names = (path.name.removesuffix(".parquet") for path in (root / folder).glob("*/*/*/*.parquet"))
+    found = Counter(
+        kind for run, _, kind in (name.partition(".") for name in names) if run in run_ids
+    )
+    return dict(sorted(found.items()))
 
 
 def write_table(path: Path, table: pa.Table, kept: Path, how: Mapping[str, Any]) -> None:

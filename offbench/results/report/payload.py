@@ -22,12 +22,15 @@ _AGGREGATE = ("iqm", "low", "high", "mean", "mean_low", "mean_high", "mean_rank"
 _COUNTS = ("complete", "n_asked", "n_tasks", "n_seeds", "n_seeds_max", "n_episodes", "n_tuned")
 
 
-def board_payload(board: Board, runs: pd.DataFrame, unscaled: Collection[str] = ()) -> dict:
+def board_payload(
+    board: Board, runs: pd.DataFrame, unscaled: Collection[str] = (), measured: str = ""
+) -> dict:
     """The leaderboard: tasks, entries in rank order, and their cells, entry by entry, as columns.
 
     Args:
         runs: lines of `Store.runs()` of the board.
         unscaled: tasks whose score is a plain return.
+        measured: what else was measured of the runs, of `measured_words`.
     """
     rows = render.rows_of_cells(board)
     cells = [cell for entry in board.aggregate["entry"] for cell in rows[entry]]
@@ -35,7 +38,7 @@ def board_payload(board: Board, runs: pd.DataFrame, unscaled: Collection[str] = 
     return {
         "title": board.title,
         "lede": _lede(board),
-        "facts": _facts(board, runs),
+        "facts": _facts(board, runs) + [["Measured", measured]] * bool(measured),
         "made": _machine(runs),
         "tasks": list(board.tasks),
         "names": render.without_common_folder(board.tasks),
