@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from offbench.results import markdown
+from offbench.results.board.cell_text import TASK_WIDTH
 from offbench.results.board.leaderboard import Board
-from offbench.results.board.render import TASK_WIDTH, column_headings, without_common_folder
+from offbench.results.board.render import column_headings, without_common_folder
 from offbench.results.captions import count
 from offbench.results.published.scores import intervals, published_sources, updates_of
 
