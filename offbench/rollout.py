@@ -175,12 +175,10 @@ def make_policy(
     def act(state: Any, step: TimeStep, memory: Any, key: Tensor) -> tuple[Any, Any]:
         obs = step.obs
         decision = stacked(key.shape, state, obs, key)
-        planned = isinstance(decision, Plan)
-        decision = (
-            decision._replace(action=decision.action.clamp(-1, 1))
-            if planned
-            else decision.clamp(-1, 1)
-        )
+        if isinstance(decision, Plan):
+            decision = decision._replace(action=decision.action.clamp(-1, 1))
+        else:
+            decision = decision.clamp(-1, 1)
         if valued and values == "every":
             memory = Values(every_value(key.shape, state, obs, decision).cpu())
         # untraced: a sixth of evaluation at 130 steps an episode
