@@ -82,6 +82,21 @@ def calling(what: str) -> Iterator[None]:
         raise UserError(f"{what} raised {words} ({at.filename}:{at.lineno})") from error
 
 
+@contextlib.contextmanager
+def writing(what: object) -> Iterator[None]:
+    """Turns an error of the file system, inside the block, into a UserError: what cannot be written, and why.
+
+    >>> with writing("the board to results"):
+    ...     raise PermissionError(13, "Permission denied")
+    Traceback (most recent call last):
+    offbench.errors.UserError: cannot write the board to results: Permission denied
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {what}: {error.strerror or in_one_line(error)}") from None
+
+
 # --- what may be published ------------------------------------------------------------------
 
 # a variable of such a name holds a secret

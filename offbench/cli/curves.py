@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from offbench.cli.console import make_console, print_wrapped
 from offbench.cli.recorded import board_folder, board_name, read_recorded
-from offbench.errors import UserError
+from offbench.errors import UserError, writing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,9 +61,10 @@ def show_curves(args: Sequence[str], *, pulls: int | None = None) -> int:
     folder, name = board_folder(wanted), board_name(wanted)
     paths = [folder / f"{name}-curves.{kind}" for kind in ("csv", "png")]
     text = table.round(4).to_csv(index=False, lineterminator="\n")
-    atomic_write(paths[0], text.encode())
     title = f"{wanted.name} v{wanted.suite['version']}, mean over seeds and 95 % interval"
-    write_figure(table, paths[1], title)
+    with writing(folder):
+        atomic_write(paths[0], text.encode())
+        write_figure(table, paths[1], title)
     console.print(f"written: {', '.join(map(str, paths))}", soft_wrap=True)
     return 0
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from offbench.cli.board import evidence_of
 from offbench.cli.recorded import board_folder, board_name, nothing_recorded
-from offbench.errors import UserError
+from offbench.errors import UserError, writing
 from offbench.io import atomic_write
 
 if TYPE_CHECKING:
@@ -103,10 +103,8 @@ def _write(
         "runs": payload.runs_payload(board, found.episodes, records),
     }
     text = page.page(shown, parts, fingerprint)
-    try:
+    with writing(f"the report to {path}"):
         atomic_write(path, text.encode())
-    except OSError as error:
-        raise UserError(f"cannot write the report to {path}: {error.strerror}") from None
     return path
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from offbench.errors import UserError
+from offbench.errors import writing
 from offbench.io import atomic_write, slug
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def write_pictures(
         UserError: they cannot be written.
     """
     paths = [folder / f"{name}.csv"]
-    try:
+    with writing(f"diagnostics to {folder}"):
         text = numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n")
         atomic_write(paths[0], text.encode())
         for task, mine in numbers.groupby("task"):
@@ -46,8 +46,6 @@ def write_pictures(
                 if figure is not None:
                     paths.append(folder / f"{slug(str(task))}-{kind}.png")
                     save_png(figure, paths[-1], dpi=110)
-    except OSError as error:
-        raise UserError(f"cannot write diagnostics to {folder}: {error.strerror}") from None
     return paths
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from offbench.errors import UserError
+from offbench.errors import writing
 from offbench.io import replacing, sha256_of
 
 
@@ -40,7 +40,7 @@ def write_table(path: Path, table: pa.Table, kept: Path, how: Mapping[str, Any])
     Raises UserError where the file cannot be written.
     """
     about = json.dumps(_about(kept, how), sort_keys=True)
-    try:
+    with writing(path):
         with replacing(path) as temporary:
             pq.write_table(
                 table.replace_schema_metadata({"offbench": about}),
@@ -48,8 +48,6 @@ def write_table(path: Path, table: pa.Table, kept: Path, how: Mapping[str, Any])
                 compression="zstd",
                 write_page_checksum=True,
             )
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 def is_made(path: Path, kept: Path, how: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from offbench.errors import UserError
+from offbench.errors import writing
 from offbench.io import atomic_write
 from offbench.results import markdown
 from offbench.results.board import averaged_text, consistency_text, goals_text, pairs_text, strip
@@ -130,11 +130,9 @@ def to_terminal(board: Board, console: "Console") -> None:
 def write_texts(folder: Path, name: str, markdown: str, table: str) -> tuple[Path, Path]:
     """Writes `<name>.md` and `<name>.csv`, each whole or not at all."""
     paths = folder / f"{name}.md", folder / f"{name}.csv"
-    try:
+    with writing(f"the board to {folder}"):
         for path, text in zip(paths, (markdown, table), strict=True):
             atomic_write(path, text.encode())
-    except OSError as error:
-        raise UserError(f"cannot write the board to {folder}: {error.strerror}") from None
     return paths
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from offbench.errors import UserError
+from offbench.errors import UserError, writing
 from offbench.io import replacing
 from offbench.results.board.leaderboard import Board
 from offbench.results.curves import curve_table
@@ -74,12 +74,10 @@ def write_figures(
             "nothing to draw: no entry has every seed of every task, and no run was evaluated during training"
         )
     paths = []
-    try:
+    with writing(f"figures to {folder}"):
         with rc_context(_STYLE):
             for name, draw in pictures.items():
                 paths += _save(draw(), folder, name)
-    except OSError as error:
-        raise UserError(f"cannot write figures to {folder}: {error.strerror}") from None
     return paths
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from offbench.errors import UserError
+from offbench.errors import UserError, writing
 from offbench.io import finished_file, linked_or_copied, sha256_of, slug
 from offbench.results import decisions, estimates, measured
 from offbench.results.consistency import of_runs, parse_pairs, write_pairs
@@ -73,10 +73,8 @@ def take_over(source: Path, root: Path, same: Collection[str]) -> Iterator[Damag
         elif isinstance(ours, Damage):
             yield ours
         elif ours < theirs & set(same):
-            try:
+            with writing(target):
                 written = kind.copy(path, target, same)
-            except OSError as error:
-                raise UserError(f"cannot write {target}: {error.strerror}") from None
             if written:
                 yield Taken(kind.folder, target)
 
