@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from offbench.cli.console import make_console, print_wrapped
 from offbench.cli.recorded import board_folder, board_name, read_recorded
 from offbench.errors import UserError, writing
+from offbench.results.names import shortened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,6 +100,8 @@ def task_lines(task: str, table: "pd.DataFrame", needed: "pd.Series") -> list[st
     side = max(map(len, tails.values()), default=0)
     room = _WIDTH - width * len(shown) - max(width, len(heads[-1]) + 1) - side - 1 - 3 - 7
     names = max(8, min(room, table["entry"].str.len().max()))
+    entries = list(dict.fromkeys(table["entry"]))
+    short = dict(zip(entries, shortened(entries, names), strict=True))
     final = max(width, len(heads[-1]) + 1)
     head = "".join(f"{x:>{width}}" for x in heads[:-1]) + f"{heads[-1]:>{final}}"
     lines = [task, f"{'updates':{names}}{head} {'':{side}}{'n':>3}{'90 %':>7}"]
@@ -107,9 +110,8 @@ def task_lines(task: str, table: "pd.DataFrame", needed: "pd.Series") -> list[st
         test = curve[curve["stream"] == "test"].iloc[-1]
         means = "".join(f"{at[u]:{width}.{digits}f}" if u in at else " " * width for u in shown)
         got = needed[entry, task]
-        name = entry if len(entry) <= names else entry[: names - 1] + "…"
         lines.append(
-            f"{name:{names}}{means}{test['mean']:{final}.{digits}f} {tails[entry]:{side}}"
+            f"{short[entry]:{names}}{means}{test['mean']:{final}.{digits}f} {tails[entry]:{side}}"
             f"{test['n_seeds']:>3}{short_count(got) if got == got else '':>7}"
         )
     return [line.rstrip() for line in lines]

@@ -67,17 +67,18 @@ def to_table(board: Board) -> "Table":
     """Means over tasks, for a terminal; single tasks are in the markdown and the csv."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-    table.add_column("entry")
+    table.add_column("entry", overflow="fold")
     for name in ("last three", "last alone"):
         table.add_column(f"  {name}", justify="right")
     for entry in board.aggregate["entry"]:
         means = _means(board, entry)
         if means is not None:
-            table.add_row(entry, *(f"{x:.1f}" for x in means))
+            table.add_row(Text(entry), *(f"{x:.1f}" for x in means))
         elif entry in set(board.averaged["entry"]):
-            table.add_row(entry, "--", "--")
+            table.add_row(Text(entry), "--", "--")
     return table
 
 

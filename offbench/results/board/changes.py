@@ -159,7 +159,7 @@ def _table_of(title: str, rows: pd.DataFrame) -> "Table":
 
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     table.title, table.title_justify = f"\n{title}", "left"
-    table.add_column("entry", no_wrap=True)
+    table.add_column("entry", overflow="fold")
     table.add_column("  task", overflow="fold")
     for name in ("  old -> new", "  difference", "  p (Holm)"):
         table.add_column(name, justify="right", no_wrap=True)

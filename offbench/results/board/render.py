@@ -16,6 +16,7 @@ from offbench.results.board import averaged_text, consistency_text, goals_text, 
 from offbench.results.board.cell_text import TASK_WIDTH, cell_text, rows_of_cells
 from offbench.results.board.leaderboard import Board
 from offbench.results.board.pairs_text import rank_text
+from offbench.results.names import folded
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -113,7 +114,7 @@ def to_terminal(board: Board, console: "Console") -> None:
 
     layout = _layout(board, console.width)
     for number, tasks in enumerate(layout.blocks):
-        console.print(_terminal_table(board, tasks, with_aggregate=not number, drawn=layout.drawn))
+        console.print(_terminal_table(board, tasks, layout, with_aggregate=not number))
     for words in (pairs_text.sentence(board), *board.summary.splitlines()):
         if words:
             console.print(Text(words, style="dim"))
@@ -201,11 +202,10 @@ def _heading(task: str) -> str:
     lines: list[str] = []
     for word in words:
         word = word.replace("halfcheetah", "cheetah").replace("humanoid", "hum.")
-        word = word if len(word) <= TASK_WIDTH else word[: TASK_WIDTH - 1] + "…"
         if lines and len(lines[-1]) + 1 + len(word) <= TASK_WIDTH:
             lines[-1] += f" {word}"
         else:
-            lines.append(word)
+            lines += folded(word, TASK_WIDTH).split("\n")
     return "\n".join(lines)
 
 
@@ -216,12 +216,18 @@ class _Layout(NamedTuple):
     blocks: list[list[int]]
     # whether the interval of the IQM is drawn, or else printed below it
     drawn: bool
+    # of the names of entries, which are folded where they are longer
+    names: int
 
 
 def _layout(board: Board, width: int) -> _Layout:
-    """As few tables as possible; the strip is drawn where it costs no column."""
-    name = max([len("entry"), *(len(entry) for entry in board.aggregate["entry"])])
+    """As few tables as possible; the strip is drawn where it costs no column.
+
+    Names of entries leave room for three columns.
+    """
     rank = max([2, *(len(rank_text(row)) for row in board.aggregate.itertuples())])
+    longest = max([len("entry"), *(len(entry) for entry in board.aggregate["entry"])])
+    name = min(longest, max(TASK_WIDTH, width - (rank + 1) - 3 * (TASK_WIDTH + 1)))
     # rank, gap, entry; every further column brings its gap
     room = width - (rank + 1 + name)
     columns = list(range(len(board.tasks)))
@@ -236,22 +242,22 @@ def _layout(board: Board, width: int) -> _Layout:
     while columns:
         blocks.append(columns[:later])
         columns = columns[later:]
-    return _Layout(blocks, drawn)
+    return _Layout(blocks, drawn, name)
 
 
 def _terminal_table(
-    board: Board, columns: list[int], *, with_aggregate: bool, drawn: bool
+    board: Board, columns: list[int], layout: _Layout, *, with_aggregate: bool
 ) -> "Table":
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    axis = strip.axis(board.aggregate)
+    axis, drawn = strip.axis(board.aggregate), layout.drawn
     names = column_headings(board.tasks)
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     table.title = board.title if with_aggregate and board.title else None
     table.add_column("#", no_wrap=True, min_width=2)
-    table.add_column("entry", no_wrap=True, vertical="top")
+    table.add_column("entry", overflow="fold", min_width=layout.names, vertical="top")
     for column in columns:
         table.add_column(names[column], justify="right", width=TASK_WIDTH)
     if with_aggregate and drawn:
@@ -261,7 +267,7 @@ def _terminal_table(
         table.add_column("IQM", justify="right", width=TASK_WIDTH)
     rows = rows_of_cells(board)
     for row in board.aggregate.itertuples():
-        line = [Text(rank_text(row)), Text(row.entry)]
+        line = [Text(rank_text(row)), Text(folded(row.entry, layout.names))]
         for column in columns:
             cell = rows[row.entry][column]
             line.append(Text(cell_text(cell, short=True), style="bold" if cell.best else ""))

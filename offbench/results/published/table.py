@@ -143,7 +143,7 @@ def _terminal_table(table: pd.DataFrame, headings: Mapping[str, str], width: int
 
     shown = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     shown.title = "published"
-    shown.add_column("method", no_wrap=True)
+    shown.add_column("method", overflow="fold")
     for heading in headings.values():
         shown.add_column(heading, justify="right", width=width)
     for (source, method), rows in _by_method(table):
