@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special  # scipy.stats takes a second to import
 
-from offbench.errors import UserError
+from offbench.errors import UserError, expect
 
 Scores = Sequence[np.ndarray] | np.ndarray
 Statistic = Callable[[Sequence[np.ndarray]], np.ndarray]
@@ -153,6 +153,7 @@ def difference(a: Interval, b: Interval) -> Interval:
 
 def check_level(level: float) -> None:
     """UserError for a confidence level that is not between 0 and 1."""
+    expect("level", level, (int, float), "a confidence level between 0 and 1, e.g. 0.95")
     if not 0 < level < 1:
         raise UserError(f"level is {level}; a confidence level lies between 0 and 1, e.g. 0.95")
 

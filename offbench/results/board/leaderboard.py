@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from offbench.errors import UserError
+from offbench.errors import UserError, expect, expect_names, expect_whole
 from offbench.results import stats, uncertainty
 from offbench.results.captions import (
     how_trained,
@@ -126,7 +126,7 @@ def leaderboard(
         UserError: two runs claim one (entry, task, seed), a cell would mix configurations, or the two
             frames disagree.
     """
-    tasks = _distinct(tasks)
+    tasks = _checked(episodes, runs, tasks, level, reps)
     runs = current_runs(runs, tasks)
     whole = _whole(runs)
     found = scored_cells(episodes, whole, asked.unscaled)
@@ -170,8 +170,15 @@ def _whole(runs: pd.DataFrame) -> pd.DataFrame:
     return whole
 
 
-def _distinct(tasks: Sequence[str]) -> tuple[str, ...]:
-    tasks = tuple(tasks)
+def _checked(
+    episodes: object, runs: object, tasks: object, level: float, reps: int
+) -> tuple[str, ...]:
+    """The tasks. UserError where something that a board is made of is of another type, or a task is there twice."""
+    for name, frame in (("episodes", episodes), ("runs", runs)):
+        expect(name, frame, pd.DataFrame, f"Store.{name}()")
+    stats.check_level(level)
+    expect_whole("reps", reps, 1)
+    tasks = expect_names("tasks", tasks)
     if not tasks:
         raise UserError("a board needs at least one task")
     if len(set(tasks)) < len(tasks):
