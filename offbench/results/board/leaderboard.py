@@ -30,10 +30,11 @@ from offbench.results.captions import (
     sources_of,
 )
 from offbench.results.cells import averaged_table, cell_table, pools_of, scored_cells
+from offbench.results.generators import Generators
 from offbench.results.goals import goal_table
 from offbench.results.pairwise import Scores, pairs_of, ranks_of
 from offbench.results.selection import current_runs, refuse_mixtures
-from offbench.results.uncertainty import Aggregate, Generators
+from offbench.results.uncertainty import Aggregate
 
 SCALE = "0 = reference minimum, 100 = reference maximum or certain success"
 
