@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from offbench.results.board.leaderboard import leaderboard as leaderboard
     from offbench.results.compare import compare as compare
     from offbench.results.store import Store as Store
-    from offbench.rollout import env_seeds as env_seeds
     from offbench.rollout import evaluate as evaluate
     from offbench.rollout import make_policy as make_policy
     from offbench.tasks.custom import own_task as own_task
     from offbench.tasks.environments import evaluation_env as evaluation_env
+    from offbench.tasks.episodes import env_seeds as env_seeds
     from offbench.tasks.formats.arrays import from_arrays as from_arrays
     from offbench.tasks.formats.arrays import save_data as save_data
     from offbench.tasks.loading import load_data as load_data
@@ -45,7 +45,7 @@ _HOME = {
     "evaluate": "rollout",
     "make_policy": "rollout",
     "load_policy": "bench.policy",
-    "env_seeds": "rollout",
+    "env_seeds": "tasks.episodes",
     "evaluate_policy": "bench.outside",
     "from_module": "nn.nets",
     "Imperative": "training.imperative",

@@ -8,6 +8,7 @@ with status 2, without a traceback. Anything else that is raised is a defect of 
 import contextlib
 import difflib
 import getpass
+import operator
 import os
 import re
 import socket
@@ -80,6 +81,59 @@ def calling(what: str) -> Iterator[None]:
         at = traceback.extract_tb(error.__traceback__)[-1]
         words = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"{what} raised {words} ({at.filename}:{at.lineno})") from error
+
+
+@contextlib.contextmanager
+def writing(what: object) -> Iterator[None]:
+    """Turns an error of the file system, inside the block, into a UserError: what cannot be written, and why.
+
+    >>> with writing("the board to results"):
+    ...     raise PermissionError(13, "Permission denied")
+    Traceback (most recent call last):
+    offbench.errors.UserError: cannot write the board to results: Permission denied
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {what}: {error.strerror or in_one_line(error)}") from None
+
+
+# --- what Python callers hand in ------------------------------------------------------------
+
+
+def expect(name: str, value: object, kinds: type | tuple[type, ...], words: str) -> None:
+    """Raises UserError for an argument of another type; `words` say what is needed. True and False are no numbers.
+
+    >>> expect("difference", "5", (int, float), "a number")
+    Traceback (most recent call last):
+    offbench.errors.UserError: difference='5' must be a number
+    """
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+        raise UserError(f"{name}={_shown(value)} must be {words}")
+
+
+def expect_whole(name: str, value: object, least: int) -> None:
+    """Raises UserError for an argument that is no whole number of at least `least`."""
+    # numpy's, too
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
+        raise UserError(f"{name}={_shown(value)} must be a whole number of at least {least}")
+
+
+def expect_names(name: str, value: object) -> tuple[str, ...]:
+    """Names as a tuple; one name stands for itself. Raises UserError for anything else."""
+    if isinstance(value, str):
+        return (value,)
+    names = tuple(value) if isinstance(value, Iterable) else (None,)
+    if not all(isinstance(x, str) for x in names):
+        raise UserError(f"{name}={_shown(value)} must be names")
+    return names
+
+
+def _shown(value: object) -> str:
+    """A value in few words, its type where it has many."""
+    text = repr(value) if isinstance(value, str | int | float | list | tuple | dict | None) else ""
+    kind = value.__name__ if isinstance(value, type) else f"a {type(value).__name__}"
+    return text if 0 < len(text) <= 40 and text.isprintable() else f"<{kind}>"
 
 
 # --- what may be published ------------------------------------------------------------------

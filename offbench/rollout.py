@@ -6,7 +6,6 @@ and an episode's noise depends on its number alone. Evaluation has its own rando
 change training.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsFloat
 
@@ -17,11 +16,12 @@ from torch.utils._pytree import tree_map
 
 from offbench import rng
 from offbench.data.pipeline import Pipeline
-from offbench.errors import Interrupted, UserError
+from offbench.errors import Interrupted, UserError, expect
 from offbench.tasks.environments import check_goals, evaluation_env, goal_distance
+from offbench.tasks.episodes import check_asked, env_seeds, number_of
 from offbench.tasks.task import Task
 from offbench.training.imperative import Imperative
-from offbench.training.step import bind
+from offbench.training.step import bind, check_method
 from offbench.training.tracing import Program
 from offbench.types import Method, Plan, Policy, Spec, TimeStep
 
@@ -31,15 +31,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from offbench.results.schema import AnyStream
-
-
-def env_seeds(task_id: str, stream: "AnyStream", n: int) -> list[int]:
-    """Reset seeds of the first n episodes of a stream: the same for every method and seed."""
-    return [_number(f"{task_id}/{stream}/{i}") % 2**31 for i in range(n)]
-
-
-def _number(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
 class EnvPool:
@@ -151,9 +142,13 @@ def make_policy(
             `value`.
         length: the steps of a chunk to execute, of a method with `act_for`; None: as it decides itself.
     """
+    check_method(method)
+    expect("pipeline", pipeline, Pipeline, "a pipeline, as of make_pipeline")
     # a PyTorch class
     if isinstance(method, Imperative):
         return pipeline.policy(method.policy())
+    if length is not None and not hasattr(method, "act_for"):
+        raise UserError(f"length={length}: {type(method).__name__} has no chunks of a given length")
     valued = values != "none" and hasattr(method, "value")
 
     def one(state: Any, obs: Any, key: Tensor) -> Any:
@@ -175,12 +170,10 @@ def make_policy(
     def act(state: Any, step: TimeStep, memory: Any, key: Tensor) -> tuple[Any, Any]:
         obs = step.obs
         decision = stacked(key.shape, state, obs, key)
-        planned = isinstance(decision, Plan)
-        decision = (
-            decision._replace(action=decision.action.clamp(-1, 1))
-            if planned
-            else decision.clamp(-1, 1)
-        )
+        if isinstance(decision, Plan):
+            decision = decision._replace(action=decision.action.clamp(-1, 1))
+        else:
+            decision = decision.clamp(-1, 1)
         if valued and values == "every":
             memory = Values(every_value(key.shape, state, obs, decision).cpu())
         # untraced: a sixth of evaluation at 130 steps an episode
@@ -236,6 +229,9 @@ def evaluate(
     discount. `discounted_return` has no bootstrap: of a `truncated` episode, gamma ** length times the value
     of its last observation is missing.
     """
+    expect("policy", policy, Policy, "a policy, as of make_policy")
+    expect("task", task, (Task, EnvPool), "a task, as of load_task")
+    check_asked(state, seeds, episodes, n_envs)
     pool = task if isinstance(task, EnvPool) else EnvPool(task)
     device = next(iter(torch.utils._pytree.tree_leaves(state))).device
     run = _Episodes(pool, policy, list(seeds), episodes, min(n_envs, episodes), stream, device)
@@ -272,7 +268,7 @@ class _Episodes:
         self.envs = pool.take(self.n_seeds * n_envs)
         self.device = device
         self.rows: list[dict[str, Any]] = []
-        stream_key = _number(f"{self.task.id}/{stream}")
+        stream_key = number_of(f"{self.task.id}/{stream}")
         # (N, 1)
         self.seed_key = torch.stack([rng.fold(rng.key(s), stream_key) for s in seeds])[:, None]
         shape = (self.n_seeds, n_envs)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from offbench import rng
 from offbench.bench.kept import Units
-from offbench.errors import UserError
+from offbench.errors import UserError, writing
 from offbench.io import replacing
 from offbench.types import Policy, TimeStep
 
@@ -43,11 +43,9 @@ def export(name: str, policy: Policy, state: Any, n_obs: int, units: Units, path
             raise UserError(f"{name} draws its actions; a file that acts has no keys to draw with")
         graph: Any = make_fx(lambda obs: act(obs, keys[0]))(obs)
         made = torch.jit.trace(graph, obs)
-    try:
+    with writing(path):
         with replacing(path) as temporary:
             torch.jit.save(made, str(temporary))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
     return path
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from offbench.bench import provenance
 from offbench.bench.suites import protocol_of
-from offbench.errors import UserError
+from offbench.errors import UserError, expect
 from offbench.results.spec import OUTSIDE, Provenance, RunSpec, utc_now
 from offbench.results.store import Store
 from offbench.rollout import EnvPool, evaluate
@@ -54,6 +54,10 @@ def evaluate_policy(
     UserError where that is recorded already, where `entry` is on record with another version, and for
     actions of another shape or not finite.
     """
+    for name, value in (("entry", entry), ("version", version)):
+        expect(name, value, str, "text")
+        if not value:
+            raise UserError(f"{name} is empty")
     task = load_task(task) if isinstance(task, str) else task
     acts = _by_seed(act)
     if actions not in ("env", "unit"):

@@ -1,5 +1,6 @@
 """A trained policy, loaded from the file that its run kept."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ from offbench.data import transforms
 from offbench.data.goals import Goal
 from offbench.data.pipeline import Pipeline
 from offbench.data.views import Window
-from offbench.errors import UserError, nearest
+from offbench.errors import UserError, expect, nearest
 from offbench.results.spec import RunSpec
 from offbench.results.store import Store
 from offbench.rollout import make_policy
@@ -143,6 +144,7 @@ def load_policy(
         UserError: there is no such run, its policy was not kept, the file does not fit, or it names a class
             that is not allowed.
     """
+    expect("results", results, (str, os.PathLike), "a folder")
     loaded = load(_find(str(run), Path(results)), allow_code=allow_code)
     policy = make_policy(loaded.method, loaded.pipeline, values="none")
     # of a goal-conditioned task, an observation has the goal after the state

@@ -2,15 +2,14 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offbench.cli.console import make_console, print_table, print_wrapped, spelt_seeds
-from offbench.cli.recorded import read_recorded
+from offbench.cli.recorded import read_recorded, write_beside_board
 from offbench.errors import UserError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pandas as pd
 
     from offbench.cli.recorded import Recorded
@@ -37,8 +36,7 @@ def show_consistency(args: Sequence[str]) -> int:
     from offbench.results.consistency import cell_consistency, path_of, write_pairs
 
     found, console = read_recorded(args), make_console()
-    tasks = {cell.task.id: cell.task for cell in found.plan.cells}
-    states: dict[str, Any] = {}
+    tasks, states = found.tasks, dict[str, Any]()
     rows, written, reasons = [], [], []
     with console.status("comparing seeds") as status:
         for entry, task, kept in _cells(found):
@@ -72,17 +70,13 @@ def show_consistency(args: Sequence[str]) -> int:
 
 def _cells(found: "Recorded") -> "list[tuple[str, str, dict[int, Path]]]":
     """(entry, task, seed -> kept policy) of the planned cells, in their order."""
-    marks = {run: record.path for run, record in found.store.read_all(run_id=found.ids).items()}
-    runs = found.runs[found.runs["status"] == "ok"].sort_values("seed")
-    cells = []
-    for entry, task in dict.fromkeys((cell.entry, cell.task.id) for cell in found.plan.cells):
-        mine = runs[(runs["entry"] == entry) & (runs["task"] == task)]
-        files = {
-            int(s): marks[r].with_suffix(".safetensors")
-            for s, r in zip(mine["seed"], mine["run_id"])
-        }
-        cells.append((entry, task, {seed: path for seed, path in files.items() if path.exists()}))
-    return cells
+    cells = {(cell.entry, cell.task.id): dict[int, Path]() for cell in found.plan.cells}
+    runs = found.runs.set_index("run_id")
+    for run, path in found.kept().items():
+        place, seed = (runs.at[run, "entry"], runs.at[run, "task"]), int(runs.at[run, "seed"])
+        if place in cells:
+            cells[place][seed] = path
+    return [(*place, kept) for place, kept in cells.items()]
 
 
 def show_churn(args: Sequence[str]) -> int:
@@ -90,14 +84,11 @@ def show_churn(args: Sequence[str]) -> int:
     import pandas as pd
 
     from offbench.bench.consistency import measure_churn, probe_states
-    from offbench.cli.recorded import board_folder, board_name
-    from offbench.io import atomic_write
     from offbench.results.consistency import CHURN, cell_churn
 
     found, console = read_recorded(args), make_console()
-    tasks = {cell.task.id: cell.task for cell in found.plan.cells}
+    tasks, states = found.tasks, dict[str, Any]()
     records = found.store.read_all(run_id=found.ids)
-    states: dict[str, Any] = {}
     rows, lacking = [], dict[str, int]()
     with console.status("comparing policies") as status:
         for entry, task, kept in _cells(found):
@@ -123,9 +114,8 @@ def show_churn(args: Sequence[str]) -> int:
         raise UserError("no run here has a kept policy of fewer updates, so no churn is measured")
     table = pd.concat(rows, ignore_index=True)
     _print_churn(cell_churn(table), console)
-    path = board_folder(found.plan) / f"{board_name(found.plan, args)}-churn.csv"
     text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    atomic_write(path, text.encode())
+    path = write_beside_board(found.plan, args, "churn.csv", text)
     console.print(f"written: {path}", markup=False, soft_wrap=True)
     return 0
 

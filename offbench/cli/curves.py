@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from offbench.cli.console import make_console, print_wrapped
 from offbench.cli.recorded import board_folder, board_name, read_recorded
-from offbench.errors import UserError
+from offbench.errors import UserError, writing
+from offbench.results.names import shortened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,9 +62,10 @@ def show_curves(args: Sequence[str], *, pulls: int | None = None) -> int:
     folder, name = board_folder(wanted), board_name(wanted)
     paths = [folder / f"{name}-curves.{kind}" for kind in ("csv", "png")]
     text = table.round(4).to_csv(index=False, lineterminator="\n")
-    atomic_write(paths[0], text.encode())
     title = f"{wanted.name} v{wanted.suite['version']}, mean over seeds and 95 % interval"
-    write_figure(table, paths[1], title)
+    with writing(folder):
+        atomic_write(paths[0], text.encode())
+        write_figure(table, paths[1], title)
     console.print(f"written: {', '.join(map(str, paths))}", soft_wrap=True)
     return 0
 
@@ -98,6 +100,8 @@ def task_lines(task: str, table: "pd.DataFrame", needed: "pd.Series") -> list[st
     side = max(map(len, tails.values()), default=0)
     room = _WIDTH - width * len(shown) - max(width, len(heads[-1]) + 1) - side - 1 - 3 - 7
     names = max(8, min(room, table["entry"].str.len().max()))
+    entries = list(dict.fromkeys(table["entry"]))
+    short = dict(zip(entries, shortened(entries, names), strict=True))
     final = max(width, len(heads[-1]) + 1)
     head = "".join(f"{x:>{width}}" for x in heads[:-1]) + f"{heads[-1]:>{final}}"
     lines = [task, f"{'updates':{names}}{head} {'':{side}}{'n':>3}{'90 %':>7}"]
@@ -106,9 +110,8 @@ def task_lines(task: str, table: "pd.DataFrame", needed: "pd.Series") -> list[st
         test = curve[curve["stream"] == "test"].iloc[-1]
         means = "".join(f"{at[u]:{width}.{digits}f}" if u in at else " " * width for u in shown)
         got = needed[entry, task]
-        name = entry if len(entry) <= names else entry[: names - 1] + "…"
         lines.append(
-            f"{name:{names}}{means}{test['mean']:{final}.{digits}f} {tails[entry]:{side}}"
+            f"{short[entry]:{names}}{means}{test['mean']:{final}.{digits}f} {tails[entry]:{side}}"
             f"{test['n_seeds']:>3}{short_count(got) if got == got else '':>7}"
         )
     return [line.rstrip() for line in lines]

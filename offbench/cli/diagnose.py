@@ -80,7 +80,7 @@ def _walls(found: "Recorded", runs: set[str]) -> dict[str, tuple[list[tuple[floa
 
     known = set(found.runs.loc[found.runs["run_id"].isin(runs), "task"])
     walls = {}
-    for task in {cell.task.id: cell.task for cell in found.plan.cells}.values():
+    for task in found.tasks.values():
         if task.id in known:
             env = evaluation_env(task)
             if (found_here := maze_walls(env)) is not None:
@@ -96,7 +96,7 @@ def _play(
     from offbench.bench.played import play
     from offbench.results.decisions import is_played, path_of, write_decisions
 
-    tasks = {cell.task.id: cell.task for cell in found.plan.cells}
+    tasks = found.tasks
     say = lambda text: console.print(text, markup=False, soft_wrap=True)
     asked = {cell.entry for cell in found.plan.cells}
     runs = [run for run in found.runs.to_dict("records") if run["entry"] in asked]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offbench.cli.console import make_console, plural, print_table, print_wrapped
-from offbench.cli.recorded import board_folder, board_name, recorded_runs
+from offbench.cli.recorded import recorded_runs, write_beside_board
 from offbench.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ def evaluate_offline(
         raise UserError(
             "offbench evaluate needs --offline; in their environments policies are played by offbench bench"
         )
-    from offbench.io import atomic_write
     from offbench.results.estimates import PLAYED, quality, read_estimates, values
 
     names = [name.strip() for name in by.split(",")]
@@ -61,11 +60,9 @@ def evaluate_offline(
     known = runs.set_index("run_id").loc[scores.index, ["task", "entry"]].assign(score=scores)
     means = known.groupby(["task", "entry"])["score"].mean()
     _print(table, trust, means, wanted.settings.eval.fqe_gamma, console)
-    folder, name = board_folder(wanted), board_name(wanted, args)
-    for frame, ending in ((table, "estimates"), (trust, "ope")):
-        path = folder / f"{name}-{ending}.csv"
-        atomic_write(path, frame.to_csv(index=False, lineterminator="\n").encode())
-        print(f"written: {path}")
+    for frame, ending in ((table, "estimates.csv"), (trust, "ope.csv")):
+        text = frame.to_csv(index=False, lineterminator="\n")
+        print(f"written: {write_beside_board(wanted, args, ending, text)}")
     return 0
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from offbench.cli.console import make_console, print_table, print_wrapped
 from offbench.cli.recorded import board_folder, board_name, read_recorded
-from offbench.errors import UserError
+from offbench.errors import UserError, writing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,10 +49,11 @@ def show_online(args: Sequence[str], pulls: int) -> int:
     paths = [folder / f"{name}-online.{kind}" for kind in ("csv", "md", "png")]
     title = f"{wanted.name} v{wanted.suite['version']}: score of {pulls} episodes online"
     text = table.round(4).to_csv(index=False, lineterminator="\n")
-    atomic_write(paths[0], text.encode())
     lines = "\n".join(f"* {note}" for note in (_NOTE, *notes))
-    atomic_write(paths[1], ("\n\n".join([f"# {title}", *parts, lines]) + "\n").encode())
-    write_online_figure(table, paths[2], f"{title}, 95 % interval")
+    with writing(folder):
+        atomic_write(paths[0], text.encode())
+        atomic_write(paths[1], ("\n\n".join([f"# {title}", *parts, lines]) + "\n").encode())
+        write_online_figure(table, paths[2], f"{title}, 95 % interval")
     console.print(f"written: {', '.join(map(str, paths))}", soft_wrap=True)
     return 0
 

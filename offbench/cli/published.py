@@ -5,7 +5,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offbench.errors import UserError
+from offbench.errors import UserError, writing
 from offbench.io import atomic_write
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ def show_published(
     table = published_table.compared(board, found)
     published_table.to_terminal(table, board, console)
     text = path.read_text(encoding="utf-8") + "\n" + published_table.to_markdown(table, board)
-    atomic_write(path, text.encode())
+    with writing(path):
+        atomic_write(path, text.encode())
 
 
 def _none_of(tasks: Sequence[str], names: Sequence[str]) -> str:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offbench.errors import UserError
-from offbench.io import slug
+from offbench.errors import UserError, writing
+from offbench.io import atomic_write, slug
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from offbench.results.selection import Wanted
     from offbench.results.spec import RunSpec
     from offbench.results.store import Store
+    from offbench.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,18 @@ class Recorded:
     @property
     def ids(self) -> list[str]:
         return list(self.runs["run_id"])
+
+    @property
+    def tasks(self) -> "dict[str, Task]":
+        """Task id -> task, of the plan."""
+        return {cell.task.id: cell.task for cell in self.plan.cells}
+
+    def kept(self) -> dict[str, Path]:
+        """Run id -> its kept policy, of the runs that ended well and keep one, by seed."""
+        whole = self.runs[self.runs["status"] == "ok"].sort_values("seed", kind="stable")
+        records = self.store.read_all(run_id=self.ids)
+        files = {i: records[i].path.with_suffix(".safetensors") for i in whole["run_id"]}
+        return {run_id: path for run_id, path in files.items() if path.exists()}
 
     def episodes(self) -> "pd.DataFrame":
         """`Store.episodes()` of the runs."""
@@ -135,6 +148,14 @@ def on_recorded_data(cell: "Cell", recorded: "pd.DataFrame") -> "Cell":
     if len(found) != 1:
         return cell
     return replace(cell, task=replace(cell.task, sha256=str(found[0])))
+
+
+def write_beside_board(plan: "Plan", args: Sequence[str], ending: str, text: str) -> Path:
+    """Writes `SUITE-<ending>` where the board of a plan is; returns its path. UserError where it cannot be written."""
+    path = board_folder(plan) / f"{board_name(plan, args)}-{ending}"
+    with writing(path):
+        atomic_write(path, text.encode())
+    return path
 
 
 def board_folder(plan: "Plan") -> Path:

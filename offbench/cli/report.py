@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from offbench.cli.board import evidence_of
 from offbench.cli.recorded import board_folder, board_name, nothing_recorded
-from offbench.errors import UserError
+from offbench.errors import UserError, writing
 from offbench.io import atomic_write
 
 if TYPE_CHECKING:
@@ -87,10 +87,11 @@ def _write(
 ) -> Path:
     """The path of the report, written, or found as it would be written."""
     from offbench.results.report import page, payload
+    from offbench.results.report.beside import measured_words
 
     runs, unscaled, ids = found.runs, found.asked.unscaled, list(found.runs["run_id"])
     path = board_folder(plan) / f"{board_name(plan, args)}.html"
-    shown = payload.board_payload(board, runs, unscaled)
+    shown = payload.board_payload(board, runs, unscaled, measured_words(store.root, set(ids)))
     fingerprint = page.fingerprint_of(shown, ids)
     if unless_same and _fingerprint_in(path) == fingerprint:
         return path
@@ -102,10 +103,8 @@ def _write(
         "runs": payload.runs_payload(board, found.episodes, records),
     }
     text = page.page(shown, parts, fingerprint)
-    try:
+    with writing(f"the report to {path}"):
         atomic_write(path, text.encode())
-    except OSError as error:
-        raise UserError(f"cannot write the report to {path}: {error.strerror}") from None
     return path
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offbench.cli.console import make_console, plural, print_list
-from offbench.errors import UserError
+from offbench.errors import UserError, writing
 from offbench.io import atomic_write, slug
 
 if TYPE_CHECKING:
@@ -218,12 +218,10 @@ def cell_lines(table: "pd.DataFrame", found: "pd.Series") -> list[str]:
 
 
 def _write(path: Path, table: "pd.DataFrame") -> None:
-    try:
+    with writing(path):
         atomic_write(
             path, table.drop(columns=["misses"]).to_csv(index=False, float_format="%.6g").encode()
         )
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _spelt(point: float, low: float, high: float, *, sign: str = "") -> str:

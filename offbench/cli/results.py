@@ -151,7 +151,7 @@ def merge(options: argparse.Namespace) -> int:
     print(
         f"{root}: {plural(found.taken, 'record')} taken over, {found.skipped:,} there already,"
         f" {len(found.damaged):,} damaged, {plural(len(found.conflicts), 'conflict')}"
-        + (f"; consistency of {plural(found.compared, 'cell')}" if found.compared else "")
+        + "".join(f"; {folder}: {plural(n, 'file')}" for folder, n in found.measured.items())
     )
     return FAULTY if found.damaged or found.conflicts else 0
 

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from offbench.cli.console import make_console, print_table, print_wrapped
-from offbench.cli.recorded import board_folder, board_name, read_recorded
+from offbench.cli.recorded import read_recorded, write_beside_board
 from offbench.errors import UserError
-from offbench.io import atomic_write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,19 +27,18 @@ def diagnose_synthetic(args: Sequence[str]) -> int:
     import pandas as pd
 
     found, console = read_recorded(args), make_console()
-    tasks = {cell.task.id: cell.task for cell in found.plan.cells}
     rows = []
-    for task in tasks.values():
-        with console.status(f"measuring synthetic data of {task.id}"):
-            rows += _of_task(found, task.id, console)
+    for task in found.tasks:
+        with console.status(f"measuring synthetic data of {task}"):
+            rows += _of_task(found, task)
     if not rows:
         raise UserError("no entry here learns from synthetic data: write methods=[td3_bc+pgd] say")
     table = pd.DataFrame(rows)
     for task, own in table.groupby("task"):
         _print(str(task), own, console)
     print_wrapped(_NOTE, console)
-    path = board_folder(found.plan) / f"{board_name(found.plan, args)}-synthetic.csv"
-    atomic_write(path, table.to_csv(index=False, lineterminator="\n").encode())
+    text = table.to_csv(index=False, lineterminator="\n")
+    path = write_beside_board(found.plan, args, "synthetic.csv", text)
     print(f"written: {path}")
     return 0
 
@@ -58,7 +56,7 @@ def _sources(found: "Recorded", task: str) -> "dict[str, Synthetic]":
     return sources
 
 
-def _of_task(found: "Recorded", task_id: str, console: "Console") -> list[dict]:
+def _of_task(found: "Recorded", task_id: str) -> list[dict]:
     from offbench.bench.preflight import training_episodes
     from offbench.bench.synthetic_quality import acting, draws, measure
     from offbench.tasks.consistency import simulator
@@ -73,18 +71,14 @@ def _of_task(found: "Recorded", task_id: str, console: "Console") -> list[dict]:
     # what the runs' own sources were trained on
     data, _ = training_episodes(cell, load_data(task, defects="ignore")[0])
     step = simulator(task, (data.obs.shape[1], data.action.shape[1]))
-    records = found.store.read_all(run_id=found.ids)
-    runs = found.runs[(found.runs["task"] == task_id) & (found.runs["status"] == "ok")]
-    kept = {}
-    for run in runs.to_dict("records"):
-        path = records[run["run_id"]].path.with_suffix(".safetensors")
-        if path.exists():
-            kept[run["run_id"]] = (run, acting(path))
+    files = found.kept()
+    runs = found.runs[found.runs["run_id"].isin(files) & (found.runs["task"] == task_id)]
+    kept = [(run, acting(files[run["run_id"]])) for run in runs.to_dict("records")]
     if not kept:
         raise UserError(f"no policy of {task_id} was kept here")
     rows = []
     for source, coefficient, draw in draws(sources, data, cache_dir() / "sources"):
-        for run, policy in kept.values():
+        for run, policy in kept:
             about = {key: run[key] for key in ("task", "entry", "seed", "run_id")}
             about |= {"source": source, "coefficient": coefficient}
             rows.append(about | measure(draw, policy, data, step))

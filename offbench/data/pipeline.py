@@ -14,7 +14,7 @@ from offbench.data.replay import ReplayData
 from offbench.data.sampling import Sampler, make_sampler
 from offbench.data.transforms import REWARDS, Transform, fit_transform
 from offbench.data.views import FittedWindow, NStep, View, Window
-from offbench.errors import UserError
+from offbench.errors import UserError, expect, expect_names, expect_whole
 from offbench.types import Batch, Policy, Spec
 
 # separates the keys of goals from those of rows
@@ -107,6 +107,15 @@ def make_pipeline(
     mapping; `needs` are names from `offbench.data.batch_extras`. `lazy` transforms observations when
     batches are read, for data that memory cannot hold twice.
     """
+    expect("data", data, ReplayData, "a dataset, as of load_data or from_arrays")
+    if view is not None and not (hasattr(view, "support") or hasattr(view, "fit")):
+        raise UserError(f"view={view!r} must be a view, as NStep(5) of offbench.data.views")
+    expect_whole("batch_size", batch_size, 1)
+    needs = expect_names("needs", needs)
+    if not isinstance(transforms, Mapping):
+        transforms = expect_names("transforms", transforms)
+    if not isinstance(weights, Sequence) or not all(map(callable, weights)):
+        raise UserError("weights must be functions of a dataset, one weight for each of its rows")
     recorded = data
     named = transforms if isinstance(transforms, Mapping) else {name: None for name in transforms}
     if isinstance(view, Goal) and (of_rewards := named.keys() & REWARDS):
@@ -116,6 +125,7 @@ def make_pipeline(
         )
     fitted: list[Transform] = []
     for name, options in named.items():
+        expect(f"transforms.{name}", options, (Mapping, type(None)), "a mapping of options")
         fitted.append(fit_transform(data, name, **(options or {})))
         data = fitted[-1].data(data, lazy=lazy)
     fitted_view: View

@@ -200,4 +200,10 @@ def fit_transform(data: ReplayData, name: str, **options: float) -> Transform:
     """The named transform fitted on `data`. Raises UserError for an unknown name."""
     if name not in TRANSFORMS:
         raise unknown("transform", name, TRANSFORMS)
-    return TRANSFORMS[name](data, **options)
+    try:
+        return TRANSFORMS[name](data, **options)
+    # of the signature alone: options are names of the command line, and of Python
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise UserError(f"transforms.{name}: {str(error).partition('() ')[2]}") from None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from offbench import rng
-from offbench.errors import UserError
+from offbench.errors import UserError, expect
 
 Layer = dict[str, Tensor]
 Params = list[Layer]
@@ -151,10 +151,15 @@ def from_module(make: Callable[[], nn.Module]) -> Net:
     `forward` changes, dropout in training mode, buffers that differ between constructions.
     """
 
+    if not callable(make) or isinstance(make, nn.Module):
+        raise UserError("from_module takes a function that makes a module: lambda: MyModule(...)")
+
     def built(seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return make()
+            made = make()
+        expect("module", made, nn.Module, "a torch.nn.Module")
+        return made
 
     # in another thread, outside any vmap or tracing: a method may call this inside `update`
     with ThreadPoolExecutor(1) as outside:

@@ -133,6 +133,7 @@ def cell_table(
         asked: entry -> the tasks it is asked for.
         seeds: task -> the seeds asked for, where they are known.
     """
+    recorded = runs[runs["status"] == "ok"].groupby(["entry", "task"])["seed"].agg(set).to_dict()
     counts = runs.groupby(["entry", "task", "status"]).size().to_dict()
     lines = []
     for entry in sorted(runs["entry"].unique()):
@@ -144,7 +145,9 @@ def cell_table(
             if cell is not None:
                 interval = uncertainty.cell_interval(cell, pools[task], level)
             n_seeds = 0 if cell is None else cell.n_seeds
-            n_asked = len(seeds[task]) if task in seeds else n_seeds + failed + diverged
+            n_asked = n_seeds + failed + diverged
+            if task in seeds:
+                n_asked = _n_asked(set(seeds[task]), recorded.get((entry, task), set()))
             lines.append(
                 {
                     "entry": entry,
@@ -165,6 +168,13 @@ def cell_table(
                 }
             )
     cells = pd.DataFrame(lines)
+    return _marked(cells, found, pools, level)
+
+
+def _marked(
+    cells: pd.DataFrame, found: Cells, pools: Mapping[str, Pool], level: float
+) -> pd.DataFrame:
+    """The cells, with which of a column cannot be told from its best."""
     cells["best"] = False
     for task in pools:
         whole = cells[(cells["task"] == task) & (cells["status"] == "ok")]
@@ -174,6 +184,11 @@ def cell_table(
         best = uncertainty.not_worse_than_best(points, adjusted, level)
         cells.loc[whole.index[best], "best"] = True
     return cells
+
+
+def _n_asked(asked: set[int], recorded: set[int]) -> int:
+    """How many seeds a cell ought to have: one that was not asked for takes the place of none."""
+    return len(asked if recorded >= asked else asked | recorded)
 
 
 def _cell_status(n_seeds: int, n_asked: int, failed: int, diverged: int) -> str:

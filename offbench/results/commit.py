@@ -170,6 +170,8 @@ def subfolders(folder: Path, names: Collection[str] | None) -> list[Path]:
             return [folder / name for name in sorted(e.name for e in entries if e.is_dir())]
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}") from None
 
 
 # --- one process at a time ------------------------------------------------------------------

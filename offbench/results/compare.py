@@ -10,14 +10,14 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from offbench.errors import UserError, unknown
+from offbench.errors import UserError, expect, expect_names, unknown
 from offbench.results import stats
 from offbench.results.board.render import short_names
 from offbench.results.captions import how_trained
 from offbench.results.comparison import Comparison
 from offbench.results.pairwise import Scores, pairs_of
 from offbench.results.rows import complete_rows, remarks_on
-from offbench.results.selection import refuse_other_protocols
+from offbench.results.selection import refuse_missing_columns, refuse_other_protocols
 from offbench.results.uncertainty import Cell
 from offbench.results.verdict import Finding, Variance, more_needed, spelt_seeds, verdict
 
@@ -56,9 +56,8 @@ def compare(
         UserError: a column or a name is not there, the two have no common task, their runs failed or have
             other data, environments or protocols.
     """
-    stats.check_level(level)
-    if not 0 < difference < np.inf:
-        raise UserError(f"difference is {difference}; it is a number of points above 0")
+    _check_arguments(rows, runs, difference, level)
+    unscaled = expect_names("unscaled", unscaled)
     rows, every = complete_rows(rows, alone=runs is None)
     known = runs if runs is not None else every
     about = remarks_on(rows, tasks := _tasks(tasks, known), unscaled)
@@ -85,6 +84,20 @@ def compare(
         notes=(*about, *notes, *pairs.explained()),
         level=level,
     )
+
+
+def _check_arguments(
+    rows: pd.DataFrame, runs: pd.DataFrame | None, difference: float, level: float
+) -> None:
+    """UserError for an argument of `compare` of another type, or out of its range."""
+    expect("rows", rows, pd.DataFrame, "a frame with a row per episode")
+    expect("runs", runs, (pd.DataFrame, type(None)), "Store.runs() or None")
+    stats.check_level(level)
+    expect("difference", difference, (int, float), "a number of points")
+    if not 0 < difference < np.inf:
+        raise UserError(f"difference is {difference}; it is a number of points above 0")
+    if runs is not None:
+        refuse_missing_columns(runs)
 
 
 class _Pairs:
@@ -264,10 +277,9 @@ _OUTCOMES = ("better", "worse")
 
 def _tasks(tasks: Sequence[str] | None, runs: pd.DataFrame) -> tuple[str, ...]:
     known = sorted(set(runs["task"].astype(str)))
-    if isinstance(tasks, str):
-        tasks = [tasks]
     if tasks is None:
         return tuple(known)
+    tasks = expect_names("tasks", tasks)
     for task in tasks:
         if task not in known:
             raise unknown("task", task, known)

@@ -13,6 +13,7 @@ import pandas as pd
 
 from offbench.results import markdown
 from offbench.results.board.render import short_names
+from offbench.results.names import shortened
 from offbench.results.verdict import spelt_p
 
 _WIDTH = 80
@@ -124,11 +125,10 @@ class Comparison:
         rows = [_task(own) for own in self._tasks(rival)]
         averages = [[*line, ""] for line in _statistics(row)]
         table = [self._head(rival), *rows, *averages]
-        table = [
-            [x if i not in (1, 2) else _cut(x, _NAME) for i, x in enumerate(line)] for line in table
-        ]
+        table[0][1:3] = shortened(table[0][1:3], _NAME)
         others = sum(max(len(line[i]) for line in table) for i in range(1, 6)) + 10
-        table = [[_shortened(line[0], max(12, _WIDTH - others)), *line[1:]] for line in table]
+        names = shortened([line[0] for line in table], max(12, _WIDTH - others))
+        table = [[name, *line[1:]] for name, line in zip(names, table)]
         lines = _aligned(table[0], table[1:])
         if averages:
             lines.insert(1 + len(rows), "")
@@ -182,12 +182,6 @@ def _p(p: float) -> str:
 
 def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def _shortened(text: str, width: int) -> str:
-    """Without its middle: tasks differ at their ends, as hopper-medium and hopper-medium-replay do."""
-    tail = 2 * (width - 1) // 5
-    return text if len(text) <= width else f"{text[: width - 1 - tail]}…{text[-tail:]}"
 
 
 def _wrapped(text: str, indent: str = "") -> list[str]:

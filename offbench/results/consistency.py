@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from offbench.errors import UserError
+from offbench.errors import UserError, writing
 from offbench.io import atomic_write, slug
 from offbench.results.stats import Interval, mean_interval
 
@@ -54,10 +54,8 @@ def path_of(root: Path, suite: str, task: str, entry: str) -> Path:
 def write_pairs(path: Path, rows: pd.DataFrame) -> None:
     """Writes the rows of a cell. Raises UserError where the file cannot be written."""
     text = rows[list(COLUMNS)].to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    try:
+    with writing(path):
         atomic_write(path, text.encode())
-    except OSError as error:
-        raise UserError(f"cannot write to {path}: {error.strerror}") from None
 
 
 def read_pairs(root: Path, suite: str, runs: pd.DataFrame) -> pd.DataFrame:

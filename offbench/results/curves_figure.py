@@ -7,27 +7,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from offbench.io import atomic_write
+from offbench.results.drawing import COLOURS, DASHES, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette without yellow, which is faint on white
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # entries of a panel up to which their intervals are drawn as bands: more cover each other
 BANDS = 4
-_DASHES = ("-", "--", ":", "-.")
 _ABOUT = "updates (on grey: test episodes of the board; before: monitor episodes)"
 
 
 def write_figure(table: pd.DataFrame, path: Path, title: str = "") -> None:
     """Writes `draw_figure` as PNG, whole or not at all."""
-    import io
-
-    image = io.BytesIO()
-    draw_figure(table, title).savefig(image, dpi=150)
-    atomic_write(path, image.getvalue())
+    save_png(draw_figure(table, title), path, dpi=150)
 
 
 def draw_figure(
@@ -73,7 +66,7 @@ def panels(n: int) -> "tuple[Figure, np.ndarray]":
 
 def line_styles(entries: Sequence[str]) -> dict[str, tuple[str, Any]]:
     """Entry -> colour and dashes, in this order."""
-    return {e: (_COLOURS[i % 7], _DASHES[i // 7 % 4]) for i, e in enumerate(entries)}
+    return {e: (COLOURS[i % 7], DASHES[i // 7 % 4]) for i, e in enumerate(entries)}
 
 
 def _draw_task(axis: "Axes", table: pd.DataFrame, styles: dict[str, tuple[str, Any]]) -> None:

@@ -8,7 +8,6 @@ beside the records. A row is a decision: the steps of a chunk that the policy pl
 and the discounted return from there on, both in the units of the method's data.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy import special
 
-from offbench.errors import UserError
-from offbench.io import replacing, sha256_of
-from offbench.results import stats
+from offbench.errors import UserError, in_one_line
+from offbench.io import sha256_of
+from offbench.results import measured, stats
 from offbench.results.uncertainty import Cell, Pool, cell_interval
 
 
@@ -80,9 +78,12 @@ _EPISODE = ["run_id", "episode"]
 # --- files ----------------------------------------------------------------------------------
 
 
+FOLDER = "decisions"
+
+
 def path_of(root: Path, mark: Path) -> Path:
     """Where the decisions of a run lie, from the path of its record's json."""
-    return root / "decisions" / mark.relative_to(root / "runs").with_suffix(".parquet")
+    return measured.path_of(root, FOLDER, mark)
 
 
 def typed(rows: pd.DataFrame) -> pd.DataFrame:
@@ -105,27 +106,12 @@ def write_decisions(path: Path, rows: pd.DataFrame, kept: Path) -> None:
     Raises UserError where the file cannot be written.
     """
     table = pa.Table.from_pandas(typed(rows), schema=DECISION_SCHEMA, preserve_index=False)
-    n = int(rows["episode"].max()) + 1
-    about = {"policy": sha256_of(kept), "episodes": n}
-    table = table.replace_schema_metadata({"offbench": json.dumps(about)})
-    try:
-        with replacing(path) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
-    except OSError as error:
-        raise UserError(f"cannot write decisions to {path}: {error.strerror}") from None
+    measured.write_table(path, table, kept, {"episodes": int(rows["episode"].max()) + 1})
 
 
 def is_played(path: Path, kept: Path, episodes: int) -> bool:
     """Whether there are decisions of this many episodes of a kept policy."""
-    about = _about(path)
-    return about == {"policy": sha256_of(kept), "episodes": episodes}
-
-
-def _about(path: Path) -> Any:
-    try:
-        return json.loads((pq.read_schema(path).metadata or {}).get(b"offbench", b"null"))
-    except (OSError, pa.ArrowInvalid, ValueError):
-        return None
+    return measured.is_made(path, kept, {"episodes": episodes})
 
 
 def read_decisions(root: Path, marks: Mapping[str, Path]) -> pd.DataFrame:
@@ -138,21 +124,26 @@ def read_decisions(root: Path, marks: Mapping[str, Path]) -> pd.DataFrame:
         path, kept = path_of(root, mark), mark.with_suffix(".safetensors")
         if not path.exists():
             continue
-        about = _about(path)
-        if not isinstance(about, dict):
+        about = measured.about(path)
+        if about is None:
             raise UserError(f"{path} is no table of decisions; delete it and play the run again")
         if kept.exists() and about.get("policy") != sha256_of(kept):
             raise UserError(f"{path} is of another policy than {kept}; play it again with --play")
-        try:
-            tables.append(_with_places(pq.read_table(path)).cast(DECISION_SCHEMA))
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise UserError(f"{path} cannot be read as decisions: {error}") from None
+        tables.append(parse_decisions(path))
     nullable = {
         pa.bool_(): pd.BooleanDtype(),
         pa.int64(): pd.Int64Dtype(),
         pa.float64(): pd.Float64Dtype(),
     }
     return typed(pa.concat_tables(tables).to_pandas(types_mapper=nullable.get))
+
+
+def parse_decisions(path: Path) -> pa.Table:
+    """The decisions of a file, in DECISION_SCHEMA. Raises UserError for one that is no table of decisions."""
+    try:
+        return _with_places(measured.read_table(path)).cast(DECISION_SCHEMA)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read as decisions: {in_one_line(error)}") from None
 
 
 def _with_places(table: pa.Table) -> pa.Table:

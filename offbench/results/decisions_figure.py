@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from offbench.errors import UserError
-from offbench.io import slug
 from offbench.results.decisions import measure
-from offbench.results.diagnostics import BLUE, ORANGE, make_figure, say, whole_ticks
+from offbench.results.drawing import BLUE, ORANGE, make_figure, say, whole_ticks, write_pictures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,19 +35,11 @@ def write_decisions_figures(
     Raises UserError where they cannot be written.
     """
     numbers = measure(decisions, runs)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / "decisions.csv"]
-        numbers.to_csv(paths[0], index=False, float_format="%.6g", lineterminator="\n")
-        for task, mine in numbers.groupby("task"):
-            drawn = (("lengths", lengths_figure), ("calibration", calibration_figure))
-            for kind, draw in drawn:
-                if (figure := draw(str(task), mine)) is not None:
-                    paths.append(folder / f"{slug(str(task))}-{kind}.png")
-                    figure.savefig(paths[-1], dpi=110)
-    except OSError as error:
-        raise UserError(f"cannot write diagnostics to {folder}: {error.strerror}") from None
-    return paths
+    draw = lambda task, mine: {
+        "lengths": lengths_figure(task, mine),
+        "calibration": calibration_figure(task, mine),
+    }
+    return write_pictures(folder, "decisions", numbers, draw)
 
 
 # --- lengths and scores ---------------------------------------------------------------------

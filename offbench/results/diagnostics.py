@@ -24,8 +24,16 @@ import numpy as np
 import pandas as pd
 
 from offbench.errors import UserError
-from offbench.io import slug
 from offbench.results import stats
+from offbench.results.drawing import (
+    BLUE,
+    ORANGE,
+    legend_below,
+    make_figure,
+    say,
+    whole_ticks,
+    write_pictures,
+)
 from offbench.results.selection import refuse_mixtures
 
 if TYPE_CHECKING:
@@ -36,8 +44,6 @@ COLUMNS = ("entry", "task", "what", "update", "length", "value", "low", "high", 
 _KEY = ["entry", "task"]
 # of a return's horizon, up to which it is called whole
 _LEFT_OUT = 0.01
-# of Okabe and Ito's palette, told apart by everyone
-BLUE, ORANGE = "#0072B2", "#D55E00"
 
 
 # --- numbers --------------------------------------------------------------------------------
@@ -172,34 +178,15 @@ def write(
     if numbers.empty:
         raise UserError("no run here executes chunks or values its decisions; nothing to diagnose")
     values = start_values(episodes, runs)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / "numbers.csv"]
-        numbers.to_csv(paths[0], index=False, float_format="%.6g", lineterminator="\n")
-        for task, mine in numbers.groupby("task"):
-            name = slug(str(task))
-            for kind, figure in (
-                ("chunks", _chunks_figure(str(task), mine)),
-                ("values", _values_figure(str(task), values[values["task"] == task], mine)),
-            ):
-                if figure is not None:
-                    paths.append(folder / f"{name}-{kind}.png")
-                    figure.savefig(paths[-1], dpi=110)
-    except OSError as error:
-        raise UserError(f"cannot write diagnostics to {folder}: {error.strerror}") from None
-    return paths
 
+    def draw(task: str, mine: pd.DataFrame) -> dict[str, "Figure | None"]:
+        valued = values[values["task"] == task]
+        return {
+            "chunks": _chunks_figure(task, mine),
+            "values": _values_figure(task, valued, mine),
+        }
 
-def make_figure(rows: int, columns: int, size: tuple[float, float]) -> "tuple[Figure, Any]":
-    """A figure that no window shows, and its panels (rows, columns)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows + 0.7), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.tick_params(labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return write_pictures(folder, "numbers", numbers, draw)
 
 
 def _chunks_figure(task: str, numbers: pd.DataFrame) -> "Figure | None":
@@ -236,14 +223,10 @@ def _legend_of_lengths(figure: "Figure", colours: np.ndarray) -> None:
 
     n = len(colours)
     shown = range(n) if n <= 8 else sorted({0, n // 4, n // 2, 3 * n // 4, n - 1})
-    figure.legend(
-        handles=[Patch(color=colours[i], label=str(i + 1)) for i in shown],
-        title="steps of a chunk (bars: executed in evaluations; faint: planned where values are bootstrapped)",
-        loc="outside lower center",
-        ncols=len(shown),
-        fontsize=8,
-        title_fontsize=8,
-        frameon=False,
+    legend_below(
+        figure,
+        [Patch(color=colours[i], label=str(i + 1)) for i in shown],
+        "steps of a chunk (bars: executed in evaluations; faint: planned where values are bootstrapped)",
     )
 
 
@@ -313,11 +296,6 @@ def _draw_success(axis: "Axes", success: pd.DataFrame, longest: int) -> None:
     axis.set_ylabel("share of successes\n(95 % interval, number of episodes)", fontsize=8)
 
 
-def whole_ticks(longest: int) -> list[int]:
-    step = -(-longest // 8)
-    return list(range(1, longest + 1, step))
-
-
 def _values_figure(task: str, values: pd.DataFrame, numbers: pd.DataFrame) -> "Figure | None":
     if values.empty:
         return None
@@ -358,11 +336,3 @@ def _draw_values(axis: "Axes", values: pd.DataFrame) -> None:
             x[part], y[part], s=18, facecolors=face, edgecolors=edge, alpha=0.7, linewidths=0.9
         )
     axis.set(xlim=tuple(ends), ylim=tuple(ends))
-
-
-def say(axis: "Axes", text: str) -> None:
-    axis.set(xticks=[], yticks=[])
-    axis.spines[:].set_visible(False)
-    axis.text(
-        0.5, 0.5, text, ha="center", va="center", fontsize=9, color="0.4", transform=axis.transAxes
-    )

@@ -7,7 +7,6 @@ episode contributes to a mean, in discounted raw rewards. The estimator `played`
 are episodes that the policy played, with their discounted returns.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy import special
 
-from offbench.errors import UserError
-from offbench.io import replacing, sha256_of
+from offbench.errors import UserError, in_one_line
+from offbench.results import measured
 from offbench.results.stats import Interval
 from offbench.results.uncertainty import Cell, Pool, cell_interval
 
@@ -55,10 +53,12 @@ _REPS = 2000
 # --- files ----------------------------------------------------------------------------------
 
 
+FOLDER = "estimates"
+
+
 def path_of(root: Path, mark: Path, estimator: str) -> Path:
     """Where the rows of a run lie, from the path of its record's json."""
-    folder = root / "estimates" / mark.relative_to(root / "runs").parent
-    return folder / f"{mark.stem}.{estimator}.parquet"
+    return measured.path_of(root, FOLDER, mark, f".{estimator}.parquet")
 
 
 def write_estimates(
@@ -72,33 +72,26 @@ def write_estimates(
     table = pa.Table.from_pandas(
         frame[ESTIMATE_SCHEMA.names], schema=ESTIMATE_SCHEMA, preserve_index=False
     )
-    about = json.dumps({"policy": sha256_of(kept), "settings": dict(settings)}, sort_keys=True)
-    try:
-        with replacing(path) as temporary:
-            pq.write_table(table.replace_schema_metadata({"offbench": about}), temporary)
-    except OSError as error:
-        raise UserError(f"cannot write estimates to {path}: {error.strerror}") from None
+    measured.write_table(path, table, kept, {"settings": dict(settings)})
 
 
 def is_estimated(path: Path, kept: Path, settings: Mapping[str, Any]) -> bool:
     """Whether there are rows of a kept policy with these settings."""
-    want = json.dumps({"policy": sha256_of(kept), "settings": dict(settings)}, sort_keys=True)
-    try:
-        found = (pq.read_schema(path).metadata or {}).get(b"offbench", b"")
-    except (OSError, pa.ArrowInvalid):
-        return False
-    return found.decode() == want
+    return measured.is_made(path, kept, {"settings": dict(settings)})
 
 
 def read_estimates(paths: Sequence[Path]) -> pd.DataFrame:
     """The rows of some files, in ESTIMATE_SCHEMA. Raises UserError for a file that is no table of estimates."""
-    tables = [ESTIMATE_SCHEMA.empty_table()]
-    for path in paths:
-        try:
-            tables.append(pq.read_table(path).cast(ESTIMATE_SCHEMA))
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise UserError(f"{path} cannot be read as estimates: {error}") from None
+    tables = [ESTIMATE_SCHEMA.empty_table(), *map(parse_estimates, paths)]
     return pa.concat_tables(tables).to_pandas()
+
+
+def parse_estimates(path: Path) -> pa.Table:
+    """The rows of a file, in ESTIMATE_SCHEMA. Raises UserError for one that is no table of estimates."""
+    try:
+        return measured.read_table(path).cast(ESTIMATE_SCHEMA)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read as estimates: {in_one_line(error)}") from None
 
 
 # --- numbers --------------------------------------------------------------------------------

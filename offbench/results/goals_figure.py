@@ -18,11 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from offbench.errors import UserError
-from offbench.io import slug
 from offbench.results import stats
 from offbench.results.decisions import cluster_interval, equal_bins
-from offbench.results.diagnostics import BLUE, ORANGE, make_figure, say
+from offbench.results.drawing import BLUE, ORANGE, legend_below, make_figure, say, write_pictures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -117,21 +115,14 @@ def write_goal_figures(
     if numbers.empty:
         return []
     table = _by_goal(decisions, runs, goals)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / "goals.csv"]
-        numbers.to_csv(paths[0], index=False, float_format="%.6g", lineterminator="\n")
-        for task, mine in numbers.groupby("task"):
-            figures = {"goals": goals_figure(str(task), mine)}
-            if task in walls:
-                played = table[table["task"] == task]
-                figures["paths"] = paths_figure(str(task), played, walls[str(task)])
-            for kind, figure in figures.items():
-                paths.append(folder / f"{slug(str(task))}-{kind}.png")
-                figure.savefig(paths[-1], dpi=110)
-    except OSError as error:
-        raise UserError(f"cannot write diagnostics to {folder}: {error.strerror}") from None
-    return paths
+
+    def draw(task: str, mine: pd.DataFrame) -> dict[str, "Figure | None"]:
+        figures: dict[str, Figure | None] = {"goals": goals_figure(task, mine)}
+        if task in walls:
+            figures["paths"] = paths_figure(task, table[table["task"] == task], walls[task])
+        return figures
+
+    return write_pictures(folder, "goals", numbers, draw)
 
 
 def goals_figure(task: str, numbers: pd.DataFrame) -> "Figure":
@@ -175,15 +166,8 @@ def _colours(goals: Sequence[int]) -> dict[int, Any]:
 def _legend(figure: "Figure", colours: Mapping[int, Any]) -> None:
     from matplotlib.lines import Line2D
 
-    figure.legend(
-        handles=[Line2D([], [], color=c, marker=".", label=str(g)) for g, c in colours.items()],
-        title="goal (bands and bars: 95 %)",
-        loc="outside lower center",
-        ncols=len(colours),
-        fontsize=8,
-        title_fontsize=8,
-        frameon=False,
-    )
+    handles = [Line2D([], [], color=c, marker=".", label=str(g)) for g, c in colours.items()]
+    legend_below(figure, handles, "goal (bands and bars: 95 %)")
 
 
 def _draw_values(

@@ -22,9 +22,9 @@ import pandas as pd
 from scipy import special
 
 from offbench.errors import UserError
+from offbench.results.generators import Generators
 from offbench.results.selection import refuse_mixtures
 from offbench.results.stats import Interval, check_level
-from offbench.results.uncertainty import Generators
 
 PULLS = 200
 DRAWN = 8

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from offbench.io import atomic_write
 from offbench.results.curves_figure import BANDS, legend, line_styles, panels
+from offbench.results.drawing import save_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,11 +16,7 @@ _ABOUT = "episodes played online, after which the policy that looks best is kept
 
 def write_online_figure(table: pd.DataFrame, path: Path, title: str = "") -> None:
     """Writes `draw_online_figure` as PNG, whole or not at all."""
-    import io
-
-    image = io.BytesIO()
-    draw_online_figure(table, title).savefig(image, dpi=150)
-    atomic_write(path, image.getvalue())
+    save_png(draw_online_figure(table, title), path, dpi=150)
 
 
 def draw_online_figure(table: pd.DataFrame, title: str = "") -> "Figure":

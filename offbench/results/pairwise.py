@@ -17,9 +17,10 @@ from scipy import special
 from offbench.errors import UserError
 from offbench.results import stats, uncertainty
 from offbench.results.cells import Cells, pools_of, scored_cells
+from offbench.results.generators import Generators
 from offbench.results.selection import current_runs, refuse_mixtures
 from offbench.results.stats import check_level
-from offbench.results.uncertainty import Aggregate, Cell, Generators, Pairs, Pool
+from offbench.results.uncertainty import Aggregate, Cell, Pairs, Pool
 
 
 @dataclass(frozen=True)

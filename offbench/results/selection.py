@@ -150,14 +150,19 @@ def readable(runs: pd.DataFrame, episodes: pd.DataFrame) -> pd.DataFrame:
 _NEEDED = ("run_id", "config_id", "entry", "task", "seed", "status", "n_updates")
 
 
+def refuse_missing_columns(runs: pd.DataFrame) -> None:
+    """UserError where a frame is not `Store.runs()`."""
+    if absent := [name for name in _NEEDED if name not in runs]:
+        raise UserError(f"runs: no column {', '.join(absent)}")
+
+
 def current_runs(runs: pd.DataFrame, tasks: tuple[str, ...]) -> pd.DataFrame:
     """Runs of some tasks: whole ones, and the last failure of every seed that has no whole one.
 
     Raises:
         UserError: a column is missing, or there is no record of these tasks.
     """
-    if absent := [name for name in _NEEDED if name not in runs]:
-        raise UserError(f"runs: no column {', '.join(absent)}")
+    refuse_missing_columns(runs)
     mine = runs[runs["task"].isin(tasks)]
     if mine.empty:
         raise UserError(f"no records of {tasks[0]}: {nearest(tasks[0], runs['task'])}")

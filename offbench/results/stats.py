@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special  # scipy.stats takes a second to import
 
-from offbench.errors import UserError
+from offbench.errors import UserError, expect
 
 Scores = Sequence[np.ndarray] | np.ndarray
 Statistic = Callable[[Sequence[np.ndarray]], np.ndarray]
@@ -135,8 +135,25 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:
     return Interval(share, max(0.0, middle - float(half)), min(1.0, middle + float(half)))
 
 
+def difference(a: Interval, b: Interval) -> Interval:
+    """a minus b, independent of each other, with the interval that follows from theirs; also of arrays.
+
+    The method of variance estimates recovery (Zou and Donner 2008, "Construction of confidence limits about effect
+    measures"): of each side the distances of the points to their bounds are added in squares, which asymmetric
+    intervals of success rates allow. nan bounds where one of the two has none.
+
+    >>> [float(x) for x in difference(Interval(5, 2, 17), Interval(1, -4, 5))]
+    [4.0, -1.0, 17.0]
+    """
+    point = a.point - b.point
+    below = np.hypot(a.point - a.low, b.high - b.point)
+    above = np.hypot(a.high - a.point, b.point - b.low)
+    return Interval(point, point - below, point + above)
+
+
 def check_level(level: float) -> None:
     """UserError for a confidence level that is not between 0 and 1."""
+    expect("level", level, (int, float), "a confidence level between 0 and 1, e.g. 0.95")
     if not 0 < level < 1:
         raise UserError(f"level is {level}; a confidence level lies between 0 and 1, e.g. 0.95")
 

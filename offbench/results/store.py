@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import pandas as pd
 import pyarrow as pa
 
-from offbench.errors import UserError, publishable, unknown
+from offbench.errors import UserError, expect, publishable, unknown, writing
 from offbench.io import finished_file
 from offbench.results.commit import mark_of, subfolders, winner, write_record
 from offbench.results.index import FILE, Lines, as_set, episodes_of, joined, lines_of, winners
@@ -74,6 +74,7 @@ class Store:
     root: Path
 
     def __init__(self, root: str | Path):
+        expect("results", root, (str, os.PathLike), "a folder")
         object.__setattr__(self, "root", Path(root))
 
     def check_writable(self) -> None:
@@ -82,13 +83,11 @@ class Store:
         Raises:
             UserError: records cannot be written there. Better now than after a day of training.
         """
-        try:
+        with writing(f"records to {self.root}"):
             runs = self.root / "runs"
             runs.mkdir(parents=True, exist_ok=True)
             with finished_file(b"", runs / "probe"):
                 pass
-        except OSError as error:
-            raise UserError(f"cannot write records to {self.root}: {error.strerror}") from None
 
     def missing(self, runs: Iterable[RunSpec], *, count_failed: bool = False) -> list[RunSpec]:
         """Those of `runs`, in order and once each, which have no whole record yet.

@@ -17,7 +17,6 @@ same ones, and corrected by Holm (1979). Seeds of two entries have nothing in co
 paired. `results/coverage` has how often these intervals held the truth on published scores.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
+from offbench.results.generators import Generators
 from offbench.results.stats import Interval, Statistic, holm
 
 # of the board's variance, in observations; chosen for coverage on published scores (results/coverage)
@@ -33,30 +33,8 @@ _PRIOR_WEIGHT = 0.5
 _MANY_CELLS = 6
 # of a board without mixed success rates; the mean over published antmaze scores is 0.12
 _DEFAULT_CORRELATION = 0.1
-
-
-class Generators:
-    """Random numbers that depend on what they are for, not on what else is on the board."""
-
-    def __init__(self, random_seed: int = 0) -> None:
-        self._seed = random_seed
-        self._shares: dict[tuple[bytes, int], np.ndarray] = {}
-
-    def __call__(self, name: str, x: np.ndarray) -> np.random.Generator:
-        """A generator for a name and the numbers that it is to depend on."""
-        content = f"{self._seed} {name} {x.shape}".encode() + x.tobytes()
-        return np.random.default_rng(int.from_bytes(hashlib.sha256(content).digest()[:16], "big"))
-
-    def shares(self, start_states: tuple[int, ...], reps: int) -> np.ndarray:
-        """(reps, n) how often each start state is in a resample, as a share; drawn once for all that met them."""
-        states = np.array(start_states)
-        key = states.tobytes(), reps
-        if key not in self._shares:
-            n = len(states)
-            again = self("", states).integers(n, size=(reps, n))
-            counts = np.bincount((again + n * np.arange(reps)[:, None]).ravel(), minlength=reps * n)
-            self._shares[key] = counts.reshape(reps, n) / n
-        return self._shares[key]
+# of scores, up to which numbers differ by rounding alone
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -89,7 +67,13 @@ class Cell:
     @cached_property
     def seed_variance(self) -> float:
         """Variance of a seed's mean score; nan with one seed."""
-        return float(self.means.var(ddof=1)) if self.n_seeds > 1 else np.nan
+        found = float(self.means.var(ddof=1)) if self.n_seeds > 1 else np.nan
+        return 0.0 if found <= self.rounding else found
+
+    @property
+    def rounding(self) -> float:
+        """The variance of equal scores, which rounding leaves."""
+        return float(_ROUNDING * np.abs(self.means).max()) ** 2
 
     @cached_property
     def residual(self) -> float:
@@ -118,7 +102,7 @@ class Cell:
         by_episode = float(self.by_episode.var(ddof=1))
         beyond_noise = by_episode - self.residual / self.n_seeds
         # not what rounding leaves of start states that change nothing
-        negligible = 1e-9 * (by_episode + self.seed_variance)
+        negligible = max(1e-9 * (by_episode + self.seed_variance), self.rounding)
         return beyond_noise / self.n_episodes if beyond_noise > negligible else 0.0
 
     @property
@@ -245,6 +229,15 @@ class Pairs(NamedTuple):
         return found
 
 
+def _exact(pairs: Pairs, points: np.ndarray) -> Pairs:
+    """The pairs of points without what rounding leaves of equal ones."""
+    small = _ROUNDING * np.maximum(np.abs(points[pairs.first]), np.abs(points[pairs.second]))
+    return pairs._replace(
+        difference=np.where(np.abs(pairs.difference) <= small, 0.0, pairs.difference),
+        variance=np.where(pairs.variance <= small**2, 0.0, pairs.variance),
+    )
+
+
 def differences(cells: Sequence[Cell], pool: Pool) -> Pairs:
     """The differences of the means of all pairs of cells of a column.
 
@@ -264,7 +257,7 @@ def differences(cells: Sequence[Cell], pool: Pool) -> Pairs:
         [seeds[i], seeds[j], np.where(met, shared, episodes[i]), np.where(met, 0.0, episodes[j])]
     )
     freedom = _freedom(variances, np.stack([n[i], n[j], m[i], m[j]]))
-    return Pairs(several, i, j, means[i] - means[j], variances.sum(0), freedom)
+    return _exact(Pairs(several, i, j, means[i] - means[j], variances.sum(0), freedom), means)
 
 
 def _shared_episode_variance(cells: Sequence[Cell]) -> np.ndarray:
@@ -396,4 +389,4 @@ def aggregate_differences(aggregates: Sequence[Aggregate]) -> Pairs:
     own = np.diag(covariance)
     freedom = _freedom(np.stack([own[i], own[j]]), np.stack([each[i], each[j]]))
     variance = np.maximum(own[i] + own[j] - 2 * covariance[i, j], 0.0)
-    return Pairs(drawn, i, j, points[i] - points[j], variance, freedom)
+    return _exact(Pairs(drawn, i, j, points[i] - points[j], variance, freedom), points)

@@ -1,6 +1,7 @@
 """Tasks of the user's own data: a file or folder, an environment, a score."""
 
 import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from offbench.errors import UserError, unknown
+from offbench.errors import UserError, expect, expect_whole, unknown
 from offbench.tasks import files
 from offbench.tasks.environments import make_env
 from offbench.tasks.formats import arrays, minari
@@ -46,14 +47,12 @@ def own_task(
 
     Raises UserError where `data` does not exist, or the environment is unknown.
     """
-    path = Path(data).expanduser()
-    name = id or f"own/{path.stem}"
-    if not path.exists():
-        raise UserError(f"{name}: {path} does not exist")
+    path, name = _named(data, id)
+    _check_kinds(env, env_kwargs, max_episode_steps, n_actions, (ref_min, ref_max))
     layout = arrays.layout(path, name=name)
     meta = minari.metadata(path, name=name) if layout == "minari" else None
     env, kwargs, limit = _environment(env, dict(env_kwargs or {}), max_episode_steps, meta)
-    _check(name, env, goals, limit, actions)
+    _check(name, env, goals, limit, actions, score)
     ref_min, ref_max = _references(name, ref_min, ref_max, meta)
     reading = None
     if env and (layout != "minari" or limit is None):
@@ -79,6 +78,34 @@ def own_task(
     )
 
 
+def _named(data: str | Path, id: str | None) -> tuple[Path, str]:
+    """The file or folder, and the name of its task. Raises UserError where it is not there."""
+    expect("data", data, (str, os.PathLike), "a file or a folder")
+    path = Path(data).expanduser()
+    expect("id", id, (str, type(None)), "text")
+    name = id or f"own/{path.stem}"
+    if not path.exists():
+        raise UserError(f"{name}: {path} does not exist")
+    return path, name
+
+
+def _check_kinds(
+    env: object,
+    env_kwargs: object,
+    limit: object,
+    n_actions: object,
+    references: tuple[object, object],
+) -> None:
+    """Raises UserError for an argument of `own_task` of another type."""
+    expect("env", env, (str, type(None)), "the id of an environment")
+    expect("env_kwargs", env_kwargs, (Mapping, type(None)), "a mapping of names to values")
+    expect("max_episode_steps", limit, (int, type(None)), "a whole number")
+    if n_actions is not None:
+        expect_whole("n_actions", n_actions, 1)
+    for key, reference in zip(("ref_min", "ref_max"), references):
+        expect(key, reference, (int, float, type(None)), "a return")
+
+
 def _environment(
     env: str | None, kwargs: dict[str, Any], limit: int | None, meta: minari.Metadata | None
 ) -> tuple[str | None, dict[str, Any], int | None]:
@@ -90,8 +117,17 @@ def _environment(
 
 
 def _check(
-    name: str, env: str | None, goals: tuple[int, ...], limit: int | None, actions: str
+    name: str,
+    env: str | None,
+    goals: tuple[int, ...],
+    limit: int | None,
+    actions: str,
+    score: str,
 ) -> None:
+    if score not in ("return", "success"):
+        raise unknown("score", score, ("return", "success"))
+    if not isinstance(goals, tuple | list) or not all(hasattr(x, "__index__") for x in goals):
+        raise UserError(f"{name}: goals={goals!r} must be whole numbers, the task_id of each")
     if limit is not None and limit < 1:
         raise UserError(f"{name}: max_episode_steps={limit} must be at least 1")
     if actions not in get_args(Actions):

@@ -115,6 +115,10 @@ def evaluation_env(task: "Task") -> "gymnasium.Env":
 
     Raises UserError where the task has none or its package is missing.
     """
+    if not hasattr(task, "refused"):
+        raise UserError(
+            f"a task, as of load_task, has an environment, a {type(task).__name__} has none"
+        )
     if task.refused is not None:
         raise UserError(f"{task.id}: {task.refused}")
     if not task.env:

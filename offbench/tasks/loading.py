@@ -19,7 +19,7 @@ import numpy as np
 
 from offbench.data import compose, composition
 from offbench.data.replay import is_one_hot
-from offbench.errors import UserError
+from offbench.errors import UserError, expect, unknown
 from offbench.io import sha256_of
 from offbench.tasks import doctor, files, ogbench
 from offbench.tasks.cache import MIN_ROWS
@@ -50,6 +50,9 @@ def load_data(
     Raises:
         UserError: a file is missing, damaged or has another checksum.
     """
+    expect("task", task, Task, "a task, as of load_task")
+    if defects not in ("warn", "refuse", "ignore"):
+        raise unknown("defects", defects, ("warn", "refuse", "ignore"))
     data = _read(task)
     if defects == "refuse":
         doctor.refuse(doctor_report(task, data), task.check_command)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from offbench.data import composition
-from offbench.errors import UserError
+from offbench.errors import UserError, expect
 from offbench.tasks import files, minari, registry
 from offbench.tasks.task import Loader, Task
 
@@ -31,6 +31,7 @@ def load_task(task_id: str, *, loader: Loader = "offbench") -> Task:
     Nothing is downloaded: see `ready`. With `loader="d4rl"` a D4RL file is read by the d4rl package
     (`offbench.tasks.formats.d4rl_package`), and the task's sha256 differs.
     """
+    expect("task", task_id, str, "the id of a task, as offbench/hopper/medium-replay-v0")
     parsed = composition.parse(composition.MIXED.get(task_id, task_id))
     if not isinstance(parsed, str):
         return _composed(parsed.renamed(registry.canonical), loader)

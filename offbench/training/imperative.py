@@ -26,7 +26,7 @@ from torch.func import vmap
 
 from offbench import rng
 from offbench.data.pipeline import Pipeline
-from offbench.errors import UserError, calling
+from offbench.errors import UserError, calling, expect
 from offbench.training import object_state
 from offbench.training.engine import BLOCK, Ran
 from offbench.training.object_state import NotPlain, State
@@ -92,6 +92,7 @@ class Imperative:
     minibatches = 1
 
     def __init__(self, cls: type, /, **hparams: Any):
+        expect("cls", cls, type, "a PyTorch class, not one of its objects")
         self.cls, self.hparams, self.name = cls, hparams, cls.__name__
         self.needs = tuple(getattr(cls, "needs", ()))
         self.actions = getattr(cls, "actions", "continuous")

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import torch
 
 from offbench.data.pipeline import Pipeline
-from offbench.errors import UserError
+from offbench.errors import UserError, expect, expect_whole
 from offbench.training.engine import Backend, Engine, Precision, Ran
 from offbench.training.gate import make_engine
 from offbench.training.imperative import Imperative, ImperativeEngine
-from offbench.training.step import Carry, initial_carry, make_step, n_minibatches
+from offbench.training.step import Carry, check_method, initial_carry, make_step, n_minibatches
 from offbench.types import Method, Metrics, Spec
 
 
@@ -64,12 +64,12 @@ def train(
     without metrics, for a checkpoint say. `refresh` changes the training state between updates.
     Raises UserError for bad seeds, and for `n_updates` that is no multiple of the method's minibatches.
     """
-    k = check_budget(method, n_updates)
+    k = _checked(method, pipeline, spec, stop_at, n_updates)
     stops = sorted({max(k, s - s % k) for s in stop_at if 0 < s < n_updates} | {n_updates})
     start = done = (int(resume.step) if resume else 0) * k
     every = max(k, refresh.every // k * k) if refresh else n_updates
     marks = set(range(0, n_updates, every))
-    device = device or pipeline.data.obs.device
+    device = _there(device) if device is not None else pipeline.data.obs.device
     seen = pipeline.spec(spec)
     engine: Engine | ImperativeEngine
     if isinstance(method, Imperative):
@@ -99,6 +99,28 @@ def train(
                 yield Point(done, engine.carry, metrics if done == stop else {}, ran)
 
 
+def _checked(method: Any, pipeline: object, spec: object, stop_at: object, n_updates: int) -> int:
+    """Minibatches per step. Raises UserError for an argument of `train` of another type."""
+    check_method(method)
+    expect("pipeline", pipeline, Pipeline, "a pipeline, as of make_pipeline")
+    expect("spec", spec, Spec, "the Spec that load_data returns")
+    expect("stop_at", stop_at, Sequence, "a list of numbers of updates")
+    assert isinstance(stop_at, Sequence)
+    for stop in stop_at:
+        expect_whole("stop_at", stop, 0)
+    return check_budget(method, n_updates)
+
+
+def _there(device: torch.device | str) -> torch.device | str:
+    """The device. UserError for one that is not on this machine, or has no such name."""
+    try:
+        torch.empty(0, device=device)
+    # torch asserts that it was built for it
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={device}: {str(error).partition(chr(10))[0]}") from None
+    return device
+
+
 def _check_as_written(method: Imperative, backend: Backend, precision: Precision) -> None:
     if (backend, precision) != ("auto", "float32"):
         raise UserError(
@@ -109,6 +131,7 @@ def _check_as_written(method: Imperative, backend: Backend, precision: Precision
 def check_budget(method: Method | Imperative, n_updates: int) -> int:
     """Minibatches per step. Raises UserError where `n_updates` is no positive multiple of them."""
     k = n_minibatches(method)
+    expect("n_updates", n_updates, int, "a whole number")
     if n_updates < 1 or n_updates % k:
         raise UserError(
             f"n_updates={n_updates} must be a positive multiple of {k}: "

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from offbench import rng
 from offbench.data.pipeline import Pipeline
-from offbench.errors import UserError
+from offbench.errors import UserError, expect, expect_whole
 from offbench.types import Batch, Method, Metrics, Spec
 
 
@@ -139,6 +139,15 @@ def advance(step: Step, carry: Carry) -> tuple[Carry, Metrics]:
     return Carry(state, carry.key, carry.step + 1), metrics
 
 
+def check_method(method: Any) -> None:
+    """UserError for what is no method: a class without its settings, a name."""
+    if isinstance(method, type) or not callable(
+        getattr(method, "act", getattr(method, "policy", 0))
+    ):
+        words = method.__name__ if isinstance(method, type) else f"a {type(method).__name__}"
+        raise UserError(f"{words} is no method with its settings, as IQL(lr=1e-3) is")
+
+
 def initial_carry(
     method: Method,
     spec: Spec,
@@ -152,8 +161,16 @@ def initial_carry(
     Created on the CPU and moved, so it does not depend on the device. `values` gives each member of
     the stack its own hyper-parameters (the same names for all); seeds may then repeat.
     """
+    expect("seeds", seeds, Sequence, "a list of whole numbers")
+    for seed in seeds:
+        expect_whole("seed", seed, 0)
     if not seeds or (values is None and len(set(seeds)) != len(seeds)):
         raise UserError(f"seeds must be a non-empty list without duplicates, got {list(seeds)}")
+    expect("values", values, (Sequence, type(None)), "settings of each member of the stack")
+    if values is not None and len(values) != len(seeds):
+        raise UserError(
+            f"values of {len(values)} members for {len(seeds)} seeds: one is needed for each"
+        )
     pairs = [rng.split(rng.key(s)) for s in seeds]
     state = stack([method.init(k[0], spec) for k in pairs])
     if values is not None:

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 from support.records import episodes, provenance, spec
 
+from offbench.bench.plan import plan
 from offbench.cli import main
 from offbench.cli.curves import short_count, task_lines
 from offbench.results.curves import curve_table, updates_needed
@@ -102,6 +103,20 @@ def test_curves_of_a_run_are_printed_and_written(tmp_path, capsys):
 
 
 @pytest.mark.env
+@pytest.mark.parametrize("command", [["curves"], ["curves", "--pulls", "3"]])
+def test_what_cannot_be_written_is_said_in_a_line(command, tmp_path, capsys):
+    args = [*WHAT, f"results={tmp_path}"]
+    store = Store(tmp_path)
+    for cell in plan(args, bench=True).cells:
+        for run in cell.runs():
+            rows = [episodes(1, update=20), episodes(1, update=10, stream="monitor")]
+            store.append(run, pd.concat(rows, ignore_index=True), provenance(entry=cell.entry))
+    (tmp_path / "board").write_text("no folder")
+    assert main([*command, *args]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("offbench: cannot write") and said.count("\n") == 1
+
+
 def test_without_monitor_episodes_it_is_said_how_to_get_them(tmp_path, capsys):
     results = f"results={tmp_path}"
     assert main(["curves", *WHAT, results]) == 2

@@ -11,7 +11,8 @@ from offbench.cli import main
 from offbench.cli.published import _none_of, split_published
 from offbench.errors import UserError
 from offbench.results.published.scores import published_scores
-from offbench.results.published.table import Estimate, difference
+from offbench.results.published.table import difference
+from offbench.results.stats import Interval
 from offbench.results.store import Store
 
 HOPPER, PEN = "d4rl/hopper-medium-v2", "d4rl/pen-human-v1"
@@ -146,14 +147,14 @@ def test_settings_are_split_from_sources():
 
 def test_the_interval_of_a_difference():
     # equal intervals: sqrt(2) times as wide
-    found = difference(Estimate(10, 8, 12), Estimate(5, 3, 7))
+    found = difference(Interval(10, 8, 12), Interval(5, 3, 7))
     np.testing.assert_allclose(found, (5, 5 - 8**0.5, 5 + 8**0.5))
     # towards a lower score of ours counts our lower bound and their upper one
-    found = difference(Estimate(10, 7, 11), Estimate(5, 5, 9))
+    found = difference(Interval(10, 7, 11), Interval(5, 5, 9))
     np.testing.assert_allclose(found, (5, 0, 6))
     # theirs without a spread is taken as exact, ours without one says nothing
-    np.testing.assert_allclose(difference(Estimate(1, 0, 3), Estimate(0, *[np.nan] * 2)), (1, 0, 3))
-    assert np.isnan(difference(Estimate(1, np.nan, np.nan), Estimate(0, -1, 1)).low)
+    np.testing.assert_allclose(difference(Interval(1, 0, 3), Interval(0, *[np.nan] * 2)), (1, 0, 3))
+    assert np.isnan(difference(Interval(1, np.nan, np.nan), Interval(0, -1, 1)).low)
 
 
 def test_equal_methods_are_rarely_told_apart():
@@ -164,7 +165,7 @@ def test_equal_methods_are_rarely_told_apart():
     half = [stats.t.ppf(0.975, n - 1) * x.std(1, ddof=1) / n**0.5 for x in (ours, theirs)]
     missed = 0
     for a, b, h, k in zip(ours.mean(1), theirs.mean(1), *half):
-        found = difference(Estimate(a, a - h, a + h), Estimate(b, b - k, b + k))
+        found = difference(Interval(a, a - h, a + h), Interval(b, b - k, b + k))
         missed += found.low > 0 or found.high < 0
     # measured 1.9 % in 20,000
     assert 0.01 < missed / 4000 < 0.05

@@ -30,7 +30,8 @@ from offbench.methods.td3_bc import TD3BC
 from offbench.nn import nets
 from offbench.nn.optim import Adam
 from offbench.results.store import Store
-from offbench.rollout import env_seeds, evaluate, make_policy
+from offbench.rollout import evaluate, make_policy
+from offbench.tasks.episodes import env_seeds
 from offbench.tasks.loading import load_data
 from offbench.tasks.locate import load_task
 from offbench.testing import contract as testing

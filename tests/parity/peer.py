@@ -48,8 +48,8 @@ def export(task_id: str, folder: Path, episodes: int, own: list[str]) -> Path:
     """
     from dataclasses import asdict
 
-    from offbench.rollout import env_seeds
     from offbench.tasks.custom import own_task
+    from offbench.tasks.episodes import env_seeds
     from offbench.tasks.locate import load_task
 
     settings = dict(s.split("=", 1) for s in own)

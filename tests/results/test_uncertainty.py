@@ -12,6 +12,7 @@ from parity import coverage
 from support.paths import ROOT, SHARED
 
 from offbench.results import captions, stats, uncertainty
+from offbench.results.generators import Generators
 from offbench.results.uncertainty import Cell, Pool
 
 COVERAGE = ROOT / "results" / "coverage"
@@ -277,7 +278,7 @@ def test_aggregates_of_equal_episodes_are_paired() -> None:
     assert uncertainty.aggregate_differences([made[0], made[2]]).adjusted()[0, 1] > 0.1
 
 
-generators = uncertainty.Generators()
+generators = Generators()
 
 
 def test_an_aggregate_by_hand_with_one_task_is_that_of_its_cell() -> None:
@@ -300,9 +301,7 @@ def test_a_success_rate_without_any_success_is_as_unsure_in_an_aggregate_as_in_i
     """Drawing again from seeds that are all 0 adds no variance; the board's must stand for it."""
     none = seeds(0, 0, 0, 0, 0, 0, episodes=5, success=True)
     pool = Pool(variance=0.0, correlation=0.5)
-    found = uncertainty.aggregate(
-        [none], [pool], stats.mean, generator=uncertainty.Generators(0), reps=4000
-    )
+    found = uncertainty.aggregate([none], [pool], stats.mean, generator=Generators(0), reps=4000)
     assert found.draws.std() == pytest.approx(np.sqrt(uncertainty.seed_share(none, pool)), rel=0.05)
 
 
@@ -386,3 +385,29 @@ def test_the_caption_says_what_was_measured() -> None:
     assert f"{cells} of cells and {iqms} of IQMs at 3 to 10 seeds" in " ".join(
         captions.COVERAGE.split()
     )
+
+
+# --- equal scores ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("x", [0.1, 33.3, -1234.5678, 1e-9, 1e9 / 3])
+@pytest.mark.parametrize("shapes", [((3, 3), (3, 7)), ((2, 1), (2, 6)), ((3, 3), (3, 3))])
+def test_entries_whose_scores_are_all_equal_are_not_told_apart_by_rounding(x, shapes):
+    cells = [Cell(t.mean(1), t.shape[1], t, tuple(range(t.shape[1])), name=str(t.shape))
+             for t in (np.full(shape, x) for shape in shapes)]  # fmt: skip
+    pool = Pool.of(cells)
+    assert pool.variance == 0
+    for cell in cells:
+        found = uncertainty.cell_interval(cell, pool)
+        assert cell.seed_variance == cell.episode_variance == 0
+        assert found.low == pytest.approx(x) == found.high
+    assert (uncertainty.differences(cells, pool).adjusted() == 1).all()
+    drawn = Generators(0)
+    found = [uncertainty.aggregate([c], [pool], stats.iqm, generator=drawn) for c in cells]
+    assert all(np.isfinite(a.draws).all() and a.interval.low == pytest.approx(x) for a in found)
+    assert (uncertainty.aggregate_differences(found).adjusted() == 1).all()
+
+
+def test_scores_that_differ_and_never_vary_are_told_apart():
+    cells = [Cell(np.full(3, x), 3, np.full((3, 3), x), (0, 1, 2)) for x in (0.1, 0.1 + 1e-6)]
+    assert uncertainty.differences(cells, Pool.of(cells)).adjusted()[0, 1] == 0

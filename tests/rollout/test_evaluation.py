@@ -16,8 +16,9 @@ from offbench.data.transforms import ObsNorm, RewardAffine
 from offbench.data.views import Chunk, NStep
 from offbench.methods.bc import BC
 from offbench.results.schema import EPISODE_COLUMNS, EVALUATION_COLUMNS
-from offbench.rollout import EnvPool, env_seeds, evaluate, make_policy
+from offbench.rollout import EnvPool, evaluate, make_policy
 from offbench.tasks.environments import evaluation_env
+from offbench.tasks.episodes import env_seeds, number_of
 from offbench.tasks.loading import load_data
 from offbench.tasks.locate import load_task
 from offbench.tasks.task import Task
@@ -94,7 +95,7 @@ def test_the_return_is_the_sum_of_raw_rewards_of_the_seeded_episode():
     row, env = frame.iloc[1], evaluation_env(task)
     stream_key = rng.fold(
         rng.key(5),
-        __import__("offbench.rollout", fromlist=["_number"])._number(f"{task.id}/test"),
+        number_of(f"{task.id}/test"),
     )
     env.reset(seed=int(row["env_seed"]))
     total, steps, ended = 0.0, 0, False

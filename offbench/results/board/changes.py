@@ -2,8 +2,8 @@
 
 The runs of two boards have nothing in common that could be paired, so a difference is tested with the
 intervals that both boards print: the variances that they imply are added, each from the side that faces
-the other score (Zou and Donner 2008, "Construction of confidence limits about effect measures"), which
-holds for success rates too. p-values are corrected by Holm over all scores that both boards have.
+the other score (`offbench.results.stats.difference`), which holds for success rates too. p-values are
+corrected by Holm over all scores that both boards have.
 """
 
 import csv
@@ -19,8 +19,8 @@ import pandas as pd
 from scipy import special
 
 from offbench.errors import UserError
+from offbench.results import stats
 from offbench.results.board.leaderboard import Board
-from offbench.results.stats import holm
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -159,7 +159,7 @@ def _table_of(title: str, rows: pd.DataFrame) -> "Table":
 
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     table.title, table.title_justify = f"\n{title}", "left"
-    table.add_column("entry", no_wrap=True)
+    table.add_column("entry", overflow="fold")
     table.add_column("  task", overflow="fold")
     for name in ("  old -> new", "  difference", "  p (Holm)"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -188,20 +188,26 @@ def changes(old: Scores, new: Scores) -> Changes:
 
 def _differences(both: pd.DataFrame, old_level: float, new_level: float) -> pd.DataFrame:
     """The differences with intervals and p-values; the written digits are all there is."""
-    difference = (both["value_new"] - both["value_old"]).to_numpy()
-    # the bound of each side that faces the other score, and the other one
-    toward = _variances(both, old_level, new_level, difference >= 0)
-    away = _variances(both, old_level, new_level, difference < 0)
-    freedom = _freedom(toward, both)
+    seeds = _seeds(both)
+    old = _standard_errors(both, "old", seeds[0], old_level)
+    new = _standard_errors(both, "new", seeds[1], new_level)
+    found = stats.difference(new, old)
+    difference, below, above = found.point, found.point - found.low, found.high - found.point
+    up = difference >= 0
+    # of each score the side that faces the other one
+    facing = np.where(
+        up,
+        [old.high - old.point, new.point - new.low],
+        [old.point - old.low, new.high - new.point],
+    )
+    freedom = _freedom(facing**2, seeds)
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = 2 * special.stdtr(freedom, -np.abs(difference) / np.sqrt(toward.sum(0)))
+        p = 2 * special.stdtr(freedom, -np.abs(difference) / np.where(up, below, above))
     p = np.where(difference == 0, 1.0, p)
     tested = np.isfinite(p)
     adjusted = np.full(len(p), np.nan)
-    adjusted[tested] = holm(p[tested])
+    adjusted[tested] = stats.holm(p[tested])
     t = special.stdtrit(freedom, (1 + new_level) / 2)
-    near, far = t * np.sqrt(toward.sum(0)), t * np.sqrt(away.sum(0))
-    up = difference >= 0
     noise = [bool(x >= 1 - new_level) if np.isfinite(x) else None for x in adjusted]
     return pd.DataFrame(
         {
@@ -210,31 +216,20 @@ def _differences(both: pd.DataFrame, old_level: float, new_level: float) -> pd.D
             "old": both["value_old"],
             "new": both["value_new"],
             "difference": difference,
-            "low": difference - np.where(up, near, far),
-            "high": difference + np.where(up, far, near),
+            "low": difference - t * below,
+            "high": difference + t * above,
             "p": adjusted,
             "noise": pd.Series(noise, dtype=object),
         }
     )
 
 
-def _variances(
-    both: pd.DataFrame, old_level: float, new_level: float, new_below: np.ndarray
-) -> np.ndarray:  # (2, n)
-    """Those that the bounds of the old and the new score imply: of the new one's lower and the old one's
-    upper bound, or the other way round."""
-    seeds = _seeds(both)
-    bounds = [
-        np.where(
-            new_below, both["high_old"] - both["value_old"], both["value_old"] - both["low_old"]
-        ),
-        np.where(
-            new_below, both["value_new"] - both["low_new"], both["high_new"] - both["value_new"]
-        ),
-    ]
-    levels = (old_level, new_level)
-    t = [special.stdtrit(n, (1 + level) / 2) for n, level in zip(seeds, levels)]
-    return np.array([(bound / one) ** 2 for bound, one in zip(bounds, t)])
+def _standard_errors(both: pd.DataFrame, which: str, seeds: np.ndarray, level: float) -> Any:
+    """The old or new scores between one standard error below and one above, which their bounds imply: an Interval
+    of (n,) arrays."""
+    point, low, high = (both[f"{name}_{which}"].to_numpy() for name in ("value", "low", "high"))
+    t = special.stdtrit(seeds, (1 + level) / 2)
+    return stats.Interval(point, point - (point - low) / t, point + (high - point) / t)
 
 
 def _seeds(both: pd.DataFrame) -> np.ndarray:  # (2, n)
@@ -242,9 +237,8 @@ def _seeds(both: pd.DataFrame) -> np.ndarray:  # (2, n)
     return np.where(many, _MANY, both[["n_seeds_old", "n_seeds_new"]].to_numpy().T)
 
 
-def _freedom(variances: np.ndarray, both: pd.DataFrame) -> np.ndarray:
+def _freedom(variances: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     """Satterthwaite's, of two variances with as many degrees of freedom as seeds."""
-    seeds = _seeds(both)
     below = (variances**2 / seeds).sum(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(below > 0, variances.sum(0) ** 2 / below, seeds.min(0))

@@ -48,7 +48,7 @@ def to_table(board: Board) -> "Table":
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-    table.add_column("entry")
+    table.add_column("entry", overflow="fold")
     table.add_column("  consistency", justify="right")
     for entry, text in column(board).items():
         table.add_row(Text(entry), Text(f"  {text}"))

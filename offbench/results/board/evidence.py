@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from offbench.errors import UserError
+from offbench.errors import UserError, writing
 from offbench.io import replacing
 from offbench.results.board.leaderboard import Asked, Board, leaderboard
 from offbench.results.cells import places
@@ -103,13 +103,11 @@ def write_evidence(evidence: Evidence, folder: Path, name: str) -> tuple[Path, P
     """
     tables = _run_table(evidence.runs), _episode_table(evidence)
     paths = paths_of(Path(folder), name)
-    try:
+    with writing(f"the board's rows to {folder}"):
         for path, table in zip(paths, tables, strict=True):
             with replacing(path) as temporary:
                 pq.write_table(table, temporary, compression="zstd", write_statistics=False)
         _write_pairs(evidence, folder, name)
-    except OSError as error:
-        raise UserError(f"cannot write the board's rows to {folder}: {error.strerror}") from None
     return paths
 
 

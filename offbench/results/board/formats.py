@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from offbench.errors import UserError
+from offbench.errors import writing
 from offbench.io import atomic_write
 from offbench.results.board.latex import to_latex
 from offbench.results.board.leaderboard import Board
@@ -84,9 +84,7 @@ def write(board: Board, folder: Path, name: str) -> tuple[Path, ...]:
     """
     texts = [(ENDINGS[kind], make(board)) for kind, make in FORMATS.items()]
     paths = [Path(folder) / f"{name}.{ending}" for ending, _ in texts]
-    try:
+    with writing(f"the board to {folder}"):
         for path, (_, text) in zip(paths, texts, strict=True):
             atomic_write(path, text.encode())
-    except OSError as error:
-        raise UserError(f"cannot write the board to {folder}: {error.strerror}") from None
     return tuple(paths)

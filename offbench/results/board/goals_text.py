@@ -26,13 +26,14 @@ def to_markdown(board: Board) -> str:
 def to_table(board: Board) -> "Table":
     """The same for a terminal."""
     from rich.table import Table
+    from rich.text import Text
 
     head, lines = text_table(board)
     table = Table(box=None, pad_edge=False)
     for place, name in enumerate(head):
-        table.add_column(name, justify="left" if place < 2 else "right")
+        table.add_column(name, justify="left" if place < 2 else "right", overflow="fold")
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(Text, line))
     return table
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from offbench.results.board import consistency_text
+from offbench.results.board.cell_text import rows_of_cells
 from offbench.results.board.leaderboard import Board
 from offbench.results.board.pairs_text import rank_text
-from offbench.results.board.render import aggregate_status, rows_of_cells, short_names
+from offbench.results.board.render import aggregate_status, short_names
 from offbench.results.captions import failures
 
 _SPECIAL = {

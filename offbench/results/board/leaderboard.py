@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from offbench.errors import UserError
+from offbench.errors import UserError, expect, expect_names, expect_whole
 from offbench.results import stats, uncertainty
 from offbench.results.captions import (
     how_trained,
@@ -30,10 +30,11 @@ from offbench.results.captions import (
     sources_of,
 )
 from offbench.results.cells import averaged_table, cell_table, pools_of, scored_cells
+from offbench.results.generators import Generators
 from offbench.results.goals import goal_table
 from offbench.results.pairwise import Scores, pairs_of, ranks_of
 from offbench.results.selection import current_runs, refuse_mixtures
-from offbench.results.uncertainty import Aggregate, Generators
+from offbench.results.uncertainty import Aggregate
 
 SCALE = "0 = reference minimum, 100 = reference maximum or certain success"
 
@@ -126,7 +127,7 @@ def leaderboard(
         UserError: two runs claim one (entry, task, seed), a cell would mix configurations, or the two
             frames disagree.
     """
-    tasks = _distinct(tasks)
+    tasks = _checked(episodes, runs, tasks, level, reps)
     runs = current_runs(runs, tasks)
     whole = _whole(runs)
     found = scored_cells(episodes, whole, asked.unscaled)
@@ -170,8 +171,15 @@ def _whole(runs: pd.DataFrame) -> pd.DataFrame:
     return whole
 
 
-def _distinct(tasks: Sequence[str]) -> tuple[str, ...]:
-    tasks = tuple(tasks)
+def _checked(
+    episodes: object, runs: object, tasks: object, level: float, reps: int
+) -> tuple[str, ...]:
+    """The tasks. UserError where something that a board is made of is of another type, or a task is there twice."""
+    for name, frame in (("episodes", episodes), ("runs", runs)):
+        expect(name, frame, pd.DataFrame, f"Store.{name}()")
+    stats.check_level(level)
+    expect_whole("reps", reps, 1)
+    tasks = expect_names("tasks", tasks)
     if not tasks:
         raise UserError("a board needs at least one task")
     if len(set(tasks)) < len(tasks):

@@ -9,26 +9,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from offbench.errors import UserError
+from offbench.errors import writing
 from offbench.io import atomic_write
 from offbench.results import markdown
-from offbench.results.board import consistency_text, goals_text, pairs_text, strip
+from offbench.results.board import averaged_text, consistency_text, goals_text, pairs_text, strip
+from offbench.results.board.cell_text import TASK_WIDTH, cell_text, rows_of_cells
 from offbench.results.board.leaderboard import Board
 from offbench.results.board.pairs_text import rank_text
-from offbench.results.captions import failures
+from offbench.results.names import folded
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-# of a column of scores: "100.0±12" and a star
-TASK_WIDTH = 9
-
 # the mean is no order of its own
 _UNRANKED = {"rank": "", "rank_low": "", "rank_high": ""}
-
-_SHORT = {"failed": "failed", "diverged": "div."}
 
 
 def to_markdown(board: Board) -> str:
@@ -65,58 +61,13 @@ def to_markdown(board: Board) -> str:
     parts += [markdown.table(head, lines, left=words), board.caption]
     parts += [consistency_text.CAPTION] if compared else []
     if len(board.averaged):
-        parts += [_averaged_markdown(board, names), averaged_caption(board)]
+        parts.append(averaged_text.to_markdown(board, names))
     if len(board.goals):
         parts.append(goals_text.to_markdown(board))
     parts += pairs_text.paragraphs(board)
     if board.notes:
         parts.append("Notes:\n\n" + "\n".join(f"* {note}" for note in board.notes))
     return "\n\n".join(parts) + "\n"
-
-
-def _averaged_markdown(board: Board, names: list[str]) -> str:
-    lines = []
-    found, rows = board.averaged.set_index(["entry", "task"]), rows_of_cells(board)
-    for entry in board.aggregate["entry"]:
-        if entry not in set(board.averaged["entry"]):
-            continue
-        texts = [entry]
-        for task, whole in zip(board.tasks, rows[entry], strict=True):
-            text = "--"
-            if (entry, task) in found.index:
-                cell = found.loc[entry, task]
-                shown = _interval_text(cell, short=False)
-                text = f"{cell['mean']:.1f}{shown} ({cell['last']:.1f})"
-                text += "".join(f" ({n} {word})" for n, word in failures(whole) if n)
-            texts.append(text)
-        means = _averaged_means(board, entry)
-        texts += ["--", "--"] if means is None else [f"{x:.1f}" for x in means]
-        lines.append(texts)
-    return markdown.table(["entry", *names, "mean of tasks", "the last alone"], lines)
-
-
-def _averaged_means(board: Board, entry: str) -> tuple[float, float] | None:
-    """Over tasks: of the last three evaluations and of the last alone; None for entries without all."""
-    mine = board.averaged[board.averaged["entry"] == entry]
-    mean = board.aggregate.set_index("entry")["mean"]
-    # what has no aggregate has none here
-    if len(mine) < len(board.tasks) or np.isnan(mean[entry]):
-        return None
-    return float(mine["mean"].mean()), float(mine["last"].mean())
-
-
-def averaged_caption(board: Board) -> str:
-    designs = board.averaged.groupby(["at", "each"]).size().index
-    shown = "; ".join(
-        f"after {' %, '.join(f'{100 * x:g}' for x in at)} % of the updates, on"
-        f" {', '.join(map(str, each))} episodes per seed"
-        for at, each in designs
-    )
-    return (
-        f"Mean of the last three evaluations ({shown}) with its interval, as above but over seeds alone;"
-        " in brackets, and in the last column, the last evaluation alone. The first two are monitor"
-        " episodes, other ones than the test episodes of the last; the board ranks by the last alone."
-    )
 
 
 def to_csv(board: Board) -> str:
@@ -151,10 +102,7 @@ def to_csv(board: Board) -> str:
         writer.writerow(
             _csv_line({**common, "statistic": "mean", "value": row.mean, **bounds, **_UNRANKED})
         )
-    for cell in board.averaged.itertuples():
-        common = {name: getattr(cell, name) for name in columns if hasattr(cell, name)}
-        common |= {"kind": "cell", "statistic": "mean of last 3 evaluations", "value": cell.mean}
-        writer.writerow(_csv_line(common))
+    writer.writerows(_csv_line(line) for line in averaged_text.csv_lines(board, columns))
     writer.writerows(_csv_line(line) for line in goals_text.csv_lines(board))
     writer.writerows(_csv_line(line) for line in consistency_text.csv_lines(board))
     return sink.getvalue()
@@ -166,13 +114,13 @@ def to_terminal(board: Board, console: "Console") -> None:
 
     layout = _layout(board, console.width)
     for number, tasks in enumerate(layout.blocks):
-        console.print(_terminal_table(board, tasks, with_aggregate=not number, drawn=layout.drawn))
+        console.print(_terminal_table(board, tasks, layout, with_aggregate=not number))
     for words in (pairs_text.sentence(board), *board.summary.splitlines()):
         if words:
             console.print(Text(words, style="dim"))
     if len(board.averaged):
-        console.print(_averaged_table(board))
-        console.print(Text(averaged_caption(board), style="dim"))
+        console.print(averaged_text.to_table(board))
+        console.print(Text(averaged_text.caption(board), style="dim"))
     if len(board.entry_consistency):
         console.print(consistency_text.to_table(board))
         console.print(Text(consistency_text.CAPTION, style="dim"))
@@ -183,20 +131,10 @@ def to_terminal(board: Board, console: "Console") -> None:
 def write_texts(folder: Path, name: str, markdown: str, table: str) -> tuple[Path, Path]:
     """Writes `<name>.md` and `<name>.csv`, each whole or not at all."""
     paths = folder / f"{name}.md", folder / f"{name}.csv"
-    try:
+    with writing(f"the board to {folder}"):
         for path, text in zip(paths, (markdown, table), strict=True):
             atomic_write(path, text.encode())
-    except OSError as error:
-        raise UserError(f"cannot write the board to {folder}: {error.strerror}") from None
     return paths
-
-
-def rows_of_cells(board: Board) -> dict[str, list[Any]]:
-    """Entry -> its cells, in the order of the tasks."""
-    found = {(cell.entry, cell.task): cell for cell in board.cells.itertuples(index=False)}
-    return {
-        entry: [found[entry, task] for task in board.tasks] for entry in board.aggregate["entry"]
-    }
 
 
 def aggregate_status(row: Any) -> str:
@@ -213,37 +151,6 @@ def aggregate_text(row: Any) -> str:
     if np.isnan(row.iqm):
         return "--" if row.complete == row.n_tasks else aggregate_status(row)
     return f"{row.iqm:.1f}" + ("" if np.isnan(row.low) else f" [{row.low:.1f}, {row.high:.1f}]")
-
-
-def cell_text(cell: Any, *, short: bool = False) -> str:
-    """`60.5 ± 33.1`; of a success rate, whose interval is not symmetric, `33.3 [8.1, 73.0]`."""
-    if cell.missing:
-        return "--" if cell.status in ("missing", "left out") else cell.status
-    text = f"{cell.mean:.1f}" + _interval_text(cell, short)
-    if short and len(text.partition("\n")[0]) > TASK_WIDTH:
-        # whole numbers rather than cut ones: 5012±8 of 5012.2±8.3
-        text = f"{cell.mean:.0f}" + _interval_text(cell, short, whole=True)
-    notes = [
-        f"{count} {_SHORT[word] if short else word}" for count, word in failures(cell) if count
-    ]
-    if cell.n_seeds < cell.n_asked and not notes:
-        notes.append(f"{cell.n_seeds} of {cell.n_asked}" + ("" if short else " seeds"))
-    return text + "".join(f"\n{note}" if short else f" ({note})" for note in notes)
-
-
-def _interval_text(cell: Any, short: bool, whole: bool = False) -> str:
-    if np.isnan(cell.low):
-        return ""
-    if cell.success:
-        return (
-            f"\n[{cell.low:.0f}, {cell.high:.0f}]"
-            if short
-            else f" [{cell.low:.1f}, {cell.high:.1f}]"
-        )
-    half = (cell.high - cell.low) / 2
-    if short:
-        return f"±{half:.0f}" if whole or half >= 9.95 else f"±{half:.1f}"
-    return f" ± {half:.1f}"
 
 
 def _bold(text: str, best: bool) -> str:
@@ -295,11 +202,10 @@ def _heading(task: str) -> str:
     lines: list[str] = []
     for word in words:
         word = word.replace("halfcheetah", "cheetah").replace("humanoid", "hum.")
-        word = word if len(word) <= TASK_WIDTH else word[: TASK_WIDTH - 1] + "…"
         if lines and len(lines[-1]) + 1 + len(word) <= TASK_WIDTH:
             lines[-1] += f" {word}"
         else:
-            lines.append(word)
+            lines += folded(word, TASK_WIDTH).split("\n")
     return "\n".join(lines)
 
 
@@ -310,12 +216,18 @@ class _Layout(NamedTuple):
     blocks: list[list[int]]
     # whether the interval of the IQM is drawn, or else printed below it
     drawn: bool
+    # of the names of entries, which are folded where they are longer
+    names: int
 
 
 def _layout(board: Board, width: int) -> _Layout:
-    """As few tables as possible; the strip is drawn where it costs no column."""
-    name = max([len("entry"), *(len(entry) for entry in board.aggregate["entry"])])
+    """As few tables as possible; the strip is drawn where it costs no column.
+
+    Names of entries leave room for three columns.
+    """
     rank = max([2, *(len(rank_text(row)) for row in board.aggregate.itertuples())])
+    longest = max([len("entry"), *(len(entry) for entry in board.aggregate["entry"])])
+    name = min(longest, max(TASK_WIDTH, width - (rank + 1) - 3 * (TASK_WIDTH + 1)))
     # rank, gap, entry; every further column brings its gap
     room = width - (rank + 1 + name)
     columns = list(range(len(board.tasks)))
@@ -330,22 +242,22 @@ def _layout(board: Board, width: int) -> _Layout:
     while columns:
         blocks.append(columns[:later])
         columns = columns[later:]
-    return _Layout(blocks, drawn)
+    return _Layout(blocks, drawn, name)
 
 
 def _terminal_table(
-    board: Board, columns: list[int], *, with_aggregate: bool, drawn: bool
+    board: Board, columns: list[int], layout: _Layout, *, with_aggregate: bool
 ) -> "Table":
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    axis = strip.axis(board.aggregate)
+    axis, drawn = strip.axis(board.aggregate), layout.drawn
     names = column_headings(board.tasks)
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     table.title = board.title if with_aggregate and board.title else None
     table.add_column("#", no_wrap=True, min_width=2)
-    table.add_column("entry", no_wrap=True, vertical="top")
+    table.add_column("entry", overflow="fold", min_width=layout.names, vertical="top")
     for column in columns:
         table.add_column(names[column], justify="right", width=TASK_WIDTH)
     if with_aggregate and drawn:
@@ -355,7 +267,7 @@ def _terminal_table(
         table.add_column("IQM", justify="right", width=TASK_WIDTH)
     rows = rows_of_cells(board)
     for row in board.aggregate.itertuples():
-        line = [Text(rank_text(row)), Text(row.entry)]
+        line = [Text(rank_text(row)), Text(folded(row.entry, layout.names))]
         for column in columns:
             cell = rows[row.entry][column]
             line.append(Text(cell_text(cell, short=True), style="bold" if cell.best else ""))
@@ -385,21 +297,3 @@ def _aggregate_in_column(row: Any) -> "Text":
         return Text(f"--\n{row.complete}/{row.n_tasks} tasks", style="dim")
     bounds = "" if np.isnan(row.low) else f"\n[{row.low:.0f}, {row.high:.0f}]"
     return Text(f"{row.iqm:.1f}{bounds}", style="bold" if row.best else "")
-
-
-def _averaged_table(board: Board) -> "Table":
-    """Means over tasks; single tasks are in the markdown and the csv."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-    table.add_column("entry")
-    for name in ("last three", "last alone"):
-        table.add_column(f"  {name}", justify="right")
-    for entry in board.aggregate["entry"]:
-        means = _averaged_means(board, entry)
-        if means is not None:
-            table.add_row(entry, *(f"{x:.1f}" for x in means))
-        elif entry in set(board.averaged["entry"]):
-            table.add_row(entry, "--", "--")
-    return table

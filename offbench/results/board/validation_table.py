@@ -180,7 +180,9 @@ def to_terminal(table: ValidationTable, console: "Console") -> None:
 
     for task, rows in table.rows.groupby("task"):
         heads, columns = zip(*_columns(table, rows), strict=True)
-        shown = Table(*heads, title=f"{table.title}: {task}", title_justify="left", box=None)
+        shown = Table(title=f"{table.title}: {task}", title_justify="left", box=None)
+        for head in heads:
+            shown.add_column(head, overflow="fold")
         for texts in zip(*columns, strict=True):
             shown.add_row(*map(Text, texts))
         console.print(shown)

@@ -4,16 +4,18 @@ They enter no rank, aggregate, interval or bold of ours.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from offbench.results import markdown
+from offbench.results import markdown, stats
+from offbench.results.board.cell_text import TASK_WIDTH
 from offbench.results.board.leaderboard import Board
-from offbench.results.board.render import TASK_WIDTH, column_headings, without_common_folder
+from offbench.results.board.render import column_headings, without_common_folder
 from offbench.results.captions import count
 from offbench.results.published.scores import intervals, published_sources, updates_of
+from offbench.results.stats import Interval
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,28 +30,10 @@ LEGEND = (
 )
 
 
-class Estimate(NamedTuple):
-    """A score with its interval; low and high are nan where there is none."""
-
-    point: float
-    low: float
-    high: float
-
-
-def difference(ours: Estimate, theirs: Estimate) -> Estimate:
-    """Ours minus theirs, with the interval that follows from both intervals.
-
-    The method of variance estimates recovery (Zou and Donner 2008): distances of the points to their bounds
-    are added in squares, which asymmetric intervals of success rates allow. A score of theirs without
-    interval counts as exact; without one of ours the difference has none.
-    """
-    low, high = theirs.low, theirs.high
-    if np.isnan(low):
-        low = high = theirs.point
-    point = ours.point - theirs.point
-    below = np.hypot(ours.point - ours.low, high - theirs.point)
-    above = np.hypot(ours.high - ours.point, theirs.point - low)
-    return Estimate(point, point - below, point + above)
+def difference(ours: Interval, theirs: Interval) -> Interval:
+    """Ours minus theirs (`offbench.results.stats.difference`); a score of theirs without interval counts as exact."""
+    exact = theirs._replace(low=theirs.point, high=theirs.point)
+    return stats.difference(ours, exact if np.isnan(theirs.low) else theirs)
 
 
 def compared(
@@ -76,17 +60,17 @@ def compared(
     for row in table.itertuples(index=False):
         key = row.entry, row.task
         label = row.entry if labels is None else labels.get(key)
-        lines.append(_line(cells.get((label, row.task)), Estimate(row.score, row.low, row.high)))
+        lines.append(_line(cells.get((label, row.task)), Interval(row.score, row.low, row.high)))
     names = ["ours", "ours_low", "ours_high", "n_seeds", "n_asked", "status"]
     names += ["difference", "difference_low", "difference_high", "misses"]
     return table.join(pd.DataFrame(lines, columns=names, index=table.index))
 
 
-def _line(cell: Any, theirs: Estimate) -> tuple[Any, ...]:
+def _line(cell: Any, theirs: Interval) -> tuple[Any, ...]:
     if cell is None or cell.missing:
         status = "missing" if cell is None else cell.status
         return np.nan, np.nan, np.nan, 0, 0, status, np.nan, np.nan, np.nan, False
-    ours = Estimate(cell.mean, cell.low, cell.high)
+    ours = Interval(cell.mean, cell.low, cell.high)
     found = difference(ours, theirs)
     # nan where ours has no interval: nothing is said
     misses = bool(found.low > 0 or found.high < 0)
@@ -159,7 +143,7 @@ def _terminal_table(table: pd.DataFrame, headings: Mapping[str, str], width: int
 
     shown = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     shown.title = "published"
-    shown.add_column("method", no_wrap=True)
+    shown.add_column("method", overflow="fold")
     for heading in headings.values():
         shown.add_column(heading, justify="right", width=width)
     for (source, method), rows in _by_method(table):

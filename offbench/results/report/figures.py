@@ -1,6 +1,6 @@
 """Pictures of a board for papers, as vector graphics (PDF, SVG) and PNG: aggregates, profiles, curves.
 
-Colours are those of Okabe and Ito (2008), told apart by everyone; lines differ in their dashes too.
+Lines differ in their dashes too, not in colours alone.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,19 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from offbench.errors import UserError
+from offbench.errors import UserError, writing
 from offbench.io import replacing
 from offbench.results.board.leaderboard import Board
 from offbench.results.curves import curve_table
 from offbench.results.curves_figure import draw_figure
+from offbench.results.drawing import COLOURS, DASHES
 from offbench.results.pairwise import profiles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES = ("-", "--", ":", "-.")
 _FORMATS = ("pdf", "svg", "png")
 # text stays text, and the same board gives the same bytes
 _STYLE: Any = {
@@ -75,12 +74,10 @@ def write_figures(
             "nothing to draw: no entry has every seed of every task, and no run was evaluated during training"
         )
     paths = []
-    try:
+    with writing(f"figures to {folder}"):
         with rc_context(_STYLE):
             for name, draw in pictures.items():
                 paths += _save(draw(), folder, name)
-    except OSError as error:
-        raise UserError(f"cannot write figures to {folder}: {error.strerror}") from None
     return paths
 
 
@@ -105,7 +102,7 @@ def _aggregates(aggregate: pd.DataFrame) -> "Figure":
     figure, axis = _figure(5.0, 0.7 + 0.32 * len(table))
     y = np.arange(len(table))
     kinds = (
-        ("IQM", "iqm", "low", "high", _COLOURS[0], "o"),
+        ("IQM", "iqm", "low", "high", COLOURS[0], "o"),
         ("mean", "mean", "mean_low", "mean_high", "0.45", "D"),
     )
     for k, (label, name, low, high, colour, marker) in enumerate(kinds):
@@ -132,12 +129,12 @@ def _profiles(table: pd.DataFrame, order: Sequence[str]) -> "Figure":
     shown = [entry for entry in order if entry in known]
     columns = min(4, len(shown))
     figure, axis = _figure(5.0, 3.4 + 0.17 * -(-len(shown) // columns))
-    for i, (entry, colour) in enumerate(zip(shown, cycle(_COLOURS))):
+    for i, (entry, colour) in enumerate(zip(shown, cycle(COLOURS))):
         mine = table[table["entry"] == entry].sort_values("threshold")
         x, y, low, high = (
             mine[name].to_numpy(dtype=float) for name in ("threshold", "point", "low", "high")
         )
-        style: dict[str, Any] = {"linestyle": _DASHES[i % len(_DASHES)], "linewidth": 1.4}
+        style: dict[str, Any] = {"linestyle": DASHES[i % len(DASHES)], "linewidth": 1.4}
         axis.plot(x, y, color=colour, label=entry, drawstyle="steps-post", **style)
         axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0, step="post")
     axis.set(xlabel="score threshold", ylabel="share of runs above", ylim=(-0.02, 1.02))

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from offbench.results.board import consistency_text, goals_text, render
+from offbench.results.board import averaged_text, consistency_text, goals_text, render
+from offbench.results.board.cell_text import cell_text, rows_of_cells
 from offbench.results.board.leaderboard import Board
 from offbench.results.board.pairs_text import rank_text
 from offbench.results.captions import budget, counted
@@ -22,20 +23,23 @@ _AGGREGATE = ("iqm", "low", "high", "mean", "mean_low", "mean_high", "mean_rank"
 _COUNTS = ("complete", "n_asked", "n_tasks", "n_seeds", "n_seeds_max", "n_episodes", "n_tuned")
 
 
-def board_payload(board: Board, runs: pd.DataFrame, unscaled: Collection[str] = ()) -> dict:
+def board_payload(
+    board: Board, runs: pd.DataFrame, unscaled: Collection[str] = (), measured: str = ""
+) -> dict:
     """The leaderboard: tasks, entries in rank order, and their cells, entry by entry, as columns.
 
     Args:
         runs: lines of `Store.runs()` of the board.
         unscaled: tasks whose score is a plain return.
+        measured: what else was measured of the runs, of `measured_words`.
     """
-    rows = render.rows_of_cells(board)
+    rows = rows_of_cells(board)
     cells = [cell for entry in board.aggregate["entry"] for cell in rows[entry]]
     entries = list(board.aggregate.itertuples(index=False))
     return {
         "title": board.title,
         "lede": _lede(board),
-        "facts": _facts(board, runs),
+        "facts": _facts(board, runs) + [["Measured", measured]] * bool(measured),
         "made": _machine(runs),
         "tasks": list(board.tasks),
         "names": render.without_common_folder(board.tasks),
@@ -54,7 +58,7 @@ def board_payload(board: Board, runs: pd.DataFrame, unscaled: Collection[str] = 
             },
         },
         "cells": {
-            "text": [render.cell_text(cell) for cell in cells],
+            "text": [cell_text(cell) for cell in cells],
             "status": [cell.status for cell in cells],
             "best": [int(cell.best) for cell in cells],
             "success": [int(cell.success) for cell in cells],
@@ -101,7 +105,7 @@ def _averaged(board: Board) -> dict[str, Any] | None:
     if board.averaged.empty:
         return None
     table = board.averaged[["entry", "task", "mean", "low", "high", "last", "n_seeds"]]
-    return {**columns(table), "caption": render.averaged_caption(board)}
+    return {**columns(table), "caption": averaged_text.caption(board)}
 
 
 def _goals(board: Board) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from offbench.errors import UserError
 from offbench.io import clock_of
 from offbench.results.claims import claims_of, workers
-from offbench.results.sharing import divergences
+from offbench.results.sharing import measurements
 from offbench.results.sharing.files import examine, scan, temporary_files
 from offbench.results.sharing.verify import DAMAGED, existing
 
@@ -80,8 +80,7 @@ def _candidates(root: Path, damaged: bool, policies: bool) -> Iterator[tuple[Pat
             yield path, "file without a record"
         if policies and files.policy in found.members:
             yield files.policy, "kept policy"
-    for path in divergences.without_record(root, recorded):
-        yield path, "divergences of runs without a record"
+    yield from measurements.without_record(root, recorded)
     yield from _checkpoints(root, recorded, damaged)
     yield from _of_dead_workers(root)
     if damaged:

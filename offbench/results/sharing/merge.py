@@ -1,6 +1,7 @@
 """The records of other results folders, and of submissions, taken over into one."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from offbench.errors import UserError
 from offbench.io import replacing
 from offbench.results.commit import RecordedAlready, publish
 from offbench.results.record import read_episodes
-from offbench.results.sharing import divergences
+from offbench.results.sharing import measurements
 from offbench.results.sharing.files import Files, Found, examine, scan
 from offbench.results.sharing.review import review
 from offbench.results.sharing.submission import unpacked
@@ -29,15 +30,15 @@ class Merged:
     conflicts: list[str] = field(default_factory=list)
     # what the submissions hold
     reviews: list[str] = field(default_factory=list)
-    # cells whose divergences of seeds were taken over
-    compared: int = 0
+    # files of what was measured of them that were taken over, by the folder they are in
+    measured: Counter[str] = field(default_factory=Counter)
 
 
 def merge(sources: Sequence[Path], root: Path, *, policies: bool = True) -> Merged:
     """Takes over the records that a store lacks from other stores and files of `offbench submit`.
 
     A record appears whole or not at all, its json last, so this can be interrupted and repeated. A failed
-    record gives way to a whole one. Divergences of seeds come along where their runs are the same here.
+    record gives way to a whole one. What was measured of runs comes along where they are the same here.
 
     Args:
         sources: folders and files; every file is read and checked before the first record is taken.
@@ -57,9 +58,9 @@ def merge(sources: Sequence[Path], root: Path, *, policies: bool = True) -> Merg
         for folder in folders:
             records = list(_records(folder, result))
             same = {r.files.run_id for r in records if _take(r, root, ours, policies, result)}
-            for taken in divergences.take_over(folder, root, same):
-                if isinstance(taken, Path):
-                    result.compared += 1
+            for taken in measurements.take_over(folder, root, same):
+                if isinstance(taken, measurements.Taken):
+                    result.measured[taken.folder] += 1
                 else:
                     result.damaged.append(str(taken))
     return result

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from offbench.errors import UserError, unknown
+from offbench.errors import UserError, unknown, writing
 from offbench.io import replacing, sha256_of, slug
 from offbench.results.record import seal
 from offbench.results.sharing.files import Found, examine, scan
@@ -90,11 +90,9 @@ def pack(records: Sequence[Found], out: Path, *, policies: bool = False) -> int:
             if body != found.body:
                 content, n_cut = seal(body).encode(), n_cut + 1
             (place / found.files.mark.name).write_bytes(content)
-        try:
+        with writing(out):
             with replacing(out) as temporary:
                 _write(folder, temporary)
-        except OSError as error:
-            raise UserError(f"cannot write {out}: {error.strerror}") from None
     return n_cut
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from offbench.errors import UserError
 from offbench.results.record import Damage
-from offbench.results.sharing import divergences
+from offbench.results.sharing import measurements
 from offbench.results.sharing.files import Found, examine, scan, temporary_files
 
 DAMAGED = "damaged"
@@ -34,7 +34,7 @@ def verify(root: Path, *, repair: bool = False) -> Verified:
 
     Args:
         repair: move the files of damaged records to `root/damaged`; nothing is deleted. A kept policy or a
-            traceback that is damaged goes alone: its record stays. So does a file of how far seeds are apart.
+            traceback that is damaged goes alone: its record stays. So does a file of what was measured of runs.
 
     Raises:
         UserError: there is no such store, or a damaged file cannot be moved.
@@ -57,7 +57,7 @@ def verify(root: Path, *, repair: bool = False) -> Verified:
             own = found.members[::-1] if found.faults else [fault.path for fault in found.beside]
             for path in own:
                 result.moved[path] = _put_aside(path, root)
-    for fault in divergences.faults(root):
+    for fault in measurements.faults(root):
         result.faults.append(fault)
         if repair:
             result.moved[fault.path] = _put_aside(fault.path, root)

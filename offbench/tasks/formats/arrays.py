@@ -4,6 +4,7 @@ HDF5 or npz with one row a step (`offbench.tasks.formats.d4rl`), npz in OGBench'
 them), a Minari folder (it holds `data`). `save_data` writes the first.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from offbench import io
 from offbench.data.replay import ACTION_TOLERANCE, ReplayData, from_flat
-from offbench.errors import UserError
+from offbench.errors import UserError, expect
 from offbench.tasks.formats import columns, d4rl, foreign, minari, ogbench
 from offbench.tasks.task import Reading
 
@@ -37,6 +38,15 @@ def from_arrays(
     Without next_observations the last row of a truncated episode only is the next observation of the
     row before. Raises UserError naming `name` where arrays differ in length or shape.
     """
+    rows = {"terminations": len(np.atleast_1d(terminations))}
+    rows |= {"truncations": len(np.atleast_1d(truncations)), "actions": len(np.atleast_1d(actions))}
+    if np.ndim(actions) not in (1, 2):
+        raise UserError(
+            f"{name}: actions {np.shape(actions)} must be (steps, features) or (steps,)"
+        )
+    if len(set(rows.values())) > 1:
+        found = ", ".join(f"{n} {key}" for key, n in rows.items())
+        raise UserError(f"{name}: arrays differ in length: {found}")
     action = d4rl.actions(np.asarray(actions), None, "actions", name)
     end = np.asarray(terminations, bool) | np.asarray(truncations, bool)
     return from_flat(
@@ -199,6 +209,8 @@ def save_data(data: ReplayData, path: str | Path) -> None:
 
     The write is atomic. UserError for another suffix, or a folder that cannot be written.
     """
+    expect("data", data, ReplayData, "a dataset, as of load_data or from_arrays")
+    expect("path", path, (str, os.PathLike), "a file")
     write(data, data.action.numpy()[data.valid.numpy()], Path(path))
 
 

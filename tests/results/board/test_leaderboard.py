@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
+from support import boards
 
 from offbench.errors import UserError
 from offbench.results.board import strip
@@ -871,3 +872,17 @@ def test_a_number_that_does_not_fit_loses_its_decimals_and_is_not_cut(mean, half
     bounds = {"mean": mean, "low": mean - half, "high": mean + half}
     cell = SimpleNamespace(**bounds, **counts, missing=False, success=False)
     assert cell_text(cell, short=True) == words
+
+
+def test_another_seed_does_not_stand_for_one_that_was_asked_for() -> None:
+    episodes, runs = boards.frames(
+        {(e, boards.TASKS[0]): [[1.0, 2.0], [3.0, 4.0], [2.0, 5.0]] for e in "ab"}
+    )
+    for table in (episodes, runs):
+        table.loc[(table["entry"] == "a") & (table["seed"] == 2), "seed"] = 7
+    asked = Asked(seeds={boards.TASKS[0]: range(3)})
+    board = leaderboard(episodes, runs, boards.TASKS[:1], asked=asked, reps=50)
+    cells = board.cells.set_index("entry")
+    assert cells["status"].to_dict() == {"a": "partial", "b": "ok"}
+    assert cells["n_asked"].to_dict() == {"a": 4, "b": 3}
+    assert board.aggregate.set_index("entry")["rank"].isna().to_dict() == {"a": True, "b": False}

@@ -328,6 +328,28 @@ def results(tmp_path):
     return tmp_path / "results"
 
 
+def test_a_report_says_what_else_was_measured_of_its_runs(results):
+    path = results / "board" / "quick-part.html"
+    assert main(["report", *ASKED, f"results={results}"]) == 0
+    assert "Measured" not in dict(board_of(path.read_text())["facts"])
+    marks = Store(results).records()
+    names = [
+        f"{marks[0].stem}.fqe",
+        f"{marks[1].stem}.fqe",
+        f"{marks[0].stem}.wis",
+        "0" * 16 + ".fqe",
+    ]
+    for folder, name in [*(("estimates", n) for n in names), ("decisions", marks[0].stem)]:
+        table = results / folder / "quick" / "t" / "e" / f"{name}.parquet"
+        table.parent.mkdir(parents=True, exist_ok=True)
+        table.touch()
+    assert main(["report", *ASKED, f"results={results}"]) == 0
+    assert dict(board_of(path.read_text())["facts"])["Measured"] == (
+        "values by fqe of 2 runs, wis of 1 run (offbench evaluate --offline); decisions of 1 run played again"
+        " (offbench diagnose)"
+    )
+
+
 def test_a_report_is_written_and_a_bench_writes_it_again_when_runs_changed(
     results, capsys, monkeypatch
 ):
