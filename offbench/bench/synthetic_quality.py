@@ -26,6 +26,7 @@ from offbench.synthetic.diffusion import window_starts
 from offbench.synthetic.rollouts import Actions, Rollouts
 from offbench.synthetic.sources import PolicyGuidedDiffusion, Synthetic, policies
 from offbench.tasks.consistency import Simulator
+from offbench.training.fitting import NEVER, Stops
 from offbench.training.imperative import Imperative
 
 # of a source and a policy
@@ -39,7 +40,7 @@ Draw = Callable[[Tensor, Actions], Rollouts]
 
 
 def draws(
-    sources: Mapping[str, Synthetic], data: ReplayData, folder: Path
+    sources: Mapping[str, Synthetic], data: ReplayData, folder: Path, stops: Stops = NEVER
 ) -> Iterator[tuple[str, float | None, Draw]]:
     """(name, coefficient, function that draws): recorded windows, then each source, guided more and more.
 
@@ -58,8 +59,7 @@ def draws(
             own = few.coefficient or 1.0
             variants = [(c * own, replace(few, coefficient=c * own)) for c in STRENGTHS]
         for coefficient, variant in variants:
-            roll = variant.source(data, folder)
-            assert roll is not None
+            roll = variant.source(data, folder, stops)
             yield name, coefficient, partial(roll, learned=True)
 
 

@@ -39,7 +39,7 @@ from offbench.nn import unet
 from offbench.nn.optim import polyak
 from offbench.ranges import Count, Fraction, Positive, check_ranges
 from offbench.synthetic.rollouts import Actions, Rollouts
-from offbench.training.fitting import Fit, run
+from offbench.training.fitting import NEVER, Fit, Stops, run
 from offbench.training.step import Draw, Input, Step, unstack
 from offbench.types import Batch, Metrics
 
@@ -210,17 +210,12 @@ def loss(net: unet.Params, window: Tensor, key: Tensor) -> Tensor:
     return (error * (1 + sigma**-2)[:, None, None]).mean()
 
 
-def train(
-    settings: Denoiser,
-    data: ReplayData,
-    *,
-    pause: Callable[[int], bool] | None = None,
-) -> Model | None:
-    """A denoiser of a dataset's sub-trajectories, trained where the data are; None where `pause` ended it."""
+def train(settings: Denoiser, data: ReplayData, *, stops: Stops = NEVER) -> Model:
+    """A denoiser of a dataset's sub-trajectories, trained where the data are. Raises Interrupted."""
     model, step, start = problem(settings, data)
     key = rng.key(0, data.obs.device)
-    found = run(step, [start], key[None], settings.n_updates, pause=pause)
-    return None if found is None else model._replace(net=unstack(found.average, 0))
+    found = run(step, [start], key[None], settings.n_updates, stops=stops)
+    return model._replace(net=unstack(found.average, 0))
 
 
 def problem(settings: Denoiser, data: ReplayData) -> tuple[Model, Step, State]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.func import vmap
 
@@ -27,9 +26,9 @@ from offbench.ope.model import MEMBERS, Model, fit_model
 from offbench.ranges import Count, Fraction, NonNegative, Positive, Widths, check_ranges
 from offbench.synthetic import diffusion
 from offbench.synthetic.diffusion import Denoiser
+from offbench.synthetic.kept import trained_once
 from offbench.synthetic.rollouts import Actions, Rollouts, transitions
-from offbench.tasks.files.folders import make_folder
-from offbench.training import checkpoint
+from offbench.training.fitting import NEVER, Stops
 from offbench.training.loop import Refresh
 from offbench.training.mixing import Mixed
 from offbench.training.step import Carry, Swept, bind, to_device
@@ -87,10 +86,8 @@ class Synthetic:
                 " synthetic and recorded elements"
             )
 
-    def source(
-        self, data: ReplayData, folder: Path, pause: Callable[[int], bool] | None = None
-    ) -> Source | None:
-        """Trains on raw data where they are, or reads from `folder` what was; None where `pause` ended it."""
+    def source(self, data: ReplayData, folder: Path, stops: Stops = NEVER) -> Source:
+        """Trains on raw data where they are, or reads from `folder` what was. Raises Interrupted."""
         raise NotImplementedError
 
 
@@ -109,12 +106,12 @@ class PolicyGuidedDiffusion(Synthetic, Denoiser):
         super().check(pipeline, spec, name)
         diffusion.check_length(self, pipeline.data, name)
 
-    def source(
-        self, data: ReplayData, folder: Path, pause: Callable[[int], bool] | None = None
-    ) -> Source | None:
-        model = self._model(data, folder, pause)
-        if model is None:
-            return None
+    def source(self, data: ReplayData, folder: Path, stops: Stops = NEVER) -> Source:
+        # for every method, coefficient and seed on these data
+        empty = diffusion.untrained(self, data)
+        train = lambda stops: diffusion.train(self, data, stops=stops).net
+        net = trained_once(self.kept(data, folder), empty.net, train, stops)
+        model = empty._replace(net=to_device(net, data.obs.device))
 
         def roll(keys: Tensor, policy: Actions, learned: bool) -> Rollouts:
             strength = self.coefficient if learned else 0.0
@@ -128,36 +125,6 @@ class PolicyGuidedDiffusion(Synthetic, Denoiser):
         trained = {k: v for k, v in asdict(self).items() if k not in sampling}
         about = json.dumps({"data": fingerprint(data), **trained}, sort_keys=True)
         return folder / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.safetensors"
-
-    def _model(
-        self, data: ReplayData, folder: Path, pause: Callable[[int], bool] | None
-    ) -> diffusion.Model | None:
-        """The denoiser, trained once for every method, coefficient and seed on these data."""
-        path = self.kept(data, folder)
-        make_folder(folder)
-        lock = FileLock(path.with_suffix(".lock"))
-        # one process trains, the others wait
-        while not lock.is_locked:
-            try:
-                lock.acquire(timeout=1)
-            except Timeout:
-                if pause and pause(0):
-                    return None
-        try:
-            empty = diffusion.untrained(self, data)
-            like = lambda net: Carry(net, rng.key(0)[None], torch.tensor(self.n_updates))
-            try:
-                net = checkpoint.load(path, like(empty.net))[0].state
-                return empty._replace(net=to_device(net, data.obs.device))
-            # of a machine that went down while it wrote, say; trained again
-            except checkpoint.Damaged:
-                checkpoint.set_aside(path)
-            model = diffusion.train(self, data, pause=pause)
-            if model is not None:
-                checkpoint.save(like(to_device(model.net, "cpu")), path)
-            return model
-        finally:
-            lock.release()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,9 +142,8 @@ class WorldModel(Synthetic):
     def __post_init__(self) -> None:
         check_ranges(self, "synthetic")
 
-    def source(
-        self, data: ReplayData, folder: Path, pause: Callable[[int], bool] | None = None
-    ) -> Source | None:
+    def source(self, data: ReplayData, folder: Path, stops: Stops = NEVER) -> Source:
+        del folder, stops
         own = FQE(
             hidden=self.hidden, n_updates=self.n_updates, batch_size=self.batch_size, lr=self.lr
         )

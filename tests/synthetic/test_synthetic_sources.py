@@ -9,10 +9,11 @@ from offbench import rng
 from offbench.data.pipeline import make_pipeline
 from offbench.data.replay import Episode, from_episodes
 from offbench.data.views import Chunk, NStep
-from offbench.errors import UserError
+from offbench.errors import Interrupted, UserError
 from offbench.methods.td3_bc import TD3BC
 from offbench.synthetic import diffusion
 from offbench.synthetic.sources import PolicyGuidedDiffusion, WorldModel, imagine, policies, refresh
+from offbench.training.fitting import Stops
 from offbench.training.loop import train
 from offbench.training.step import initial_carry
 from offbench.types import Spec
@@ -65,16 +66,45 @@ def test_a_denoiser_is_trained_once_for_the_same_data_and_settings(tmp_path, tra
     assert len(trained) == 3 and len([*tmp_path.glob("*.safetensors")]) == 3
 
 
-def test_a_denoiser_that_was_stopped_leaves_nothing(tmp_path):
-    assert PGD.source(corridor(), tmp_path, pause=lambda step: step >= 5) is None
-    assert not [*tmp_path.glob("*.safetensors")]
+def test_a_denoiser_that_was_stopped_again_and_again_is_the_same(tmp_path):
+    data, at = corridor(), []
+    whole = PGD.kept(data, tmp_path / "whole")
+    PGD.source(data, whole.parent)
+    path, stops = (
+        PGD.kept(data, tmp_path),
+        Stops(lambda update: at.append(update) or update % 7 == 0),
+    )
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            PGD.source(data, tmp_path, stops)
+        assert not path.exists() and path.with_suffix(".training.safetensors").exists()
+    PGD.source(data, tmp_path, stops)
+    assert at == [*range(1, 21)] and path.read_bytes() == whole.read_bytes()
+    assert {p.name for p in tmp_path.glob("*")} <= {path.name, f"{path.stem}.lock", "whole"}
+
+
+def test_what_a_killed_training_has_left_goes_with_the_next(tmp_path, trained):
+    data = corridor()
+    path = PGD.kept(data, tmp_path)
+    left = [path.with_suffix(".training.safetensors")]
+    left += [
+        tmp_path / f".{stem}.0123456789abcdef.tmp.safetensors" for stem in (path.stem, left[0].stem)
+    ]
+    other = tmp_path / ".0000000000000000.0123456789abcdef.tmp.safetensors"
+    # killed before it was kept, and between that and the removal of its checkpoint
+    for _ in range(2):
+        for file in (*left, other):
+            file.touch()
+        PGD.source(data, tmp_path)
+        assert path.exists() and other.exists() and not any(file.exists() for file in left)
 
 
 def test_who_waits_for_anothers_training_can_be_stopped(tmp_path, trained):
     data = corridor()
     with FileLock(PGD.kept(data, tmp_path).with_suffix(".lock")):
-        assert PGD.source(data, tmp_path, pause=lambda step: True) is None
-    assert not trained and PGD.source(data, tmp_path, pause=lambda step: True)
+        with pytest.raises(Interrupted):
+            PGD.source(data, tmp_path, Stops(lambda update: True))
+    assert not trained and PGD.source(data, tmp_path, Stops(lambda update: True))
 
 
 def test_a_damaged_denoiser_is_trained_again(tmp_path, trained):
@@ -83,8 +113,12 @@ def test_a_damaged_denoiser_is_trained_again(tmp_path, trained):
     first = PGD.source(data, tmp_path)(keys, policy, True)
     (path,) = tmp_path.glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-7] + b"garbage")
-    again = PGD.source(data, tmp_path)(keys, policy, True)
+    said = []
+    again = PGD.source(data, tmp_path, Stops(say=said.append))(keys, policy, True)
     assert all(map(torch.equal, first, again)) and len(trained) == 2
+    assert said == [
+        f"checkpoint {path.name} is damaged (cut off, or of another version); training begins again"
+    ]
 
 
 def test_nothing_is_guided_before_the_first_update(tmp_path, trained):
