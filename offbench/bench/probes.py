@@ -156,14 +156,14 @@ def probed(members: int) -> list[tuple[int, float]]:
 
 
 class OfSources:
-    """Time of synthetic data on this CPU: a source's training, of a diffusion model once where none was kept, and the
-    sub-trajectories of every pool. Nothing of it is forecast for a GPU."""
+    """Time of synthetic data on this CPU: a source's training, once where none was kept, and the sub-trajectories of
+    every pool. Nothing of it is forecast for a GPU."""
 
     def __init__(self, gpu: Card | None):
         self.gpu = gpu
-        # (file of a diffusion model or None, seconds of the source's training, of one pool of a seed)
-        self.known: dict[str, tuple[Path | None, float, float]] = {}
-        # files of the models whose training was counted
+        # (file of a source, seconds of its training, of one pool of a seed)
+        self.known: dict[str, tuple[Path, float, float]] = {}
+        # files of those whose training was counted
         self.counted: set[Path] = set()
 
     def of(self, pack: "Pack", report: Callable[[str], None]) -> float:
@@ -180,31 +180,28 @@ class OfSources:
         if key not in self.known:
             report(f"measuring the data source of {pack.title}")
             data, _ = training_episodes(cell, devices.shape_of(cell)[0])
-            if isinstance(settings, PolicyGuidedDiffusion):
-                path = settings.kept(data, cache_dir() / "sources")
-                self.known[key] = (path, *_diffusion(settings, data))
-            else:
-                self.known[key] = (None, *_world_model(settings, data))
+            path = settings.kept(data, cache_dir() / "sources")
+            measure = _diffusion if isinstance(settings, PolicyGuidedDiffusion) else _world_model
+            self.known[key] = (path, *measure(settings, data, path.exists()))
         file, training, pool = self.known[key]
         pools = -(-cell.n_updates // settings.every)
         seconds = pools * pack.size * pool + (0.0 if file in self.counted else training)
-        self.counted |= {file} if file else set()
+        self.counted.add(file)
         return seconds
 
 
-def _diffusion(settings: Any, data: "ReplayData") -> tuple[float, float]:
-    """(seconds of training, 0 where a model was kept; seconds of a pool) of a diffusion model."""
+def _diffusion(settings: Any, data: "ReplayData", trained: bool) -> tuple[float, float]:
+    """(seconds of training, 0 where it was trained; seconds of a pool) of a diffusion model."""
     import torch
 
     from offbench import rng
     from offbench.synthetic.diffusion import problem
-    from offbench.tasks.files import cache_dir
     from offbench.training.engine import Engine
     from offbench.training.step import Carry, stack
 
     model, step, start = problem(settings, data)
     training, key = 0.0, rng.key(0)[None]
-    if not settings.kept(data, cache_dir() / "sources").exists():
+    if not trained:
         engine = Engine(step, Carry(stack([start]), key, torch.tensor(0)))
         training = settings.n_updates * step_s(engine, 10)
     few = model._replace(settings=replace(settings, steps=PROBE_LEVELS, second_order=False))
@@ -216,13 +213,17 @@ def _diffusion(settings: Any, data: "ReplayData") -> tuple[float, float]:
     return training, each * settings.rollouts * settings.steps * (1 + settings.second_order)
 
 
-def _world_model(settings: Any, data: "ReplayData") -> tuple[float, float]:
-    """(seconds of training; of a pool, which takes none beside it) of an ensemble."""
+def _world_model(settings: Any, data: "ReplayData", trained: bool) -> tuple[float, float]:
+    """(seconds of training, 0 where it was trained; of a pool, which takes none beside it) of an ensemble."""
+    from offbench.ope.model import fit_model
+
+    if trained:
+        return 0.0, 0.0
     took = list[float]()
     with one_thread():
         for n in PROBE_FITS:
             began = time.perf_counter()
-            replace(settings, n_updates=n).source(data, Path())
+            fit_model(data, replace(settings.fit, n_updates=n))
             took.append(time.perf_counter() - began)
     few, more = PROBE_FITS
     return max(0.0, took[1] - took[0]) / (more - few) * settings.n_updates, 0.0

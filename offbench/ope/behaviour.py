@@ -59,15 +59,14 @@ def clone(data: ReplayData, settings: FQE, *, discrete: bool) -> Behaviour:
         empty = seen.reward[rows]
         return Batch(seen.obs[rows], seen.action[rows], empty, empty, seen.obs[rows], {})
 
-    key = rng.key(0)
+    key, sampler = rng.key(0), make_sampler(data.valid)
     fitted = regress(
         lambda net, batch: loss_of(net, batch.obs, batch.action).mean(),
         [nets.mlp_init(key, sizes)],
-        make_sampler(data.valid),
+        lambda key: sampler(key, settings.batch_size),
         gather,
         keys=key[None],
         n_updates=settings.n_updates,
-        batch_size=settings.batch_size,
         lr=settings.lr,
     )
     net = unstack(fitted, 0)

@@ -21,7 +21,8 @@ from offbench.data.replay import ReplayData, first_rows
 from offbench.data.sampling import make_sampler
 from offbench.nn import nets
 from offbench.ope.fqe import FQE
-from offbench.training.fitting import regress
+from offbench.training.fitting import NEVER, Stops, regress
+from offbench.training.step import stack, unstack
 from offbench.types import Batch, Policy, TimeStep
 
 MEMBERS = 5
@@ -65,13 +66,26 @@ class Model(NamedTuple):
         )
 
 
-def fit_model(data: ReplayData, settings: FQE) -> Model:
-    """A model of recorded data (raw observations and rewards), with the networks and budget of an evaluation."""
-    rows = data.valid.nonzero().squeeze(1)
-    obs, change = Scale.of(data.obs), Scale.of(data.obs[rows + 1] - data.obs[rows])
-    reward = Scale.of(data.reward[rows, None])
-    n_obs = data.obs.shape[1]
+def untrained(data: ReplayData, settings: FQE) -> Model:
+    """A model of recorded data before its first update: networks on the CPU, scales where the data are."""
+    rows, n_obs = data.valid.nonzero().squeeze(1), data.obs.shape[1]
     sizes = (n_obs + data.action.shape[1], *settings.hidden, n_obs + 2)
+    return Model(
+        stack([nets.mlp_init(k, sizes) for k in rng.split(rng.key(0), MEMBERS)]),
+        Scale.of(data.obs),
+        Scale.of(data.obs[rows + 1] - data.obs[rows]),
+        Scale.of(data.reward[rows, None]),
+    )
+
+
+def fit_model(data: ReplayData, settings: FQE, *, stops: Stops = NEVER) -> Model:
+    """A model of recorded data (raw observations and rewards), with the networks and budget of an evaluation.
+
+    Raises Interrupted where it was stopped.
+    """
+    model, n_obs = untrained(data, settings), data.obs.shape[1]
+    obs, change, reward = model.obs, model.change, model.reward
+    sampler = make_sampler(data.valid)
 
     def gather(row: Tensor) -> Batch:
         ends = data.terminal[row].to(data.obs.dtype)
@@ -85,18 +99,17 @@ def fit_model(data: ReplayData, settings: FQE) -> Model:
         errors = F.mse_loss(moved, true) + F.mse_loss(paid, earned)
         return errors + F.mse_loss(end[:, 0], batch.discount)
 
-    keys = rng.split(rng.key(0, data.obs.device), MEMBERS)
     net = regress(
         loss,
-        [nets.mlp_init(k, sizes) for k in keys],
-        make_sampler(data.valid),
+        [unstack(model.net, i) for i in range(MEMBERS)],
+        lambda key: sampler(key, settings.batch_size),
         gather,
-        keys=keys,
+        keys=rng.split(rng.key(0, data.obs.device), MEMBERS),
         n_updates=settings.n_updates,
-        batch_size=settings.batch_size,
         lr=settings.lr,
+        stops=stops,
     )
-    return Model(net, obs, change, reward)
+    return model._replace(net=net)
 
 
 def imagined_returns(

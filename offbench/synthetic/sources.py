@@ -1,6 +1,6 @@
 """Synthetic sub-trajectories as a data source of any method: `synthetic=pgd`, `synthetic=world_model`.
 
-A source is trained on the recorded episodes before the method is, once for all seeds, and writes the pool of every
+A source is trained on the recorded episodes before the method is, once for all methods and seeds, and writes the pool of every
 seed (`offbench.training.mixing`) before the first update and after every `every` of them, from that seed's
 policy at the time.
 """
@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from offbench.data.replay import ReplayData, fingerprint
 from offbench.data.views import NStep
 from offbench.errors import UserError
 from offbench.ope.fqe import FQE
-from offbench.ope.model import MEMBERS, Model, fit_model
+from offbench.ope.model import MEMBERS, Model, fit_model, untrained
 from offbench.ranges import Count, Fraction, NonNegative, Positive, Widths, check_ranges
 from offbench.synthetic import diffusion
 from offbench.synthetic.diffusion import Denoiser
@@ -47,6 +47,9 @@ class Source(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Synthetic:
     """What all sources have: how much a method learns from them, and how often they are asked anew."""
+
+    # settings that a source's training does not depend on
+    of_draws: ClassVar[tuple[str, ...]] = ("every", "share", "rollouts")
 
     # updates of one pool
     every: Count = 10_000
@@ -90,6 +93,12 @@ class Synthetic:
         """Trains on raw data where they are, or reads from `folder` what was. Raises Interrupted."""
         raise NotImplementedError
 
+    def kept(self, data: ReplayData, folder: Path) -> Path:
+        """The file of the network of these data and settings; it need not exist yet."""
+        trained = {k: v for k, v in asdict(self).items() if k not in self.of_draws}
+        about = json.dumps({"data": fingerprint(data), **trained}, sort_keys=True)
+        return folder / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.safetensors"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyGuidedDiffusion(Synthetic, Denoiser):
@@ -99,6 +108,7 @@ class PolicyGuidedDiffusion(Synthetic, Denoiser):
     sub-trajectories.
     """
 
+    of_draws = (*Synthetic.of_draws, "steps", "second_order", "coefficient")
     # of guidance; the authors give no value
     coefficient: NonNegative = 0.25
 
@@ -107,7 +117,6 @@ class PolicyGuidedDiffusion(Synthetic, Denoiser):
         diffusion.check_length(self, pipeline.data, name)
 
     def source(self, data: ReplayData, folder: Path, stops: Stops = NEVER) -> Source:
-        # for every method, coefficient and seed on these data
         empty = diffusion.untrained(self, data)
         train = lambda stops: diffusion.train(self, data, stops=stops).net
         net = trained_once(self.kept(data, folder), empty.net, train, stops)
@@ -119,13 +128,6 @@ class PolicyGuidedDiffusion(Synthetic, Denoiser):
 
         return roll
 
-    def kept(self, data: ReplayData, folder: Path) -> Path:
-        """The file of the denoiser of these data and settings; it need not exist yet."""
-        sampling = ("steps", "second_order", "coefficient", "every", "share", "rollouts")
-        trained = {k: v for k, v in asdict(self).items() if k not in sampling}
-        about = json.dumps({"data": fingerprint(data), **trained}, sort_keys=True)
-        return folder / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.safetensors"
-
 
 @dataclass(frozen=True, kw_only=True)
 class WorldModel(Synthetic):
@@ -135,6 +137,7 @@ class WorldModel(Synthetic):
     member. Nothing is penalised.
     """
 
+    of_draws = (*Synthetic.of_draws, "length")
     hidden: Widths = (256, 256)
     batch_size: Count = 256
     lr: Positive = 1e-3
@@ -142,12 +145,17 @@ class WorldModel(Synthetic):
     def __post_init__(self) -> None:
         check_ranges(self, "synthetic")
 
+    @property
+    def fit(self) -> FQE:
+        """Networks and budget, as those of an evaluation."""
+        own = ("hidden", "n_updates", "batch_size", "lr")
+        return FQE(**{name: getattr(self, name) for name in own})
+
     def source(self, data: ReplayData, folder: Path, stops: Stops = NEVER) -> Source:
-        del folder, stops
-        own = FQE(
-            hidden=self.hidden, n_updates=self.n_updates, batch_size=self.batch_size, lr=self.lr
-        )
-        model = fit_model(data, own)
+        empty = untrained(data, self.fit)
+        train = lambda stops: fit_model(data, self.fit, stops=stops).net
+        net = trained_once(self.kept(data, folder), empty.net, train, stops)
+        model = empty._replace(net=to_device(net, data.obs.device))
         starts = data.valid.nonzero().squeeze(1)
 
         def roll(keys: Tensor, policy: Actions, learned: bool) -> Rollouts:

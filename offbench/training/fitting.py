@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from offbench import rng
-from offbench.data.sampling import Sampler
 from offbench.errors import Interrupted
 from offbench.nn.optim import Adam, AdamState, polyak
 from offbench.training import checkpoint
@@ -86,19 +85,26 @@ NEVER = Stops()
 def regress(
     loss: Callable[[Any, Batch], Tensor],
     starts: Sequence[Any],
-    sampler: Sampler,
+    rows: Callable[[Tensor], Tensor],
     gather: Callable[[Tensor], Batch],
     *,
     keys: Tensor,
     n_updates: int,
-    batch_size: int,
     lr: float,
+    stops: Stops = NEVER,
 ) -> Any:
-    """Networks after n_updates on minibatches of `gather`, (N, ...): one for each of `starts` and `keys` (N,)."""
+    """Networks after n_updates on minibatches, (N, ...): one for each of `starts` and `keys` (N,).
+
+    Args:
+        rows: draws those of a minibatch with a key.
+        gather: reads it.
+
+    Raises Interrupted where it was stopped.
+    """
 
     def draw(key: Tensor) -> Draw:
         k_rows, k_update = rng.split(key)
-        return Draw(sampler(k_rows, batch_size), k_update)
+        return Draw(rows(k_rows), k_update)
 
     def update(state: Fit, given: Input) -> tuple[Fit, Metrics]:
         own = lambda net: loss(net, given.batch)
@@ -106,7 +112,7 @@ def regress(
         return state, {"loss": value}
 
     states = [Fit.start(net) for net in starts]
-    fitted = run(Step(draw, gather, update), states, keys, n_updates)
+    fitted = run(Step(draw, gather, update), states, keys, n_updates, stops=stops)
     return fitted.net
 
 

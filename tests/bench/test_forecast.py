@@ -377,10 +377,11 @@ def test_a_diffusion_model_is_counted_once_whatever_its_guidance(monkeypatch):
     assert [*found, sources.of(stack, print)] == [7.0, 0.0, 7.0, 7.0]
 
 
-def test_an_ensemble_is_trained_for_every_stack(monkeypatch):
+def test_an_ensemble_is_counted_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("OFFBENCH_DATA", str(tmp_path / "cache"))
     wanted = cell("synthetic=world_model", "synthetic.n_updates=500", "synthetic.hidden=[8]")
     measured = []
     monkeypatch.setattr(probes, "_world_model", lambda *given: measured.append(1) or (7.0, 0.0))
     sources = probes.OfSources(None)
     (stack,) = pack([wanted])
-    assert [sources.of(stack, print) for _ in range(2)] == [7.0, 7.0] and measured == [1]
+    assert [sources.of(stack, print) for _ in range(2)] == [7.0, 0.0] and measured == [1]

@@ -191,7 +191,7 @@ OF_THE_FIT = {
     "nothing is learned": ("polyak(self.net, stepped, rate)", "self.net"),
     "a full rate to the end": ("polyak(self.net, stepped, rate)", "stepped"),
     "a rate that rises": ("(1 - self.opt.count / n_updates)", "(self.opt.count / n_updates)"),
-    "half of the updates": ("states, keys, n_updates)", "states, keys, n_updates // 2)"),
+    "half of the updates": ("keys, n_updates, stops", "keys, n_updates // 2, stops"),
 }
 
 

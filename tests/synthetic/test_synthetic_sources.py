@@ -1,5 +1,7 @@
 """Sources of synthetic data: what is trained once, from which policy pools come, and what is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from offbench.data.replay import Episode, from_episodes
 from offbench.data.views import Chunk, NStep
 from offbench.errors import Interrupted, UserError
 from offbench.methods.td3_bc import TD3BC
-from offbench.synthetic import diffusion
+from offbench.synthetic import diffusion, sources
 from offbench.synthetic.sources import PolicyGuidedDiffusion, WorldModel, imagine, policies, refresh
 from offbench.training.fitting import Stops
 from offbench.training.loop import train
@@ -23,6 +25,9 @@ TINY = {"length": 4, "rollouts": 8, "every": 10, "share": 0.5}
 PGD = PolicyGuidedDiffusion(
     **TINY, features=8, levels=2, n_updates=20, batch_size=8, average=0.5, steps=8
 )
+
+
+ENSEMBLE = WorldModel(**TINY, hidden=(8,), n_updates=20, batch_size=8)
 
 
 def corridor(n=30, steps=15, seed=0):
@@ -66,19 +71,17 @@ def test_a_denoiser_is_trained_once_for_the_same_data_and_settings(tmp_path, tra
     assert len(trained) == 3 and len([*tmp_path.glob("*.safetensors")]) == 3
 
 
-def test_a_denoiser_that_was_stopped_again_and_again_is_the_same(tmp_path):
+@pytest.mark.parametrize("own", [PGD, ENSEMBLE], ids=["pgd", "world_model"])
+def test_a_source_that_was_stopped_again_and_again_is_the_same(own, tmp_path):
     data, at = corridor(), []
-    whole = PGD.kept(data, tmp_path / "whole")
-    PGD.source(data, whole.parent)
-    path, stops = (
-        PGD.kept(data, tmp_path),
-        Stops(lambda update: at.append(update) or update % 7 == 0),
-    )
+    whole, path = own.kept(data, tmp_path / "whole"), own.kept(data, tmp_path)
+    own.source(data, whole.parent)
+    stops = Stops(lambda update: at.append(update) or update % 7 == 0)
     for _ in range(2):
         with pytest.raises(Interrupted):
-            PGD.source(data, tmp_path, stops)
+            own.source(data, tmp_path, stops)
         assert not path.exists() and path.with_suffix(".training.safetensors").exists()
-    PGD.source(data, tmp_path, stops)
+    own.source(data, tmp_path, stops)
     assert at == [*range(1, 21)] and path.read_bytes() == whole.read_bytes()
     assert {p.name for p in tmp_path.glob("*")} <= {path.name, f"{path.stem}.lock", "whole"}
 
@@ -97,6 +100,22 @@ def test_what_a_killed_training_has_left_goes_with_the_next(tmp_path, trained):
             file.touch()
         PGD.source(data, tmp_path)
         assert path.exists() and other.exists() and not any(file.exists() for file in left)
+
+
+def test_an_ensemble_is_trained_once_for_the_same_data_and_settings(tmp_path, monkeypatch):
+    trainings, fit = [], sources.fit_model
+    trains = lambda *given, **more: (trainings.append(given), fit(*given, **more))[1]
+    monkeypatch.setattr(sources, "fit_model", trains)
+    data, keys = corridor(), rng.split(rng.key(3), 2)
+    policy = lambda obs: torch.zeros_like(obs)
+    first, again = (ENSEMBLE.source(data, tmp_path)(keys, policy, True) for _ in range(2))
+    assert len(trainings) == 1 and all(map(torch.equal, first, again))
+    # how long it imagines and how it is mixed does not count
+    replace(ENSEMBLE, length=6, rollouts=2, every=5).source(data, tmp_path)
+    assert len(trainings) == 1
+    replace(ENSEMBLE, hidden=(16,)).source(data, tmp_path)
+    ENSEMBLE.source(corridor(seed=1), tmp_path)
+    assert len(trainings) == 3
 
 
 def test_who_waits_for_anothers_training_can_be_stopped(tmp_path, trained):
