@@ -112,6 +112,28 @@ def fit_model(data: ReplayData, settings: FQE, *, stops: Stops = NEVER) -> Model
     return model._replace(net=net)
 
 
+def places(n: int, device: torch.device) -> Tensor:
+    """(M P,) int64, P = ceil(n / M): which of n sub-trajectories is at each place of the members, P of each.
+
+    The places that are left over have the first ones once more.
+    """
+    return torch.arange(MEMBERS * -(-n // MEMBERS), device=device) % n
+
+
+def follow(model: Model, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`Model.step` for R sub-trajectories of each of N seeds, (N, R, O), (N, R, A), each with one member.
+
+    The members share each seed's R alike, so that a seed imagines in a stack what it does alone.
+    """
+    n, r, _ = obs.shape
+    at = places(r, obs.device).view(MEMBERS, -1)
+    # (N, R, x) -> (M, N P, x), and back
+    dealt = lambda x: x[:, at].transpose(0, 1).flatten(1, 2)
+    whole = lambda x: x.unflatten(1, (n, -1)).transpose(0, 1).flatten(1, 2)[:, :r]
+    following, paid, end = model.step(dealt(obs), dealt(action))
+    return whole(following), whole(paid), whole(end)
+
+
 def imagined_returns(
     model: Model,
     policy: Policy,
@@ -129,19 +151,16 @@ def imagined_returns(
         steps: of an imagined episode; what follows is left out.
     """
     start = data.obs[first_rows(data)]
-    # a group for each member, the last filled up
-    n, size = len(start), -(-len(start) // MEMBERS)
-    each = torch.arange(MEMBERS * size) % n
-    obs, total, worth = start[each], torch.zeros(len(each)), torch.ones(len(each))
-    memory, reward = policy.init(1, len(each)), torch.zeros(1, len(each))
-    grouped = lambda x: x.view(MEMBERS, size, -1)
+    each = places(len(start), start.device)
+    obs, memory = start[each][None], policy.init(1, len(each))
+    reward = total = torch.zeros_like(obs[..., 0])
+    worth = torch.ones_like(total)
     with torch.no_grad():
         for t in range(steps):
-            first = torch.full((1, len(each)), t == 0)
+            first = torch.full_like(total, t == 0, dtype=torch.bool)
             keys = rng.fold(rng.fold(key, each), t)[None]
-            action, memory = policy.act(state, TimeStep(obs[None], reward, first), memory, keys)
-            following, paid, end = model.step(grouped(obs), grouped(action[0]))
-            total += worth * paid.flatten()
-            worth *= gamma * (1 - end.flatten())
-            obs, reward = following.flatten(0, 1), paid.view(1, -1)
-    return total[:n]
+            action, memory = policy.act(state, TimeStep(obs, reward, first), memory, keys)
+            obs, reward, end = follow(model, obs, action)
+            total = total + worth * reward
+            worth = worth * (gamma * (1 - end))
+    return total[0, : len(start)]

@@ -22,7 +22,7 @@ from offbench.data.replay import ReplayData, fingerprint
 from offbench.data.views import NStep
 from offbench.errors import UserError
 from offbench.ope.fqe import FQE
-from offbench.ope.model import MEMBERS, Model, fit_model, untrained
+from offbench.ope.model import Model, fit_model, follow, untrained
 from offbench.ranges import Count, Fraction, NonNegative, Positive, Widths, check_ranges
 from offbench.synthetic import diffusion
 from offbench.synthetic.diffusion import Denoiser
@@ -167,23 +167,13 @@ class WorldModel(Synthetic):
 
 
 def imagine(model: Model, obs: Tensor, policy: Actions, length: int) -> Rollouts:
-    """Sub-trajectories of a learned model from observations (N, R, O), of `length` observations.
-
-    The members share each seed's R alike, so that a seed imagines in a stack what it does alone.
-    """
-    n, r, _ = obs.shape
-    # a group of each seed for each member, the last filled up
-    size = -(-r // MEMBERS)
-    each = torch.arange(MEMBERS * size, device=obs.device) % r
-    # (N, R, x) -> (M, N size, x), and back
-    grouped = lambda x: x[:, each].unflatten(1, (MEMBERS, size)).transpose(0, 1).flatten(1, 2)
-    whole = lambda x: x.unflatten(1, (n, size)).transpose(0, 1).flatten(1, 2)[:, :r]
+    """Sub-trajectories of a learned model from observations (N, R, O), of `length` observations."""
     steps = []
     for _ in range(length):
         action = policy(obs)
-        following, paid, end = model.step(grouped(obs), grouped(action))
-        steps.append((obs, action, whole(paid), whole(end) > 0.5))
-        obs = whole(following)
+        following, paid, end = follow(model, obs, action)
+        steps.append((obs, action, paid, end > 0.5))
+        obs = following
     return Rollouts(*(torch.stack(column, 2) for column in zip(*steps, strict=True)))
 
 
