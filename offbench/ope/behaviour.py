@@ -23,7 +23,6 @@ from offbench.nn.distributions import gaussian_log_prob
 from offbench.ope.fqe import FQE
 from offbench.training.fitting import regress
 from offbench.training.step import unstack
-from offbench.types import Batch
 
 
 class Behaviour(NamedTuple):
@@ -55,16 +54,12 @@ def clone(data: ReplayData, settings: FQE, *, discrete: bool) -> Behaviour:
             return -(out.log_softmax(-1) * action).sum(-1)
         return torch.square(out - action).sum(-1)
 
-    def gather(rows: Tensor) -> Batch:
-        empty = seen.reward[rows]
-        return Batch(seen.obs[rows], seen.action[rows], empty, empty, seen.obs[rows], {})
-
     key, sampler = rng.key(0), make_sampler(data.valid)
     fitted = regress(
-        lambda net, batch: loss_of(net, batch.obs, batch.action).mean(),
+        lambda net, batch: loss_of(net, *batch).mean(),
         [nets.mlp_init(key, sizes)],
         lambda key: sampler(key, settings.batch_size),
-        gather,
+        lambda rows: (seen.obs[rows], seen.action[rows]),
         keys=key[None],
         n_updates=settings.n_updates,
         lr=settings.lr,

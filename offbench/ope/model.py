@@ -23,7 +23,7 @@ from offbench.nn import nets
 from offbench.ope.fqe import FQE
 from offbench.training.fitting import NEVER, Stops, regress
 from offbench.training.step import stack, unstack
-from offbench.types import Batch, Policy, TimeStep
+from offbench.types import Policy, TimeStep
 
 MEMBERS = 5
 
@@ -66,6 +66,16 @@ class Model(NamedTuple):
         )
 
 
+class Steps(NamedTuple):
+    """A minibatch of B recorded steps."""
+
+    obs: Tensor  # (B, O)
+    action: Tensor  # (B, A)
+    next_obs: Tensor  # (B, O)
+    reward: Tensor  # (B,)
+    end: Tensor  # (B,) 1 where the environment ended the episode, else 0
+
+
 def untrained(data: ReplayData, settings: FQE) -> Model:
     """A model of recorded data before its first update: networks on the CPU, scales where the data are."""
     rows, n_obs = data.valid.nonzero().squeeze(1), data.obs.shape[1]
@@ -87,17 +97,17 @@ def fit_model(data: ReplayData, settings: FQE, *, stops: Stops = NEVER) -> Model
     obs, change, reward = model.obs, model.change, model.reward
     sampler = make_sampler(data.valid)
 
-    def gather(row: Tensor) -> Batch:
-        ends = data.terminal[row].to(data.obs.dtype)
-        return Batch(data.obs[row], data.action[row], data.reward[row], ends, data.obs[row + 1], {})
+    def gather(row: Tensor) -> Steps:
+        end = data.terminal[row].to(data.obs.dtype)
+        return Steps(data.obs[row], data.action[row], data.obs[row + 1], data.reward[row], end)
 
-    def loss(net: nets.Params, batch: Batch) -> Tensor:
+    def loss(net: nets.Params, batch: Steps) -> Tensor:
         x = torch.cat([(batch.obs - obs.mean) / obs.std, batch.action], -1)
         moved, paid, end = nets.mlp(net, x).split([n_obs, 1, 1], -1)
         true = (batch.next_obs - batch.obs - change.mean) / change.std
         earned = (batch.reward[:, None] - reward.mean) / reward.std
         errors = F.mse_loss(moved, true) + F.mse_loss(paid, earned)
-        return errors + F.mse_loss(end[:, 0], batch.discount)
+        return errors + F.mse_loss(end[:, 0], batch.end)
 
     net = regress(
         loss,

@@ -41,7 +41,7 @@ from offbench.ranges import Count, Fraction, Positive, check_ranges
 from offbench.synthetic.rollouts import Actions, Rollouts
 from offbench.training.fitting import NEVER, Fit, Stops, run
 from offbench.training.step import Draw, Input, Step, unstack
-from offbench.types import Batch, Metrics
+from offbench.types import Metrics
 
 # of log sigma in training
 _MEAN, _STD = -1.2, 1.2
@@ -227,13 +227,12 @@ def problem(settings: Denoiser, data: ReplayData) -> tuple[Model, Step, State]:
         k_rows, k_update = rng.split(key)
         return Draw(sampler(k_rows, settings.batch_size), k_update)
 
-    def gather(start: Tensor) -> Batch:
+    def gather(start: Tensor) -> Tensor:
         row = start[..., None] + torch.arange(settings.length, device=start.device)
-        window = model.scale.standardised(steps[row])
-        return Batch(window, window, window, window, window)
+        return model.scale.standardised(steps[row])
 
     def update(state: State, given: Input) -> tuple[State, Metrics]:
-        return learn(settings, state, given.batch.obs, given.key)
+        return learn(settings, state, given.batch, given.key)
 
     return model, Step(draw, gather, update), State(Fit.start(model.net), model.net)
 

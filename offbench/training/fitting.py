@@ -19,7 +19,7 @@ from offbench.training import checkpoint
 from offbench.training.engine import Backend
 from offbench.training.gate import make_engine
 from offbench.training.step import Carry, Draw, Input, Step, stack, to_device
-from offbench.types import Batch, Metrics
+from offbench.types import Metrics
 
 
 class Fit(NamedTuple):
@@ -83,10 +83,10 @@ NEVER = Stops()
 
 
 def regress(
-    loss: Callable[[Any, Batch], Tensor],
+    loss: Callable[[Any, Any], Tensor],
     starts: Sequence[Any],
     rows: Callable[[Tensor], Tensor],
-    gather: Callable[[Tensor], Batch],
+    gather: Callable[[Tensor], Any],
     *,
     keys: Tensor,
     n_updates: int,
@@ -97,7 +97,7 @@ def regress(
 
     Args:
         rows: draws those of a minibatch with a key.
-        gather: reads it.
+        gather: reads it: any pytree of tensors, which `loss` is given with a network.
 
     Raises Interrupted where it was stopped.
     """

@@ -64,6 +64,19 @@ def test_windows_begin_where_enough_observations_follow():
     assert diffusion.step_vectors(data)[8].tolist()[-1] == 1.0
 
 
+def test_a_minibatch_is_standardised_windows_and_nothing_else():
+    data = dataset(n=2, steps=9)
+    model, step, _ = diffusion.problem(SMALL, data)
+    window = step.gather(torch.tensor([[1, 12], [2, 10]]))
+    assert window.shape == (2, 2, 8, 5)
+    raw = model.scale.raw(window)[0, 1]
+    assert torch.allclose(raw, diffusion.step_vectors(data)[12:20], atol=1e-5)
+    window = diffusion.step_vectors(data)[data.valid]
+    scaled = model.scale.standardised(window)
+    assert torch.allclose(scaled.mean(0), torch.zeros(5), atol=1e-5)
+    assert torch.allclose(scaled.std(0, correction=0), torch.ones(5), atol=1e-5)
+
+
 def test_a_learning_rate_rises_from_a_tenth_and_falls_to_zero():
     rate = diffusion.learning_rate(torch.arange(101.0), 100).tolist()
     assert rate[0] == pytest.approx(0.1) and rate[10] == 1.0 and rate[100] == pytest.approx(0.0)

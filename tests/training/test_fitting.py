@@ -10,7 +10,6 @@ from offbench.data.sampling import make_sampler
 from offbench.errors import Interrupted
 from offbench.training.fitting import NEVER, Fit, Stops, run
 from offbench.training.step import Draw, Input, Step
-from offbench.types import Batch
 
 N = 20
 
@@ -22,12 +21,12 @@ def fit(stops: Stops = NEVER) -> Tensor:
     sampler = make_sampler(torch.ones(50, dtype=torch.bool))
 
     def update(state: Fit, given: Input):
-        loss = lambda w: torch.square(given.batch.obs @ w - given.batch.action).mean()
+        loss = lambda w: torch.square(given.batch[0] @ w - given.batch[1]).mean()
         return state.descend(loss, 0.1, state.falling(N))[0], {}
 
     step = Step(
         lambda key: Draw(sampler(key, 8), key),
-        lambda row: Batch(x[row], y[row], y[row], y[row], x[row]),
+        lambda row: (x[row], y[row]),
         update,
     )
     starts = [Fit.start(torch.zeros(1, 1)), Fit.start(torch.ones(1, 1))]
