@@ -21,7 +21,7 @@ from offbench.training.step import Carry
 
 
 def trained_once(path: Path, empty: Any, train: Callable[[Stops], Any], stops: Stops) -> Any:
-    """The network at `path`; where there is none, it is trained and kept there.
+    """The network at `path`; where there is none, it is trained and kept there, if it can be written.
 
     Args:
         empty: such a network before its first update, on the CPU; there one is that was not trained here.
@@ -41,7 +41,12 @@ def trained_once(path: Path, empty: Any, train: Callable[[Stops], Any], stops: S
         begun = path.with_suffix(".training.safetensors")
         if (net := _read(path, empty, stops)) is None:
             net = train(stops._replace(path=begun))
-            checkpoint.save(_as_saved(net), path)
+            try:
+                checkpoint.save(_as_saved(net), path)
+            except OSError as error:
+                stops.say(f"a data source could not be kept: {error.strerror or error}")
+                # from its checkpoint, if there is one, the next goes on
+                return net
         # of processes that were killed while they wrote, too
         for left in (begun, *path.parent.glob(f".{path.stem}.*.tmp*")):
             left.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from support.disks import files_of_at_most
 
 from offbench import rng
 from offbench.data.pipeline import make_pipeline
@@ -138,6 +139,30 @@ def test_a_damaged_denoiser_is_trained_again(tmp_path, trained):
     assert said == [
         f"checkpoint {path.name} is damaged (cut off, or of another version); training begins again"
     ]
+
+
+@pytest.mark.parametrize("own", [PGD, ENSEMBLE], ids=["pgd", "world_model"])
+def test_a_source_that_cannot_be_kept_is_told_and_used(own, tmp_path):
+    data, keys, said = corridor(), rng.split(rng.key(3), 1), []
+    policy = lambda obs: torch.zeros_like(obs)
+    wanted = own.source(data, tmp_path / "whole")(keys, policy, True)
+    with files_of_at_most(100):
+        roll = own.source(data, tmp_path, Stops(say=said.append))
+    assert said == ["a data source could not be kept: File too large"]
+    assert all(map(torch.equal, roll(keys, policy, True), wanted))
+    assert not [*tmp_path.glob("*.safetensors"), *tmp_path.glob(".*")]
+
+
+def test_the_checkpoint_of_a_source_that_cannot_be_kept_stays(tmp_path):
+    data, at, said = corridor(), [], []
+    with pytest.raises(Interrupted):
+        PGD.source(data, tmp_path, Stops(lambda update: update == 15))
+    asked = Stops(lambda update: bool(at.append(update)), say=said.append)
+    with files_of_at_most(100):
+        PGD.source(data, tmp_path, asked)
+    PGD.source(data, tmp_path, asked)
+    assert at == 2 * [*range(16, 21)] and len(said) == 1
+    assert [p.name for p in tmp_path.glob("*.safetensors")] == [PGD.kept(data, tmp_path).name]
 
 
 def test_nothing_is_guided_before_the_first_update(tmp_path, trained):
