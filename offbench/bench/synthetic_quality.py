@@ -83,7 +83,7 @@ def acting(kept: Path) -> Actions:
             " is none: leave it out of methods=[...]"
         )
     own, key = policies(loaded.method, loaded.pipeline), rng.key(0)[None]
-    return lambda obs: own(loaded.state, obs, key)
+    return lambda obs, number: own(loaded.state, obs, rng.fold(key, number))
 
 
 def measure(
@@ -96,7 +96,7 @@ def measure(
     """
     with torch.no_grad():
         rollouts = draw(rng.key(1)[None], policy)
-        wanted = policy(rollouts.obs.flatten(1, 2)).unflatten(1, rollouts.obs.shape[1:3])
+        wanted = policy(rollouts.obs.flatten(1, 2), 0).unflatten(1, rollouts.obs.shape[1:3])
     distance = (rollouts.action - wanted).square().sum(-1)[0]
     inside = torch.arange(distance.shape[1]) < rollouts.lengths[0][:, None]
     constant = 0.5 * data.action.shape[1] * math.log(2 * math.pi)

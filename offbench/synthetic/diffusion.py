@@ -122,12 +122,14 @@ class Model(NamedTuple):
         Args:
             keys: (N,); a seed's rollouts are a function of its key and its policy.
         """
-        guide = self.guide(policy, coefficient) if policy and coefficient else None
-        parts = [
-            self.sample(rng.fold(keys, done), min(_TOGETHER, n - done), guide)
-            for done in range(0, n, _TOGETHER)
-        ]
-        return self.decode(torch.cat(parts, 1))
+
+        def part(done: int) -> Tensor:
+            guide = None
+            if policy and coefficient:
+                guide = self.guide(lambda obs: policy(obs, done), coefficient)
+            return self.sample(rng.fold(keys, done), min(_TOGETHER, n - done), guide)
+
+        return self.decode(torch.cat([part(done) for done in range(0, n, _TOGETHER)], 1))
 
     def sample(
         self, keys: Tensor, n: int, guide: "Callable[[Tensor, int], Tensor] | None" = None
@@ -157,7 +159,9 @@ class Model(NamedTuple):
         there = (end - denoise(self.net, end, following)) / following
         return x + (following - sigma) * (slope + there) / 2
 
-    def guide(self, policy: Actions, coefficient: float) -> Callable[[Tensor, int], Tensor]:
+    def guide(
+        self, policy: Callable[[Tensor], Tensor], coefficient: float
+    ) -> Callable[[Tensor, int], Tensor]:
         """Moves actions of noised windows (N, n, T, D) along the gradient of the policy's log-likelihood."""
         steps, a = self.settings.steps, slice(self.obs_dim, len(self.scale.mean) - 2)
         std = self.scale.std[a]

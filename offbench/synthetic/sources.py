@@ -169,8 +169,8 @@ class WorldModel(Synthetic):
 def imagine(model: Model, obs: Tensor, policy: Actions, length: int) -> Rollouts:
     """Sub-trajectories of a learned model from observations (N, R, O), of `length` observations."""
     steps = []
-    for _ in range(length):
-        action = policy(obs)
+    for t in range(length):
+        action = policy(obs, t)
         following, paid, end = follow(model, obs, action)
         steps.append((obs, action, paid, end > 0.5))
         obs = following
@@ -183,7 +183,7 @@ def refresh(settings: Synthetic, source: Source, method: Any, pipeline: Pipeline
 
     def pool(carry: Carry) -> Carry:
         keys = rng.fold(rng.fold(carry.key, _ROLLOUTS), carry.step)
-        acting = lambda obs: policy(carry.state, obs, keys)
+        acting = lambda obs, number: policy(carry.state, obs, rng.fold(keys, number))
         with torch.no_grad():
             rollouts = source(keys, acting, int(carry.step) > 0)
             elements, filled = transitions(rollouts, pipeline, method.needs)

@@ -157,7 +157,7 @@ def likelihood(rolled, target):
 
 def test_guidance_raises_the_likelihood_of_the_policy_and_moves_nothing_else(exact):
     target = -0.7
-    policy = lambda obs: torch.full((*obs.shape[:-1], 1), target)
+    policy = lambda obs, number: torch.full((*obs.shape[:-1], 1), target)
     found = [
         exact.rollouts(rng.key(5)[None], 300, policy=policy, coefficient=c)
         for c in (0.0, 0.3, 1.0, 3.0)
@@ -204,6 +204,21 @@ def test_windows_that_are_denoised_one_after_another_differ(exact, monkeypatch):
     # and are the same in any stack
     alone = exact.rollouts(keys[1:], 12)
     assert torch.allclose(rolled.obs[1], alone.obs[0], atol=1e-5)
+
+
+def test_windows_that_are_denoised_one_after_another_are_guided_to_other_draws(exact, monkeypatch):
+    monkeypatch.setattr(diffusion, "_TOGETHER", 5)
+    asked = []
+
+    def policy(obs, number):
+        asked.append((number, obs.shape[1]))
+        return obs[..., :1]
+
+    exact.rollouts(rng.key(9)[None], 12, policy=policy, coefficient=1.0)
+    # at every noise level but the last
+    levels = SMALL.steps - 1
+    wanted = [(done, 8 * n) for done, n in ((0, 5), (5, 5), (10, 2)) for _ in range(levels)]
+    assert asked == wanted
 
 
 def test_decoded_numbers_stay_in_the_recorded_range(exact):

@@ -58,7 +58,7 @@ def trained(monkeypatch):
 def test_a_denoiser_is_trained_once_for_the_same_data_and_settings(tmp_path, trained):
     data = corridor()
     keys = rng.split(rng.key(3), 2)
-    policy = lambda obs: torch.zeros_like(obs)
+    policy = lambda obs, number: torch.zeros_like(obs)
     first = PGD.source(data, tmp_path)(keys, policy, True)
     again = PGD.source(data, tmp_path)(keys, policy, True)
     assert len(trained) == 1 and all(map(torch.equal, first, again))
@@ -108,7 +108,7 @@ def test_an_ensemble_is_trained_once_for_the_same_data_and_settings(tmp_path, mo
     trains = lambda *given, **more: (trainings.append(given), fit(*given, **more))[1]
     monkeypatch.setattr(sources, "fit_model", trains)
     data, keys = corridor(), rng.split(rng.key(3), 2)
-    policy = lambda obs: torch.zeros_like(obs)
+    policy = lambda obs, number: torch.zeros_like(obs)
     first, again = (ENSEMBLE.source(data, tmp_path)(keys, policy, True) for _ in range(2))
     assert len(trainings) == 1 and all(map(torch.equal, first, again))
     # how long it imagines and how it is mixed does not count
@@ -129,7 +129,7 @@ def test_who_waits_for_anothers_training_can_be_stopped(tmp_path, trained):
 
 def test_a_damaged_denoiser_is_trained_again(tmp_path, trained):
     data, keys = corridor(), rng.split(rng.key(3), 1)
-    policy = lambda obs: torch.zeros_like(obs)
+    policy = lambda obs, number: torch.zeros_like(obs)
     first = PGD.source(data, tmp_path)(keys, policy, True)
     (path,) = tmp_path.glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-7] + b"garbage")
@@ -144,7 +144,7 @@ def test_a_damaged_denoiser_is_trained_again(tmp_path, trained):
 @pytest.mark.parametrize("own", [PGD, ENSEMBLE], ids=["pgd", "world_model"])
 def test_a_source_that_cannot_be_kept_is_told_and_used(own, tmp_path):
     data, keys, said = corridor(), rng.split(rng.key(3), 1), []
-    policy = lambda obs: torch.zeros_like(obs)
+    policy = lambda obs, number: torch.zeros_like(obs)
     wanted = own.source(data, tmp_path / "whole")(keys, policy, True)
     with files_of_at_most(100):
         roll = own.source(data, tmp_path, Stops(say=said.append))
@@ -168,7 +168,7 @@ def test_the_checkpoint_of_a_source_that_cannot_be_kept_stays(tmp_path):
 def test_nothing_is_guided_before_the_first_update(tmp_path, trained):
     asked = []
 
-    def policy(obs):
+    def policy(obs, number):
         asked.append(obs.shape)
         return torch.zeros_like(obs)
 
@@ -184,7 +184,7 @@ def test_nothing_is_guided_before_the_first_update(tmp_path, trained):
 def test_a_learned_model_imagines_the_true_dynamics_from_recorded_states(tmp_path):
     data = corridor()
     settings = WorldModel(**TINY, hidden=(32,), n_updates=1500, batch_size=64)
-    policy = lambda obs: -obs.clamp(-1, 1)
+    policy = lambda obs, number=0: -obs.clamp(-1, 1)
     roll = settings.source(data, tmp_path)
     rolled = roll(rng.split(rng.key(0), 2), policy, True)
     assert rolled.obs.shape == (2, 8, 4, 1)
@@ -205,11 +205,39 @@ def test_each_imagined_sub_trajectory_follows_one_member():
             shift = torch.arange(5.0)[:, None, None]
             return obs + shift, obs[..., 0], torch.zeros_like(obs[..., 0])
 
-    rolled = imagine(Members(), torch.zeros(2, 7, 1), lambda obs: obs * 0, 4)
+    rolled = imagine(Members(), torch.zeros(2, 7, 1), lambda obs, number: obs * 0, 4)
     steps = rolled.obs[..., 0].diff(dim=-1)
     assert steps.shape == (2, 7, 3) and (steps == steps[..., :1]).all()
     # a seed's are shared by all members, in a stack as alone
     assert steps[0, :, 0].tolist() == steps[1, :, 0].tolist() == [0.0, 0, 1, 1, 2, 2, 3]
+
+
+class Noisy:
+    """A method that acts by chance alone."""
+
+    def init(self, key, spec):
+        return torch.zeros(())
+
+    def act(self, state, obs, key):
+        return 0.1 * rng.normal(key, (len(obs), 1))
+
+
+def test_a_policy_that_draws_its_actions_draws_others_at_every_step(tmp_path):
+    pipeline = make_pipeline(corridor(), batch_size=8)
+    method = ENSEMBLE.mix(Noisy())
+    found = []
+
+    def source(keys, policy, learned):
+        alike = lambda obs, number: found.append(policy(torch.zeros(2, 3, 1), number)) or obs * 0
+        return ENSEMBLE.source(corridor(), tmp_path)(keys, alike, learned)
+
+    carry = initial_carry(method, SPEC, [0, 1])
+    refresh(ENSEMBLE, source, method, pipeline).make(carry)
+    # of four observations
+    assert len(torch.stack(found).flatten().unique()) == 4 * 2 * 3
+    again, found = found, []
+    refresh(ENSEMBLE, source, method, pipeline).make(carry)
+    assert all(map(torch.equal, found, again))
 
 
 def test_policies_see_transformed_observations():
@@ -231,7 +259,7 @@ def test_pools_come_from_the_policy_of_the_time(tmp_path, trained):
     seen = []
 
     def source(keys, policy, learned):
-        actions = policy(torch.zeros(2, 3, 1))
+        actions = policy(torch.zeros(2, 3, 1), 0)
         seen.append((learned, actions))
         return PGD.source(corridor(), tmp_path)(keys, policy, learned)
 
