@@ -192,7 +192,10 @@ class Model(NamedTuple):
 
 def denoise(net: unet.Params, x: Tensor, sigma: Tensor | float) -> Tensor:
     """The denoised window (..., T, D) at noise level sigma, a number or (...)."""
-    level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(x.shape[:-2])
+    if not isinstance(sigma, Tensor):
+        # filled on the device, without a copy from the host
+        sigma = torch.full((), sigma, dtype=x.dtype, device=x.device)
+    level = sigma.expand(x.shape[:-2])
     wide = level[..., None, None]
     scale = torch.rsqrt(1 + wide.square())
     return x * scale.square() + wide * scale * unet.apply(net, x * scale, level.log() / 4)

@@ -7,13 +7,15 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from offbench import rng
 from offbench.data.replay import Episode, from_episodes
 from offbench.errors import UserError
 from offbench.synthetic import diffusion
 from offbench.synthetic.diffusion import Denoiser
+from offbench.training.step import to_device
 
 SMALL = Denoiser(
     length=8, features=32, levels=2, n_updates=800, batch_size=32, lr=5e-3, average=0.8, steps=24
@@ -227,6 +229,40 @@ def test_decoded_numbers_stay_in_the_recorded_range(exact):
     rolled = exact.decode(x)
     assert rolled.obs.amin() >= data.obs.min() and rolled.obs.amax() <= data.obs.max()
     assert rolled.reward.amax() <= data.reward.max() and rolled.action.abs().max() <= 1
+
+
+# --- on a device -----------------------------------------------------------------------------------
+
+
+class Elsewhere(TorchDispatchMode):
+    """Notes operations that have a tensor of the CPU, or make one there; on `meta` nothing can be read back."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)]
+        self.found += [str(func) for x in tensors if x.device.type != "meta"]
+        return result
+
+
+def test_nothing_of_a_sample_or_an_update_is_made_on_the_host(monkeypatch):
+    data = dataset()
+    model, _, state = to_device(diffusion.problem(SMALL, data), "meta")
+    keys = rng.split(rng.key(9, "meta"), 2)
+
+    def copies(*given, **more):
+        raise AssertionError("a number of Python is copied to the device, which waits for it")
+
+    monkeypatch.setattr(torch, "as_tensor", copies)
+    monkeypatch.setattr(torch, "tensor", copies)
+    with torch.no_grad(), Elsewhere() as seen:
+        policy = lambda obs, number: obs[..., :1].tanh()
+        rolled = model.rollouts(keys, 3, policy=policy, coefficient=1.0)
+        diffusion.learn(SMALL, state, keys.new_zeros(4, 8, 5, dtype=torch.float32), keys[0])
+    assert rolled.obs.shape == (2, 3, 8, 2) and not seen.found
 
 
 # --- mistakes made on purpose ------------------------------------------------------------------------
