@@ -21,7 +21,7 @@ from offbench.data.transforms import ObsNorm
 from offbench.nn import nets
 from offbench.nn.distributions import gaussian_log_prob
 from offbench.ope.fqe import FQE
-from offbench.training.fitting import regress
+from offbench.training.fitting import Fit, begin, regression, run
 from offbench.training.step import unstack
 
 
@@ -55,16 +55,15 @@ def clone(data: ReplayData, settings: FQE, *, discrete: bool) -> Behaviour:
         return torch.square(out - action).sum(-1)
 
     key, sampler = rng.key(0), make_sampler(data.valid)
-    fitted = regress(
+    step = regression(
         lambda net, batch: loss_of(net, *batch).mean(),
-        [nets.mlp_init(key, sizes)],
         lambda key: sampler(key, settings.batch_size),
         lambda rows: (seen.obs[rows], seen.action[rows]),
-        keys=key[None],
         n_updates=settings.n_updates,
         lr=settings.lr,
     )
-    net = unstack(fitted, 0)
+    start = begin([Fit.start(nets.mlp_init(key, sizes))], key[None])
+    net = unstack(run(step, start, settings.n_updates).net, 0)
     out = torch.cat([nets.mlp(net, obs) for obs in seen.obs.split(1 << 14)])
     if discrete:
         return Behaviour((out.log_softmax(-1) * data.action).sum(-1), None)

@@ -21,8 +21,8 @@ from offbench.data.replay import ReplayData, first_rows
 from offbench.data.sampling import make_sampler
 from offbench.nn import nets
 from offbench.ope.fqe import FQE
-from offbench.training.fitting import NEVER, Stops, regress
-from offbench.training.step import stack, unstack
+from offbench.training.fitting import NEVER, Fit, Stops, begin, regression, run
+from offbench.training.step import Carry, Step, stack, unstack
 from offbench.types import Policy, TimeStep
 
 MEMBERS = 5
@@ -93,6 +93,12 @@ def fit_model(data: ReplayData, settings: FQE, *, stops: Stops = NEVER) -> Model
 
     Raises Interrupted where it was stopped.
     """
+    model, step, start = problem(data, settings)
+    return model._replace(net=run(step, start, settings.n_updates, stops=stops).net)
+
+
+def problem(data: ReplayData, settings: FQE) -> tuple[Model, Step, Carry]:
+    """The untrained model of a dataset, one step of a member's fit, and the state of all before the first."""
     model, n_obs = untrained(data, settings), data.obs.shape[1]
     obs, change, reward = model.obs, model.change, model.reward
     sampler = make_sampler(data.valid)
@@ -109,17 +115,15 @@ def fit_model(data: ReplayData, settings: FQE, *, stops: Stops = NEVER) -> Model
         errors = F.mse_loss(moved, true) + F.mse_loss(paid, earned)
         return errors + F.mse_loss(end[:, 0], batch.end)
 
-    net = regress(
+    step = regression(
         loss,
-        [unstack(model.net, i) for i in range(MEMBERS)],
         lambda key: sampler(key, settings.batch_size),
         gather,
-        keys=rng.split(rng.key(0, data.obs.device), MEMBERS),
         n_updates=settings.n_updates,
         lr=settings.lr,
-        stops=stops,
     )
-    return model._replace(net=net)
+    starts = [Fit.start(unstack(model.net, i)) for i in range(MEMBERS)]
+    return model, step, begin(starts, rng.split(rng.key(0, data.obs.device), MEMBERS))
 
 
 def places(n: int, device: torch.device) -> Tensor:

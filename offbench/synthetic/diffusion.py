@@ -39,8 +39,8 @@ from offbench.nn import unet
 from offbench.nn.optim import polyak
 from offbench.ranges import Count, Fraction, Positive, check_ranges
 from offbench.synthetic.rollouts import Actions, Rollouts
-from offbench.training.fitting import NEVER, Fit, Stops, run
-from offbench.training.step import Draw, Input, Step, unstack
+from offbench.training.fitting import NEVER, Fit, Stops, begin, run
+from offbench.training.step import Carry, Draw, Input, Step, unstack
 from offbench.types import Metrics
 
 # of log sigma in training
@@ -51,7 +51,7 @@ _CHURN, _CHURN_FROM, _CHURN_TO, _NOISE = 80.0, 0.05, 50.0, 1.003
 # actions at the bounds
 _LARGEST_ACTION = 0.999
 # windows of a seed that are denoised together; a number of the stack's would tie a seed's draws to the others
-_TOGETHER = 256
+TOGETHER = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +127,9 @@ class Model(NamedTuple):
             guide = None
             if policy and coefficient:
                 guide = self.guide(lambda obs: policy(obs, done), coefficient)
-            return self.sample(rng.fold(keys, done), min(_TOGETHER, n - done), guide)
+            return self.sample(rng.fold(keys, done), min(TOGETHER, n - done), guide)
 
-        return self.decode(torch.cat([part(done) for done in range(0, n, _TOGETHER)], 1))
+        return self.decode(torch.cat([part(done) for done in range(0, n, TOGETHER)], 1))
 
     def sample(
         self, keys: Tensor, n: int, guide: "Callable[[Tensor, int], Tensor] | None" = None
@@ -220,12 +220,11 @@ def loss(net: unet.Params, window: Tensor, key: Tensor) -> Tensor:
 def train(settings: Denoiser, data: ReplayData, *, stops: Stops = NEVER) -> Model:
     """A denoiser of a dataset's sub-trajectories, trained where the data are. Raises Interrupted."""
     model, step, start = problem(settings, data)
-    key = rng.key(0, data.obs.device)
-    found = run(step, [start], key[None], settings.n_updates, stops=stops)
+    found = run(step, start, settings.n_updates, stops=stops)
     return model._replace(net=unstack(found.average, 0))
 
 
-def problem(settings: Denoiser, data: ReplayData) -> tuple[Model, Step, State]:
+def problem(settings: Denoiser, data: ReplayData) -> tuple[Model, Step, Carry]:
     """The untrained model of a dataset, one step of its training and the state before the first."""
     model, steps = untrained(settings, data), step_vectors(data)
     sampler = make_sampler(window_starts(data, settings.length))
@@ -241,7 +240,8 @@ def problem(settings: Denoiser, data: ReplayData) -> tuple[Model, Step, State]:
     def update(state: State, given: Input) -> tuple[State, Metrics]:
         return learn(settings, state, given.batch, given.key)
 
-    return model, Step(draw, gather, update), State(Fit.start(model.net), model.net)
+    start = begin([State(Fit.start(model.net), model.net)], rng.key(0, data.obs.device)[None])
+    return model, Step(draw, gather, update), start
 
 
 def learn(settings: Denoiser, state: State, window: Tensor, key: Tensor) -> tuple[State, Metrics]:

@@ -82,24 +82,19 @@ class Stops(NamedTuple):
 NEVER = Stops()
 
 
-def regress(
+def regression(
     loss: Callable[[Any, Any], Tensor],
-    starts: Sequence[Any],
     rows: Callable[[Tensor], Tensor],
     gather: Callable[[Tensor], Any],
     *,
-    keys: Tensor,
     n_updates: int,
     lr: float,
-    stops: Stops = NEVER,
-) -> Any:
-    """Networks after n_updates on minibatches, (N, ...): one for each of `starts` and `keys` (N,).
+) -> Step:
+    """One step of the fit of a network, whose state is a `Fit`.
 
     Args:
         rows: draws those of a minibatch with a key.
         gather: reads it: any pytree of tensors, which `loss` is given with a network.
-
-    Raises Interrupted where it was stopped.
     """
 
     def draw(key: Tensor) -> Draw:
@@ -111,24 +106,25 @@ def regress(
         state, value = state.descend(own, lr, state.falling(n_updates))
         return state, {"loss": value}
 
-    states = [Fit.start(net) for net in starts]
-    fitted = run(Step(draw, gather, update), states, keys, n_updates, stops=stops)
-    return fitted.net
+    return Step(draw, gather, update)
+
+
+def begin(states: Sequence[Any], keys: Tensor) -> Carry:
+    """The training state of N fits before their first update, where `keys` (N,) are."""
+    device = keys.device
+    return Carry(to_device(stack(states), device), keys, torch.tensor(0, device=device))
 
 
 def run(
     step: Step,
-    states: Sequence[Any],
-    keys: Tensor,
+    start: Carry,
     n_updates: int,
     *,
     backend: Backend = "auto",
     stops: Stops = NEVER,
 ) -> Any:
-    """The stacked states (N, ...) after n_updates, where `keys` (N,) are. Raises Interrupted where it was stopped."""
-    device = keys.device
-    carry = Carry(to_device(stack(states), device), keys, torch.tensor(0, device=device))
-    carry = stops.resumed(carry)
+    """The stacked states (N, ...) after n_updates from `start`. Raises Interrupted where it was stopped."""
+    carry = stops.resumed(start)
     engine, _ = make_engine(step, carry, backend=backend, n_steps=n_updates)
     stopped, saved = False, time.perf_counter()
 

@@ -15,7 +15,7 @@ from offbench.data.replay import Episode, from_episodes
 from offbench.errors import UserError
 from offbench.synthetic import diffusion
 from offbench.synthetic.diffusion import Denoiser
-from offbench.training.step import to_device
+from offbench.training.step import to_device, unstack
 
 SMALL = Denoiser(
     length=8, features=32, levels=2, n_updates=800, batch_size=32, lr=5e-3, average=0.8, steps=24
@@ -198,7 +198,7 @@ def test_a_seeds_rollouts_depend_on_its_key_alone(exact):
 
 
 def test_windows_that_are_denoised_one_after_another_differ(exact, monkeypatch):
-    monkeypatch.setattr(diffusion, "_TOGETHER", 5)
+    monkeypatch.setattr(diffusion, "TOGETHER", 5)
     keys = rng.split(rng.key(9), 2)
     rolled = exact.rollouts(keys, 12)
     assert rolled.obs.shape == (2, 12, 8, 2)
@@ -209,7 +209,7 @@ def test_windows_that_are_denoised_one_after_another_differ(exact, monkeypatch):
 
 
 def test_windows_that_are_denoised_one_after_another_are_guided_to_other_draws(exact, monkeypatch):
-    monkeypatch.setattr(diffusion, "_TOGETHER", 5)
+    monkeypatch.setattr(diffusion, "TOGETHER", 5)
     asked = []
 
     def policy(obs, number):
@@ -250,7 +250,8 @@ class Elsewhere(TorchDispatchMode):
 
 def test_nothing_of_a_sample_or_an_update_is_made_on_the_host(monkeypatch):
     data = dataset()
-    model, _, state = to_device(diffusion.problem(SMALL, data), "meta")
+    model, _, start = to_device(diffusion.problem(SMALL, data), "meta")
+    state = unstack(start.state, 0)
     keys = rng.split(rng.key(9, "meta"), 2)
 
     def copies(*given, **more):
@@ -356,8 +357,8 @@ MISTAKES = [
         test_windows_that_are_denoised_one_after_another_differ,
     ),
     (
-        "for done in range(0, n, _TOGETHER)",
-        "for done in range(0, n, max(1, _TOGETHER // len(keys)))",
+        "for done in range(0, n, TOGETHER)",
+        "for done in range(0, n, max(1, TOGETHER // len(keys)))",
         test_windows_that_are_denoised_one_after_another_differ,
     ),
 ]

@@ -8,7 +8,7 @@ from torch import Tensor
 from offbench import rng
 from offbench.data.sampling import make_sampler
 from offbench.errors import Interrupted
-from offbench.training.fitting import NEVER, Fit, Stops, run
+from offbench.training.fitting import NEVER, Fit, Stops, begin, run
 from offbench.training.step import Draw, Input, Step
 
 N = 20
@@ -30,7 +30,7 @@ def fit(stops: Stops = NEVER) -> Tensor:
         update,
     )
     starts = [Fit.start(torch.zeros(1, 1)), Fit.start(torch.ones(1, 1))]
-    return run(step, starts, rng.split(rng.key(3)), N, stops=stops).net
+    return run(step, begin(starts, rng.split(rng.key(3))), N, stops=stops).net
 
 
 @pytest.fixture(scope="module")
