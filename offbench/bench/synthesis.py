@@ -25,8 +25,8 @@ def refresh_of(
 ) -> "Refresh | None":
     """What writes the pools of a cell's seeds, from sub-trajectories of raw `data`; None without synthetic data.
 
-    Raises Interrupted where `watch.stop()` is true while the source is trained, which saves its training as every so
-    many `minutes` do; what cannot be saved or read is remarked on.
+    Raises Interrupted where `watch.stop()` is true while the source is trained; its training is saved then, and every
+    so many `minutes`. What cannot be saved or read is remarked on.
     """
     settings = build_source(cell)
     if settings is None:

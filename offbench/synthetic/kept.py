@@ -1,11 +1,14 @@
 """The network of a source, trained once for a dataset and its settings and kept in a folder.
 
-HASH.safetensors                the trained network
-HASH.training.safetensors       of one in training, the checkpoint
-HASH.lock                       held by the process that trains, while others wait
+    HASH.safetensors                the trained network
+    HASH.training.safetensors       the checkpoint of one in training
+    HASH.lock                       held by the process that trains, while others wait
+
+HASH is that of the data and the settings of training.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ def trained_once(path: Path, empty: Any, train: Callable[[Stops], Any], stops: S
     """The network at `path`; where there is none, it is trained and kept there, if it can be written.
 
     Args:
-        empty: such a network before its first update, on the CPU; there one is that was not trained here.
+        empty: such a network before its first update, on the CPU; one that is read is there, too.
         train: trains one, with the checkpoint that it is given.
 
     Raises Interrupted where it was stopped, and UserError where the folder cannot be made.
@@ -49,7 +52,8 @@ def trained_once(path: Path, empty: Any, train: Callable[[Stops], Any], stops: S
                 return net
         # of processes that were killed while they wrote, too
         for left in (begun, *path.parent.glob(f".{path.stem}.*.tmp*")):
-            left.unlink(missing_ok=True)
+            with suppress(OSError):
+                left.unlink(missing_ok=True)
         return net
     finally:
         lock.release()
