@@ -145,7 +145,12 @@ def work_of_step(step: "Step", carry: "Carry") -> Work:
     """The work of a step of one minibatch, counted while the first of a stack makes one on this CPU."""
     from offbench.training.step import advance
 
-    products, flops, moved = _tally(lambda: advance(step, carry.seed(0)))
+    return work_of_run(lambda: advance(step, carry.seed(0)))
+
+
+def work_of_run(run: Callable[[], Any]) -> Work:
+    """The work of a function, counted while it runs: on this CPU, or without memory on torch's device `meta`."""
+    products, flops, moved = _tally(run)
     return Work(KERNELS_PER_PRODUCT * products, flops, moved, 1)
 
 
@@ -255,7 +260,11 @@ def correction(
         if card_of(row["device"]) != gpu or key in ratios or len(ratios) == CORRECTED_BY:
             continue
         try:
-            work = work_of(cell_of(row["run_id"]))
+            cell = cell_of(row["run_id"])
+            # its seconds are those of its source, too
+            if "synthetic" in cell.pipeline:
+                continue
+            work = work_of(cell)
         except UserError:
             continue
         steps = row["n_updates"] / work.minibatches

@@ -24,8 +24,6 @@ PROBE_UPDATES, PROBE_ROUNDS = 60, 3
 PROBE_ROWS, PROBE_DECISIONS_S = 64, 0.05
 # sub-trajectories of a probe, and noise levels of a sample
 PROBE_ROLLOUTS, PROBE_LEVELS = 64, 2
-# updates of an ensemble, whose difference in time is that of updates
-PROBE_FITS = (10, 110)
 # stacks up to this size are probed themselves; the time of an update of larger ones is extended from two
 PROBED, SMALLER = 32, 8
 
@@ -156,14 +154,14 @@ def probed(members: int) -> list[tuple[int, float]]:
 
 
 class OfSources:
-    """Time of synthetic data on this CPU: a source's training, of a diffusion model once where none was kept, and the
-    sub-trajectories of every pool. Nothing of it is forecast for a GPU."""
+    """Time of synthetic data: a source's training, once where none was kept, and the sub-trajectories of every pool;
+    from probes on this CPU, or for a GPU from launches and arithmetic."""
 
     def __init__(self, gpu: Card | None):
         self.gpu = gpu
-        # (file of a diffusion model or None, seconds of the source's training, of one pool of a seed)
-        self.known: dict[str, tuple[Path | None, float, float]] = {}
-        # files of the models whose training was counted
+        # (file of a source, seconds of its training, of one pool of a seed)
+        self.known: dict[str, tuple[Path, float, float]] = {}
+        # files of those whose training was counted
         self.counted: set[Path] = set()
 
     def of(self, pack: "Pack", report: Callable[[str], None]) -> float:
@@ -174,39 +172,38 @@ class OfSources:
 
         cell = pack.cells[0]
         settings = build_source(cell)
-        if settings is None or self.gpu:
+        if settings is None:
             return 0.0
         key = repr((cell.task.id, cell.protocol.get("validation"), settings))
         if key not in self.known:
             report(f"measuring the data source of {pack.title}")
             data, _ = training_episodes(cell, devices.shape_of(cell)[0])
-            if isinstance(settings, PolicyGuidedDiffusion):
-                path = settings.kept(data, cache_dir() / "sources")
-                self.known[key] = (path, *_diffusion(settings, data))
-            else:
-                self.known[key] = (None, *_world_model(settings, data))
+            path = settings.kept(data, cache_dir() / "sources")
+            measure = _diffusion if isinstance(settings, PolicyGuidedDiffusion) else _world_model
+            self.known[key] = (path, *measure(settings, data, path.exists(), self.gpu))
         file, training, pool = self.known[key]
         pools = -(-cell.n_updates // settings.every)
         seconds = pools * pack.size * pool + (0.0 if file in self.counted else training)
-        self.counted |= {file} if file else set()
+        self.counted.add(file)
         return seconds
 
 
-def _diffusion(settings: Any, data: "ReplayData") -> tuple[float, float]:
-    """(seconds of training, 0 where a model was kept; seconds of a pool) of a diffusion model."""
+def _diffusion(
+    settings: Any, data: "ReplayData", trained: bool, gpu: Card | None
+) -> tuple[float, float]:
+    """(seconds of training, 0 where it was trained; seconds of a pool) of a diffusion model."""
+    if gpu:
+        return _diffusion_on(gpu, settings, data, trained)
     import torch
 
     from offbench import rng
     from offbench.synthetic.diffusion import problem
-    from offbench.tasks.files import cache_dir
     from offbench.training.engine import Engine
-    from offbench.training.step import Carry, stack
 
     model, step, start = problem(settings, data)
     training, key = 0.0, rng.key(0)[None]
-    if not settings.kept(data, cache_dir() / "sources").exists():
-        engine = Engine(step, Carry(stack([start]), key, torch.tensor(0)))
-        training = settings.n_updates * step_s(engine, 10)
+    if not trained:
+        training = settings.n_updates * step_s(Engine(step, start), 10)
     few = model._replace(settings=replace(settings, steps=PROBE_LEVELS, second_order=False))
     with torch.no_grad(), one_thread():
         few.rollouts(key, PROBE_ROLLOUTS)
@@ -216,13 +213,46 @@ def _diffusion(settings: Any, data: "ReplayData") -> tuple[float, float]:
     return training, each * settings.rollouts * settings.steps * (1 + settings.second_order)
 
 
-def _world_model(settings: Any, data: "ReplayData") -> tuple[float, float]:
-    """(seconds of training; of a pool, which takes none beside it) of an ensemble."""
-    took = list[float]()
-    with one_thread():
-        for n in PROBE_FITS:
-            began = time.perf_counter()
-            replace(settings, n_updates=n).source(data, Path())
-            took.append(time.perf_counter() - began)
-    few, more = PROBE_FITS
-    return max(0.0, took[1] - took[0]) / (more - few) * settings.n_updates, 0.0
+def _diffusion_on(
+    gpu: Card, settings: Any, data: "ReplayData", trained: bool
+) -> tuple[float, float]:
+    """`_diffusion` on a GPU. Training is captured as a method's is; the launches of a sample, which is not, take
+    longer than is counted, and are few beside the arithmetic of networks that need a GPU."""
+    import torch
+
+    from offbench import rng
+    from offbench.nn import unet
+    from offbench.synthetic.diffusion import TOGETHER, State, denoise, learn
+    from offbench.training.fitting import Fit
+    from offbench.training.step import to_device
+
+    key, channels = rng.key(0, "meta"), data.obs.shape[1] + data.action.shape[1] + 2
+    sizes = {"features": settings.features, "levels": settings.levels}
+    net = to_device(unet.init(key, channels, **sizes), "meta")
+    windows = lambda n: torch.empty(n, settings.length, channels, device="meta")
+    training, state = 0.0, State(Fit.start(net), net)
+    if not trained:
+        batch = windows(settings.batch_size)
+        update = devices.work_of_run(lambda: learn(settings, state, batch, key))
+        training = devices.COMPILE_S + settings.n_updates * gpu.step_s(update, 1, "float32")
+    together = min(TOGETHER, settings.rollouts)
+    once = devices.work_of_run(lambda: denoise(net, windows(together), 1.0))
+    times = settings.steps * (1 + settings.second_order) * -(-settings.rollouts // together)
+    return training, times * gpu.step_s(once, 1, "float32")
+
+
+def _world_model(
+    settings: Any, data: "ReplayData", trained: bool, gpu: Card | None
+) -> tuple[float, float]:
+    """(seconds of training, 0 where it was trained; of a pool, which takes none beside it) of an ensemble."""
+    from offbench.ope.model import MEMBERS, problem
+    from offbench.training.engine import Engine
+
+    if trained:
+        return 0.0, 0.0
+    _, step, start = problem(data, settings.fit)
+    if not gpu:
+        return settings.n_updates * step_s(Engine(step, start), PROBE_UPDATES), 0.0
+    work = devices.work_of_step(step, start)
+    update = gpu.step_s(work, MEMBERS, "float32")
+    return devices.COMPILE_S + settings.n_updates * update, 0.0

@@ -172,7 +172,7 @@ class PackRun:
             write = lambda: self.record(final, point.backend, broken, frames)
             outcomes = patiently(write, self.watch.stop)
         remove(self.checkpoint)
-        said = [self.progress.note, self.progress.unsaved, *logger.warnings]
+        said = [self.progress.note, self.progress.unsaved, *self.watch.remarks, *logger.warnings]
         notes = "; ".join(filter(None, said))
         return [outcome._replace(note=notes or None) for outcome in outcomes]
 
@@ -307,8 +307,8 @@ class PackRun:
 
         n, settings, pipeline = self.cell.n_updates, self.settings, self.pipeline
         pipeline = pipeline.to(self.device) if settings.data == "device" else pipeline
-        data, watch = self.train_data, self.watch
-        made = refresh_of(self.cell, self.method, pipeline, data, self.device, watch)
+        given = self.cell, self.method, pipeline, self.train_data, self.device, self.watch
+        made = refresh_of(*given, minutes=settings.checkpoint_minutes)
         stops = {n * (i + 1) // CURVE_POINTS for i in range(CURVE_POINTS)}
         return train(
             self.method,

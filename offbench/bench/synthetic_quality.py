@@ -26,6 +26,7 @@ from offbench.synthetic.diffusion import window_starts
 from offbench.synthetic.rollouts import Actions, Rollouts
 from offbench.synthetic.sources import PolicyGuidedDiffusion, Synthetic, policies
 from offbench.tasks.consistency import Simulator
+from offbench.training.fitting import NEVER, Stops
 from offbench.training.imperative import Imperative
 
 # of a source and a policy
@@ -39,7 +40,7 @@ Draw = Callable[[Tensor, Actions], Rollouts]
 
 
 def draws(
-    sources: Mapping[str, Synthetic], data: ReplayData, folder: Path
+    sources: Mapping[str, Synthetic], data: ReplayData, folder: Path, stops: Stops = NEVER
 ) -> Iterator[tuple[str, float | None, Draw]]:
     """(name, coefficient, function that draws): recorded windows, then each source, guided more and more.
 
@@ -58,8 +59,7 @@ def draws(
             own = few.coefficient or 1.0
             variants = [(c * own, replace(few, coefficient=c * own)) for c in STRENGTHS]
         for coefficient, variant in variants:
-            roll = variant.source(data, folder)
-            assert roll is not None
+            roll = variant.source(data, folder, stops)
             yield name, coefficient, partial(roll, learned=True)
 
 
@@ -83,7 +83,7 @@ def acting(kept: Path) -> Actions:
             " is none: leave it out of methods=[...]"
         )
     own, key = policies(loaded.method, loaded.pipeline), rng.key(0)[None]
-    return lambda obs: own(loaded.state, obs, key)
+    return lambda obs, number: own(loaded.state, obs, rng.fold(key, number))
 
 
 def measure(
@@ -96,7 +96,7 @@ def measure(
     """
     with torch.no_grad():
         rollouts = draw(rng.key(1)[None], policy)
-        wanted = policy(rollouts.obs.flatten(1, 2)).unflatten(1, rollouts.obs.shape[1:3])
+        wanted = policy(rollouts.obs.flatten(1, 2), 0).unflatten(1, rollouts.obs.shape[1:3])
     distance = (rollouts.action - wanted).square().sum(-1)[0]
     inside = torch.arange(distance.shape[1]) < rollouts.lengths[0][:, None]
     constant = 0.5 * data.action.shape[1] * math.log(2 * math.pi)

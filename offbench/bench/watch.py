@@ -27,11 +27,18 @@ class Watch:
         self._phase, self._update, self._began = "loading", 0, utc_now()
         # update and time at which training began here, after a resume say
         self._first: tuple[int, float] | None = None
+        # to be told with the outcome, each once
+        self.remarks: list[str] = []
 
     def report(self, phase: str, fraction: float) -> None:
         """A phase, and the share of the stack that is done."""
         self._phase = phase
         self._send(phase, fraction)
+
+    def remark(self, line: str) -> None:
+        """Something to be told with the outcome, once."""
+        if line not in self.remarks:
+            self.remarks.append(line)
 
     def trained(self, update: int) -> None:
         """The number of updates made so far."""

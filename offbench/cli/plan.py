@@ -147,6 +147,7 @@ def _print_estimate(
     parts = {
         "episodes are": sum(cost.episodes for cost in costs),
         "fitted Q evaluation is": sum(cost.fitted for cost in costs),
+        "synthetic data are": sum(cost.synthetic for cost in costs),
     }
     console.print(
         f"{runs} in {stacks}, about {duration(makespan(seconds, jobs))} on "
@@ -155,10 +156,6 @@ def _print_estimate(
             f"; {what} {100 * s / sum(seconds):.0f} % of it" for what, s in parts.items() if s
         )
     )
-    if any("synthetic" in p.cells[0].pipeline for p in packs):
-        console.print(
-            "sources of synthetic data and what is drawn from them: not forecast for a GPU"
-        )
     console.print(
         f"estimated from launches and arithmetic for {gpu.name}, not measured; episodes at the rate of"
         " their environments on one core of this CPU",

@@ -62,6 +62,7 @@ def _of_task(found: "Recorded", task_id: str) -> list[dict]:
     from offbench.tasks.consistency import simulator
     from offbench.tasks.files import cache_dir
     from offbench.tasks.loading import load_data
+    from offbench.training.fitting import Stops
 
     sources = _sources(found, task_id)
     if not sources:
@@ -77,7 +78,8 @@ def _of_task(found: "Recorded", task_id: str) -> list[dict]:
     if not kept:
         raise UserError(f"no policy of {task_id} was kept here")
     rows = []
-    for source, coefficient, draw in draws(sources, data, cache_dir() / "sources"):
+    stops = Stops(minutes=found.plan.settings.checkpoint_minutes, say=console.print)
+    for source, coefficient, draw in draws(sources, data, cache_dir() / "sources", stops):
         for run, policy in kept:
             about = {key: run[key] for key in ("task", "entry", "seed", "run_id")}
             about |= {"source": source, "coefficient": coefficient}

@@ -21,9 +21,8 @@ from offbench.data.transforms import ObsNorm
 from offbench.nn import nets
 from offbench.nn.distributions import gaussian_log_prob
 from offbench.ope.fqe import FQE
-from offbench.training.fitting import regress
+from offbench.training.fitting import Fit, begin, regression, run
 from offbench.training.step import unstack
-from offbench.types import Batch
 
 
 class Behaviour(NamedTuple):
@@ -55,22 +54,16 @@ def clone(data: ReplayData, settings: FQE, *, discrete: bool) -> Behaviour:
             return -(out.log_softmax(-1) * action).sum(-1)
         return torch.square(out - action).sum(-1)
 
-    def gather(rows: Tensor) -> Batch:
-        empty = seen.reward[rows]
-        return Batch(seen.obs[rows], seen.action[rows], empty, empty, seen.obs[rows], {})
-
-    key = rng.key(0)
-    fitted = regress(
-        lambda net, batch: loss_of(net, batch.obs, batch.action).mean(),
-        [nets.mlp_init(key, sizes)],
-        make_sampler(data.valid),
-        gather,
-        keys=key[None],
+    key, sampler = rng.key(0), make_sampler(data.valid)
+    step = regression(
+        lambda net, batch: loss_of(net, *batch).mean(),
+        lambda key: sampler(key, settings.batch_size),
+        lambda rows: (seen.obs[rows], seen.action[rows]),
         n_updates=settings.n_updates,
-        batch_size=settings.batch_size,
         lr=settings.lr,
     )
-    net = unstack(fitted, 0)
+    start = begin([Fit.start(nets.mlp_init(key, sizes))], key[None])
+    net = unstack(run(step, start, settings.n_updates).net, 0)
     out = torch.cat([nets.mlp(net, obs) for obs in seen.obs.split(1 << 14)])
     if discrete:
         return Behaviour((out.log_softmax(-1) * data.action).sum(-1), None)

@@ -21,8 +21,9 @@ from offbench.data.replay import ReplayData, first_rows
 from offbench.data.sampling import make_sampler
 from offbench.nn import nets
 from offbench.ope.fqe import FQE
-from offbench.training.fitting import regress
-from offbench.types import Batch, Policy, TimeStep
+from offbench.training.fitting import NEVER, Fit, Stops, begin, regression, run
+from offbench.training.step import Carry, Step, stack, unstack
+from offbench.types import Policy, TimeStep
 
 MEMBERS = 5
 
@@ -65,38 +66,86 @@ class Model(NamedTuple):
         )
 
 
-def fit_model(data: ReplayData, settings: FQE) -> Model:
-    """A model of recorded data (raw observations and rewards), with the networks and budget of an evaluation."""
-    rows = data.valid.nonzero().squeeze(1)
-    obs, change = Scale.of(data.obs), Scale.of(data.obs[rows + 1] - data.obs[rows])
-    reward = Scale.of(data.reward[rows, None])
-    n_obs = data.obs.shape[1]
+class Steps(NamedTuple):
+    """A minibatch of B recorded steps."""
+
+    obs: Tensor  # (B, O)
+    action: Tensor  # (B, A)
+    next_obs: Tensor  # (B, O)
+    reward: Tensor  # (B,)
+    end: Tensor  # (B,) 1 where the environment ended the episode, else 0
+
+
+def untrained(data: ReplayData, settings: FQE) -> Model:
+    """A model of recorded data before its first update: networks on the CPU, scales where the data are."""
+    rows, n_obs = data.valid.nonzero().squeeze(1), data.obs.shape[1]
     sizes = (n_obs + data.action.shape[1], *settings.hidden, n_obs + 2)
+    return Model(
+        stack([nets.mlp_init(k, sizes) for k in rng.split(rng.key(0), MEMBERS)]),
+        Scale.of(data.obs),
+        Scale.of(data.obs[rows + 1] - data.obs[rows]),
+        Scale.of(data.reward[rows, None]),
+    )
 
-    def gather(row: Tensor) -> Batch:
-        ends = data.terminal[row].to(data.obs.dtype)
-        return Batch(data.obs[row], data.action[row], data.reward[row], ends, data.obs[row + 1], {})
 
-    def loss(net: nets.Params, batch: Batch) -> Tensor:
+def fit_model(data: ReplayData, settings: FQE, *, stops: Stops = NEVER) -> Model:
+    """A model of recorded data (raw observations and rewards), with the networks and budget of an evaluation.
+
+    Raises Interrupted where it was stopped.
+    """
+    model, step, start = problem(data, settings)
+    return model._replace(net=run(step, start, settings.n_updates, stops=stops).net)
+
+
+def problem(data: ReplayData, settings: FQE) -> tuple[Model, Step, Carry]:
+    """The untrained model of a dataset, one step of a member's fit, and the state of all before the first."""
+    model, n_obs = untrained(data, settings), data.obs.shape[1]
+    obs, change, reward = model.obs, model.change, model.reward
+    sampler = make_sampler(data.valid)
+
+    def gather(row: Tensor) -> Steps:
+        end = data.terminal[row].to(data.obs.dtype)
+        return Steps(data.obs[row], data.action[row], data.obs[row + 1], data.reward[row], end)
+
+    def loss(net: nets.Params, batch: Steps) -> Tensor:
         x = torch.cat([(batch.obs - obs.mean) / obs.std, batch.action], -1)
         moved, paid, end = nets.mlp(net, x).split([n_obs, 1, 1], -1)
         true = (batch.next_obs - batch.obs - change.mean) / change.std
         earned = (batch.reward[:, None] - reward.mean) / reward.std
         errors = F.mse_loss(moved, true) + F.mse_loss(paid, earned)
-        return errors + F.mse_loss(end[:, 0], batch.discount)
+        return errors + F.mse_loss(end[:, 0], batch.end)
 
-    keys = rng.split(rng.key(0, data.obs.device), MEMBERS)
-    net = regress(
+    step = regression(
         loss,
-        [nets.mlp_init(k, sizes) for k in keys],
-        make_sampler(data.valid),
+        lambda key: sampler(key, settings.batch_size),
         gather,
-        keys=keys,
         n_updates=settings.n_updates,
-        batch_size=settings.batch_size,
         lr=settings.lr,
     )
-    return Model(net, obs, change, reward)
+    starts = [Fit.start(unstack(model.net, i)) for i in range(MEMBERS)]
+    return model, step, begin(starts, rng.split(rng.key(0, data.obs.device), MEMBERS))
+
+
+def places(n: int, device: torch.device) -> Tensor:
+    """(M P,) int64, P = ceil(n / M): which of n sub-trajectories is at each place of the members, P of each.
+
+    The places that are left over have the first ones once more.
+    """
+    return torch.arange(MEMBERS * -(-n // MEMBERS), device=device) % n
+
+
+def follow(model: Model, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`Model.step` for R sub-trajectories of each of N seeds, (N, R, O), (N, R, A), each with one member.
+
+    The members share each seed's R alike, so that a seed imagines in a stack what it does alone.
+    """
+    n, r, _ = obs.shape
+    at = places(r, obs.device).view(MEMBERS, -1)
+    # (N, R, x) -> (M, N P, x), and back
+    dealt = lambda x: x[:, at].transpose(0, 1).flatten(1, 2)
+    whole = lambda x: x.unflatten(1, (n, -1)).transpose(0, 1).flatten(1, 2)[:, :r]
+    following, paid, end = model.step(dealt(obs), dealt(action))
+    return whole(following), whole(paid), whole(end)
 
 
 def imagined_returns(
@@ -116,19 +165,16 @@ def imagined_returns(
         steps: of an imagined episode; what follows is left out.
     """
     start = data.obs[first_rows(data)]
-    # a group for each member, the last filled up
-    n, size = len(start), -(-len(start) // MEMBERS)
-    each = torch.arange(MEMBERS * size) % n
-    obs, total, worth = start[each], torch.zeros(len(each)), torch.ones(len(each))
-    memory, reward = policy.init(1, len(each)), torch.zeros(1, len(each))
-    grouped = lambda x: x.view(MEMBERS, size, -1)
+    each = places(len(start), start.device)
+    obs, memory = start[each][None], policy.init(1, len(each))
+    reward = total = torch.zeros_like(obs[..., 0])
+    worth = torch.ones_like(total)
     with torch.no_grad():
         for t in range(steps):
-            first = torch.full((1, len(each)), t == 0)
+            first = torch.full_like(total, t == 0, dtype=torch.bool)
             keys = rng.fold(rng.fold(key, each), t)[None]
-            action, memory = policy.act(state, TimeStep(obs[None], reward, first), memory, keys)
-            following, paid, end = model.step(grouped(obs), grouped(action[0]))
-            total += worth * paid.flatten()
-            worth *= gamma * (1 - end.flatten())
-            obs, reward = following.flatten(0, 1), paid.view(1, -1)
-    return total[:n]
+            action, memory = policy.act(state, TimeStep(obs, reward, first), memory, keys)
+            obs, reward, end = follow(model, obs, action)
+            total = total + worth * reward
+            worth = worth * (gamma * (1 - end))
+    return total[0, : len(start)]

@@ -39,9 +39,9 @@ from offbench.nn import unet
 from offbench.nn.optim import polyak
 from offbench.ranges import Count, Fraction, Positive, check_ranges
 from offbench.synthetic.rollouts import Actions, Rollouts
-from offbench.training.fitting import Fit, run
-from offbench.training.step import Draw, Input, Step, unstack
-from offbench.types import Batch, Metrics
+from offbench.training.fitting import NEVER, Fit, Stops, begin, run
+from offbench.training.step import Carry, Draw, Input, Step, unstack
+from offbench.types import Metrics
 
 # of log sigma in training
 _MEAN, _STD = -1.2, 1.2
@@ -51,7 +51,7 @@ _CHURN, _CHURN_FROM, _CHURN_TO, _NOISE = 80.0, 0.05, 50.0, 1.003
 # actions at the bounds
 _LARGEST_ACTION = 0.999
 # windows of a seed that are denoised together; a number of the stack's would tie a seed's draws to the others
-_TOGETHER = 256
+TOGETHER = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,12 +122,14 @@ class Model(NamedTuple):
         Args:
             keys: (N,); a seed's rollouts are a function of its key and its policy.
         """
-        guide = self.guide(policy, coefficient) if policy and coefficient else None
-        parts = [
-            self.sample(rng.fold(keys, done), min(_TOGETHER, n - done), guide)
-            for done in range(0, n, _TOGETHER)
-        ]
-        return self.decode(torch.cat(parts, 1))
+
+        def part(done: int) -> Tensor:
+            guide = None
+            if policy and coefficient:
+                guide = self.guide(lambda obs: policy(obs, done), coefficient)
+            return self.sample(rng.fold(keys, done), min(TOGETHER, n - done), guide)
+
+        return self.decode(torch.cat([part(done) for done in range(0, n, TOGETHER)], 1))
 
     def sample(
         self, keys: Tensor, n: int, guide: "Callable[[Tensor, int], Tensor] | None" = None
@@ -157,7 +159,9 @@ class Model(NamedTuple):
         there = (end - denoise(self.net, end, following)) / following
         return x + (following - sigma) * (slope + there) / 2
 
-    def guide(self, policy: Actions, coefficient: float) -> Callable[[Tensor, int], Tensor]:
+    def guide(
+        self, policy: Callable[[Tensor], Tensor], coefficient: float
+    ) -> Callable[[Tensor, int], Tensor]:
         """Moves actions of noised windows (N, n, T, D) along the gradient of the policy's log-likelihood."""
         steps, a = self.settings.steps, slice(self.obs_dim, len(self.scale.mean) - 2)
         std = self.scale.std[a]
@@ -188,7 +192,10 @@ class Model(NamedTuple):
 
 def denoise(net: unet.Params, x: Tensor, sigma: Tensor | float) -> Tensor:
     """The denoised window (..., T, D) at noise level sigma, a number or (...)."""
-    level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(x.shape[:-2])
+    if not isinstance(sigma, Tensor):
+        # filled on the device, without a copy from the host
+        sigma = torch.full((), sigma, dtype=x.dtype, device=x.device)
+    level = sigma.expand(x.shape[:-2])
     wide = level[..., None, None]
     scale = torch.rsqrt(1 + wide.square())
     return x * scale.square() + wide * scale * unet.apply(net, x * scale, level.log() / 4)
@@ -210,20 +217,14 @@ def loss(net: unet.Params, window: Tensor, key: Tensor) -> Tensor:
     return (error * (1 + sigma**-2)[:, None, None]).mean()
 
 
-def train(
-    settings: Denoiser,
-    data: ReplayData,
-    *,
-    pause: Callable[[int], bool] | None = None,
-) -> Model | None:
-    """A denoiser of a dataset's sub-trajectories, trained where the data are; None where `pause` ended it."""
+def train(settings: Denoiser, data: ReplayData, *, stops: Stops = NEVER) -> Model:
+    """A denoiser of a dataset's sub-trajectories, trained where the data are. Raises Interrupted."""
     model, step, start = problem(settings, data)
-    key = rng.key(0, data.obs.device)
-    found = run(step, [start], key[None], settings.n_updates, pause=pause)
-    return None if found is None else model._replace(net=unstack(found.average, 0))
+    found = run(step, start, settings.n_updates, stops=stops)
+    return model._replace(net=unstack(found.average, 0))
 
 
-def problem(settings: Denoiser, data: ReplayData) -> tuple[Model, Step, State]:
+def problem(settings: Denoiser, data: ReplayData) -> tuple[Model, Step, Carry]:
     """The untrained model of a dataset, one step of its training and the state before the first."""
     model, steps = untrained(settings, data), step_vectors(data)
     sampler = make_sampler(window_starts(data, settings.length))
@@ -232,15 +233,15 @@ def problem(settings: Denoiser, data: ReplayData) -> tuple[Model, Step, State]:
         k_rows, k_update = rng.split(key)
         return Draw(sampler(k_rows, settings.batch_size), k_update)
 
-    def gather(start: Tensor) -> Batch:
+    def gather(start: Tensor) -> Tensor:
         row = start[..., None] + torch.arange(settings.length, device=start.device)
-        window = model.scale.standardised(steps[row])
-        return Batch(window, window, window, window, window)
+        return model.scale.standardised(steps[row])
 
     def update(state: State, given: Input) -> tuple[State, Metrics]:
-        return learn(settings, state, given.batch.obs, given.key)
+        return learn(settings, state, given.batch, given.key)
 
-    return model, Step(draw, gather, update), State(Fit.start(model.net), model.net)
+    start = begin([State(Fit.start(model.net), model.net)], rng.key(0, data.obs.device)[None])
+    return model, Step(draw, gather, update), start
 
 
 def learn(settings: Denoiser, state: State, window: Tensor, key: Tensor) -> tuple[State, Metrics]:

@@ -13,8 +13,9 @@ from offbench.data.replay import ReplayData
 from offbench.errors import UserError
 from offbench.types import Batch
 
-# a policy of N stacked seeds: raw observations (N, B, O) -> actions (N, B, A)
-Actions = Callable[[Tensor], Tensor]
+# a policy of N stacked seeds: raw observations (N, B, O) and a number -> actions (N, B, A); what it draws by chance
+# differs from number to number
+Actions = Callable[[Tensor, int], Tensor]
 
 
 class Rollouts(NamedTuple):

@@ -1,6 +1,6 @@
 """Synthetic sub-trajectories as a data source of any method: `synthetic=pgd`, `synthetic=world_model`.
 
-A source is trained on the recorded episodes before the method is, once for all seeds, and writes the pool of every
+A source is trained on the recorded episodes before the method is, once for all methods and seeds, and writes the pool of every
 seed (`offbench.training.mixing`) before the first update and after every `every` of them, from that seed's
 policy at the time.
 """
@@ -10,10 +10,9 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.func import vmap
 
@@ -23,13 +22,13 @@ from offbench.data.replay import ReplayData, fingerprint
 from offbench.data.views import NStep
 from offbench.errors import UserError
 from offbench.ope.fqe import FQE
-from offbench.ope.model import MEMBERS, Model, fit_model
+from offbench.ope.model import Model, fit_model, follow, untrained
 from offbench.ranges import Count, Fraction, NonNegative, Positive, Widths, check_ranges
 from offbench.synthetic import diffusion
 from offbench.synthetic.diffusion import Denoiser
+from offbench.synthetic.kept import trained_once
 from offbench.synthetic.rollouts import Actions, Rollouts, transitions
-from offbench.tasks.files.folders import make_folder
-from offbench.training import checkpoint
+from offbench.training.fitting import NEVER, Stops
 from offbench.training.loop import Refresh
 from offbench.training.mixing import Mixed
 from offbench.training.step import Carry, Swept, bind, to_device
@@ -48,6 +47,9 @@ class Source(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Synthetic:
     """What all sources have: how much a method learns from them, and how often they are asked anew."""
+
+    # settings that a source's training does not depend on
+    of_draws: ClassVar[tuple[str, ...]] = ("every", "share", "rollouts")
 
     # updates of one pool
     every: Count = 10_000
@@ -87,11 +89,15 @@ class Synthetic:
                 " synthetic and recorded elements"
             )
 
-    def source(
-        self, data: ReplayData, folder: Path, pause: Callable[[int], bool] | None = None
-    ) -> Source | None:
-        """Trains on raw data where they are, or reads from `folder` what was; None where `pause` ended it."""
+    def source(self, data: ReplayData, folder: Path, stops: Stops = NEVER) -> Source:
+        """Trains on raw data where they are, or reads from `folder` what was. Raises Interrupted."""
         raise NotImplementedError
+
+    def kept(self, data: ReplayData, folder: Path) -> Path:
+        """The file of the network of these data and settings; it need not exist yet."""
+        trained = {k: v for k, v in asdict(self).items() if k not in self.of_draws}
+        about = json.dumps({"data": fingerprint(data), **trained}, sort_keys=True)
+        return folder / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +108,7 @@ class PolicyGuidedDiffusion(Synthetic, Denoiser):
     sub-trajectories.
     """
 
+    of_draws = (*Synthetic.of_draws, "steps", "second_order", "coefficient")
     # of guidance; the authors give no value
     coefficient: NonNegative = 0.25
 
@@ -109,55 +116,17 @@ class PolicyGuidedDiffusion(Synthetic, Denoiser):
         super().check(pipeline, spec, name)
         diffusion.check_length(self, pipeline.data, name)
 
-    def source(
-        self, data: ReplayData, folder: Path, pause: Callable[[int], bool] | None = None
-    ) -> Source | None:
-        model = self._model(data, folder, pause)
-        if model is None:
-            return None
+    def source(self, data: ReplayData, folder: Path, stops: Stops = NEVER) -> Source:
+        empty = diffusion.untrained(self, data)
+        train = lambda stops: diffusion.train(self, data, stops=stops).net
+        net = trained_once(self.kept(data, folder), empty.net, train, stops)
+        model = empty._replace(net=to_device(net, data.obs.device))
 
         def roll(keys: Tensor, policy: Actions, learned: bool) -> Rollouts:
             strength = self.coefficient if learned else 0.0
             return model.rollouts(keys, self.rollouts, policy=policy, coefficient=strength)
 
         return roll
-
-    def kept(self, data: ReplayData, folder: Path) -> Path:
-        """The file of the denoiser of these data and settings; it need not exist yet."""
-        sampling = ("steps", "second_order", "coefficient", "every", "share", "rollouts")
-        trained = {k: v for k, v in asdict(self).items() if k not in sampling}
-        about = json.dumps({"data": fingerprint(data), **trained}, sort_keys=True)
-        return folder / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.safetensors"
-
-    def _model(
-        self, data: ReplayData, folder: Path, pause: Callable[[int], bool] | None
-    ) -> diffusion.Model | None:
-        """The denoiser, trained once for every method, coefficient and seed on these data."""
-        path = self.kept(data, folder)
-        make_folder(folder)
-        lock = FileLock(path.with_suffix(".lock"))
-        # one process trains, the others wait
-        while not lock.is_locked:
-            try:
-                lock.acquire(timeout=1)
-            except Timeout:
-                if pause and pause(0):
-                    return None
-        try:
-            empty = diffusion.untrained(self, data)
-            like = lambda net: Carry(net, rng.key(0)[None], torch.tensor(self.n_updates))
-            try:
-                net = checkpoint.load(path, like(empty.net))[0].state
-                return empty._replace(net=to_device(net, data.obs.device))
-            # of a machine that went down while it wrote, say; trained again
-            except checkpoint.Damaged:
-                checkpoint.set_aside(path)
-            model = diffusion.train(self, data, pause=pause)
-            if model is not None:
-                checkpoint.save(like(to_device(model.net, "cpu")), path)
-            return model
-        finally:
-            lock.release()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +137,7 @@ class WorldModel(Synthetic):
     member. Nothing is penalised.
     """
 
+    of_draws = (*Synthetic.of_draws, "length")
     hidden: Widths = (256, 256)
     batch_size: Count = 256
     lr: Positive = 1e-3
@@ -175,13 +145,17 @@ class WorldModel(Synthetic):
     def __post_init__(self) -> None:
         check_ranges(self, "synthetic")
 
-    def source(
-        self, data: ReplayData, folder: Path, pause: Callable[[int], bool] | None = None
-    ) -> Source | None:
-        own = FQE(
-            hidden=self.hidden, n_updates=self.n_updates, batch_size=self.batch_size, lr=self.lr
-        )
-        model = fit_model(data, own)
+    @property
+    def fit(self) -> FQE:
+        """Networks and budget, as those of an evaluation."""
+        own = ("hidden", "n_updates", "batch_size", "lr")
+        return FQE(**{name: getattr(self, name) for name in own})
+
+    def source(self, data: ReplayData, folder: Path, stops: Stops = NEVER) -> Source:
+        empty = untrained(data, self.fit)
+        train = lambda stops: fit_model(data, self.fit, stops=stops).net
+        net = trained_once(self.kept(data, folder), empty.net, train, stops)
+        model = empty._replace(net=to_device(net, data.obs.device))
         starts = data.valid.nonzero().squeeze(1)
 
         def roll(keys: Tensor, policy: Actions, learned: bool) -> Rollouts:
@@ -193,23 +167,13 @@ class WorldModel(Synthetic):
 
 
 def imagine(model: Model, obs: Tensor, policy: Actions, length: int) -> Rollouts:
-    """Sub-trajectories of a learned model from observations (N, R, O), of `length` observations.
-
-    The members share each seed's R alike, so that a seed imagines in a stack what it does alone.
-    """
-    n, r, _ = obs.shape
-    # a group of each seed for each member, the last filled up
-    size = -(-r // MEMBERS)
-    each = torch.arange(MEMBERS * size, device=obs.device) % r
-    # (N, R, x) -> (M, N size, x), and back
-    grouped = lambda x: x[:, each].unflatten(1, (MEMBERS, size)).transpose(0, 1).flatten(1, 2)
-    whole = lambda x: x.unflatten(1, (n, size)).transpose(0, 1).flatten(1, 2)[:, :r]
+    """Sub-trajectories of a learned model from observations (N, R, O), of `length` observations."""
     steps = []
-    for _ in range(length):
-        action = policy(obs)
-        following, paid, end = model.step(grouped(obs), grouped(action))
-        steps.append((obs, action, whole(paid), whole(end) > 0.5))
-        obs = whole(following)
+    for t in range(length):
+        action = policy(obs, t)
+        following, paid, end = follow(model, obs, action)
+        steps.append((obs, action, paid, end > 0.5))
+        obs = following
     return Rollouts(*(torch.stack(column, 2) for column in zip(*steps, strict=True)))
 
 
@@ -219,7 +183,7 @@ def refresh(settings: Synthetic, source: Source, method: Any, pipeline: Pipeline
 
     def pool(carry: Carry) -> Carry:
         keys = rng.fold(rng.fold(carry.key, _ROLLOUTS), carry.step)
-        acting = lambda obs: policy(carry.state, obs, keys)
+        acting = lambda obs, number: policy(carry.state, obs, rng.fold(keys, number))
         with torch.no_grad():
             rollouts = source(keys, acting, int(carry.step) > 0)
             elements, filled = transitions(rollouts, pipeline, method.needs)

@@ -42,7 +42,8 @@ class Draw(NamedTuple):
 class Input(NamedTuple):
     """What one update learns from: the batch at the rows drawn, and the key of the update."""
 
-    batch: Batch  # of several minibatches: (minibatches, batch_size, ...)
+    # a pytree of tensors; of a method a `Batch`, of several minibatches (minibatches, batch_size, ...)
+    batch: Any
     key: Tensor  # () int64, for the method
 
 
@@ -54,7 +55,7 @@ class Step(NamedTuple):
     """
 
     draw: Callable[[Tensor], Draw]
-    gather: Callable[[Any], Batch]
+    gather: Callable[[Any], Any]
     update: Callable[[Any, Input], tuple[Any, Metrics]]
     # the data are not where training happens, and batches are copied
     host_data: bool = False

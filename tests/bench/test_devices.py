@@ -169,6 +169,10 @@ def test_earlier_runs_of_other_methods_on_such_a_card_correct_it(tmp_path):
     assert forecast(pack([wanted]), store, gpu=H100) == [plain]
     other = cell("bc", "n_updates=1000", "seeds=[2,3]")
     record(store, other, device="NVIDIA H100 80GB HBM3", wall_s=9.0, train_s=3 * estimated)
+    # the seconds of a source are no updates
+    for n in (1000, 2000, 3000):
+        mixed = cell("td3_bc", "synthetic=pgd", f"n_updates={n}", "seeds=[2,3]")
+        record(store, mixed, device="NVIDIA H100 80GB HBM3", wall_s=9e5, train_s=9e5)
     (corrected,) = forecast(pack([wanted]), store, gpu=H100)
     fixed = SETUP_S + COMPILE_S
     assert corrected.seconds - fixed == pytest.approx(3 * (plain.seconds - fixed))

@@ -2,13 +2,13 @@
 
 import contextlib
 import os
-import resource
 import subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from support.disks import files_of_at_most
 
 from offbench.bench import recording, runner
 from offbench.bench.progress import Progress
@@ -30,17 +30,6 @@ RUN = [
     "checkpoint_minutes=0",
 ]
 FULL = "No space left on device"
-
-
-@contextlib.contextmanager
-def files_of_at_most(n_bytes: int):
-    """No file may grow beyond this: what a full disk is to every user of a machine."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def state(x: float) -> Carry:

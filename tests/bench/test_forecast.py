@@ -16,7 +16,7 @@ from offbench.bench.devices import COMPILE_S, card, shape_of
 from offbench.bench.forecast import SETUP_S, forecast, makespan
 from offbench.bench.memory import _group_bytes, run_bytes, stack_limit
 from offbench.bench.plan import plan
-from offbench.bench.preflight import build, build_source
+from offbench.bench.preflight import build
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import pack, whole_stacks
 from offbench.cli import main
@@ -352,50 +352,3 @@ def test_what_cannot_be_evaluated_so_is_no_forecast_but_a_line(tmp_path, monkeyp
     wanted = fqe_cell("method=dt", "method.width=8")
     with pytest.raises(UserError, match="decides by more than one observation"):
         forecast(pack([wanted]), Store(tmp_path))
-
-
-def test_sources_of_synthetic_data_are_probed_and_added(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("OFFBENCH_DATA", str(tmp_path / "cache"))
-    monkeypatch.setattr(forecasts, "_update_rate", lambda stack: 1000)
-    monkeypatch.setattr(forecasts, "_step_rate", lambda cell: float("inf"))
-    monkeypatch.setattr(probes, "step_s", lambda engine, steps: 0.01)
-    sizes = ["synthetic.features=8", "synthetic.n_updates=500", "synthetic.every=30", "seeds=[0,1]"]
-    one, other = (cell("synthetic=pgd", *sizes, f"synthetic.steps={n}") for n in (4, 4000))
-    (first,), (slow,), (plain,) = (pack([c]) for c in (one, other, cell()))
-    costs = forecast([first, slow, plain, first], Store(tmp_path))
-    # of the same settings it is trained once
-    assert costs[0].synthetic > 5 and costs[2].synthetic == 0
-    assert costs[3].synthetic == pytest.approx(costs[0].synthetic - 5)
-    # four pools of each of two seeds, with a thousand times the noise levels
-    assert costs[1].synthetic > 100 * costs[3].synthetic
-    data, _ = load_data(one.task, gamma=one.pipeline["gamma"], defects="ignore")
-    kept = build_source(one).kept(data, tmp_path / "cache" / "sources")
-    kept.parent.mkdir(parents=True)
-    kept.touch()
-    (again,) = forecast(pack([one]), Store(tmp_path))
-    assert again.synthetic < 5
-    where = ["method=bc", f"task={one.task.id}", "n_updates=100", f"results={tmp_path}"]
-    assert main(["plan", *where, "synthetic=pgd", *sizes, "device=cpu"]) == 0
-    assert "sources of synthetic data and what is drawn from them:" in capsys.readouterr().out
-    assert main(["plan", *where, "synthetic=pgd", *sizes, "--on", "H100"]) == 0
-    assert "not forecast for a GPU" in " ".join(capsys.readouterr().out.split())
-
-
-def test_a_diffusion_model_is_counted_once_whatever_its_guidance(monkeypatch):
-    monkeypatch.setattr(probes, "_diffusion", lambda *given: (7.0, 0.0))
-    sources, found = probes.OfSources(None), []
-    for more in ("coefficient=0", "coefficient=1", "features=16"):
-        (stack,) = pack([cell("synthetic=pgd", f"synthetic.{more}")])
-        found.append(sources.of(stack, print))
-    # held-out episodes are not learned from: another model
-    (stack,) = pack([cell("synthetic=pgd", "synthetic.coefficient=0", "eval.validation=0.2")])
-    assert [*found, sources.of(stack, print)] == [7.0, 0.0, 7.0, 7.0]
-
-
-def test_an_ensemble_is_trained_for_every_stack(monkeypatch):
-    wanted = cell("synthetic=world_model", "synthetic.n_updates=500", "synthetic.hidden=[8]")
-    measured = []
-    monkeypatch.setattr(probes, "_world_model", lambda *given: measured.append(1) or (7.0, 0.0))
-    sources = probes.OfSources(None)
-    (stack,) = pack([wanted])
-    assert [sources.of(stack, print) for _ in range(2)] == [7.0, 7.0] and measured == [1]

@@ -10,7 +10,11 @@ import offbench
 from offbench.bench.plan import plan
 from offbench.bench.policy import load
 from offbench.bench.preflight import build
+from offbench.bench.runner import run_pack
+from offbench.bench.stacks import pack
+from offbench.bench.watch import Watch
 from offbench.cli import main
+from offbench.errors import Interrupted
 from offbench.results.store import Store
 from offbench.tasks.loading import load_data
 
@@ -95,6 +99,44 @@ def test_a_longer_run_goes_on_from_a_shorter_one_to_the_same_bits(tmp_path):
     for a, b in zip(kept(tmp_path / "two", 60), kept(tmp_path / "one", 60), strict=True):
         leaves = zip(tree_leaves(a.state), tree_leaves(b.state), strict=True)
         assert all(torch.equal(x, y) for x, y in leaves)
+
+
+@pytest.mark.env
+def test_a_run_that_is_stopped_while_its_source_is_trained_goes_on(tmp_path, monkeypatch):
+    given = [HOPPER, "methods=[td3_bc+pgd]", "n_updates=40", *SMALL, *QUICK]
+    asked = []
+
+    def run_once(results, cache, stop=lambda: False):
+        monkeypatch.setenv("OFFBENCH_DATA", str(tmp_path / cache))
+        made = plan([*given, f"results={tmp_path / results}"], bench=True)
+        (part,) = pack(made.cells)
+        watch = Watch(part, send=lambda phase, share: asked.append(phase), stop=stop)
+        return run_pack(part, Store(tmp_path / results), made.settings, watch=watch)
+
+    left = iter([False] * 7)
+    with pytest.raises(Interrupted):
+        run_once("stopped", "cache", lambda: next(left, True))
+    (begun,) = (tmp_path / "cache" / "sources").glob("*.safetensors")
+    begun.write_bytes(begun.read_bytes()[:-7] + b"garbage")
+    (outcome,) = run_once("stopped", "cache")
+    assert outcome.note == (
+        f"checkpoint {begun.name} is damaged (cut off, or of another version); training begins again"
+    )
+    # undamaged
+    (tmp_path / "cache" / "sources").rename(tmp_path / "first")
+    left = iter([False] * 7)
+    with pytest.raises(Interrupted):
+        run_once("again", "cache", lambda: next(left, True))
+    asked.clear()
+    (outcome,) = run_once("again", "cache")
+    assert outcome.note is None and "training a data source (40 %)" not in asked
+    assert "training a data source (45 %)" in asked
+    files = [
+        next((tmp_path / folder).glob("*.safetensors")) for folder in ("first", "cache/sources")
+    ]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    for a, b in zip(kept(tmp_path / "stopped", 40), kept(tmp_path / "again", 40), strict=True):
+        assert all(map(torch.equal, tree_leaves(a.state), tree_leaves(b.state)))
 
 
 @pytest.mark.env

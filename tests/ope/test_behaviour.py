@@ -159,8 +159,14 @@ MUTANTS = {
     ),
     "actions of the wrong sign": ("torch.square(out - action)", "torch.square(out + action)"),
     "hardly any rate": ("lr=settings.lr", "lr=0.01 * settings.lr"),
-    "hardly any updates": ("n_updates=settings.n_updates", "n_updates=settings.n_updates // 20"),
-    "another network": ("net = unstack(fitted, 0)", "net = nets.mlp_init(key, sizes)"),
+    "hardly any updates": (
+        "run(step, start, settings.n_updates)",
+        "run(step, start, settings.n_updates // 20)",
+    ),
+    "another network": (
+        "net = unstack(run(step, start, settings.n_updates).net, 0)",
+        "net = nets.mlp_init(key, sizes)",
+    ),
     "scores of choices": (
         "Behaviour((out.log_softmax(-1) * data.action)",
         "Behaviour((out * data.action)",
@@ -191,7 +197,10 @@ OF_THE_FIT = {
     "nothing is learned": ("polyak(self.net, stepped, rate)", "self.net"),
     "a full rate to the end": ("polyak(self.net, stepped, rate)", "stepped"),
     "a rate that rises": ("(1 - self.opt.count / n_updates)", "(self.opt.count / n_updates)"),
-    "half of the updates": ("engine.run(n_updates, pause)", "engine.run(n_updates // 2, pause)"),
+    "half of the updates": (
+        "while engine.step < n_updates",
+        "n_updates //= 2\n    while engine.step < n_updates",
+    ),
 }
 
 
@@ -199,5 +208,6 @@ OF_THE_FIT = {
 @pytest.mark.parametrize("name", OF_THE_FIT)
 def test_a_mistake_in_the_fit_is_found(name):
     code = mutated_module(behaviour, "import math", "import math")
-    code.regress = mutated_module(fitting, *OF_THE_FIT[name]).regress
+    fit = mutated_module(fitting, *OF_THE_FIT[name])
+    code.regression, code.run, code.Fit = fit.regression, fit.run, fit.Fit
     assert finds(code, CHECKS)

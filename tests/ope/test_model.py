@@ -41,14 +41,12 @@ def test_imagined_returns_are_the_values(terminals):
 
 
 MUTANTS = {
-    "ends are not imagined": ("gamma * (1 - end.flatten())", "gamma + 0 * end.flatten()"),
-    "nothing is discounted": ("worth *= gamma * (1", "worth *= (1"),
+    "ends are not imagined": ("(gamma * (1 - end))", "gamma"),
+    "nothing is discounted": ("(gamma * (1 - end))", "(1 - end)"),
     "the action is not seen": ("batch.action], -1)", "0 * batch.action], -1)"),
     "the state stays": ("following = obs + self", "following = obs + 0 * self"),
-    "the reward of before": (
-        "total += worth * paid.flatten()",
-        "total += worth * reward.flatten()",
-    ),
+    "the last reward alone": ("total = total + worth", "total = worth"),
+    "another's step": ("flatten(1, 2)[:, :r]", "flatten(1, 2)[:, :r].roll(1, 1)"),
 }
 
 
@@ -64,6 +62,24 @@ def test_a_mistake_is_found(name):
         assert deviation(mutant) > 0.2
     finally:
         del sys.modules["mutant"]
+
+
+@pytest.mark.parametrize("n", [1, 4, 5, 13])
+def test_a_sub_trajectory_is_dealt_to_one_member_and_comes_back(n):
+    class Members(module.Model):
+        """Member m adds m + 1 and the action to the state."""
+
+        def step(self, obs, action):
+            shift = torch.arange(1.0, 6.0)[:, None, None]
+            assert obs.shape == (5, 2 * -(-n // 5), 1)
+            return obs + shift + action, obs[..., 0], action[..., 0]
+
+    obs, action = torch.arange(0, 20.0 * n, 10).view(2, n, 1), torch.rand(2, n, 1)
+    following, paid, end = module.follow(Members(*4 * [None]), obs, action)
+    assert torch.equal(paid, obs[..., 0]) and torch.equal(end, action[..., 0])
+    members = (following - obs - action)[..., 0].round().long()
+    each = -(-n // 5)
+    assert members.tolist() == 2 * [[i // each + 1 for i in range(n)]]
 
 
 def test_what_is_imagined_stays_in_the_recorded_range_and_repeats():

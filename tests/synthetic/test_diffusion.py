@@ -7,13 +7,15 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from offbench import rng
 from offbench.data.replay import Episode, from_episodes
 from offbench.errors import UserError
 from offbench.synthetic import diffusion
 from offbench.synthetic.diffusion import Denoiser
+from offbench.training.step import to_device, unstack
 
 SMALL = Denoiser(
     length=8, features=32, levels=2, n_updates=800, batch_size=32, lr=5e-3, average=0.8, steps=24
@@ -62,6 +64,19 @@ def test_windows_begin_where_enough_observations_follow():
     # ten observations: rows 0 to 9 and 10 to 19
     assert starts == [0, 1, 2, 10, 11, 12]
     assert diffusion.step_vectors(data)[8].tolist()[-1] == 1.0
+
+
+def test_a_minibatch_is_standardised_windows_and_nothing_else():
+    data = dataset(n=2, steps=9)
+    model, step, _ = diffusion.problem(SMALL, data)
+    window = step.gather(torch.tensor([[1, 12], [2, 10]]))
+    assert window.shape == (2, 2, 8, 5)
+    raw = model.scale.raw(window)[0, 1]
+    assert torch.allclose(raw, diffusion.step_vectors(data)[12:20], atol=1e-5)
+    window = diffusion.step_vectors(data)[data.valid]
+    scaled = model.scale.standardised(window)
+    assert torch.allclose(scaled.mean(0), torch.zeros(5), atol=1e-5)
+    assert torch.allclose(scaled.std(0, correction=0), torch.ones(5), atol=1e-5)
 
 
 def test_a_learning_rate_rises_from_a_tenth_and_falls_to_zero():
@@ -144,7 +159,7 @@ def likelihood(rolled, target):
 
 def test_guidance_raises_the_likelihood_of_the_policy_and_moves_nothing_else(exact):
     target = -0.7
-    policy = lambda obs: torch.full((*obs.shape[:-1], 1), target)
+    policy = lambda obs, number: torch.full((*obs.shape[:-1], 1), target)
     found = [
         exact.rollouts(rng.key(5)[None], 300, policy=policy, coefficient=c)
         for c in (0.0, 0.3, 1.0, 3.0)
@@ -183,7 +198,7 @@ def test_a_seeds_rollouts_depend_on_its_key_alone(exact):
 
 
 def test_windows_that_are_denoised_one_after_another_differ(exact, monkeypatch):
-    monkeypatch.setattr(diffusion, "_TOGETHER", 5)
+    monkeypatch.setattr(diffusion, "TOGETHER", 5)
     keys = rng.split(rng.key(9), 2)
     rolled = exact.rollouts(keys, 12)
     assert rolled.obs.shape == (2, 12, 8, 2)
@@ -193,12 +208,62 @@ def test_windows_that_are_denoised_one_after_another_differ(exact, monkeypatch):
     assert torch.allclose(rolled.obs[1], alone.obs[0], atol=1e-5)
 
 
+def test_windows_that_are_denoised_one_after_another_are_guided_to_other_draws(exact, monkeypatch):
+    monkeypatch.setattr(diffusion, "TOGETHER", 5)
+    asked = []
+
+    def policy(obs, number):
+        asked.append((number, obs.shape[1]))
+        return obs[..., :1]
+
+    exact.rollouts(rng.key(9)[None], 12, policy=policy, coefficient=1.0)
+    # at every noise level but the last
+    levels = SMALL.steps - 1
+    wanted = [(done, 8 * n) for done, n in ((0, 5), (5, 5), (10, 2)) for _ in range(levels)]
+    assert asked == wanted
+
+
 def test_decoded_numbers_stay_in_the_recorded_range(exact):
     data = dataset()
     x = 30 * rng.normal(rng.key(2), (1, 50, 8, 5))
     rolled = exact.decode(x)
     assert rolled.obs.amin() >= data.obs.min() and rolled.obs.amax() <= data.obs.max()
     assert rolled.reward.amax() <= data.reward.max() and rolled.action.abs().max() <= 1
+
+
+# --- on a device -----------------------------------------------------------------------------------
+
+
+class Elsewhere(TorchDispatchMode):
+    """Notes operations that have a tensor of the CPU, or make one there; on `meta` nothing can be read back."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)]
+        self.found += [str(func) for x in tensors if x.device.type != "meta"]
+        return result
+
+
+def test_nothing_of_a_sample_or_an_update_is_made_on_the_host(monkeypatch):
+    data = dataset()
+    model, _, start = to_device(diffusion.problem(SMALL, data), "meta")
+    state = unstack(start.state, 0)
+    keys = rng.split(rng.key(9, "meta"), 2)
+
+    def copies(*given, **more):
+        raise AssertionError("a number of Python is copied to the device, which waits for it")
+
+    monkeypatch.setattr(torch, "as_tensor", copies)
+    monkeypatch.setattr(torch, "tensor", copies)
+    with torch.no_grad(), Elsewhere() as seen:
+        policy = lambda obs, number: obs[..., :1].tanh()
+        rolled = model.rollouts(keys, 3, policy=policy, coefficient=1.0)
+        diffusion.learn(SMALL, state, keys.new_zeros(4, 8, 5, dtype=torch.float32), keys[0])
+    assert rolled.obs.shape == (2, 3, 8, 2) and not seen.found
 
 
 # --- mistakes made on purpose ------------------------------------------------------------------------
@@ -292,8 +357,8 @@ MISTAKES = [
         test_windows_that_are_denoised_one_after_another_differ,
     ),
     (
-        "for done in range(0, n, _TOGETHER)",
-        "for done in range(0, n, max(1, _TOGETHER // len(keys)))",
+        "for done in range(0, n, TOGETHER)",
+        "for done in range(0, n, max(1, TOGETHER // len(keys)))",
         test_windows_that_are_denoised_one_after_another_differ,
     ),
 ]

@@ -1,18 +1,22 @@
 """Sources of synthetic data: what is trained once, from which policy pools come, and what is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from support.disks import files_of_at_most
 
 from offbench import rng
 from offbench.data.pipeline import make_pipeline
 from offbench.data.replay import Episode, from_episodes
 from offbench.data.views import Chunk, NStep
-from offbench.errors import UserError
+from offbench.errors import Interrupted, UserError
 from offbench.methods.td3_bc import TD3BC
-from offbench.synthetic import diffusion
+from offbench.synthetic import diffusion, sources
 from offbench.synthetic.sources import PolicyGuidedDiffusion, WorldModel, imagine, policies, refresh
+from offbench.training.fitting import Stops
 from offbench.training.loop import train
 from offbench.training.step import initial_carry
 from offbench.types import Spec
@@ -22,6 +26,9 @@ TINY = {"length": 4, "rollouts": 8, "every": 10, "share": 0.5}
 PGD = PolicyGuidedDiffusion(
     **TINY, features=8, levels=2, n_updates=20, batch_size=8, average=0.5, steps=8
 )
+
+
+ENSEMBLE = WorldModel(**TINY, hidden=(8,), n_updates=20, batch_size=8)
 
 
 def corridor(n=30, steps=15, seed=0):
@@ -51,7 +58,7 @@ def trained(monkeypatch):
 def test_a_denoiser_is_trained_once_for_the_same_data_and_settings(tmp_path, trained):
     data = corridor()
     keys = rng.split(rng.key(3), 2)
-    policy = lambda obs: torch.zeros_like(obs)
+    policy = lambda obs, number: torch.zeros_like(obs)
     first = PGD.source(data, tmp_path)(keys, policy, True)
     again = PGD.source(data, tmp_path)(keys, policy, True)
     assert len(trained) == 1 and all(map(torch.equal, first, again))
@@ -65,32 +72,103 @@ def test_a_denoiser_is_trained_once_for_the_same_data_and_settings(tmp_path, tra
     assert len(trained) == 3 and len([*tmp_path.glob("*.safetensors")]) == 3
 
 
-def test_a_denoiser_that_was_stopped_leaves_nothing(tmp_path):
-    assert PGD.source(corridor(), tmp_path, pause=lambda step: step >= 5) is None
-    assert not [*tmp_path.glob("*.safetensors")]
+@pytest.mark.parametrize("own", [PGD, ENSEMBLE], ids=["pgd", "world_model"])
+def test_a_source_that_was_stopped_again_and_again_is_the_same(own, tmp_path):
+    data, at = corridor(), []
+    whole, path = own.kept(data, tmp_path / "whole"), own.kept(data, tmp_path)
+    own.source(data, whole.parent)
+    stops = Stops(lambda update: at.append(update) or update % 7 == 0)
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            own.source(data, tmp_path, stops)
+        assert not path.exists() and path.with_suffix(".training.safetensors").exists()
+    own.source(data, tmp_path, stops)
+    assert at == [*range(1, 21)] and path.read_bytes() == whole.read_bytes()
+    assert {p.name for p in tmp_path.glob("*")} <= {path.name, f"{path.stem}.lock", "whole"}
+
+
+def test_what_a_killed_training_has_left_goes_with_the_next(tmp_path, trained):
+    data = corridor()
+    path = PGD.kept(data, tmp_path)
+    left = [path.with_suffix(".training.safetensors")]
+    left += [
+        tmp_path / f".{stem}.0123456789abcdef.tmp.safetensors" for stem in (path.stem, left[0].stem)
+    ]
+    other = tmp_path / ".0000000000000000.0123456789abcdef.tmp.safetensors"
+    # killed before it was kept, and between that and the removal of its checkpoint
+    for _ in range(2):
+        for file in (*left, other):
+            file.touch()
+        PGD.source(data, tmp_path)
+        assert path.exists() and other.exists() and not any(file.exists() for file in left)
+
+
+def test_an_ensemble_is_trained_once_for_the_same_data_and_settings(tmp_path, monkeypatch):
+    trainings, fit = [], sources.fit_model
+    trains = lambda *given, **more: (trainings.append(given), fit(*given, **more))[1]
+    monkeypatch.setattr(sources, "fit_model", trains)
+    data, keys = corridor(), rng.split(rng.key(3), 2)
+    policy = lambda obs, number: torch.zeros_like(obs)
+    first, again = (ENSEMBLE.source(data, tmp_path)(keys, policy, True) for _ in range(2))
+    assert len(trainings) == 1 and all(map(torch.equal, first, again))
+    # how long it imagines and how it is mixed does not count
+    replace(ENSEMBLE, length=6, rollouts=2, every=5).source(data, tmp_path)
+    assert len(trainings) == 1
+    replace(ENSEMBLE, hidden=(16,)).source(data, tmp_path)
+    ENSEMBLE.source(corridor(seed=1), tmp_path)
+    assert len(trainings) == 3
 
 
 def test_who_waits_for_anothers_training_can_be_stopped(tmp_path, trained):
     data = corridor()
     with FileLock(PGD.kept(data, tmp_path).with_suffix(".lock")):
-        assert PGD.source(data, tmp_path, pause=lambda step: True) is None
-    assert not trained and PGD.source(data, tmp_path, pause=lambda step: True)
+        with pytest.raises(Interrupted):
+            PGD.source(data, tmp_path, Stops(lambda update: True))
+    assert not trained and PGD.source(data, tmp_path, Stops(lambda update: True))
 
 
 def test_a_damaged_denoiser_is_trained_again(tmp_path, trained):
     data, keys = corridor(), rng.split(rng.key(3), 1)
-    policy = lambda obs: torch.zeros_like(obs)
+    policy = lambda obs, number: torch.zeros_like(obs)
     first = PGD.source(data, tmp_path)(keys, policy, True)
     (path,) = tmp_path.glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-7] + b"garbage")
-    again = PGD.source(data, tmp_path)(keys, policy, True)
+    said = []
+    again = PGD.source(data, tmp_path, Stops(say=said.append))(keys, policy, True)
     assert all(map(torch.equal, first, again)) and len(trained) == 2
+    assert said == [
+        f"checkpoint {path.name} is damaged (cut off, or of another version); training begins again"
+    ]
+
+
+@pytest.mark.parametrize("own", [PGD, ENSEMBLE], ids=["pgd", "world_model"])
+def test_a_source_that_cannot_be_kept_is_told_and_used(own, tmp_path):
+    data, keys, said = corridor(), rng.split(rng.key(3), 1), []
+    policy = lambda obs, number: torch.zeros_like(obs)
+    wanted = own.source(data, tmp_path / "whole")(keys, policy, True)
+    with files_of_at_most(100):
+        roll = own.source(data, tmp_path, Stops(say=said.append))
+    assert said == ["a data source could not be kept: File too large"]
+    assert all(map(torch.equal, roll(keys, policy, True), wanted))
+    assert not [*tmp_path.glob("*.safetensors"), *tmp_path.glob(".*")]
+
+
+def test_the_checkpoint_of_a_source_that_cannot_be_kept_stays(tmp_path):
+    data, at, said = corridor(), [], []
+    with pytest.raises(Interrupted):
+        PGD.source(data, tmp_path, Stops(lambda update: update == 15))
+    asked = Stops(lambda update: bool(at.append(update)), say=said.append)
+    with files_of_at_most(100):
+        PGD.source(data, tmp_path, asked)
+    PGD.source(data, tmp_path, asked)
+    assert at == 2 * [*range(16, 21)] and len(said) == 1
+    assert [p.name for p in tmp_path.glob("*.safetensors")] == [PGD.kept(data, tmp_path).name]
 
 
 def test_nothing_is_guided_before_the_first_update(tmp_path, trained):
     asked = []
 
-    def policy(obs):
+    def policy(obs, number):
         asked.append(obs.shape)
         return torch.zeros_like(obs)
 
@@ -106,7 +184,7 @@ def test_nothing_is_guided_before_the_first_update(tmp_path, trained):
 def test_a_learned_model_imagines_the_true_dynamics_from_recorded_states(tmp_path):
     data = corridor()
     settings = WorldModel(**TINY, hidden=(32,), n_updates=1500, batch_size=64)
-    policy = lambda obs: -obs.clamp(-1, 1)
+    policy = lambda obs, number=0: -obs.clamp(-1, 1)
     roll = settings.source(data, tmp_path)
     rolled = roll(rng.split(rng.key(0), 2), policy, True)
     assert rolled.obs.shape == (2, 8, 4, 1)
@@ -127,11 +205,39 @@ def test_each_imagined_sub_trajectory_follows_one_member():
             shift = torch.arange(5.0)[:, None, None]
             return obs + shift, obs[..., 0], torch.zeros_like(obs[..., 0])
 
-    rolled = imagine(Members(), torch.zeros(2, 7, 1), lambda obs: obs * 0, 4)
+    rolled = imagine(Members(), torch.zeros(2, 7, 1), lambda obs, number: obs * 0, 4)
     steps = rolled.obs[..., 0].diff(dim=-1)
     assert steps.shape == (2, 7, 3) and (steps == steps[..., :1]).all()
     # a seed's are shared by all members, in a stack as alone
     assert steps[0, :, 0].tolist() == steps[1, :, 0].tolist() == [0.0, 0, 1, 1, 2, 2, 3]
+
+
+class Noisy:
+    """A method that acts by chance alone."""
+
+    def init(self, key, spec):
+        return torch.zeros(())
+
+    def act(self, state, obs, key):
+        return 0.1 * rng.normal(key, (len(obs), 1))
+
+
+def test_a_policy_that_draws_its_actions_draws_others_at_every_step(tmp_path):
+    pipeline = make_pipeline(corridor(), batch_size=8)
+    method = ENSEMBLE.mix(Noisy())
+    found = []
+
+    def source(keys, policy, learned):
+        alike = lambda obs, number: found.append(policy(torch.zeros(2, 3, 1), number)) or obs * 0
+        return ENSEMBLE.source(corridor(), tmp_path)(keys, alike, learned)
+
+    carry = initial_carry(method, SPEC, [0, 1])
+    refresh(ENSEMBLE, source, method, pipeline).make(carry)
+    # of four observations
+    assert len(torch.stack(found).flatten().unique()) == 4 * 2 * 3
+    again, found = found, []
+    refresh(ENSEMBLE, source, method, pipeline).make(carry)
+    assert all(map(torch.equal, found, again))
 
 
 def test_policies_see_transformed_observations():
@@ -153,7 +259,7 @@ def test_pools_come_from_the_policy_of_the_time(tmp_path, trained):
     seen = []
 
     def source(keys, policy, learned):
-        actions = policy(torch.zeros(2, 3, 1))
+        actions = policy(torch.zeros(2, 3, 1), 0)
         seen.append((learned, actions))
         return PGD.source(corridor(), tmp_path)(keys, policy, learned)
 
