@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_map
 from offbench import rng
 from offbench.data.pipeline import Pipeline
 from offbench.errors import Interrupted, UserError
-from offbench.tasks.environments import check_goals, evaluation_env, goal_distance
+from offbench.tasks.environments import goal_distance
+from offbench.tasks.own_env import played_env, try_environment
 from offbench.tasks.task import Task
 from offbench.training.imperative import Imperative
 from offbench.training.step import bind
@@ -58,7 +59,7 @@ class EnvPool:
     def take(self, n: int) -> "list[gymnasium.Env]":
         """The first n environments."""
         while len(self._envs) < n:
-            self._envs.append(evaluation_env(self.task))
+            self._envs.append(played_env(self.task))
         return self._envs[:n]
 
     def check(self, spec: Spec) -> None:
@@ -77,7 +78,7 @@ class EnvPool:
                 )
         # those of the ids are known
         if self.task.family == "own":
-            check_goals(env, self.task)
+            try_environment(env, self.task)
 
     def units(self) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, int | None]:
         """(low (A,), high (A,), first discrete action) of the environment's own action space.
