@@ -78,7 +78,10 @@ def calling(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        at = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        # where the user's code called torch, not the line of torch
+        own = [frame for frame in frames if "/torch/" not in frame.filename]
+        at = (own or frames)[-1]
         words = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"{what} raised {words} ({at.filename}:{at.lineno})") from error
 

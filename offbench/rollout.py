@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_map
 from offbench import rng
 from offbench.data.pipeline import Pipeline
 from offbench.errors import Interrupted, UserError, expect
-from offbench.tasks.environments import check_goals, evaluation_env, goal_distance
+from offbench.tasks.environments import goal_distance
 from offbench.tasks.episodes import check_asked, env_seeds, number_of
+from offbench.tasks.own_env import played_env, try_environment
 from offbench.tasks.task import Task
 from offbench.training.imperative import Imperative
 from offbench.training.step import bind, check_method
@@ -49,7 +50,7 @@ class EnvPool:
     def take(self, n: int) -> "list[gymnasium.Env]":
         """The first n environments."""
         while len(self._envs) < n:
-            self._envs.append(evaluation_env(self.task))
+            self._envs.append(played_env(self.task))
         return self._envs[:n]
 
     def check(self, spec: Spec) -> None:
@@ -68,7 +69,7 @@ class EnvPool:
                 )
         # those of the ids are known
         if self.task.family == "own":
-            check_goals(env, self.task)
+            try_environment(env, self.task)
 
     def units(self) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, int | None]:
         """(low (A,), high (A,), first discrete action) of the environment's own action space.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from offbench.bench.hydra import AROUND, compose_conf
+from offbench.bench.hydra import AROUND, GROUPS, compose_conf
 from offbench.bench.settings import Settings
 from offbench.bench.sources import DEFAULT, RUN, Source
 from offbench.bench.targets import parameters
@@ -97,7 +97,7 @@ class Layers:
         """The error for an unknown key; the last part counts as near: `expectile`, `method.expectile`."""
         if key in _RENAMED:
             return UserError(f"setting '{key}' is now called '{_RENAMED[key]}'")
-        known = [k for k in self.hints if not k.startswith("suite")]
+        known = [*GROUPS, *(k for k in self.hints if not k.startswith("suite"))]
         last = {k.rsplit(".", 1)[-1]: k for k in known}
         near = difflib.get_close_matches(key.rsplit(".", 1)[-1], last, n=1, cutoff=0.6)
         hint = f"; did you mean '{last[near[0]]}'?" if near else ""
@@ -114,7 +114,7 @@ class Layers:
                 value = {name: {} for name in value}
             if not isinstance(value, Mapping):
                 raise UserError(
-                    f"transforms={value!r} must be names ([obs_norm]) or names with options ({{obs_norm: {{}}}})"
+                    f"transforms={'null' if value is None else repr(value)} must be names ([obs_norm]) or names with options ({{obs_norm: {{}}}})"
                 )
             changes = flatten({"transforms": value}) or {"transforms": {}}
         else:

@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 
 from offbench.bench.cells import Cell
 from offbench.bench.entry import Method, expand_sweeps, read_entry
-from offbench.bench.hydra import GROUPS, options, parse_overrides, read_option
+from offbench.bench.hydra import AROUND, GROUPS, options, parse_overrides, read_option
 from offbench.bench.points import Point, numbers_of, plan_point
 from offbench.bench.presets import VARIANTS, methods_with_variant
 from offbench.bench.settings import Settings
@@ -61,6 +61,8 @@ class Known:
 
     points: dict[str, Point] = field(default_factory=dict)
     entries: dict[str, Method] = field(default_factory=dict)
+    # entries with settings, of the points planned so far, of which a swept setting was left out
+    reduced: set[str] = field(default_factory=set)
     tasks: dict[tuple[str, str, str], SuiteTask] = field(default_factory=dict)
 
     def find_task(self, name: str, loader: Loader, suite: str) -> SuiteTask:
@@ -94,7 +96,8 @@ def plan(overrides: Sequence[str], *, bench: bool) -> Plan:
     if "task" in swept:
         swept |= points[0].keys()
     known = Known()
-    plans = [_plan_point(point, swept, known, bench=bench) for point in points]
+    made = [_plan_point(point, swept, known, bench=bench) for point in points]
+    plans = [p for p in made if p is not None]
     cells = tuple(cell for p in plans for cell in p.cells)
     _check_folder(plans[0].settings.results)
     if not bench and plans[0].settings.bench.until == "decided":
@@ -124,8 +127,11 @@ def _check_folder(results: str) -> None:
             return
 
 
-def _plan_point(given: dict[str, Any], swept: Set[str], known: Known, *, bench: bool) -> Plan:
-    """The cells of one point of a sweep; `swept` settings are always named in labels."""
+def _plan_point(
+    given: dict[str, Any], swept: Set[str], known: Known, *, bench: bool
+) -> Plan | None:
+    """The cells of one point of a sweep, None where earlier points have them; `swept` settings are always named
+    in labels."""
     choices = {g: given.pop(g) for g in GROUPS if g in given}
     for group, name in choices.items():
         if name == "":
@@ -150,27 +156,14 @@ def _plan_point(given: dict[str, Any], swept: Set[str], known: Known, *, bench: 
     )
     if not (given.get("task") or suite["tasks"]):
         raise UserError(f"suite={suite['id']} has no tasks of its own: name one, or task.data=PATH")
-    target = given.get("method._target_")
-    if choices.get("method") or target:
-        entries: Sequence[str | None] = (choices.get("method"),)
-    elif bench:
-        asked = coerce(given.get("methods"), tuple[str, ...] | None, "methods")
-        if asked == ():
-            raise UserError("methods=[] names no method; null, or nothing, for those of the suite")
-        entries = asked or suite["methods"]
-        if not asked:
-            for name in (str(entry).partition("+")[0] for entry in entries):
-                if "." in name:
-                    check_target(name, f"suite {suite['id']}")
-    else:
-        raise UserError(
-            f"method= is missing: {', '.join(options('method'))}, or method._target_=package.Class"
-        )
+    entries = _entries(choices, given, suite, bench=bench)
     pairs = [
         pair
-        for entry in entries
-        for pair in _entry_cells(entry, choices, given, suite, swept, known)
+        for entry, own in _with_own_settings(entries, choices, given, known)
+        for pair in _entry_cells(entry, choices, own, suite, swept, known)
     ]
+    if not pairs:
+        return None
     settings = pairs[-1][1]
     if (wanted := settings.preset) in VARIANTS:
         own_row = lambda source: (source.layer, source.name) == (Layer.PRESET, wanted)
@@ -181,6 +174,70 @@ def _plan_point(given: dict[str, Any], swept: Set[str], known: Known, *, bench: 
             )
     cells = tuple(cell for cell, _ in pairs)
     return Plan(cells=cells, settings=settings, suite=suite, named=named is not None)
+
+
+def _entries(
+    choices: Mapping, given: Mapping, suite: Mapping, *, bench: bool
+) -> Sequence[str | None]:
+    """The entries of a command line; None for a class of method._target_. UserError where there is none."""
+    asked = coerce(given.get("methods"), tuple[str, ...] | None, "methods")
+    if choices.get("method") or given.get("method._target_"):
+        if asked:
+            one = choices.get("method") or given["method._target_"]
+            raise UserError(f"method={one} or methods=[{','.join(asked)}]: give one of them")
+        return (choices.get("method"),)
+    if not bench:
+        if asked:
+            raise UserError(
+                f"methods=[{','.join(asked)}] are compared by offbench bench; offbench run takes one, method=NAME"
+            )
+        raise UserError(
+            f"method= is missing: {', '.join(options('method'))}, or method._target_=package.Class"
+        )
+    if asked == ():
+        raise UserError("methods=[] names no method; null, or nothing, for those of the suite")
+    if not asked:
+        for name in (str(entry).partition("+")[0] for entry in suite["methods"]):
+            if "." in name:
+                check_target(name, f"suite {suite['id']}")
+    return asked or suite["methods"]
+
+
+def _with_own_settings(
+    entries: Sequence[str | None], choices: Mapping, given: Mapping, known: Known
+) -> list[tuple[str | None, Mapping]]:
+    """Each entry with what is given for it: `method.alpha` and `synthetic.every` are of the entries that have them.
+
+    A setting that none has stays, and is refused. An entry that a sweep over settings of others would plan
+    once more is left out.
+    """
+    groups = [k for k in given if k.split(".")[0] in ("method", *AROUND) and "." in k]
+    if not groups:
+        return [(entry, given) for entry in entries]
+    has = [_hints(entry, choices, given, known) for entry in entries]
+    some = {k for k in groups if any(k in own for own in has)}
+    found, reduced = list[tuple[str | None, Mapping]](), set[str]()
+    for entry, own in zip(entries, has, strict=True):
+        left = {k: v for k, v in given.items() if k not in some or k in own}
+        if len(left) < len(given):
+            key = str((entry, choices, left))
+            if key in known.reduced:
+                continue
+            reduced.add(key)
+        found.append((entry, left))
+    known.reduced |= reduced
+    return found
+
+
+def _hints(entry: str | None, choices: Mapping, given: Mapping, known: Known) -> Mapping[str, Any]:
+    """The settings of an entry with their types."""
+    return known.entry(entry, choices, _with_target(entry, given)).values.hints
+
+
+def _with_target(entry: str | None, given: Mapping) -> Mapping:
+    """What is given, with the class of an entry that is the dotted path of an outside one."""
+    named = (entry or "").partition("+")[0]
+    return {**given, "method._target_": named} if "." in named else given
 
 
 def _own_task(own: Mapping[str, Any], task_id: Any) -> Task:
@@ -210,10 +267,7 @@ def _entry_cells(
     known: Known,
 ) -> Iterator[tuple[Cell, Settings]]:
     """The cells of `iql+aw`, one per task, and of `mymodule.Class+nstep3`."""
-    named = (entry or "").partition("+")[0]
-    # the dotted path of an outside class
-    if "." in named:
-        given = {**given, "method._target_": named}
+    given = _with_target(entry, given)
     hints = known.entry(entry, choices, given).values.hints
     for point in expand_sweeps(given, hints):
         lists = {k for k in point if point[k] is not given[k]}

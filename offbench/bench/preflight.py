@@ -10,13 +10,13 @@ from offbench.bench.cells import Cell
 from offbench.bench.settings import check_device_name
 from offbench.bench.stacks import program_of
 from offbench.bench.targets import is_torch_class, locate, option_of
-from offbench.errors import UserError
+from offbench.errors import UserError, calling
 
 if TYPE_CHECKING:
     from offbench.data.pipeline import Pipeline
     from offbench.data.replay import ReplayData
     from offbench.synthetic.sources import Synthetic
-    from offbench.types import Spec
+    from offbench.types import Method, Spec
 
 
 def build(
@@ -158,13 +158,70 @@ def preflight(
             pool.close()
         for cell in _one_of_each([c for c in cells if c.task.id == task.id]):
             training_episodes(cell, data)
-            fits(cell)
             method, pipeline = build(cell, data, spec, lazy=True)
+            # a method of offbench keeps the contract (tests)
+            if not isinstance(method, Imperative) and not cell.target.startswith("offbench."):
+                try_method(method, pipeline, spec, cell)
+            fits(cell)
             if cell.protocol.get("by"):
                 check_estimable(cell, pipeline, data)
             check_budget(method, cell.n_updates)
             if isinstance(method, Imperative):
                 method.check(pipeline.spec(spec), pipeline.sample(rng.key(0)))
+
+
+def try_method(method: "Method", pipeline: "Pipeline", spec: "Spec", cell: Cell) -> None:
+    """Raises UserError where a functional method fails before it has learned: in its first update, of two
+    stacked seeds, or in acting after it."""
+    import torch
+    from torch.func import vmap
+    from torch.utils._pytree import tree_leaves, tree_structure
+
+    from offbench import rng
+    from offbench.rollout import make_policy
+    from offbench.testing.checks_update import VMAP_ADVICE
+    from offbench.training.step import initial_carry, make_step
+    from offbench.types import TimeStep
+
+    name = cell.target.rpartition(".")[2]
+
+    def need(good: bool, sentence: str) -> None:
+        more = f"offbench check method._target_={cell.target} tests all that a method must keep"
+        if not good:
+            raise UserError(f"{name}: {sentence} ({more})")
+
+    with calling(f"{name}.init"):
+        leaves = tree_leaves(method.init(rng.key(0), pipeline.spec(spec)))
+    other = [x for x in leaves if not isinstance(x, torch.Tensor)]
+    need(not other, f"init returned a state that holds {other[:1]}: make it of tensors alone")
+    carry, step = initial_carry(method, pipeline.spec(spec), [0, 1]), make_step(method, pipeline)
+    given = vmap(lambda key: step.input(step.draw(key)))(carry.key)
+    with torch.no_grad(), calling(f"{name}.update"):
+        try:
+            state, metrics = vmap(step.update)(carry.state, given)
+        except RuntimeError as error:
+            for symptom, sentence in VMAP_ADVICE:
+                need(symptom not in str(error), sentence.rstrip("."))
+            raise
+    shapes = lambda tree: [(x.shape, x.dtype) for x in tree_leaves(tree)]
+    need(
+        tree_structure(state) == tree_structure(carry.state)
+        and shapes(state) == shapes(carry.state),
+        "update returned a state of another structure, or of other shapes or types, than init",
+    )
+    arrays = {k: tuple(x.shape[1:]) for k, x in metrics.items() if x.ndim > 1}
+    need(not arrays, f"update returned metrics that are no scalars, of shapes {arrays}")
+    policy = make_policy(method, pipeline, values="none")
+    # a goal is an observation, and is shown with each
+    obs = torch.zeros(2, 1, (2 if cell.task.goals else 1) * spec.obs_dim)
+    first = TimeStep(obs, torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.bool))
+    with torch.no_grad(), calling(f"{name}.act"):
+        action, _ = policy.act(state, first, policy.init(2, 1), rng.split(rng.key(1), 2)[:, None])
+    sizes = "".join(f", {n}" for n in action.shape[2:])
+    need(
+        action.shape[2:] == (spec.action_dim,),
+        f"act returned actions (E{sizes or ','}) for E observations, and (E, {spec.action_dim}) are needed",
+    )
 
 
 def check_estimable(cell: Cell, pipeline: "Pipeline", data: "ReplayData") -> None:

@@ -78,7 +78,8 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
         return value
 
     def bad() -> UserError:
-        return UserError(f"{name}={value!r} must be {_words(hint)}")
+        shown = "null" if value is None else repr(value)
+        return UserError(f"{name}={shown} must be {_words(hint)}")
 
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:

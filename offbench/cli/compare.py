@@ -86,6 +86,7 @@ def _read(options: argparse.Namespace) -> tuple[list[str], list[str], dict[str, 
 
 def _compared(names: list[str], settings: list[str], own: dict[str, Any]) -> "Comparison":
     from offbench.bench.plan import plan
+    from offbench.cli.recorded import label_of
     from offbench.results.compare import compare
     from offbench.results.folders import Folders
     from offbench.results.selection import readable, select
@@ -106,6 +107,7 @@ def _compared(names: list[str], settings: list[str], own: dict[str, Any]) -> "Co
         )
     asked = _wanted(wanted, recorded, seeds=any(s.startswith("seeds=") for s in settings))
     runs, _ = select(recorded, asked)
+    names = [label_of(name, set(recorded["entry"])) for name in names]
     for name in names:
         _refuse_absent(name, recorded, runs, asked, wanted)
     episodes = store.episodes(list(runs["run_id"]))

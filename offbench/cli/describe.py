@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from offbench.bench.hydra import AROUND
 from offbench.cli.console import print_wrapped, short_number
 
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names if len(names) <= 100 else [*names[:8], f"and {len(names) - 8:,} more"])
 
 
+# what an entry is made of, whose settings another entry may lack
+_OF_ENTRIES = tuple(f"{group}." for group in ("method", *AROUND))
+
+
 def say_settings(plan: "Plan", console: "Console", args: Sequence[str]) -> None:
     """Networks, learning rates, updates and batch size of up to four entries, each with its source."""
     entries: dict[str, list[dict[str, tuple[str, str]]]] = {}
@@ -98,7 +103,13 @@ def _main_settings(cell: "Cell") -> "Iterator[tuple[str, tuple[str, str]]]":
 
 
 def say_differences(plan: "Plan", console: "Console") -> None:
-    """How the transforms and the view of a class without a yaml differ from the other entries'."""
+    """Settings of the command line that are of some entries alone, and how the transforms and the view of a class
+    without a yaml differ from the other entries'."""
+    given = dict.fromkeys(k for c in plan.cells for k in c.overrides if k.startswith(_OF_ENTRIES))
+    for key in given:
+        without = [c.entry for c in plan.cells if key not in c.overrides]
+        if without:
+            print_wrapped(f"{key} is no setting of {', '.join(dict.fromkeys(without))}", console)
     around = {c.entry: {k: _in_brief(c, k) for k in ("transforms", "view")} for c in plan.cells}
     for entry in dict.fromkeys(c.entry for c in plan.cells if c.method == c.target):
         own = around[entry]

@@ -1,6 +1,7 @@
 """The recorded runs of a plan and those comparable with them, and where their board is written."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,6 +70,12 @@ def _with_possible_seeds(plan: "Plan") -> "Plan":
         return plan
     seeds = plan.settings.possible_seeds
     return replace(plan, cells=tuple(replace(cell, seeds=seeds) for cell in plan.cells))
+
+
+def label_of(name: str, recorded: Container[str]) -> str:
+    """The label of an entry; `mymodule.MyMethod`, as it is written in `methods=`, is recorded as `MyMethod`."""
+    label = re.sub(r"^(?:[^\W\d]\w*\.)+", "", name)
+    return label if name not in recorded and label in recorded else name
 
 
 def read_recorded(args: Sequence[str]) -> Recorded:

@@ -30,7 +30,7 @@ def diagnose_synthetic(args: Sequence[str]) -> int:
     rows = []
     for task in found.tasks:
         with console.status(f"measuring synthetic data of {task}"):
-            rows += _of_task(found, task)
+            rows += _of_task(found, task, console)
     if not rows:
         raise UserError("no entry here learns from synthetic data: write methods=[td3_bc+pgd] say")
     table = pd.DataFrame(rows)
@@ -56,7 +56,7 @@ def _sources(found: "Recorded", task: str) -> "dict[str, Synthetic]":
     return sources
 
 
-def _of_task(found: "Recorded", task_id: str) -> list[dict]:
+def _of_task(found: "Recorded", task_id: str, console: "Console") -> list[dict]:
     from offbench.bench.preflight import training_episodes
     from offbench.bench.synthetic_quality import acting, draws, measure
     from offbench.tasks.consistency import simulator

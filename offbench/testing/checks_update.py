@@ -127,7 +127,8 @@ def check_state_is_a_fixed_point_of_shape(method: Method, spec: Spec = SPEC) -> 
         )
 
 
-_VMAP_ADVICE = (
+# (part of what vmap says, what to do about it)
+VMAP_ADVICE = (
     (
         ".item()",
         "update read a tensor's value with .item(), float() or int(): keep the value a tensor and "
@@ -156,7 +157,7 @@ def check_seed_axis(method: Method, spec: Spec = SPEC) -> None:
         together = vmap(method.update)(*stack(problems))
     except Exception as error:
         text = str(error)
-        for symptom, sentence in _VMAP_ADVICE:
+        for symptom, sentence in VMAP_ADVICE:
             if symptom in text:
                 raise AssertionError(sentence) from error
         line = (text.strip().splitlines() or ["no message"])[0]

@@ -169,6 +169,53 @@ def test_a_cell_travels_to_another_process():
 
 
 @pytest.mark.parametrize(
+    ("overrides", "labels"),
+    [
+        (["methods=[td3_bc,iql]", "method.alpha=1"], ["td3_bc(alpha=1)", "iql"]),
+        (["methods=[td3_bc,bc+top10]", "sampler.fraction=0.2"],
+         ["td3_bc", "bc+top10(sampler.fraction=0.2)"]),
+        (["methods=[td3_bc,td3_bc+chunk5]", "view.n=3"], ["td3_bc(view.n=3)", "td3_bc+chunk5"]),
+        (["methods=[td3_bc,td3_bc+pgd]", "synthetic.every=5"],
+         ["td3_bc", "td3_bc+pgd(synthetic.every=5)"]),
+        # both ways to write a sweep: an entry without the setting is planned once
+        (["methods=[td3_bc,iql]", "method.alpha=[1,2]"],
+         ["td3_bc(alpha=1)", "td3_bc(alpha=2)", "iql"]),
+        (["methods=[td3_bc,iql]", "method.alpha=1,2", "method.expectile=0.6,0.8"],
+         ["td3_bc(alpha=1)", "iql(expectile=0.6)", "iql(expectile=0.8)", "td3_bc(alpha=2)"]),
+        (["methods=[offbench.methods.iql.IQL,bc]", "method.expectile=0.8"],
+         ["IQL(expectile=0.8)", "bc"]),
+    ],
+)  # fmt: skip
+def test_a_setting_that_only_some_entries_have_is_theirs_alone(overrides, labels):
+    cells = plan([*overrides, "task=offbench/hopper/medium-replay-v0"], bench=True).cells
+    assert [cell.entry for cell in cells] == labels
+    key = overrides[1].partition("=")[0]
+    assert {key in cell.overrides for cell in cells} == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["methods=[td3_bc,iql]", "method.alhpa=1"], "did you mean 'method.alpha'"),
+        (["methods=[td3_bc,bc+top10]", "sampler.share=1"], "unknown setting 'sampler.share'"),
+        # asked for twice is still a mistake
+        (["methods=[iql,iql,td3_bc]", "method.alpha=1"], "iql on .* is asked for twice"),
+        (["methods=[td3_bc]", "method=iql"], r"method=iql or methods=\[td3_bc\]: give one of them"),
+        (["methd=iql"], "unknown setting 'methd'; did you mean 'method'"),
+        (["gamma=null"], "gamma=null must be a number"),
+    ],
+)
+def test_entries_and_their_settings_are_told_apart(overrides, message):
+    with pytest.raises(UserError, match=message):
+        plan([*overrides, "task=offbench/hopper/medium-replay-v0"], bench=True)
+
+
+def test_run_says_where_several_methods_go():
+    with pytest.raises(UserError, match=r"offbench bench; offbench run takes one, method=NAME"):
+        plan(["methods=[td3_bc,iql]"], bench=False)
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["method=iqll"], "unknown method 'iqll': did you mean 'iql'"),

@@ -74,6 +74,19 @@ def test_the_first_entry_is_compared_with_each_of_the_others(results, capsys) ->
     assert set(results.iterdir()) == {results / "runs"}
 
 
+def test_a_class_is_named_as_methods_names_it_or_as_the_board_does(capsys, tmp_path) -> None:
+    store = Store(tmp_path / "records")
+    for entry, level in (("bc", 30.0), ("offbench.methods.iql.IQL+aw", 50.0)):
+        record(store, entry, level)
+    args = ("bc", f"results={tmp_path}/records")
+    text = out(capsys, "IQL+aw", *args)
+    assert text.startswith("IQL+aw is better than bc")
+    assert out(capsys, "offbench.methods.iql.IQL+aw", *args) == text
+    # what runs a class that is not recorded
+    line = refused(capsys, "mine.BC+aw", *args)
+    assert "unknown entry 'mine.BC+aw'" in line and "methods=[mine.BC+aw]" in line
+
+
 def test_one_entry_is_compared_with_all_others_over_the_tasks_that_both_have(
     results, capsys
 ) -> None:

@@ -489,8 +489,66 @@ def test_choices_begin_where_those_of_the_environment_do(tmp_path):
         )
         assert data.action.shape[1] == 3
         assert (data.action[data.valid].argmax(1).numpy() == np.delete(choice, 199) - 1).all()
+        # numbers that are no choices are not rounded to some, and are named as they were recorded
+        for wrong in (choice - 1, choice + 0.5):
+            other = own_task(write(tmp_path / "b.npz", steps(200, actions=wrong)), env="FromOne-v0")
+            with pytest.raises(UserError, match=f"from 1 to 3, found {wrong.min():g} to "):
+                load_data(other)
     finally:
         del gymnasium.registry["FromOne-v0"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("reset", r"Faulty-v0.reset raised RuntimeError: no renderer \(.*test_own_data.py:\d+\)$"),
+        ("shape", r"Faulty-v0.step returned an observation of shape \(3,\), and .* has \(4,\)$"),
+        ("later", r"Faulty-v0.step raised ValueError: it exploded \(.*test_own_data.py:\d+\)$"),
+        ("none", None),
+    ],
+)
+def test_a_fault_of_the_users_environment_is_one_line(tmp_path, fault, words):
+    import gymnasium
+    from gymnasium.spaces import Box
+
+    from offbench.rollout import EnvPool
+    from offbench.tasks import own_env
+
+    class Faulty(gymnasium.Env):
+        observation_space, action_space = Box(-1, 1, (4,)), Box(-1, 1, (1,))
+
+        def reset(self, **kwargs):
+            if fault == "reset":
+                raise RuntimeError("no renderer")
+            self.t = 0
+            return np.zeros(4, np.float32), {}
+
+        def step(self, action):
+            self.t += 1
+            if fault == "later" and self.t == 3:
+                raise ValueError("it exploded")
+            return np.zeros(3 if fault == "shape" else 4, np.float32), 0.0, False, False, {}
+
+    own_env._warn_of_no_limit.cache_clear()
+    gymnasium.register("Faulty-v0", entry_point=Faulty)
+    try:
+        task = own_task(write(tmp_path / "a.npz", steps(200)), env="Faulty-v0")
+        pool, spec = EnvPool(task), load_data(task)[1]
+
+        def play():
+            with pytest.warns(match="Faulty-v0 has no time limit: .*max_episode_steps: 1000"):
+                pool.check(spec)
+            env = pool.take(1)[0]
+            env.reset()
+            return [env.step(np.zeros(1)) for _ in range(4)]
+
+        if words is None:
+            assert len(play()) == 4
+        else:
+            with pytest.raises(UserError, match=words):
+                play()
+    finally:
+        del gymnasium.registry["Faulty-v0"]
 
 
 def test_two_names_of_one_column_are_refused(tmp_path):

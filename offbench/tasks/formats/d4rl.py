@@ -170,7 +170,7 @@ def actions(
     rows = _rows(x)
     if n_actions is None or (rows.shape[1] == n_actions > 1 and _is_one_hot(rows)):
         return rows
-    return one_hot(x.astype(np.int64) - first if first else x, n_actions, name)
+    return one_hot(x, n_actions, name, first)
 
 
 def _is_one_hot(rows: np.ndarray) -> bool:
@@ -201,14 +201,14 @@ def _flag(x: np.ndarray, key: str, name: str) -> np.ndarray:
     return x.astype(bool)
 
 
-def one_hot(action: np.ndarray, n: int, name: str) -> np.ndarray:
-    """Discrete actions (N,) or (N, 1) -> one-hot rows (N, n) float32."""
-    number = _vector(action, "actions", name)
-    if not np.array_equal(number, np.round(number)) or number.min() < 0 or number.max() >= n:
+def one_hot(action: np.ndarray, n: int, name: str, first: int = 0) -> np.ndarray:
+    """Discrete actions (N,) or (N, 1), numbers from `first` on -> one-hot rows (N, n) float32."""
+    number, last = _vector(action, "actions", name), first + n - 1
+    if not np.array_equal(number, np.round(number)) or number.min() < first or number.max() > last:
         raise UserError(
-            f"{name}: actions must be choices from 0 to {n - 1}, found {number.min():g} to {number.max():g}"
+            f"{name}: actions must be choices from {first} to {last}, found {number.min():g} to {number.max():g}"
         )
-    return np.eye(n, dtype=np.float32)[number.astype(np.int64)]
+    return np.eye(n, dtype=np.float32)[number.astype(np.int64) - first]
 
 
 def boundaries(raw: Raw, max_episode_steps: int | None, *, name: str) -> Boundaries:

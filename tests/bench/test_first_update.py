@@ -1,0 +1,115 @@
+"""A method of the user's own that cannot begin is refused in one line before anything is trained."""
+
+import re
+import sys
+
+import pytest
+
+from offbench.bench.plan import plan
+from offbench.bench.preflight import preflight
+from offbench.errors import UserError
+
+pytestmark = pytest.mark.env
+
+CODE = """
+from dataclasses import dataclass
+
+import torch
+
+from offbench.methods.bc import BC
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fine(BC):
+    pass
+
+
+class Narrow(Fine):
+    def act(self, state, obs, key):
+        return super().act(state, obs, key)[..., :2]
+
+
+class Flat(Fine):
+    def act(self, state, obs, key):
+        return super().act(state, obs, key).sum(-1)
+
+
+class Counts(Fine):
+    def init(self, key, spec):
+        return super().init(key, spec), 7
+
+    def update(self, state, batch, key):
+        inner, metrics = super().update(state[0], batch, key)
+        return (inner, state[1] + 1), metrics
+
+
+class Misspells(Fine):
+    def update(self, state, batch, key):
+        return super().update(state, batch.observations, key)
+
+
+class Reads(Fine):
+    def update(self, state, batch, key):
+        state, metrics = super().update(state, batch, key)
+        return state, {k: v.item() for k, v in metrics.items()}
+
+
+class Draws(Fine):
+    def update(self, state, batch, key):
+        return super().update(state, batch._replace(action=torch.randn_like(batch.action)), key)
+
+
+class Grows(Fine):
+    def update(self, state, batch, key):
+        state, metrics = super().update(state, batch, key)
+        return (state, metrics), metrics
+
+
+class Lists(Fine):
+    def update(self, state, batch, key):
+        state, _ = super().update(state, batch, key)
+        return state, {"loss": batch.reward}
+"""
+
+
+def tried(name: str, *settings: str) -> None:
+    task = "task=offbench/hopper/medium-replay-v0"
+    own = (f"methods=[outsider.{name}]", task, "batch_size=32", "seeds=[0]", "method.hidden=[4]")
+    preflight(plan([*own, *settings], bench=True).cells)
+
+
+@pytest.fixture(autouse=True)
+def outsider(tmp_path, monkeypatch):
+    (tmp_path / "outsider.py").write_text(CODE, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("outsider", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("Narrow", "Narrow: act returned actions (E, 2) for E observations, and (E, 3) are needed"),
+        ("Flat", "Flat: act returned actions (E,) for E observations"),
+        ("Counts", "Counts: init returned a state that holds [7]"),
+        ("Misspells", "'Batch' object has no attribute 'observations' ("),
+        ("Reads", "Reads: update read a tensor's value with .item()"),
+        ("Draws", "Draws: update drew from torch's global generator"),
+        ("Grows", "Grows: update returned a state of another structure"),
+        ("Lists", "metrics that are no scalars, of shapes {'loss': (32,)}"),
+    ],
+)
+def test_what_would_fail_later_is_one_line_at_once(name, sentence):
+    with pytest.raises(UserError) as refused:
+        tried(name)
+    assert sentence in str(refused.value)
+    # a line of the user's file, or the command that says more
+    assert re.search(r"\(\S*outsider\.py:\d+\)$|check method._target_=outsider", str(refused.value))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [(), ("view=chunk",), ("weight=dw",), ("synthetic=pgd",), ("transforms=[obs_norm]",)],
+)
+def test_one_that_works_is_not_refused_whatever_is_composed_with_it(settings):
+    tried("Fine", *settings)
