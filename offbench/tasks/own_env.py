@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 import numpy as np
 
 from offbench.errors import UserError, calling
-from offbench.tasks.doctor import DataWarning
 from offbench.tasks.environments import check_goals, evaluation_env, numpy_seed
 
 if TYPE_CHECKING:
@@ -55,6 +54,9 @@ def _check_shape(obs: Any, env: "gymnasium.Env", what: str) -> None:
 
 @cache
 def _warn_of_no_limit(name: str) -> None:
+    # its packages may be missing where a GPU is tried
+    from offbench.tasks.doctor import DataWarning
+
     warnings.warn(
         f"{name} has no time limit: an episode that it never ends is played for ever;"
         " task.env_kwargs={max_episode_steps: 1000} sets one",

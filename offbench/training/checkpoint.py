@@ -70,10 +70,12 @@ def load(path: Path, like: Carry) -> tuple[Carry, dict[str, Any]]:
         if said is None:
             raise ValueError("no checksum")
         if digest != said:
-            raise Damaged(path, "its checksum is another")
+            raise Damaged(path, "cut off or changed: its checksum is another")
         found = load_file(path)
         content = json.loads(found.pop("about").numpy().tobytes())
         about, trees = content["about"], content["objects"]
+    except Damaged:
+        raise
     except (SafetensorError, OSError) as error:
         raise Damaged(path, getattr(error, "strerror", None) or in_one_line(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError):

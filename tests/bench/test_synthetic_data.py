@@ -120,7 +120,7 @@ def test_a_run_that_is_stopped_while_its_source_is_trained_goes_on(tmp_path, mon
     begun.write_bytes(begun.read_bytes()[:-7] + b"garbage")
     (outcome,) = run_once("stopped", "cache")
     assert outcome.note == (
-        f"checkpoint {begun.name} is damaged (cut off, or of another version); training begins again"
+        f"checkpoint {begun.name} is damaged (cut off or changed: its checksum is another); training begins again"
     )
     # undamaged
     (tmp_path / "cache" / "sources").rename(tmp_path / "first")

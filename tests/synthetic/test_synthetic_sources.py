@@ -137,7 +137,7 @@ def test_a_damaged_denoiser_is_trained_again(tmp_path, trained):
     again = PGD.source(data, tmp_path, Stops(say=said.append))(keys, policy, True)
     assert all(map(torch.equal, first, again)) and len(trained) == 2
     assert said == [
-        f"checkpoint {path.name} is damaged (cut off, or of another version); training begins again"
+        f"checkpoint {path.name} is damaged (cut off or changed: its checksum is another); training begins again"
     ]
 
 

@@ -84,7 +84,7 @@ def test_a_damaged_checkpoint_is_told_and_training_begins_again(undisturbed, tmp
     asked: list[int] = []
     stops = Stops(lambda update: bool(asked.append(update)), path, say=said.append)
     assert torch.equal(fit(stops), undisturbed) and asked[0] == 1
-    line = "checkpoint c.safetensors is damaged (cut off, or of another version); training begins again"
+    line = "checkpoint c.safetensors is damaged (cut off or changed: its checksum is another); training begins again"
     assert said == [line]
 
 
