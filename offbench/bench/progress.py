@@ -182,8 +182,11 @@ def tidy(store: Store) -> None:
     """
     sweep(store.root)
     living = claimed(store.root)
-    for path in store.root.glob("checkpoints/*.safetensors"):
-        runs = runs_of(path)
-        if runs and living.keys().isdisjoint(runs) and all(store.has(run) for run in runs):
+    left = {path: runs_of(path) for path in store.root.glob("checkpoints/*.safetensors")}
+    # names of files, so that records are opened for these alone
+    named = {path.stem for path in store.records()} if left else set()
+    for path, runs in left.items():
+        gone = runs and living.keys().isdisjoint(runs) and named.issuperset(runs)
+        if gone and all(store.has(run) for run in runs):
             with suppress(OSError):
                 remove(path)
