@@ -12,6 +12,7 @@ import operator
 import os
 import re
 import socket
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
@@ -80,7 +81,9 @@ def calling(what: str) -> Iterator[None]:
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         # where the user's code called torch, not the line of torch
-        own = [frame for frame in frames if "/torch/" not in frame.filename]
+        torch = sys.modules.get("torch")
+        library = os.path.dirname(getattr(torch, "__file__", None) or "/")
+        own = [frame for frame in frames if not frame.filename.startswith(f"{library}{os.sep}")]
         at = (own or frames)[-1]
         words = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"{what} raised {words} ({at.filename}:{at.lineno})") from error
@@ -111,7 +114,9 @@ def expect(name: str, value: object, kinds: type | tuple[type, ...], words: str)
     Traceback (most recent call last):
     offbench.errors.UserError: difference='5' must be a number
     """
-    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+    # a number of numpy stands for Python's
+    plain = value.item() if hasattr(value, "item") and not getattr(value, "shape", ()) else value
+    if not isinstance(plain, kinds) or (isinstance(plain, bool) and kinds is not bool):
         raise UserError(f"{name}={_shown(value)} must be {words}")
 
 

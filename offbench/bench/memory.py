@@ -193,7 +193,7 @@ def room_on(gpu: "Card", cell: Cell, settings: Settings) -> Room:
     from offbench.bench.devices import shape_of
 
     held = sum(x.nbytes for x in shape_of(cell)[0]) if settings.data == "device" else 0
-    return Room(max(0.0, _GPU_SHARE * gpu.memory - held), f"of the memory of {gpu.name}")
+    return Room(max(0.0, _GPU_SHARE * gpu.memory - held), f"for it on one {gpu.name}")
 
 
 def room_for(cell: Cell, settings: Settings, device: str, jobs: int) -> Room:

@@ -132,11 +132,13 @@ def preflight(
     cells: Sequence[Cell],
     *,
     strict: bool = False,
+    tries: bool = True,
     fits: Callable[[Cell], None] = lambda cell: None,
     report: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Checks data, environments and composition of all cells before training, once for those that differ in
-    numbers only; `fits` raises for a cell that takes more memory than there is.
+    numbers only; `fits` raises for a cell that takes more memory than there is, and with `tries` functional
+    methods of the user's own make one update on the CPU.
 
     Raises UserError for the first fault; severe defects of a data set warn, with `strict` they raise.
     Writes reports on data into the cache, nothing else.
@@ -160,7 +162,15 @@ def preflight(
             training_episodes(cell, data)
             method, pipeline = build(cell, data, spec, lazy=True)
             # a method of offbench keeps the contract (tests)
-            if not isinstance(method, Imperative) and not cell.target.startswith("offbench."):
+            own = not isinstance(method, Imperative) and not cell.target.startswith("offbench.")
+            if own and tries:
+                # too large a one is not tried; what else is wrong with it shows when it is
+                try:
+                    fits(cell)
+                except UserError:
+                    raise
+                except Exception:
+                    pass
                 try_method(method, pipeline, spec, cell)
             fits(cell)
             if cell.protocol.get("by"):
@@ -199,7 +209,7 @@ def try_method(method: "Method", pipeline: "Pipeline", spec: "Spec", cell: Cell)
     with torch.no_grad(), calling(f"{name}.update"):
         try:
             state, metrics = vmap(step.update)(carry.state, given)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             for symptom, sentence in VMAP_ADVICE:
                 need(symptom not in str(error), sentence.rstrip("."))
             raise

@@ -41,6 +41,8 @@ class Progress:
     note: str | None = None
     # remarks on every run of the stack
     remarks: list[str] = field(default_factory=list)
+    # lines to be told with the outcome, by whoever evaluates
+    told: list[str] = field(default_factory=list)
     # the ids of its runs, so that nobody has to plan them to know whether they are recorded
     runs: list[str] = field(default_factory=list)
     # of a stack whose training is over: the backend, its notes and the device's name
@@ -187,6 +189,6 @@ def tidy(store: Store) -> None:
     named = {path.stem for path in store.records()} if left else set()
     for path, runs in left.items():
         gone = runs and living.keys().isdisjoint(runs) and named.issuperset(runs)
-        if gone and all(store.has(run) for run in runs):
+        if gone and all(map(store.whole, runs)):
             with suppress(OSError):
                 remove(path)

@@ -132,6 +132,7 @@ class PackRun:
         from offbench.training.step import to_device
 
         carry, self.progress = self.resume()
+        self.progress.told = self.watch.remarks = [*self.progress.told, *self.watch.remarks]
         if self.progress.trained:
             *_, self.made_on = self.progress.trained
             if work == "training":
@@ -140,8 +141,7 @@ class PackRun:
             gone = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
             raise UserError(f"the trained state is no longer in {self.checkpoint}") from gone
         self.saved = time.perf_counter()
-        code = [*self.progress.code, code_version()]
-        self.progress.code = list(dict.fromkeys(code))
+        self.progress.code = list(dict.fromkeys([*self.progress.code, code_version()]))
         self.progress.runs = [run.run_id for _, run in self.pack.members]
         with (
             open_loggers(self.settings, self._logged(), self.progress.update) as logger,

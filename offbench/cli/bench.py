@@ -68,7 +68,7 @@ def run_missing(
     """Fetches the data of a plan and runs what has no record, under a progress display."""
     from offbench.bench.executors.executor import check_cluster, is_here
     from offbench.bench.memory import Sizes, check_one, stack_limit
-    from offbench.bench.preflight import check_machine, preflight
+    from offbench.bench.preflight import check_machine, preflight, resolve_device
     from offbench.bench.progress import tidy
     from offbench.bench.stacks import fetched, missing, pack, whole_stacks
     from offbench.tasks.loading import kept_in_memory
@@ -95,7 +95,9 @@ def run_missing(
     with console.status("checking") as status, kept_in_memory():
         sizes: Sizes = {}
         fits = partial(check_one, settings=own, known=sizes)
-        preflight(todo, strict=own.strict, fits=fits, report=status.update)
+        # kernels of a method's own may be for a GPU alone
+        tries = is_here(own) and resolve_device(own.device) == "cpu"
+        preflight(todo, strict=own.strict, tries=tries, fits=fits, report=status.update)
         packs = pack(todo, max_stack=stack_limit(todo, own, sizes))
         packs = whole_stacks(packs, wanted.cells, store)
     store.check_writable()

@@ -117,6 +117,13 @@ class Store:
             return True
         return bool(marks) and (count_failed or winner(marks)[1]["status"] == "ok")
 
+    def whole(self, run_id: str) -> bool:
+        """Whether a run that did not fail has a record that is not damaged."""
+        try:
+            return self.read(run_id).status == "ok"
+        except UserError:
+            return False
+
     def append(
         self,
         run: RunSpec,

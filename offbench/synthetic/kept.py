@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from offbench import rng
-from offbench.errors import Interrupted
+from offbench.errors import Interrupted, UserError, in_one_line
 from offbench.tasks.files.folders import make_folder
 from offbench.training import checkpoint
 from offbench.training.fitting import Stops
@@ -30,16 +30,23 @@ def trained_once(path: Path, empty: Any, train: Callable[[Stops], Any], stops: S
         empty: such a network before its first update, on the CPU; one that is read is there, too.
         train: trains one, with the checkpoint that it is given.
 
-    Raises Interrupted where it was stopped, and UserError where the folder cannot be made.
+    Where the folder cannot be written, it is read or trained all the same. Raises Interrupted where it was stopped.
     """
-    make_folder(path.parent)
     lock = FileLock(path.with_suffix(".lock"))
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=1)
-        except Timeout:
-            if stops.asked(0):
-                raise Interrupted from None
+    try:
+        make_folder(path.parent)
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=1)
+            except Timeout:
+                if stops.asked(0):
+                    raise Interrupted from None
+    except (OSError, UserError) as error:
+        net = _read(path, empty, stops)
+        if net is None:
+            stops.say(f"a data source could not be kept: {in_one_line(error)}")
+            net = train(stops)
+        return net
     try:
         begun = path.with_suffix(".training.safetensors")
         if (net := _read(path, empty, stops)) is None:
@@ -66,7 +73,7 @@ def _read(path: Path, empty: Any, stops: Stops) -> Any | None:
         return checkpoint.load(path, _as_saved(empty))[0].state
     # of a machine that went down while it wrote, say
     except checkpoint.Damaged as error:
-        stops.say(f"{error}; training begins again")
+        stops.say(f"a kept data source is trained again: {error}")
         checkpoint.set_aside(path)
         return None
 

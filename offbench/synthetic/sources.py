@@ -96,7 +96,8 @@ class Synthetic:
     def kept(self, data: ReplayData, folder: Path) -> Path:
         """The file of the network of these data and settings; it need not exist yet."""
         trained = {k: v for k, v in asdict(self).items() if k not in self.of_draws}
-        about = json.dumps({"data": fingerprint(data), **trained}, sort_keys=True)
+        what = f"{type(self).__module__}.{type(self).__qualname__}"
+        about = json.dumps({"of": what, "data": fingerprint(data), **trained}, sort_keys=True)
         return folder / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.safetensors"
 
 

@@ -22,7 +22,8 @@ def number_of(text: str) -> int:
 
 def check_asked(state: Any, seeds: Sequence[int], episodes: int, n_envs: int) -> None:
     """Raises UserError for an evaluation of no episodes, in no environments, or of other seeds than a state has."""
-    expect("seeds", seeds, Sequence, "a list of whole numbers")
+    if isinstance(seeds, str) or not hasattr(seeds, "__len__"):
+        expect("seeds", seeds, list, "a list of whole numbers")
     for seed in seeds:
         expect_whole("seed", seed, 0)
     for name, number in (("episodes", episodes), ("n_envs", n_envs), ("len(seeds)", len(seeds))):

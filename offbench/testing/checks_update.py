@@ -130,6 +130,10 @@ def check_state_is_a_fixed_point_of_shape(method: Method, spec: Spec = SPEC) -> 
 # (part of what vmap says, what to do about it)
 VMAP_ADVICE = (
     (
+        "must only return Tensors",
+        "update returned something that is no tensor: return the state and the metrics as tensors.",
+    ),
+    (
         ".item()",
         "update read a tensor's value with .item(), float() or int(): keep the value a tensor and "
         "return it as a metric.",

@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
+from offbench.bench.memory import check_one
 from offbench.bench.plan import plan
 from offbench.bench.preflight import preflight
+from offbench.bench.settings import Settings
 from offbench.errors import UserError
 
 pytestmark = pytest.mark.env
@@ -59,6 +61,11 @@ class Draws(Fine):
         return super().update(state, batch._replace(action=torch.randn_like(batch.action)), key)
 
 
+class Tells(Fine):
+    def update(self, state, batch, key):
+        return super().update(state, batch, key)[0], {"loss": 0.5}
+
+
 class Grows(Fine):
     def update(self, state, batch, key):
         state, metrics = super().update(state, batch, key)
@@ -95,6 +102,7 @@ def outsider(tmp_path, monkeypatch):
         ("Misspells", "'Batch' object has no attribute 'observations' ("),
         ("Reads", "Reads: update read a tensor's value with .item()"),
         ("Draws", "Draws: update drew from torch's global generator"),
+        ("Tells", "Tells: update returned something that is no tensor"),
         ("Grows", "Grows: update returned a state of another structure"),
         ("Lists", "metrics that are no scalars, of shapes {'loss': (32,)}"),
     ],
@@ -105,6 +113,14 @@ def test_what_would_fail_later_is_one_line_at_once(name, sentence):
     assert sentence in str(refused.value)
     # a line of the user's file, or the command that says more
     assert re.search(r"\(\S*outsider\.py:\d+\)$|check method._target_=outsider", str(refused.value))
+
+
+def test_one_that_no_memory_holds_is_not_tried():
+    own = ["methods=[outsider.Fine]", "task=offbench/hopper/medium-replay-v0", "seeds=[0]"]
+    (cell,) = plan([*own, "method.hidden=[800000,800000]"], bench=True).cells
+    settings = Settings(device="cpu")
+    with pytest.raises(UserError, match=r"one run takes .* use a smaller method\.hidden"):
+        preflight([cell], fits=lambda one: check_one(one, settings))
 
 
 @pytest.mark.parametrize(

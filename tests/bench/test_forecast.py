@@ -146,7 +146,7 @@ def test_stacks_for_a_card_that_is_not_here_are_as_large_as_its_memory(task):
     assert sizes == [4, 4, 2]
     host = replace(settings, data="host")
     assert stack_limit([wanted], host, gpu=small._replace(memory=4.5 * size / 0.8))(wanted) == 4
-    with pytest.raises(UserError, match=r"one run takes .* and there are .* of the memory of T4;"):
+    with pytest.raises(UserError, match=r"one run takes .* and there are .* for it on one T4;"):
         stack_limit([wanted], settings, gpu=small._replace(memory=size))
 
 

@@ -109,6 +109,11 @@ def test_a_checkpoint_of_recorded_runs_does_not_outlive_the_next_bench(tmp_path,
     tidy(store)
     assert checkpoint.exists()
     for path, content in kept.items():
+        path.write_bytes(content[:-9])
+    # a damaged record is no record
+    tidy(store)
+    assert checkpoint.exists()
+    for path, content in kept.items():
         path.write_bytes(content)
     assert main(["bench", *ONE, f"results={tmp_path}"]) == 0
     assert not leftovers(tmp_path)

@@ -137,7 +137,7 @@ def test_a_damaged_denoiser_is_trained_again(tmp_path, trained):
     again = PGD.source(data, tmp_path, Stops(say=said.append))(keys, policy, True)
     assert all(map(torch.equal, first, again)) and len(trained) == 2
     assert said == [
-        f"checkpoint {path.name} is damaged (cut off or changed: its checksum is another); training begins again"
+        f"a kept data source is trained again: checkpoint {path.name} is damaged (cut off or changed: its checksum is another)"
     ]
 
 
@@ -151,6 +151,26 @@ def test_a_source_that_cannot_be_kept_is_told_and_used(own, tmp_path):
     assert said == ["a data source could not be kept: File too large"]
     assert all(map(torch.equal, roll(keys, policy, True), wanted))
     assert not [*tmp_path.glob("*.safetensors"), *tmp_path.glob(".*")]
+
+
+def test_a_source_of_another_class_is_another(tmp_path):
+    class Mine(WorldModel):
+        pass
+
+    data = corridor()
+    own = Mine(**TINY, hidden=(8,), n_updates=20, batch_size=8)
+    assert own.kept(data, tmp_path) != ENSEMBLE.kept(data, tmp_path)
+
+
+def test_a_source_is_trained_where_nothing_can_be_written(tmp_path, trained):
+    """Its folder would be in a file."""
+    data, keys, said = corridor(), rng.split(rng.key(3), 1), []
+    policy = lambda obs, number: torch.zeros_like(obs)
+    wanted = PGD.source(data, tmp_path / "whole")(keys, policy, True)
+    (tmp_path / "file").touch()
+    roll = PGD.source(data, tmp_path / "file" / "sources", Stops(say=said.append))
+    assert all(map(torch.equal, roll(keys, policy, True), wanted)) and len(trained) == 2
+    assert len(said) == 1 and said[0].startswith("a data source could not be kept: ")
 
 
 def test_the_checkpoint_of_a_source_that_cannot_be_kept_stays(tmp_path):

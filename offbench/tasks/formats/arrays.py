@@ -38,6 +38,9 @@ def from_arrays(
     Without next_observations the last row of a truncated episode only is the next observation of the
     row before. Raises UserError naming `name` where arrays differ in length or shape.
     """
+    # one value for all steps
+    if truncations is None or np.ndim(truncations) == 0:
+        truncations = np.full(np.shape(terminations), bool(truncations))
     rows = {"terminations": len(np.atleast_1d(terminations))}
     rows |= {"truncations": len(np.atleast_1d(truncations)), "actions": len(np.atleast_1d(actions))}
     if np.ndim(actions) not in (1, 2):
