@@ -176,6 +176,10 @@ def shape_of(cell: Cell) -> "tuple[ReplayData, Spec]":
     return _made_up(cell)
 
 
+# spaces of environments that were made: each takes up to a second
+_spaces: dict[tuple[str, str, str], tuple[Any, Any]] = {}
+
+
 def _made_up(cell: Cell) -> "tuple[ReplayData, Spec]":
     from gymnasium.spaces import Discrete, flatdim
 
@@ -187,17 +191,21 @@ def _made_up(cell: Cell) -> "tuple[ReplayData, Spec]":
         raise UserError(
             f"{cell.task.id}: its data are not here, and it has no environment to ask for sizes"
         )
-    env = evaluation_env(cell.task)
-    seen = flatdim(env.observation_space)
+    key = cell.task.id, cell.task.env, str(cell.task.env_kwargs)
+    if key not in _spaces:
+        env = evaluation_env(cell.task)
+        _spaces[key] = env.observation_space, env.action_space
+        env.close()
+    observations, actions = _spaces[key]
+    seen = flatdim(observations)
     spec = Spec(
         # a goal is shown with each observation
         obs_dim=seen // 2 if cell.task.goals else seen,
-        action_dim=flatdim(env.action_space),
+        action_dim=flatdim(actions),
         gamma=cell.pipeline["gamma"],
         max_episode_steps=cell.task.max_episode_steps,
-        discrete=isinstance(env.action_space, Discrete),
+        discrete=isinstance(actions, Discrete),
     )
-    env.close()
     # long enough for the sub-goals and options of a goal view
     return fake_data(spec, longest=200), spec
 

@@ -97,9 +97,9 @@ class Layers:
         """The error for an unknown key; the last part counts as near: `expectile`, `method.expectile`."""
         if key in _RENAMED:
             return UserError(f"setting '{key}' is now called '{_RENAMED[key]}'")
-        # a setting of a group that is not there: the group is what is missing
         known = [k for k in self.hints if not k.startswith("suite")]
-        known += [] if "." in key else GROUPS
+        if "." not in key:
+            known += GROUPS
         last = {k.rsplit(".", 1)[-1]: k for k in known}
         near = difflib.get_close_matches(key.rsplit(".", 1)[-1], last, n=1, cutoff=0.6)
         hint = f"; did you mean '{last[near[0]]}'?" if near else ""

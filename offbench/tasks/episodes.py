@@ -1,7 +1,7 @@
 """Which episodes an evaluation plays: their start states, and what may be asked for."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 from torch.utils._pytree import tree_leaves
@@ -22,8 +22,8 @@ def number_of(text: str) -> int:
 
 def check_asked(state: Any, seeds: Sequence[int], episodes: int, n_envs: int) -> None:
     """Raises UserError for an evaluation of no episodes, in no environments, or of other seeds than a state has."""
-    if isinstance(seeds, str) or not hasattr(seeds, "__len__"):
-        expect("seeds", seeds, list, "a list of whole numbers")
+    # numpy's arrays, too
+    expect("seeds", seeds, Sized, "a list of whole numbers")
     for seed in seeds:
         expect_whole("seed", seed, 0)
     for name, number in (("episodes", episodes), ("n_envs", n_envs), ("len(seeds)", len(seeds))):
