@@ -199,14 +199,8 @@ class ACSAC:
         place = torch.cat([state, step.repeat(1, n, 1)], 1)  # (2, 1 + N * H, W)
         head = critic["head"].expand(-1, h, -1).repeat(1, n, 1)  # (2, N * H, W)
         ends = transformer.Ends(critic["state"]["w"], critic["action"]["w"], place, head)
-
-        index = torch.arange(1 + n * h, device=obs.device)
-        # chunk of each token, -1 for the state
-        owner = (index - 1).div(h, rounding_mode="floor")
-        sees = (owner[:, None] == owner) | (index == 0)
-        sees = sees & (index[:, None] >= index)
         chunks = action.flatten(1, 2)  # (B, N * H, A)
-        q = network(critic["blocks"], ends, obs, chunks, heads=self.heads, mask=sees)
+        q = network(critic["blocks"], ends, obs, chunks, heads=self.heads, branches=n)
         return q.unflatten(2, (n, h))
 
 

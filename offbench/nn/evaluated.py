@@ -31,13 +31,19 @@ def flow_sample(params: nets.Params, obs: Tensor, noise: Tensor, n_steps: int) -
 
 
 def token_values(
-    params: transformer.Params, ends: Ends, obs: Tensor, action: Tensor, *, heads: int, mask: Tensor
+    params: transformer.Params,
+    ends: Ends,
+    obs: Tensor,
+    action: Tensor,
+    *,
+    heads: int,
+    branches: int,
 ) -> Tensor:
     """`transformer.token_values` without a gradient: (B, O), (B, S, A) -> (E, B, S)."""
     if obs.device.type != "cpu" or action[..., 0].numel() < _FROM_ROWS:
-        return transformer.token_values(params, ends, obs, action, heads=heads, mask=mask)
+        return transformer.token_values(params, ends, obs, action, heads=heads, branches=branches)
     obs, action = (x.expand(len(ends.head), *x.shape) for x in (obs, action))
-    return _values([*_listed(params), *ends], obs, action, mask, heads)
+    return _values([*_listed(params), *ends], obs, action, branches, heads)
 
 
 # --- operators
@@ -56,18 +62,21 @@ def _flow(params: list[Tensor], obs: Tensor, noise: Tensor, n_steps: int) -> Ten
 
 
 def values_formula(
-    params: list[Tensor], obs: Tensor, action: Tensor, mask: Tensor, heads: int
+    params: list[Tensor], obs: Tensor, action: Tensor, branches: int, heads: int
 ) -> Tensor:
     """The values of each seed, as tensor operations: (N, E, B, S)."""
     *leaves, w_obs, w_action, place, head = params
     ends = Ends(w_obs, w_action, place, head)
     # equal for all members of an ensemble
     obs, action = obs[..., 0, :, :], action[..., 0, :, :, :]
-    return transformer.token_values(_nested(leaves), ends, obs, action, heads=heads, mask=mask)
+    return transformer.token_values(
+        _nested(leaves), ends, obs, action, heads=heads, branches=branches
+    )
 
 
 @torch.library.custom_op("offbench::token_values", mutates_args=())
-def _values(params: list[Tensor], obs: Tensor, action: Tensor, mask: Tensor, heads: int) -> Tensor:
+def _values(params: list[Tensor], obs: Tensor, action: Tensor, branches: int, heads: int) -> Tensor:
+    mask = transformer.Branches(branches).mask(1 + action.shape[-2], obs.device)
     hidden = torch.zeros_like(mask, dtype=obs.dtype).masked_fill_(~mask, -torch.inf)
     *leaves, w_obs, w_action, place, head = params
     widest = len(mask) * max(w.shape[-1] for w in leaves)
@@ -121,7 +130,7 @@ def _(params, obs, noise, n_steps):
 
 
 @_values.register_fake
-def _(params, obs, action, mask, heads):
+def _(params, obs, action, branches, heads):
     return action.new_empty(action.shape[:-1])
 
 

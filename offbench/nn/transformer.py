@@ -65,6 +65,39 @@ def init(
     return {"blocks": blocks, "norm": norm()} if final_norm else {"blocks": blocks}
 
 
+class Branches(NamedTuple):
+    """`n` sequences of equal length behind one token: each sees that token and itself, causally."""
+
+    n: int
+
+    def mask(self, n_tokens: int, device: torch.device) -> Tensor:
+        """The tokens that each of T sees: (T, T) bool."""
+        index = torch.arange(n_tokens, device=device)
+        # sequence of each token, -1 for the first
+        owner = (index - 1).div((n_tokens - 1) // self.n, rounding_mode="floor")
+        return ((owner[:, None] == owner) | (index == 0)) & (index[:, None] >= index)
+
+    def read(self, query: Tensor, seen: Tensor, value: Tensor) -> Tensor:
+        """Attention without the scores that the mask would hide: 3 (..., T, D) -> (..., T, D).
+
+        Written without matrix products: those of so few tokens are slow in a library, and a compiler
+        makes two kernels of this.
+        """
+        q, k, v = (x[..., 1:, :].unflatten(-2, (self.n, -1)) for x in (query, seen, value))
+        k0, v0 = (x[..., None, :1, :] for x in (seen, value))  # (..., 1, 1, D)
+        q = q / q.shape[-1] ** 0.5  # (..., n, H, D)
+        first = (q * k0).sum(-1, keepdim=True)  # (..., n, H, 1)
+        scores = (q.unsqueeze(-2) * k.unsqueeze(-3)).sum(-1)  # (..., n, H, H)
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
+        largest = torch.maximum(first, scores.amax(-1, keepdim=True))
+        first, scores = (first - largest).exp(), (scores - largest).exp()
+        read = first * v0 + (scores.unsqueeze(-1) * v.unsqueeze(-3)).sum(-2)
+        read = read / (first + scores.sum(-1, keepdim=True))
+        # the first token sees itself alone
+        return torch.cat([value[..., :1, :], read.flatten(-3, -2)], -2)
+
+
 def apply(
     params: Params,
     tokens: Tensor,
@@ -72,19 +105,19 @@ def apply(
     heads: int = 1,
     activation: nets.Activation = "gelu",
     eps: float = 1e-5,
-    mask: Tensor | None = None,
+    mask: Tensor | Branches | None = None,
     dropout: float = 0.0,
     key: Tensor | None = None,
 ) -> Tensor:
     """Runs the blocks: (B, T, W) -> (B, T, W), with a leading axis E for ensembles.
 
     `mask` (T, T) or (B, T, T) bool: the tokens (last axis) that each token attends to, itself at least;
-    by default causal. With a `key`, dropout at rate `dropout` on attention weights and residuals.
+    by default causal. With a `key`, dropout at rate `dropout` on residuals, and on attention weights but
+    those of `Branches`.
     """
     n_batch, n_tokens, _ = tokens.shape[-3:]
-    if mask is None:
+    if mask is None or (isinstance(mask, Branches) and mask.n == 1):
         mask = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=tokens.device).tril()
-    hidden = mask.logical_not().unsqueeze(-3)  # (1, T, T) or (B, 1, T, T)
     # rows, which an ensemble's (E, W, .) weights multiply in one call
     x = tokens.flatten(-3, -2)
     for i, block in enumerate(params["blocks"]):
@@ -92,9 +125,13 @@ def apply(
         qkv = _linear(block["qkv"], _norm(block["norm1"], x, eps))  # (B * T, 3 W)
         qkv = qkv.unflatten(-2, (n_batch, n_tokens)).unflatten(-1, (3, heads, -1))
         query, seen, value = qkv.transpose(-2, -4).unbind(-3)  # (B, T, 3, H, D) -> 3 (B, H, T, D)
-        scores = query @ seen.mT / query.shape[-1] ** 0.5  # (B, H, T, T)
-        attention = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-        read = drop(attention, dropout, k[0]) @ value  # (B, H, T, D)
+        if isinstance(mask, Branches):
+            read = mask.read(query, seen, value)  # (B, H, T, D)
+        else:
+            scores = query @ seen.mT / query.shape[-1] ** 0.5  # (B, H, T, T)
+            hidden = mask.logical_not().unsqueeze(-3)  # (1, T, T) or (B, 1, T, T)
+            attention = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+            read = drop(attention, dropout, k[0]) @ value
         read = read.transpose(-2, -3).flatten(-2).flatten(-3, -2)  # (B * T, W)
         x = x + drop(_linear(block["out"], read), dropout, k[1])
         h = nets.ACTIVATIONS[activation](_linear(block["up"], _norm(block["norm2"], x, eps)))
@@ -122,13 +159,16 @@ class Ends(NamedTuple):
 
 
 def token_values(
-    params: Params, ends: Ends, obs: Tensor, action: Tensor, *, heads: int, mask: Tensor
+    params: Params, ends: Ends, obs: Tensor, action: Tensor, *, heads: int, branches: int
 ) -> Tensor:
-    """A value at each action behind an observation: (B, O), (B, S, A) -> (E, B, S); mask (1 + S, 1 + S)."""
+    """A value at each action behind an observation: (B, O), (B, S, A) -> (E, B, S).
+
+    The actions are `branches` chunks, one after another; each sees the observation and itself only.
+    """
     first = (obs.unsqueeze(-3) @ ends.w_obs).unsqueeze(-2)  # (E, B, 1, W)
     rest = (action.flatten(-3, -2).unsqueeze(-3) @ ends.w_action).unflatten(-2, action.shape[-3:-1])
     tokens = torch.cat([first, rest], -2) + ends.place.unsqueeze(-3)
-    out = flax(params, tokens, heads=heads, mask=mask)
+    out = flax(params, tokens, heads=heads, mask=Branches(branches))
     return (out[..., 1:, :] * ends.head.unsqueeze(-3)).sum(-1)
 
 

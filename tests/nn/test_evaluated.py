@@ -55,11 +55,6 @@ def values_problem(dtype):
     return stacked(make, dtype), transformer.Ends(*ends), obs, action
 
 
-# the first token, and its own and the one before: not causal order alone
-MASK = torch.eye(T, dtype=torch.bool) | torch.eye(T, dtype=torch.bool).roll(-1, 0).tril()
-MASK[:, 0] = True
-
-
 def close(a, b, dtype) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=TOLERANCE[dtype])
 
@@ -78,14 +73,16 @@ def test_samples_of_a_flow(dtype):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize(("heads", "branches"), [(1, 2), (3, 1), (3, 2), (3, 4)])
 @pytest.mark.usefixtures("_block")
-def test_values_of_a_transformer(dtype, heads):
+def test_values_of_a_transformer(dtype, heads, branches):
     problem = values_problem(dtype)
-    want = vmap(lambda *x: transformer.token_values(*x, heads=heads, mask=MASK))(*problem)
-    got = vmap(lambda *x: evaluated.token_values(*x, heads=heads, mask=MASK))(*problem)
+    want = vmap(lambda *x: transformer.token_values(*x, heads=heads, branches=branches))(*problem)
+    got = vmap(lambda *x: evaluated.token_values(*x, heads=heads, branches=branches))(*problem)
     assert want.shape == (N, E, B, T - 1) and close(got, want, dtype)
-    alone = evaluated.token_values(*tree_map(lambda x: x[0], problem), heads=heads, mask=MASK)
+    alone = evaluated.token_values(
+        *tree_map(lambda x: x[0], problem), heads=heads, branches=branches
+    )
     assert close(alone, want[0], dtype)
 
 
@@ -105,7 +102,7 @@ def test_compilers_see_the_formulas():
 
     def both(params, obs, noise, problem):
         samples = vmap(lambda *x: evaluated.flow_sample(*x, 3))(params, obs, noise)
-        run = lambda *x: evaluated.token_values(*x, heads=3, mask=MASK)
+        run = lambda *x: evaluated.token_values(*x, heads=3, branches=2)
         return samples, vmap(run)(*problem)
 
     arguments = (params, obs, noise, problem)

@@ -102,6 +102,20 @@ def test_a_mask_hides_what_it_says_per_batch_element():
         assert torch.allclose(out[b, n:], alone[0], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 6])
+def test_branches_are_read_as_their_mask_says(n):
+    p, x = params(), tokens()
+    branches = transformer.Branches(n)
+    want = transformer.apply(p, x, heads=HEADS, mask=branches.mask(T, x.device))
+    out = transformer.apply(p, x, heads=HEADS, mask=branches)
+    assert torch.allclose(out, want, rtol=0, atol=1e-12)
+    length = (T - 1) // n
+    for start in range(1, T, length):
+        alone = torch.cat([x[:, :1], x[:, start : start + length]], 1)
+        alone = transformer.apply(p, alone, heads=HEADS)
+        assert torch.allclose(out[:, start : start + length], alone[:, 1:], rtol=0, atol=1e-12)
+
+
 def test_an_ensemble_equals_a_loop_over_its_members():
     p = params(ensemble=3)
     for x in (tokens(), tokens(2, 3)):
