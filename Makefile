@@ -37,11 +37,15 @@ speed: $(READY)
 # modules are compiled when they are first imported: most never are
 INSTALL = $(VENV)/bin/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt
 
+# OGBench and its dm-control, where one of their dependencies has no wheel (pyproject.toml says which)
+WITHOUT_LABMAZE = if $(VENV)/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 13))'; then $(INSTALL) --no-deps ogbench dm-control; fi
+
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "offbench needs Python 3.11 to 3.13, $(PYTHON) is %d.%d; use: make PYTHON=python3.11" % v)'
 	@echo "setting up $(VENV) (a few minutes the first time)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(INSTALL) -e .
+	@$(WITHOUT_LABMAZE)
 	@touch $(READY)
 
 $(TESTED): $(READY)

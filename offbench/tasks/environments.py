@@ -228,22 +228,26 @@ def _make_from_package(env: str, kwargs: Mapping[str, Any], name: str) -> "gymna
 
     import gymnasium
 
+    missing = []
     for package in _PACKAGES:
         try:
             # gymnasium-robotics prints a notice of its own
             with contextlib.redirect_stderr(io.StringIO()):
                 module = importlib.import_module(package)
         except ImportError:
+            missing.append(package)
             continue
         if package == "gymnasium_robotics":
             gymnasium.register_envs(module)
         if env in gymnasium.registry:
             return gymnasium.make(env, disable_env_checker=True, **kwargs)
-    which = (
-        "install minigrid (pip install minigrid)"
-        if env.startswith("MiniGrid")
-        else ("one of a package of yours is written module:Id")
-    )
+    if env.startswith("MiniGrid"):
+        which = "install minigrid (pip install minigrid)"
+    elif "ogbench" in missing:
+        # without its dependency labmaze, which Python 3.13 has no wheel of
+        which = "OGBench's need: pip install --no-deps ogbench dm-control"
+    else:
+        which = "one of a package of yours is written module:Id"
     raise UserError(
         f"{name}: environment {env} is not installed (tried gymnasium, ogbench, gymnasium-robotics, "
         f"minigrid){_nearest_env(env)}; {which}"
