@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from offbench.data.replay import ReplayData, first_rows
+from offbench.data.replay import ReplayData, end_rows, first_rows
 
 
 class Weighted(NamedTuple):
@@ -68,10 +68,7 @@ def doubly_robust(
 
 
 def _steps(data: ReplayData) -> _Steps:
-    first = first_rows(data)
-    number = torch.arange(len(data.last), device=first.device)
-    stop = torch.where(data.terminal, number + 1, data.last)
-    last = data.last[first].scatter_reduce(0, data.episode, stop, "amin")
+    first, last = first_rows(data), end_rows(data)
     row = first[:, None] + torch.arange(int((last - first).max()), device=first.device)
     inside = row < last[:, None]
     ended = data.terminal[last - 1]

@@ -264,14 +264,9 @@ MUTANTS = {
         "ended = data.terminal[last]",
     ),
     "what was recorded after a terminal counts": (
-        "stop = torch.where(data.terminal, number + 1, data.last)",
-        "stop = data.last",
+        "first_rows(data), end_rows(data)",
+        "(first := first_rows(data)), data.last[first]",
     ),
-    "the last terminal ends": (
-        "torch.where(data.terminal, number + 1, data.last)",
-        "torch.where(data.terminal, number + 1, 0)",
-    ),
-    "an episode begins at its terminal": ("number + 1, data.last)", "number, data.last)"),
     "what ended is cut": ("~inside & ~ended[:, None]", "~inside"),
     "what was cut has ended": ("~inside & ~ended[:, None]", "~inside & ended[:, None]"),
     "ratios after the end": (RATIO, "log_ratio[steps.row].double()"),
