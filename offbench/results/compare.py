@@ -238,6 +238,7 @@ class _Pairs:
             freedom=(both[0].freedom_of_seeds, both[1].freedom_of_seeds),
             start_states=max(0.0, total - sum(seeds)) if faced else 0.0,
             n_episodes=float(np.mean([c.n_episodes for own in cells for c in own])),
+            start_freedom=min(a.freedom_of_starts for a in both),
         )
 
     def _remarks(self, mine: str, rival: str, common: tuple[str, ...]) -> list[str]:
