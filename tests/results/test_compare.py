@@ -446,6 +446,13 @@ def test_csv_json_and_markdown_have_the_same_numbers(written) -> None:
     assert set(widths) <= {6, 7, 8}
 
 
+def test_names_may_be_categories_as_those_of_the_rows_behind_a_board() -> None:
+    episodes, runs = runs_of(normal({"a": 50.0, "b": 60.0}))
+    coded = episodes.astype(dict.fromkeys(("run_id", "entry", "task"), "category"))
+    found, plain = (compare(x, "a", "b", runs=runs) for x in (coded, episodes))
+    assert found.verdicts == plain.verdicts and found.table.equals(plain.table)
+
+
 # --- error rate and power -------------------------------------------------------------------
 
 
