@@ -19,7 +19,7 @@ from offbench.bench.estimate import (
 )
 from offbench.bench.played import beyond, longer
 from offbench.bench.policy import Loaded, load
-from offbench.data.replay import ReplayData
+from offbench.data.replay import ReplayData, end_rows, first_rows
 from offbench.errors import UserError
 from offbench.ope.decisions import Decisions, stacked
 from offbench.ope.fqe import FQE
@@ -75,6 +75,9 @@ class Evaluation:
         data, _ = load_data(self.task, defects="ignore")
         check_rewards(self.task, data)
         settings = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self.fqe).items()}
+        # estimates of before, which weighed what was recorded after a terminal, are made again
+        if (end_rows(data) < data.last[first_rows(data)]).any():
+            settings["episodes"] = "to the first terminal"
         # estimators that lack the same policies share what they need
         together: dict[Any, list[str]] = {}
         for name in dict.fromkeys(by):

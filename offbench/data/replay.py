@@ -335,6 +335,21 @@ def first_rows(data: ReplayData) -> Tensor:
     return row[torch.cat([row[:1] == 0, data.episode[1:] != data.episode[:-1]])]
 
 
+def end_rows(data: ReplayData) -> Tensor:
+    """(n_episodes,) int64 row of the observation with which each episode ends: that after its first terminal,
+    where the recorder went on, else the last one."""
+    row = torch.arange(len(data.last), device=data.last.device)
+    stop = torch.where(data.terminal, row + 1, data.last)
+    return data.last[first_rows(data)].scatter_reduce(0, data.episode, stop, "amin")
+
+
+def best_return(data: ReplayData) -> float:
+    """The largest undiscounted return of an episode, without what was recorded after a terminal."""
+    row = torch.arange(len(data.last), device=data.last.device)
+    reward = torch.where(row < end_rows(data)[data.episode], data.reward, 0.0)
+    return float(episode_returns(data._replace(reward=reward)).max())
+
+
 def discounted_to_go(data: ReplayData, gamma: float) -> Tensor:
     """sum_{k >= t} gamma^(k - t) r_k within the episode, stopped at a terminal, per row: (S,)."""
     reward, terminal = data.reward.double().cpu().numpy(), data.terminal.cpu().numpy()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from offbench.data.replay import ReplayData, blocks, discounted_to_go, episode_returns, first_rows
+from offbench.data.replay import ReplayData, best_return, blocks, discounted_to_go, first_rows
 from offbench.errors import UserError
 from offbench.types import Batch, Context, Plan, Policy, Spec, TimeStep
 
@@ -256,7 +256,7 @@ class Window(NamedTuple):
     Windows start at every step with equal probability and end with the episode, as in the authors'
     code. `target_return` conditions the acting policy, in units of transformed rewards; by default the
     best return in the data. `return_scale` multiplies returns-to-go and target; by default one over the
-    largest |return-to-go| in the data.
+    largest |return-to-go| in the data. Returns are those of an agent: they stop at a terminal.
     """
 
     k: int = 20
@@ -277,7 +277,7 @@ class Window(NamedTuple):
             )
         to_go = discounted_to_go(data, 1.0)
         target, scale = self.target_return, self.return_scale
-        target = float(episode_returns(data).max()) if target is None else target
+        target = best_return(data) if target is None else target
         scale = 1 / max(float(to_go.abs().max()), 1e-8) if scale is None else scale
         timestep = (
             torch.arange(len(data.last), device=to_go.device) - first_rows(data)[data.episode]

@@ -6,7 +6,8 @@ With rho_t = prod_{k <= t} pi(a_k | s_k) / mu(a_k | s_k) of an episode, and w_t 
     DR    sum_t gamma^t sum_i [w_t (r_t - Q_t) + w_{t-1} V_t]   (Thomas and Brunskill, 2016: WDR)
 
 The weights are self-normalised at each step. An episode that terminated keeps its weight and earns nothing more; one
-that was cut says nothing of later steps: WIS leaves it out there, DR goes on with V of its last observation.
+that was cut says nothing of later steps: WIS leaves it out there, DR goes on with V of its last observation. Where the
+recorder went on after a terminal, as in OGBench's single tasks, the episode is what came before.
 """
 
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from offbench.data.replay import ReplayData, first_rows
+from offbench.data.replay import ReplayData, end_rows, first_rows
 
 
 class Weighted(NamedTuple):
@@ -34,6 +35,9 @@ class _Steps(NamedTuple):
     inside: Tensor
     # nothing is known: it was cut before
     cut: Tensor
+    # (E,) row of the observation after the last step; and whether the environment ended the episode there
+    last: Tensor
+    ended: Tensor
 
 
 def wis(data: ReplayData, log_ratio: Tensor, gamma: float) -> Weighted:
@@ -55,22 +59,21 @@ def doubly_robust(
     before = torch.cat([torch.full_like(weight[:, :1], 1 / n), weight], 1)
     # at the observation after the last step of one that was cut, too
     length = steps.inside.sum(1)
-    last = data.last[first_rows(data)]
     after = torch.zeros_like(before)
     after[:, :-1] = torch.where(steps.inside, v[steps.row].double(), 0.0)
-    goes_on = ~data.terminal[last - 1]
+    goes_on = ~steps.ended
     at = torch.arange(n, device=v.device)
-    after[at[goes_on], length[goes_on]] = v[last[goes_on]].double()
+    after[at[goes_on], length[goes_on]] = v[steps.last[goes_on]].double()
     return Weighted(_terms([(weight, error), (before, after)], gamma), effective)
 
 
 def _steps(data: ReplayData) -> _Steps:
-    first = first_rows(data)
-    last = data.last[first]
+    first, last = first_rows(data), end_rows(data)
     row = first[:, None] + torch.arange(int((last - first).max()), device=first.device)
     inside = row < last[:, None]
-    ended = data.terminal[last - 1][:, None]
-    return _Steps(torch.minimum(row, last[:, None] - 1), inside, ~inside & ~ended)
+    ended = data.terminal[last - 1]
+    cut = ~inside & ~ended[:, None]
+    return _Steps(torch.minimum(row, last[:, None] - 1), inside, cut, last, ended)
 
 
 def _weights(steps: _Steps, log_ratio: Tensor, gamma: float) -> tuple[Tensor, float]:

@@ -235,9 +235,10 @@ class _Pairs:
         return Variance(
             seeds=(seeds[0], seeds[1]),
             n_seeds=(n[0], n[1]),
-            freedom=(both[0].freedom, both[1].freedom),
+            freedom=(both[0].freedom_of_seeds, both[1].freedom_of_seeds),
             start_states=max(0.0, total - sum(seeds)) if faced else 0.0,
             n_episodes=float(np.mean([c.n_episodes for own in cells for c in own])),
+            start_freedom=min(a.freedom_of_starts for a in both),
         )
 
     def _remarks(self, mine: str, rival: str, common: tuple[str, ...]) -> list[str]:

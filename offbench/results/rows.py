@@ -35,7 +35,8 @@ def complete_rows(rows: pd.DataFrame, *, alone: bool) -> tuple[pd.DataFrame, pd.
         raise UserError("rows: there are no test episodes")
     key = ["entry", "task", "seed"]
     kinds = {"entry": str, "task": str, "seed": int, "episode": int, "score": np.float64}
-    test = test.astype(kinds)
+    # categories, too, as the rows behind a board have them
+    test = test.astype(kinds | ({"run_id": str} if "run_id" in test else {}))
     if "update" not in test:
         test = test.assign(update=0)
     if "run_id" not in test:

@@ -12,9 +12,8 @@ The mean of a cell varies with the training seeds and with the start states of t
 * Success rates. The interval is Wilson's (1927), at the number of independent episodes that would
   vary as much; it stays within [0, 100] and has a width where no episode succeeds.
 
-Differences are tested for all pairs of a column, with episodes paired where both entries met the
-same ones, and corrected by Holm (1979). Seeds of two entries have nothing in common and are never
-paired. `results/coverage` has how often these intervals held the truth on published scores.
+Differences are tested for all pairs of a column, corrected by Holm (1979), with episodes paired where both entries
+met the same ones, seeds never. `results/coverage` has how often these intervals held the truth on published scores.
 """
 
 from collections.abc import Sequence
@@ -321,8 +320,11 @@ class Aggregate(NamedTuple):
     interval: Interval
     # (reps,) about the point; empty where a task has one seed
     draws: np.ndarray
-    # of Student's t
-    freedom: float
+    # of the variance, that comes from the seeds and not from the start states
+    share_of_seeds: float
+    # of Student's t, of each of the two
+    freedom_of_seeds: float
+    freedom_of_starts: float
 
 
 def aggregate(
@@ -340,25 +342,28 @@ def aggregate(
     Seeds are drawn with replacement within each task and moved by normal noise whose variance is the
     board's, over their number. Start states are drawn too, the same ones for every entry that
     met the same, so the draws of two entries are paired by episode. The draws are centred at the
-    statistic, which noise would otherwise shift, and their quantiles are stretched from the normal
-    to Student's t with Satterthwaite's degrees of freedom. `drawn` has what `draw` made of the cells
-    where it was made before.
+    statistic, which noise would otherwise shift, and their quantiles are stretched from the normal to Student's t
+    with Satterthwaite's degrees of freedom of seeds and start states. `drawn` is what `draw` has made of the cells.
     """
     point = float(statistic([c.means for c in cells]))
     if any(c.n_seeds < 2 for c in cells):
-        return Aggregate(Interval(point, np.nan, np.nan), np.empty(0), np.nan)
+        return Aggregate(Interval(point, np.nan, np.nan), np.empty(0), np.nan, np.nan, np.nan)
     if drawn is None:
         drawn = [draw(c, p, generator, reps) for c, p in zip(cells, pools, strict=True)]
     draws = np.asarray(statistic(drawn))
     draws += point - np.median(draws)
-    shares = np.array([seed_share(c, p) for c, p in zip(cells, pools)])
-    freedom = float(_freedom(shares, np.array([p.freedom(c) for c, p in zip(cells, pools)])))
+    # of each task: seeds, and start states
+    parts = np.array([(seed_share(c, p), c.episode_variance) for c, p in zip(cells, pools)])
+    each = np.array([(p.freedom(c), max(1, c.n_episodes - 1)) for c, p in zip(cells, pools)])
+    of_part, total = _freedom(parts, each), parts.sum(0)
+    freedom = float(_freedom(total, of_part))
     tails = [(1 - level) / 2, (1 + level) / 2]
     wider = special.stdtrit(freedom, tails[1]) / special.ndtri(tails[1])
     low, high = point + wider * (np.quantile(draws, tails) - point)
     if all(c.success for c in cells):
         low, high = max(0.0, low), min(100.0, high)
-    return Aggregate(Interval(point, float(low), float(high)), draws, freedom)
+    share = float(total[0] / total.sum()) if total.any() else 1.0
+    return Aggregate(Interval(point, float(low), float(high)), draws, share, *of_part.tolist())
 
 
 def draw(cell: Cell, pool: Pool, generator: Generators, reps: int) -> np.ndarray:
@@ -371,8 +376,8 @@ def draw(cell: Cell, pool: Pool, generator: Generators, reps: int) -> np.ndarray
     if cell.episode_variance == 0:
         return drawn
     by_episode = cell.by_episode - cell.mean
-    # without what seeds x episodes add to it: the spread between seeds has that already
-    share = np.sqrt(cell.episode_variance * cell.n_episodes / by_episode.var(ddof=1))
+    # without what seeds x episodes add to it, as the spread between seeds has that; var() is that of a draw
+    share = np.sqrt(cell.episode_variance * cell.n_episodes / by_episode.var())
     return drawn + share * (generator.shares(cell.start_states, reps) @ by_episode)[:, None]
 
 
@@ -381,12 +386,15 @@ def aggregate_differences(aggregates: Sequence[Aggregate]) -> Pairs:
     drawn = np.array([len(a.draws) > 0 for a in aggregates], bool)
     i, j = _pairs(drawn)
     points = np.array([a.interval.point for a in aggregates])
-    each = np.array([a.freedom for a in aggregates])
+    share, of_seeds, of_starts = np.array([a[2:] for a in aggregates]).reshape(-1, 3).T
     covariance = np.full((len(aggregates), len(aggregates)), np.nan)
     if len(use := np.flatnonzero(drawn)):
         found = np.cov([aggregates[k].draws for k in use.tolist()], ddof=0)
         covariance[np.ix_(use, use)] = found
     own = np.diag(covariance)
-    freedom = _freedom(np.stack([own[i], own[j]]), np.stack([each[i], each[j]]))
-    variance = np.maximum(own[i] + own[j] - 2 * covariance[i, j], 0.0)
+    variance, seeds = np.maximum(own[i] + own[j] - 2 * covariance[i, j], 0.0), share * own
+    # without what start states do to both alike
+    starts = np.maximum(variance - seeds[i] - seeds[j], 0.0)
+    each = np.stack([of_seeds[i], of_seeds[j], np.minimum(of_starts[i], of_starts[j])])
+    freedom = _freedom(np.stack([seeds[i], seeds[j], starts]), each)
     return _exact(Pairs(drawn, i, j, points[i] - points[j], variance, freedom), points)

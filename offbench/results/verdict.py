@@ -22,9 +22,10 @@ class Variance(NamedTuple):
     seeds: tuple[float, float]
     n_seeds: tuple[float, float]
     freedom: tuple[float, float]
-    # of the start states, with the episodes of a seed
+    # of the start states, with the episodes of a seed and degrees of freedom
     start_states: float
     n_episodes: float
+    start_freedom: float
 
 
 class More(NamedTuple):
@@ -52,15 +53,15 @@ def more_needed(
     n = np.array(variance.n_seeds)[:, None]
     parts = np.array(variance.seeds)[:, None] * n / (n + seeds)
     each = np.array(variance.freedom)[:, None] * (n + seeds) / n
-    squares = (parts**2 / each).sum(0)
-    total = parts.sum(0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        freedom = np.where(squares > 0, total**2 / squares, np.inf)
-    quantiles = special.stdtrit(freedom, 1 - alpha / 2) + special.stdtrit(freedom, POWER)
-    # what the variance may be
-    most = (difference / np.where(np.isfinite(freedom), quantiles, _normal(alpha))) ** 2
-    if (total + variance.start_states <= most).any():
-        return More(int(np.argmax(total + variance.start_states <= most)), 0)
+    total, squares = parts.sum(0), (parts**2 / each).sum(0)
+    whole = total + variance.start_states
+    most = _most(
+        difference, alpha, whole, squares + variance.start_states**2 / variance.start_freedom
+    )
+    if (whole <= most).any():
+        return More(int(np.argmax(whole <= most)), 0)
+    # of more start states the freedom is no limit
+    most = _most(difference, alpha, total, squares)
     if not (total <= most / 2).any():
         return None
     k = int(np.argmax(total <= most / 2))
@@ -68,8 +69,13 @@ def more_needed(
     return More(k, max(1, int(np.ceil(episodes))))
 
 
-def _normal(alpha: float) -> float:
-    return float(special.ndtri(1 - alpha / 2) + special.ndtri(POWER))
+def _most(difference: float, alpha: float, total: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """What variances may be, of such sums of parts, and of their squares over their degrees of freedom."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        freedom = np.where(squares > 0, total**2 / squares, np.inf)
+    quantiles = special.stdtrit(freedom, 1 - alpha / 2) + special.stdtrit(freedom, POWER)
+    normal = special.ndtri(1 - alpha / 2) + special.ndtri(POWER)
+    return (difference / np.where(np.isfinite(freedom), quantiles, normal)) ** 2
 
 
 class Finding(NamedTuple):

@@ -294,10 +294,15 @@ def step_vectors(data: ReplayData) -> Tensor:
 
 
 def fit_scale(data: ReplayData) -> Scale:
-    """Mean, deviation and range over the recorded transitions; a number that never changes has the deviation 1."""
-    steps = step_vectors(data)[data.valid]
+    """Mean, deviation and range over the recorded transitions; a number that never changes has the deviation 1.
+
+    The range of observations is that of all of them, as the one after a terminal lies beyond the others.
+    """
+    steps, n_obs = step_vectors(data)[data.valid], data.obs.shape[1]
     std = steps.std(0, correction=0)
-    return Scale(steps.mean(0), torch.where(std > 0, std, 1.0), steps.amin(0), steps.amax(0))
+    low, high = steps.amin(0), steps.amax(0)
+    low[:n_obs], high[:n_obs] = data.obs.amin(0), data.obs.amax(0)
+    return Scale(steps.mean(0), torch.where(std > 0, std, 1.0), low, high)
 
 
 def _split(x: Tensor, obs_dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -161,10 +161,20 @@ class WorldModel(Synthetic):
 
         def roll(keys: Tensor, policy: Actions, learned: bool) -> Rollouts:
             del learned
-            rows = (rng.uniform(keys[:, None], (1, self.rollouts)) * len(starts)).long()
+            rows = start_rows(keys, self.rollouts, len(starts))
             return imagine(model, data.obs[starts[rows]], policy, self.length)
 
         return roll
+
+
+def start_rows(keys: Tensor, n: int, high: int) -> Tensor:
+    """(N, n) int64 in [0, high), drawn with keys (N,).
+
+    float32 has 2**23 numbers between 0 and 1: fewer than the rows of a large set, of which some would never be
+    drawn, and one beyond the last by rounding.
+    """
+    dtype = torch.float32 if high <= 1 << 23 else torch.float64
+    return (rng.uniform(keys[:, None], (1, n), dtype) * high).long()
 
 
 def imagine(model: Model, obs: Tensor, policy: Actions, length: int) -> Rollouts:

@@ -107,6 +107,17 @@ def test_estimators_that_lack_the_same_policies_are_computed_together(kept):
     assert set(rows["estimator"]) == {"dr"} and set(rows["run_id"]) == {"a"}
 
 
+def test_estimates_of_whole_trajectories_are_made_again_to_their_first_terminals(kept, monkeypatch):
+    assert kept.files("wis") and kept.files("wis") and len(kept.calls) == 2
+    inside = DATA._replace(terminal=DATA.terminal.clone())
+    inside.terminal[0] = True
+    monkeypatch.setattr(kept_estimates, "load_data", lambda *a, **k: (inside, None))
+    kept.calls.clear()
+    # "c" is refused each time
+    assert kept.files("wis") and kept.files("wis")
+    assert kept.calls == [("wis", "abc"), ("wis", "c")]
+
+
 def test_an_estimate_that_is_not_finite_is_refused_and_others_are_not():
     values = np.array([[1.0, 2.0], [np.inf, 0.0]])
     found, two = {}, [Candidate(x, x, Path(x)) for x in "ab"]

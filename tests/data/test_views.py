@@ -369,6 +369,9 @@ def test_what_a_window_takes_from_the_data():
     data = make([(3, "timeout", 0), (1, "terminal", 0), (2, "terminal", 0)])  # 1+2+3, 5, 7+8
     fitted = Window(2).fit(data)
     assert fitted.target_return == 15 and fitted.return_scale == 1 / 15
+    # 1+2 up to a terminal after which the recorder went on (3+4), and 6
+    inside = make([(4, "inside", 1), (1, "terminal", 0)])
+    assert Window(2).fit(inside).target_return == 6 and int(inside.terminal.sum()) == 2
     given = Window(2, 0.99, 3.5, 2.0).fit(data)
     assert given.target_return == 3.5 and given.return_scale == 2
     assert (

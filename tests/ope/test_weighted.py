@@ -206,11 +206,33 @@ def test_a_policy_that_makes_no_recorded_decision_has_no_episode(code=weighted):
     assert code.wis(data, one, GAMMA).effective == pytest.approx(1)
 
 
+def test_what_was_recorded_after_a_terminal_is_no_part_of_an_episode(code=weighted):
+    """As in OGBench's single tasks, whose trajectories go on at the goal."""
+    generator, whole, ended, kept = np.random.default_rng(1), [], [], []
+    for steps, stop in ((5, 2), (4, 4), (5, 1), (3, 3), (4, 2)):
+        obs, action = np.zeros((steps + 1, 1)), np.zeros((steps, 1))
+        reward, ends = generator.normal(size=steps), np.arange(1, steps + 1) == stop
+        # a second terminal later on, and an episode without one
+        ends[-1] |= stop == 2
+        ends &= steps != 3
+        whole.append(Episode(obs, action, reward, ends))
+        ended.append(Episode(obs[: stop + 1], action[:stop], reward[:stop], ends[:stop]))
+        first = sum(len(x.obs) for x in whole[:-1])
+        kept += range(first, first + stop + 1)
+    data, cut = from_episodes(whole, terminal_inside=True), from_episodes(ended)
+    ratio, q, v = torch.as_tensor(generator.normal(size=(3, len(data.last))))
+    of_cut = estimates(code, cut, ratio[kept], q[kept], v[kept])
+    for (found, _), (want, _) in zip(estimates(code, data, ratio, q, v), of_cut, strict=True):
+        assert torch.allclose(found.terms, want.terms, atol=1e-12)
+        assert found.effective == pytest.approx(want.effective)
+
+
 CHECKS = (
     test_estimates_are_the_sums_of_the_equations,
     test_terms_are_what_an_episode_adds_if_it_is_there_more_often,
     test_effective_episodes_are_counted_at_each_step_and_discounted,
     test_a_policy_that_makes_no_recorded_decision_has_no_episode,
+    test_what_was_recorded_after_a_terminal_is_no_part_of_an_episode,
 )
 
 REWARD = "torch.where(steps.inside, data.reward[steps.row].double(), 0.0)"
@@ -229,9 +251,9 @@ MUTANTS = {
     "the first V is a sum": ("[:, :1], 1 / n)", "[:, :1], 1)"),
     "V after the end": (VALUE, "v[steps.row].double()"),
     "V is that of one row": (VALUE, "torch.where(steps.inside, v[steps.row[:, :1]].double(), 0.0)"),
-    "V after a terminal": ("goes_on = ~data.terminal[last - 1]", "goes_on = last > 0"),
-    "no V after a cut": ("goes_on = ~data.terminal[last - 1]", "goes_on = last < 0"),
-    "V of the step before a cut": ("v[last[goes_on]]", "v[last[goes_on] - 1]"),
+    "V after a terminal": ("goes_on = ~steps.ended", "goes_on = steps.last > 0"),
+    "no V after a cut": ("goes_on = ~steps.ended", "goes_on = steps.last < 0"),
+    "V of the step before a cut": ("v[steps.last[goes_on]]", "v[steps.last[goes_on] - 1]"),
     "V in the place of another": ("length[goes_on]] =", "length[goes_on] - 1] ="),
     "DR without errors": ("[(weight, error), (before, after)]", "[(before, after)]"),
     "DR without V": ("[(weight, error), (before, after)]", "[(weight, error)]"),
@@ -241,8 +263,12 @@ MUTANTS = {
         "ended = data.terminal[last - 1]",
         "ended = data.terminal[last]",
     ),
-    "what ended is cut": ("~inside & ~ended)", "~inside)"),
-    "what was cut has ended": ("~inside & ~ended)", "~inside & ended)"),
+    "what was recorded after a terminal counts": (
+        "first_rows(data), end_rows(data)",
+        "(first := first_rows(data)), data.last[first]",
+    ),
+    "what ended is cut": ("~inside & ~ended[:, None]", "~inside"),
+    "what was cut has ended": ("~inside & ~ended[:, None]", "~inside & ended[:, None]"),
     "ratios after the end": (RATIO, "log_ratio[steps.row].double()"),
     "each ratio alone": (RATIO + ".cumsum(1)", RATIO),
     "products over episodes": (".cumsum(1)", ".cumsum(0)"),

@@ -446,6 +446,13 @@ def test_csv_json_and_markdown_have_the_same_numbers(written) -> None:
     assert set(widths) <= {6, 7, 8}
 
 
+def test_names_may_be_categories_as_those_of_the_rows_behind_a_board() -> None:
+    episodes, runs = runs_of(normal({"a": 50.0, "b": 60.0}))
+    coded = episodes.astype(dict.fromkeys(("run_id", "entry", "task"), "category"))
+    found, plain = (compare(x, "a", "b", runs=runs) for x in (coded, episodes))
+    assert found.verdicts == plain.verdicts and found.table.equals(plain.table)
+
+
 # --- error rate and power -------------------------------------------------------------------
 
 
@@ -502,7 +509,7 @@ def test_the_number_of_seeds_is_that_of_the_exact_power_of_a_t_test() -> None:
             if scipy.stats.nct.sf(critical, freedom, noncentral) >= 0.8:
                 break
             n += 1
-        variance = Variance((spread**2 / 3,) * 2, (3, 3), (2, 2), 0.0, 10)
+        variance = Variance((spread**2 / 3,) * 2, (3, 3), (2, 2), 0.0, 10, 9)
         assert more_needed(variance, gap, level=level).seeds == pytest.approx(n - 3, abs=1)
     # Holm's first step of ten pairs at 0.95 is as strict as one at 0.995
     one = more_needed(variance, gap, level=0.995)
@@ -510,15 +517,15 @@ def test_the_number_of_seeds_is_that_of_the_exact_power_of_a_t_test() -> None:
 
 
 def test_where_start_states_dominate_more_episodes_are_asked_for() -> None:
-    variance = Variance((1.0, 1.0), (3, 3), (3, 3), 40.0, 10)
+    variance = Variance((1.0, 1.0), (3, 3), (3, 3), 40.0, 10, 9)
     found = more_needed(variance, 5.0)
     assert found.episodes > 0
     # with both the difference is 2.8 standard errors, t quantiles are a little wider
     seeds = 2 * 3 / (3 + found.seeds)
     states = 40 * 10 / (10 + found.episodes)
     assert 2.8 <= 5 / np.sqrt(seeds + states) < 3.6
-    assert more_needed(Variance((1.0, 1.0), (3, 3), (3, 3), 0.0, 10), 50.0) == More(0, 0)
-    assert more_needed(Variance((1e6, 1e6), (3, 3), (3, 3), 0.0, 10), 5.0) is None
+    assert more_needed(Variance((1.0, 1.0), (3, 3), (3, 3), 0.0, 10, 9), 50.0) == More(0, 0)
+    assert more_needed(Variance((1e6, 1e6), (3, 3), (3, 3), 0.0, 10, 9), 5.0) is None
     # of real rows: the luck of a start state differs between the entries, seeds hardly do
     generator = rng(3)
     tables = {
@@ -530,6 +537,16 @@ def test_where_start_states_dominate_more_episodes_are_asked_for() -> None:
     row = compare(rows, "a", "b").overall.iloc[0]
     assert row["more_episodes"] > 10
     assert "start states dominate" in row["verdict"] or row["p"] < 0.05
+
+
+def test_few_start_states_have_the_power_of_few_observations() -> None:
+    """A difference of 3 standard errors, all of five start states, is seen in 6 of 10 studies, not in 8."""
+    power = lambda gap: scipy.stats.nct.sf(scipy.stats.t.ppf(0.975, 4), 4, gap)
+    variance = Variance((1e-6, 1e-6), (20, 20), (20, 20), 1.0, 5, 4)
+    assert power(3.0) < 0.7 and more_needed(variance, 3.0).episodes > 0
+    enough = next(gap for gap in np.arange(2.0, 6.0, 0.01) if power(gap) >= 0.8)
+    least = next(gap for gap in np.arange(2.0, 6.0, 0.01) if more_needed(variance, gap) == (0, 0))
+    assert least == pytest.approx(enough, rel=0.05)
 
 
 def test_what_compare_shows_of_a_board_is_rliables() -> None:

@@ -290,11 +290,58 @@ def test_an_aggregate_by_hand_with_one_task_is_that_of_its_cell() -> None:
     expected = np.sqrt((4 * cell.seed_variance + pool.variance) / 5 / 5)
     assert made.draws.std() == pytest.approx(expected, rel=0.02)
     assert made.interval.point == 30 and np.median(made.draws) == pytest.approx(30)
-    assert made.freedom == 5
+    assert made.freedom_of_seeds == 5 and made.share_of_seeds == 1
     half = (made.interval.high - made.interval.low) / 2
     wider = scipy.stats.t.ppf(0.975, 5) / scipy.stats.norm.ppf(0.975)
     plain = np.diff(np.quantile(made.draws, [0.025, 0.975]))[0] / 2
     assert half == pytest.approx(wider * plain)
+
+
+def crossed_row(generator, n_tasks: int, sizes: tuple[int, int], luck: list[np.ndarray]) -> list:
+    """Equal cells in truth, of mean 50: seeds differ little, start states a lot, and differently for each entry."""
+    own = lambda t: generator.normal(0, 15, sizes[1]) + generator.normal(0, 2, (sizes[0], 1))
+    noise = lambda: generator.normal(0, 3, sizes)
+    return [crossed(50 + luck[t] + own(t) + noise(), start=100 * t) for t in range(n_tasks)]
+
+
+@pytest.mark.parametrize("n_tasks", [1, 4])
+def test_few_start_states_say_little_whatever_the_number_of_seeds(n_tasks: int) -> None:
+    """Twenty seeds on five start states: of five observations, not of twenty."""
+    generator, trials, held, called = rng(7), 300, 0, 0
+    for trial in range(trials):
+        luck = [generator.normal(0, 10, 5) for _ in range(n_tasks)]
+        rows = [crossed_row(generator, n_tasks, (20, 5), luck) for _ in range(2)]
+        pools = [Pool(variance=4 + 9 / 5, correlation=0.1)] * n_tasks
+        own = {"generator": Generators(trial), "reps": 300}
+        made = [uncertainty.aggregate(row, pools, stats.iqm, **own) for row in rows]
+        held += made[0].interval.low <= 50 <= made[0].interval.high
+        called += uncertainty.aggregate_differences(made).adjusted()[0, 1] < 0.05
+    # 84 and 89 %, 11 and 10 %, with the freedom of the seeds alone and start states drawn as they are
+    assert held / trials > 0.92 and called / trials < 0.08
+
+
+def test_an_aggregate_of_one_task_varies_as_its_cell_does() -> None:
+    generator = rng(8)
+    cell = crossed(50 + generator.normal(0, 20, (1, 5)) + generator.normal(0, 2, (8, 5)))
+    pool = Pool(variance=2.0, correlation=0.1)
+    made = uncertainty.aggregate([cell], [pool], stats.mean, generator=generators, reps=20_000)
+    seeds = uncertainty.seed_share(cell, pool)
+    assert made.share_of_seeds == pytest.approx(seeds / (seeds + cell.episode_variance))
+    assert (made.freedom_of_seeds, made.freedom_of_starts) == (8, 4)
+    assert made.draws.var() == pytest.approx(seeds + cell.episode_variance, rel=0.03)
+    whole = uncertainty.cell_interval(cell, pool)
+    # a resample of five is no normal: its ends are nearer
+    assert made.interval.high - made.interval.low == pytest.approx(whole.high - whole.low, rel=0.1)
+
+
+def test_what_start_states_do_to_both_alike_costs_a_comparison_no_freedom() -> None:
+    generator, luck = rng(9), rng(10).normal(0, 30, (1, 5))
+    rows = [[crossed(50 + luck + generator.normal(0, 2, (12, 5)))] for _ in range(2)]
+    pools = [Pool(variance=4 / 5, correlation=0.1)]
+    made = [uncertainty.aggregate(x, pools, stats.mean, generator=generators) for x in rows]
+    # of one entry nearly all variance is of five start states, of the difference half
+    assert max(a.share_of_seeds for a in made) < 0.05
+    assert uncertainty.aggregate_differences(made).freedom[0] > 12
 
 
 def test_a_success_rate_without_any_success_is_as_unsure_in_an_aggregate_as_in_its_cell() -> None:

@@ -231,6 +231,25 @@ def test_decoded_numbers_stay_in_the_recorded_range(exact):
     assert rolled.reward.amax() <= data.reward.max() and rolled.action.abs().max() <= 1
 
 
+def test_an_observation_after_a_terminal_is_decoded_as_it_was_recorded():
+    """It lies beyond all others, as a fallen robot does."""
+    data, last = dataset(), ~dataset().valid
+    # a reward and an action there are of no step
+    far = data._replace(
+        obs=torch.where(last[:, None], data.obs + 9, data.obs),
+        reward=torch.where(last, 99.0, data.reward),
+    )
+    model = diffusion.untrained(SMALL, far)
+    steps = diffusion.step_vectors(far)
+    rolled = model.decode(model.scale.standardised(steps)[None, None])
+    assert torch.allclose(rolled.obs[0, 0], far.obs, atol=1e-4)
+    assert rolled.reward.max() <= data.reward[data.valid].max()
+    # what is learned has the units of transitions
+    for name in ("mean", "std"):
+        was = getattr(diffusion.untrained(SMALL, data).scale, name)
+        assert torch.equal(getattr(model.scale, name), was)
+
+
 # --- on a device -----------------------------------------------------------------------------------
 
 

@@ -15,7 +15,14 @@ from offbench.data.views import Chunk, NStep
 from offbench.errors import Interrupted, UserError
 from offbench.methods.td3_bc import TD3BC
 from offbench.synthetic import diffusion, sources
-from offbench.synthetic.sources import PolicyGuidedDiffusion, WorldModel, imagine, policies, refresh
+from offbench.synthetic.sources import (
+    PolicyGuidedDiffusion,
+    WorldModel,
+    imagine,
+    policies,
+    refresh,
+    start_rows,
+)
 from offbench.training.fitting import Stops
 from offbench.training.loop import train
 from offbench.training.step import initial_carry
@@ -215,6 +222,24 @@ def test_a_learned_model_imagines_the_true_dynamics_from_recorded_states(tmp_pat
     starts = set(data.obs[data.valid].flatten().tolist())
     assert {*rolled.obs[:, :, 0].flatten().tolist()} <= starts
     assert not torch.equal(rolled.obs[0, :, 0], rolled.obs[1, :, 0])
+
+
+def test_every_row_of_a_large_set_can_begin_a_sub_trajectory(monkeypatch):
+    keys, n, high = rng.split(rng.key(0), 2), 100_000, 20_000_000
+    rows = start_rows(keys, n, high)
+    assert rows.shape == (2, n) and 0 <= rows.min() and rows.max() < high
+    # of 2**23 numbers only, one in a hundred and fifty would be there twice
+    assert n - len(rows[0].unique()) < n / 300
+    # draws of smaller ones are what they were
+    few = (rng.uniform(keys[:, None], (1, n)) * 7).long()
+    assert torch.equal(start_rows(keys, n, 7), few)
+    # the largest number below 1
+    largest = lambda key, shape, dtype: torch.full(
+        shape, 1 - torch.finfo(dtype).eps / 2, dtype=dtype
+    )
+    monkeypatch.setattr(rng, "uniform", largest)
+    for size in (7, (1 << 23) - 1, 1 << 23, high, 100_000_001):
+        assert start_rows(keys, 1, size).max() == size - 1
 
 
 def test_each_imagined_sub_trajectory_follows_one_member():
