@@ -33,16 +33,7 @@ _FILTERS = {"suite": "suite", "methods": "entry", "task": "task", "seeds": "seed
 
 def add_results_commands(parser: Parser) -> None:
     """Adds the commands below `offbench results` and their arguments."""
-    commands = parser.add_subparsers(
-        title="commands", metavar="COMMAND", dest="results_command", prog=parser.prog
-    )
-    parsers = {}
-    for name, summary in SUMMARIES.items():
-        lines = "".join(f"  offbench results {line}\n" for line in EXAMPLES[name])
-        parsers[name] = commands.add_parser(
-            name, help=summary, description=summary, more=lambda lines=lines: f"examples:\n{lines}"
-        )
-        parsers[name].set_defaults(parser=parsers[name])
+    parsers = parser.add_commands("results_command", SUMMARIES, EXAMPLES)
     words = {
         "verify": ("[results=FOLDER]", "the folder; default results"),
         "merge": ("SOURCE", "folders and files of `offbench submit`; results=FOLDER"),
