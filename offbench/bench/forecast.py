@@ -170,12 +170,12 @@ def _is_on(device: str, gpu: Card | None) -> bool:
 
 
 def _correction(store: Store, gpu: Card) -> float:
-    from offbench.bench.repeat import cell_of, find_record
+    from offbench.bench.repeat import cell_of
 
     if not store.records():
         return 1.0
     rows = store.runs(status="ok").to_dict("records")
-    return devices.correction(gpu, rows[::-1], lambda run_id: cell_of([find_record(store, run_id)]))
+    return devices.correction(gpu, rows[::-1], lambda run_id: cell_of([store.read(run_id)]))
 
 
 def _as_recorded(pack: "Pack", row: "Mapping[str, Any]") -> Cost:

@@ -14,7 +14,7 @@ from offbench.bench.stacks import Pack, fetched
 from offbench.bench.targets import option_of, parameters
 from offbench.bench.trust import check_target
 from offbench.bench.values import coerce
-from offbench.errors import UserError, nearest
+from offbench.errors import UserError
 from offbench.results.identity import Written
 from offbench.results.spec import OUTSIDE, Provenance, RunSpec
 from offbench.results.store import Record, Store
@@ -37,17 +37,6 @@ class Rows:
         record = store.read(run_id)
         where = {"run_id": run_id, "suite": record.spec.suite, "task": record.spec.task}
         return cls(store.episodes(**where), record.metrics, record.provenance)
-
-
-def find_record(store: Store, name: str) -> Record:
-    """The record of a run, by its id or the beginning of one. UserError where there is none, or several."""
-    known = sorted({path.stem for path in store.records()})
-    found = [run_id for run_id in known if run_id.startswith(name)]
-    if not found:
-        raise UserError(f"no run {name!r} in {store.root}: {nearest(name, known)}")
-    if len(found) > 1:
-        raise UserError(f"{name!r} begins {len(found)} run ids: {', '.join(found[:4])}")
-    return store.read(found[0])
 
 
 def stack_of(store: Store, record: Record, *, alone: bool = False) -> Pack:

@@ -40,7 +40,7 @@ def show_curves(args: Sequence[str], *, pulls: int | None = None) -> int:
 
     found, console = read_recorded(args), make_console()
     wanted = found.plan
-    table = curve_table(found.episodes(), found.runs, unscaled=wanted.unscaled)
+    table = curve_table(found.episodes, found.runs, unscaled=wanted.unscaled)
     watched = table[table["stream"] == "monitor"]
     if watched.empty:
         raise UserError(

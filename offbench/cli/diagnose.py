@@ -59,7 +59,7 @@ def draw_diagnostics(
     curves = found.store.curves(run_id=found.ids)
     decisions = read_decisions(found.store.root, marks)
     goals = {cell.task.id: cell.task.task_ids for cell in found.plan.cells if cell.task.goals}
-    paths = write(found.episodes(), found.runs, curves, folder, needed=decisions.empty)
+    paths = write(found.episodes, found.runs, curves, folder, needed=decisions.empty)
     if len(decisions):
         paths += write_decisions_figures(decisions, found.runs, folder)
         walls = _walls(found, set(decisions.dropna(subset=["x"])["run_id"]))

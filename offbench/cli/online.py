@@ -28,7 +28,7 @@ def show_online(args: Sequence[str], pulls: int) -> int:
     if pulls < 1:
         raise UserError(f"--pulls {pulls}: the number of episodes is at least 1")
     found, console = read_recorded(args), make_console()
-    wanted, episodes = found.plan, found.episodes()
+    wanted, episodes = found.plan, found.episodes
     if episodes.empty:
         raise UserError(f"{wanted.name}: no episodes are recorded, so there is nothing to try")
     table = online_table(episodes, found.runs, pulls=pulls)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from offbench.bench.cells import Cell
     from offbench.bench.plan import Plan
     from offbench.results.selection import Wanted
-    from offbench.results.spec import RunSpec
     from offbench.results.store import Store
     from offbench.tasks.task import Task
 
@@ -30,8 +29,8 @@ class Recorded:
     runs: "pd.DataFrame"
     # number of runs of these tasks that were evaluated in another environment or by other rules
     left_out: int
-    # of the runs
-    rows: "pd.DataFrame"
+    # `Store.episodes()` of the runs
+    episodes: "pd.DataFrame"
 
     @property
     def ids(self) -> list[str]:
@@ -48,10 +47,6 @@ class Recorded:
         records = self.store.read_all(run_id=self.ids)
         files = {i: records[i].path.with_suffix(".safetensors") for i in whole["run_id"]}
         return {run_id: path for run_id, path in files.items() if path.exists()}
-
-    def episodes(self) -> "pd.DataFrame":
-        """`Store.episodes()` of the runs."""
-        return self.rows
 
 
 def recorded_runs(plan: "Plan", store: "Store") -> Recorded:
@@ -135,16 +130,11 @@ def wanted_of(plan: "Plan", recorded: "pd.DataFrame") -> "Wanted":
     names = set(recorded["run_id"])
     return Wanted(
         tasks={cell.task.id: protocol(cell) for cell in cells},
-        run_ids={_recorded_id(run, names) for cell in cells for run in cell.runs()},
+        run_ids={
+            next(iter(run.names_among(names)), run.run_id) for cell in cells for run in cell.runs()
+        },
         entries={cell.entry for cell in cells},
     )
-
-
-def _recorded_id(run: "RunSpec", names: set[str]) -> str:
-    """The name that a run is recorded under, or would be."""
-    if run.run_id in names:
-        return run.run_id
-    return next((name for name in run.recorded_ids if name in names), run.run_id)
 
 
 def on_recorded_data(cell: "Cell", recorded: "pd.DataFrame") -> "Cell":

@@ -23,12 +23,12 @@ MOST = 6
 
 def rerun(args: Sequence[str], *, alone: bool = False) -> int:
     """Repeats a run; 0: its rows are those of its record. Nothing is written into its store."""
-    from offbench.bench.repeat import find_record, settings_of, stack_of
+    from offbench.bench.repeat import settings_of, stack_of
     from offbench.results.store import Store
 
     name, results = _read(args)
     store, console = Store(results), make_console()
-    record = find_record(store, name)
+    record = store.read(store.find(name).stem)
     if record.status != "ok":
         raise UserError(
             f"run {record.spec.run_id} has no rows to compare, it {record.status}: {record.reason}"
@@ -92,7 +92,7 @@ def _train(
                 error = event.reason or error
     finally:
         torch.set_num_threads(threads)
-    if error is None and not store.has(record.spec.run_id):
+    if error is None and not store.whole(record.spec.run_id):
         error = store.read(record.spec.run_id).reason
     return error
 

@@ -70,7 +70,7 @@ def progress_of(plan: "Plan", store: "Store") -> "Progress":
     rule = Rule(looks(len(plan.cells[0].seeds), len(seeds)), margin=margin)
     found = recorded_runs(plan, store)
     return progress(
-        found.episodes(),
+        found.episodes,
         found.runs,
         plan.tasks,
         entries,

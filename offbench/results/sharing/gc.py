@@ -1,7 +1,7 @@
 """Garbage collection of a results folder: temporary and orphaned files, checkpoints of recorded runs, dead workers."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,13 +90,17 @@ def _candidates(root: Path, damaged: bool, policies: bool) -> Iterator[tuple[Pat
 
 
 def _checkpoints(root: Path, recorded: set[str], damaged: bool) -> Iterator[tuple[Path, str]]:
-    """Checkpoints that say which runs they are of, where each of those is recorded."""
-    for path in sorted(root.glob("checkpoints/*.safetensors")):
-        runs = runs_of(path)
-        if runs and recorded.issuperset(runs):
-            yield path, "checkpoint of recorded runs"
+    for path in finished_checkpoints(root, recorded.issuperset):
+        yield path, "checkpoint of recorded runs"
     for path in sorted(root.glob("checkpoints/*.damaged")) if damaged else ():
         yield path, "damaged checkpoint"
+
+
+def finished_checkpoints(root: Path, recorded: Callable[[Sequence[str]], bool]) -> Iterator[Path]:
+    """Checkpoints that say which runs they are of, where all of those are `recorded`."""
+    for path in sorted(root.glob("checkpoints/*.safetensors")):
+        if (runs := runs_of(path)) and recorded(runs):
+            yield path
 
 
 def runs_of(checkpoint: Path) -> list[str]:
