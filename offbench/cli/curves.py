@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from offbench.cli.console import make_console, print_wrapped
-from offbench.cli.recorded import board_folder, board_name, read_recorded
+from offbench.cli.recorded import board_folder, board_name, in_order, read_recorded
 from offbench.errors import UserError, writing
 from offbench.results.names import shortened
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from offbench.bench.plan import Plan
 
 _WIDTH = 80
 # at most so many evaluations are shown before the last
@@ -47,7 +45,7 @@ def show_curves(args: Sequence[str], *, pulls: int | None = None) -> int:
             f"no monitor episodes recorded in {wanted.settings.results}; run with eval.monitor_at=[0.5]"
             " (and another results=, as what is recorded is not trained again)"
         )
-    table = _in_order(table, wanted)
+    table = in_order(table, wanted, "update")
     needed = updates_needed(table)
     for task, rows in table.groupby("task", sort=False):
         for line in task_lines(str(task), rows, needed):
@@ -68,16 +66,6 @@ def show_curves(args: Sequence[str], *, pulls: int | None = None) -> int:
         write_figure(table, paths[1], title)
     console.print(f"written: {', '.join(map(str, paths))}", soft_wrap=True)
     return 0
-
-
-def _in_order(table: "pd.DataFrame", plan: "Plan") -> "pd.DataFrame":
-    """Tasks in the order of the suite; entries by name."""
-    place = {task: i for i, task in enumerate(plan.tasks)}
-    return table.sort_values(
-        ["task", "entry", "update"],
-        key=lambda x: x.map(place) if x.name == "task" else x,
-        ignore_index=True,
-    )
 
 
 def task_lines(task: str, table: "pd.DataFrame", needed: "pd.Series") -> list[str]:

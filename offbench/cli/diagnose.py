@@ -4,9 +4,10 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from offbench.cli.console import make_console, plural
+from offbench.cli.console import make_console
 from offbench.cli.recorded import board_folder, board_name, read_recorded
 from offbench.errors import UserError
+from offbench.results.words import plural
 
 if TYPE_CHECKING:
     from rich.console import Console

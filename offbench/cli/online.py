@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from offbench.cli.console import make_console, print_table, print_wrapped
-from offbench.cli.recorded import board_folder, board_name, read_recorded
+from offbench.cli.recorded import board_folder, board_name, in_order, read_recorded
 from offbench.errors import UserError, writing
+from offbench.results.words import bounds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,10 +32,7 @@ def show_online(args: Sequence[str], pulls: int) -> int:
     wanted, episodes = found.plan, found.episodes
     if episodes.empty:
         raise UserError(f"{wanted.name}: no episodes are recorded, so there is nothing to try")
-    table = online_table(episodes, found.runs, pulls=pulls)
-    place = {task: i for i, task in enumerate(wanted.tasks)}
-    key = lambda x: x.map(place) if x.name == "task" else x
-    table = table.sort_values(["task", "entry", "pulls"], key=key, ignore_index=True)
+    table = in_order(online_table(episodes, found.runs, pulls=pulls), wanted, "pulls")
     parts = []
     for task, mine in table.groupby("task", sort=False):
         head, rows = columns_of(mine, digits=0)
@@ -78,6 +76,4 @@ def columns_of(table: "pd.DataFrame", digits: int = 1) -> tuple[list[str], list[
 
 
 def _spelt(row: "pd.Series", digits: int) -> str:
-    if row["low"] != row["low"]:
-        return f"{row['score']:.1f}"
-    return f"{row['score']:.1f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+    return f"{row['score']:.1f}{bounds(row['low'], row['high'], digits)}"

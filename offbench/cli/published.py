@@ -106,7 +106,7 @@ def list_sources() -> list[tuple[str, str]]:
 
 
 def _contents(mine: "pd.DataFrame", source: "Source") -> str:
-    from offbench.cli.console import plural
+    from offbench.results.words import plural
 
     methods = list(dict.fromkeys(mine["method"]))
     shown = ", ".join(methods[:10]) + (

@@ -67,6 +67,13 @@ def _with_possible_seeds(plan: "Plan") -> "Plan":
     return replace(plan, cells=tuple(replace(cell, seeds=seeds) for cell in plan.cells))
 
 
+def in_order(table: "pd.DataFrame", plan: "Plan", column: str) -> "pd.DataFrame":
+    """Tasks in the order of the suite, entries by name, then by `column`."""
+    place = {task: i for i, task in enumerate(plan.tasks)}
+    key = lambda x: x.map(place) if x.name == "task" else x
+    return table.sort_values(["task", "entry", column], key=key, ignore_index=True)
+
+
 def label_of(name: str, recorded: Container[str]) -> str:
     """The label of an entry; `mymodule.MyMethod`, as it is written in `methods=`, is recorded as `MyMethod`."""
     label = re.sub(r"^(?:[^\W\d]\w*\.)+", "", name)
@@ -83,6 +90,13 @@ def read_recorded(args: Sequence[str]) -> Recorded:
     if found.runs.empty:
         raise nothing_recorded(wanted)
     return found
+
+
+def read_plan(args: Sequence[str]) -> "Plan":
+    """The plan of a command line: that of `offbench run` where it names one method, else that of `offbench bench`."""
+    from offbench.bench.plan import plan
+
+    return plan(args, bench=not any(a.startswith(("method=", "method._target_=")) for a in args))
 
 
 def nothing_recorded(plan: "Plan") -> UserError:

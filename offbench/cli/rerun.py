@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offbench.cli.console import duration, make_console, plural, spelt_seeds
+from offbench.cli.console import duration, make_console, spelt_seeds
 from offbench.errors import UserError
+from offbench.results.words import plural
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -100,8 +100,8 @@ def _no_names(names: Sequence[str], command: str) -> None:
 
 def verify(options: argparse.Namespace) -> int:
     """`offbench results verify`: a line for each damaged file."""
-    from offbench.cli.console import plural
     from offbench.results.sharing.verify import DAMAGED, verify
+    from offbench.results.words import plural
 
     names, root, _ = _read(options.names)
     _no_names(names, "verify")
@@ -127,8 +127,8 @@ def verify(options: argparse.Namespace) -> int:
 
 def merge(options: argparse.Namespace) -> int:
     """`offbench results merge`: takes over the records of the sources."""
-    from offbench.cli.console import plural
     from offbench.results.sharing.merge import merge
+    from offbench.results.words import plural
 
     names, root, _ = _read(options.names)
     if not names:
@@ -149,8 +149,8 @@ def merge(options: argparse.Namespace) -> int:
 
 def collect(options: argparse.Namespace) -> int:
     """`offbench results gc`: removes what no one needs, and says what."""
-    from offbench.cli.console import plural
     from offbench.results.sharing.gc import remove, rubbish
+    from offbench.results.words import plural
 
     names, root, _ = _read(options.names)
     _no_names(names, "gc")
@@ -167,8 +167,8 @@ def collect(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """`offbench results export`: one table of all episodes."""
-    from offbench.cli.console import plural
     from offbench.results.sharing.export import export
+    from offbench.results.words import plural
 
     names, root, settings = _read(options.names, tuple(_FILTERS))
     if len(names) != 1:
@@ -186,10 +186,10 @@ def export(options: argparse.Namespace) -> int:
 
 def submit(options: argparse.Namespace) -> int:
     """`offbench submit`: packs the records of entries into one file."""
-    from offbench.cli.console import plural
     from offbench.io import slug
     from offbench.results.sharing.review import review
     from offbench.results.sharing.submission import pack, select
+    from offbench.results.words import plural
 
     names, root, _ = _read(options.names)
     if not names:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from offbench.results.words import plural
+
 _ENV_PACKAGES = (
     "gymnasium",
     "gymnasium-robotics",
@@ -192,16 +194,9 @@ def spelt(value: Any) -> str:
 def budget(cells: pd.DataFrame) -> str:
     """Seeds and test episodes per seed of the scored cells: `3 seeds x 20 episodes`."""
     scored = cells[cells["n_seeds"] > 0]
-    seeds, episodes = (
-        number_range(scored["n_seeds"]),
-        number_range(scored["n_episodes"] // scored["n_seeds"]),
-    )
-    return f"{counted(seeds, 'seed')} x {counted(episodes, 'episode')}"
-
-
-def counted(n: str, noun: str) -> str:
-    """`1 seed`, `3-5 seeds`."""
-    return f"{n} {noun}" + ("" if n == "1" else "s")
+    seeds = number_range(scored["n_seeds"])
+    episodes = number_range(scored["n_episodes"] // scored["n_seeds"])
+    return f"{plural(seeds, 'seed')} x {plural(episodes, 'episode')}"
 
 
 def short_caption(cells: pd.DataFrame, scale: str, level: float) -> str:

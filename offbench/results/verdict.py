@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
+from offbench.results.words import plural
+
 POWER = 0.8
 # more seeds than anybody trains
 _MOST = 1000
@@ -102,9 +104,9 @@ class Finding(NamedTuple):
 def verdict(found: Finding, *, difference: float, level: float) -> str:
     """One sentence: better, worse, equivalent, cannot be told apart yet, or nothing can be said."""
     mine, rival = found.mine, found.rival
-    over = f"over {_count(found.n_tasks, 'task')}"
+    over = f"over {plural(found.n_tasks, 'task')}"
     if found.n_tasks < found.n_tasks_in_all:
-        over = f"over {found.n_tasks} of {_count(found.n_tasks_in_all, 'task')}"
+        over = f"over {found.n_tasks} of {plural(found.n_tasks_in_all, 'task')}"
     if found.single:
         return (
             f"{mine} against {rival}: nothing can be said with one seed"
@@ -138,7 +140,7 @@ def _outlook(more: More | None, difference: float) -> str:
     shown = f"show a difference of {difference:g} points with {100 * POWER:.0f} % power"
     if more is None:
         return f"even 1,000 more seeds each would not {shown}"
-    seeds, episodes = _count(more.seeds, "more seed"), _count(more.episodes, "more test episode")
+    seeds, episodes = plural(more.seeds, "more seed"), plural(more.episodes, "more test episode")
     if more.episodes:
         few = f"{seeds} and {episodes}" if more.seeds else episodes
         return f"start states dominate, about {few} each would {shown}"
@@ -164,8 +166,4 @@ def spelt_p(p: float) -> str:
 
 def spelt_seeds(few: int, many: int) -> str:
     """`3 seeds`, `3 to 5 seeds`."""
-    return _count(few, "seed") if few == many else f"{few} to {many} seeds"
-
-
-def _count(n: int, word: str) -> str:
-    return f"{n:,} {word}{'' if n == 1 else 's'}"
+    return plural(few, "seed") if few == many else f"{few} to {many} seeds"
