@@ -7,6 +7,9 @@ import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+from offbench.results.spec import utc_now
 
 PACKAGES = (
     "offbench",
@@ -64,6 +67,13 @@ def device_name(device: str) -> str:
 
         return torch.cuda.get_device_name(device)
     return f"cpu ({platform.machine()})" if device.startswith("cpu") else device
+
+
+def made_here(device: str) -> dict[str, Any]:
+    """What a record says of the code, packages, machine and time that made it, as fields of a `Provenance`."""
+    head, dirty = commit()
+    about = {"commit": head, "dirty": dirty, "versions": versions(), "host": host()}
+    return about | {"device": device_name(device), "created": utc_now()}
 
 
 def host() -> dict[str, int | str]:

@@ -95,6 +95,7 @@ def _play(
 ) -> None:
     """Plays the kept policies that have not been played so often, and says which cannot be."""
     from offbench.bench.played import play
+    from offbench.bench.policy import load
     from offbench.results.decisions import is_played, path_of, write_decisions
 
     tasks = found.tasks
@@ -115,7 +116,7 @@ def _play(
                 continue
             if not is_played(path, kept, episodes):
                 try:
-                    rows = play(kept, tasks[run["task"]], episodes=episodes, n_envs=envs)
+                    rows = play(load(kept), tasks[run["task"]], episodes=episodes, n_envs=envs)
                 except UserError as error:
                     say(f"{name}: {error}")
                     continue
