@@ -34,7 +34,8 @@ def show_curves(args: Sequence[str], *, pulls: int | None = None) -> int:
         return show_online(args, pulls)
     from offbench.io import atomic_write
     from offbench.results.curves import curve_table, updates_needed
-    from offbench.results.curves_figure import write_figure
+    from offbench.results.curves_figure import draw_figure
+    from offbench.results.drawing import save_png
 
     found, console = read_recorded(args), make_console()
     wanted = found.plan
@@ -63,7 +64,7 @@ def show_curves(args: Sequence[str], *, pulls: int | None = None) -> int:
     title = f"{wanted.name} v{wanted.suite['version']}, mean over seeds and 95 % interval"
     with writing(folder):
         atomic_write(paths[0], text.encode())
-        write_figure(table, paths[1], title)
+        save_png(draw_figure(table, title), paths[1], dpi=150)
     console.print(f"written: {', '.join(map(str, paths))}", soft_wrap=True)
     return 0
 

@@ -23,8 +23,9 @@ def show_online(args: Sequence[str], pulls: int) -> int:
     """Prints the expected score after 1, 10, 50 and 200 episodes, and writes its curve."""
     from offbench.io import atomic_write
     from offbench.results import markdown
+    from offbench.results.drawing import save_png
     from offbench.results.online_budget import online_table, remarks
-    from offbench.results.online_budget_figure import write_online_figure
+    from offbench.results.online_budget_figure import draw_online_figure
 
     if pulls < 1:
         raise UserError(f"--pulls {pulls}: the number of episodes is at least 1")
@@ -51,7 +52,7 @@ def show_online(args: Sequence[str], pulls: int) -> int:
     with writing(folder):
         atomic_write(paths[0], text.encode())
         atomic_write(paths[1], ("\n\n".join([f"# {title}", *parts, lines]) + "\n").encode())
-        write_online_figure(table, paths[2], f"{title}, 95 % interval")
+        save_png(draw_online_figure(table, f"{title}, 95 % interval"), paths[2], dpi=150)
     console.print(f"written: {', '.join(map(str, paths))}", soft_wrap=True)
     return 0
 

@@ -17,7 +17,16 @@ import numpy as np
 import pandas as pd
 
 from offbench.results.decisions import measure
-from offbench.results.drawing import BLUE, ORANGE, make_figure, say, whole_ticks, write_pictures
+from offbench.results.drawing import (
+    BLUE,
+    ORANGE,
+    interval_bars,
+    make_figure,
+    say,
+    value_minus_return,
+    whole_ticks,
+    write_pictures,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,7 +122,7 @@ def _draw_scores(axis: "Axes", scores: pd.DataFrame) -> None:
     own = scores[scores["control"].isna()]
     lengths = [int(k) for k in controls["control"]]
     for lines, at, colour in ((own, [0] * len(own), BLUE), (controls, lengths, ORANGE)):
-        axis.errorbar(at, lines["value"], _bounds(lines), fmt="o", color=colour, capsize=3)
+        axis.errorbar(at, lines["value"], interval_bars(lines), fmt="o", color=colour, capsize=3)
     axis.axhline(own["value"].iloc[0], color=BLUE, linewidth=0.8, linestyle=":")
     ticks = whole_ticks(max(lengths))
     axis.set_xticks([0, *ticks], ["adaptive", *map(str, ticks)])
@@ -123,12 +132,6 @@ def _draw_scores(axis: "Axes", scores: pd.DataFrame) -> None:
         axis.set_ylim(-4, 104)
     axis.set_xlabel("steps of every chunk", fontsize=9)
     axis.set_ylabel("score\n(95 % interval)", fontsize=8)
-
-
-def _bounds(lines: pd.DataFrame) -> np.ndarray:
-    """(2, n) from a value down and up to the ends of its interval; 0 where it has none."""
-    y = lines["value"].to_numpy(float)
-    return np.nan_to_num(np.array([y - lines["low"], lines["high"] - y])).clip(min=0)
 
 
 # --- calibration ----------------------------------------------------------------------------
@@ -198,15 +201,12 @@ def _draw_calibration(axis: "Axes", numbers: pd.DataFrame, ends: tuple[float, fl
         (bins[bins["whole"] < 1], ORANGE, "none"),
     ):
         shape: dict[str, Any] = {"markerfacecolor": face, "markersize": 4, "capsize": 2}
-        axis.errorbar(part["at"], part["value"], _bounds(part), fmt="o", color=colour, **shape)
+        axis.errorbar(
+            part["at"], part["value"], interval_bars(part), fmt="o", color=colour, **shape
+        )
     axis.set(xlim=ends, ylim=ends)
 
 
 def _difference(numbers: pd.DataFrame) -> str:
-    """ "value - return: 1.2 ± 0.4"."""
     found = numbers[numbers["what"] == "value minus return"]
-    if found.empty:
-        return "no finite values"
-    line = found.iloc[0]
-    half = "" if np.isnan(line["low"]) else f" ± {(line['high'] - line['low']) / 2:.3g}"
-    return f"value - return: {line['value']:.3g}{half}"
+    return "no finite values" if found.empty else value_minus_return(found.iloc[0])

@@ -28,9 +28,11 @@ from offbench.results import stats
 from offbench.results.drawing import (
     BLUE,
     ORANGE,
+    interval_bars,
     legend_below,
     make_figure,
     say,
+    value_minus_return,
     whole_ticks,
     write_pictures,
 )
@@ -126,16 +128,8 @@ def _success(test: pd.DataFrame) -> Iterator[dict[str, Any]]:
     per_step = 2 if known["executed"].max() <= 6 else 1
     for _, part in known.groupby((per_step * known["executed"]).round()):
         n, won = len(part), int(part["success"].sum())
-        share = stats.wilson_interval(won, n)
-        yield {
-            "what": "success",
-            "update": part["update"].max(),
-            "length": part["executed"].mean(),
-            "value": share.point,
-            "low": share.low,
-            "high": share.high,
-            "n": n,
-        }
+        at = {"update": part["update"].max(), "length": part["executed"].mean()}
+        yield {"what": "success", **at, **stats.wilson_interval(won, n).columns, "n": n}
 
 
 def _values(test: pd.DataFrame, runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -151,8 +145,7 @@ def _values(test: pd.DataFrame, runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
     yield {"what": "discounted return", "value": known["discounted_return"].mean(), **common}
     error = (known["start_value"] - known["discounted_return"]).astype(float)
     found = stats.mean_interval(error.groupby(known["seed"]).mean().to_numpy())
-    bounds = {"low": found.low, "high": found.high}
-    yield {"what": "value minus return", "value": found.point, **bounds, **common}
+    yield {"what": "value minus return", **found.columns, **common}
 
 
 # --- pictures -------------------------------------------------------------------------------
@@ -278,9 +271,10 @@ def _draw_success(axis: "Axes", success: pd.DataFrame, longest: int) -> None:
     if success.empty:
         say(axis, "no episode has both a length and a success")
         return
-    x, y = success["length"].to_numpy(), success["value"].to_numpy()
-    bounds = np.array([y - success["low"], success["high"] - y]).clip(min=0)
-    axis.errorbar(x, y, bounds, fmt="o", color=ORANGE, capsize=3, markersize=5)
+    bars = interval_bars(success)
+    axis.errorbar(
+        success["length"], success["value"], bars, fmt="o", color=ORANGE, capsize=3, markersize=5
+    )
     for line in success.itertuples():
         axis.annotate(
             str(line.n),
@@ -309,9 +303,7 @@ def _values_figure(task: str, values: pd.DataFrame, numbers: pd.DataFrame) -> "F
         mine = values[values["entry"] == entry]
         note = f"{(~mine['whole']).sum()} of {len(mine)} returns cut short"
         if entry in differ.index:
-            d = differ.loc[entry]
-            half = "" if np.isnan(d["low"]) else f" ± {(d['high'] - d['low']) / 2:.2g}"
-            note = f"value - return: {d['value']:.3g}{half}"
+            note = value_minus_return(differ.loc[entry])
         _draw_values(axis, mine)
         axis.set_title(f"{fill(entry, 34)}\n{note}", fontsize=9)
     for axis in axes[:, 0]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from offbench.errors import writing
@@ -79,6 +80,18 @@ def legend_below(figure: "Figure", handles: Sequence[Any], title: str) -> None:
         title_fontsize=8,
         frameon=False,
     )
+
+
+def interval_bars(lines: pd.DataFrame) -> np.ndarray:
+    """(2, n) from a value down and up to the ends of its interval; 0 where it has none."""
+    y = lines["value"].to_numpy(float)
+    return np.nan_to_num(np.array([y - lines["low"], lines["high"] - y])).clip(min=0)
+
+
+def value_minus_return(line: "pd.Series[Any]") -> str:
+    """ "value - return: 1.2 ± 0.4"."""
+    half = "" if np.isnan(line["low"]) else f" ± {(line['high'] - line['low']) / 2:.3g}"
+    return f"value - return: {line['value']:.3g}{half}"
 
 
 def whole_ticks(longest: int) -> list[int]:

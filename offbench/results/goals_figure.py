@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from offbench.results import stats
-from offbench.results.decisions import cluster_interval, equal_bins
+from offbench.results.decisions import PLACES, cluster_interval, equal_bins
 from offbench.results.drawing import BLUE, ORANGE, legend_below, make_figure, say, write_pictures
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def _by_goal(
     known = runs.set_index("run_id")[["entry", "task"]]
     table = decisions[decisions["control"].isna()].join(known, on="run_id", how="inner")
     table = table[table["task"].isin(list(goals))]
-    places = ["value", "distance", "x", "y", "goal_x", "goal_y", "subgoal_x", "subgoal_y"]
-    table = table.astype(dict.fromkeys(places, "float64"))
+    table = table.astype(dict.fromkeys(["value", "distance", *PLACES], "float64"))
     pairs = zip(table["task"], table["episode"], strict=True)
     return table.assign(goal=[goals[task][n % len(goals[task])] for task, n in pairs])
 
@@ -84,17 +83,15 @@ def _values(part: pd.DataFrame) -> Iterator[dict[str, Any]]:
             continue
         for _, bin_ in some.groupby(equal_bins(some[at]).to_numpy()):
             episodes = bin_.groupby(["run_id", "episode"]).ngroup().to_numpy()
-            found = cluster_interval(bin_["value"].to_numpy(), episodes)
-            bounds = {"value": found.point, "low": found.low, "high": found.high}
-            yield {"what": f"value by {what}", "at": bin_[at].mean(), **bounds, "n": len(bin_)}
+            found = cluster_interval(bin_["value"].to_numpy(), episodes).columns
+            yield {"what": f"value by {what}", "at": bin_[at].mean(), **found, "n": len(bin_)}
 
 
 def _success(part: pd.DataFrame) -> dict[str, Any]:
     first = part[part["step"] == 0]
     n, won = len(first), int(first["success"].fillna(False).sum())
-    share = stats.wilson_interval(won, n)
-    bounds = {"value": share.point, "low": share.low, "high": share.high}
-    return {"what": "success", "at": first["distance"].mean(), **bounds, "n": n}
+    share = stats.wilson_interval(won, n).columns
+    return {"what": "success", "at": first["distance"].mean(), **share, "n": n}
 
 
 # --- pictures -------------------------------------------------------------------------------

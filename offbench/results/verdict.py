@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
+from offbench.results.stats import satterthwaite
 from offbench.results.words import plural
 
 POWER = 0.8
@@ -54,10 +55,7 @@ def more_needed(
     n = np.array(variance.n_seeds)[:, None]
     parts = np.array(variance.seeds)[:, None] * n / (n + seeds)
     each = np.array(variance.freedom)[:, None] * (n + seeds) / n
-    squares = (parts**2 / each).sum(0)
-    total = parts.sum(0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        freedom = np.where(squares > 0, total**2 / squares, np.inf)
+    total, freedom = parts.sum(0), satterthwaite(parts, each, np.inf)
     quantiles = special.stdtrit(freedom, 1 - alpha / 2) + special.stdtrit(freedom, POWER)
     # what the variance may be
     most = (difference / np.where(np.isfinite(freedom), quantiles, _normal(alpha))) ** 2
