@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 from scipy import special
 
-from offbench.errors import UserError, in_one_line
+from offbench.errors import UserError
 from offbench.io import sha256_of
 from offbench.results import measured, stats
 from offbench.results.schema import NULLABLE, known
@@ -131,10 +131,7 @@ def read_decisions(root: Path, marks: Mapping[str, Path]) -> pd.DataFrame:
 
 def parse_decisions(path: Path) -> pa.Table:
     """The decisions of a file, in DECISION_SCHEMA. Raises UserError for one that is no table of decisions."""
-    try:
-        return _with_places(measured.read_table(path)).cast(DECISION_SCHEMA)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read as decisions: {in_one_line(error)}") from None
+    return measured.read_table(path, "decisions", DECISION_SCHEMA, _with_places)
 
 
 def _with_places(table: pa.Table) -> pa.Table:

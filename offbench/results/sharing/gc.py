@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from offbench.errors import UserError
+from offbench.errors import UserError, writing
 from offbench.io import clock_of
 from offbench.results.claims import claims_of, workers
 from offbench.results.sharing import measurements
@@ -39,10 +39,8 @@ def rubbish(root: Path, *, damaged: bool = False, policies: bool = False) -> lis
     """
     existing(root)
     found = []
-    try:
+    with writing(root):
         now = clock_of(root)
-    except OSError as error:
-        raise UserError(f"cannot write {root}: {error.strerror}") from None
     for path, kind in _candidates(root, damaged, policies):
         try:
             about = path.stat()
