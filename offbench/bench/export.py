@@ -31,8 +31,7 @@ def export(name: str, policy: Policy, state: Any, n_obs: int, units: Units, path
     obs, keys = torch.zeros(n_obs), [rng.key(i)[None, None] for i in range(2)]
 
     def act(obs: Tensor, key: Tensor) -> Tensor:
-        step = TimeStep(obs[None, None], torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool))
-        action, _ = policy.act(state, step, (), key)
+        action, _ = policy.act(state, TimeStep.begin(obs[None, None]), (), key)
         return units.scaled(action[0, 0])
 
     with torch.no_grad(), warnings.catch_warnings():
@@ -42,7 +41,6 @@ def export(name: str, policy: Policy, state: Any, n_obs: int, units: Units, path
             raise UserError(f"{name} draws its actions; a file that acts has no keys to draw with")
         graph: Any = make_fx(lambda obs: act(obs, keys[0]))(obs)
         made = torch.jit.trace(graph, obs)
-    with writing(path):
-        with replacing(path) as temporary:
-            torch.jit.save(made, str(temporary))
+    with writing(path), replacing(path) as temporary:
+        torch.jit.save(made, str(temporary))
     return path
