@@ -1,12 +1,14 @@
-"""Files and their names: atomic writes, checksums, ids as file names, what is shipped with offbench."""
+"""Files and their names: atomic writes, checksums, ids as file names, what is shipped and installed with offbench."""
 
 import hashlib
 import os
+import platform
 import re
 import secrets
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -185,6 +187,18 @@ def safetensors_header(path: Path) -> bytes:
     if not header or len(header) != length:
         raise ValueError("no header")
     return header
+
+
+# --- packages -------------------------------------------------------------------------------
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of Python and of some packages; those that are not installed are left out."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 # --- names ----------------------------------------------------------------------------------
