@@ -69,6 +69,18 @@ def make_figure(rows: int, columns: int, size: tuple[float, float]) -> "tuple[Fi
     return figure, axes
 
 
+def title_columns(axes: Any, titles: Sequence[str]) -> None:
+    """Titles above the panels of the first row."""
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=10)
+
+
+def band(axis: "Axes", at: str, lines: pd.DataFrame, color: Any, **line: Any) -> None:
+    """A line through `value` over the column `at`, and a band from `low` to `high`."""
+    axis.fill_between(lines[at], lines["low"], lines["high"], color=color, alpha=0.2, linewidth=0)
+    axis.plot(lines[at], lines["value"], color=color, **line)
+
+
 def legend_below(figure: "Figure", handles: Sequence[Any], title: str) -> None:
     """A legend in one line below all panels."""
     figure.legend(

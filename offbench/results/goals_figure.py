@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from offbench.results import stats
+from offbench.results import drawing, stats
 from offbench.results.decisions import PLACES, cluster_interval, equal_bins
-from offbench.results.drawing import BLUE, ORANGE, legend_below, make_figure, say, write_pictures
+from offbench.results.drawing import BLUE, ORANGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -119,14 +119,14 @@ def write_goal_figures(
             figures["paths"] = paths_figure(task, table[table["task"] == task], walls[task])
         return figures
 
-    return write_pictures(folder, "goals", numbers, draw)
+    return drawing.write_pictures(folder, "goals", numbers, draw)
 
 
 def goals_figure(task: str, numbers: pd.DataFrame) -> "Figure":
     """A row per entry: value by steps left, value by distance, success by distance at the start."""
     entries = sorted(numbers["entry"].unique())
     colours = _colours(sorted(numbers["goal"].unique()))
-    figure, axes = make_figure(len(entries), 3, (3.6, 2.7))
+    figure, axes = drawing.make_figure(len(entries), 3, (3.6, 2.7))
     for row, entry in zip(axes, entries, strict=True):
         mine = {what: part for what, part in numbers[numbers["entry"] == entry].groupby("what")}
         none = numbers.iloc[:0]
@@ -143,8 +143,7 @@ def goals_figure(task: str, numbers: pd.DataFrame) -> "Figure":
         "value by distance",
         "success by distance at the start",
     )
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=10)
+    drawing.title_columns(axes, titles)
     _legend(figure, colours)
     figure.suptitle(f"{task}, kept policies played again", fontsize=11)
     return figure
@@ -164,21 +163,17 @@ def _legend(figure: "Figure", colours: Mapping[int, Any]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=c, marker=".", label=str(g)) for g, c in colours.items()]
-    legend_below(figure, handles, "goal (bands and bars: 95 %)")
+    drawing.legend_below(figure, handles, "goal (bands and bars: 95 %)")
 
 
 def _draw_values(
     axis: "Axes", lines: pd.DataFrame, colours: Mapping[int, Any], without: str
 ) -> None:
     if lines.empty:
-        say(axis, without)
+        drawing.say(axis, without)
         return
     for goal, mine in lines.sort_values("at").groupby("goal"):
-        colour = colours[goal]
-        axis.fill_between(
-            mine["at"], mine["low"], mine["high"], color=colour, alpha=0.2, linewidth=0
-        )
-        axis.plot(mine["at"], mine["value"], color=colour, marker=".")
+        drawing.band(axis, "at", mine, colours[goal], marker=".")
     # towards the goal to the right
     axis.invert_xaxis()
     axis.set_xlabel(f"{lines['what'].iloc[0].removeprefix('value by ')} to the goal", fontsize=9)
@@ -202,7 +197,7 @@ def _draw_success(axis: "Axes", lines: pd.DataFrame, colours: Mapping[int, Any])
 def paths_figure(task: str, played: pd.DataFrame, walls: Walls) -> "Figure":
     """A row per entry, a panel per goal: the first MOST_PATHS episodes of each, in order of seeds."""
     entries, goals = sorted(played["entry"].unique()), sorted(played["goal"].unique())
-    figure, axes = make_figure(len(entries), len(goals), (2.4, 2.4))
+    figure, axes = drawing.make_figure(len(entries), len(goals), (2.4, 2.4))
     for row, entry in zip(axes, entries, strict=True):
         for axis, goal in zip(row, goals, strict=True):
             _draw_walls(axis, walls)
