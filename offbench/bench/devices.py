@@ -218,17 +218,11 @@ def _tally(run: Callable[[], Any]) -> tuple[int, float, float]:
     from torch.utils._pytree import tree_leaves
 
     from offbench.nn import evaluated
+    from offbench.training.products import FACTORS
 
-    aten = torch.ops.aten
-    # where the two factors stand among the arguments
-    factors = {
-        aten.mm.default: 0,
-        aten.bmm.default: 0,
-        aten.addmm.default: 1,
-        aten.baddbmm.default: 1,
-    }
+    matmul = torch.ops.aten.matmul.default
     # operators of a CPU, and what stays whole within them
-    composed = {**evaluated.FORMULAS, aten.matmul.default: aten.matmul.default.decompose}
+    composed = {**evaluated.FORMULAS, matmul: matmul.decompose}
     count = [0.0, 0.0, 0.0]
 
     class Tally(TorchDispatchMode):
@@ -239,11 +233,12 @@ def _tally(run: Callable[[], Any]) -> tuple[int, float, float]:
                 with self:
                     return composed[func](*args, **(kwargs or {}))
             result = func(*args, **(kwargs or {}))
-            if func in factors:
-                a, b = args[factors[func] : factors[func] + 2]
+            if func in FACTORS:
+                first = FACTORS[func]
+                a, b = args[first : first + 2]
                 count[0] += 1
                 count[1] += 2.0 * a.numel() * b.shape[-1]
-            if func in factors or func.namespace == "offbench":
+            if func in FACTORS or func.namespace == "offbench":
                 tensors = [x for x in tree_leaves((args, result)) if isinstance(x, Tensor)]
                 count[2] += sum(x.nbytes for x in tensors)
             return result
