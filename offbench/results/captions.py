@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from offbench.errors import listed
 from offbench.results.words import plural
 
 _ENV_PACKAGES = (
@@ -88,8 +89,7 @@ def _commits(mine: pd.DataFrame) -> str:
         return ""
     dirty = mine["dirty"].astype(bool) if "dirty" in mine else pd.Series(False, mine.index)
     short = mine["commit"].astype(str).str[:7] + np.where(dirty, "+dirty", "")
-    names = sorted(short.unique())
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+    return listed(sorted(short.unique()), 2)
 
 
 def notes_on(whole: pd.DataFrame, cells: pd.DataFrame, tasks: tuple[str, ...]) -> tuple[str, ...]:

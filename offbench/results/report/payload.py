@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from offbench.errors import listed
 from offbench.results.board import averaged_text, consistency_text, goals_text, render
 from offbench.results.board.cell_text import cell_text, rows_of_cells
 from offbench.results.board.leaderboard import Board
@@ -217,8 +218,7 @@ def _duration(seconds: float) -> str:
 
 
 def _distinct(values: pd.Series, most: int = 3) -> str:
-    found = sorted({str(value) for value in values.dropna()})
-    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
+    return listed(sorted({str(value) for value in values.dropna()}), most)
 
 
 # --- runs and episodes ----------------------------------------------------------------------
