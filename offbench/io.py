@@ -1,5 +1,6 @@
 """Files and their names: atomic writes, checksums, ids as file names, what is shipped and installed with offbench."""
 
+import csv
 import hashlib
 import os
 import platform
@@ -20,6 +21,12 @@ def shipped(name: str) -> Path:
     """A file or folder that ships with offbench, such as "conf": in the package, or the checkout."""
     package = Path(__file__).resolve().parent
     return package / name if (package / name).exists() else package.parent / name
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, every value as text."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def read_yaml(text: str) -> Any:

@@ -5,7 +5,6 @@
 An estimate and no measurement: what earlier runs on such a card took corrects it (`correction`).
 """
 
-import csv
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from offbench.bench.cells import Cell
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import program_of
 from offbench.errors import UserError, unknown
+from offbench.io import read_csv
 
 if TYPE_CHECKING:
     from offbench.data.replay import ReplayData
@@ -158,10 +158,10 @@ def _counted(cell: Cell) -> float | None:
     """Launches for each minibatch in the table of launches, of the method with as many layers; None without."""
     if not LAUNCHES.exists():
         return None
-    with open(LAUNCHES, encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["method"] == cell.method]
     hidden = cell.hparams.get("hidden")
-    for row in rows:
+    for row in read_csv(LAUNCHES):
+        if row["method"] != cell.method:
+            continue
         if hidden is None or len(hidden) == len(row["hidden"].split("x")):
             return float(row["per_minibatch"])
     return None

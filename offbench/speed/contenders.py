@@ -95,6 +95,13 @@ def shipped() -> dict[str, type]:
     return found
 
 
+def check_shipped(names: Iterable[str]) -> None:
+    """Raises UserError for a method that is not there."""
+    for name in names:
+        if name not in shipped():
+            raise unknown("method", name, shipped())
+
+
 def sized_method(name: str, hidden: tuple[int, ...]) -> Any:
     """A shipped method with its own settings, its multilayer perceptrons of these widths."""
     cls = shipped()[name]
@@ -175,9 +182,8 @@ def cells(
         UserError: a method or device that is not there, a size that is not positive.
     """
     device = torch.device(device)
+    check_shipped(methods)
     for name in methods:
-        if name not in shipped():
-            raise unknown("method", name, shipped())
         if getattr(shipped()[name], "actions", "continuous") == "discrete":
             raise UserError(f"speed is measured on continuous actions; {name} learns discrete ones")
     if device.type == "cuda" and not torch.cuda.is_available():
