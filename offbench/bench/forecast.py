@@ -202,8 +202,7 @@ def _update_rate(pack: "Pack") -> float:
     from offbench.training.imperative import Imperative, ImperativeEngine
     from offbench.training.step import initial_carry, make_step, n_minibatches
 
-    cell, values = pack.cells[0], pack.values
-    seeds = [run.seed for _, run in pack.members]
+    cell, seeds, values = pack.cells[0], pack.seeds, pack.values
     data, spec = load_data(cell.task, gamma=cell.pipeline["gamma"], defects="ignore")
     method, pipeline = build(cell, data, spec)
     engine: Engine | ImperativeEngine

@@ -122,7 +122,7 @@ def record(
     """
     outcomes: dict[str, Outcome] = {}
     # others were trained for the sake of a run in the same stack that has no record
-    absent = {run.run_id for run in store.missing([run for _, run in pack.members])}
+    absent = {run.run_id for run in store.missing(pack.runs)}
     for i, (cell, run) in enumerate(pack.members):
         if run.run_id not in absent:
             continue
@@ -131,7 +131,7 @@ def record(
             settings,
             trained.device,
             str(trained.backend),
-            [other.run_id for _, other in pack.members],
+            pack.run_ids,
             trained.wall_s,
             trained.train_s,
             trained.fitted,

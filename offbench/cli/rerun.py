@@ -53,7 +53,7 @@ def rerun(args: Sequence[str], *, alone: bool = False) -> int:
 
 def described(pack: "Pack") -> str:
     """ "in a stack of 6: seeds 0-5", of several entries "in a stack of 6: 3 entries"."""
-    seeds = [run.seed for _, run in pack.members]
+    seeds = pack.seeds
     what = f"{len(pack.cells)} entries"
     if len(pack.cells) == 1:
         what = f"seed{'s' if len(seeds) > 1 else ''} {spelt_seeds(seeds)}"
