@@ -57,6 +57,17 @@ def nearest(value: object, choices: Iterable[object], n: int = 3) -> str:
     return meant if len(names) > _SHOWN else f"{meant} (choices: {shown})"
 
 
+def listed(names: Iterable[object], most: int) -> str:
+    """The first of some names, and how many more there are.
+
+    >>> listed("abcde", 3), listed("abc", 3)
+    ('a, b, c and 2 more', 'a, b, c')
+    """
+    shown = [str(name) for name in names]
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return ", ".join(shown[:most]) + more
+
+
 def unknown(kind: str, value: object, choices: Iterable[object]) -> UserError:
     """The error for a name that is not there; the caller raises it.
 

@@ -1,12 +1,15 @@
-"""Files and their names: atomic writes, checksums, ids as file names, what is shipped with offbench."""
+"""Files and their names: atomic writes, checksums, ids as file names, what is shipped and installed with offbench."""
 
+import csv
 import hashlib
 import os
+import platform
 import re
 import secrets
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,6 +21,12 @@ def shipped(name: str) -> Path:
     """A file or folder that ships with offbench, such as "conf": in the package, or the checkout."""
     package = Path(__file__).resolve().parent
     return package / name if (package / name).exists() else package.parent / name
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, every value as text."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def read_yaml(text: str) -> Any:
@@ -185,6 +194,18 @@ def safetensors_header(path: Path) -> bytes:
     if not header or len(header) != length:
         raise ValueError("no header")
     return header
+
+
+# --- packages -------------------------------------------------------------------------------
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of Python and of some packages; those that are not installed are left out."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 # --- names ----------------------------------------------------------------------------------

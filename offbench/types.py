@@ -1,14 +1,9 @@
 """Types shared by data pipelines, methods and environments."""
 
 from collections.abc import Callable
-from typing import (
-    Any,
-    NamedTuple,
-    Protocol,
-    SupportsFloat,
-    TypeVar,
-)
+from typing import Any, NamedTuple, Protocol, SupportsFloat, TypeVar
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -110,6 +105,12 @@ class TimeStep(NamedTuple):
     obs: Any  # (N, E, O); a view may make it a tree, for instance of the last steps
     reward: Tensor  # (N, E) of the step before, transformed as in the data; 0 at the first
     first: Tensor  # (N, E) bool: the first step of an episode
+
+    @classmethod
+    def begin(cls, obs: Tensor) -> "TimeStep":
+        """The first step of episodes, at observations (N, E, O)."""
+        first = torch.ones(obs.shape[:-1], dtype=torch.bool, device=obs.device)
+        return cls(obs, torch.zeros(first.shape, device=obs.device), first)
 
 
 class Policy(NamedTuple):

@@ -141,9 +141,7 @@ def first_actions(loaded: Loaded, states: Tensor) -> Tensor:
     n = _n_seeds(loaded)
     found = []
     for part, key in zip(states.split(_AT_ONCE), _keys(states).split(_AT_ONCE)):
-        size = (n, len(part))
-        now = torch.ones(size, dtype=torch.bool)
-        step = TimeStep(part.expand(n, *part.shape), torch.zeros(size), now)
+        size, step = (n, len(part)), TimeStep.begin(part.expand(n, *part.shape))
         with torch.no_grad():
             action, _ = policy.act(loaded.state, step, policy.init(*size), key.expand(size))
         found.append(action.cpu())
@@ -172,11 +170,11 @@ def _gaussians(loaded: Loaded, states: Tensor) -> tuple[Tensor, Tensor] | None:
     policy = Policy(lambda n_seeds, n_envs: (), act)
     for transform in reversed(loaded.pipeline.transforms):
         policy = transform.policy(policy)
-    size = (_n_seeds(loaded), len(states))
-    now = torch.ones(size, dtype=torch.bool)
-    step = TimeStep(states.expand(size[0], *states.shape), torch.zeros(size), now)
+    step = TimeStep.begin(states.expand(_n_seeds(loaded), *states.shape))
     with torch.no_grad():
-        found, _ = policy.act(loaded.state, step, (), torch.zeros(size, dtype=torch.long))
+        found, _ = policy.act(
+            loaded.state, step, (), torch.zeros_like(step.first, dtype=torch.long)
+        )
     mean, log_std = (x[..., : loaded.spec.action_dim] for x in found)
     log_std = log_std if log_std.ndim == mean.ndim else log_std[:, None]
     log_std = log_std.expand_as(mean)
@@ -201,10 +199,7 @@ def js_divergence(mean: Tensor, log_std: Tensor, other: Tensor, other_log_std: T
     """
     noise = rng.normal(rng.key(_JS), (_DRAWS, *mean.shape), torch.float64)
     noise = torch.cat([noise, -noise])
-    mean, log_std, other, other_log_std = (
-        x.double() for x in (mean, log_std, other, other_log_std)
-    )
-    p, q = (mean, log_std), (other, other_log_std)
+    p, q = (mean.double(), log_std.double()), (other.double(), other_log_std.double())
     parts = []
     for (centre, spread), away in ((p, q), (q, p)):
         x = centre + spread.exp() * noise

@@ -5,7 +5,6 @@
 An estimate and no measurement: what earlier runs on such a card took corrects it (`correction`).
 """
 
-import csv
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from offbench.bench.cells import Cell
 from offbench.bench.settings import Settings
 from offbench.bench.stacks import program_of
 from offbench.errors import UserError, unknown
+from offbench.io import read_csv
 
 if TYPE_CHECKING:
     from offbench.data.replay import ReplayData
@@ -158,10 +158,10 @@ def _counted(cell: Cell) -> float | None:
     """Launches for each minibatch in the table of launches, of the method with as many layers; None without."""
     if not LAUNCHES.exists():
         return None
-    with open(LAUNCHES, encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["method"] == cell.method]
     hidden = cell.hparams.get("hidden")
-    for row in rows:
+    for row in read_csv(LAUNCHES):
+        if row["method"] != cell.method:
+            continue
         if hidden is None or len(hidden) == len(row["hidden"].split("x")):
             return float(row["per_minibatch"])
     return None
@@ -218,17 +218,11 @@ def _tally(run: Callable[[], Any]) -> tuple[int, float, float]:
     from torch.utils._pytree import tree_leaves
 
     from offbench.nn import evaluated
+    from offbench.training.products import FACTORS
 
-    aten = torch.ops.aten
-    # where the two factors stand among the arguments
-    factors = {
-        aten.mm.default: 0,
-        aten.bmm.default: 0,
-        aten.addmm.default: 1,
-        aten.baddbmm.default: 1,
-    }
+    matmul = torch.ops.aten.matmul.default
     # operators of a CPU, and what stays whole within them
-    composed = {**evaluated.FORMULAS, aten.matmul.default: aten.matmul.default.decompose}
+    composed = {**evaluated.FORMULAS, matmul: matmul.decompose}
     count = [0.0, 0.0, 0.0]
 
     class Tally(TorchDispatchMode):
@@ -239,11 +233,12 @@ def _tally(run: Callable[[], Any]) -> tuple[int, float, float]:
                 with self:
                     return composed[func](*args, **(kwargs or {}))
             result = func(*args, **(kwargs or {}))
-            if func in factors:
-                a, b = args[factors[func] : factors[func] + 2]
+            if func in FACTORS:
+                first = FACTORS[func]
+                a, b = args[first : first + 2]
                 count[0] += 1
                 count[1] += 2.0 * a.numel() * b.shape[-1]
-            if func in factors or func.namespace == "offbench":
+            if func in FACTORS or func.namespace == "offbench":
                 tensors = [x for x in tree_leaves((args, result)) if isinstance(x, Tensor)]
                 count[2] += sum(x.nbytes for x in tensors)
             return result

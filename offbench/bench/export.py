@@ -4,7 +4,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -32,9 +31,8 @@ def export(name: str, policy: Policy, state: Any, n_obs: int, units: Units, path
     obs, keys = torch.zeros(n_obs), [rng.key(i)[None, None] for i in range(2)]
 
     def act(obs: Tensor, key: Tensor) -> Tensor:
-        step = TimeStep(obs[None, None], torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool))
-        action, _ = policy.act(state, step, (), key)
-        return _in_units(action[0, 0], units)
+        action, _ = policy.act(state, TimeStep.begin(obs[None, None]), (), key)
+        return units.scaled(action[0, 0])
 
     with torch.no_grad(), warnings.catch_warnings():
         # of the tracer, about constants
@@ -43,18 +41,6 @@ def export(name: str, policy: Policy, state: Any, n_obs: int, units: Units, path
             raise UserError(f"{name} draws its actions; a file that acts has no keys to draw with")
         graph: Any = make_fx(lambda obs: act(obs, keys[0]))(obs)
         made = torch.jit.trace(graph, obs)
-    with writing(path):
-        with replacing(path) as temporary:
-            torch.jit.save(made, str(temporary))
+    with writing(path), replacing(path) as temporary:
+        torch.jit.save(made, str(temporary))
     return path
-
-
-def _in_units(action: Tensor, units: Units) -> Tensor:
-    """As `TrainedPolicy.act` gives it."""
-    low, high, first = units
-    if first is not None:
-        return action.argmax(-1) + first
-    if low is None or high is None:
-        return action
-    low_, high_ = (torch.from_numpy(np.asarray(x, np.float32)) for x in (low, high))
-    return torch.clamp(low_ + (action + 1) / 2 * (high_ - low_), low_, high_)

@@ -170,12 +170,12 @@ def _is_on(device: str, gpu: Card | None) -> bool:
 
 
 def _correction(store: Store, gpu: Card) -> float:
-    from offbench.bench.repeat import cell_of, find_record
+    from offbench.bench.repeat import cell_of
 
     if not store.records():
         return 1.0
     rows = store.runs(status="ok").to_dict("records")
-    return devices.correction(gpu, rows[::-1], lambda run_id: cell_of([find_record(store, run_id)]))
+    return devices.correction(gpu, rows[::-1], lambda run_id: cell_of([store.read(run_id)]))
 
 
 def _as_recorded(pack: "Pack", row: "Mapping[str, Any]") -> Cost:
@@ -202,8 +202,7 @@ def _update_rate(pack: "Pack") -> float:
     from offbench.training.imperative import Imperative, ImperativeEngine
     from offbench.training.step import initial_carry, make_step, n_minibatches
 
-    cell, values = pack.cells[0], pack.values
-    seeds = [run.seed for _, run in pack.members]
+    cell, seeds, values = pack.cells[0], pack.seeds, pack.values
     data, spec = load_data(cell.task, gamma=cell.pipeline["gamma"], defects="ignore")
     method, pipeline = build(cell, data, spec)
     engine: Engine | ImperativeEngine

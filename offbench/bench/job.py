@@ -90,17 +90,17 @@ def run_job(
     An error is recorded as failed runs; one that another attempt may mend is only with the last attempt.
     """
     pack, start = job.pack, time.perf_counter()
-    ids = [run.run_id for _, run in pack.members]
+    ids = pack.run_ids
     report = lambda phase, fraction: send(Event(job.index, phase, fraction))
     watch = Watch(pack, send=report, stop=stop)
     try:
-        if not _missing(pack, store):
+        if not store.missing(pack.runs):
             return Event(job.index, "recorded", 1.0)
         if not heart.claim(ids):
             return Event(job.index, "held")
         heart.about = watch.about
         # another worker may have recorded them between the look and the claim
-        if not _missing(pack, store):
+        if not store.missing(pack.runs):
             return Event(job.index, "recorded", 1.0)
         outcomes = run_pack(pack, store, settings, pools=pools, watch=watch, work=job.work)
         if outcomes is None:
@@ -122,9 +122,9 @@ def run_job(
         heart.release(ids)
 
 
-def _missing(pack: Pack, store: Store) -> bool:
-    """Whether a run of the stack has no whole record."""
-    return bool(store.missing([run for _, run in pack.members]))
+def lost(job: Job, reason: str) -> Event:
+    """The event of a stack whose process ended without one."""
+    return Event(job.index, "lost", 1.0, error=reason, reason=reason)
 
 
 def may_mend(event: Event, job: Job) -> bool:
@@ -137,18 +137,18 @@ def record_failure(
     job: Job, event: Event, store: Store, settings: Settings, wall_s: float = 0.0
 ) -> Event:
     """Records the runs of a stack that have no whole record as failed; the event says where that cannot be."""
-    members, reason = job.pack.members, event.reason or event.phase
+    reason = event.reason or event.phase
     # a process that died left none
     trace = event.error if event.phase == "failed" and event.error != reason else None
-    absent = {run.run_id for run in store.missing([run for _, run in members])}
+    absent = {run.run_id for run in store.missing(job.pack.runs)}
     # its process died between the last record and the word of it
     if not absent and event.phase == "lost":
         return Event(job.index, "recorded", 1.0)
-    stack = [run.run_id for _, run in members]
+    stack = job.pack.run_ids
     before = store.read_all(run_id=stack, status="failed") if absent else {}
     tried = {name: r.failure.attempts for name, r in before.items() if r.failure}
     try:
-        for cell, run in members:
+        for cell, run in job.pack.members:
             if run.run_id in absent:
                 facts = provenance_of(
                     cell, settings, "cpu", settings.engine, stack, wall_s, 0.0, {}

@@ -46,6 +46,15 @@ class Units(NamedTuple):
     # number of the first choice; None: actions are continuous
     first: int | None = None
 
+    def scaled(self, action: Tensor) -> Tensor:
+        """Actions (..., A) of a policy in these units; of discrete ones the numbers of the choices (...)."""
+        if self.first is not None:
+            return action.argmax(-1) + self.first
+        if self.low is None or self.high is None:
+            return action
+        low, high = (torch.from_numpy(np.asarray(x, np.float32)) for x in (self.low, self.high))
+        return torch.clamp(low + (action + 1) / 2 * (high - low), low, high)
+
 
 class Program(NamedTuple):
     """A trained run without its state: method, pipeline, problem."""

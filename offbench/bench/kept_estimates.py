@@ -248,15 +248,8 @@ def played_returns(
     loaded = load(candidate.kept)
     policy = make_policy(loaded.method, loaded.pipeline, values="none")
     watch = pool.watch = DiscountedReturns(gamma)
-    evaluate(
-        policy,
-        loaded.state,
-        pool,
-        seeds=[loaded.run.seed],
-        episodes=episodes,
-        stream="played",
-        n_envs=n_envs,
-    )
+    how: dict[str, Any] = {"episodes": episodes, "stream": "played", "n_envs": n_envs}
+    evaluate(policy, loaded.state, pool, seeds=[loaded.run.seed], **how)
     found = np.array([watch.found[i] for i in range(episodes)])
     return rows_of(candidate.run_id, PLAYED, found)
 

@@ -37,11 +37,7 @@ class Layers:
     def copy(self) -> "Layers":
         """An independent copy."""
         other = object.__new__(Layers)
-        other.values, other.sources, other.hints = (
-            dict(self.values),
-            dict(self.sources),
-            dict(self.hints),
-        )
+        other.__dict__.update({name: dict(own) for name, own in vars(self).items()})
         return other
 
     def replace(self, group: str, values: Mapping[str, Any], source: Source) -> None:

@@ -9,6 +9,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,8 +124,8 @@ def open_loggers(
         resumed_at: updates made before, whose numbers have been logged.
     """
     names = [name for name in settings.loggers if name not in _given_up]
-    starts = {name: _start(name, settings, runs, resumed_at) for name in names}
-    loggers = Loggers([Background(name, start) for name, start in starts.items()])
+    start = partial(_start, settings=settings, runs=runs, resumed_at=resumed_at)
+    loggers = Loggers([Background(name, partial(start, name)) for name in names])
     seconds = INTERRUPTED_S
     try:
         yield loggers
@@ -133,19 +134,13 @@ def open_loggers(
         loggers.close(seconds)
 
 
-def _start(
-    name: str, settings: Settings, runs: Sequence[Logged], resumed_at: int
-) -> Callable[[], Sink]:
+def _start(name: str, settings: Settings, runs: Sequence[Logged], resumed_at: int) -> Sink:
     folder = Path(settings.results)
-
     # imports take seconds
-    def start() -> Sink:
-        if name == "wandb":
-            from offbench.bench.wandb_runs import Wandb
+    if name == "wandb":
+        from offbench.bench.wandb_runs import Wandb
 
-            return Wandb(runs, folder, settings.wandb)
-        from offbench.bench.event_files import EventFiles
+        return Wandb(runs, folder, settings.wandb)
+    from offbench.bench.event_files import EventFiles
 
-        return EventFiles(runs, folder / "tensorboard", resumed_at=resumed_at)
-
-    return start
+    return EventFiles(runs, folder / "tensorboard", resumed_at=resumed_at)

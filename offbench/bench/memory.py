@@ -3,8 +3,7 @@
 Sizes are those of fake tensors, which have shapes and no memory.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -74,6 +73,7 @@ def _size(method: Any, pipeline: "Pipeline", seen: "Spec", cell: Cell, bound: bo
 
 def _counted(method: Any, pipeline: "Pipeline", seen: "Spec", cell: Cell, bound: bool) -> float:
     from torch import Tensor
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._pytree import tree_leaves
 
     from offbench.training.engine import peak_bytes
@@ -83,22 +83,14 @@ def _counted(method: Any, pipeline: "Pipeline", seen: "Spec", cell: Cell, bound:
     # a user's class cannot be expected to be made without memory
     if isinstance(method, Imperative):
         return method.bytes(seen)
-    with _fake():
+    # tensors that are made have shapes and no memory
+    with FakeTensorMode(allow_non_fake_inputs=True):
         carry = initial_carry(method, seen, [0])
         if not bound:
             return peak_bytes(make_step(method, pipeline), carry)
     state = sum(x.nbytes for x in tree_leaves(carry) if isinstance(x, Tensor))
     rows = cell.pipeline["batch_size"] * 4 * (2 * seen.obs_dim + seen.action_dim + 2)
     return _TIMES_STATE * state + _TIMES_BATCH * rows
-
-
-@contextlib.contextmanager
-def _fake() -> Iterator[None]:
-    """Tensors made inside have shapes and no memory."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield
 
 
 def stack_limit(
@@ -263,16 +255,12 @@ def _left_in(folder: Path) -> float | None:
         ("memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
         try:
-            most, now = (
-                (folder / limit).read_text(encoding="utf-8").strip(),
-                int((folder / used).read_text(encoding="utf-8")),
-            )
+            most = (folder / limit).read_text(encoding="utf-8").strip()
+            now = int((folder / used).read_text(encoding="utf-8"))
             if not most.isdigit():
                 continue
-            numbers = dict(
-                line.split()
-                for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
-            )
+            lines = (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+            numbers = dict(line.split() for line in lines)
             files = int(numbers.get("total_inactive_file", numbers.get("inactive_file", 0)))
         except (OSError, ValueError):
             continue

@@ -15,7 +15,7 @@ from torch import Tensor
 from offbench.bench import provenance
 from offbench.bench.suites import protocol_of
 from offbench.errors import UserError, expect
-from offbench.results.spec import OUTSIDE, Provenance, RunSpec, utc_now
+from offbench.results.spec import OUTSIDE, Provenance, RunSpec
 from offbench.results.store import Store
 from offbench.rollout import EnvPool, evaluate
 from offbench.tasks.locate import load_task
@@ -165,19 +165,13 @@ def _acted(act: Act, obs: np.ndarray, first: np.ndarray, size: int, entry: str) 
 
 
 def _provenance(entry: str, pack: int, wall_s: float) -> Provenance:
-    commit, dirty = provenance.commit()
     return Provenance(
+        **provenance.made_here("cpu"),
         entry=entry,
-        commit=commit,
-        dirty=dirty,
-        versions=provenance.versions(),
-        device=provenance.device_name("cpu"),
         backend="outside, acts only",
         precision="float32",
         pack=pack,
         wall_s=round(wall_s, 3),
         train_s=0.0,
         tuning={"how": OUTSIDE, "tried": None, "source": "trained outside offbench"},
-        created=utc_now(),
-        host=provenance.host(),
     )

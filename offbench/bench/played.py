@@ -14,13 +14,12 @@ largest value. It has the critic, the episodes and the noise of the policy that 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from offbench.bench.policy import Loaded, load
+from offbench.bench.policy import Loaded
 from offbench.bench.subgoals import CANDIDATES, has_subgoals, nearest_states
 from offbench.data.goals import FittedGoal
 from offbench.errors import UserError
@@ -35,18 +34,13 @@ MOST_BEYOND = 1000
 """Steps beyond the time limit at most; returns of what then goes on are marked as cut short."""
 
 
-def play(path: Path, task: Task, *, episodes: int, n_envs: int = 5) -> pd.DataFrame:
+def play(loaded: Loaded, task: Task, *, episodes: int, n_envs: int = 5) -> pd.DataFrame:
     """The decisions of a kept policy and of its controls, in `offbench.results.decisions.DECISION_SCHEMA`
     but for `run_id`.
 
     Raises:
-        UserError: the file cannot be read, its method says no values, or what they need was not kept.
+        UserError: its method says no values, or what they need was not kept.
     """
-    return play_loaded(load(path), task, episodes=episodes, n_envs=n_envs)
-
-
-def play_loaded(loaded: Loaded, task: Task, *, episodes: int, n_envs: int = 5) -> pd.DataFrame:
-    """`play` of a kept policy that has been read."""
     method = loaded.method
     valued = hasattr(method, "value")
     if not valued and not task.goals:
@@ -60,16 +54,8 @@ def play_loaded(loaded: Loaded, task: Task, *, episodes: int, n_envs: int = 5) -
             # a policy without values has no discount of its own
             policy = policy._replace(gamma=policy.gamma or loaded.pipeline.view.gamma)
             watch = pool.watch = Decisions(policy, task, maze=maze)
-            seeds = [loaded.run.seed]
-            evaluate(
-                policy,
-                loaded.state,
-                pool,
-                seeds=seeds,
-                episodes=episodes,
-                stream="played",
-                n_envs=n_envs,
-            )
+            how: dict[str, Any] = {"episodes": episodes, "stream": "played", "n_envs": n_envs}
+            evaluate(policy, loaded.state, pool, seeds=[loaded.run.seed], **how)
             parts.append(watch.frame().assign(control=control))
             if maze and has_subgoals(method):
                 parts[-1] = _with_subgoals(parts[-1], watch.seen, loaded, task)

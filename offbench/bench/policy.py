@@ -28,7 +28,7 @@ from offbench.data import transforms
 from offbench.data.goals import Goal
 from offbench.data.pipeline import Pipeline
 from offbench.data.views import Window
-from offbench.errors import UserError, expect, nearest
+from offbench.errors import UserError, expect
 from offbench.results.spec import RunSpec
 from offbench.results.store import Store
 from offbench.rollout import make_policy
@@ -103,7 +103,7 @@ class TrainedPolicy:
         with torch.no_grad():
             action, self._memory = self._policy.act(self._state, step, self._memory, key)
         self._t += 1
-        actions = self._in_units(action[0].numpy())
+        actions = self.units.scaled(action[0]).numpy()
         return actions[0] if single else actions
 
     __call__ = act
@@ -115,15 +115,6 @@ class TrainedPolicy:
         """
         name, size = f"{self.run.method} of {self.run.task}", self.spec.obs_dim
         return export(name, self._policy, self._state, size, self.units, Path(path))
-
-    def _in_units(self, action: NDArray[np.float32]) -> NDArray[Any]:
-        low, high, first = self.units
-        if first is not None:
-            return action.argmax(-1) + first
-        if low is None or high is None:
-            return action
-        low_, high_ = (np.asarray(x, np.float32) for x in (low, high))
-        return np.clip(low_ + (action + 1) / 2 * (high_ - low_), low_, high_)
 
 
 # a stream of its own, so that acting draws nothing that training or evaluation draws
@@ -183,25 +174,15 @@ def _unknown(x: Tensor) -> Tensor:
 
 
 def _find(run: str, results: Path) -> Path:
-    path = Path(run)
-    if path.suffix in (".json", ".parquet", ".safetensors"):
-        kept = path
-        if path.suffix != ".safetensors":
-            # a part of its checksum stands before the ending of a parquet
-            kept = path.with_name(f"{path.name.partition('.')[0]}.safetensors")
-        if not kept.exists():
-            raise UserError(f"{kept} does not exist; a run keeps its policy unless keep=none")
-        return kept
-    store = Store(results)
-    matches = [p for p in store.records() if p.stem.startswith(run)]
-    if not matches:
-        known = [p.stem for p in store.records()]
-        raise UserError(f"no run {run!r} in {results}: {nearest(run, known)}")
-    if len(matches) > 1:
-        raise UserError(
-            f"{run!r} begins {len(matches)} run ids: {', '.join(p.stem for p in matches[:4])}"
-        )
-    return _find(str(matches[0]), results)
+    """The kept file of a run. UserError where there is none."""
+    named = Path(run).suffix in (".json", ".parquet", ".safetensors")
+    kept = Path(run) if named else Store(results).find(run)
+    if kept.suffix != ".safetensors":
+        # a part of its checksum stands before the ending of a parquet
+        kept = kept.with_name(f"{kept.name.partition('.')[0]}.safetensors")
+    if not kept.exists():
+        raise UserError(f"{kept} does not exist; a run keeps its policy unless keep=none")
+    return kept
 
 
 def _check_code(target: str, run: RunSpec, path: Path) -> None:

@@ -224,9 +224,9 @@ def try_method(method: "Method", pipeline: "Pipeline", spec: "Spec", cell: Cell)
     policy = make_policy(method, pipeline, values="none")
     # a goal is an observation, and is shown with each
     obs = torch.zeros(2, 1, (2 if cell.task.goals else 1) * spec.obs_dim)
-    first = TimeStep(obs, torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.bool))
+    first, keys = TimeStep.begin(obs), rng.split(rng.key(1), 2)[:, None]
     with torch.no_grad(), calling(f"{name}.act"):
-        action, _ = policy.act(state, first, policy.init(2, 1), rng.split(rng.key(1), 2)[:, None])
+        action, _ = policy.act(state, first, policy.init(2, 1), keys)
     sizes = "".join(f", {n}" for n in action.shape[2:])
     need(
         action.shape[2:] == (spec.action_dim,),

@@ -3,7 +3,6 @@
 The first row that fits a task and a composition is used.
 """
 
-import csv
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 from offbench.bench.hydra import conf_dir, options, read_option, split_entry
 from offbench.bench.values import flatten
-from offbench.io import read_yaml
+from offbench.io import read_csv, read_yaml
 
 VARIANTS = ("paper", "corl")
 """Values of `preset=` that choose a source of settings other than the usual one."""
@@ -121,9 +120,8 @@ def preset_table(name: str) -> tuple[Preset, ...]:
     path = conf_dir() / "presets" / f"{name}.csv"
     if not path.exists():
         return ()
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    about = [[row.pop(k, None) for k in ("task", "source", "by", "around")] for row in rows]
+    rows = read_csv(path)
+    about = [[row.pop(k, "") for k in ("task", "source", "by", "around")] for row in rows]
     return tuple(
         Preset(task, _read(row), source, by or None, _around(around))
         for row, (task, source, by, around) in zip(rows, about, strict=True)

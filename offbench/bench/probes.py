@@ -93,7 +93,7 @@ class OfFqe:
         data, spec = devices.shape_of(cell)
         method, pipeline = build(cell, data, spec)
         check_estimable(cell, pipeline, data)
-        seeds, fqe = [run.seed for _, run in pack.members], fqe_of(cell.protocol)
+        seeds, fqe = pack.seeds, fqe_of(cell.protocol)
         state = _untrained(method, pipeline.spec(spec), pack)
         found, seconds = _decided((method, pipeline, spec), state, seeds, data)
         problem = Problem.of(fqe, data, found)
@@ -111,10 +111,9 @@ def _untrained(method: Any, seen: "Spec", pack: "Pack") -> Any:
     from offbench.training.imperative import Imperative
     from offbench.training.step import initial_carry
 
-    seeds = [run.seed for _, run in pack.members]
     if isinstance(method, Imperative):
-        return method.like(seeds, seen, "cpu", pack.values).state
-    return initial_carry(method, seen, seeds, values=pack.values).state
+        return method.like(pack.seeds, seen, "cpu", pack.values).state
+    return initial_carry(method, seen, pack.seeds, values=pack.values).state
 
 
 def _decided(

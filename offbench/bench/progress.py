@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from offbench.bench.stacks import Pack
 from offbench.results.claims import claimed, sweep
 from offbench.results.commit import inside
 from offbench.results.schema import EVALUATION_COLUMNS, typed
-from offbench.results.sharing.gc import runs_of
+from offbench.results.sharing.gc import finished_checkpoints
 from offbench.results.store import Record, Store
 
 if TYPE_CHECKING:
@@ -184,11 +185,11 @@ def tidy(store: Store) -> None:
     """
     sweep(store.root)
     living = claimed(store.root)
-    left = {path: runs_of(path) for path in store.root.glob("checkpoints/*.safetensors")}
-    # names of files, so that records are opened for these alone
-    named = {path.stem for path in store.records()} if left else set()
-    for path, runs in left.items():
-        gone = runs and living.keys().isdisjoint(runs) and named.issuperset(runs)
-        if gone and all(map(store.whole, runs)):
-            with suppress(OSError):
-                remove(path)
+    # by the names of files, so that records are opened for these alone
+    named = cache(lambda: {path.stem for path in store.records()})
+    recorded = lambda runs: (
+        living.keys().isdisjoint(runs) and named().issuperset(runs) and all(map(store.whole, runs))
+    )
+    for path in finished_checkpoints(store.root, recorded):
+        with suppress(OSError):
+            remove(path)

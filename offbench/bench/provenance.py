@@ -5,8 +5,11 @@ import platform
 import subprocess
 import sys
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+from offbench import io
+from offbench.results.spec import utc_now
 
 PACKAGES = (
     "offbench",
@@ -24,13 +27,7 @@ PACKAGES = (
 @cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that can change a result."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return io.versions(PACKAGES)
 
 
 @cache
@@ -64,6 +61,13 @@ def device_name(device: str) -> str:
 
         return torch.cuda.get_device_name(device)
     return f"cpu ({platform.machine()})" if device.startswith("cpu") else device
+
+
+def made_here(device: str) -> dict[str, Any]:
+    """What a record says of the code, packages, machine and time that made it, as fields of a `Provenance`."""
+    head, dirty = commit()
+    about = {"commit": head, "dirty": dirty, "versions": versions(), "host": host()}
+    return about | {"device": device_name(device), "created": utc_now()}
 
 
 def host() -> dict[str, int | str]:

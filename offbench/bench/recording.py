@@ -14,7 +14,7 @@ from offbench.bench.stacks import Pack
 from offbench.errors import UserError, publishable
 from offbench.results.commit import RecordedAlready
 from offbench.results.schema import ESTIMATE, VALIDATION_ERRORS, no_episodes
-from offbench.results.spec import Provenance, RunSpec, utc_now
+from offbench.results.spec import Provenance, RunSpec
 from offbench.results.store import Store
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def record(
     """
     outcomes: dict[str, Outcome] = {}
     # others were trained for the sake of a run in the same stack that has no record
-    absent = {run.run_id for run in store.missing([run for _, run in pack.members])}
+    absent = {run.run_id for run in store.missing(pack.runs)}
     for i, (cell, run) in enumerate(pack.members):
         if run.run_id not in absent:
             continue
@@ -131,7 +131,7 @@ def record(
             settings,
             trained.device,
             str(trained.backend),
-            [other.run_id for _, other in pack.members],
+            pack.run_ids,
             trained.wall_s,
             trained.train_s,
             trained.fitted,
@@ -235,13 +235,9 @@ def provenance_of(
     fitted: dict[str, Any],
 ) -> Provenance:
     """The provenance of a run of a cell; `stack` are the run ids of the runs trained with it, its own too."""
-    commit, dirty = provenance.commit()
     return Provenance(
+        **provenance.made_here(device),
         entry=cell.entry,
-        commit=commit,
-        dirty=dirty,
-        versions=provenance.versions(),
-        device=provenance.device_name(device),
         backend=backend,
         precision=settings.precision,
         pack=max(1, len(stack)),
@@ -249,14 +245,12 @@ def provenance_of(
         wall_s=round(wall_s, 3),
         train_s=round(train_s, 3),
         tuning=cell.tuning,
-        created=utc_now(),
         # where records lie is no part of how they came to be, and says who lives there
         overrides={
             k: publishable(v) if isinstance(v, str) else v
             for k, v in cell.overrides.items()
             if v is not None and k != "results"
         },
-        host=provenance.host(),
         fitted=fitted,
         sources=cell.recorded_sources,
     )

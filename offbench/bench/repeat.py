@@ -14,8 +14,8 @@ from offbench.bench.stacks import Pack, fetched
 from offbench.bench.targets import option_of, parameters
 from offbench.bench.trust import check_target
 from offbench.bench.values import coerce
-from offbench.errors import UserError, nearest
-from offbench.results.identity import Written
+from offbench.errors import UserError
+from offbench.results.identity import Written, transforms_in_order
 from offbench.results.spec import OUTSIDE, Provenance, RunSpec
 from offbench.results.store import Record, Store
 from offbench.tasks.locate import load_task
@@ -37,17 +37,6 @@ class Rows:
         record = store.read(run_id)
         where = {"run_id": run_id, "suite": record.spec.suite, "task": record.spec.task}
         return cls(store.episodes(**where), record.metrics, record.provenance)
-
-
-def find_record(store: Store, name: str) -> Record:
-    """The record of a run, by its id or the beginning of one. UserError where there is none, or several."""
-    known = sorted({path.stem for path in store.records()})
-    found = [run_id for run_id in known if run_id.startswith(name)]
-    if not found:
-        raise UserError(f"no run {name!r} in {store.root}: {nearest(name, known)}")
-    if len(found) > 1:
-        raise UserError(f"{name!r} begins {len(found)} run ids: {', '.join(found[:4])}")
-    return store.read(found[0])
 
 
 def stack_of(store: Store, record: Record, *, alone: bool = False) -> Pack:
@@ -90,17 +79,16 @@ def settings_of(record: Record, results: str) -> Settings:
     engine = facts.backend.partition(" ")[0]
     if engine not in get_args(Backend):
         engine = "auto"
-    values = {
-        "device": "cpu" if facts.device.startswith("cpu") else "cuda",
-        "engine": engine,
-        "precision": facts.precision,
-        "data": facts.overrides.get("data", "device"),
-        "jobs": 1,
-        "keep": "none",
-        "checkpoint_minutes": 0.0,
-        "results": results,
-    }
-    return Settings(**values)
+    return Settings(
+        device="cpu" if facts.device.startswith("cpu") else "cuda",
+        engine=engine,  # type: ignore[arg-type]
+        precision=facts.precision,  # type: ignore[arg-type]
+        data=facts.overrides.get("data", "device"),
+        jobs=1,
+        keep="none",
+        checkpoint_minutes=0.0,
+        results=results,
+    )
 
 
 def cell_of(members: Sequence[Record]) -> Cell:
@@ -155,9 +143,7 @@ def _pipeline(recorded: Mapping[str, Any], where: str) -> dict[str, Any]:
             function = option_of(group, name)
             typed = option if function is None else _typed(function, option)
             pipeline[group] = {"name": name, **typed}
-    transforms, order = pipeline["transforms"], pipeline.get("reward_order", ())
-    names = [*(name for name in transforms if name not in order), *order]
-    pipeline["transforms"] = typed_transforms({name: transforms[name] for name in names})
+    pipeline["transforms"] = typed_transforms(transforms_in_order(pipeline))
     return pipeline
 
 

@@ -18,7 +18,7 @@ from offbench.bench.plan import Plan, plan
 from offbench.bench.presets import has_variant
 from offbench.bench.studies import studies
 from offbench.bench.suites import home_of
-from offbench.errors import UserError, unknown
+from offbench.errors import UserError, listed, unknown
 from offbench.results.published.scores import (
     Source,
     is_file,
@@ -150,11 +150,7 @@ def reproduction(name: str, overrides: Sequence[str]) -> Reproduction:
 
 def reasons(result: Reproduction) -> list[str]:
     """Why some cells cannot be run, a line each."""
-    lines = []
-    for why, what in result.impossible.items():
-        more = f" and {len(what) - 6} more" if len(what) > 6 else ""
-        lines.append(f"{', '.join(what[:6])}{more}: {why}")
-    return lines
+    return [f"{listed(what, 6)}: {why}" for why, what in result.impossible.items()]
 
 
 def _chosen(table: pd.DataFrame, chosen: Mapping[str, str], name: str) -> pd.DataFrame:

@@ -89,7 +89,7 @@ class PackRun:
         self.pack, self.store, self.settings, self.watch = pack, store, settings, watch
         # cells of a stack differ in numeric hyper-parameters only
         self.cell = cell = pack.cells[0]
-        self.seeds = [run.seed for _, run in pack.members]
+        self.seeds = pack.seeds
         self.device = resolve_device(settings.device)
         # the name of the one that trained the stack
         self.made_on = device_name(self.device)
@@ -142,7 +142,7 @@ class PackRun:
             raise UserError(f"the trained state is no longer in {self.checkpoint}") from gone
         self.saved = time.perf_counter()
         self.progress.code = list(dict.fromkeys([*self.progress.code, code_version()]))
-        self.progress.runs = [run.run_id for _, run in self.pack.members]
+        self.progress.runs = self.pack.run_ids
         with (
             open_loggers(self.settings, self._logged(), self.progress.update) as logger,
             self._monitors(logger) as self.monitors,

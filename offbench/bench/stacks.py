@@ -38,6 +38,21 @@ class Pack:
         return [(cell, run) for cell in self.cells for run in cell.runs()]
 
     @property
+    def runs(self) -> list[RunSpec]:
+        """The run of each member."""
+        return [run for _, run in self.members]
+
+    @property
+    def run_ids(self) -> list[str]:
+        """The run id of each member."""
+        return [run_id for cell in self.cells for run_id in cell.run_ids()]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of each member."""
+        return [seed for cell in self.cells for seed in cell.seeds]
+
+    @property
     def values(self) -> list[dict[str, float]] | None:
         """The hyper-parameters that differ, one dict per member; None where none do."""
         first = self.cells[0].hparams
@@ -57,8 +72,7 @@ class Pack:
     @property
     def name(self) -> str:
         """The name of its checkpoint: a hash of the run ids."""
-        ids = "".join(run_id for cell in self.cells for run_id in cell.run_ids())
-        return hashlib.sha256(ids.encode()).hexdigest()[:16]
+        return hashlib.sha256("".join(self.run_ids).encode()).hexdigest()[:16]
 
 
 def missing(cells: Iterable[Cell], store: Store) -> list[Cell]:
@@ -163,7 +177,7 @@ def _stacks_begun(group: Sequence[Cell], store: Store) -> list[_Begun]:
                 i, seed = where[run_id]
                 seeds.setdefault(i, []).append(seed)
         whole = Pack(tuple(group[i].varied(seeds=tuple(own)) for i, own in seeds.items()))
-        if [run.run_id for _, run in whole.members] == list(stack):
+        if whole.run_ids == list(stack):
             found.append(_Begun(whole, frozenset(stack), absent))
     return found
 

@@ -63,6 +63,5 @@ def _seen(loaded: Loaded, obs: np.ndarray) -> Tensor:
     policy = loaded.pipeline.policy(Policy(lambda n_seeds, n_envs: (), act))
     n = len(obs)
     rows = torch.from_numpy(np.asarray(obs, np.float32))[None]
-    step = TimeStep(rows, torch.zeros(1, n), torch.ones(1, n, dtype=torch.bool))
-    policy.act(None, step, policy.init(1, n), rng.key(0).expand(1, n))
+    policy.act(None, TimeStep.begin(rows), policy.init(1, n), rng.key(0).expand(1, n))
     return kept[0]

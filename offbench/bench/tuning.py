@@ -9,6 +9,8 @@ from offbench.bench.presets import VARIANTS, Preset
 from offbench.bench.settings import Settings, typed_transforms
 from offbench.bench.sources import COMMAND_LINE, Layer, Source
 from offbench.bench.values import coerce
+from offbench.errors import listed
+from offbench.results.words import plural
 
 
 def describe_tuning(
@@ -87,9 +89,9 @@ def _in_words(overridden: Sequence[str]) -> str:
     if not overridden:
         return ""
     names = [k.removeprefix("method.") for k in overridden]
-    more = f" and {len(names) - 4} more" if len(names) > 5 else ""
-    plural = "s" if len(names) > 1 else ""
-    return f", {len(names)} setting{plural} overridden ({', '.join(names[:4] if more else names)}{more})"
+    # five as they are: "and 1 more" is no shorter than a name
+    shown = listed(names, 5 if len(names) == 5 else 4)
+    return f", {plural(len(names), 'setting')} overridden ({shown})"
 
 
 def _if_published(published: "Layers", key: str) -> Any:

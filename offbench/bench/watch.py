@@ -48,7 +48,7 @@ class Watch:
 
     def about(self) -> Mapping[str, Any]:
         """The stack as in `offbench.results.claims.Worker.stack`."""
-        cells, members = self._pack.cells, self._pack.members
+        cells = self._pack.cells
         rate = None
         if self._first and self._update > self._first[0] and self._phase == "training":
             rate = (self._update - self._first[0]) / (time.perf_counter() - self._first[1])
@@ -56,8 +56,8 @@ class Watch:
             "title": self._pack.title,
             "entries": [cell.entry for cell in cells],
             "task": cells[0].task.id,
-            "seeds": sorted({run.seed for _, run in members}),
-            "runs": [run.run_id for _, run in members],
+            "seeds": sorted(set(self._pack.seeds)),
+            "runs": self._pack.run_ids,
             "phase": self._phase,
             "update": self._update,
             "n_updates": cells[0].n_updates,

@@ -67,7 +67,7 @@ def make_parser() -> Parser:
                 "settings", nargs="*", metavar="KEY=VALUE", help="settings, lists as [a,b]"
             )
         for option in about.options:
-            command.add_argument(option.flag, **option.about)
+            option.add_to(command)
     return parser
 
 
@@ -191,11 +191,6 @@ def _not_taken(argument: str, options: argparse.Namespace) -> UserError:
 
 def _run(options: argparse.Namespace) -> int:
     match options.command:
-        case "sync":
-            from offbench.cli.sync import sync_runs
-
-            where = {"wandb": options.wandb, "tensorboard": options.tensorboard}
-            return sync_runs(options.settings, **where)
         case "list":
             from offbench.cli.listing import show_list
 
@@ -226,6 +221,7 @@ _FUNCTIONS = {
     "diagnose": ("offbench.cli.diagnose", "draw_diagnostics"),
     "evaluate": ("offbench.cli.evaluate", "evaluate_offline"),
     "report": ("offbench.cli.report", "show_report"),
+    "sync": ("offbench.cli.sync", "sync_runs"),
     "curves": ("offbench.cli.curves", "show_curves"),
     "check": ("offbench.cli.contract", "check_contract"),
     "speed": ("offbench.cli.audit", "speed"),

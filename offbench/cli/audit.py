@@ -50,7 +50,6 @@ def _audit(
     from offbench.cli.console import make_console, print_table
     from offbench.speed import audit as audits
     from offbench.speed import launches as table
-    from offbench.speed.contenders import shipped
     from offbench.speed.invented import CARDS
 
     for card in cards:
@@ -59,9 +58,6 @@ def _audit(
     console = make_console()
     torch.set_num_threads(1)
     if launches:
-        for name in methods:
-            if name not in shipped():
-                raise unknown("method", name, shipped())
         say = lambda line: console.print(line, markup=False)
         rows = table.rewrite(Path(out), table.cases(methods, cards), say)
         shown = [n for n in table.COLUMNS if n not in ("hidden", "batch_size", "torch", "triton")]
@@ -90,13 +86,12 @@ def _audit(
 def _methods(names: Sequence[str]) -> list[tuple[str, Any]]:
     """Shipped methods by name, others by the dotted path of their class; all with small networks."""
     from offbench.bench.targets import is_torch_class, locate
-    from offbench.speed.contenders import shipped
+    from offbench.speed.contenders import check_shipped, shipped
     from offbench.testing.fakes import small
 
+    check_shipped(name for name in names if "." not in name)
     found = []
     for name in names or shipped():
-        if "." not in name and name not in shipped():
-            raise unknown("method", name, shipped())
         cls = locate(name) if "." in name else shipped()[name]
         if is_torch_class(cls):
             raise UserError(f"{name} trains itself, one seed at a time: there is nothing to record")

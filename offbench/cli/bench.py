@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offbench.cli.board import evidence_of, print_board
-from offbench.cli.console import make_console, plural, spelt_seeds
+from offbench.cli.console import make_console, spelt_seeds
 from offbench.cli.describe import say_differences, say_protocol, say_settings, say_which
 from offbench.cli.parts import Part, Ran, chosen, read_part
 from offbench.cli.report import refresh_report
 from offbench.cli.until import run_until_decided
 from offbench.errors import Interrupted
+from offbench.results.words import plural
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -156,7 +156,7 @@ def evidence_of(plan: "Plan", store: "Store") -> "Evidence | ValidationTable | N
         text = f"{found.left_out} recorded runs of these tasks are left out: their environment, or its rules, or how"
         notes = (*notes, f"{text} a return is scored was another")
     return Evidence(
-        episodes=found.episodes(),
+        episodes=found.episodes,
         runs=found.runs,
         tasks=tuple(plan.tasks),
         asked=Asked(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from offbench.cli.parser import whole_number
+from offbench.cli.parser import Parser, whole_number
 
 KINDS = ("methods", "tasks", "suites", "samplers", "views", "weights", "synthetic", "published")
 
@@ -13,12 +13,19 @@ class Option(NamedTuple):
     """A `--flag` of a command besides its settings; its value is passed on as the keyword `name`."""
 
     flag: str
+    help: str
+    # what stands for its value; None of a switch
+    metavar: str | None = None
     # of `argparse.ArgumentParser.add_argument`
-    about: Mapping[str, Any]
+    more: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def name(self) -> str:
         return self.flag.removeprefix("--").replace("-", "_")
+
+    def add_to(self, parser: Parser) -> None:
+        kind = {"metavar": self.metavar} if self.metavar else {"action": "store_true"}
+        parser.add_argument(self.flag, help=self.help, **kind, **self.more)
 
 
 class Command(NamedTuple):
@@ -32,41 +39,21 @@ class Command(NamedTuple):
 BOARD_OPTIONS = (
     Option(
         "--format",
-        {
-            "choices": ("terminal", "markdown", "csv", "json", "latex"),
-            "default": "terminal",
-            "metavar": "FORMAT",
-            "help": "print terminal, markdown, csv, json or latex",
-        },
+        "print terminal, markdown, csv, json or latex",
+        "FORMAT",
+        {"choices": ("terminal", "markdown", "csv", "json", "latex"), "default": "terminal"},
     ),
-    Option("--explain", {"action": "store_true", "help": "say what every number of it means"}),
-    Option(
-        "--diff",
-        {
-            "metavar": "OLD",
-            "help": "what changed since a results folder, or a board's .json or .csv",
-        },
-    ),
-    Option(
-        "--check",
-        {"metavar": "FILE", "help": "recompute a written board from the rows beside it"},
-    ),
-    Option(
-        "--published", {"metavar": "SOURCES", "help": "published scores below, as corl,iql-2021"}
-    ),
+    Option("--explain", "say what every number of it means"),
+    Option("--diff", "what changed since a results folder, or a board's .json or .csv", "OLD"),
+    Option("--check", "recompute a written board from the rows beside it", "FILE"),
+    Option("--published", "published scores below, as corl,iql-2021", "SOURCES"),
 )
 
 EFFORT_OPTIONS = (
-    Option("--only", {"metavar": "failed", "help": "run again what has failed, and nothing else"}),
-    Option(
-        "--retry",
-        {"metavar": "N", "help": "attempts after a lost process or a full disk (2)"},
-    ),
-    Option(
-        "--max-time",
-        {"metavar": "TIME", "help": "save and stop after 30m or 8h; exit code 75: more to do"},
-    ),
-    Option("--shard", {"metavar": "I/N", "help": "the I-th of N parts of the runs"}),
+    Option("--only", "run again what has failed, and nothing else", "failed"),
+    Option("--retry", "attempts after a lost process or a full disk (2)", "N"),
+    Option("--max-time", "save and stop after 30m or 8h; exit code 75: more to do", "TIME"),
+    Option("--shard", "the I-th of N parts of the runs", "I/N"),
 )
 
 COMMANDS: Mapping[str, Command] = MappingProxyType(
@@ -98,21 +85,15 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 "plan suite=d4rl-gym-9 --on H100",
             ),
             options=(
-                Option(
-                    "--on",
-                    {
-                        "metavar": "GPU",
-                        "help": "time on a GPU that need not be here: H100, A100, ...",
-                    },
-                ),
+                Option("--on", "time on a GPU that need not be here: H100, A100, ...", "GPU"),
             ),
         ),
         "status": Command(
             "say how far the runs are, what works at them, and how long it takes",
             ("status", "status suite=d4rl-gym-9 --watch 5", "status --all results=there"),
             options=(
-                Option("--watch", {"metavar": "SECONDS", "help": "again and again, until done"}),
-                Option("--all", {"action": "store_true", "help": "every suite of the store"}),
+                Option("--watch", "again and again, until done", "SECONDS"),
+                Option("--all", "every suite of the store"),
             ),
         ),
         "board": Command(
@@ -124,16 +105,13 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "plan, run and judge the cells of a published table",
             ("reproduce", "reproduce iql-2021-table1", "reproduce corl-gym methods=[iql] --run"),
             "[TABLE [KEY=VALUE ...]]",
-            (
-                Option("--run", {"action": "store_true", "help": "run what has no record"}),
-                *EFFORT_OPTIONS,
-            ),
+            (Option("--run", "run what has no record"), *EFFORT_OPTIONS),
         ),
         "rerun": Command(
             "train a recorded run once more in its stack, and say whether its rows are equal",
             ("rerun RUN_ID", "rerun RUN_ID results=there --alone"),
             "RUN_ID [results=PATH]",
-            (Option("--alone", {"action": "store_true", "help": "by itself: rounding differs"}),),
+            (Option("--alone", "by itself: rounding differs"),),
         ),
         "compare": Command(
             "say whether an entry is better than others of the board, and where",
@@ -149,11 +127,9 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             options=(
                 Option(
                     "--pulls",
-                    {
-                        "metavar": "N",
-                        "type": whole_number,
-                        "help": "over episodes that may be played online, up to N",
-                    },
+                    "over episodes that may be played online, up to N",
+                    "N",
+                    {"type": whole_number},
                 ),
             ),
         ),
@@ -163,25 +139,16 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             options=(
                 Option(
                     "--consistency",
-                    {
-                        "action": "store_true",
-                        "help": "instead: do seeds of an entry end in the same policy? for the board, too",
-                    },
+                    "instead: do seeds of an entry end in the same policy? for the board, too",
                 ),
                 Option(
-                    "--churn",
-                    {
-                        "action": "store_true",
-                        "help": "instead: how far policies moved since a shorter run that was kept",
-                    },
+                    "--churn", "instead: how far policies moved since a shorter run that was kept"
                 ),
                 Option(
                     "--play",
-                    {
-                        "metavar": "N",
-                        "type": whole_number,
-                        "help": "kept policies play N episodes again, and their decisions are drawn, too",
-                    },
+                    "kept policies play N episodes again, and their decisions are drawn, too",
+                    "N",
+                    {"type": whole_number},
                 ),
             ),
         ),
@@ -192,43 +159,32 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 "evaluate --offline task.data=my.hdf5 eval.fqe_updates=20000",
             ),
             options=(
-                Option(
-                    "--offline",
-                    {"action": "store_true", "help": "no environment is played in"},
-                ),
+                Option("--offline", "no environment is played in"),
                 Option(
                     "--by",
-                    {
-                        "metavar": "NAMES",
-                        "default": "fqe",
-                        "help": "estimators: fqe, wis and dr (importance weights), model (a learned one), as fqe,wis",
-                    },
+                    "estimators: fqe, wis and dr (importance weights), model (a learned one), as fqe,wis",
+                    "NAMES",
+                    {"default": "fqe"},
                 ),
                 Option(
                     "--play",
-                    {
-                        "metavar": "N",
-                        "type": whole_number,
-                        "help": "play N episodes, too, for the error of the estimates",
-                    },
+                    "play N episodes, too, for the error of the estimates",
+                    "N",
+                    {"type": whole_number},
                 ),
             ),
         ),
         "report": Command(
             "write the leaderboard with all that is behind it as one HTML file",
             ("report suite=quick", "report suite=quick --figures"),
-            options=(
-                Option(
-                    "--figures", {"action": "store_true", "help": "write pictures for papers too"}
-                ),
-            ),
+            options=(Option("--figures", "write pictures for papers too"),),
         ),
         "sync": Command(
             "send recorded runs to wandb or TensorBoard, each once",
             ("sync --wandb suite=quick", "sync --tensorboard events methods=[bc,iql]"),
             options=(
-                Option("--wandb", {"action": "store_true", "help": "to Weights & Biases"}),
-                Option("--tensorboard", {"metavar": "DIR", "help": "as event files"}),
+                Option("--wandb", "to Weights & Biases"),
+                Option("--tensorboard", "as event files", "DIR"),
             ),
         ),
         "results": Command("verify, merge, clear up and export recorded runs", (), "COMMAND ..."),
@@ -256,12 +212,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 "speed methods=[iql] seeds=[1,8] hidden=[[64,64]]",
                 "speed --audit methods=[iql,mymodule.MyMethod]",
             ),
-            options=(
-                Option(
-                    "--audit",
-                    {"action": "store_true", "help": "say which methods would fail on a GPU"},
-                ),
-            ),
+            options=(Option("--audit", "say which methods would fail on a GPU"),),
         ),
     }
 )

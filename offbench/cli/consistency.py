@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from offbench.cli.console import make_console, print_table, print_wrapped, spelt_seeds
 from offbench.cli.recorded import read_recorded, write_beside_board
 from offbench.errors import UserError
+from offbench.results.board.consistency_text import spelt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -170,7 +171,7 @@ def _how_to_get(args: Sequence[str], lacking: Mapping[str, int]) -> list[str]:
 def _print_churn(table: "pd.DataFrame", console: Any) -> None:
     for task, mine in table.groupby("task", sort=False):
         lines = [
-            [x.entry, x.kind, _spelt(x), f"{x.earlier_updates:,} to {x.updates:,}"]
+            [x.entry, x.kind, spelt(x), f"{x.earlier_updates:,} to {x.updates:,}"]
             + [str(x.n_seeds), str(x.n_went_on), f"{x.states:,}"]
             for x in mine.itertuples()
         ]
@@ -183,14 +184,9 @@ def _print_churn(table: "pd.DataFrame", console: Any) -> None:
 def _print(table: "pd.DataFrame", console: Any) -> None:
     for task, mine in table.groupby("task", sort=False):
         lines = [
-            [x.entry, x.kind, _spelt(x), str(x.n_seeds), f"{x.states:,}"] for x in mine.itertuples()
+            [x.entry, x.kind, spelt(x), str(x.n_seeds), f"{x.states:,}"] for x in mine.itertuples()
         ]
         head = ["entry", "kind", "divergence", "seeds", "states"]
         print_table(console, lines, header=head, title=str(task), whole=range(1, len(head)))
         console.print()
     print_wrapped(_NOTE, console)
-
-
-def _spelt(row: Any) -> str:
-    bounds = "" if row.low != row.low else f" [{row.low:.3f}, {row.high:.3f}]"
-    return f"{row.value:.3f}{bounds}"

@@ -129,12 +129,6 @@ def spelt_seeds(seeds: Sequence[int]) -> str:
     return ",".join(map(str, seeds))
 
 
-def plural(count: int, word: str) -> str:
-    """ "1 run", "2 runs", "3 entries"."""
-    several = f"{word[:-1]}ies" if word.endswith(("ry", "cy")) else f"{word}s"
-    return f"{count:,} {word if count == 1 else several}"
-
-
 def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from offbench.cli.console import make_console, print_wrapped
-from offbench.cli.recorded import board_folder, board_name, read_recorded
+from offbench.cli.recorded import board_folder, board_name, in_order, read_recorded
 from offbench.errors import UserError, writing
 from offbench.results.names import shortened
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from offbench.bench.plan import Plan
 
 _WIDTH = 80
 # at most so many evaluations are shown before the last
@@ -36,18 +34,19 @@ def show_curves(args: Sequence[str], *, pulls: int | None = None) -> int:
         return show_online(args, pulls)
     from offbench.io import atomic_write
     from offbench.results.curves import curve_table, updates_needed
-    from offbench.results.curves_figure import write_figure
+    from offbench.results.curves_figure import draw_figure
+    from offbench.results.drawing import save_png
 
     found, console = read_recorded(args), make_console()
     wanted = found.plan
-    table = curve_table(found.episodes(), found.runs, unscaled=wanted.unscaled)
+    table = curve_table(found.episodes, found.runs, unscaled=wanted.unscaled)
     watched = table[table["stream"] == "monitor"]
     if watched.empty:
         raise UserError(
             f"no monitor episodes recorded in {wanted.settings.results}; run with eval.monitor_at=[0.5]"
             " (and another results=, as what is recorded is not trained again)"
         )
-    table = _in_order(table, wanted)
+    table = in_order(table, wanted, "update")
     needed = updates_needed(table)
     for task, rows in table.groupby("task", sort=False):
         for line in task_lines(str(task), rows, needed):
@@ -65,19 +64,9 @@ def show_curves(args: Sequence[str], *, pulls: int | None = None) -> int:
     title = f"{wanted.name} v{wanted.suite['version']}, mean over seeds and 95 % interval"
     with writing(folder):
         atomic_write(paths[0], text.encode())
-        write_figure(table, paths[1], title)
+        save_png(draw_figure(table, title), paths[1], dpi=150)
     console.print(f"written: {', '.join(map(str, paths))}", soft_wrap=True)
     return 0
-
-
-def _in_order(table: "pd.DataFrame", plan: "Plan") -> "pd.DataFrame":
-    """Tasks in the order of the suite; entries by name."""
-    place = {task: i for i, task in enumerate(plan.tasks)}
-    return table.sort_values(
-        ["task", "entry", "update"],
-        key=lambda x: x.map(place) if x.name == "task" else x,
-        ignore_index=True,
-    )
 
 
 def task_lines(task: str, table: "pd.DataFrame", needed: "pd.Series") -> list[str]:

@@ -4,9 +4,10 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from offbench.cli.console import make_console, plural
+from offbench.cli.console import make_console
 from offbench.cli.recorded import board_folder, board_name, read_recorded
 from offbench.errors import UserError
+from offbench.results.words import plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,7 +60,7 @@ def draw_diagnostics(
     curves = found.store.curves(run_id=found.ids)
     decisions = read_decisions(found.store.root, marks)
     goals = {cell.task.id: cell.task.task_ids for cell in found.plan.cells if cell.task.goals}
-    paths = write(found.episodes(), found.runs, curves, folder, needed=decisions.empty)
+    paths = write(found.episodes, found.runs, curves, folder, needed=decisions.empty)
     if len(decisions):
         paths += write_decisions_figures(decisions, found.runs, folder)
         walls = _walls(found, set(decisions.dropna(subset=["x"])["run_id"]))
@@ -94,6 +95,7 @@ def _play(
 ) -> None:
     """Plays the kept policies that have not been played so often, and says which cannot be."""
     from offbench.bench.played import play
+    from offbench.bench.policy import load
     from offbench.results.decisions import is_played, path_of, write_decisions
 
     tasks = found.tasks
@@ -114,7 +116,7 @@ def _play(
                 continue
             if not is_played(path, kept, episodes):
                 try:
-                    rows = play(kept, tasks[run["task"]], episodes=episodes, n_envs=envs)
+                    rows = play(load(kept), tasks[run["task"]], episodes=episodes, n_envs=envs)
                 except UserError as error:
                     say(f"{name}: {error}")
                     continue

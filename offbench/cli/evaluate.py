@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offbench.cli.console import make_console, plural, print_table, print_wrapped
+from offbench.cli.console import make_console, print_table, print_wrapped
 from offbench.cli.recorded import recorded_runs, write_beside_board
 from offbench.errors import UserError, unknown
+from offbench.results.words import bounds, plural
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
     from offbench.bench.plan import Plan
-    from offbench.ope.fqe import FQE
     from offbench.results.store import Store
 
 ESTIMATORS = ("fqe", "wis", "dr", "model")
@@ -99,6 +99,7 @@ def _estimated(
     console: "Console",
 ) -> list[Path]:
     """The files of estimates of all runs, made where they are missing; says which policies cannot be evaluated."""
+    from offbench.bench.estimate import make_fqe
     from offbench.bench.kept_estimates import Candidate, Evaluation
     from offbench.bench.preflight import resolve_device
     from offbench.tasks.locate import ready
@@ -106,7 +107,8 @@ def _estimated(
     records = store.read_all(run_id=list(runs["run_id"]))
     tasks = {cell.task.id: cell.task for cell in plan.cells}
     say = lambda text: console.print(text, markup=False, soft_wrap=True)
-    device, paths = resolve_device(plan.settings.device), list[Path]()
+    device, fqe = resolve_device(plan.settings.device), make_fqe(plan.settings.eval)
+    paths: list[Path] = []
     for task, own in runs.groupby("task"):
         rows = own[["run_id", "entry", "seed"]].itertuples(index=False)
         every = [Candidate(i, f"{entry} seed {n}", records[i].path) for i, entry, n in rows]
@@ -114,18 +116,10 @@ def _estimated(
             say(f"{lost.name} on {task}: its policy was not kept")
         if candidates := [c for c in every if c.kept.exists()]:
             with console.status(f"reading {task}") as status:
-                evaluation = Evaluation(
-                    ready(tasks[str(task)]), store.root, fqe_of(plan), device, say, status.update
-                )
+                here = ready(tasks[str(task)])
+                evaluation = Evaluation(here, store.root, fqe, device, say, status.update)
                 paths += evaluation.files(candidates, names, play)
     return paths
-
-
-def fqe_of(plan: "Plan") -> "FQE":
-    """The estimator of a plan's settings."""
-    from offbench.bench.estimate import make_fqe
-
-    return make_fqe(plan.settings.eval)
 
 
 def _test_scores(store: "Store", runs: "pd.DataFrame") -> "pd.Series":
@@ -170,14 +164,13 @@ _HEADS = {"fqe": "FQE", "wis": "WIS", "dr": "DR", "model": "learned model", "pla
 
 
 def _value(line: "pd.Series") -> str:
-    text = f"{line['value']:.1f} [{line['low']:.1f}, {line['high']:.1f}]".replace(" [nan, nan]", "")
+    text = f"{line['value']:.1f}{bounds(line['low'], line['high'])}"
     return text if line["effective"] != line["effective"] else f"{text} n={line['effective']:.1f}"
 
 
 def _trust(line: "dict[str, Any]") -> str:
     words = f"{_HEADS[line['estimator']]}: rank correlation {line['rank_correlation']:.2f}"
-    if line["low"] == line["low"]:
-        words += f" [{line['low']:.2f}, {line['high']:.2f}]"
+    words += bounds(line["low"], line["high"], 2)
     words += f" over {plural(line['n'], 'policy')}, regret@1 {line['regret_at_1']:.1f} of {line['range']:.1f}"
     if line["absolute_error"] == line["absolute_error"]:
         words += f"; of discounted returns: error {line['absolute_error']:.1f}, rank correlation"

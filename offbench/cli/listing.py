@@ -8,7 +8,7 @@ from offbench.cli.console import print_list
 from offbench.cli.plan import is_here
 from offbench.cli.published import list_sources
 from offbench.errors import UserError
-from offbench.io import shipped
+from offbench.io import read_csv, shipped
 
 
 def show_list(kind: str | None) -> int:
@@ -90,12 +90,9 @@ def _methods() -> list[tuple[str, str]]:
 
 def _parity(path: Path) -> dict[str, str]:
     """Method -> how many of its comparisons agreed, from a table of verdicts."""
-    import csv
-
     verdicts: dict[str, list[str]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            verdicts.setdefault(row["name"], []).append(row["verdict"])
+    for row in read_csv(path):
+        verdicts.setdefault(row["name"], []).append(row["verdict"])
 
     def summary(found: list[str]) -> str:
         agreed = sum(v.startswith("agrees") for v in found)
@@ -108,13 +105,10 @@ def _parity(path: Path) -> dict[str, str]:
 
 def _updates(path: Path) -> dict[str, str]:
     """Method -> how far its updates went from those of somebody else's code."""
-    import csv
-
     furthest: dict[str, tuple[float, str]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            found = float(row["largest_difference"]), row["reference"].rsplit(" ", 1)[0]
-            furthest[row["algorithm"]] = max(furthest.get(row["algorithm"], found), found)
+    for row in read_csv(path):
+        found = float(row["largest_difference"]), row["reference"].rsplit(" ", 1)[0]
+        furthest[row["algorithm"]] = max(furthest.get(row["algorithm"], found), found)
     return {name: f"updates within {far:.0e} of {code}'s" for name, (far, code) in furthest.items()}
 
 

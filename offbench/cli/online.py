@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from offbench.cli.console import make_console, print_table, print_wrapped
-from offbench.cli.recorded import board_folder, board_name, read_recorded
+from offbench.cli.recorded import board_folder, board_name, in_order, read_recorded
 from offbench.errors import UserError, writing
+from offbench.results.words import bounds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,19 +23,17 @@ def show_online(args: Sequence[str], pulls: int) -> int:
     """Prints the expected score after 1, 10, 50 and 200 episodes, and writes its curve."""
     from offbench.io import atomic_write
     from offbench.results import markdown
+    from offbench.results.drawing import save_png
     from offbench.results.online_budget import online_table, remarks
-    from offbench.results.online_budget_figure import write_online_figure
+    from offbench.results.online_budget_figure import draw_online_figure
 
     if pulls < 1:
         raise UserError(f"--pulls {pulls}: the number of episodes is at least 1")
     found, console = read_recorded(args), make_console()
-    wanted, episodes = found.plan, found.episodes()
+    wanted, episodes = found.plan, found.episodes
     if episodes.empty:
         raise UserError(f"{wanted.name}: no episodes are recorded, so there is nothing to try")
-    table = online_table(episodes, found.runs, pulls=pulls)
-    place = {task: i for i, task in enumerate(wanted.tasks)}
-    key = lambda x: x.map(place) if x.name == "task" else x
-    table = table.sort_values(["task", "entry", "pulls"], key=key, ignore_index=True)
+    table = in_order(online_table(episodes, found.runs, pulls=pulls), wanted, "pulls")
     parts = []
     for task, mine in table.groupby("task", sort=False):
         head, rows = columns_of(mine, digits=0)
@@ -53,7 +52,7 @@ def show_online(args: Sequence[str], pulls: int) -> int:
     with writing(folder):
         atomic_write(paths[0], text.encode())
         atomic_write(paths[1], ("\n\n".join([f"# {title}", *parts, lines]) + "\n").encode())
-        write_online_figure(table, paths[2], f"{title}, 95 % interval")
+        save_png(draw_online_figure(table, f"{title}, 95 % interval"), paths[2], dpi=150)
     console.print(f"written: {', '.join(map(str, paths))}", soft_wrap=True)
     return 0
 
@@ -78,6 +77,4 @@ def columns_of(table: "pd.DataFrame", digits: int = 1) -> tuple[list[str], list[
 
 
 def _spelt(row: "pd.Series", digits: int) -> str:
-    if row["low"] != row["low"]:
-        return f"{row['score']:.1f}"
-    return f"{row['score']:.1f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+    return f"{row['score']:.1f}{bounds(row['low'], row['high'], digits)}"

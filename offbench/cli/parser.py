@@ -2,7 +2,7 @@
 
 import argparse
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from offbench.errors import UserError, unknown
@@ -21,6 +21,21 @@ class Parser(argparse.ArgumentParser):
     def add_argument(self, *names: Any, **kwargs: Any) -> argparse.Action:
         self.options += [name for name in names if name.startswith("--")]
         return super().add_argument(*names, **kwargs)
+
+    def add_commands(
+        self, dest: str, summaries: Mapping[str, str], examples: Mapping[str, Sequence[str]]
+    ) -> dict[str, "Parser"]:
+        """Adds commands below this one, by name; the one that is called is the option `dest`."""
+        commands = self.add_subparsers(
+            title="commands", metavar="COMMAND", dest=dest, prog=self.prog
+        )
+        parsers = {}
+        for name, summary in summaries.items():
+            lines = "".join(f"  {self.prog} {line}\n" for line in examples[name])
+            more = lambda lines=lines: f"examples:\n{lines}"
+            parsers[name] = commands.add_parser(name, help=summary, description=summary, more=more)
+            parsers[name].set_defaults(parser=parsers[name])
+        return parsers
 
     def format_help(self) -> str:
         return super().format_help() + (f"\n{self._more()}" if self._more else "")

@@ -94,7 +94,7 @@ def chosen(
     i, n = part.shard
     if n > 1:
         # by the whole plan: the parts stay the same while runs are recorded
-        mine = {r.run_id for p in pack(cells)[i - 1 :: n] for _, r in p.members}
+        mine = {name for p in pack(cells)[i - 1 :: n] for name in p.run_ids}
         left = [_with_seeds(cell, mine) for cell in left]
     if part.only_failed:
         runs = [run for cell in left for run in cell.runs()]

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offbench.cli.console import duration, make_console, plural, print_table, spelt_seeds
+from offbench.cli.console import duration, make_console, print_table, spelt_seeds
 from offbench.cli.describe import say_differences, say_protocol, say_which, updates_of
+from offbench.cli.recorded import read_plan
 from offbench.errors import UserError
+from offbench.results.words import plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,12 +28,8 @@ if TYPE_CHECKING:
 
 def show_plan(args: Sequence[str], *, on: str | None = None) -> int:
     from offbench.bench import devices
-    from offbench.bench.plan import plan
 
-    gpu = devices.card(on) if on else None
-
-    console = make_console()
-    wanted = plan(args, bench=not any(a.startswith(("method=", "method._target_=")) for a in args))
+    gpu, console, wanted = devices.card(on) if on else None, make_console(), read_plan(args)
     brief = replace(wanted, cells=tuple(cells[0] for cells in _planned_together(wanted)))
     say_which(wanted, console)
     if len(wanted.cells) > MANY:

@@ -5,7 +5,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offbench.errors import UserError, writing
+from offbench.errors import UserError, listed, writing
 from offbench.io import atomic_write
 
 if TYPE_CHECKING:
@@ -106,13 +106,10 @@ def list_sources() -> list[tuple[str, str]]:
 
 
 def _contents(mine: "pd.DataFrame", source: "Source") -> str:
-    from offbench.cli.console import plural
+    from offbench.results.words import plural
 
     methods = list(dict.fromkeys(mine["method"]))
-    shown = ", ".join(methods[:10]) + (
-        f" and {len(methods) - 10} more" if len(methods) > 10 else ""
-    )
     seeds = sorted({int(n) for n in mine["seeds"].dropna()})
     known = f"{'/'.join(map(str, seeds))} seeds" if seeds else "seeds not known"
     tasks = plural(mine["task"].nunique(), "task")
-    return f"{tasks}, {known}: {shown}; {source.words}"
+    return f"{tasks}, {known}: {listed(methods, 10)}; {source.words}"

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from offbench.bench.cells import Cell
     from offbench.bench.plan import Plan
     from offbench.results.selection import Wanted
-    from offbench.results.spec import RunSpec
     from offbench.results.store import Store
     from offbench.tasks.task import Task
 
@@ -30,8 +29,8 @@ class Recorded:
     runs: "pd.DataFrame"
     # number of runs of these tasks that were evaluated in another environment or by other rules
     left_out: int
-    # of the runs
-    rows: "pd.DataFrame"
+    # `Store.episodes()` of the runs
+    episodes: "pd.DataFrame"
 
     @property
     def ids(self) -> list[str]:
@@ -48,10 +47,6 @@ class Recorded:
         records = self.store.read_all(run_id=self.ids)
         files = {i: records[i].path.with_suffix(".safetensors") for i in whole["run_id"]}
         return {run_id: path for run_id, path in files.items() if path.exists()}
-
-    def episodes(self) -> "pd.DataFrame":
-        """`Store.episodes()` of the runs."""
-        return self.rows
 
 
 def recorded_runs(plan: "Plan", store: "Store") -> Recorded:
@@ -72,6 +67,13 @@ def _with_possible_seeds(plan: "Plan") -> "Plan":
     return replace(plan, cells=tuple(replace(cell, seeds=seeds) for cell in plan.cells))
 
 
+def in_order(table: "pd.DataFrame", plan: "Plan", column: str) -> "pd.DataFrame":
+    """Tasks in the order of the suite, entries by name, then by `column`."""
+    place = {task: i for i, task in enumerate(plan.tasks)}
+    key = lambda x: x.map(place) if x.name == "task" else x
+    return table.sort_values(["task", "entry", column], key=key, ignore_index=True)
+
+
 def label_of(name: str, recorded: Container[str]) -> str:
     """The label of an entry; `mymodule.MyMethod`, as it is written in `methods=`, is recorded as `MyMethod`."""
     label = re.sub(r"^(?:[^\W\d]\w*\.)+", "", name)
@@ -88,6 +90,13 @@ def read_recorded(args: Sequence[str]) -> Recorded:
     if found.runs.empty:
         raise nothing_recorded(wanted)
     return found
+
+
+def read_plan(args: Sequence[str]) -> "Plan":
+    """The plan of a command line: that of `offbench run` where it names one method, else that of `offbench bench`."""
+    from offbench.bench.plan import plan
+
+    return plan(args, bench=not any(a.startswith(("method=", "method._target_=")) for a in args))
 
 
 def nothing_recorded(plan: "Plan") -> UserError:
@@ -135,16 +144,11 @@ def wanted_of(plan: "Plan", recorded: "pd.DataFrame") -> "Wanted":
     names = set(recorded["run_id"])
     return Wanted(
         tasks={cell.task.id: protocol(cell) for cell in cells},
-        run_ids={_recorded_id(run, names) for cell in cells for run in cell.runs()},
+        run_ids={
+            next(iter(run.names_among(names)), run.run_id) for cell in cells for run in cell.runs()
+        },
         entries={cell.entry for cell in cells},
     )
-
-
-def _recorded_id(run: "RunSpec", names: set[str]) -> str:
-    """The name that a run is recorded under, or would be."""
-    if run.run_id in names:
-        return run.run_id
-    return next((name for name in run.recorded_ids if name in names), run.run_id)
 
 
 def on_recorded_data(cell: "Cell", recorded: "pd.DataFrame") -> "Cell":

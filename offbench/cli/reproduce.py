@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offbench.cli.console import make_console, plural, print_list
+from offbench.cli.console import make_console, print_list
 from offbench.errors import UserError, writing
 from offbench.io import atomic_write, slug
+from offbench.results.words import bounds, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -203,8 +204,8 @@ def cell_lines(table: "pd.DataFrame", found: "pd.Series") -> list[str]:
     for row, said in zip(table.itertuples(), found):
         half = "" if row.low != row.low else f"±{(row.high - row.low) / 2:.1f}"
         if (word := said.partition(":")[0]) in ("agrees", "differs"):
-            bounds = (row.difference, row.difference_low, row.difference_high)
-            said = f"{word} {_spelt(*bounds, sign='+')}"
+            gap = (row.difference, row.difference_low, row.difference_high)
+            said = f"{word} {_spelt(*gap, sign='+')}"
         ours = _spelt(row.ours, row.ours_low, row.ours_high)
         rows.append((row.method, f"{row.score:.1f}{half}", ours, said))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -226,7 +227,4 @@ def _write(path: Path, table: "pd.DataFrame") -> None:
 
 def _spelt(point: float, low: float, high: float, *, sign: str = "") -> str:
     """`67.5 [60.6, 74.5]`, `--` for nan."""
-    if point != point:
-        return "--"
-    bounds = "" if low != low else f" [{low:{sign}.1f}, {high:{sign}.1f}]"
-    return f"{point:{sign}.1f}{bounds}"
+    return "--" if point != point else f"{point:{sign}.1f}{bounds(low, high, sign=sign)}"

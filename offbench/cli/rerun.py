@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offbench.cli.console import duration, make_console, plural, spelt_seeds
+from offbench.cli.console import duration, make_console, spelt_seeds
 from offbench.errors import UserError
+from offbench.results.words import plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,12 +24,12 @@ MOST = 6
 
 def rerun(args: Sequence[str], *, alone: bool = False) -> int:
     """Repeats a run; 0: its rows are those of its record. Nothing is written into its store."""
-    from offbench.bench.repeat import find_record, settings_of, stack_of
+    from offbench.bench.repeat import settings_of, stack_of
     from offbench.results.store import Store
 
     name, results = _read(args)
     store, console = Store(results), make_console()
-    record = find_record(store, name)
+    record = store.read(store.find(name).stem)
     if record.status != "ok":
         raise UserError(
             f"run {record.spec.run_id} has no rows to compare, it {record.status}: {record.reason}"
@@ -52,7 +53,7 @@ def rerun(args: Sequence[str], *, alone: bool = False) -> int:
 
 def described(pack: "Pack") -> str:
     """ "in a stack of 6: seeds 0-5", of several entries "in a stack of 6: 3 entries"."""
-    seeds = [run.seed for _, run in pack.members]
+    seeds = pack.seeds
     what = f"{len(pack.cells)} entries"
     if len(pack.cells) == 1:
         what = f"seed{'s' if len(seeds) > 1 else ''} {spelt_seeds(seeds)}"
@@ -92,7 +93,7 @@ def _train(
                 error = event.reason or error
     finally:
         torch.set_num_threads(threads)
-    if error is None and not store.has(record.spec.run_id):
+    if error is None and not store.whole(record.spec.run_id):
         error = store.read(record.spec.run_id).reason
     return error
 

@@ -33,16 +33,7 @@ _FILTERS = {"suite": "suite", "methods": "entry", "task": "task", "seeds": "seed
 
 def add_results_commands(parser: Parser) -> None:
     """Adds the commands below `offbench results` and their arguments."""
-    commands = parser.add_subparsers(
-        title="commands", metavar="COMMAND", dest="results_command", prog=parser.prog
-    )
-    parsers = {}
-    for name, summary in SUMMARIES.items():
-        lines = "".join(f"  offbench results {line}\n" for line in EXAMPLES[name])
-        parsers[name] = commands.add_parser(
-            name, help=summary, description=summary, more=lambda lines=lines: f"examples:\n{lines}"
-        )
-        parsers[name].set_defaults(parser=parsers[name])
+    parsers = parser.add_commands("results_command", SUMMARIES, EXAMPLES)
     words = {
         "verify": ("[results=FOLDER]", "the folder; default results"),
         "merge": ("SOURCE", "folders and files of `offbench submit`; results=FOLDER"),
@@ -109,8 +100,8 @@ def _no_names(names: Sequence[str], command: str) -> None:
 
 def verify(options: argparse.Namespace) -> int:
     """`offbench results verify`: a line for each damaged file."""
-    from offbench.cli.console import plural
     from offbench.results.sharing.verify import DAMAGED, verify
+    from offbench.results.words import plural
 
     names, root, _ = _read(options.names)
     _no_names(names, "verify")
@@ -136,8 +127,8 @@ def verify(options: argparse.Namespace) -> int:
 
 def merge(options: argparse.Namespace) -> int:
     """`offbench results merge`: takes over the records of the sources."""
-    from offbench.cli.console import plural
     from offbench.results.sharing.merge import merge
+    from offbench.results.words import plural
 
     names, root, _ = _read(options.names)
     if not names:
@@ -158,8 +149,8 @@ def merge(options: argparse.Namespace) -> int:
 
 def collect(options: argparse.Namespace) -> int:
     """`offbench results gc`: removes what no one needs, and says what."""
-    from offbench.cli.console import plural
     from offbench.results.sharing.gc import remove, rubbish
+    from offbench.results.words import plural
 
     names, root, _ = _read(options.names)
     _no_names(names, "gc")
@@ -176,8 +167,8 @@ def collect(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """`offbench results export`: one table of all episodes."""
-    from offbench.cli.console import plural
     from offbench.results.sharing.export import export
+    from offbench.results.words import plural
 
     names, root, settings = _read(options.names, tuple(_FILTERS))
     if len(names) != 1:
@@ -195,10 +186,10 @@ def export(options: argparse.Namespace) -> int:
 
 def submit(options: argparse.Namespace) -> int:
     """`offbench submit`: packs the records of entries into one file."""
-    from offbench.cli.console import plural
     from offbench.io import slug
     from offbench.results.sharing.review import review
     from offbench.results.sharing.submission import pack, select
+    from offbench.results.words import plural
 
     names, root, _ = _read(options.names)
     if not names:

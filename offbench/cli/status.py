@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offbench.cli.console import duration, plural
+from offbench.cli.console import duration
+from offbench.cli.recorded import read_plan
 from offbench.errors import UserError
+from offbench.results.words import plural
 
 if TYPE_CHECKING:
     from offbench.results.claims import Worker
@@ -26,7 +28,7 @@ def show_status(args: Sequence[str], *, watch: str | None = None, **options: boo
 
     every = _read_seconds(watch)
     whole = options["all"]
-    plan = None if whole else _plan(args)
+    plan = None if whole else read_plan(args)
     root = Path(_results_of(args) if plan is None else plan.settings.results)
     # what is watched may begin
     if every is None and not any((root / name).is_dir() for name in ("runs", "workers")):
@@ -44,12 +46,6 @@ def show_status(args: Sequence[str], *, watch: str | None = None, **options: boo
     else:
         _watch(read, every)
     return 0
-
-
-def _plan(args: Sequence[str]) -> Any:
-    from offbench.bench.plan import plan
-
-    return plan(args, bench=not any(a.startswith(("method=", "method._target_=")) for a in args))
 
 
 def _results_of(args: Sequence[str]) -> str:

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from offbench.cli.console import make_console, plural
+from offbench.cli.console import make_console
 from offbench.cli.recorded import nothing_recorded, read_recorded
 from offbench.errors import UserError
+from offbench.results.words import plural
 
 
 def sync_runs(args: Sequence[str], *, wandb: bool, tensorboard: str | None) -> int:

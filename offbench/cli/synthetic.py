@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from offbench.cli.console import make_console, print_table, print_wrapped
 from offbench.cli.recorded import read_recorded, write_beside_board
 from offbench.errors import UserError
+from offbench.results.words import plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,6 +97,5 @@ def _print(task: str, rows: "pd.DataFrame", console: "Console") -> None:
         for (name, coefficient), values in zip(means.index, means.to_numpy(), strict=True)
     ]
     heads = ["source", "log-likelihood", "state error", "first quarter", "last quarter"]
-    n = rows["run_id"].nunique()
-    title = f"{task}: synthetic data, {n} polic{'y' if n == 1 else 'ies'}"
+    title = f"{task}: synthetic data, {plural(rows['run_id'].nunique(), 'policy')}"
     print_table(console, lines, header=heads, title=title)

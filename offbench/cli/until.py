@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from offbench.cli.console import plural
 from offbench.cli.recorded import recorded_runs
 from offbench.errors import UserError
+from offbench.results.words import plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,7 +70,7 @@ def progress_of(plan: "Plan", store: "Store") -> "Progress":
     rule = Rule(looks(len(plan.cells[0].seeds), len(seeds)), margin=margin)
     found = recorded_runs(plan, store)
     return progress(
-        found.episodes(),
+        found.episodes,
         found.runs,
         plan.tasks,
         entries,

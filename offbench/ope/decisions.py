@@ -106,11 +106,9 @@ def _table(policy: Policy, state: Any, obs: Tensor, keys: Tensor) -> Plan:
 def _of_rows(policy: Policy, state: Any, obs: Tensor, keys: Tensor) -> Plan:
     n, e = len(keys), len(obs)
     seen = obs.to(keys.device).expand(n, e, obs.shape[1])
-    first = torch.ones(n, e, dtype=torch.bool, device=keys.device)
     each = rng.fold(keys[:, None], torch.arange(e, device=keys.device))
     with torch.no_grad():
-        step = TimeStep(seen, torch.zeros(n, e, device=keys.device), first)
-        made, _ = policy.act(state, step, policy.init(n, e), each)
+        made, _ = policy.act(state, TimeStep.begin(seen), policy.init(n, e), each)
     if isinstance(made, Plan):
         return Plan(made.action, made.length.to(torch.int64))
     return Plan(made, torch.zeros(n, e, dtype=torch.int64, device=made.device))

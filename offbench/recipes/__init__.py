@@ -10,7 +10,6 @@ a set is made.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -31,10 +30,16 @@ __all__ = [
     "collect",
     "find",
     "make",
+    "unwatched",
 ]
 
 Progress = Callable[[int, int], None]
 """Called after each episode with the rows collected so far and the rows wanted."""
+
+
+def unwatched(done: int, wanted: int) -> None:
+    """A progress that nobody is told of."""
+
 
 DATASETS = shipped("datasets")
 """Where manifests, Minari files and policies are kept: in the checkout, or inside the package."""
@@ -206,11 +211,10 @@ which is another one: see :mod:`offbench.recipes.ogbench_sets`."""
 
 
 def find(dataset_id: str) -> Recipe:
-    """Return the recipe of ``dataset_id``; a ``ValueError`` names the nearest ids."""
+    """Return the recipe of ``dataset_id``; a ``UserError`` names the nearest ids."""
     if dataset_id in RECIPES:
         return RECIPES[dataset_id]
-    near = difflib.get_close_matches(dataset_id, RECIPES, n=3, cutoff=0.4) or sorted(RECIPES)
-    raise ValueError(f"no recipe for {dataset_id!r}; did you mean {', '.join(near)}?")
+    raise unknown("recipe", dataset_id, RECIPES)
 
 
 def collect(
@@ -220,7 +224,7 @@ def collect(
     steps: int | None = None,
     seed: int = 0,
     workers: int = 1,
-    progress: Progress | None = None,
+    progress: Progress = unwatched,
     **changes: Any,
 ) -> Path:
     """Collect one of the :data:`COLLECTIONS` into ``folder`` and return what was made.
@@ -245,7 +249,7 @@ def collect(
     )
 
 
-def make(dataset_id: str, root: Path | None = None, *, progress: Progress | None = None) -> Path:
+def make(dataset_id: str, root: Path | None = None, *, progress: Progress = unwatched) -> Path:
     """Make ``dataset_id`` under ``root`` (default: the checkout's ``datasets``) and return its
     folder.
 

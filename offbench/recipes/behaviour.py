@@ -12,19 +12,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from offbench.io import sha256_of
+from offbench.io import sha256_of, versions
 from offbench.recipes.policy import Policy, load_policy, save_policy
-
-__all__ = ["ENVS", "SNAPSHOTS", "evaluate", "main", "train_halfcheetah", "train_hopper"]
 
 ENVS = {"hopper": "Hopper-v5", "halfcheetah": "HalfCheetah-v5"}
 SNAPSHOTS = {
@@ -170,17 +166,6 @@ def measure(folder: Path, env_id: str) -> list[dict[str, Any]]:
     return rows
 
 
-def versions() -> dict[str, str]:
-    """Versions of what took part, those not installed left out."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def main(argv: list[str] | None = None) -> None:
     """Train one environment's policies, measure them, and write ``training.yaml`` beside them."""
     import yaml
@@ -210,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
             "function": f"offbench.recipes.behaviour:{trainers[args.env].__name__}",
             "seed": args.seed,
             "wall_seconds": round(time.perf_counter() - start, 1),
-            "versions": versions(),
+            "versions": versions(_PACKAGES),
         }
         record.write_text(yaml.safe_dump(report, sort_keys=False), encoding="utf-8")
     report["evaluation"] = {"episodes": _EVAL_EPISODES, "first_seed": _EVAL_SEED}

@@ -15,24 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offbench.io import sha256_of
+from offbench.recipes import Progress, unwatched
 from offbench.recipes.policy import Policy, load_policy
 from offbench.recipes.store import Collected, Episode, versions
 
 if TYPE_CHECKING:
     import gymnasium as gym
 
-    from offbench.recipes import Progress
-
-__all__ = [
-    "ENVS",
-    "policy_folder",
-    "rare_expert",
-    "reference",
-    "replay",
-    "rollout",
-    "seeds",
-    "snapshots",
-]
 
 ENVS = {"hopper": "Hopper-v5", "halfcheetah": "HalfCheetah-v5"}
 _REFERENCE_EPISODES = 100
@@ -42,7 +31,7 @@ Act = Callable[[NDArray[np.floating], np.random.Generator], NDArray[np.float32]]
 
 
 def replay(
-    *, name: str, rows: int, last: int, seed: int, root: Path, progress: Progress | None = None
+    *, name: str, rows: int, last: int, seed: int, root: Path, progress: Progress = unwatched
 ) -> Collected:
     """Equal shares of steps from every snapshot up to ``last``, in training order, actions sampled.
 
@@ -65,7 +54,7 @@ def snapshots(
     steps: Sequence[int],
     seed: int,
     root: Path,
-    progress: Progress | None = None,
+    progress: Progress = unwatched,
 ) -> Collected:
     """Equal shares of ``rows`` from the snapshots after ``steps`` training steps, one after the
     other, actions sampled.
@@ -84,8 +73,7 @@ def snapshots(
         while done < rows * (i + 1) / len(steps):
             episodes.append(rollout(env, policy.act, next(numbers)))
             done += len(episodes[-1].rewards)
-            if progress is not None:
-                progress(done, rows)
+            progress(done, rows)
         policies.append(
             _source(path)
             | {"sampled": True, "episodes": len(episodes) - first, "rows": done - before}
@@ -113,7 +101,7 @@ def rare_expert(
     expert: int,
     seed: int,
     root: Path,
-    progress: Progress | None = None,
+    progress: Progress = unwatched,
 ) -> Collected:
     """``random`` episodes of uniform actions and ``expert`` of the last snapshot, in seeded
     random order."""
@@ -126,8 +114,7 @@ def rare_expert(
     for act in [uniform(policy.act_dim)] * random + [policy.act] * expert:
         episodes.append(rollout(env, act, next(numbers)))
         done += len(episodes[-1].rewards)
-        if progress is not None:
-            progress(done, limit * (random + expert))
+        progress(done, limit * (random + expert))
     order = np.random.default_rng(seed).permutation(len(episodes))
     places = [int(i) for i in np.flatnonzero(order >= random)]
     expert_rows = sum(len(e.rewards) for e in episodes[random:])

@@ -17,21 +17,6 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import gymnasium as gym
 
-__all__ = [
-    "NAVIGATE_NOISE",
-    "PLAY_NOISE",
-    "PLAY_SMOOTHING",
-    "Trajectory",
-    "begin_arm",
-    "begin_navigate",
-    "begin_stitch",
-    "direction",
-    "make",
-    "make_env",
-    "roll",
-    "seeded",
-]
-
 NAVIGATE_NOISE = 0.5
 PLAY_NOISE, PLAY_SMOOTHING = 0.1, 0.5
 _STITCH_CELLS = 4

@@ -13,12 +13,13 @@ success on the state *before* the action::
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from offbench.recipes import Progress, unwatched
 from offbench.recipes.locomotion import seeds
 from offbench.recipes.ogbench_oracles import (
     NAVIGATE_NOISE,
@@ -34,16 +35,13 @@ from offbench.recipes.ogbench_oracles import (
     roll,
     seeded,
 )
-from offbench.recipes.store import Collected, Episode
+from offbench.recipes.store import Collected, Episode, success_score
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import gymnasium as gym
 
-    from offbench.recipes import Progress
-
-__all__ = ["navigate", "play", "relabel", "stitch"]
 
 POINTMAZE = ("pointmaze-medium-v0", "pointmaze-medium-singletask-v0")
 CUBE = ("cube-single-v0", "cube-single-singletask-v0")
@@ -58,18 +56,12 @@ it."""
 
 
 def navigate(
-    *, episodes: int, steps: int, seed: int, root: Path, progress: Progress | None = None
+    *, episodes: int, steps: int, seed: int, root: Path, progress: Progress = unwatched
 ) -> Collected:
     """Point mass in the medium maze, steered cell by cell along shortest paths with noise of
     0.5."""
-    env = make_env(POINTMAZE[0], steps)
-    trajectories, number = [], seeds(seed)
-    for i in range(episodes):
-        trajectories.append(roll(env, begin_navigate, steps, next(number)))
-        if progress is not None:
-            progress((i + 1) * steps, episodes * steps)
     return _collected(
-        trajectories,
+        list(_rolled(POINTMAZE[0], begin_navigate, episodes, steps, seed, progress)),
         POINTMAZE[1],
         seed,
         algorithm="shortest-path oracle with Gaussian noise",
@@ -84,20 +76,16 @@ def navigate(
 
 
 def stitch(
-    *, episodes: int, steps: int, seed: int, root: Path, progress: Progress | None = None
+    *, episodes: int, steps: int, seed: int, root: Path, progress: Progress = unwatched
 ) -> Collected:
     """Point mass in the medium maze, steered to a goal four cells away, with noise of 0.5: no
     trajectory crosses the maze. For the five goals of the maze; all rewards are 0."""
-    env = make_env(POINTMAZE[0], steps)
-    made, number = [], seeds(seed)
-    for i in range(episodes):
-        t = roll(env, begin_stitch, steps, next(number))
+    made = []
+    for t in _rolled(POINTMAZE[0], begin_stitch, episodes, steps, seed, progress):
         none, cuts = np.zeros(steps, np.bool_), np.zeros(steps, np.bool_)
         cuts[-1] = True
         rewards = np.zeros(steps, np.float32)
         made.append(Episode(t.observations, t.actions[:-1], rewards, none, cuts, t.seed))
-        if progress is not None:
-            progress((i + 1) * steps, episodes * steps)
     task: Any = make(POINTMAZE[0])
     return Collected(
         episodes=made,
@@ -117,17 +105,11 @@ def stitch(
 
 
 def play(
-    *, episodes: int, steps: int, seed: int, root: Path, progress: Progress | None = None
+    *, episodes: int, steps: int, seed: int, root: Path, progress: Progress = unwatched
 ) -> Collected:
     """Robot arm that puts one cube to random places by noisy plans computed ahead."""
-    env = make_env(CUBE[0], steps)
-    trajectories, number = [], seeds(seed)
-    for i in range(episodes):
-        trajectories.append(roll(env, begin_arm(), steps, next(number)))
-        if progress is not None:
-            progress((i + 1) * steps, episodes * steps)
     return _collected(
-        trajectories,
+        list(_rolled(CUBE[0], begin_arm(), episodes, steps, seed, progress)),
         CUBE[1],
         seed,
         algorithm="plan oracle with correlated noise",
@@ -138,6 +120,16 @@ def play(
         ),
         oracle=_task_planner,
     )
+
+
+def _rolled(
+    env_id: str, begin: Any, episodes: int, steps: int, seed: int, progress: Progress
+) -> Iterator[Trajectory]:
+    """Trajectories of so many steps, `begin` as of `roll`."""
+    env, number = make_env(env_id, steps), seeds(seed)
+    for i in range(episodes):
+        yield roll(env, begin, steps, next(number))
+        progress((i + 1) * steps, episodes * steps)
 
 
 def relabel(
@@ -190,15 +182,8 @@ def _collected(
 
 def _success_score(env: gym.Env, oracle: Policy, goals: tuple[int, ...] = ()) -> dict[str, Any]:
     """The score of a manifest, with how often uniform actions and the oracle succeed."""
-    return {
-        "kind": "success",
-        "ref_min": 0.0,
-        "ref_max": 1.0,
-        "random_success": _success(env, _uniform, goals),
-        "oracle_success": _success(env, oracle, goals),
-        "episodes": _SCORE_EPISODES,
-        "first_seed": _SCORE_SEED,
-    }
+    shares = (_success(env, policy, goals) for policy in (_uniform, oracle))
+    return success_score(*shares, episodes=_SCORE_EPISODES, first_seed=_SCORE_SEED)
 
 
 def _success(env: gym.Env, policy: Policy, goals: tuple[int, ...] = ()) -> float:

@@ -25,16 +25,13 @@ from numpy.typing import NDArray
 
 from offbench.errors import UserError
 from offbench.io import atomic_write, sha256_of
-from offbench.recipes import ogbench_oracles, shards
+from offbench.recipes import Progress, ogbench_oracles, shards, unwatched
 from offbench.recipes.locomotion import seeds
 from offbench.recipes.store import versions
 
 if TYPE_CHECKING:
     import gymnasium as gym
 
-    from offbench.recipes import Progress
-
-__all__ = ["Options", "make", "trajectory"]
 
 COLUMNS = ("observations", "actions", "terminals", "qpos", "qvel", "button_states")
 # one validation trajectory for so many
@@ -64,7 +61,7 @@ def make(
     steps: int,
     seed: int,
     workers: int = 1,
-    progress: Progress | None = None,
+    progress: Progress = unwatched,
 ) -> Path:
     """Collect a set into ``folder`` and return its training file.
 

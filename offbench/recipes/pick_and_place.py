@@ -9,18 +9,14 @@ look undecided where sequences of them do not.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offbench.recipes.store import Collected, Episode
+from offbench.recipes import Progress, unwatched
+from offbench.recipes.store import Collected, Episode, success_score
 from offbench.tasks import pick_and_place as game
-
-if TYPE_CHECKING:
-    from offbench.recipes import Progress
-
-__all__ = ["Script", "play"]
 
 ENV = "offbench.tasks.pick_and_place:offbench/PickAndPlace-v0"
 
@@ -104,7 +100,7 @@ class Script:
 
 
 def play(
-    *, episodes: int, steps: int, seed: int, root: Path, progress: Progress | None = None
+    *, episodes: int, steps: int, seed: int, root: Path, progress: Progress = unwatched
 ) -> Collected:
     """`episodes` trajectories of `steps` steps, all hands at once."""
     rng = np.random.default_rng(seed)
@@ -117,8 +113,7 @@ def play(
         obs.append(state.obs)
         actions.append(action)
         solved.append(state.solved)
-        if progress is not None:
-            progress((i + 1) * episodes, steps * episodes)
+        progress((i + 1) * episodes, steps * episodes)
     o, a, s = (np.stack(x, 1) for x in (obs, actions, solved))
     cuts = np.zeros(steps, bool)
     cuts[-1] = True
@@ -137,15 +132,9 @@ def play(
             "termination there."
         ),
         seeds={"recipe": seed},
-        score={
-            "kind": "success",
-            "ref_min": 0.0,
-            "ref_max": 1.0,
-            "random_success": solved_share(None),
-            "oracle_success": solved_share(0.0),
-            "episodes": _SCORE_EPISODES,
-            "first_seed": _SCORE_SEED,
-        },
+        score=success_score(
+            solved_share(None), solved_share(0.0), episodes=_SCORE_EPISODES, first_seed=_SCORE_SEED
+        ),
     )
 
 

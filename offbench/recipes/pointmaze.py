@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from offbench.errors import UserError
 from offbench.io import sha256_of, slug
-from offbench.recipes import shards
+from offbench.recipes import Progress, shards, unwatched
 from offbench.recipes.locomotion import seeds
 from offbench.recipes.store import (
     data_digest,
@@ -35,15 +35,13 @@ from offbench.recipes.store import (
     positive_variance,
     quantiles,
     set_size,
+    success_score,
     versions,
 )
 
 if TYPE_CHECKING:
     import gymnasium as gym
 
-    from offbench.recipes import Progress
-
-__all__ = ["Options", "make", "walk"]
 
 _GAIN, _DAMPING = 10.0, 1.0
 _NOISE = 0.5
@@ -71,7 +69,7 @@ def make(
     steps: int,
     seed: int,
     workers: int = 1,
-    progress: Progress | None = None,
+    progress: Progress = unwatched,
 ) -> Path:
     """Collect a set of ``steps`` transitions in Minari's format under ``folder``, with its
     manifest; returns its folder."""
@@ -284,13 +282,11 @@ def _manifest(
         "data_sha256": data_digest(episodes),
         "returns": quantiles(returns) | {"mean": round(float(np.mean(returns)), 4)},
         "positive_sided_variance": round(positive_variance(returns), 4),
-        "score": {"kind": "success", "ref_min": 0.0, "ref_max": 1.0}
-        | {
-            "random_success": _success(env_id, max_episode_steps, steered=False),
-            "oracle_success": _success(env_id, max_episode_steps, steered=True),
-            "episodes": _SCORE_EPISODES,
-            "first_seed": _SCORE_SEED,
-        },
+        "score": success_score(
+            *(_success(env_id, max_episode_steps, steered=steered) for steered in (False, True)),
+            episodes=_SCORE_EPISODES,
+            first_seed=_SCORE_SEED,
+        ),
         "recipe": {
             "function": "offbench.recipes.pointmaze:make",
             "options": {"env": env_id, "run": plan["run"], "seed": plan["seed"]},

@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 
 from offbench.io import replacing
 
-__all__ = ["Policy", "load_policy", "save_policy"]
-
 Array = NDArray[np.float64]
 
 # A zip entry must carry a date; a fixed one keeps the file's bytes a function of its arrays.

@@ -15,8 +15,6 @@ import numpy as np
 if TYPE_CHECKING:
     import gymnasium as gym
 
-__all__ = ["Settings", "train"]
-
 Net = list[dict[str, Any]]
 
 

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from offbench.errors import UserError
 from offbench.io import replacing
-
-__all__ = ["collect", "column", "write_npz"]
+from offbench.recipes import Progress, unwatched
 
 Work = Callable[..., Mapping[str, NDArray[Any]]]
 # the bytes are a function of the arrays
@@ -37,7 +36,7 @@ def collect(
     work: Work,
     *,
     workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = unwatched,
 ) -> list[Path]:
     """Make the pieces that are missing and return the files of all, in the order of ``jobs``.
 
@@ -51,11 +50,9 @@ def collect(
     paths = {name: folder / f"{name}.npz" for name in jobs}
     todo = [name for name in jobs if not _whole(paths[name])]
     done = len(jobs) - len(todo)
-    if progress is not None:
-        progress(done, len(jobs))
+    progress(done, len(jobs))
     for new, _ in enumerate(_finished(todo, jobs, paths, work, workers), 1):
-        if progress is not None:
-            progress(done + new, len(jobs))
+        progress(done + new, len(jobs))
     return list(paths.values())
 
 

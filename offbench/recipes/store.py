@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import shutil
 import tempfile
 import warnings
@@ -23,25 +22,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from offbench import io
 from offbench.io import sha256_of, slug
 
 if TYPE_CHECKING:
     from offbench.recipes import Recipe
-
-__all__ = [
-    "FIELDS",
-    "Collected",
-    "Episode",
-    "data_digest",
-    "install",
-    "minari_root",
-    "pack_file",
-    "positive_variance",
-    "quantiles",
-    "set_size",
-    "versions",
-    "write",
-]
 
 FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")
 _PACKAGES = ("numpy", "gymnasium", "gymnasium-robotics", "mujoco", "minari", "ogbench", "h5py")
@@ -124,9 +109,24 @@ def episode_return(episode: Any) -> float:
     return float(np.sum(episode.rewards, dtype=np.float64))
 
 
+def success_score(
+    random: float, oracle: float, *, episodes: int, first_seed: int
+) -> dict[str, Any]:
+    """The score of a manifest where it is the success, with how often uniform actions and the oracle reach it."""
+    return {
+        "kind": "success",
+        "ref_min": 0.0,
+        "ref_max": 1.0,
+        "random_success": random,
+        "oracle_success": oracle,
+        "episodes": episodes,
+        "first_seed": first_seed,
+    }
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the data."""
-    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+    return io.versions(_PACKAGES)
 
 
 @contextmanager

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from offbench.errors import listed
+from offbench.results.words import plural
+
 _ENV_PACKAGES = (
     "gymnasium",
     "gymnasium-robotics",
@@ -86,8 +89,7 @@ def _commits(mine: pd.DataFrame) -> str:
         return ""
     dirty = mine["dirty"].astype(bool) if "dirty" in mine else pd.Series(False, mine.index)
     short = mine["commit"].astype(str).str[:7] + np.where(dirty, "+dirty", "")
-    names = sorted(short.unique())
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+    return listed(sorted(short.unique()), 2)
 
 
 def notes_on(whole: pd.DataFrame, cells: pd.DataFrame, tasks: tuple[str, ...]) -> tuple[str, ...]:
@@ -192,16 +194,9 @@ def spelt(value: Any) -> str:
 def budget(cells: pd.DataFrame) -> str:
     """Seeds and test episodes per seed of the scored cells: `3 seeds x 20 episodes`."""
     scored = cells[cells["n_seeds"] > 0]
-    seeds, episodes = (
-        number_range(scored["n_seeds"]),
-        number_range(scored["n_episodes"] // scored["n_seeds"]),
-    )
-    return f"{counted(seeds, 'seed')} x {counted(episodes, 'episode')}"
-
-
-def counted(n: str, noun: str) -> str:
-    """`1 seed`, `3-5 seeds`."""
-    return f"{n} {noun}" + ("" if n == "1" else "s")
+    seeds = number_range(scored["n_seeds"])
+    episodes = number_range(scored["n_episodes"] // scored["n_seeds"])
+    return f"{plural(seeds, 'seed')} x {plural(episodes, 'episode')}"
 
 
 def short_caption(cells: pd.DataFrame, scale: str, level: float) -> str:

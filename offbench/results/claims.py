@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from offbench.errors import UserError
+from offbench.errors import writing
 from offbench.io import atomic_write, clock_of, finished_file, linked_or_copied
 from offbench.results.spec import utc_now
 
@@ -79,10 +79,8 @@ class Heart:
         self.about: Callable[[], Mapping[str, Any] | None] = lambda: None
         self.name = f"{_machine()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._started, self._stopped = utc_now(), threading.Event()
-        try:
+        with writing(f"to {self.root}"):
             self._beat()
-        except OSError as error:
-            raise UserError(f"cannot write to {self.root}: {error.strerror}") from error
         self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
         self._thread.start()
 
@@ -92,10 +90,8 @@ class Heart:
         The caller then looks whether they were recorded meanwhile: a claim says nothing of finished runs.
         UserError where the folder cannot be written to.
         """
-        try:
+        with writing(f"to {self.root}"):
             return self._claim(run_ids)
-        except OSError as error:
-            raise UserError(f"cannot write to {self.root}: {error.strerror}") from error
 
     def _claim(self, run_ids: Iterable[str]) -> bool:
         wanted = sorted(set(run_ids))

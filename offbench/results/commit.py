@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from offbench.errors import UserError
+from offbench.errors import UserError, writing
 from offbench.io import atomic_write, finished_file, linked, linked_or_copied, slug
 from offbench.results.record import DamageError, episodes_file, load, seal
 from offbench.results.spec import RunSpec
@@ -51,7 +51,7 @@ def write_record(
     """
     mark, replaced = mark_of(root, run, entry), partial(_superseded, root, run)
     path = None if episodes is None else episodes_file(mark, body["episodes"])
-    try:
+    with writing(f"record {mark}"):
         mark.parent.mkdir(parents=True, exist_ok=True)
         replaced()
         if path is not None and episodes is not None:
@@ -65,8 +65,6 @@ def write_record(
             if path is not None and not (first and episodes_file(mark, first) == path):
                 path.unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise UserError(f"cannot write record {mark}: {error.strerror}") from None
     return mark
 
 

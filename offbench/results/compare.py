@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from offbench.errors import UserError, expect, expect_names, unknown
+from offbench.errors import UserError, expect, expect_names, listed, unknown
 from offbench.results import stats
 from offbench.results.board.render import short_names
 from offbench.results.captions import how_trained
@@ -319,16 +319,9 @@ def _common_tasks(scores: Scores, mine: str, rival: str) -> tuple[str, ...]:
     has = {e: [t for t in scores.tasks if (e, t) in scores.found] for e in (mine, rival)}
     common = tuple(task for task in has[mine] if task in has[rival])
     if not common:
-        raise UserError(
-            f"{mine!r} and {rival!r} have no common task: {mine} has {_listed(has[mine])},"
-            f" {rival} has {_listed(has[rival])}"
-        )
+        each = ", ".join(f"{e} has {listed(tasks, 3) or 'none'}" for e, tasks in has.items())
+        raise UserError(f"{mine!r} and {rival!r} have no common task: {each}")
     return common
-
-
-def _listed(tasks: Sequence[str]) -> str:
-    more = f" and {len(tasks) - 3} more" if len(tasks) > 3 else ""
-    return (", ".join(tasks[:3]) + more) or "none"
 
 
 def _costs(whole: pd.DataFrame, entries: Sequence[str]) -> pd.DataFrame:

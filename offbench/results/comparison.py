@@ -15,6 +15,7 @@ from offbench.results import markdown
 from offbench.results.board.render import short_names
 from offbench.results.names import shortened
 from offbench.results.verdict import spelt_p
+from offbench.results.words import bounds
 
 _WIDTH = 80
 _NAME = 11
@@ -166,14 +167,13 @@ def _statistics(row: Any) -> list[list[str]]:
 
 
 def _improvement(row: Any, mine: str) -> str:
-    share = f"{100 * row.improvement:.0f} %"
-    if np.isfinite(row.improvement_low):
-        share += f" [{100 * row.improvement_low:.0f}, {100 * row.improvement_high:.0f}]"
+    found = bounds(100 * row.improvement_low, 100 * row.improvement_high, 0)
+    share = f"{100 * row.improvement:.0f} %{found}"
     return f"probability that a run of {_cut(mine, 24)} is the better one: {share}"
 
 
 def _span(point: float, low: float, high: float) -> str:
-    return f"{point:+.1f}" + ("" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]")
+    return f"{point:+.1f}{bounds(low, high)}"
 
 
 def _p(p: float) -> str:

@@ -1,13 +1,12 @@
 """Learning curves as a picture: one panel per task, a line with its interval per entry."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from offbench.results.drawing import COLOURS, DASHES, save_png
+from offbench.results.drawing import COLOURS, DASHES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,11 +15,6 @@ if TYPE_CHECKING:
 # entries of a panel up to which their intervals are drawn as bands: more cover each other
 BANDS = 4
 _ABOUT = "updates (on grey: test episodes of the board; before: monitor episodes)"
-
-
-def write_figure(table: pd.DataFrame, path: Path, title: str = "") -> None:
-    """Writes `draw_figure` as PNG, whole or not at all."""
-    save_png(draw_figure(table, title), path, dpi=150)
 
 
 def draw_figure(
@@ -48,14 +42,12 @@ def draw_figure(
 
 def panels(n: int) -> "tuple[Figure, np.ndarray]":
     """A figure that no window shows, with n panels of scores, and its axes (rows, columns)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # four as a square
     columns = 2 if n == 4 else min(3, n)
     rows = -(-n // columns)
     figure = Figure(figsize=(max(4.6, 3.5 * columns), 2.7 * rows + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[n:]:
         axis.set_axis_off()

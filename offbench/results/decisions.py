@@ -17,42 +17,38 @@ import pandas as pd
 import pyarrow as pa
 from scipy import special
 
-from offbench.errors import UserError, in_one_line
+from offbench.errors import UserError
 from offbench.io import sha256_of
 from offbench.results import measured, stats
+from offbench.results.schema import NULLABLE, known
 from offbench.results.uncertainty import Cell, Pool, cell_interval
-
-
-def _known(name: str, kind: pa.DataType) -> pa.Field:
-    return pa.field(name, kind, nullable=False)
-
 
 PLACES = ("x", "y", "goal_x", "goal_y", "subgoal_x", "subgoal_y")
 """The columns of places in a maze."""
 
 DECISION_SCHEMA = pa.schema(
     [
-        _known("run_id", pa.string()),
+        known("run_id", pa.string()),
         # steps of every chunk, of a control; null for the policy as it is evaluated
         pa.field("control", pa.int64()),
         # which start state: its place in the stream "played"
-        _known("episode", pa.int64()),
+        known("episode", pa.int64()),
         # steps of the episode before the decision
-        _known("step", pa.int64()),
+        known("step", pa.int64()),
         # steps that the policy planned to execute; the end of an episode may cut the last chunk
-        _known("length", pa.int64()),
+        known("length", pa.int64()),
         # what the critics said of these steps; null where they diverged
         pa.field("value", pa.float64()),
         # from the decision on, without a bootstrap
-        _known("discounted_return", pa.float64()),
+        known("discounted_return", pa.float64()),
         # gamma ** (steps to the end) where the episode was broken off there; 0 where it terminated
-        _known("left_out", pa.float64()),
+        known("left_out", pa.float64()),
         # to the goal, where the environment tells one (offbench.tasks.environments.goal_distance)
         pa.field("distance", pa.float64()),
         # of the episode, within its time limit: steps, success and score, the same in all its rows
-        _known("steps", pa.int64()),
+        known("steps", pa.int64()),
         pa.field("success", pa.bool_()),
-        _known("score", pa.float64()),
+        known("score", pa.float64()),
         # in a maze: where the agent is, where its goal lies, and the state it heads for, of a method that
         # has sub-goals (of some decisions only)
         *(pa.field(name, pa.float64()) for name in PLACES),
@@ -95,9 +91,9 @@ def typed(rows: pd.DataFrame) -> pd.DataFrame:
         pa.bool_(): ("bool", "boolean"),
         pa.string(): ("object", "object"),
     }
-    known = [field for field in DECISION_SCHEMA if field.name in rows]
-    frame = rows[[field.name for field in known]].reset_index(drop=True)
-    return frame.astype({f.name: kinds[f.type][f.nullable] for f in known})
+    there = [field for field in DECISION_SCHEMA if field.name in rows]
+    frame = rows[[field.name for field in there]].reset_index(drop=True)
+    return frame.astype({f.name: kinds[f.type][f.nullable] for f in there})
 
 
 def write_decisions(path: Path, rows: pd.DataFrame, kept: Path) -> None:
@@ -130,20 +126,12 @@ def read_decisions(root: Path, marks: Mapping[str, Path]) -> pd.DataFrame:
         if kept.exists() and about.get("policy") != sha256_of(kept):
             raise UserError(f"{path} is of another policy than {kept}; play it again with --play")
         tables.append(parse_decisions(path))
-    nullable = {
-        pa.bool_(): pd.BooleanDtype(),
-        pa.int64(): pd.Int64Dtype(),
-        pa.float64(): pd.Float64Dtype(),
-    }
-    return typed(pa.concat_tables(tables).to_pandas(types_mapper=nullable.get))
+    return typed(pa.concat_tables(tables).to_pandas(types_mapper=NULLABLE.get))
 
 
 def parse_decisions(path: Path) -> pa.Table:
     """The decisions of a file, in DECISION_SCHEMA. Raises UserError for one that is no table of decisions."""
-    try:
-        return _with_places(measured.read_table(path)).cast(DECISION_SCHEMA)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read as decisions: {in_one_line(error)}") from None
+    return measured.read_table(path, "decisions", DECISION_SCHEMA, _with_places)
 
 
 def _with_places(table: pa.Table) -> pa.Table:
@@ -177,8 +165,8 @@ def measure(decisions: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     are of these trained policies. The fourth is a mean over seeds with its Student-t interval; of the last two
     they are those of a board's cells, over seeds and start states (`offbench.results.uncertainty`).
     """
-    known = runs.set_index("run_id")[["entry", "task"]]
-    table = decisions.join(known, on="run_id", how="inner")
+    names = runs.set_index("run_id")[["entry", "task"]]
+    table = decisions.join(names, on="run_id", how="inner")
     table = table.astype({"value": "float64", "distance": "float64"})
     lines: list[dict[str, Any]] = []
     for (entry, task), mine in table.groupby(["entry", "task"]):
@@ -221,12 +209,8 @@ def _calibration(part: pd.DataFrame) -> Iterator[dict[str, Any]]:
         "return by value", fine, equal_bins(fine["value"]), "value", "discounted_return"
     )
     error = (fine["value"] - fine["discounted_return"]).groupby(fine["run_id"]).mean()
-    yield {
-        "what": "value minus return",
-        **_over_seeds(error),
-        "n": len(fine),
-        "whole": _whole(fine),
-    }
+    found = stats.mean_interval(error.to_numpy(float)).columns
+    yield {"what": "value minus return", **found, "n": len(fine), "whole": _whole(fine)}
 
 
 def _scores(by_control: Mapping[int | None, pd.DataFrame]) -> Iterator[dict[str, Any]]:
@@ -238,9 +222,8 @@ def _scores(by_control: Mapping[int | None, pd.DataFrame]) -> Iterator[dict[str,
         cells = {control: _cell(table, what) for control, table in tables.items()}
         pool = Pool.of(list(cells.values()))
         for control, cell in cells.items():
-            found = cell_interval(cell, pool)
-            bounds = {"low": found.low, "high": found.high, "n": cell.n_seeds * cell.n_episodes}
-            yield {"what": what, "control": control, "value": found.point, **bounds}
+            n = cell.n_seeds * cell.n_episodes
+            yield {"what": what, "control": control, **cell_interval(cell, pool).columns, "n": n}
 
 
 def _score_table(part: pd.DataFrame) -> pd.DataFrame:
@@ -253,11 +236,6 @@ def _cell(table: pd.DataFrame, what: str) -> Cell:
     success = what == "score" and bool(np.isin(scores, (0.0, 100.0)).all())
     states = tuple(int(i) for i in table.columns)
     return Cell(scores.mean(1), scores.shape[1], scores, states, success)
-
-
-def _over_seeds(of_seed: pd.Series) -> dict[str, float]:
-    found = stats.mean_interval(of_seed.to_numpy(float))
-    return {"value": found.point, "low": found.low, "high": found.high}
 
 
 def _whole(part: pd.DataFrame) -> float:
@@ -275,11 +253,9 @@ def _binned(
     what: str, part: pd.DataFrame, bins: pd.Series, at: str, of: str
 ) -> Iterator[dict[str, Any]]:
     for _, some in part.groupby(bins.to_numpy()):
-        found = cluster_interval(
-            some[of].to_numpy(float), some.groupby(_EPISODE).ngroup().to_numpy()
-        )
-        line = {"what": what, "at": float(some[at].mean()), "value": found.point}
-        line |= {"low": found.low, "high": found.high, "n": len(some)}
+        episode = some.groupby(_EPISODE).ngroup().to_numpy()
+        found = cluster_interval(some[of].to_numpy(float), episode).columns
+        line = {"what": what, "at": float(some[at].mean()), **found, "n": len(some)}
         yield line | ({"whole": _whole(some)} if of == "discounted_return" else {})
 
 

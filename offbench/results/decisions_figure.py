@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from offbench.results import drawing
 from offbench.results.decisions import measure
-from offbench.results.drawing import BLUE, ORANGE, make_figure, say, whole_ticks, write_pictures
+from offbench.results.drawing import BLUE, ORANGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +40,7 @@ def write_decisions_figures(
         "lengths": lengths_figure(task, mine),
         "calibration": calibration_figure(task, mine),
     }
-    return write_pictures(folder, "decisions", numbers, draw)
+    return drawing.write_pictures(folder, "decisions", numbers, draw)
 
 
 # --- lengths and scores ---------------------------------------------------------------------
@@ -53,7 +54,7 @@ def lengths_figure(task: str, numbers: pd.DataFrame) -> "Figure | None":
     entries = sorted(numbers.loc[numbers["control"].notna(), "entry"].unique())
     if not entries:
         return None
-    figure, axes = make_figure(len(entries), 3, (3.6, 2.7))
+    figure, axes = drawing.make_figure(len(entries), 3, (3.6, 2.7))
     for row, entry in zip(axes, entries, strict=True):
         mine = numbers[numbers["entry"] == entry]
         longest = int(mine["control"].max())
@@ -62,8 +63,7 @@ def lengths_figure(task: str, numbers: pd.DataFrame) -> "Figure | None":
         _draw_scores(row[2], mine[mine["what"] == "score"])
         row[0].set_ylabel(f"{fill(entry, 24)}\nmean steps planned", fontsize=9)
     titles = ("length by time step", "length by distance to the goal", "score by length")
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=10)
+    drawing.title_columns(axes, titles)
     figure.suptitle(f"{task}, kept policies played again", fontsize=11)
     return figure
 
@@ -86,7 +86,7 @@ def _draw_by_step(axis: "Axes", numbers: pd.DataFrame, longest: int) -> None:
 def _draw_by_distance(axis: "Axes", numbers: pd.DataFrame, longest: int) -> None:
     lines = numbers[numbers["what"] == "length by distance"]
     if lines.empty:
-        say(axis, "the environment tells no distance")
+        drawing.say(axis, "the environment tells no distance")
         return
     _draw_band(axis, lines, BLUE, "-", "")
     _of_lengths(axis, longest)
@@ -97,14 +97,11 @@ def _draw_band(axis: "Axes", lines: pd.DataFrame, colour: str, style: str, label
     # the mean of a single episode is no mean of others
     several = lines[lines["low"].notna()]
     lines = (several if len(several) else lines).sort_values("at")
-    axis.fill_between(
-        lines["at"], lines["low"], lines["high"], color=colour, alpha=0.2, linewidth=0
-    )
-    axis.plot(lines["at"], lines["value"], color=colour, linestyle=style, marker=".", label=label)
+    drawing.band(axis, "at", lines, colour, linestyle=style, marker=".", label=label)
 
 
 def _of_lengths(axis: "Axes", longest: int) -> None:
-    axis.set(ylim=(0.7, longest + 0.3), yticks=whole_ticks(longest))
+    axis.set(ylim=(0.7, longest + 0.3), yticks=drawing.whole_ticks(longest))
 
 
 def _draw_scores(axis: "Axes", scores: pd.DataFrame) -> None:
@@ -113,9 +110,11 @@ def _draw_scores(axis: "Axes", scores: pd.DataFrame) -> None:
     own = scores[scores["control"].isna()]
     lengths = [int(k) for k in controls["control"]]
     for lines, at, colour in ((own, [0] * len(own), BLUE), (controls, lengths, ORANGE)):
-        axis.errorbar(at, lines["value"], _bounds(lines), fmt="o", color=colour, capsize=3)
+        axis.errorbar(
+            at, lines["value"], drawing.interval_bars(lines), fmt="o", color=colour, capsize=3
+        )
     axis.axhline(own["value"].iloc[0], color=BLUE, linewidth=0.8, linestyle=":")
-    ticks = whole_ticks(max(lengths))
+    ticks = drawing.whole_ticks(max(lengths))
     axis.set_xticks([0, *ticks], ["adaptive", *map(str, ticks)])
     axis.set_xlim(-0.7, max(lengths) + 0.7)
     # rates, whose intervals stay within them
@@ -125,12 +124,6 @@ def _draw_scores(axis: "Axes", scores: pd.DataFrame) -> None:
     axis.set_ylabel("score\n(95 % interval)", fontsize=8)
 
 
-def _bounds(lines: pd.DataFrame) -> np.ndarray:
-    """(2, n) from a value down and up to the ends of its interval; 0 where it has none."""
-    y = lines["value"].to_numpy(float)
-    return np.nan_to_num(np.array([y - lines["low"], lines["high"] - y])).clip(min=0)
-
-
 # --- calibration ----------------------------------------------------------------------------
 
 
@@ -138,7 +131,7 @@ def calibration_figure(task: str, numbers: pd.DataFrame) -> "Figure":
     """Mean return by value: a row for an entry with controls, the other entries in rows together."""
     rows = _rows({entry: _panels(part) for entry, part in numbers.groupby("entry")})
     columns = max(map(len, rows))
-    figure, axes = make_figure(len(rows), columns, (2.5, 2.6))
+    figure, axes = drawing.make_figure(len(rows), columns, (2.5, 2.6))
     for row, panels in zip(axes, rows, strict=True):
         for axis, (entry, control, name) in zip(row, panels):
             mine = numbers[numbers["entry"] == entry]
@@ -198,15 +191,12 @@ def _draw_calibration(axis: "Axes", numbers: pd.DataFrame, ends: tuple[float, fl
         (bins[bins["whole"] < 1], ORANGE, "none"),
     ):
         shape: dict[str, Any] = {"markerfacecolor": face, "markersize": 4, "capsize": 2}
-        axis.errorbar(part["at"], part["value"], _bounds(part), fmt="o", color=colour, **shape)
+        axis.errorbar(
+            part["at"], part["value"], drawing.interval_bars(part), fmt="o", color=colour, **shape
+        )
     axis.set(xlim=ends, ylim=ends)
 
 
 def _difference(numbers: pd.DataFrame) -> str:
-    """ "value - return: 1.2 ± 0.4"."""
     found = numbers[numbers["what"] == "value minus return"]
-    if found.empty:
-        return "no finite values"
-    line = found.iloc[0]
-    half = "" if np.isnan(line["low"]) else f" ± {(line['high'] - line['low']) / 2:.3g}"
-    return f"value - return: {line['value']:.3g}{half}"
+    return "no finite values" if found.empty else drawing.value_minus_return(found.iloc[0])

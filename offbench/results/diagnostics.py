@@ -24,16 +24,8 @@ import numpy as np
 import pandas as pd
 
 from offbench.errors import UserError
-from offbench.results import stats
-from offbench.results.drawing import (
-    BLUE,
-    ORANGE,
-    legend_below,
-    make_figure,
-    say,
-    whole_ticks,
-    write_pictures,
-)
+from offbench.results import drawing, stats
+from offbench.results.drawing import BLUE, ORANGE
 from offbench.results.selection import refuse_mixtures
 
 if TYPE_CHECKING:
@@ -126,16 +118,8 @@ def _success(test: pd.DataFrame) -> Iterator[dict[str, Any]]:
     per_step = 2 if known["executed"].max() <= 6 else 1
     for _, part in known.groupby((per_step * known["executed"]).round()):
         n, won = len(part), int(part["success"].sum())
-        share = stats.wilson_interval(won, n)
-        yield {
-            "what": "success",
-            "update": part["update"].max(),
-            "length": part["executed"].mean(),
-            "value": share.point,
-            "low": share.low,
-            "high": share.high,
-            "n": n,
-        }
+        at = {"update": part["update"].max(), "length": part["executed"].mean()}
+        yield {"what": "success", **at, **stats.wilson_interval(won, n).columns, "n": n}
 
 
 def _values(test: pd.DataFrame, runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -151,8 +135,7 @@ def _values(test: pd.DataFrame, runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
     yield {"what": "discounted return", "value": known["discounted_return"].mean(), **common}
     error = (known["start_value"] - known["discounted_return"]).astype(float)
     found = stats.mean_interval(error.groupby(known["seed"]).mean().to_numpy())
-    bounds = {"low": found.low, "high": found.high}
-    yield {"what": "value minus return", "value": found.point, **bounds, **common}
+    yield {"what": "value minus return", **found.columns, **common}
 
 
 # --- pictures -------------------------------------------------------------------------------
@@ -186,7 +169,7 @@ def write(
             "values": _values_figure(task, valued, mine),
         }
 
-    return write_pictures(folder, "numbers", numbers, draw)
+    return drawing.write_pictures(folder, "numbers", numbers, draw)
 
 
 def _chunks_figure(task: str, numbers: pd.DataFrame) -> "Figure | None":
@@ -196,7 +179,7 @@ def _chunks_figure(task: str, numbers: pd.DataFrame) -> "Figure | None":
         return None
     longest = int(np.ceil(chunked["length"].max()))
     colours = _colours(longest)
-    figure, axes = make_figure(len(entries), 3, (3.6, 2.6))
+    figure, axes = drawing.make_figure(len(entries), 3, (3.6, 2.6))
     for row, entry in zip(axes, entries, strict=True):
         mine = {what: x for what, x in numbers[numbers["entry"] == entry].groupby("what")}
         none = numbers.iloc[:0]
@@ -205,8 +188,7 @@ def _chunks_figure(task: str, numbers: pd.DataFrame) -> "Figure | None":
         _draw_success(row[2], mine.get("success", none), longest)
         row[0].set_ylabel(f"{fill(entry, 24)}\nshare of chunks", fontsize=9)
     titles = ("chunk lengths", "spread of values over lengths", "success by length")
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=10)
+    drawing.title_columns(axes, titles)
     _legend_of_lengths(figure, colours)
     figure.suptitle(task, fontsize=11)
     return figure
@@ -223,7 +205,7 @@ def _legend_of_lengths(figure: "Figure", colours: np.ndarray) -> None:
 
     n = len(colours)
     shown = range(n) if n <= 8 else sorted({0, n // 4, n // 2, 3 * n // 4, n - 1})
-    legend_below(
+    drawing.legend_below(
         figure,
         [Patch(color=colours[i], label=str(i + 1)) for i in shown],
         "steps of a chunk (bars: executed in evaluations; faint: planned where values are bootstrapped)",
@@ -234,7 +216,7 @@ def _draw_lengths(
     axis: "Axes", planned: pd.DataFrame, executed: pd.DataFrame, colours: np.ndarray
 ) -> None:
     if planned.empty and executed.empty:
-        say(axis, "lengths were not recorded then")
+        drawing.say(axis, "lengths were not recorded then")
         return
     last = max([*planned["update"], *executed["update"]])
     if len(planned):
@@ -263,12 +245,9 @@ def _of_updates(axis: "Axes", last: float) -> None:
 
 def _draw_spread(axis: "Axes", spread: pd.DataFrame) -> None:
     if spread.empty:
-        say(axis, "the length is not chosen")
+        drawing.say(axis, "the length is not chosen")
         return
-    axis.fill_between(
-        spread["update"], spread["low"], spread["high"], color=BLUE, alpha=0.2, linewidth=0
-    )
-    axis.plot(spread["update"], spread["value"], color=BLUE)
+    drawing.band(axis, "update", spread, BLUE)
     axis.set_ylim(0, None)
     _of_updates(axis, spread["update"].max())
     axis.set_ylabel("largest - smallest value\n(mean and range of seeds)", fontsize=8)
@@ -276,11 +255,12 @@ def _draw_spread(axis: "Axes", spread: pd.DataFrame) -> None:
 
 def _draw_success(axis: "Axes", success: pd.DataFrame, longest: int) -> None:
     if success.empty:
-        say(axis, "no episode has both a length and a success")
+        drawing.say(axis, "no episode has both a length and a success")
         return
-    x, y = success["length"].to_numpy(), success["value"].to_numpy()
-    bounds = np.array([y - success["low"], success["high"] - y]).clip(min=0)
-    axis.errorbar(x, y, bounds, fmt="o", color=ORANGE, capsize=3, markersize=5)
+    bars = drawing.interval_bars(success)
+    axis.errorbar(
+        success["length"], success["value"], bars, fmt="o", color=ORANGE, capsize=3, markersize=5
+    )
     for line in success.itertuples():
         axis.annotate(
             str(line.n),
@@ -291,7 +271,7 @@ def _draw_success(axis: "Axes", success: pd.DataFrame, longest: int) -> None:
             fontsize=7,
             color="0.3",
         )
-    axis.set(xlim=(0.7, longest + 0.3), ylim=(-0.03, 1.1), xticks=whole_ticks(longest))
+    axis.set(xlim=(0.7, longest + 0.3), ylim=(-0.03, 1.1), xticks=drawing.whole_ticks(longest))
     axis.set_xlabel("mean executed length of an episode", fontsize=9)
     axis.set_ylabel("share of successes\n(95 % interval, number of episodes)", fontsize=8)
 
@@ -301,7 +281,7 @@ def _values_figure(task: str, values: pd.DataFrame, numbers: pd.DataFrame) -> "F
         return None
     entries = sorted(values["entry"].unique())
     columns = min(4, len(entries))
-    figure, axes = make_figure(-(-len(entries) // columns), columns, (3.0, 2.9))
+    figure, axes = drawing.make_figure(-(-len(entries) // columns), columns, (3.0, 2.9))
     for axis in axes.flat[len(entries) :]:
         axis.set_axis_off()
     differ = numbers[numbers["what"] == "value minus return"].set_index("entry")
@@ -309,9 +289,7 @@ def _values_figure(task: str, values: pd.DataFrame, numbers: pd.DataFrame) -> "F
         mine = values[values["entry"] == entry]
         note = f"{(~mine['whole']).sum()} of {len(mine)} returns cut short"
         if entry in differ.index:
-            d = differ.loc[entry]
-            half = "" if np.isnan(d["low"]) else f" ± {(d['high'] - d['low']) / 2:.2g}"
-            note = f"value - return: {d['value']:.3g}{half}"
+            note = drawing.value_minus_return(differ.loc[entry])
         _draw_values(axis, mine)
         axis.set_title(f"{fill(entry, 34)}\n{note}", fontsize=9)
     for axis in axes[:, 0]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from offbench.errors import writing
@@ -68,6 +69,18 @@ def make_figure(rows: int, columns: int, size: tuple[float, float]) -> "tuple[Fi
     return figure, axes
 
 
+def title_columns(axes: Any, titles: Sequence[str]) -> None:
+    """Titles above the panels of the first row."""
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=10)
+
+
+def band(axis: "Axes", at: str, lines: pd.DataFrame, color: Any, **line: Any) -> None:
+    """A line through `value` over the column `at`, and a band from `low` to `high`."""
+    axis.fill_between(lines[at], lines["low"], lines["high"], color=color, alpha=0.2, linewidth=0)
+    axis.plot(lines[at], lines["value"], color=color, **line)
+
+
 def legend_below(figure: "Figure", handles: Sequence[Any], title: str) -> None:
     """A legend in one line below all panels."""
     figure.legend(
@@ -79,6 +92,18 @@ def legend_below(figure: "Figure", handles: Sequence[Any], title: str) -> None:
         title_fontsize=8,
         frameon=False,
     )
+
+
+def interval_bars(lines: pd.DataFrame) -> np.ndarray:
+    """(2, n) from a value down and up to the ends of its interval; 0 where it has none."""
+    y = lines["value"].to_numpy(float)
+    return np.nan_to_num(np.array([y - lines["low"], lines["high"] - y])).clip(min=0)
+
+
+def value_minus_return(line: "pd.Series[Any]") -> str:
+    """ "value - return: 1.2 ± 0.4"."""
+    half = "" if np.isnan(line["low"]) else f" ± {(line['high'] - line['low']) / 2:.3g}"
+    return f"value - return: {line['value']:.3g}{half}"
 
 
 def whole_ticks(longest: int) -> list[int]:

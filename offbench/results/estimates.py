@@ -16,7 +16,6 @@ import pandas as pd
 import pyarrow as pa
 from scipy import special
 
-from offbench.errors import UserError, in_one_line
 from offbench.results import measured
 from offbench.results.stats import Interval
 from offbench.results.uncertainty import Cell, Pool, cell_interval
@@ -88,10 +87,7 @@ def read_estimates(paths: Sequence[Path]) -> pd.DataFrame:
 
 def parse_estimates(path: Path) -> pa.Table:
     """The rows of a file, in ESTIMATE_SCHEMA. Raises UserError for one that is no table of estimates."""
-    try:
-        return measured.read_table(path).cast(ESTIMATE_SCHEMA)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read as estimates: {in_one_line(error)}") from None
+    return measured.read_table(path, "estimates", ESTIMATE_SCHEMA, lambda table: table)
 
 
 # --- numbers --------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from offbench.results import stats
-from offbench.results.decisions import cluster_interval, equal_bins
-from offbench.results.drawing import BLUE, ORANGE, legend_below, make_figure, say, write_pictures
+from offbench.results import drawing, stats
+from offbench.results.decisions import PLACES, cluster_interval, equal_bins
+from offbench.results.drawing import BLUE, ORANGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,8 +68,7 @@ def _by_goal(
     known = runs.set_index("run_id")[["entry", "task"]]
     table = decisions[decisions["control"].isna()].join(known, on="run_id", how="inner")
     table = table[table["task"].isin(list(goals))]
-    places = ["value", "distance", "x", "y", "goal_x", "goal_y", "subgoal_x", "subgoal_y"]
-    table = table.astype(dict.fromkeys(places, "float64"))
+    table = table.astype(dict.fromkeys(["value", "distance", *PLACES], "float64"))
     pairs = zip(table["task"], table["episode"], strict=True)
     return table.assign(goal=[goals[task][n % len(goals[task])] for task, n in pairs])
 
@@ -84,17 +83,15 @@ def _values(part: pd.DataFrame) -> Iterator[dict[str, Any]]:
             continue
         for _, bin_ in some.groupby(equal_bins(some[at]).to_numpy()):
             episodes = bin_.groupby(["run_id", "episode"]).ngroup().to_numpy()
-            found = cluster_interval(bin_["value"].to_numpy(), episodes)
-            bounds = {"value": found.point, "low": found.low, "high": found.high}
-            yield {"what": f"value by {what}", "at": bin_[at].mean(), **bounds, "n": len(bin_)}
+            found = cluster_interval(bin_["value"].to_numpy(), episodes).columns
+            yield {"what": f"value by {what}", "at": bin_[at].mean(), **found, "n": len(bin_)}
 
 
 def _success(part: pd.DataFrame) -> dict[str, Any]:
     first = part[part["step"] == 0]
     n, won = len(first), int(first["success"].fillna(False).sum())
-    share = stats.wilson_interval(won, n)
-    bounds = {"value": share.point, "low": share.low, "high": share.high}
-    return {"what": "success", "at": first["distance"].mean(), **bounds, "n": n}
+    share = stats.wilson_interval(won, n).columns
+    return {"what": "success", "at": first["distance"].mean(), **share, "n": n}
 
 
 # --- pictures -------------------------------------------------------------------------------
@@ -122,14 +119,14 @@ def write_goal_figures(
             figures["paths"] = paths_figure(task, table[table["task"] == task], walls[task])
         return figures
 
-    return write_pictures(folder, "goals", numbers, draw)
+    return drawing.write_pictures(folder, "goals", numbers, draw)
 
 
 def goals_figure(task: str, numbers: pd.DataFrame) -> "Figure":
     """A row per entry: value by steps left, value by distance, success by distance at the start."""
     entries = sorted(numbers["entry"].unique())
     colours = _colours(sorted(numbers["goal"].unique()))
-    figure, axes = make_figure(len(entries), 3, (3.6, 2.7))
+    figure, axes = drawing.make_figure(len(entries), 3, (3.6, 2.7))
     for row, entry in zip(axes, entries, strict=True):
         mine = {what: part for what, part in numbers[numbers["entry"] == entry].groupby("what")}
         none = numbers.iloc[:0]
@@ -146,8 +143,7 @@ def goals_figure(task: str, numbers: pd.DataFrame) -> "Figure":
         "value by distance",
         "success by distance at the start",
     )
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=10)
+    drawing.title_columns(axes, titles)
     _legend(figure, colours)
     figure.suptitle(f"{task}, kept policies played again", fontsize=11)
     return figure
@@ -167,21 +163,17 @@ def _legend(figure: "Figure", colours: Mapping[int, Any]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=c, marker=".", label=str(g)) for g, c in colours.items()]
-    legend_below(figure, handles, "goal (bands and bars: 95 %)")
+    drawing.legend_below(figure, handles, "goal (bands and bars: 95 %)")
 
 
 def _draw_values(
     axis: "Axes", lines: pd.DataFrame, colours: Mapping[int, Any], without: str
 ) -> None:
     if lines.empty:
-        say(axis, without)
+        drawing.say(axis, without)
         return
     for goal, mine in lines.sort_values("at").groupby("goal"):
-        colour = colours[goal]
-        axis.fill_between(
-            mine["at"], mine["low"], mine["high"], color=colour, alpha=0.2, linewidth=0
-        )
-        axis.plot(mine["at"], mine["value"], color=colour, marker=".")
+        drawing.band(axis, "at", mine, colours[goal], marker=".")
     # towards the goal to the right
     axis.invert_xaxis()
     axis.set_xlabel(f"{lines['what'].iloc[0].removeprefix('value by ')} to the goal", fontsize=9)
@@ -205,7 +197,7 @@ def _draw_success(axis: "Axes", lines: pd.DataFrame, colours: Mapping[int, Any])
 def paths_figure(task: str, played: pd.DataFrame, walls: Walls) -> "Figure":
     """A row per entry, a panel per goal: the first MOST_PATHS episodes of each, in order of seeds."""
     entries, goals = sorted(played["entry"].unique()), sorted(played["goal"].unique())
-    figure, axes = make_figure(len(entries), len(goals), (2.4, 2.4))
+    figure, axes = drawing.make_figure(len(entries), len(goals), (2.4, 2.4))
     for row, entry in zip(axes, entries, strict=True):
         for axis, goal in zip(row, goals, strict=True):
             _draw_walls(axis, walls)

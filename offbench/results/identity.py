@@ -173,6 +173,13 @@ def _respelt(
     return made
 
 
+def transforms_in_order(pipeline: Mapping[str, Any]) -> dict[str, Any]:
+    """The transforms of a recorded pipeline in the order in which they are applied."""
+    transforms, rewards = pipeline.get("transforms", {}), pipeline.get("reward_order", ())
+    names = [*(name for name in transforms if name not in rewards), *rewards]
+    return {name: transforms[name] for name in names}
+
+
 def unmonitored(protocol: Mapping[str, Any]) -> dict[str, Any]:
     """A protocol with what its score depends on: monitor evaluations read the policy and change nothing."""
     none = {"monitor_at": [], "monitor_episodes": 0}

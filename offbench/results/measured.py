@@ -8,14 +8,14 @@ a file has what its rows were made with, so that they are made again where eithe
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from offbench.errors import writing
+from offbench.errors import UserError, in_one_line, writing
 from offbench.io import replacing, sha256_of
 
 
@@ -40,14 +40,9 @@ def write_table(path: Path, table: pa.Table, kept: Path, how: Mapping[str, Any])
     Raises UserError where the file cannot be written.
     """
     about = json.dumps(_about(kept, how), sort_keys=True)
-    with writing(path):
-        with replacing(path) as temporary:
-            pq.write_table(
-                table.replace_schema_metadata({"offbench": about}),
-                temporary,
-                compression="zstd",
-                write_page_checksum=True,
-            )
+    table = table.replace_schema_metadata({"offbench": about})
+    with writing(path), replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
 def is_made(path: Path, kept: Path, how: Mapping[str, Any]) -> bool:
@@ -64,9 +59,17 @@ def about(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def read_table(path: Path) -> pa.Table:
-    """A table, each page compared with its checksum if it has one. Raises OSError or pyarrow's errors."""
-    return pq.read_table(path, page_checksum_verification=True)
+def read_table(
+    path: Path, what: str, schema: pa.Schema, completed: Callable[[pa.Table], pa.Table]
+) -> pa.Table:
+    """A table in a schema, once `completed`, each page compared with its checksum if it has one.
+
+    Raises UserError for a file that cannot be read as `what`.
+    """
+    try:
+        return completed(pq.read_table(path, page_checksum_verification=True)).cast(schema)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read as {what}: {in_one_line(error)}") from None
 
 
 def _about(kept: Path, how: Mapping[str, Any]) -> dict[str, Any]:

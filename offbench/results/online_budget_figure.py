@@ -1,22 +1,15 @@
 """What entries score against the number of episodes that may be played online: one panel per task."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from offbench.results.curves_figure import BANDS, legend, line_styles, panels
-from offbench.results.drawing import save_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ABOUT = "episodes played online, after which the policy that looks best is kept"
-
-
-def write_online_figure(table: pd.DataFrame, path: Path, title: str = "") -> None:
-    """Writes `draw_online_figure` as PNG, whole or not at all."""
-    save_png(draw_online_figure(table, title), path, dpi=150)
 
 
 def draw_online_figure(table: pd.DataFrame, title: str = "") -> "Figure":

@@ -243,7 +243,7 @@ def ranks_of(
     point, drawn = np.zeros(k), np.zeros((len(drawn_means[0]) if k else 0, k))
     for index, task in enumerate(scores.tasks if k else ()):
         means = np.array([scores.found[entry, task].mean for entry in entries])
-        point += _ranked(means) / n_tasks
+        point += _ranked(means[None])[0] / n_tasks
         drawn += _ranked(np.stack([again[:, index] for again in drawn_means], -1)) / n_tasks
     low, high = np.full((2, k), np.nan)
     if k:
@@ -256,18 +256,9 @@ def ranks_of(
     return pd.DataFrame(columns).sort_values(["mean_rank", "entry"], ignore_index=True)
 
 
-def _ranked(x: np.ndarray) -> np.ndarray:  # (..., k) -> (..., k)
-    """Ranks, 1 the highest, ties their mean."""
-    order = np.argsort(-x, axis=-1)
-    places = np.empty(x.shape)
-    np.put_along_axis(places, order, np.broadcast_to(np.arange(1.0, x.shape[-1] + 1), x.shape), -1)
-    tied = (np.diff(np.take_along_axis(x, order, -1)) == 0).any(-1)
-    if tied.any():
-        rows = x[tied]
-        above = (rows[..., None, :] > rows[..., :, None]).sum(-1)
-        level = (rows[..., None, :] == rows[..., :, None]).sum(-1)
-        places[tied] = above + (level + 1) / 2
-    return places
+def _ranked(x: np.ndarray) -> np.ndarray:  # (n, k) -> (n, k)
+    """Ranks within each row, 1 the highest, ties their mean."""
+    return pd.DataFrame(x).rank(axis=1, ascending=False).to_numpy()
 
 
 def profiles(

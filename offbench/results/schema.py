@@ -31,37 +31,38 @@ RECORDED = "estimate/recorded"
 """The mean discounted return of the recorded episodes, without a bootstrap where they were cut."""
 
 
-def _known(name: str, kind: pa.DataType) -> pa.Field:
+def known(name: str, kind: pa.DataType) -> pa.Field:
+    """A column that is never null."""
     return pa.field(name, kind, nullable=False)
 
 
 EPISODE_SCHEMA = pa.schema(
     [
         # the run: the same in all its rows
-        _known("run_id", pa.string()),
-        _known("entry", pa.string()),
-        _known("suite", pa.string()),
-        _known("task", pa.string()),
-        _known("method", pa.string()),
-        _known("seed", pa.int64()),
+        known("run_id", pa.string()),
+        known("entry", pa.string()),
+        known("suite", pa.string()),
+        known("task", pa.string()),
+        known("method", pa.string()),
+        known("seed", pa.int64()),
         # updates made before the evaluation
-        _known("update", pa.int64()),
+        known("update", pa.int64()),
         # which list of start states: one of STREAMS
-        _known("stream", pa.string()),
+        known("stream", pa.string()),
         # its place in that list
-        _known("episode", pa.int64()),
+        known("episode", pa.int64()),
         # what the environment was reset with
-        _known("env_seed", pa.int64()),
+        known("env_seed", pa.int64()),
         # sum of the raw rewards
-        _known("return", pa.float64()),
+        known("return", pa.float64()),
         # on the scale of 0 to 100; 100 for a success where that is the score
-        _known("score", pa.float64()),
+        known("score", pa.float64()),
         # steps
-        _known("length", pa.int64()),
+        known("length", pa.int64()),
         # null where the environment does not say
         pa.field("success", pa.bool_()),
-        _known("terminated", pa.bool_()),
-        _known("truncated", pa.bool_()),
+        known("terminated", pa.bool_()),
+        known("truncated", pa.bool_()),
         # how often the policy was asked for actions: length / plans is the mean executed chunk length
         pa.field("plans", pa.int64()),
         # how many of the executed chunks were 1, 2, ... h steps long; null for policies without chunks
@@ -89,11 +90,16 @@ LATER_COLUMNS = ("plans", "chunk_lengths", "start_value", "discounted_return", "
 
 _DTYPES = {pa.string(): "object", pa.int64(): "int64", pa.float64(): "float64", pa.bool_(): "bool"}
 
-_NULLABLE_DTYPES = {pa.int64(): "Int64", pa.float64(): "Float64", pa.bool_(): "boolean"}
+NULLABLE = {
+    pa.int64(): pd.Int64Dtype(),
+    pa.float64(): pd.Float64Dtype(),
+    pa.bool_(): pd.BooleanDtype(),
+}
+"""The pandas dtypes of columns that may be null."""
 
 EPISODE_COLUMNS: Mapping[str, str] = MappingProxyType(
     {
-        f.name: (_NULLABLE_DTYPES if f.nullable else _DTYPES).get(f.type, "object")
+        f.name: str(NULLABLE.get(f.type, "object")) if f.nullable else _DTYPES[f.type]
         for f in EPISODE_SCHEMA
     }
 )
@@ -112,16 +118,10 @@ def no_episodes() -> pd.DataFrame:
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
     """A table of EPISODE_SCHEMA as a frame of EPISODE_COLUMNS."""
-    nullable = {
-        pa.bool_(): pd.BooleanDtype(),
-        pa.int64(): pd.Int64Dtype(),
-        pa.float64(): pd.Float64Dtype(),
-    }
-    known = [field.name for field in EPISODE_SCHEMA if not field.nullable]
-    frame = table.select(known).to_pandas()
+    frame = table.select([f.name for f in EPISODE_SCHEMA if not f.nullable]).to_pandas()
     for i, field in enumerate(EPISODE_SCHEMA):
         if field.nullable:
-            frame.insert(i, field.name, table[field.name].to_pandas(types_mapper=nullable.get))
+            frame.insert(i, field.name, table[field.name].to_pandas(types_mapper=NULLABLE.get))
     return frame
 
 

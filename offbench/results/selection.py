@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from offbench.errors import UserError, nearest
+from offbench.errors import UserError, listed, nearest
 from offbench.results.captions import spelt
 from offbench.results.spec import OUTSIDE
 
@@ -239,6 +239,5 @@ def _difference(a: pd.Series, b: pd.Series) -> str:
     nested = ("hparams.", "pipeline.", "protocol.", "env.")
     names = [name for name in a.index if name in top or str(name).startswith(nested)]
     differing = [name for name in names if spelt(a[name]) != spelt(b[name])]
-    shown = [f"{name} ({spelt(a[name])}, {spelt(b[name])})" for name in differing[:3]]
-    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-    return (", ".join(shown) or "their specification") + more
+    shown = [f"{name} ({spelt(a[name])}, {spelt(b[name])})" for name in differing]
+    return listed(shown, 3) or "their specification"

@@ -5,7 +5,7 @@ stale nor collide with another. `Provenance` is what may differ between two hone
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -96,6 +96,12 @@ class RunSpec:
         ]
         old = [name_of_run(texts, self.seed) for texts in around]
         return tuple(dict.fromkeys([self.run_id, *old]))
+
+    def names_among(self, recorded: Container[str]) -> list[str]:
+        """The names under which this run is recorded; earlier ones only where its own is not."""
+        if self.run_id in recorded:
+            return [self.run_id]
+        return [name for name in self.recorded_ids if name in recorded]
 
     def repeated(self, seeds: Sequence[int]) -> "list[RunSpec]":
         """The runs that differ from this one in their seed; what they share is checked and written once."""

@@ -32,6 +32,11 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    @property
+    def columns(self) -> dict[str, float]:
+        """As columns of a table: value, low, high."""
+        return {"value": self.point, "low": self.low, "high": self.high}
+
 
 # --- point estimates ------------------------------------------------------------------------
 
@@ -129,10 +134,18 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:
     check_level(level)
     if n < 1 or not 0 <= successes <= n:
         raise UserError(f"{successes} successes of {n}: a share needs 0 to n of at least 1 trial")
-    z, share = float(special.ndtri((1 + level) / 2)), successes / n
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return Interval(share, max(0.0, middle - float(half)), min(1.0, middle + float(half)))
+    share = successes / n
+    low, high = wilson_bounds(share, n, float(special.ndtri((1 + level) / 2)))
+    return Interval(share, max(0.0, low), min(1.0, high))
+
+
+def wilson_bounds(share: float, n: float, quantile: float) -> tuple[float, float]:
+    """Wilson's bounds of a share of n trials, which rounding may leave just outside [0, 1]."""
+    square = quantile**2
+    middle = (share + square / (2 * n)) / (1 + square / n)
+    spread = np.sqrt(share * (1 - share) / n + square / (4 * n**2))
+    half = float(quantile / (1 + square / n) * spread)
+    return middle - half, middle + half
 
 
 def difference(a: Interval, b: Interval) -> Interval:
@@ -156,6 +169,15 @@ def check_level(level: float) -> None:
     expect("level", level, (int, float), "a confidence level between 0 and 1, e.g. 0.95")
     if not 0 < level < 1:
         raise UserError(f"level is {level}; a confidence level lies between 0 and 1, e.g. 0.95")
+
+
+def satterthwaite(
+    variances: np.ndarray, freedom: np.ndarray, otherwise: np.ndarray | float
+) -> np.ndarray:
+    """Degrees of freedom of sums of variances (parts, ...), each with its own; `otherwise` where all are 0."""
+    below = (variances**2 / freedom).sum(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(below > 0, variances.sum(0) ** 2 / below, otherwise)
 
 
 # --- tests ----------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def status_of(store: Store, suite: str, cells: Mapping[Hashable, Sequence[RunSpe
     states: dict[RunSpec, State] = {}
     recorded: dict[RunSpec, Any] = {}
     for run in (run for runs in cells.values() for run in runs):
-        found = [lines[name] for name in _names(run, lines)]
+        found = [lines[name] for name in run.names_among(lines)]
         line = next((one for one in found if one.status == "ok"), next(iter(found), None))
         if line is not None:
             recorded[run] = line
@@ -130,13 +130,6 @@ def last_failures(store: Store, lines: Iterable[Any], most: int = 3) -> list[Fai
             )
         )
     return found
-
-
-def _names(run: RunSpec, lines: Mapping[str, Any]) -> list[str]:
-    """The names under which the run is recorded."""
-    if run.run_id in lines:
-        return [run.run_id]
-    return [name for name in run.recorded_ids if name in lines]
 
 
 def _of_cell(states: Sequence[State]) -> State:

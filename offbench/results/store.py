@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import pandas as pd
 import pyarrow as pa
 
-from offbench.errors import UserError, expect, publishable, unknown, writing
+from offbench.errors import UserError, expect, nearest, publishable, unknown, writing
 from offbench.io import finished_file
 from offbench.results.commit import mark_of, subfolders, winner, write_record
 from offbench.results.index import FILE, Lines, as_set, episodes_of, joined, lines_of, winners
@@ -108,14 +108,6 @@ class Store:
             run.run_id in done or (others and not done.isdisjoint(run.recorded_ids))
         )
         return [run for run in wanted if not is_done(run)]
-
-    def has(self, run_id: str, *, count_failed: bool = False) -> bool:
-        """Whether a run has a whole record or a damaged one; with `count_failed`, or a failed one."""
-        try:
-            marks = [(path, load(path)) for path in self._paths().get(run_id, ())]
-        except DamageError:
-            return True
-        return bool(marks) and (count_failed or winner(marks)[1]["status"] == "ok")
 
     def whole(self, run_id: str) -> bool:
         """Whether a run that did not fail has a record that is not damaged."""
@@ -276,6 +268,19 @@ class Store:
     def records(self) -> list[Path]:
         """The json of every record; nothing is opened."""
         return [path for marks in self._paths().values() for path in marks]
+
+    def find(self, name: str) -> Path:
+        """The json of a run, by its id or the beginning of one; nothing is opened.
+
+        Raises UserError where there is none, or several.
+        """
+        marks = {path.stem: path for path in self.records()}
+        found = sorted(run_id for run_id in marks if run_id.startswith(name))
+        if not found:
+            raise UserError(f"no run {name!r} in {self.root}: {nearest(name, marks)}")
+        if len(found) > 1:
+            raise UserError(f"{name!r} begins {len(found)} run ids: {', '.join(found[:4])}")
+        return marks[found[0]]
 
     def kept(self, run: RunSpec) -> list[Path]:
         """What was kept of whole runs of this suite and task (`offbench.bench.kept`)."""

@@ -25,7 +25,7 @@ import numpy as np
 from scipy import special
 
 from offbench.results.generators import Generators
-from offbench.results.stats import Interval, Statistic, holm
+from offbench.results.stats import Interval, Statistic, holm, satterthwaite, wilson_bounds
 
 # of the board's variance, in observations; chosen for coverage on published scores (results/coverage)
 _PRIOR_WEIGHT = 0.5
@@ -186,12 +186,8 @@ def cell_interval(cell: Cell, pool: Pool, level: float = 0.95) -> Interval:
     if not cell.success:
         half = t * np.sqrt(variance)
         return Interval(cell.mean, cell.mean - float(half), cell.mean + float(half))
-    independent = cell.chance / variance
-    share = cell.mean / 100
-    middle = (share + t**2 / (2 * independent)) / (1 + t**2 / independent)
-    spread = np.sqrt(share * (1 - share) / independent + t**2 / (4 * independent**2))
-    half = t / (1 + t**2 / independent) * spread
-    low, high = np.clip([middle - half, middle + half], 0, 1) * 100
+    bounds = wilson_bounds(cell.mean / 100, cell.chance / variance, t)
+    low, high = np.clip(bounds, 0, 1) * 100
     return Interval(cell.mean, float(min(low, cell.mean)), float(max(high, cell.mean)))
 
 
@@ -284,10 +280,8 @@ def _pairs(usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _freedom(variances: np.ndarray, each: np.ndarray) -> np.ndarray:
-    """Satterthwaite's degrees of freedom of sums of variances (parts, ...), each with its own."""
-    below = (variances**2 / each).sum(0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(below > 0, variances.sum(0) ** 2 / below, each[0])
+    """Satterthwaite's degrees of freedom; those of the first part where all variances are 0."""
+    return satterthwaite(variances, each, each[0])
 
 
 def _two_sided(difference: np.ndarray, variance: np.ndarray, freedom: np.ndarray) -> np.ndarray:

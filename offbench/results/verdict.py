@@ -10,6 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
+from offbench.results.stats import satterthwaite
+from offbench.results.words import plural
+
 POWER = 0.8
 # more seeds than anybody trains
 _MOST = 1000
@@ -53,15 +56,15 @@ def more_needed(
     n = np.array(variance.n_seeds)[:, None]
     parts = np.array(variance.seeds)[:, None] * n / (n + seeds)
     each = np.array(variance.freedom)[:, None] * (n + seeds) / n
-    total, squares = parts.sum(0), (parts**2 / each).sum(0)
-    whole = total + variance.start_states
-    most = _most(
-        difference, alpha, whole, squares + variance.start_states**2 / variance.start_freedom
-    )
-    if (whole <= most).any():
-        return More(int(np.argmax(whole <= most)), 0)
+    total = parts.sum(0)
+    # with the start states at hand
+    starts = np.full_like(total, variance.start_states)
+    ends = np.full_like(total, variance.start_freedom)
+    most = _most(difference, alpha, np.stack([*parts, starts]), np.stack([*each, ends]))
+    if (total + starts <= most).any():
+        return More(int(np.argmax(total + starts <= most)), 0)
     # of more start states the freedom is no limit
-    most = _most(difference, alpha, total, squares)
+    most = _most(difference, alpha, parts, each)
     if not (total <= most / 2).any():
         return None
     k = int(np.argmax(total <= most / 2))
@@ -69,10 +72,9 @@ def more_needed(
     return More(k, max(1, int(np.ceil(episodes))))
 
 
-def _most(difference: float, alpha: float, total: np.ndarray, squares: np.ndarray) -> np.ndarray:
-    """What variances may be, of such sums of parts, and of their squares over their degrees of freedom."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        freedom = np.where(squares > 0, total**2 / squares, np.inf)
+def _most(difference: float, alpha: float, parts: np.ndarray, each: np.ndarray) -> np.ndarray:
+    """What the sum of these variances, with their degrees of freedom, may be."""
+    freedom = satterthwaite(parts, each, np.inf)
     quantiles = special.stdtrit(freedom, 1 - alpha / 2) + special.stdtrit(freedom, POWER)
     normal = special.ndtri(1 - alpha / 2) + special.ndtri(POWER)
     return (difference / np.where(np.isfinite(freedom), quantiles, normal)) ** 2
@@ -108,9 +110,9 @@ class Finding(NamedTuple):
 def verdict(found: Finding, *, difference: float, level: float) -> str:
     """One sentence: better, worse, equivalent, cannot be told apart yet, or nothing can be said."""
     mine, rival = found.mine, found.rival
-    over = f"over {_count(found.n_tasks, 'task')}"
+    over = f"over {plural(found.n_tasks, 'task')}"
     if found.n_tasks < found.n_tasks_in_all:
-        over = f"over {found.n_tasks} of {_count(found.n_tasks_in_all, 'task')}"
+        over = f"over {found.n_tasks} of {plural(found.n_tasks_in_all, 'task')}"
     if found.single:
         return (
             f"{mine} against {rival}: nothing can be said with one seed"
@@ -144,7 +146,7 @@ def _outlook(more: More | None, difference: float) -> str:
     shown = f"show a difference of {difference:g} points with {100 * POWER:.0f} % power"
     if more is None:
         return f"even 1,000 more seeds each would not {shown}"
-    seeds, episodes = _count(more.seeds, "more seed"), _count(more.episodes, "more test episode")
+    seeds, episodes = plural(more.seeds, "more seed"), plural(more.episodes, "more test episode")
     if more.episodes:
         few = f"{seeds} and {episodes}" if more.seeds else episodes
         return f"start states dominate, about {few} each would {shown}"
@@ -170,8 +172,4 @@ def spelt_p(p: float) -> str:
 
 def spelt_seeds(few: int, many: int) -> str:
     """`3 seeds`, `3 to 5 seeds`."""
-    return _count(few, "seed") if few == many else f"{few} to {many} seeds"
-
-
-def _count(n: int, word: str) -> str:
-    return f"{n:,} {word}{'' if n == 1 else 's'}"
+    return plural(few, "seed") if few == many else f"{few} to {many} seeds"

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
 from offbench.data.goals import Goal
 from offbench.data.pipeline import RowWeights
 from offbench.data.sampling import return_weights
 from offbench.data.views import Chunk, NStep, View, Window
 from offbench.speed.contenders import usual_view
+from offbench.speed.cost import tensors
 from offbench.speed.invented import CUDA, fake_cuda
 from offbench.speed.traced import Propagated, Traced, trace
 
@@ -124,18 +123,14 @@ def _fault(node: Node) -> str:
         return ""
     # what is made of a tensor on the CPU is its fault
     if _elsewhere(node) and not any(map(_elsewhere, node.all_input_nodes)):
-        shape = tuple(next(x for x in _tensors(node) if x.device != CUDA).shape)
+        shape = tuple(next(x for x in tensors(node) if x.device != CUDA).shape)
         what = "a constant" if node.op == "placeholder" else name
         return f"{what} of shape {shape} is on the CPU"
     return ""
 
 
 def _elsewhere(node: Node) -> bool:
-    return any(x.device != CUDA for x in _tensors(node))
-
-
-def _tensors(node: Node) -> list[Tensor]:
-    return [x for x in tree_leaves(node.meta.get("val")) if isinstance(x, Tensor)]
+    return any(x.device != CUDA for x in tensors(node))
 
 
 def _operation(node: Node | None) -> str:

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from offbench import methods as methods_package
-from offbench.data.goals import GOAL_EXTRAS, Goal
+from offbench.data.goals import Goal
 from offbench.data.pipeline import make_pipeline
 from offbench.data.replay import Episode, ReplayData, from_episodes
-from offbench.data.views import Chunk, NStep, Window
+from offbench.data.views import View, Window
 from offbench.errors import UserError, unknown
 from offbench.speed.reference_loops import PLAIN, Advance, captured_loop, plain_loop, unstacked_loop
+from offbench.testing.fakes import view_for
 from offbench.training.engine import BLOCK, Backend, Engine, Precision
 from offbench.training.step import initial_carry, make_step
 from offbench.types import Spec
@@ -94,6 +95,13 @@ def shipped() -> dict[str, type]:
     return found
 
 
+def check_shipped(names: Iterable[str]) -> None:
+    """Raises UserError for a method that is not there."""
+    for name in names:
+        if name not in shipped():
+            raise unknown("method", name, shipped())
+
+
 def sized_method(name: str, hidden: tuple[int, ...]) -> Any:
     """A shipped method with its own settings, its multilayer perceptrons of these widths."""
     cls = shipped()[name]
@@ -101,13 +109,9 @@ def sized_method(name: str, hidden: tuple[int, ...]) -> Any:
     return cls(hidden=hidden) if sized else cls()
 
 
-def usual_view(needs: Sequence[str]) -> NStep | Chunk | Window | Goal:
+def usual_view(needs: Sequence[str]) -> View | Window | Goal:
     """What a method learns from: goals, chunks of 5 steps and windows of 20, as published."""
-    if GOAL_EXTRAS.keys() & set(needs):
-        return Goal(SPEC.gamma).for_needs(needs)
-    if {"valid", "prefixes"} & set(needs):
-        return Chunk(5, SPEC.gamma, pad=True)
-    return Window(20, SPEC.gamma) if "context" in needs else NStep(1, SPEC.gamma)
+    return view_for(needs, SPEC, chunk=5, window=20, goal=Goal())
 
 
 class Cell(NamedTuple):
@@ -178,9 +182,8 @@ def cells(
         UserError: a method or device that is not there, a size that is not positive.
     """
     device = torch.device(device)
+    check_shipped(methods)
     for name in methods:
-        if name not in shipped():
-            raise unknown("method", name, shipped())
         if getattr(shipped()[name], "actions", "continuous") == "discrete":
             raise UserError(f"speed is measured on continuous actions; {name} learns discrete ones")
     if device.type == "cuda" and not torch.cuda.is_available():

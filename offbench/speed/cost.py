@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from offbench import rng
 from offbench.nn import evaluated
 from offbench.training.engine import Precision, matmul_precision
-from offbench.training.products import bmm, mm, onednn_is_faster
+from offbench.training.products import FACTORS, bmm, mm, onednn_is_faster
 from offbench.training.step import Carry, Step
 
 # batch, rows, inner, columns
@@ -59,20 +59,13 @@ def cost(step: Step, carry: Carry) -> Cost:
 
 
 _aten = torch.ops.aten
-# where the two factors stand among the arguments
-_FACTORS = {
-    _aten.mm.default: 0,
-    _aten.bmm.default: 0,
-    _aten.addmm.default: 1,
-    _aten.baddbmm.default: 1,
-}
 _GATHERS = {_aten.index.Tensor, _aten.index_select.default, _aten.gather.default}
 
 
 def _product(node: Node) -> Shape | None:
-    if node.target not in _FACTORS:
+    if node.target not in FACTORS:
         return None
-    first = _FACTORS[node.target]
+    first = FACTORS[node.target]
     factors: Any = node.args[first : first + 2]
     a, b = (x.meta["val"].shape for x in factors)
     return (a[0] if len(a) == 3 else 1, a[-2], a[-1], b[-1])
@@ -81,19 +74,20 @@ def _product(node: Node) -> Shape | None:
 def _bytes(node: Node) -> int:
     if not isinstance(node.target, torch._ops.OpOverload):
         return 0  # picks from a list
-    results = _tensors(node)
+    results = tensors(node)
     if node.target is _aten._unsafe_view.default or any(
         r.alias_info is not None for r in node.target._schema.returns
     ):
         return 0  # a view
-    operands = [x for n in node.all_input_nodes for x in _tensors(n)]
+    operands = [x for n in node.all_input_nodes for x in tensors(n)]
     # reads as much of the table as it takes out
     if node.target in _GATHERS:
         operands = [*operands[1:], *results]
     return sum(map(_size, (*operands, *results)))
 
 
-def _tensors(node: Node) -> list[Tensor]:
+def tensors(node: Node) -> list[Tensor]:
+    """What a traced operation makes."""
     return [x for x in tree_leaves(node.meta.get("val")) if isinstance(x, Tensor)]
 
 

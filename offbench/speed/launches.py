@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 
 from offbench.errors import UserError
-from offbench.io import atomic_write
-from offbench.speed.contenders import shipped
+from offbench.io import atomic_write, read_csv
+from offbench.speed.contenders import check_shipped, shipped
 from offbench.speed.lowering import Launches, can_lower, launches
 
 COLUMNS = (
@@ -55,6 +55,7 @@ class Case(NamedTuple):
 
 def cases(methods: Sequence[str] = (), cards: Sequence[str] = ("h100",)) -> list[Case]:
     """The rows of the table, of some methods or all."""
+    check_shipped(methods)
     names = methods or list(shipped())
     found = [Case(name, card=card) for card in cards for name in names]
     return found + [Case(name, 1, card=card) for card in cards for name in names if name in LEADING]
@@ -99,8 +100,7 @@ def read(path: Path) -> list[dict[str, str]]:
     """The rows of a table; none where there is no file. Raises UserError for another kind of file."""
     if not path.exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(path)
     if rows and list(rows[0]) != COLUMNS:
         raise UserError(f"{path} is no table of launches: its columns are {', '.join(rows[0])}")
     return rows

@@ -22,13 +22,13 @@ from offbench.data.replay import ReplayData, fingerprint
 from offbench.data.views import NStep
 from offbench.errors import UserError
 from offbench.ope.fqe import FQE
-from offbench.ope.model import Model, fit_model, follow, untrained
+from offbench.ope.model import Model, follow, problem
 from offbench.ranges import Count, Fraction, NonNegative, Positive, Widths, check_ranges
 from offbench.synthetic import diffusion
 from offbench.synthetic.diffusion import Denoiser
 from offbench.synthetic.kept import trained_once
 from offbench.synthetic.rollouts import Actions, Rollouts, transitions
-from offbench.training.fitting import NEVER, Stops
+from offbench.training.fitting import NEVER, Stops, run
 from offbench.training.loop import Refresh
 from offbench.training.mixing import Mixed
 from offbench.training.step import Carry, Swept, bind, to_device
@@ -153,8 +153,8 @@ class WorldModel(Synthetic):
         return FQE(**{name: getattr(self, name) for name in own})
 
     def source(self, data: ReplayData, folder: Path, stops: Stops = NEVER) -> Source:
-        empty = untrained(data, self.fit)
-        train = lambda stops: fit_model(data, self.fit, stops=stops).net
+        empty, step, start = problem(data, self.fit)
+        train = lambda stops: run(step, start, self.n_updates, stops=stops).net
         net = trained_once(self.kept(data, folder), empty.net, train, stops)
         model = empty._replace(net=to_device(net, data.obs.device))
         starts = data.valid.nonzero().squeeze(1)
@@ -220,7 +220,6 @@ def policies(method: Any, pipeline: Pipeline) -> Callable[[Any, Tensor, Tensor],
     policy = pipeline.policy(Policy(lambda n_seeds, n_envs: None, act))
 
     def actions(state: Any, obs: Tensor, keys: Tensor) -> Tensor:
-        nothing = torch.zeros_like(obs[..., 0])
-        return policy.act(state, TimeStep(obs, nothing, nothing == 0), None, keys)[0]
+        return policy.act(state, TimeStep.begin(obs), None, keys)[0]
 
     return actions

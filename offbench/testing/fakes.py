@@ -125,13 +125,23 @@ def spec_for(method: Method, spec: Spec = SPEC) -> Spec:
     return view_for(getattr(method, "needs", ()), spec).spec(spec)
 
 
-def view_for(needs: Sequence[str], spec: Spec = SPEC) -> View | Window | Goal:
-    """A view that has what the extras in `needs` are made of."""
+_SHORT_GOAL = Goal(subgoal_steps=3, option_steps=3)
+
+
+def view_for(
+    needs: Sequence[str],
+    spec: Spec = SPEC,
+    *,
+    chunk: int = 3,
+    window: int = 5,
+    goal: Goal = _SHORT_GOAL,
+) -> View | Window | Goal:
+    """A view that has what the extras in `needs` are made of, of `chunk` or `window` steps."""
     if GOAL_EXTRAS.keys() & set(needs):
-        return Goal(spec.gamma, subgoal_steps=3, option_steps=3).for_needs(needs)
+        return goal._replace(gamma=spec.gamma).for_needs(needs)
     if {"valid", "prefixes"} & set(needs):
-        return Chunk(3, spec.gamma, pad=True)
-    return Window(5, spec.gamma) if "context" in needs else NStep(1, spec.gamma)
+        return Chunk(chunk, spec.gamma, pad=True)
+    return Window(window, spec.gamma) if "context" in needs else NStep(1, spec.gamma)
 
 
 def fake_data(

@@ -93,8 +93,7 @@ class Validation:
         found, n = {}, len(state.members)
         for name, batch in self.batches.items():
             obs, key = batch.obs.expand(n, *batch.obs.shape), rng.key(0)
-            step = TimeStep(obs, obs[..., 0], obs[..., 0] == 0)
-            action, _ = act(state, step, (), key.expand(n, len(batch.obs)))
+            action, _ = act(state, TimeStep.begin(obs), (), key.expand(n, len(batch.obs)))
             error = torch.square(action - batch.action.cpu()).mean((1, 2))
             found[f"{name}/action_error"] = error
         return found

@@ -15,6 +15,13 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 _aten = torch.ops.aten
+# operators that multiply matrices, with where the two factors stand among their arguments
+FACTORS = {
+    _aten.mm.default: 0,
+    _aten.bmm.default: 0,
+    _aten.addmm.default: 1,
+    _aten.baddbmm.default: 1,
+}
 # multiplications of one product, and its shortest side, from which the call repays itself
 _FROM_SIZE = 128**3
 _FROM_SIDE = 32

@@ -11,7 +11,7 @@ from support.records import spec as run_spec
 from torch.utils._pytree import tree_map
 
 from offbench import rng
-from offbench.bench.played import Decisions, controls, decision, discounted, longer, play_loaded
+from offbench.bench.played import Decisions, controls, decision, discounted, longer, play
 from offbench.bench.policy import Loaded
 from offbench.cli import main
 from offbench.data.pipeline import Pipeline
@@ -122,7 +122,7 @@ def own(rows: pd.DataFrame, control: int | None = None) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def rows() -> pd.DataFrame:
-    return play_loaded(loaded(), task(), episodes=12)
+    return play(loaded(), task(), episodes=12)
 
 
 def test_the_policy_plays_the_episodes_of_an_evaluation_bit_for_bit(rows):
@@ -156,7 +156,7 @@ def test_a_control_always_executes_its_length(rows):
 
 def test_the_distance_is_that_of_the_state_in_which_a_decision_was_made(rows):
     """A policy that values a place as its distance to the goal."""
-    mine = play_loaded(loaded(Sees()), task(), episodes=4, n_envs=2)
+    mine = play(loaded(Sees()), task(), episodes=4, n_envs=2)
     assert mine["distance"].to_numpy(float) == pytest.approx(1.5 - mine["value"], abs=1e-5)
     assert mine["distance"].nunique() == len(mine) > 10
     starts = [own(rows, c).query("step == 0")["distance"].tolist() for c in (None, 1, 2, 3)]
@@ -165,14 +165,14 @@ def test_the_distance_is_that_of_the_state_in_which_a_decision_was_made(rows):
 
 def test_what_goes_on_beyond_the_time_limit_is_in_the_returns_and_nowhere_else():
     """Nobody arrives: a reward of -1 for ever, -10 in all, of which 12 steps alone have -7.2."""
-    rows = play_loaded(loaded(FIXED), task(drift=-0.5), episodes=3, n_envs=3)
+    rows = play(loaded(FIXED), task(drift=-0.5), episodes=3, n_envs=3)
     assert (rows["step"] < 12).all() and (rows["steps"] == 12).all() and (rows["score"] == 0).all()
     assert ((rows["left_out"] > 0) & (rows["left_out"] < 0.01)).all()
     assert rows["discounted_return"].to_numpy() == pytest.approx(-10, rel=0.01)
 
 
 def test_an_episode_that_its_environment_breaks_off_has_a_return_that_is_cut_short():
-    rows = play_loaded(loaded(FIXED), task(drift=-0.5, own=20), episodes=2, n_envs=2)
+    rows = play(loaded(FIXED), task(drift=-0.5, own=20), episodes=2, n_envs=2)
     # nor has a policy that does not choose its lengths any controls
     assert rows["control"].isna().all() and (rows["length"] == H).all()
     for row in rows.to_dict("records"):
@@ -215,7 +215,7 @@ def test_success_and_score_are_those_within_the_time_limit():
 
 def test_a_policy_without_chunks_decides_at_every_step():
     one = QC(hidden=(8,), n_proposals=2, flow_steps=1)
-    rows = play_loaded(loaded(one, NStep(1, GAMMA)), task(), episodes=2)
+    rows = play(loaded(one, NStep(1, GAMMA)), task(), episodes=2)
     assert rows["control"].isna().all() and (rows["length"] == 1).all()
     for _, episode in rows.groupby("episode"):
         assert episode["step"].tolist() == list(range(episode["steps"].iloc[0]))
@@ -234,11 +234,11 @@ def test_controls_reach_through_learned_weights():
 
 def test_what_has_no_values_and_what_did_not_keep_them_is_refused():
     with pytest.raises(UserError, match="says no values of its decisions"):
-        play_loaded(loaded(BC(hidden=(8,))), task(), episodes=1)
+        play(loaded(BC(hidden=(8,))), task(), episodes=1)
     lacking = loaded(FIXED, kind="policy")
     state = tree_map(lambda x: torch.full_like(x, torch.nan), lacking.state)
     with pytest.raises(UserError, match=r"only the policy was kept.*keep=state"):
-        play_loaded(lacking._replace(state=state), task(), episodes=1)
+        play(lacking._replace(state=state), task(), episodes=1)
 
 
 def test_the_later_limit_is_the_environments():

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from offbench.bench.policy import load_policy
 from offbench.cli import main
@@ -45,7 +46,7 @@ def test_the_files_act_as_the_policies_do(tmp_path):
         actions = np.load(tmp_path / f"{name}.pt.npy")
         np.testing.assert_allclose(actions, policy.act(rows), rtol=1e-5, atol=1e-6, err_msg=name)
         assert np.ptp(actions, 0).min() > 0
-        assert np.abs(policy._in_units(np.zeros((1, 3), np.float32)) - actions).max() > 1e-3
+        assert np.abs(policy.units.scaled(torch.zeros(1, 3)).numpy() - actions).max() > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from support.records import spec as run_spec
 
 from offbench import rng
-from offbench.bench.played import play_loaded
+from offbench.bench.played import play
 from offbench.bench.policy import Loaded
 from offbench.bench.subgoals import has_subgoals, nearest_states
 from offbench.data.goals import Goal
@@ -85,7 +85,7 @@ def test_places_of_a_maze_are_those_of_its_environment(task):
     centres, width = maze_walls(env)
     env.close()
     assert (len(centres), width) == (38, 4.0)
-    rows = play_loaded(loaded(Halfway()), task, episodes=5)
+    rows = play(loaded(Halfway()), task, episodes=5)
     assert rows["episode"].nunique() == 5 and rows["distance"].notna().all()
     to_goal = np.hypot(rows["goal_x"] - rows["x"], rows["goal_y"] - rows["y"])
     # the environment's noise on the goal is a part of neither
@@ -112,7 +112,7 @@ def test_places_of_a_maze_are_those_of_its_environment(task):
 
 @pytest.mark.env
 def test_a_policy_without_values_plays_towards_goals(task):
-    rows = play_loaded(loaded(Straight()), task, episodes=3, n_envs=3)
+    rows = play(loaded(Straight()), task, episodes=3, n_envs=3)
     assert rows["value"].isna().all() and rows["subgoal_x"].isna().all()
     assert rows["x"].notna().all() and rows["success"].notna().all()
     # paid as the view pays: -1 a step, for ever or until it arrives

@@ -241,7 +241,7 @@ def test_what_another_worker_has_claimed_is_waited_for(tmp_path, monkeypatch, un
         phases = []
         for event in schedule.run_packs([part], store, made.settings):
             phases.append(event.phase)
-            if phases.count("held") == 2 and "recorded" not in phases and not store.has(ids[0]):
+            if phases.count("held") == 2 and "recorded" not in phases and not store.whole(ids[0]):
                 run_pack(part, store, made.settings)
                 other.release(ids)
     assert phases[:2] == ["held", "held"] and phases[-1] == "recorded"

@@ -8,7 +8,8 @@ from offbench.bench.plan import plan
 from offbench.cli import main
 from offbench.cli.curves import short_count, task_lines
 from offbench.results.curves import curve_table, updates_needed
-from offbench.results.curves_figure import draw_figure, write_figure
+from offbench.results.curves_figure import draw_figure
+from offbench.results.drawing import save_png
 from offbench.results.store import Store
 
 WHAT = [
@@ -63,7 +64,7 @@ def test_updates_are_short():
 @pytest.mark.parametrize("entries", [2, 9])
 def test_a_picture_is_written_whole(tmp_path, entries):
     frames = stored(tmp_path / "r", [250_000, 500_000], [f"m{i}" for i in range(entries)])
-    write_figure(curve_table(*frames), tmp_path / "x.png", "title")
+    save_png(draw_figure(curve_table(*frames), "title"), tmp_path / "x.png", dpi=150)
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     assert [p.name for p in tmp_path.glob("*.png*")] == ["x.png"]
 

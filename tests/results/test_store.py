@@ -250,8 +250,8 @@ def test_missing_is_what_is_not_recorded_once_each_in_order(store: Store) -> Non
     assert store.missing([*runs, runs[0]]) == runs
     store.append(runs[2], episodes(), provenance())
     assert store.missing(runs) == [runs[0], runs[1], runs[3]]
-    assert store.has(runs[2].run_id)
-    assert not store.has(runs[0].run_id)
+    assert store.whole(runs[2].run_id)
+    assert not store.whole(runs[0].run_id)
     assert store.missing([spec(seed=2, hparams={"lr": 1.0})]) != []
 
 
@@ -373,7 +373,7 @@ def test_rows_that_are_not_this_runs_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=words):
         store.append(spec(), frame, provenance())
-    assert not store.has(spec().run_id)
+    assert not store.whole(spec().run_id)
 
 
 def test_a_protocol_without_a_number_of_episodes_is_refused(store: Store) -> None:
@@ -404,8 +404,7 @@ def test_a_failure_is_kept_until_something_replaces_it(store: Store) -> None:
     store.fail(run, "out of memory", provenance())
     assert store.missing([run]) == [run]
     assert store.missing([run], count_failed=True) == []
-    assert store.has(run.run_id, count_failed=True)
-    assert not store.has(run.run_id)
+    assert not store.whole(run.run_id)
     assert store.episodes().empty
     store.fail(run, "loss is not finite", provenance(), status="diverged")
     line = store.runs().iloc[0]
@@ -495,7 +494,7 @@ def test_a_damaged_mark_is_left_out_and_its_run_is_not_run_again(store: Store, h
         assert len(told) == 1
         # nothing is missing, and of the others nothing is lost
         assert found == [] if isinstance(found, list) else set(found["run_id"]) == {other.run_id}
-    assert store.has(spec().run_id)
+    assert not store.whole(spec().run_id)
     for refuse in (
         lambda: store.read(spec().run_id),
         lambda: store.append(spec(), episodes(), provenance()),
@@ -604,7 +603,7 @@ def test_a_crash_at_any_step_leaves_a_whole_record_or_none(
                 crashed = False
             except Crash:
                 crashed = True
-        whole = store.has(spec().run_id)
+        whole = store.whole(spec().run_id)
         assert len(store.episodes()) == (3 if whole else 0)
         assert (store.missing([spec()]) == []) == whole
         assert store.runs()["status"].tolist() == (

@@ -111,9 +111,9 @@ def test_what_a_killed_training_has_left_goes_with_the_next(tmp_path, trained):
 
 
 def test_an_ensemble_is_trained_once_for_the_same_data_and_settings(tmp_path, monkeypatch):
-    trainings, fit = [], sources.fit_model
+    trainings, fit = [], sources.run
     trains = lambda *given, **more: (trainings.append(given), fit(*given, **more))[1]
-    monkeypatch.setattr(sources, "fit_model", trains)
+    monkeypatch.setattr(sources, "run", trains)
     data, keys = corridor(), rng.split(rng.key(3), 2)
     policy = lambda obs, number: torch.zeros_like(obs)
     first, again = (ENSEMBLE.source(data, tmp_path)(keys, policy, True) for _ in range(2))

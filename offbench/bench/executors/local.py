@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from offbench.bench.executors.executor import blocking_ctrl_c, gpus_of
-from offbench.bench.job import Event, Job, run_job
+from offbench.bench.job import Event, Job, lost, run_job
 from offbench.bench.preflight import resolve_device
 from offbench.bench.settings import Settings
 from offbench.errors import UserError
@@ -190,9 +190,8 @@ class _Process:
             self.process.join()
             self.alive = False
             if self.job is not None:
-                index, self.job = self.job.index, None
-                why = _death(self.process.exitcode)
-                found.append(Event(index, "lost", 1.0, error=why, reason=why))
+                job, self.job = self.job, None
+                found.append(lost(job, _death(self.process.exitcode)))
         return found
 
 

@@ -15,8 +15,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from offbench.bench.executors.executor import cores, gpus_of, is_here, n_evaluators
-from offbench.bench.executors.remote import Place, Seen, checked, lost
-from offbench.bench.job import Event, Job
+from offbench.bench.executors.remote import Place, Seen, checked
+from offbench.bench.job import Event, Job, lost
 from offbench.bench.settings import Settings
 from offbench.errors import UserError, in_one_line
 from offbench.results.store import Store

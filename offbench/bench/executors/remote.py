@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from offbench.bench.job import Event, Job, run_job
+from offbench.bench.job import TRAINED, Event, Job, run_job
 from offbench.bench.preflight import resolve_device
 from offbench.bench.settings import Settings
 from offbench.errors import UserError
@@ -93,11 +93,6 @@ def checked(event: Event) -> Event:
     return event
 
 
-def lost(job: Job, reason: str) -> Event:
-    """The event of a stack whose process ended without one."""
-    return Event(job.index, "lost", 1.0, error=reason, reason=reason)
-
-
 class Seen:
     """What a store's files say of stacks that run elsewhere; looks at most every few seconds."""
 
@@ -125,18 +120,18 @@ class Seen:
             if stack and index is not None:
                 done = {"training": stack["update"] / stack["n_updates"], "evaluating": 1.0}
                 phase = stack["phase"]
-                found.append(Event(index, phase, 0.9 * done.get(phase, 0.0)))
+                found.append(Event(index, phase, TRAINED * done.get(phase, 0.0)))
         return found
 
     def settled(self, job: Job) -> Event | None:
         """The event of a stack that needs no process: another worker trains it, or it is recorded."""
         if time.monotonic() > self._claims_at + CLAIMS_S:
             self._claims_at, self._claimed = time.monotonic(), claimed(self._store.root)
-        runs = [run for _, run in job.pack.members]
+        runs = job.pack.runs
         if any(run.run_id in self._claimed for run in runs):
             return Event(job.index, "held")
         return None if self._store.missing(runs) else Event(job.index, "recorded", 1.0)
 
 
 def _first(job: Job) -> str:
-    return job.pack.cells[0].runs()[0].run_id
+    return job.pack.run_ids[0]

@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 
 from offbench.bench.executors.executor import blocking_ctrl_c
-from offbench.bench.executors.remote import Place, Seen, checked, lost
-from offbench.bench.job import Event, Job
+from offbench.bench.executors.remote import Place, Seen, checked
+from offbench.bench.job import Event, Job, lost
 from offbench.bench.settings import Settings
 from offbench.errors import UserError
 from offbench.results.store import Store

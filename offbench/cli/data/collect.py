@@ -8,7 +8,7 @@ from pathlib import Path
 from offbench.cli.console import make_console
 from offbench.cli.data.load import replay_of
 from offbench.data import compose
-from offbench.errors import UserError, unknown
+from offbench.errors import UserError, unknown, writing
 from offbench.tasks import files
 from offbench.tasks.embedded import data_of, manifests
 from offbench.tasks.locate import canonical
@@ -49,20 +49,16 @@ def _make_one(name: str, out: str | None, numbers: Mapping[str, int]) -> Path:
             root = Path(out or os.environ.get("OFFBENCH_DATASETS", "datasets"))
             return make_embedded(name, root, progress=update)
         folder = Path(out) if out else files.cache_dir() / "regenerated" / name.split("/")[0]
-        try:
+        with writing(f"into {folder}"):
             return collect(name, folder, progress=update, **numbers)
-        except OSError as error:
-            raise UserError(f"cannot write into {folder} ({error.strerror or error})") from None
 
 
 def compose_dataset(options: argparse.Namespace) -> int:
     """Composes the dataset `options.id` and writes its card and list of trajectories."""
     composed = compose.build(canonical(options.id), replay_of)
     folder = Path(options.out) if options.out else files.cache_dir() / "composed"
-    try:
+    with writing(f"into {folder}"):
         path = compose.save_index(composed, folder)
-    except OSError as error:
-        raise UserError(f"cannot write into {folder} ({error.strerror or error})") from None
     card = composed.card
     print(composed.id)
     print(card["summary"])

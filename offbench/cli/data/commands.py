@@ -44,15 +44,7 @@ EXAMPLES = {
 
 def add_data_commands(parser: Parser) -> None:
     """Adds the commands below `offbench data` and their arguments."""
-    commands = parser.add_subparsers(
-        title="commands", metavar="COMMAND", dest="data_command", prog=parser.prog
-    )
-    parsers = {}
-    for name, summary in SUMMARIES.items():
-        parsers[name] = commands.add_parser(
-            name, help=summary, description=summary, more=lambda name=name: _examples(name)
-        )
-        parsers[name].set_defaults(parser=parsers[name])
+    parsers = parser.add_commands("data_command", SUMMARIES, EXAMPLES)
     parsers["list"].add_argument("words", nargs="*", metavar="WORD", help="words of the line")
     for name in ("show", "check"):
         parsers[name].add_argument("name", metavar="ID|PATH", help="a dataset's id, or a file")
@@ -115,10 +107,6 @@ def _add_import(parser: Parser) -> None:
     parser.add_argument("--env", metavar="ENV", help="environment of the data")
     _add_file_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace DEST")
-
-
-def _examples(name: str) -> str:
-    return "".join(["examples:\n", *(f"  offbench data {line}\n" for line in EXAMPLES[name])])
 
 
 def run_data_command(options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from offbench.cli.console import make_console, print_table, severity_label
 from offbench.cli.data.load import card_of, load
 from offbench.data import composition
-from offbench.errors import UserError
+from offbench.errors import UserError, writing
 from offbench.tasks import doctor, registry
 from offbench.tasks.locate import canonical, load_task
 
@@ -116,11 +116,11 @@ def histogram(values: "NDArray[Any]", *, bins: int = 16, width: int = 60) -> lis
 
 def draw(values: "NDArray[Any]", facts: doctor.Facts, folder: Path) -> Path:
     """The histogram as `<id>-returns.png` in a folder, with the references where they are near."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    from offbench.results.drawing import save_png
+
     figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.hist(values, bins=min(40, max(8, len(values) // 4)), color="#4477aa", rwidth=0.95)
     axes.axvline(values.mean(), color="#222222", linewidth=1.2, label=f"mean {values.mean():.4g}")
@@ -139,9 +139,6 @@ def draw(values: "NDArray[Any]", facts: doctor.Facts, folder: Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
     path = folder / f"{doctor.report_path(facts.id).stem}-returns.png"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror})") from None
+    with writing(path):
+        save_png(figure, path, dpi=150)
     return path

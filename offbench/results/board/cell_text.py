@@ -29,12 +29,16 @@ def cell_text(cell: Any, *, short: bool = False) -> str:
     if short and len(text.partition("\n")[0]) > TASK_WIDTH:
         # whole numbers rather than cut ones: 5012±8 of 5012.2±8.3
         text = f"{cell.mean:.0f}" + interval_text(cell, short, whole=True)
-    notes = [
-        f"{count} {_SHORT[word] if short else word}" for count, word in failures(cell) if count
-    ]
+    notes = missing_of(cell, short=short)
+    return text + "".join(f"\n{note}" if short else f" ({note})" for note in notes)
+
+
+def missing_of(cell: Any, *, short: bool = False) -> list[str]:
+    """`1 failed`, `1 diverged`, or else `2 of 3 seeds`; nothing of a whole cell."""
+    notes = [f"{n} {_SHORT[word] if short else word}" for n, word in failures(cell) if n]
     if cell.n_seeds < cell.n_asked and not notes:
         notes.append(f"{cell.n_seeds} of {cell.n_asked}" + ("" if short else " seeds"))
-    return text + "".join(f"\n{note}" if short else f" ({note})" for note in notes)
+    return notes
 
 
 def interval_text(cell: Any, short: bool, whole: bool = False) -> str:

@@ -200,7 +200,7 @@ def _differences(both: pd.DataFrame, old_level: float, new_level: float) -> pd.D
         [old.high - old.point, new.point - new.low],
         [old.point - old.low, new.high - new.point],
     )
-    freedom = _freedom(facing**2, seeds)
+    freedom = stats.satterthwaite(facing**2, seeds, seeds.min(0))
     with np.errstate(divide="ignore", invalid="ignore"):
         p = 2 * special.stdtr(freedom, -np.abs(difference) / np.where(up, below, above))
     p = np.where(difference == 0, 1.0, p)
@@ -235,13 +235,6 @@ def _standard_errors(both: pd.DataFrame, which: str, seeds: np.ndarray, level: f
 def _seeds(both: pd.DataFrame) -> np.ndarray:  # (2, n)
     many = both["task"].eq(IQM).to_numpy()
     return np.where(many, _MANY, both[["n_seeds_old", "n_seeds_new"]].to_numpy().T)
-
-
-def _freedom(variances: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-    """Satterthwaite's, of two variances with as many degrees of freedom as seeds."""
-    below = (variances**2 / seeds).sum(0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(below > 0, variances.sum(0) ** 2 / below, seeds.min(0))
 
 
 def _notes(old: Scores, new: Scores) -> Iterator[str]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from offbench.results.board.leaderboard import Board
+from offbench.results.words import bounds
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,18 +28,18 @@ def cells(board: Board) -> dict[tuple[str, str], str]:
     """(entry, task) -> its text, of every kind that was measured: "action 0.123 [0.100, 0.150], js 0.4"."""
     found: dict[tuple[str, str], list[str]] = {}
     for row in board.consistency.itertuples():
-        found.setdefault((row.entry, row.task), []).append(f"{row.kind} {_value(row)}")
+        found.setdefault((row.entry, row.task), []).append(f"{row.kind} {spelt(row)}")
     return {cell: ", ".join(texts) for cell, texts in found.items()}
 
 
 def _text(row: Any, n_tasks: int) -> str:
     some = "" if row.n_tasks == n_tasks else f" ({row.n_tasks}/{n_tasks} tasks)"
-    return f"{_value(row)}{some}"
+    return f"{spelt(row)}{some}"
 
 
-def _value(row: Any) -> str:
-    bounds = "" if row.low != row.low else f" [{row.low:.3f}, {row.high:.3f}]"
-    return f"{row.value:.3f}{bounds}"
+def spelt(row: Any) -> str:
+    """`0.123 [0.100, 0.150]`."""
+    return f"{row.value:.3f}{bounds(row.low, row.high, 3)}"
 
 
 def to_table(board: Board) -> "Table":

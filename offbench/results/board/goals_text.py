@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from offbench.results import markdown
 from offbench.results.board.leaderboard import Board
+from offbench.results.words import bounds
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -68,7 +67,4 @@ def text_table(board: Board) -> tuple[list[str], list[list[str]]]:
 
 
 def _text(cell: Any) -> str:
-    if cell is None:
-        return "--"
-    known = not np.isnan(cell.low)
-    return f"{cell.mean:.0f}" + (f" [{cell.low:.0f}, {cell.high:.0f}]" if known else "")
+    return "--" if cell is None else f"{cell.mean:.0f}{bounds(cell.low, cell.high, 0)}"

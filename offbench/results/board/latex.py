@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from offbench.results.board import consistency_text
-from offbench.results.board.cell_text import rows_of_cells
+from offbench.results.board.cell_text import missing_of, rows_of_cells
 from offbench.results.board.leaderboard import Board
 from offbench.results.board.pairs_text import rank_text
 from offbench.results.board.render import aggregate_status, short_names
-from offbench.results.captions import failures
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -150,21 +149,15 @@ def _cell(cell: Any) -> str:
     if not np.isnan(cell.low):
         half = (cell.high - cell.low) / 2
         text += _bounds(cell.low, cell.high) if cell.success else rf"\,$\pm$\,{half:.1f}"
-    notes = [f"{count} {word}" for count, word in failures(cell) if count]
-    if cell.n_seeds < cell.n_asked and not notes:
-        notes.append(f"{cell.n_seeds} of {cell.n_asked} seeds")
-    return text + "".join(rf" {{\footnotesize({note})}}" for note in notes)
+    return text + "".join(rf" {{\footnotesize({note})}}" for note in missing_of(cell))
 
 
 def _aggregate(row: Any) -> str:
     if not np.isnan(row.mean_rank):
         return f"mean rank {row.mean_rank:.1f}"
     if np.isnan(row.iqm):
-        return (
-            "--"
-            if row.complete == row.n_tasks
-            else escaped(aggregate_status(row).partition(" (")[0])
-        )
+        status = escaped(aggregate_status(row).partition(" (")[0])
+        return "--" if row.complete == row.n_tasks else status
     return f"{row.iqm:.1f}" + ("" if np.isnan(row.low) else _bounds(row.low, row.high))
 
 

@@ -262,7 +262,7 @@ def _aggregate(
             "mean_high": average.high,
         }
     table = _lines(cells, whole, numbers)
-    table["rank"] = table["iqm"].rank(ascending=False, method="min").astype("Int64")
+    table["rank"] = _places(-table["iqm"])
     points = np.array([iqm.interval.point for iqm in estimates.iqm])
     adjusted = uncertainty.aggregate_differences(estimates.iqm).adjusted()
     best = uncertainty.not_worse_than_best(points, adjusted, level)
@@ -292,9 +292,14 @@ def _ranked(cells: pd.DataFrame, whole: pd.DataFrame, entries: Sequence[str]) ->
     ranks = compared.groupby("task")["mean"].rank(ascending=False)
     numbers = {e: {"mean_rank": x} for e, x in ranks.groupby(compared["entry"]).mean().items()}
     table = _lines(cells, whole, numbers)
-    table["rank"] = table["mean_rank"].rank(method="min").astype("Int64")
+    table["rank"] = _places(table["mean_rank"])
     table["rank_low"] = table["rank_high"] = pd.Series(pd.NA, table.index, dtype="Int64")
     return _in_order(table)
+
+
+def _places(x: pd.Series) -> pd.Series:
+    """1 for the lowest. Numbers that differ by no more than the rounding of their sums share a place."""
+    return x.map("{:.12g}".format).astype(float).rank(method="min").astype("Int64")
 
 
 def _lines(

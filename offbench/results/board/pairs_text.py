@@ -8,6 +8,7 @@ import pandas as pd
 
 from offbench.results import markdown
 from offbench.results.board.leaderboard import Board
+from offbench.results.words import bounds
 
 # entries of which a sentence tells, and of which Markdown has every pair
 _TOLD, _PAIRS = 6, 12
@@ -59,7 +60,7 @@ def paragraphs(board: Board) -> Iterator[str]:
     rows = [
         [
             row.entry,
-            f"{row.mean_rank:.2f}{_bounds(row.low, row.high, 2)}",
+            f"{row.mean_rank:.2f}{bounds(row.low, row.high, 2)}",
             f"{100 * row.borda:.0f} %",
         ]
         for row in board.ranks.itertuples()
@@ -88,15 +89,8 @@ def paragraphs(board: Board) -> Iterator[str]:
 def _pair(row: Any) -> Iterator[str]:
     yield row.entry
     yield row.rival
-    yield (
-        "--"
-        if np.isnan(row.difference)
-        else (f"{row.difference:.1f}{_bounds(row.low, row.high, 1)}")
-    )
+    gap = f"{row.difference:.1f}{bounds(row.low, row.high)}"
+    yield "--" if np.isnan(row.difference) else gap
     yield "--" if np.isnan(row.p) else f"{row.p:.2g}"
-    yield f"{row.improvement:.2f}{_bounds(row.improvement_low, row.improvement_high, 2)}"
+    yield f"{row.improvement:.2f}{bounds(row.improvement_low, row.improvement_high, 2)}"
     yield from map(str, (row.wins, row.losses, row.ties))
-
-
-def _bounds(low: float, high: float, digits: int) -> str:
-    return "" if np.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"

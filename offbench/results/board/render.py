@@ -17,6 +17,7 @@ from offbench.results.board.cell_text import TASK_WIDTH, cell_text, rows_of_cell
 from offbench.results.board.leaderboard import Board
 from offbench.results.board.pairs_text import rank_text
 from offbench.results.names import folded
+from offbench.results.words import bounds
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -98,9 +99,9 @@ def to_csv(board: Board) -> str:
             writer.writerow(_csv_line({**common, "statistic": "mean rank", "value": row.mean_rank}))
             continue
         writer.writerow(_csv_line({**common, "statistic": "iqm", "value": row.iqm}))
-        bounds = {"low": row.mean_low, "high": row.mean_high, "best": ""}
+        own = {"low": row.mean_low, "high": row.mean_high, "best": ""}
         writer.writerow(
-            _csv_line({**common, "statistic": "mean", "value": row.mean, **bounds, **_UNRANKED})
+            _csv_line({**common, "statistic": "mean", "value": row.mean, **own, **_UNRANKED})
         )
     writer.writerows(_csv_line(line) for line in averaged_text.csv_lines(board, columns))
     writer.writerows(_csv_line(line) for line in goals_text.csv_lines(board))
@@ -150,7 +151,7 @@ def aggregate_text(row: Any) -> str:
         return f"mean rank {row.mean_rank:.1f}"
     if np.isnan(row.iqm):
         return "--" if row.complete == row.n_tasks else aggregate_status(row)
-    return f"{row.iqm:.1f}" + ("" if np.isnan(row.low) else f" [{row.low:.1f}, {row.high:.1f}]")
+    return f"{row.iqm:.1f}{bounds(row.low, row.high)}"
 
 
 def _bold(text: str, best: bool) -> str:
@@ -295,5 +296,5 @@ def _aggregate_in_column(row: Any) -> "Text":
         return Text(f"mean rank\n{row.mean_rank:.1f}", style="dim")
     if np.isnan(row.iqm):
         return Text(f"--\n{row.complete}/{row.n_tasks} tasks", style="dim")
-    bounds = "" if np.isnan(row.low) else f"\n[{row.low:.0f}, {row.high:.0f}]"
-    return Text(f"{row.iqm:.1f}{bounds}", style="bold" if row.best else "")
+    below = bounds(row.low, row.high, 0).replace(" ", "\n", 1)
+    return Text(f"{row.iqm:.1f}{below}", style="bold" if row.best else "")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from offbench.results.captions import counted
+from offbench.results.words import plural
 
 AGREES, NOT_RUN = "agrees", "not run"
 
@@ -45,11 +45,10 @@ def conclusion(table: pd.DataFrame, found: pd.Series, level: float = 0.95) -> st
     n = int(told.sum())
     rest = len(found) - n
     if not n:
-        cells = counted(str(len(found)), "cell")
-        return f"Nothing can be told yet: of {cells} none is whole."
+        return f"Nothing can be told yet: of {plural(len(found), 'cell')} none is whole."
     by_chance = (1 - level) * n
     text = (
-        f"{int((found == AGREES).sum())} of {counted(str(n), 'cell')} agree; expected by chance at {100 * level:g} %: at most"
+        f"{int((found == AGREES).sum())} of {plural(n, 'cell')} agree; expected by chance at {100 * level:g} %: at most"
         f" {by_chance:.2g} misses"
     )
     if exact := int((told & table["low"].isna()).sum()):

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from offbench.results import decisions, estimates, measured
-from offbench.results.captions import counted
+from offbench.results.words import plural
 
 
 def measured_words(root: Path, run_ids: Collection[str]) -> str:
@@ -13,8 +13,8 @@ def measured_words(root: Path, run_ids: Collection[str]) -> str:
     of_decisions = measured.kinds_of(root, decisions.FOLDER, run_ids)
     words = []
     if of_estimates:
-        by = ", ".join(f"{name} of {counted(str(n), 'run')}" for name, n in of_estimates.items())
+        by = ", ".join(f"{name} of {plural(n, 'run')}" for name, n in of_estimates.items())
         words.append(f"values by {by} (offbench evaluate --offline)")
     if n := sum(of_decisions.values()):
-        words.append(f"decisions of {counted(str(n), 'run')} played again (offbench diagnose)")
+        words.append(f"decisions of {plural(n, 'run')} played again (offbench diagnose)")
     return "; ".join(words)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from offbench.results.identity import transforms_in_order
 from offbench.results.spec import OUTSIDE
 
 # what Hydra reads as text without quotes, and as nothing else
@@ -81,10 +82,7 @@ def _pipeline(pipeline: Mapping[str, Any]) -> dict[str, Any]:
         if name == "nstep" and rest.get("n", 1) > 1:
             rest = {**rest, **{k: v for k, v in _LEFT_OUT.items() if k not in rest}}
         found |= {f"{group}.{key}": value for key, value in rest.items()}
-    transforms = pipeline.get("transforms", {})
-    order = pipeline.get("reward_order", ())
-    ordered = [*(k for k in transforms if k not in order), *order]
-    found["transforms"] = {name: transforms[name] for name in ordered}
+    found["transforms"] = transforms_in_order(pipeline)
     for name in ("batch_size", "gamma", "precision"):
         if name in pipeline:
             found[name] = pipeline[name]

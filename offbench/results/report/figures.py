@@ -74,10 +74,9 @@ def write_figures(
             "nothing to draw: no entry has every seed of every task, and no run was evaluated during training"
         )
     paths = []
-    with writing(f"figures to {folder}"):
-        with rc_context(_STYLE):
-            for name, draw in pictures.items():
-                paths += _save(draw(), folder, name)
+    with writing(f"figures to {folder}"), rc_context(_STYLE):
+        for name, draw in pictures.items():
+            paths += _save(draw(), folder, name)
     return paths
 
 

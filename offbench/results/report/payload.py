@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from offbench.errors import listed
 from offbench.results.board import averaged_text, consistency_text, goals_text, render
 from offbench.results.board.cell_text import cell_text, rows_of_cells
 from offbench.results.board.leaderboard import Board
 from offbench.results.board.pairs_text import rank_text
-from offbench.results.captions import budget, counted
+from offbench.results.captions import budget
 from offbench.results.published.scores import published_scores
 from offbench.results.report.command import settings_of, spelt, words_of_command
 from offbench.results.store import Record
+from offbench.results.words import plural
 
 _CELL = ("mean", "low", "high", "n_seeds", "n_asked", "n_episodes", "n_failed", "n_diverged")
 _AGGREGATE = ("iqm", "low", "high", "mean", "mean_low", "mean_high", "mean_rank", "wall_s")
@@ -156,8 +158,7 @@ def _lede(board: Board) -> str:
     """What the board says, in a few sentences."""
     table = board.aggregate
     ranked = table[table["rank"].notna()]
-    entries = "1 entry" if len(table) == 1 else f"{len(table)} entries"
-    words = f"{entries} on {counted(str(len(board.tasks)), 'task')}"
+    words = f"{plural(len(table), 'entry')} on {plural(len(board.tasks), 'task')}"
     if ranked.empty:
         return f"{words}. None has every run, so none is ranked."
     if len(ranked) < len(table):
@@ -212,13 +213,12 @@ def _updates(runs: pd.DataFrame) -> str:
 
 def _duration(seconds: float) -> str:
     if seconds < 5400:
-        return counted(f"{max(1, round(seconds / 60))}", "minute")
+        return plural(max(1, round(seconds / 60)), "minute")
     return f"{seconds / 3600:,.1f} hours"
 
 
 def _distinct(values: pd.Series, most: int = 3) -> str:
-    found = sorted({str(value) for value in values.dropna()})
-    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
+    return listed(sorted({str(value) for value in values.dropna()}), most)
 
 
 # --- runs and episodes ----------------------------------------------------------------------
@@ -391,7 +391,7 @@ def _stack(record: Record, seeds: Mapping[str, int]) -> str:
     follow = own == list(range(own[0], own[0] + len(own))) and len(own) > 2
     spelt = f"{own[0]}-{own[-1]}" if follow else ",".join(map(str, own))
     rest = len(stack) - len(own)
-    others = f" and {counted(str(rest), 'run')} of other rows" if rest else ""
+    others = f" and {plural(rest, 'run')} of other rows" if rest else ""
     return f"a stack of {len(stack)}: seed{'s' * (len(own) > 1)} {spelt}{others}"
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
-from offbench.errors import UserError, in_one_line, unknown
+from offbench.errors import UserError, in_one_line, unknown, writing
 from offbench.io import replacing
 from offbench.results.record import read_episodes
 from offbench.results.schema import EPISODE_SCHEMA
@@ -132,11 +132,8 @@ def _as_text(table: pa.Table) -> pa.Table:
 def _opened(target: str) -> Iterator[IO[bytes]]:
     """A file to write to, which takes its place when the block ends without an error."""
     if "://" not in target:
-        try:
-            with replacing(Path(target)) as temporary, temporary.open("wb") as file:
-                yield file
-        except OSError as error:
-            raise UserError(f"cannot write {target}: {error.strerror}") from None
+        with writing(target), replacing(Path(target)) as temporary, temporary.open("wb") as file:
+            yield file
         return
     import fsspec
 
@@ -149,5 +146,4 @@ def _opened(target: str) -> Iterator[IO[bytes]]:
         raise
     # every driver has errors of its own
     except Exception as error:
-        words = in_one_line(error)
-        raise UserError(f"cannot write {target}: {words}") from None
+        raise UserError(f"cannot write {target}: {in_one_line(error)}") from None

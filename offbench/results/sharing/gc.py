@@ -1,11 +1,11 @@
 """Garbage collection of a results folder: temporary and orphaned files, checkpoints of recorded runs, dead workers."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from offbench.errors import UserError
+from offbench.errors import UserError, writing
 from offbench.io import clock_of
 from offbench.results.claims import claims_of, workers
 from offbench.results.sharing import measurements
@@ -39,10 +39,8 @@ def rubbish(root: Path, *, damaged: bool = False, policies: bool = False) -> lis
     """
     existing(root)
     found = []
-    try:
+    with writing(root):
         now = clock_of(root)
-    except OSError as error:
-        raise UserError(f"cannot write {root}: {error.strerror}") from None
     for path, kind in _candidates(root, damaged, policies):
         try:
             about = path.stat()
@@ -90,13 +88,17 @@ def _candidates(root: Path, damaged: bool, policies: bool) -> Iterator[tuple[Pat
 
 
 def _checkpoints(root: Path, recorded: set[str], damaged: bool) -> Iterator[tuple[Path, str]]:
-    """Checkpoints that say which runs they are of, where each of those is recorded."""
-    for path in sorted(root.glob("checkpoints/*.safetensors")):
-        runs = runs_of(path)
-        if runs and recorded.issuperset(runs):
-            yield path, "checkpoint of recorded runs"
+    for path in finished_checkpoints(root, recorded.issuperset):
+        yield path, "checkpoint of recorded runs"
     for path in sorted(root.glob("checkpoints/*.damaged")) if damaged else ():
         yield path, "damaged checkpoint"
+
+
+def finished_checkpoints(root: Path, recorded: Callable[[Sequence[str]], bool]) -> Iterator[Path]:
+    """Checkpoints that say which runs they are of, where all of those are `recorded`."""
+    for path in sorted(root.glob("checkpoints/*.safetensors")):
+        if (runs := runs_of(path)) and recorded(runs):
+            yield path
 
 
 def runs_of(checkpoint: Path) -> list[str]:

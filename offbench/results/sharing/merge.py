@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from offbench.errors import UserError
+from offbench.errors import UserError, writing
 from offbench.io import replacing
 from offbench.results.commit import RecordedAlready, publish
 from offbench.results.record import read_episodes
@@ -115,22 +115,18 @@ def _take(
     target = root.joinpath(*files.folder.parts[-4:])
     left_out = {fault.path for fault in theirs.beside} | (set() if policies else {files.policy})
     members = [path for path in theirs.members if path not in left_out]
+    replaced = lambda: [] if failed is None else [failed]
     try:
-        for path in members[:-1]:
-            with replacing(target / path.name) as temporary:
-                shutil.copyfile(path, temporary)
-        target.mkdir(parents=True, exist_ok=True)
-        # where it fails, another process has recorded the run meanwhile
-        publish(
-            target / files.mark.name,
-            files.mark.read_bytes(),
-            lambda: [] if failed is None else [failed],
-        )
+        with writing(target):
+            for path in members[:-1]:
+                with replacing(target / path.name) as temporary:
+                    shutil.copyfile(path, temporary)
+            target.mkdir(parents=True, exist_ok=True)
+            publish(target / files.mark.name, files.mark.read_bytes(), replaced)
+    # by another process, meanwhile
     except RecordedAlready:
         result.skipped += 1
         return False
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}") from None
     ours[files.run_id] = Files(target, files.run_id, tuple(target / path.name for path in members))
     result.taken += 1
     return theirs.ok

@@ -90,9 +90,8 @@ def pack(records: Sequence[Found], out: Path, *, policies: bool = False) -> int:
             if body != found.body:
                 content, n_cut = seal(body).encode(), n_cut + 1
             (place / found.files.mark.name).write_bytes(content)
-        with writing(out):
-            with replacing(out) as temporary:
-                _write(folder, temporary)
+        with writing(out), replacing(out) as temporary:
+            _write(folder, temporary)
     return n_cut
 
 

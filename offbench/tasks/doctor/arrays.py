@@ -1,13 +1,14 @@
 """Checks of arrays: shapes, types, ranges, duplicates."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
 from offbench.data.replay import ACTION_TOLERANCE, is_one_hot
+from offbench.errors import listed
 from offbench.tasks.doctor.report import Finding, Severity
 from offbench.tasks.doctor.rows import Facts, Flat, Rows, two_dimensional
 
@@ -111,16 +112,13 @@ def constant(rows: Rows) -> list[Finding]:
         same = np.flatnonzero((x == x[:1]).all(0)).tolist()
         if same:
             worst: Severity = "severe" if len(same) == x.shape[1] else severity  # type: ignore[assignment]
-            words = f"{name}: {len(same)} of {x.shape[1]} dimensions never change: {_few(same)}"
+            words = (
+                f"{name}: {len(same)} of {x.shape[1]} dimensions never change: {listed(same, 8)}"
+            )
             found.append(
                 Finding("constant_dimension", worst, words, {"field": name, "dimensions": same})
             )
     return found
-
-
-def _few(numbers: Sequence[int], shown: int = 8) -> str:
-    more = f" and {len(numbers) - shown} more" if len(numbers) > shown else ""
-    return ", ".join(map(str, numbers[:shown])) + more
 
 
 def duplicates(rows: Rows, facts: Facts) -> list[Finding]:

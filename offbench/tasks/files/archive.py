@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from offbench.errors import UserError
+from offbench.errors import UserError, writing
 from offbench.io import replacing, sha256_of
 from offbench.tasks.files.folders import cache_dir, make_folder, relative_path
 
@@ -43,17 +43,15 @@ def pack(items: Mapping[str, Path], out: Path) -> dict[str, Any]:
     manifest = {"format": _FORMAT, "files": facts}
     text = json.dumps(manifest, indent=1, sort_keys=True).encode()
     make_folder(out.parent)
-    try:
-        with (
-            replacing(out) as temporary,
-            tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as archive,
-        ):
-            archive.addfile(_member(MANIFEST, len(text)), io.BytesIO(text))
-            for name, path in sources.items():
-                with path.open("rb") as file:
-                    archive.addfile(_member(name, sizes[name]), file)
-    except OSError as error:
-        raise UserError(f"cannot write {out} ({error.strerror or error})") from None
+    with (
+        writing(out),
+        replacing(out) as temporary,
+        tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        archive.addfile(_member(MANIFEST, len(text)), io.BytesIO(text))
+        for name, path in sources.items():
+            with path.open("rb") as file:
+                archive.addfile(_member(name, sizes[name]), file)
     return manifest
 
 

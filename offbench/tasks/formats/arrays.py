@@ -14,7 +14,7 @@ import numpy as np
 
 from offbench import io
 from offbench.data.replay import ACTION_TOLERANCE, ReplayData, from_flat
-from offbench.errors import UserError, expect
+from offbench.errors import UserError, expect, writing
 from offbench.tasks.formats import columns, d4rl, foreign, minari, ogbench
 from offbench.tasks.task import Reading
 
@@ -232,18 +232,15 @@ def write(data: ReplayData, action: np.ndarray, path: Path) -> None:
         "next_observations": data.obs.numpy()[last],
     }
     check_ending(path)
-    try:
-        with io.replacing(path) as temporary:
-            if path.suffix == ".npz":
-                np.savez_compressed(temporary, **content)
-                return
-            import h5py
+    with writing(path), io.replacing(path) as temporary:
+        if path.suffix == ".npz":
+            np.savez_compressed(temporary, **content)
+            return
+        import h5py
 
-            with h5py.File(temporary, "w") as file:
-                for key, x in content.items():
-                    file.create_dataset(key, data=x, compression="gzip")
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror or error})") from None
+        with h5py.File(temporary, "w") as file:
+            for key, x in content.items():
+                file.create_dataset(key, data=x, compression="gzip")
 
 
 def convert(

@@ -320,6 +320,14 @@ def test_one_seed_has_a_mean_and_no_interval_and_is_never_bold() -> None:
     assert "●" in printed(board)
 
 
+def test_equal_scores_share_a_rank_whatever_the_order_of_their_sum() -> None:
+    scores = [0.1, 0.2, 0.3]
+    frames = records({("a", A): [scores, scores], ("b", A): [scores[::-1], scores[::-1]]})
+    board = leaderboard(*frames, [A])
+    assert line(board, "a")["iqm"] != line(board, "b")["iqm"]
+    assert board.aggregate["rank"].tolist() == [1, 1]
+
+
 def test_seeds_that_were_asked_for_and_not_run_are_shown_and_cost_the_rank() -> None:
     frames = records({("iql", A): [[50], [60], [70]], ("bc", A): [[1], [2]]})
     board = leaderboard(*frames, [A], asked=Asked(seeds={A: [0, 1, 2]}))

@@ -120,7 +120,7 @@ def test_damaged_files_and_policies_go_on_request_alone(store):
 
 
 def test_the_files_of_a_damaged_record_stay_for_repair(store):
-    mark = next(path for path in store.records() if store.has(path.stem))
+    mark = next(path for path in store.records() if store.whole(path.stem))
     flip(mark, 20, 1)
     grow_old(*everything(store.root))
     before = contents(store.root)

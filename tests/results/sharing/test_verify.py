@@ -90,14 +90,14 @@ def test_a_missing_parquet_is_named(store):
 def test_a_json_that_contradicts_itself_is_damaged_though_its_checksum_is_right(
     store, changes, words
 ):
-    mark = next(f.mark for f in scan(store.root) if store.has(f.run_id))
+    mark = next(f.mark for f in scan(store.root) if store.whole(f.run_id))
     rewrite(mark, **changes)
     (fault,) = verify(store.root).faults
     assert fault.path == mark and words in fault.what
 
 
 def test_a_json_of_a_later_format_is_checked_by_its_checksums_alone(store):
-    mark = next(f.mark for f in scan(store.root) if store.has(f.run_id))
+    mark = next(f.mark for f in scan(store.root) if store.whole(f.run_id))
     rewrite(mark, format=99, spec={"all": "new"})
     assert not verify(store.root).faults
     flip(next(mark.parent.glob(f"{mark.stem}*.parquet")), 40, 1)
@@ -105,7 +105,7 @@ def test_a_json_of_a_later_format_is_checked_by_its_checksums_alone(store):
 
 
 def test_a_later_version_may_say_more_of_how_a_result_came_to_be(store):
-    mark = next(f.mark for f in scan(store.root) if store.has(f.run_id))
+    mark = next(f.mark for f in scan(store.root) if store.whole(f.run_id))
     rewrite(mark, provenance=unsealed(mark.read_bytes())["provenance"] | {"more": {"a": 1}})
     assert not verify(store.root).faults
 
@@ -172,7 +172,7 @@ def test_a_damaged_policy_goes_alone(store):
     flip(policy, -1, 1)
     found = verify(store.root, repair=True)
     assert found.damaged == 0 and list(found.moved) == [policy]
-    assert store.has(run.run_id) and not verify(store.root).faults
+    assert store.whole(run.run_id) and not verify(store.root).faults
 
 
 def test_a_policy_of_another_run_is_named(store):
