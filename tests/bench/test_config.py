@@ -200,6 +200,14 @@ def test_a_setting_that_only_some_entries_have_is_theirs_alone(overrides, labels
         (["methods=[td3_bc,bc+top10]", "sampler.share=1"], "unknown setting 'sampler.share'"),
         # asked for twice is still a mistake
         (["methods=[iql,iql,td3_bc]", "method.alpha=1"], "iql on .* is asked for twice"),
+        # one run cannot be two rows, and two runs not one
+        (
+            ["methods=[iql,iql+nstep1]", "task=d4rl/hopper-medium-v2"],
+            r"iql and iql\+nstep1 .* same runs",
+        ),
+        (["methods=[bc]", "label=x,y"], "x and y on .* are the same runs under two names"),
+        (["methods=[bc]", "n_updates=100,200"], "n_updates=100 and n_updates=200 under one label"),
+        (["methods=[bc,iql]", "label=mine"], "mine on .* with bc and iql under one label"),
         (["methods=[td3_bc]", "method=iql"], r"method=iql or methods=\[td3_bc\]: give one of them"),
         (["methd=iql"], "unknown setting 'methd'; did you mean 'method'"),
         (["gamma=null"], "gamma=null must be a number"),
