@@ -126,21 +126,18 @@ def _check_asked_once(cells: Sequence[Cell]) -> None:
             )
         first = labelled.setdefault((cell.entry, cell.task.id), cell)
         if first is not cell:
-            differ = _difference(first, cell)
             raise UserError(
-                f"{cell.entry} {on} is asked for with {differ} under one label: leave one out, or give each"
-                " a command and a label= of its own"
+                f"{cell.entry} {on} is asked for {_twice(first, cell)}: leave one out, or give each a command"
+                " and a label= of its own"
             )
 
 
-def _difference(one: Cell, other: Cell) -> str:
-    """Which runs of two are meant, by the first settings of the command line that differ, else their methods."""
+def _twice(one: Cell, other: Cell) -> str:
+    """In which two settings, the first ones of the command line that differ."""
     for key, value in one.overrides.items():
         if key in other.overrides and other.overrides[key] != value:
-            return f"{key}={value} and {key}={other.overrides[key]}"
-    return (
-        f"{one.method} and {other.method}" if one.method != other.method else "other settings, too"
-    )
+            return f"with {key}={value} and {key}={other.overrides[key]} under one label"
+    return "as the label of several entries"
 
 
 def _check_folder(results: str) -> None:
