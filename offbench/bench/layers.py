@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -109,7 +109,7 @@ class Layers:
             for old in [k for k in self.values if k.split(".")[0] == "transforms"]:
                 del self.values[old], self.sources[old]
             if isinstance(value, list | tuple):
-                value = {name: {} for name in value}
+                value = _without_options(value)
             if not isinstance(value, Mapping):
                 raise UserError(
                     f"transforms={'null' if value is None else repr(value)} must be names ([obs_norm]) or names with options ({{obs_norm: {{}}}})"
@@ -149,3 +149,16 @@ class Layers:
 def is_reference(value: Any) -> bool:
     """Whether a value is the name of another setting, as Hydra writes it: `${n_updates}`."""
     return isinstance(value, str) and value.startswith("${") and value.endswith("}")
+
+
+def _without_options(names: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """`[obs_norm]` as `{obs_norm: {}}`."""
+    for name in names:
+        if isinstance(name, list | tuple | Mapping):
+            raise UserError(
+                f"transforms: {name!r} in a list must be a name; options are written"
+                " transforms.NAME.OPTION=VALUE or transforms={NAME: {OPTION: VALUE}}"
+            )
+        if names.count(name) > 1:
+            raise UserError(f"transforms={list(names)} has {name} twice, and it is applied once")
+    return {name: {} for name in names}

@@ -106,13 +106,38 @@ def plan(overrides: Sequence[str], *, bench: bool) -> Plan:
         raise UserError(
             f"one board, one suite, and these are of {', '.join(sorted(names))}: name one with suite="
         )
-    seen: dict[tuple[str, str], Cell] = {}
-    for cell in cells:
-        if seen.setdefault((cell.entry, cell.task.id), cell) is not cell:
-            raise UserError(
-                f"{cell.entry} on {cell.task.id} is asked for twice; give the rows different labels"
-            )
+    _check_asked_once(cells)
     return replace(plans[0], cells=cells)
+
+
+def _check_asked_once(cells: Sequence[Cell]) -> None:
+    """Raises UserError where two cells of a task have one label, or are the same runs."""
+    labelled: dict[tuple[str, str], Cell] = {}
+    named: dict[str, Cell] = {}
+    for cell in cells:
+        on = f"on {cell.task.id}"
+        (run_id,) = cell.varied(seeds=cell.seeds[:1]).run_ids()
+        same = named.setdefault(run_id, cell)
+        if same is not cell and same.entry == cell.entry:
+            raise UserError(f"{cell.entry} {on} is asked for twice: leave one out")
+        if same is not cell:
+            raise UserError(
+                f"{same.entry} and {cell.entry} {on} are the same runs under two names: leave one out"
+            )
+        first = labelled.setdefault((cell.entry, cell.task.id), cell)
+        if first is not cell:
+            raise UserError(
+                f"{cell.entry} {on} is asked for {_twice(first, cell)}: leave one out, or give each a command"
+                " and a label= of its own"
+            )
+
+
+def _twice(one: Cell, other: Cell) -> str:
+    """In which two settings, the first ones of the command line that differ."""
+    for key, value in one.overrides.items():
+        if key in other.overrides and other.overrides[key] != value:
+            return f"with {key}={value} and {key}={other.overrides[key]} under one label"
+    return "as the label of several entries"
 
 
 def _check_folder(results: str) -> None:

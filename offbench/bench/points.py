@@ -3,6 +3,7 @@
 Settings are put in layers for the first point; points that differ from it in plain numbers replace those.
 """
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -11,7 +12,7 @@ from typing import Any
 
 from offbench.bench.cells import Cell
 from offbench.bench.entry import Method, entry_label, replaced_groups
-from offbench.bench.hydra import AROUND, read_option
+from offbench.bench.hydra import AROUND, options, read_option
 from offbench.bench.layers import Layers, is_reference
 from offbench.bench.presets import Preset, chosen_preset, composition_of
 from offbench.bench.settings import (
@@ -193,6 +194,7 @@ def plan_point(
         elif settings.eval.by != "play":
             settings = _unplayed(settings, given)
         check_settings(settings)
+        _check_label(settings.label, method)
         listed.task.check_view(
             method.name or "it", goals=name_of("view", own.values["view._target_"]) == "goal"
         )
@@ -204,6 +206,16 @@ def plan_point(
     for one in planned:
         one.cell = replace(one.cell, entry=one.settings.label or made.label(given))
     return made
+
+
+def _check_label(label: str | None, method: Method) -> None:
+    """Raises UserError where a board would show a method under the name of another one."""
+    first = re.split(r"[+(]", label or "")[0]
+    if first != method.name and first in options("method"):
+        raise UserError(
+            f"label={label}: {first} is another method than {method.name or 'this one'}, and a board has"
+            " both by their names"
+        )
 
 
 def _without_environment(own: Layers, settings: Settings, task: Task, given: Mapping) -> Settings:

@@ -1,5 +1,6 @@
 """Builds the method and pipeline of a cell; checks cells before training."""
 
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,13 +11,16 @@ from offbench.bench.cells import Cell
 from offbench.bench.settings import check_device_name
 from offbench.bench.stacks import program_of
 from offbench.bench.targets import is_torch_class, locate, option_of
-from offbench.errors import UserError, calling
+from offbench.errors import UserError, calling, unknown
 
 if TYPE_CHECKING:
     from offbench.data.pipeline import Pipeline
     from offbench.data.replay import ReplayData
     from offbench.synthetic.sources import Synthetic
     from offbench.types import Method, Spec
+
+
+_NO_TENSOR = "act returned something that is no tensor: return a tensor (E, A) for E observations"
 
 
 def build(
@@ -113,6 +117,8 @@ def check_actions(method: Any, spec: "Spec", cell: Cell) -> None:
     """Raises UserError where method and data differ in discrete or continuous actions."""
     wants = getattr(method, "actions", "continuous")
     has = "discrete" if spec.discrete else "continuous"
+    if wants not in (kinds := ("continuous", "discrete")):
+        raise unknown(f"kind of actions of {cell.method}", wants, kinds)
     if wants == "discrete" and has != "discrete":
         raise UserError(
             f"{cell.method} learns discrete actions; those of {cell.task.id} are continuous"
@@ -226,7 +232,14 @@ def try_method(method: "Method", pipeline: "Pipeline", spec: "Spec", cell: Cell)
     obs = torch.zeros(2, 1, (2 if cell.task.goals else 1) * spec.obs_dim)
     first, keys = TimeStep.begin(obs), rng.split(rng.key(1), 2)[:, None]
     with torch.no_grad(), calling(f"{name}.act"):
-        action, _ = policy.act(state, first, policy.init(2, 1), keys)
+        try:
+            action, _ = policy.act(state, first, policy.init(2, 1), keys)
+        except (AttributeError, TypeError, ValueError) as error:
+            # of what act returned, not in it
+            last = traceback.extract_tb(error.__traceback__)[-1].filename
+            odd = last == make_policy.__code__.co_filename
+            need(not (odd or VMAP_ADVICE[0][0] in str(error)), _NO_TENSOR)
+            raise
     sizes = "".join(f", {n}" for n in action.shape[2:])
     need(
         action.shape[2:] == (spec.action_dim,),

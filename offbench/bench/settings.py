@@ -209,6 +209,7 @@ def _check_label(label: str | None, need: Callable[[bool, str], None]) -> None:
     if label is None:
         return
     need(bool(label.strip(" .")), f"label={label!r} must be a name")
+    need(label == label.strip(), f"label={label!r} begins or ends with a space")
     need(len(label) <= 120, f"label={label[:20]}... has {len(label)} characters, and may have 120")
 
 

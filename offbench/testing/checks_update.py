@@ -68,6 +68,11 @@ def check_hparams_are_plain(method: Any, spec: Spec = SPEC) -> None:
         isinstance(k, int) and k >= 1,
         f"{name}.minibatches is {k!r}: it must be an integer of at least 1.",
     )
+    kind = getattr(method, "actions", "continuous")
+    require(
+        kind in ("continuous", "discrete"),
+        f'{name}.actions is {kind!r}: it must be "continuous" or "discrete".',
+    )
 
 
 def check_init_is_a_function_of_the_key(method: Method, spec: Spec = SPEC) -> None:
@@ -124,6 +129,11 @@ def check_state_is_a_fixed_point_of_shape(method: Method, spec: Spec = SPEC) -> 
             isinstance(y, Tensor) and (x.shape, x.dtype, x.device) == (y.shape, y.dtype, y.device),
             f"update changed leaf {i} of the state from {describe(x)} to {describe(y)}: let init "
             "make it as update returns it.",
+        )
+        require(
+            not bool(y.isnan().any()),
+            f"update put nan into leaf {i} of the state, {describe(y)}, on ordinary data: look for a division"
+            " by zero, or a root or logarithm of one.",
         )
 
 

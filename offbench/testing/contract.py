@@ -29,6 +29,7 @@ from offbench.testing.checks_gradients import (
     check_targets_are_constants,
     check_what_a_part_learns_from_is_fixed,
 )
+from offbench.testing.checks_returned import check_what_is_returned
 from offbench.testing.checks_update import (
     check_compiles,
     check_float64_works,
@@ -56,6 +57,7 @@ from offbench.types import Method, Spec
 
 CHECKS: list[Check] = [
     check_hparams_are_plain,
+    check_what_is_returned,
     check_init_is_a_function_of_the_key,
     check_update_is_pure,
     check_state_is_a_fixed_point_of_shape,
@@ -115,8 +117,11 @@ def check_method(
             failures.append(f"{check.__name__}: {error}")
         if report is not None:
             report(line)
+        if check is check_what_is_returned and line.startswith("FAILED"):
+            failures.append("the other checks need what it asks for, and were not run")
+            break
     if failures:
         raise AssertionError(
-            f"{type(method).__name__} fails {len(failures)} of {len(CHECKS)} checks:\n"
-            + "\n".join(failures)
+            f"{type(method).__name__} fails {sum(f.startswith('check_') for f in failures)} of"
+            f" {len(CHECKS)} checks:\n" + "\n".join(failures)
         )

@@ -1,7 +1,9 @@
 """What the checks share: a method's first state and batch, altered batches, comparison and blame."""
 
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,21 +34,38 @@ def naming(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         line = (str(error).strip().splitlines() or ["no message"])[0]
-        raise AssertionError(f"{what} raised {type(error).__name__}: {line}") from error
+        raise AssertionError(
+            f"{what} raised {type(error).__name__}: {line}{_where(error)}"
+        ) from error
+
+
+def _where(error: Exception) -> str:
+    """The line of the method's own code that raised an exception, where a file outside packages has it."""
+    installed = (str(Path(__file__).parents[1]), "<")
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(installed) and "site-packages" not in frame.filename
+    ]
+    return f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name})" if frames else ""
 
 
 def close(a: Any, b: Any, tolerance: float = 0.0) -> bool:
-    """Same structure and shapes, and values within a relative and absolute tolerance."""
+    """Same structure and shapes, and values within a relative and absolute tolerance; nan equals nan."""
     if tree_structure(a) != tree_structure(b):
         return False
     pairs = zip(tree_leaves(a), tree_leaves(b), strict=True)
     if tolerance == 0:
-        return all(torch.equal(x, y) for x, y in pairs)
+        return all(torch.equal(x, y) or _equal_with_nan(x, y) for x, y in pairs)
     return all(
         x.shape == y.shape
-        and torch.allclose(x.double(), y.double(), rtol=tolerance, atol=tolerance)
+        and torch.allclose(x.double(), y.double(), rtol=tolerance, atol=tolerance, equal_nan=True)
         for x, y in pairs
     )
+
+
+def _equal_with_nan(x: Tensor, y: Tensor) -> bool:
+    return x.shape == y.shape and bool(((x == y) | (x.isnan() & y.isnan())).all())
 
 
 # what was computed for the method that was checked last

@@ -200,6 +200,19 @@ def test_a_setting_that_only_some_entries_have_is_theirs_alone(overrides, labels
         (["methods=[td3_bc,bc+top10]", "sampler.share=1"], "unknown setting 'sampler.share'"),
         # asked for twice is still a mistake
         (["methods=[iql,iql,td3_bc]", "method.alpha=1"], "iql on .* is asked for twice"),
+        # one run cannot be two rows, and two runs not one
+        (
+            ["methods=[iql,iql+nstep1]", "task=d4rl/hopper-medium-v2"],
+            r"iql and iql\+nstep1 .* same runs",
+        ),
+        (["methods=[bc]", "label=x,y"], "x and y on .* are the same runs under two names"),
+        (["methods=[bc]", "n_updates=100,200"], "n_updates=100 and n_updates=200 under one label"),
+        (["methods=[bc,iql]", "label=mine"], "mine on .* as the label of several entries"),
+        (["methods=[bc]", "label=iql+aw"], r"label=iql\+aw: iql is another method than bc"),
+        (["methods=[bc]", "label='bc '"], "label='bc ' begins or ends with a space"),
+        (["transforms=[[obs_norm]]"], r"\['obs_norm'\] in a list must be a name"),
+        (["transforms=[{obs_norm: {eps: 1}}]"], "in a list must be a name; options are written"),
+        (["transforms=[obs_norm,obs_norm]"], "has obs_norm twice"),
         (["methods=[td3_bc]", "method=iql"], r"method=iql or methods=\[td3_bc\]: give one of them"),
         (["methd=iql"], "unknown setting 'methd'; did you mean 'method'"),
         (["gamma=null"], "gamma=null must be a number"),

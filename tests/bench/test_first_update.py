@@ -72,6 +72,25 @@ class Grows(Fine):
         return (state, metrics), metrics
 
 
+class Pairs(Fine):
+    def act(self, state, obs, key):
+        return super().act(state, obs, key), None
+
+
+class Numpy(Fine):
+    def act(self, state, obs, key):
+        return [0.0]
+
+
+class Twins(Fine):
+    def act(self, state, obs, key):
+        return (super().act(state, obs, key),) * 2
+
+
+class Discreet(Fine):
+    actions = "discreet"
+
+
 class Lists(Fine):
     def update(self, state, batch, key):
         state, _ = super().update(state, batch, key)
@@ -98,6 +117,9 @@ def outsider(tmp_path, monkeypatch):
     [
         ("Narrow", "Narrow: act returned actions (E, 2) for E observations, and (E, 3) are needed"),
         ("Flat", "Flat: act returned actions (E,) for E observations"),
+        ("Pairs", "Pairs: act returned something that is no tensor"),
+        ("Numpy", "Numpy: act returned something that is no tensor"),
+        ("Twins", "Twins: act returned something that is no tensor"),
         ("Counts", "Counts: init returned a state that holds [7]"),
         ("Misspells", "'Batch' object has no attribute 'observations' ("),
         ("Reads", "Reads: update read a tensor's value with .item()"),
@@ -113,6 +135,11 @@ def test_what_would_fail_later_is_one_line_at_once(name, sentence):
     assert sentence in str(refused.value)
     # a line of the user's file, or the command that says more
     assert re.search(r"\(\S*outsider\.py:\d+\)$|check method._target_=outsider", str(refused.value))
+
+
+def test_a_kind_of_actions_that_is_misspelt_is_named():
+    with pytest.raises(UserError, match="'discreet': did you mean 'discrete'"):
+        tried("Discreet")
 
 
 def test_one_that_no_memory_holds_is_not_tried():

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import threading
 from functools import partial
@@ -448,3 +449,9 @@ def test_a_composition_is_made_and_its_list_kept(capsys, cache):
     made = compose.build(name, lambda n: load_data(load_task(n))[0])
     assert fingerprint(made.data) == content["sha256"]
     assert content["index"] == made.index.tolist()
+
+
+@pytest.mark.parametrize("name", ["absent.npz", "./absent.hdf5"])
+def test_a_file_that_is_not_there_is_said_to_be_absent_and_not_an_unknown_set(name):
+    with pytest.raises(UserError, match=f"^{re.escape(name)} does not exist$"):
+        main(["check", name])

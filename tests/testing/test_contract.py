@@ -2,7 +2,9 @@
 
 import dataclasses
 import inspect
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -351,8 +353,15 @@ class PredictsTheNextObservation(Linear):
         return error + torch.square(nets.mlp(actor, batch.obs).tanh() - batch.action).mean()
 
 
+@hyper
+class ActsInNumpy(Linear):
+    def act(self, state, obs, key):
+        return super().act(state, obs, key).numpy()
+
+
 BROKEN = {
     ConfiguredByAFunction: "check_hparams_are_plain",
+    ActsInNumpy: "check_what_is_returned",
     DrawsWeightsFromTheGlobalGenerator: "check_init_is_a_function_of_the_key",
     StartsEverySeedAlike: "check_init_is_a_function_of_the_key",
     WritesIntoTheBatch: "check_update_is_pure",
@@ -504,12 +513,17 @@ def test_hyper_parameters_must_be_frozen_keyword_only_and_complete():
         def __post_init__(self):
             object.__setattr__(self, "scale", 2.0)
 
+    @hyper
+    class Misspelt(Linear):
+        actions = "discreet"
+
     cases = [
         (Thawed, "frozen"),
         (Positional, "by position"),
         (Rescaling, "not equal"),
         (Hiding, "scale"),
         (Linear, "frozen"),
+        (Misspelt, "actions is 'discreet'"),
     ]
     for broken, words in cases:
         with pytest.raises(AssertionError, match=words):
@@ -556,6 +570,52 @@ def test_check_method_reports_a_line_per_check_and_names_all_failures(monkeypatc
     ):
         check_method(HasAGammaOfItsOwn(), report=lines.append)
     assert len(lines) == len(few) and sum(line.startswith("FAILED") for line in lines) == 2
+
+
+class Changed(Linear):
+    """Sound but for what a test puts in the place of one of its functions."""
+
+    lr = 1e-2
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"act": lambda *_: None}, "act returned a NoneType: return a tensor"),
+        ({"act": lambda *_: (torch.zeros(16, 2), 1)}, "act returned a tuple: return a tensor"),
+        ({"update": lambda _, state, *__: state}, "update returned a State: return"),
+        ({"update": lambda _, state, *__: (state, {"q": 1.0})}, "metric 'q' is a float"),
+        ({"update": lambda _, state, *__: ((state, 1), {})}, "returned an int in the state"),
+        ({"init": lambda *_: object()}, "init returned an object: hold"),
+        (
+            {"act": lambda *_: [][1]},
+            rf"IndexError: list .*\(line [0-9]+ of {Path(__file__).name}\)",
+        ),
+    ],
+)
+def test_what_all_checks_compute_with_is_looked_at_first_and_told_once(changes, sentence):
+    method, lines = hyper(type("Mine", (Changed,), changes))(), []
+    with pytest.raises(AssertionError, match=r"(?s)1 of .*were not run") as error:
+        check_method(method, report=lines.append)
+    assert re.search(sentence, str(error.value)) and len(lines) == 2
+
+
+def test_nan_is_told_as_nan_and_not_as_an_update_of_two_results():
+    def poisoned(self, state, batch, key):
+        state, metrics = Linear.update(self, state, batch, key)
+        return state._replace(critic=tree_map(lambda x: x * float("nan"), state.critic)), metrics
+
+    def not_a_number(self, state, batch, key):
+        state, metrics = Linear.update(self, state, batch, key)
+        return state, {"q": metrics["q"] * float("nan")}
+
+    few = [check for check in CHECKS if check is not check_compiles]
+    for update, name in (
+        (poisoned, "check_state_is_a_fixed_point_of_shape"),
+        (not_a_number, "check_metrics_are_scalars"),
+    ):
+        found = failed(hyper(type("Mine", (Changed,), {"update": update}))(), few)
+        assert "nan" in found[name] and "check_update_is_pure" not in found
 
 
 def test_check_method_is_silent_when_asked_and_takes_any_spec(capsys):

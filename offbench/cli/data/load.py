@@ -33,6 +33,10 @@ class Loaded:
     findings: tuple[doctor.Finding, ...] = ()
 
 
+# names that end so are paths, as no dataset's id does
+FILES = (".npz", ".hdf5", ".h5", ".csv", ".tsv", ".parquet", ".pkl", ".pickle")
+
+
 def load(
     name: str, *, limit: int | None = None, env: str | None = None, actions: str = "env"
 ) -> Loaded:
@@ -43,6 +47,8 @@ def load(
     """
     if Path(name).exists() and name not in manifests():
         return _from_path(Path(name), name, limit, env, actions)
+    if Path(name).suffix in FILES:
+        raise UserError(f"{name} does not exist")
     name = canonical(name)
     if composition.is_composed(name):
         composed = compose.build(name, replay_of)
