@@ -1,5 +1,7 @@
 """Products by oneDNN: the same numbers to rounding, whatever the layout of the matrices, and only where they repay."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -83,6 +85,7 @@ def test_large_float32_products_are_taken_and_no_others(chosen, shapes, dtype, t
 
 
 @torch_has_it
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler is installed")
 def test_compiled_programs_call_it_too(chosen):
     a, b = torch.randn(M, K), torch.randn(2, K, N)
     compiled = Program(lambda x: [(x[0] @ x[1]).exp().sum(1)], [a, b], compiled=True)
