@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from offbench.results import uncertainty
+from offbench.results import aggregates
 from offbench.results.cells import pools_of
 from offbench.results.pairwise import Scores
 from offbench.results.sequential import EQUIVALENT, Rule, decide, looks
@@ -161,7 +161,7 @@ def _held(scores: Scores, gap: Mapping) -> float:
     """Share of the board's intervals of the differences that hold them."""
     entries = scores.entries(scores.tasks)
     iqms = scores.aggregates(entries, scores.tasks, reps=REPS, level=0.95, seed=0)
-    low, high = uncertainty.aggregate_differences(iqms).intervals(0.95)
+    low, high = aggregates.differences(iqms).intervals(0.95)
     place = {pair: (entries.index(pair[0]), entries.index(pair[1])) for pair in gap}
     return float(np.mean([low[place[p]] <= x <= high[place[p]] for p, x in gap.items()]))
 

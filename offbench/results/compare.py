@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from offbench.errors import UserError, expect, expect_names, listed, unknown
-from offbench.results import stats
+from offbench.results import aggregates, stats
 from offbench.results.board.render import short_names
 from offbench.results.captions import how_trained
 from offbench.results.comparison import Comparison
@@ -228,7 +228,7 @@ class _Pairs:
         }
         without = Scores(scores.tasks, alone, scores.pools, frozenset(), scores.unscaled)
         seeds = [float(a.draws.var()) for a in draws(without, [mine, rival], common)]
-        total = float((both[0].draws - both[1].draws).var())
+        total = float(aggregates.differences(both).variance[0])
         cells = [scores.row(entry, common) for entry in (mine, rival)]
         faced = any(c.episode_variance > 0 for own in cells for c in own)
         n = [float(np.mean([c.n_seeds for c in own])) for own in cells]

@@ -15,12 +15,13 @@ import pandas as pd
 from scipy import special
 
 from offbench.errors import UserError
-from offbench.results import stats, uncertainty
+from offbench.results import aggregates, stats, uncertainty
+from offbench.results.aggregates import Aggregate
 from offbench.results.cells import Cells, pools_of, scored_cells
 from offbench.results.generators import Generators
 from offbench.results.selection import current_runs, refuse_mixtures
 from offbench.results.stats import check_level
-from offbench.results.uncertainty import Aggregate, Cell, Pairs, Pool
+from offbench.results.uncertainty import Cell, Pairs, Pool
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,7 @@ class Scores:
     ) -> list[Aggregate]:
         """The IQM over some tasks of each entry, with draws that are paired between entries."""
         pools = [self.pools[task] for task in tasks]
-        estimate = partial(
-            uncertainty.aggregate, generator=Generators(seed), reps=reps, level=level
-        )
+        estimate = partial(aggregates.aggregate, generator=Generators(seed), reps=reps, level=level)
         return [estimate(self.row(entry, tasks), pools, stats.iqm) for entry in entries]
 
 
@@ -125,7 +124,7 @@ def pairs_of(
     if k and scores.averages(tasks):
         found = found or scores.aggregates(entries, tasks, reps=reps, level=level, seed=seed)
         points = np.array([a.interval.point for a in found])
-        pairs = uncertainty.aggregate_differences(found)
+        pairs = aggregates.differences(found)
         gap, p = points[:, None] - points, pairs.adjusted()
         low, high = pairs.intervals(level)
         if all(cell.success for entry in entries for cell in scores.row(entry, tasks)):

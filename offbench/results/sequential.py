@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 
 from offbench.errors import UserError
-from offbench.results import uncertainty
+from offbench.results import aggregates
 from offbench.results.pairwise import Scores
 
 # two entries, in alphabetical order
@@ -198,7 +198,7 @@ def _tested(
     place = {name: index for index, name in enumerate(names)}
     at = {pair: (place[pair[0]], place[pair[1]]) for pair in undecided}
     found = scores.aggregates(names, scores.tasks, reps=reps, level=1 - rule.error, seed=_SEED)
-    pairs, budget = uncertainty.aggregate_differences(found), rule.spent(number)
+    pairs, budget = aggregates.differences(found), rule.spent(number)
     p, points = pairs.adjusted(holm_over_all=False), np.array([a.interval.point for a in found])
     outcomes: dict[Pair, str] = {}
     for pair in sorted(undecided, key=lambda pair: p[at[pair]]):

@@ -1,4 +1,4 @@
-"""Confidence intervals of a board's cells and aggregates, and which entries differ from the best.
+"""Confidence intervals of a board's cells, and which entries differ from the best.
 
 The mean of a cell varies with the training seeds and with the start states of the test episodes.
 
@@ -24,8 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from offbench.results.generators import Generators
-from offbench.results.stats import Interval, Statistic, holm, satterthwaite, wilson_bounds
+from offbench.results.stats import Interval, holm, satterthwaite, wilson_bounds
 
 # of the board's variance, in observations; chosen for coverage on published scores (results/coverage)
 _PRIOR_WEIGHT = 0.5
@@ -203,6 +202,28 @@ class Pairs(NamedTuple):
     variance: np.ndarray
     freedom: np.ndarray
 
+    @classmethod
+    def of(
+        cls, usable: np.ndarray, points: np.ndarray, variances: np.ndarray, each: np.ndarray
+    ) -> "Pairs":
+        """The pairs of k points, without what rounding leaves of equal ones.
+
+        Args:
+            usable, points: (k,).
+            variances, each: (parts, n_pairs) variances of the differences, and their degrees of freedom.
+        """
+        i, j = index_pairs(usable)
+        difference, variance = points[i] - points[j], variances.sum(0)
+        small = _ROUNDING * np.maximum(np.abs(points[i]), np.abs(points[j]))
+        return cls(
+            usable,
+            i,
+            j,
+            np.where(np.abs(difference) <= small, 0.0, difference),
+            np.where(variance <= small**2, 0.0, variance),
+            _freedom(variances, each),
+        )
+
     def adjusted(self, *, holm_over_all: bool = True) -> np.ndarray:
         """(k, k) p-values of no difference, Holm-adjusted over all pairs, or each by itself; 1 of an item
         with itself, nan for items of one seed."""
@@ -224,15 +245,6 @@ class Pairs(NamedTuple):
         return found
 
 
-def _exact(pairs: Pairs, points: np.ndarray) -> Pairs:
-    """The pairs of points without what rounding leaves of equal ones."""
-    small = _ROUNDING * np.maximum(np.abs(points[pairs.first]), np.abs(points[pairs.second]))
-    return pairs._replace(
-        difference=np.where(np.abs(pairs.difference) <= small, 0.0, pairs.difference),
-        variance=np.where(pairs.variance <= small**2, 0.0, pairs.variance),
-    )
-
-
 def differences(cells: Sequence[Cell], pool: Pool) -> Pairs:
     """The differences of the means of all pairs of cells of a column.
 
@@ -240,7 +252,7 @@ def differences(cells: Sequence[Cell], pool: Pool) -> Pairs:
     met count by how differently the two entries fare from them, others for each by itself.
     """
     several = np.array([c.n_seeds > 1 for c in cells], bool)
-    i, j = _pairs(several)
+    i, j = index_pairs(several)
     means = np.array([c.mean for c in cells])
     seeds = np.array([seed_share(c, pool) for c in cells])
     episodes = np.array([c.episode_variance for c in cells])
@@ -251,8 +263,7 @@ def differences(cells: Sequence[Cell], pool: Pool) -> Pairs:
     variances = np.stack(
         [seeds[i], seeds[j], np.where(met, shared, episodes[i]), np.where(met, 0.0, episodes[j])]
     )
-    freedom = _freedom(variances, np.stack([n[i], n[j], m[i], m[j]]))
-    return _exact(Pairs(several, i, j, means[i] - means[j], variances.sum(0), freedom), means)
+    return Pairs.of(several, means, variances, np.stack([n[i], n[j], m[i], m[j]]))
 
 
 def _shared_episode_variance(cells: Sequence[Cell]) -> np.ndarray:
@@ -272,8 +283,8 @@ def _shared_episode_variance(cells: Sequence[Cell]) -> np.ndarray:
     return found
 
 
-def _pairs(usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of usable items, by their two indices."""
+def index_pairs(usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of usable items of (k,), by their two indices: two of (n_pairs,)."""
     use = np.flatnonzero(usable)
     rows, columns = np.triu_indices(len(use), 1)
     return use[rows], use[columns]
@@ -305,90 +316,3 @@ def not_worse_than_best(points: np.ndarray, adjusted: np.ndarray, level: float) 
     top = int(np.argmax(np.where(usable, points, -np.inf)))
     marked = usable & ((adjusted[top] >= 1 - level) | (points == points[top]))
     return usable & (points >= points[marked].min())
-
-
-class Aggregate(NamedTuple):
-    """A statistic over all tasks of an entry, with the draws that say how it varies."""
-
-    # nan bounds where a task has one seed
-    interval: Interval
-    # (reps,) about the point; empty where a task has one seed
-    draws: np.ndarray
-    # of the variance, that comes from the seeds and not from the start states
-    share_of_seeds: float
-    # of Student's t, of each of the two
-    freedom_of_seeds: float
-    freedom_of_starts: float
-
-
-def aggregate(
-    cells: Sequence[Cell],
-    pools: Sequence[Pool],
-    statistic: Statistic,
-    *,
-    generator: Generators,
-    reps: int = 2000,
-    level: float = 0.95,
-    drawn: Sequence[np.ndarray] | None = None,
-) -> Aggregate:
-    """`statistic` over an entry's cells, one a task, with its smoothed bootstrap interval.
-
-    Seeds are drawn with replacement within each task and moved by normal noise whose variance is the
-    board's, over their number. Start states are drawn too, the same ones for every entry that
-    met the same, so the draws of two entries are paired by episode. The draws are centred at the
-    statistic, which noise would otherwise shift, and their quantiles are stretched from the normal to Student's t
-    with Satterthwaite's degrees of freedom of seeds and start states. `drawn` is what `draw` has made of the cells.
-    """
-    point = float(statistic([c.means for c in cells]))
-    if any(c.n_seeds < 2 for c in cells):
-        return Aggregate(Interval(point, np.nan, np.nan), np.empty(0), np.nan, np.nan, np.nan)
-    if drawn is None:
-        drawn = [draw(c, p, generator, reps) for c, p in zip(cells, pools, strict=True)]
-    draws = np.asarray(statistic(drawn))
-    draws += point - np.median(draws)
-    # of each task: seeds, and start states
-    parts = np.array([(seed_share(c, p), c.episode_variance) for c, p in zip(cells, pools)])
-    each = np.array([(p.freedom(c), max(1, c.n_episodes - 1)) for c, p in zip(cells, pools)])
-    of_part, total = _freedom(parts, each), parts.sum(0)
-    freedom = float(_freedom(total, of_part))
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    wider = special.stdtrit(freedom, tails[1]) / special.ndtri(tails[1])
-    low, high = point + wider * (np.quantile(draws, tails) - point)
-    if all(c.success for c in cells):
-        low, high = max(0.0, low), min(100.0, high)
-    share = float(total[0] / total.sum()) if total.any() else 1.0
-    return Aggregate(Interval(point, float(low), float(high)), draws, share, *of_part.tolist())
-
-
-def draw(cell: Cell, pool: Pool, generator: Generators, reps: int) -> np.ndarray:
-    """(reps, n_seeds) drawn seed means of a cell."""
-    own = generator(cell.name, cell.means)
-    picked = own.integers(cell.n_seeds, size=(reps, cell.n_seeds))
-    # drawing again from equal seeds adds no variance
-    noise = np.sqrt(pool.prior(cell) / (1 if cell.unanimous else cell.n_seeds))
-    drawn = cell.means[picked] + noise * own.standard_normal(picked.shape)
-    if cell.episode_variance == 0:
-        return drawn
-    by_episode = cell.by_episode - cell.mean
-    # without what seeds x episodes add to it, as the spread between seeds has that; var() is that of a draw
-    share = np.sqrt(cell.episode_variance * cell.n_episodes / by_episode.var())
-    return drawn + share * (generator.shares(cell.start_states, reps) @ by_episode)[:, None]
-
-
-def aggregate_differences(aggregates: Sequence[Aggregate]) -> Pairs:
-    """The differences of all pairs of aggregates, whose draws are paired by episode."""
-    drawn = np.array([len(a.draws) > 0 for a in aggregates], bool)
-    i, j = _pairs(drawn)
-    points = np.array([a.interval.point for a in aggregates])
-    share, of_seeds, of_starts = np.array([a[2:] for a in aggregates]).reshape(-1, 3).T
-    covariance = np.full((len(aggregates), len(aggregates)), np.nan)
-    if len(use := np.flatnonzero(drawn)):
-        found = np.cov([aggregates[k].draws for k in use.tolist()], ddof=0)
-        covariance[np.ix_(use, use)] = found
-    own = np.diag(covariance)
-    variance, seeds = np.maximum(own[i] + own[j] - 2 * covariance[i, j], 0.0), share * own
-    # without what start states do to both alike
-    starts = np.maximum(variance - seeds[i] - seeds[j], 0.0)
-    each = np.stack([of_seeds[i], of_seeds[j], np.minimum(of_starts[i], of_starts[j])])
-    freedom = _freedom(np.stack([seeds[i], seeds[j], starts]), each)
-    return _exact(Pairs(drawn, i, j, points[i] - points[j], variance, freedom), points)

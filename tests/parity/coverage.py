@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from offbench.results import stats, uncertainty
+from offbench.results import aggregates, stats, uncertainty
 from offbench.results.uncertainty import Cell, Pool
 
 HERE = Path(__file__).resolve().parents[2] / "results/coverage"
@@ -70,7 +70,7 @@ def intervals(family: str, cells: Population, n: int, boards: int) -> Iterator[d
             row = [drawn[method, t] for t in tasks]
             for name, statistic in (("iqm", stats.iqm), ("mean", stats.mean)):
                 truth = float(statistic([cells[method, t] for t in tasks]))
-                ours = uncertainty.aggregate(row, [pool] * len(tasks), statistic, **options)
+                ours = aggregates.aggregate(row, [pool] * len(tasks), statistic, **options)
                 usual = bootstrap([c.means for c in row], statistic, rng, reps=400)
                 hit[name].append(_held(ours.interval, usual, truth))
     for what, rows in hit.items():
@@ -122,9 +122,9 @@ def marks(
             top = column[int(points.argmax())].means
             usual_lost.append(any(_welch_differs(top, c.means) for c in column))
         options = {"generator": lambda *_: rng, "reps": 400, "level": LEVEL}
-        whole = [uncertainty.aggregate(e, [pool] * n_tasks, stats.iqm, **options) for e in entries]
+        whole = [aggregates.aggregate(e, [pool] * n_tasks, stats.iqm, **options) for e in entries]
         points = np.array([a.interval.point for a in whole])
-        p = uncertainty.aggregate_differences(whole).adjusted()
+        p = aggregates.differences(whole).adjusted()
         whole_lost.append(not uncertainty.not_worse_than_best(points, p, LEVEL).all())
     more = {"k": k, "n_tasks": n_tasks}
     ours, usual = np.mean(lost), np.mean(usual_lost)

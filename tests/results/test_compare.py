@@ -10,7 +10,7 @@ import scipy.stats
 
 import offbench
 from offbench.errors import UserError
-from offbench.results import stats, uncertainty
+from offbench.results import aggregates, stats, uncertainty
 from offbench.results.board.leaderboard import leaderboard
 from offbench.results.compare import compare
 from offbench.results.comparison import Comparison, _wrapped
@@ -470,7 +470,7 @@ def told_apart(generator: np.random.Generator, gap: float, n: int, spread: float
     scores = Scores(tasks, found, dict.fromkeys(tasks, pool), frozenset(), frozenset())
     options = {"reps": 400, "level": 0.95, "seed": 0}
     whole = scores.aggregates(["a", "b"], tasks, **options)
-    return uncertainty.aggregate_differences(whole).adjusted()[0, 1] < 0.05
+    return aggregates.differences(whole).adjusted()[0, 1] < 0.05
 
 
 def test_equal_entries_are_called_different_in_at_most_5_of_100_boards() -> None:

@@ -12,7 +12,7 @@ from support.boards import frames
 from support.paths import ROOT
 
 from offbench.errors import UserError
-from offbench.results import uncertainty
+from offbench.results import aggregates
 from offbench.results.sequential import EQUIVALENT, Look, Progress, Rule, decide, looks, progress
 
 TASKS = ("x", "y")
@@ -89,9 +89,9 @@ def test_the_levels_of_all_pairs_and_looks_by_hand() -> None:
         for number, look in enumerate(found.looks):
             budget, tested = rule.spent(number), {e for pair in rest for e in pair}
             scores = at({e: 8 if number and e in tested else 4 for e in "abcd"})
-            aggregates = scores.aggregates("abcd", ("x",), reps=100, level=0.95, seed=0)
-            pairs = uncertainty.aggregate_differences(aggregates)
-            points = {e: one.interval.point for e, one in zip("abcd", aggregates)}
+            iqms = scores.aggregates("abcd", ("x",), reps=100, level=0.95, seed=0)
+            pairs = aggregates.differences(iqms)
+            points = {e: one.interval.point for e, one in zip("abcd", iqms)}
             of = lambda pair, values: values["abcd".index(pair[0]), "abcd".index(pair[1])]
             p = {pair: of(pair, pairs.adjusted(holm_over_all=False)) for pair in rest}
             for pair in sorted(rest, key=p.__getitem__):

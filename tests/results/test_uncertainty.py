@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from parity import coverage
 from support.paths import ROOT, SHARED
 
-from offbench.results import captions, stats, uncertainty
+from offbench.results import aggregates, captions, stats, uncertainty
 from offbench.results.generators import Generators
 from offbench.results.uncertainty import Cell, Pool
 
@@ -268,14 +268,13 @@ def test_aggregates_of_equal_episodes_are_paired() -> None:
     rows.append([crossed(c.table, start=100) for c in rows[1]])
     pools = [Pool.of([c for row in rows for c in row])] * 3
     made = [
-        uncertainty.aggregate(row, pools, stats.mean, generator=generators, reps=500)
-        for row in rows
+        aggregates.aggregate(row, pools, stats.mean, generator=generators, reps=500) for row in rows
     ]
     # the same start states are drawn for the first two, others for the third
     assert (made[0].draws - made[1].draws).std() < 3 < (made[0].draws - made[2].draws).std()
     # pairs by themselves: the correction is for as many as there are
-    assert uncertainty.aggregate_differences(made[:2]).adjusted()[0, 1] < 0.01
-    assert uncertainty.aggregate_differences([made[0], made[2]]).adjusted()[0, 1] > 0.1
+    assert aggregates.differences(made[:2]).adjusted()[0, 1] < 0.01
+    assert aggregates.differences([made[0], made[2]]).adjusted()[0, 1] > 0.1
 
 
 generators = Generators()
@@ -285,7 +284,7 @@ def test_an_aggregate_by_hand_with_one_task_is_that_of_its_cell() -> None:
     cell = seeds(10, 20, 30, 40, 50)
     other = seeds(0, 5, 0, 5, 0)
     pool = Pool.of([cell, other] * 3)
-    made = uncertainty.aggregate([cell], [pool], stats.mean, generator=generators, reps=20_000)
+    made = aggregates.aggregate([cell], [pool], stats.mean, generator=generators, reps=20_000)
     # of five observations four are the cell's own variance and one is the board's
     expected = np.sqrt((4 * cell.seed_variance + pool.variance) / 5 / 5)
     assert made.draws.std() == pytest.approx(expected, rel=0.02)
@@ -313,9 +312,9 @@ def test_few_start_states_say_little_whatever_the_number_of_seeds(n_tasks: int) 
         rows = [crossed_row(generator, n_tasks, (20, 5), luck) for _ in range(2)]
         pools = [Pool(variance=4 + 9 / 5, correlation=0.1)] * n_tasks
         own = {"generator": Generators(trial), "reps": 300}
-        made = [uncertainty.aggregate(row, pools, stats.iqm, **own) for row in rows]
+        made = [aggregates.aggregate(row, pools, stats.iqm, **own) for row in rows]
         held += made[0].interval.low <= 50 <= made[0].interval.high
-        called += uncertainty.aggregate_differences(made).adjusted()[0, 1] < 0.05
+        called += aggregates.differences(made).adjusted()[0, 1] < 0.05
     # 84 and 89 %, 11 and 10 %, with the freedom of the seeds alone and start states drawn as they are
     assert held / trials > 0.92 and called / trials < 0.08
 
@@ -324,7 +323,7 @@ def test_an_aggregate_of_one_task_varies_as_its_cell_does() -> None:
     generator = rng(8)
     cell = crossed(50 + generator.normal(0, 20, (1, 5)) + generator.normal(0, 2, (8, 5)))
     pool = Pool(variance=2.0, correlation=0.1)
-    made = uncertainty.aggregate([cell], [pool], stats.mean, generator=generators, reps=20_000)
+    made = aggregates.aggregate([cell], [pool], stats.mean, generator=generators, reps=20_000)
     seeds = uncertainty.seed_share(cell, pool)
     assert made.share_of_seeds == pytest.approx(seeds / (seeds + cell.episode_variance))
     assert (made.freedom_of_seeds, made.freedom_of_starts) == (8, 4)
@@ -334,21 +333,36 @@ def test_an_aggregate_of_one_task_varies_as_its_cell_does() -> None:
     assert made.interval.high - made.interval.low == pytest.approx(whole.high - whole.low, rel=0.1)
 
 
+@pytest.mark.parametrize(("alike", "apart"), [(30, 0), (0, 15), (30, 15)])
+def test_a_difference_over_one_task_varies_as_that_of_its_cells(alike: float, apart: float) -> None:
+    """The noise of episodes is in the spread of the seeds, and is not counted once more."""
+    generator, pool = rng(11), Pool(variance=2.0, correlation=0.1)
+    luck = generator.normal(0, alike, (1, 8))
+    own = lambda: luck + generator.normal(0, apart, (1, 8)) + generator.normal(0, 10, (6, 8))
+    cells = [crossed(50 + own()) for _ in range(2)]
+    more = {"generator": generators, "reps": 20_000}
+    made = [aggregates.aggregate([c], [pool], stats.mean, **more) for c in cells]
+    got = aggregates.differences(made)
+    want = uncertainty.differences(cells, pool)
+    assert got.variance[0] == pytest.approx(want.variance[0], rel=0.05)
+    assert got.freedom[0] == pytest.approx(want.freedom[0], rel=0.05)
+
+
 def test_what_start_states_do_to_both_alike_costs_a_comparison_no_freedom() -> None:
     generator, luck = rng(9), rng(10).normal(0, 30, (1, 5))
     rows = [[crossed(50 + luck + generator.normal(0, 2, (12, 5)))] for _ in range(2)]
     pools = [Pool(variance=4 / 5, correlation=0.1)]
-    made = [uncertainty.aggregate(x, pools, stats.mean, generator=generators) for x in rows]
+    made = [aggregates.aggregate(x, pools, stats.mean, generator=generators) for x in rows]
     # of one entry nearly all variance is of five start states, of the difference half
     assert max(a.share_of_seeds for a in made) < 0.05
-    assert uncertainty.aggregate_differences(made).freedom[0] > 12
+    assert aggregates.differences(made).freedom[0] > 12
 
 
 def test_a_success_rate_without_any_success_is_as_unsure_in_an_aggregate_as_in_its_cell() -> None:
     """Drawing again from seeds that are all 0 adds no variance; the board's must stand for it."""
     none = seeds(0, 0, 0, 0, 0, 0, episodes=5, success=True)
     pool = Pool(variance=0.0, correlation=0.5)
-    found = uncertainty.aggregate([none], [pool], stats.mean, generator=Generators(0), reps=4000)
+    found = aggregates.aggregate([none], [pool], stats.mean, generator=Generators(0), reps=4000)
     assert found.draws.std() == pytest.approx(np.sqrt(uncertainty.seed_share(none, pool)), rel=0.05)
 
 
@@ -361,7 +375,7 @@ def test_cells_of_equal_scores_are_drawn_from_independently() -> None:
         ]
         pools = [Pool.of(cells)] * n
         return float(
-            uncertainty.aggregate(cells, pools, stats.mean, generator=generators).draws.var()
+            aggregates.aggregate(cells, pools, stats.mean, generator=generators).draws.var()
         )
 
     assert spread(8, same=False) == pytest.approx(spread(1, same=False) / 8, rel=0.2)
@@ -450,9 +464,9 @@ def test_entries_whose_scores_are_all_equal_are_not_told_apart_by_rounding(x, sh
         assert found.low == pytest.approx(x) == found.high
     assert (uncertainty.differences(cells, pool).adjusted() == 1).all()
     drawn = Generators(0)
-    found = [uncertainty.aggregate([c], [pool], stats.iqm, generator=drawn) for c in cells]
+    found = [aggregates.aggregate([c], [pool], stats.iqm, generator=drawn) for c in cells]
     assert all(np.isfinite(a.draws).all() and a.interval.low == pytest.approx(x) for a in found)
-    assert (uncertainty.aggregate_differences(found).adjusted() == 1).all()
+    assert (aggregates.differences(found).adjusted() == 1).all()
 
 
 def test_scores_that_differ_and_never_vary_are_told_apart():

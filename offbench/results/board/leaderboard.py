@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 
 from offbench.errors import UserError, expect, expect_names, expect_whole
-from offbench.results import stats, uncertainty
+from offbench.results import aggregates, stats, uncertainty
+from offbench.results.aggregates import Aggregate
 from offbench.results.captions import (
     how_trained,
     long_caption,
@@ -34,7 +35,6 @@ from offbench.results.generators import Generators
 from offbench.results.goals import goal_table
 from offbench.results.pairwise import Scores, pairs_of, ranks_of
 from offbench.results.selection import current_runs, refuse_mixtures
-from offbench.results.uncertainty import Aggregate
 
 SCALE = "0 = reference minimum, 100 = reference maximum or certain success"
 
@@ -234,13 +234,13 @@ class _Estimates(NamedTuple):
         level: float,
     ) -> "_Estimates":
         pools, made = [scores.pools[task] for task in scores.tasks], cls([], [], [])
-        estimate = partial(uncertainty.aggregate, generator=generator, reps=reps, level=level)
+        estimate = partial(aggregates.aggregate, generator=generator, reps=reps, level=level)
         for entry in entries:
             cells = scores.row(entry, scores.tasks)
-            drawn = [uncertainty.draw(c, p, generator, reps) for c, p in zip(cells, pools)]
+            drawn = [aggregates.draw(c, p, generator, reps) for c, p in zip(cells, pools)]
             made.iqm.append(estimate(cells, pools, stats.iqm, drawn=drawn))
             made.mean.append(estimate(cells, pools, stats.mean, drawn=drawn))
-            made.drawn_means.append(np.stack([x.mean(1) for x in drawn], -1))
+            made.drawn_means.append(np.stack([x.means.mean(1) for x in drawn], -1))
         return made
 
 
@@ -264,7 +264,7 @@ def _aggregate(
     table = _lines(cells, whole, numbers)
     table["rank"] = _places(-table["iqm"])
     points = np.array([iqm.interval.point for iqm in estimates.iqm])
-    adjusted = uncertainty.aggregate_differences(estimates.iqm).adjusted()
+    adjusted = aggregates.differences(estimates.iqm).adjusted()
     best = uncertainty.not_worse_than_best(points, adjusted, level)
     table["best"] = table["entry"].isin([e for e, marked in zip(entries, best) if marked])
     return _in_order(_with_ranks(table, entries, points, adjusted < 1 - level))
