@@ -10,7 +10,7 @@ Bounds of the package annotated_types, which have the same names, are read as we
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -68,8 +68,23 @@ def check_ranges(settings: Any, group: str = "method") -> None:
     An update would not notice a negative learning rate, and no result survives one. Tensors, the
     values of a stack that an engine binds, were checked one by one when the stack was made.
     """
-    for name, (rules, tests) in _ranges(settings.__class__).items():
-        value = getattr(settings, name)
+    _check(
+        settings.__class__,
+        {name: getattr(settings, name) for name in _ranges(settings.__class__)},
+        group,
+    )
+
+
+def check_options(function: Callable[..., Any], options: Mapping[str, Any], group: str) -> None:
+    """Raises UserError for an option of a function that lies outside the range in its annotation."""
+    _check(function, options, group)
+
+
+def _check(described: Any, values: Mapping[str, Any], group: str) -> None:
+    for name, (rules, tests) in _ranges(described).items():
+        if name not in values:
+            continue
+        value = values[name]
         # a plain number, as most are
         if type(value) in (int, float) and all([holds(value, bound) for holds, bound in tests]):
             continue
@@ -82,9 +97,9 @@ def check_ranges(settings: Any, group: str = "method") -> None:
 
 
 @functools.cache
-def _ranges(cls: Any) -> dict[str, tuple[tuple[Rule, ...], Tests]]:
-    """Field -> what its annotation says of its value, or of each of its values, and the same as tests."""
-    hints = get_type_hints(cls, include_extras=True)
+def _ranges(described: Any) -> dict[str, tuple[tuple[Rule, ...], Tests]]:
+    """Field of a class, or parameter of a function -> what its annotation says of its value, or of each of its values, and the same as tests."""
+    hints = get_type_hints(described, include_extras=True)
     found = {name: rules for name, hint in hints.items() if (rules := tuple(_rules(hint)))}
     return {name: (rules, tuple(map(_test, rules))) for name, rules in found.items()}
 

@@ -2,15 +2,15 @@
 
 import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from offbench.bench.hydra import AROUND, GROUPS, compose_conf
 from offbench.bench.settings import Settings
-from offbench.bench.sources import DEFAULT, RUN, Source
+from offbench.bench.sources import DEFAULT, RUN, Layer, Source
 from offbench.bench.targets import parameters
-from offbench.bench.values import coerce, flatten, nest, type_hints
+from offbench.bench.values import coerce, flatten, is_list, nest, type_hints
 from offbench.errors import UserError, unknown
 
 _SETTINGS = type_hints(Settings)
@@ -21,6 +21,17 @@ _RENAMED = {"sink": "logger"}
 @cache
 def _run_yaml() -> Mapping[str, Any]:
     return flatten(compose_conf())
+
+
+def check_lists(points: Sequence[Mapping[str, Any]]) -> None:
+    """Raises UserError for a list of a run that is written as a sweep: seeds=0,1,2 in the place of seeds=[0,1,2]."""
+    for key in points[0]:
+        values = list(dict.fromkeys(str(p[key]) for p in points if not isinstance(p[key], list)))
+        if len(values) > 1 and is_list(_SETTINGS.get(key)):
+            text = ",".join(values)
+            raise UserError(
+                f"{key}={text} is a sweep of {len(values)}, and not a list: {key}=[{text}]"
+            )
 
 
 class Layers:
@@ -39,6 +50,13 @@ class Layers:
         other = object.__new__(Layers)
         other.__dict__.update({name: dict(own) for name, own in vars(self).items()})
         return other
+
+    def asked(self, groups: Collection[str]) -> bool:
+        """Whether the command line names a setting of one of the groups."""
+        return any(
+            source.layer is Layer.COMMAND_LINE and key.split(".")[0] in groups
+            for key, source in self.sources.items()
+        )
 
     def replace(self, group: str, values: Mapping[str, Any], source: Source) -> None:
         """Replaces all values of a group."""

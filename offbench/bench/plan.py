@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 from offbench.bench.cells import Cell
 from offbench.bench.entry import Method, expand_sweeps, read_entry
 from offbench.bench.hydra import AROUND, GROUPS, options, parse_overrides, read_option
+from offbench.bench.layers import check_lists
 from offbench.bench.points import Point, numbers_of, plan_point
 from offbench.bench.presets import VARIANTS, methods_with_variant
 from offbench.bench.settings import Settings
@@ -91,6 +92,7 @@ def plan(overrides: Sequence[str], *, bench: bool) -> Plan:
     without, `method=` must be given. Raises UserError for unknown, mistyped or impossible settings.
     """
     points = parse_overrides(overrides)
+    check_lists(points)
     swept = {k for p in points for k, v in p.items() if v != points[0][k] and k != "preset"}
     # all tasks of a sweep get the same label
     if "task" in swept:

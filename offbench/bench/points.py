@@ -21,6 +21,7 @@ from offbench.bench.settings import (
     WHERE,
     Settings,
     check_settings,
+    check_transforms,
     typed_transforms,
 )
 from offbench.bench.signatures import read_parameters
@@ -286,6 +287,8 @@ def _cell(
     hparams = own.typed("method")
     if _needs_check(own):
         _constructor(own)(hparams)
+    if own.asked(("transforms",)):
+        check_transforms(settings.transforms)
     monitor_at = settings.eval.monitor_at or ()
     protocol: dict[str, Any] = {
         "episodes": settings.eval.episodes,
@@ -354,11 +357,8 @@ def _needs_check(own: Layers) -> bool:
     """Whether a method or its wrapper is not offbench's own, or has a setting of the command line; those of
     offbench's own files hold (tests), and training checks all of them."""
     groups = [g for g in ("method", "weight", "synthetic") if own.values[f"{g}._target_"]]
-    return any(read_parameters(own.values[f"{g}._target_"]) is None for g in groups) or any(
-        source.layer is Layer.COMMAND_LINE
-        for key, source in own.sources.items()
-        if key.split(".")[0] in groups
-    )
+    outside = any(read_parameters(own.values[f"{g}._target_"]) is None for g in groups)
+    return outside or own.asked(groups)
 
 
 def _pipeline(own: Layers, settings: Settings) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from offbench.bench.targets import BUILT_IN, parameters
+from offbench.bench.targets import BUILT_IN, option_of, parameters
 from offbench.bench.values import coerce
 from offbench.errors import UserError, unknown
+from offbench.ranges import check_options
 from offbench.tasks.task import Loader
 
 Keep = Literal["policy", "state", "none"]
@@ -135,9 +136,9 @@ class Settings:
 
     @property
     def loggers(self) -> tuple[str, ...]:
-        """The names of the loggers, each once."""
+        """The names of the loggers."""
         names = (self.logger,) if isinstance(self.logger, str) else self.logger
-        return tuple(dict.fromkeys(name for name in names if name != "none"))
+        return tuple(name for name in names if name != "none")
 
 
 _TRANSFORMS = BUILT_IN["transform"]
@@ -160,6 +161,12 @@ def typed_transforms(transforms: Mapping[str, Any]) -> dict[str, dict[str, Any]]
                 raise unknown(f"option of transforms.{name}", key, hints)
         typed[name] = {k: coerce(v, hints[k], f"transforms.{name}.{k}") for k, v in given.items()}
     return typed
+
+
+def check_transforms(transforms: Mapping[str, Any]) -> None:
+    """Raises UserError for an option of a transform outside its range; imports torch."""
+    for name, options in typed_transforms(transforms).items():
+        check_options(option_of("transform", name), options, f"transforms.{name}")
 
 
 def monitor_plan(monitor_at: Sequence[float], episodes: int | Sequence[int]) -> dict[float, int]:
@@ -282,6 +289,17 @@ def _check_seeds(s: Settings, need: Callable[[bool, str], None]) -> None:
     need(max(seeds) < 2**63, f"seeds: {max(seeds)} must be below 2**63")
 
 
+def _check_loggers(s: Settings, need: Callable[[bool, str], None]) -> None:
+    named = [s.logger] if isinstance(s.logger, str) else list(s.logger)
+    text = f"logger=[{','.join(named)}]"
+    need(len(set(named)) == len(named), f"{text} has duplicates")
+    need("none" not in named or len(named) == 1, f"{text}: none is no logger beside others")
+    if "tensorboard" in s.loggers:
+        from offbench.bench.event_files import check_installed
+
+        check_installed()
+
+
 def check_settings(s: Settings) -> None:
     """Raises UserError for values outside their ranges."""
 
@@ -331,10 +349,7 @@ def check_settings(s: Settings) -> None:
         )
     _check_label(s.label, need)
     _check_tuning(s.tuning or {}, need)
-    if "tensorboard" in s.loggers:
-        from offbench.bench.event_files import check_installed
-
-        check_installed()
+    _check_loggers(s, need)
     need(s.eval.envs >= 1, f"eval.envs={s.eval.envs} must be at least 1")
     _check_monitor(s.eval, need)
     _check_executor(s, need)

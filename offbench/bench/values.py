@@ -79,7 +79,7 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
 
     def bad() -> UserError:
         shown = "null" if value is None else repr(value)
-        return UserError(f"{name}={shown} must be {_words(hint)}")
+        return UserError(f"{name}={shown} must be {_words(hint)}{_as_list(value, hint, name)}")
 
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
@@ -124,6 +124,29 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
     if hint not in (int, float, bool, str):
         return value
     raise bad()
+
+
+def is_list(hint: Any) -> bool:
+    """Whether values of a type are lists, or null."""
+    return all(get_origin(kind) in (tuple, list) for kind in _kinds(hint))
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """The types of a union but for null, or the type itself."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return [kind for kind in kinds if kind is not type(None)]
+
+
+def _as_list(value: Any, hint: Any, name: str) -> str:
+    """How one value is written where a list is needed: ", as in seeds=[0]"."""
+    if not is_list(hint) or isinstance(value, list | tuple | Mapping) or value is None:
+        return ""
+    kind = _kinds(hint)[0]
+    try:
+        coerce(value, get_args(kind)[0], name)
+    except UserError:
+        return ""
+    return f", as in {name}=[{value}]"
 
 
 def _words(hint: Any) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from offbench.data.replay import ReplayData, blocks, episode_returns, first_rows
 from offbench.errors import UserError, unknown
+from offbench.ranges import NonNegative, Positive, check_options
 from offbench.types import Policy, TimeStep
 
 # in CORL's code, for every environment
@@ -36,7 +37,8 @@ class ObsNorm(NamedTuple):
 
     @classmethod
     def fit(cls, data: ReplayData, *, eps: float = 1e-3) -> "ObsNorm":
-        """Fitted block by block, for mapped data (Chan, Golub and LeVeque, 1983)."""
+        """Fitted block by block, for mapped data (Chan, Golub and LeVeque, 1983). UserError for a constant
+        feature without `eps`."""
         valid, n = data.valid, 0
         mean = spread = torch.zeros((), dtype=torch.float64, device=valid.device)
         for part in blocks(len(valid)):
@@ -52,6 +54,11 @@ class ObsNorm(NamedTuple):
             )
             mean = mean + step * (len(obs) / n)
         std = (spread / n).sqrt()
+        if (constant := (std + eps == 0).nonzero()).numel():
+            at = int(constant[0])
+            raise UserError(
+                f"obs_norm: feature {at} of the observations never changes: transforms.obs_norm.eps must be above 0"
+            )
         return cls(mean.to(data.obs.dtype), (std + eps).to(data.obs.dtype))
 
     def _apply(self, obs: Tensor) -> Tensor:
@@ -115,7 +122,7 @@ class RewardAffine(NamedTuple):
         return policy._replace(act=act, reward=lambda reward: policy.reward(new(reward)))
 
 
-def obs_norm(data: ReplayData, *, eps: float = 1e-3) -> Transform:
+def obs_norm(data: ReplayData, *, eps: NonNegative = 1e-3) -> Transform:
     """Observations to zero mean and unit variance: (obs - mean) / (std + eps)."""
     return ObsNorm.fit(data, eps=eps)
 
@@ -126,7 +133,7 @@ def reward_affine(data: ReplayData, *, scale: float = 1.0, shift: float = 0.0) -
 
 
 def reward_range(
-    data: ReplayData, *, scale: float = 1000.0, corl_compat_split: bool = False
+    data: ReplayData, *, scale: Positive = 1000.0, corl_compat_split: bool = False
 ) -> Transform:
     """IQL's locomotion scaling (Kostrikov et al., 2021): reward * scale / (max - min return).
 
@@ -197,9 +204,11 @@ REWARDS = {name for name in TRANSFORMS if name.startswith("reward_")}
 
 
 def fit_transform(data: ReplayData, name: str, **options: float) -> Transform:
-    """The named transform fitted on `data`. Raises UserError for an unknown name."""
+    """The named transform fitted on `data`. Raises UserError for an unknown name, and for an option outside its
+    range."""
     if name not in TRANSFORMS:
         raise unknown("transform", name, TRANSFORMS)
+    check_options(TRANSFORMS[name], options, f"transforms.{name}")
     try:
         return TRANSFORMS[name](data, **options)
     # of the signature alone: options are names of the command line, and of Python

@@ -13,4 +13,5 @@ def table(
 
 
 def _escaped(texts: Sequence[str]) -> list[str]:
-    return [text.replace("|", "\\|") for text in texts]
+    # a tag that a page knows would vanish from a label, or change what follows
+    return [text.replace("|", "\\|").replace("<", "&lt;") for text in texts]

@@ -35,6 +35,10 @@ _STILL = 1e-5
 _CLIPPED = 10.0
 
 
+class OtherSizes(UserError):
+    """Observations or actions were recorded in other sizes than the environment's."""
+
+
 class Agreement(NamedTuple):
     """Agreement of repeated steps with recorded ones.
 
@@ -89,7 +93,8 @@ def one_step(task: "Task", *, steps: int = 300, seed: int = 0) -> Agreement:
         The agreement of the results with the recorded steps.
 
     Raises:
-        UserError: the dataset does not determine the state of its simulator.
+        UserError: the dataset does not determine the state of its simulator; OtherSizes where it is of
+            another environment.
     """
     env: Any = evaluation_env(task)
     recorded = _recorded(task, steps, np.random.default_rng(seed))
@@ -98,9 +103,9 @@ def one_step(task: "Task", *, steps: int = 300, seed: int = 0) -> Agreement:
     shown = env.observation_space.shape[0], env.action_space.shape[0]
     # a goal-conditioned environment shows the goal behind the observation
     if sizes[1] != shown[1] or shown[0] not in (sizes[0], 2 * sizes[0]):
-        raise UserError(
-            f"{task.id}: {sizes[0]} observed and {sizes[1]} acted numbers were recorded, {task.env} has"
-            f" {shown[0]} and {shown[1]}"
+        raise OtherSizes(
+            f"{task.id}: observations of {sizes[0]} numbers and actions of {sizes[1]} were recorded,"
+            f" {task.env} has {shown[0]} and {shown[1]}"
         )
     put = _put(task, env, recorded)
     seen, rewards = np.empty_like(recorded.next_obs, float), np.empty(len(recorded.reward))

@@ -7,6 +7,7 @@ Of the first, path and sha256 are None where the data are not here; the second h
 """
 
 import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,10 +45,20 @@ def load_task(task_id: str, *, loader: Loader = "offbench") -> Task:
 def _composed(parsed: composition.Composition, loader: Loader) -> Task:
     """The task of a composition, evaluated as its first part; sha256 of its id and its parts' checksums."""
     parts = [load_task(part, loader=loader) for part in parsed.leaves]
+    _same_environment(parsed, parts)
     found = [part.sha256 for part in parts if part.sha256 is not None]
     text = "\n".join([str(parsed), *found])
     sha256 = hashlib.sha256(text.encode()).hexdigest() if len(found) == len(parts) else None
     return replace(parts[0], id=str(parsed), sha256=sha256, family="composed")
+
+
+def _same_environment(parsed: composition.Composition, parts: list[Task]) -> None:
+    """Raises UserError for parts of different environments, of which only the first would be evaluated; another
+    version is the same environment, another task of OGBench has other rewards."""
+    envs = {re.sub(r"-v\d+$", "", part.env): part for part in parts if part.env}
+    if len(envs) > 1:
+        words = ", ".join(f"{part.id} in {part.env}" for part in envs.values())
+        raise UserError(f"{parsed}: the parts were recorded in different environments ({words})")
 
 
 def read_by(task: Task, loader: Loader) -> Task:

@@ -77,4 +77,8 @@ def try_environment(env: "gymnasium.Env", task: "Task") -> None:
     if not task.goals:
         with numpy_seed(0):
             env.reset(seed=0)
-            env.step(np.zeros(env.action_space.shape or (), np.float32))
+            obs, reward, *_ = env.step(np.zeros(env.action_space.shape or (), np.float32))
+        # in an evaluation it would look like a method that diverged
+        for what, numbers in (("reward", reward), ("observation", obs)):
+            if not np.isfinite(np.asarray(numbers, float)).all():
+                raise UserError(f"{task.env}.step returned the {what} {numbers} in its first step")

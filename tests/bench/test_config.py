@@ -240,7 +240,29 @@ def test_run_says_where_several_methods_go():
         (["method=iql", "suite=quik"], "unknown suite 'quik': did you mean 'quick'"),
         (["method=iql", "task=hopper"], "unknown task 'hopper'"),
         (["method=iql", "method.lr=fast"], "method.lr='fast' must be a number"),
-        (["method=iql", "method.hidden=64"], "method.hidden=64 must be a list of whole numbers"),
+        (
+            ["method=iql", "method.hidden=64"],
+            "method.hidden=64 must be a list of whole numbers, as in method.hidden=[64]",
+        ),
+        (
+            ["method=iql", "seeds=0,1,2"],
+            "seeds=0,1,2 is a sweep of 3, and not a list: seeds=[0,1,2]",
+        ),
+        (["methods=bc,iql"], "is a sweep of 2, and not a list: methods=[bc,iql]"),
+        (["method=iql", "logger=[wandb,wandb]"], "logger=[wandb,wandb] has duplicates"),
+        (["method=iql", "logger=[wandb,none]"], "none is no logger beside others"),
+        (
+            ["method=bc", "transforms.obs_norm.eps=-1"],
+            "transforms.obs_norm.eps=-1 must be at least 0",
+        ),
+        (
+            ["method=bc", "transforms={reward_range: {scale: 0}}"],
+            "transforms.reward_range.scale=0 must be above 0",
+        ),
+        (
+            ["method=bc", "task=mix@.5:offbench/hopper/medium-v0:offbench/halfcheetah/expert5-v0"],
+            "offbench/hopper/medium-v0 in Hopper-v5, offbench/halfcheetah/expert5-v0 in HalfCheetah-v5",
+        ),
         (["method=iql", "method.hidden=[64,1.5]"], "method.hidden[1]=1.5 must be a whole number"),
         (["method=iql", "batch_size=0"], "batch_size=0 must be at least 1"),
         (["method=iql", "gamma=1.5"], "gamma=1.5 must lie in [0, 1]"),

@@ -657,3 +657,24 @@ def test_runs_in_another_environment_are_left_out_of_the_board_and_block_nothing
     assert "2 recorded runs of these tasks are left out" in out and " old " not in out
     assert main(["run", *small, *own, "task.ref_max=1000", "label=new"]) == 0
     assert "bc" in capsys.readouterr().out
+
+
+def test_a_method_that_breaks_the_contract_is_told_so_once_and_the_next_is_checked(
+    capsys, monkeypatch
+):
+    from offbench.testing import contract
+
+    def check_of_bc(method, spec):
+        if type(method).__name__ == "BC":
+            raise AssertionError("act returned no action")
+
+    monkeypatch.setattr(contract, "CHECKS", (check_of_bc,))
+    assert main(["check", "method=bc,td3_bc"]) == 1
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [
+        "bc",
+        "FAILED  check_of_bc: act returned no action",
+        "td3_bc",
+        "ok      check_of_bc",
+    ]
+    assert said.err == "offbench: bc breaks the contract: BC fails 1 of 1 checks\n"

@@ -377,6 +377,21 @@ def test_recorded_steps_are_repeated_where_asked(capsys):
     assert "repeated" not in capsys.readouterr().out
 
 
+def test_data_of_another_size_than_the_environments_are_severe(capsys, tmp_path):
+    draw = np.random.default_rng(0).uniform
+    np.savez(
+        tmp_path / "five.npz",
+        observations=draw(-1, 1, (60, 5)).astype(np.float32),
+        actions=draw(-1, 1, (60, 1)).astype(np.float32),
+        rewards=draw(0, 1, 60),
+        terminals=np.arange(60) % 20 == 19,
+    )
+    assert main(["check", str(tmp_path / "five.npz")]) == 0
+    assert main(["check", str(tmp_path / "five.npz"), "--env", "InvertedPendulum-v5"]) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "severe environment" in out and "observations of 5 numbers" in out
+
+
 def test_a_set_without_states_says_why_its_steps_cannot_be_repeated(capsys, tmp_path):
     assert main(["check", "offbench/cube-single-play-v0", "--env"]) == 0
     assert "holds no simulator states" in " ".join(capsys.readouterr().out.split())

@@ -52,6 +52,10 @@ def test_the_statistics_ignore_last_observations_but_those_are_normalised_too():
 def test_a_constant_feature_does_not_blow_up(data):
     data = data._replace(obs=torch.cat([data.obs, torch.full((len(data.obs), 1), 5.0)], 1))
     assert ObsNorm.fit(data).data(data).obs[:, -1].abs().max() < 1e-3
+    with pytest.raises(UserError, match="feature 5 of the observations never changes"):
+        fit_transform(data, "obs_norm", eps=0)
+    with pytest.raises(UserError, match=r"transforms.obs_norm.eps=-1 must be at least 0"):
+        fit_transform(data, "obs_norm", eps=-1)
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 10**6])

@@ -288,6 +288,17 @@ def test_the_vectors_of_a_robomimic_file_go_side_by_side_by_name(tmp_path, capsy
 # --- the ending, the header, the names -------------------------------------------------------
 
 
+def test_a_word_among_the_numbers_of_a_csv_is_named_with_its_row(tmp_path):
+    write_csv(tmp_path / "a.csv", steps())
+    frame = pd.read_csv(tmp_path / "a.csv", dtype=str)
+    frame.loc[3, "reward"] = "oops"
+    frame.rename(columns={"act": "action"}).to_csv(tmp_path / "a.csv", index=False)
+    words = r"column 'reward' holds text, not numbers \(row 3: 'oops'\)"
+    with pytest.raises(UserError, match=words):
+        main(["import", str(tmp_path / "a.csv"), "--to", str(tmp_path / "o.npz")])
+    assert not (tmp_path / "o.npz").exists()
+
+
 def test_a_csv_without_a_header_is_refused_with_how_to_name_its_columns(tmp_path):
     x = steps()
     rows = np.c_[x["observations"], x["actions"], x["rewards"], x["terminals"], x["timeouts"]]

@@ -504,6 +504,7 @@ def test_choices_begin_where_those_of_the_environment_do(tmp_path):
         ("reset", r"Faulty-v0.reset raised RuntimeError: no renderer \(.*test_own_data.py:\d+\)$"),
         ("shape", r"Faulty-v0.step returned an observation of shape \(3,\), and .* has \(4,\)$"),
         ("later", r"Faulty-v0.step raised ValueError: it exploded \(.*test_own_data.py:\d+\)$"),
+        ("reward", r"Faulty-v0.step returned the reward nan in its first step$"),
         ("none", None),
     ],
 )
@@ -527,7 +528,8 @@ def test_a_fault_of_the_users_environment_is_one_line(tmp_path, fault, words):
             self.t += 1
             if fault == "later" and self.t == 3:
                 raise ValueError("it exploded")
-            return np.zeros(3 if fault == "shape" else 4, np.float32), 0.0, False, False, {}
+            reward = np.nan if fault == "reward" else 0.0
+            return np.zeros(3 if fault == "shape" else 4, np.float32), reward, False, False, {}
 
     own_env._warn_of_no_limit.cache_clear()
     gymnasium.register("Faulty-v0", entry_point=Faulty)

@@ -738,3 +738,16 @@ def test_the_minimum_of_walker2d_is_what_uniform_actions_earn():
     mean, error = uniform_return("Walker2d-v5")
     assert source.startswith("minimum 1.6493, measured here; no maximum")
     assert abs(mean - 1.6493) < 4 * error and 0 < error < 1  # exact with the versions named there
+
+
+def test_a_mixture_is_of_one_environment_whatever_its_version():
+    of = lambda *parts: load_task(f"mix@.5:{':'.join(parts)}").env
+    assert of("d4rl/hopper-expert-v2", "offbench/hopper/medium-v0") == "Hopper-v4"
+    # of equal sizes
+    with pytest.raises(
+        UserError, match="in HalfCheetah-v4, d4rl/walker2d-medium-v2 in Walker2d-v4"
+    ):
+        of("d4rl/halfcheetah-expert-v2", "d4rl/walker2d-medium-v2")
+    # of other rewards
+    with pytest.raises(UserError, match="different environments"):
+        of(*(f"ogbench/cube-single-play-singletask-task{n}-v0" for n in (1, 2)))

@@ -15,7 +15,8 @@ from offbench.tasks.locate import load_task, ready
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.text import Text
+
+    from offbench.tasks.doctor import Severity
 
 
 def check(options: argparse.Namespace) -> int:
@@ -30,8 +31,11 @@ def check(options: argparse.Namespace) -> int:
     rows = [
         (severity_label(f.severity), f.name.replace("_", " "), f.words) for f in report.findings
     ]
+    refused = False
     if options.env is not None:
-        rows.append(_repeated(options.name, env, options.limit, options.actions))
+        severity, words = _repeated(options.name, env, options.limit, options.actions)
+        refused = severity == "severe"
+        rows.append((severity_label(severity), "environment", words))
     console.print(f"{report.id}: {report.rows:,} transitions in {report.episodes:,} episodes")
     print_table(console, rows, header=("severity", "check", "found"))
     try:
@@ -40,7 +44,7 @@ def check(options: argparse.Namespace) -> int:
         raise UserError(
             f"the report cannot be kept in {files.cache_dir()} ({error.strerror}); set OFFBENCH_DATA"
         ) from None
-    return 1 if report.severe else 0
+    return 1 if report.severe or refused else 0
 
 
 def _with_limit(dataset: Loaded, limit: int | None, console: "Console") -> doctor.Facts:
@@ -63,9 +67,10 @@ def _with_limit(dataset: Loaded, limit: int | None, console: "Console") -> docto
 
 def _repeated(
     name: str, env: str | None, limit: int | None, actions: str
-) -> tuple["Text", str, str]:
-    """A row on how closely the environment reproduces recorded transitions."""
-    from offbench.tasks.consistency import one_step
+) -> tuple["Severity", str]:
+    """(severity, words) on how closely the environment reproduces recorded transitions; severe where it takes
+    observations or actions of other sizes, which a run refuses."""
+    from offbench.tasks.consistency import OtherSizes, one_step
     from offbench.tasks.custom import own_task
 
     try:
@@ -76,7 +81,8 @@ def _repeated(
         else:
             task = ready(load_task(name))
         found = one_step(task)
+    except OtherSizes as error:
+        return "severe", str(error)
     except UserError as error:
-        return severity_label("info"), "environment", str(error)
-    severity = "info" if found.agrees else "warning"
-    return severity_label(severity), "environment", found.words
+        return "info", str(error)
+    return "info" if found.agrees else "warning", found.words

@@ -84,7 +84,9 @@ def _numbers_of(column: Any, what: str, key: str) -> np.ndarray:
     if not len(column):
         raise UserError(f"{what} has no rows")
     if column.dtype.kind not in "fiub":
-        raise UserError(f"{what} holds text, not numbers (first: {str(column.iloc[0])[:40]!r})")
+        words = [str(value) for value in column]
+        row = next((i for i, word in enumerate(words) if not _is_number(word)), 0)
+        raise UserError(f"{what} holds text, not numbers (row {row}: {words[row][:40]!r})")
     return column.to_numpy()
 
 
