@@ -203,7 +203,8 @@ def _information(energy: dict, cause: Tensor, effect: Tensor, valid: Tensor) -> 
     pair = [nets.mlp(energy["cause"], cause), nets.mlp(energy["effect"], effect)]
     cause, effect = (x.transpose(0, 1) for x in pair)  # (K, B, W)
     energies = cause @ effect.mT  # (K, B, B)
-    own = energies.diagonal(dim1=-2, dim2=-1)
+    same = torch.eye(energies.shape[-1], dtype=energies.dtype, device=energies.device)
+    own = (energies * same).sum(-1)  # (K, B)
     energies = energies.masked_fill(valid.mT.logical_not()[:, None], -1e9)
     n = valid.sum(0).clamp(min=1).to(cause.dtype)[:, None]
     return (own - energies.logsumexp(-1) + n.log()).mT
