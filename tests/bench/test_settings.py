@@ -82,7 +82,7 @@ def test_the_settings_that_quick_takes_for_its_maze_are_said_to_be_its_own():
         ("minari/D4RL/pen/human-v2", "minari-d4rl", 50),
         ("minari/mujoco/ant/expert-v0", "minari-mujoco", 10),
         ("mixed/hopper-random-expert-5-v2", "mixed", 20),
-        ("mix@0.3@0:d4rl/hopper-expert-v2:d4rl/walker2d-random-v2", "d4rl-gym-18", 10),
+        ("mix@0.3@0:d4rl/hopper-expert-v2:d4rl/hopper-random-v2", "d4rl-gym-18", 10),
     ],
 )
 def test_a_task_has_the_protocol_of_its_family_where_no_suite_is_named(task, suite, episodes):
