@@ -1203,15 +1203,15 @@ MUTANTS = {
     ),
     "acsac: a token sees its own chunk only": (
         _ACSAC,
-        "| (index == 0)",
-        "| ((index == 0) & (index[:, None] == 0))",
+        "ends, obs, chunks",
+        "ends, 0 * obs, chunks",
     ),
-    "acsac: a token sees later actions": (_ACSAC, "sees & (index[:, None] >= index)", "sees"),
-    "acsac: proposals see one another": (
+    "acsac: a token sees later actions": (
         _ACSAC,
-        "sees = (owner[:, None] == owner) | (index == 0)",
-        "sees = index >= 0",
+        "chunks = action.flatten(1, 2)",
+        "chunks = action.flip(2).flatten(1, 2)",
     ),
+    "acsac: proposals see one another": (_ACSAC, "branches=n)", "branches=1)"),
     "acsac: positions are not added to actions": (
         _ACSAC,
         "state, step = position[:, :1], position[:, 1:]",
