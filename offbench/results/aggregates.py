@@ -115,7 +115,8 @@ def differences(aggregates: Sequence[Aggregate]) -> Pairs:
     drawn = np.array([len(a.draws) > 0 for a in aggregates], bool)
     i, j = index_pairs(drawn)
     points = np.array([a.interval.point for a in aggregates])
-    share, of_seeds, of_starts = np.array([a[3:] for a in aggregates]).reshape(-1, 3).T
+    parts = [(a.share_of_seeds, a.freedom_of_seeds, a.freedom_of_starts) for a in aggregates]
+    share, of_seeds, of_starts = np.array(parts).reshape(-1, 3).T
     own = np.array([a.draws.var() if len(a.draws) else np.nan for a in aggregates])
     covariance = np.full((len(aggregates), len(aggregates)), np.nan)
     if len(use := np.flatnonzero(drawn)):
@@ -123,8 +124,9 @@ def differences(aggregates: Sequence[Aggregate]) -> Pairs:
         covariance[np.ix_(use, use)] = found
     seeds = share * own
     # what start states do to both alike changes no difference, and seeds covary by chance alone
-    apart = np.maximum((own - seeds)[i] + (own - seeds)[j] - 2 * covariance[i, j], 0.0)
-    starts = np.where((share[i] < 1) & (share[j] < 1), apart, (own - seeds)[i] + (own - seeds)[j])
+    both = (own - seeds)[i] + (own - seeds)[j]
+    apart = np.maximum(both - 2 * covariance[i, j], 0.0)
+    starts = np.where((share[i] < 1) & (share[j] < 1), apart, both)
     each = np.stack([of_seeds[i], of_seeds[j], np.minimum(of_starts[i], of_starts[j])])
     variances = np.stack([seeds[i], seeds[j], starts])
     return Pairs.of(drawn, points, variances, each)
